@@ -1,0 +1,537 @@
+//! The server's role: the sessions of all its clients, and whose step is computed next.
+//!
+//! The machine admits sessions by its KV budget, keeps the order of steps, hands one job at a time
+//! to the accelerator, and sends each result to the next hop, or to the client from the last one.
+
+mod admission;
+mod schedule;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use umbel_protocol::error::{ErrorCode, ProtocolViolation};
+use umbel_protocol::inference::{
+    ClientMessage, HopTiming, NextHop, OpenSession, ServerMessage, SessionError, Step,
+};
+use umbel_protocol::{ModelId, PeerId, SessionId, Span, StepId, Tensor};
+
+use crate::time::Time;
+use admission::Admission;
+use schedule::{QueuedStep, Schedule};
+
+/// Most sessions at once. Each holds a few hundred bytes here; its KV cache is budgeted apart.
+pub const SESSIONS_MAX: usize = 256;
+
+/// Most sessions of one client at once, so that one cannot take every place.
+pub const SESSIONS_PER_CLIENT_MAX: usize = 64;
+
+/// Most steps of one session that wait: enough to keep every stage of a long route busy with the
+/// chunks of one prompt, and little enough to hold (64 MiB each at most).
+pub const STEPS_QUEUED_PER_SESSION_MAX: usize = 16;
+
+/// How long a session keeps its cache without a step. A reader may think for minutes between two
+/// questions; Petals gives 5 minutes.
+pub const SESSION_LEASE: Duration = Duration::from_secs(30 * 60);
+
+/// What a server offers.
+#[derive(Debug, Clone)]
+pub struct ServerConfig {
+    /// The server itself.
+    pub peer: PeerId,
+    /// The model that it serves.
+    pub model: ModelId,
+    /// The blocks that it serves.
+    pub span: Span,
+    /// Elements of one token's hidden state.
+    pub hidden_size: u32,
+    /// Most tokens of one session: the context of the model.
+    pub context_tokens: u32,
+    /// Tokens of KV cache for all sessions together, each counted once per block of the span.
+    pub kv_tokens_max: u32,
+}
+
+/// A link to a client, as the body numbers it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LinkId(pub u64);
+
+/// A job for the accelerator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct JobId(pub u64);
+
+/// What happens to a server.
+#[derive(Debug)]
+pub enum Input {
+    /// A client said something on its link.
+    Received {
+        /// The link that it came on, which is also where answers go.
+        link: LinkId,
+        /// Who is at the other end.
+        from: PeerId,
+        /// What was said.
+        message: ClientMessage,
+    },
+    /// Another server pushed a step.
+    Pushed {
+        /// Who pushed.
+        from: PeerId,
+        /// What was pushed.
+        step: Step,
+    },
+    /// The accelerator has finished the job that it was given.
+    Computed {
+        /// Which one.
+        job: JobId,
+        /// What leaves the session's last block here, or why nothing does.
+        result: Result<Tensor, ComputeFailure>,
+        /// How long the accelerator worked on it.
+        compute: Duration,
+    },
+    /// A client's link is gone, and its sessions with it.
+    LinkClosed {
+        /// Which one.
+        link: LinkId,
+    },
+    /// The next hop of a session cannot be reached, or its link closed.
+    PushFailed {
+        /// Whose.
+        session: SessionId,
+        /// What the network said.
+        detail: String,
+    },
+}
+
+/// A step that the accelerator refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{detail}")]
+pub struct ComputeFailure {
+    /// What to tell the client.
+    pub code: ErrorCode,
+    /// In words.
+    pub detail: String,
+}
+
+/// What a server wants done.
+#[derive(Debug)]
+pub enum Output {
+    /// Answer a client.
+    Send {
+        /// On this link.
+        link: LinkId,
+        /// With this.
+        message: ServerMessage,
+    },
+    /// Open a link to the next hop of a session, so that its first step need not wait for it.
+    Connect {
+        /// Whose.
+        session: SessionId,
+        /// To whom.
+        next: NextHop,
+    },
+    /// Hand a step on to the next hop of its session.
+    Push {
+        /// Who that is.
+        next: PeerId,
+        /// What.
+        step: Step,
+    },
+    /// Make room for a session's keys and values.
+    OpenCache {
+        /// Whose.
+        session: SessionId,
+        /// In these blocks.
+        blocks: Span,
+        /// For this many tokens.
+        tokens: u32,
+    },
+    /// Compute a step; the answer is [`Input::Computed`].
+    Compute(Job),
+    /// The session is over: free its cache and its link to the next hop.
+    Forget {
+        /// Which one.
+        session: SessionId,
+    },
+}
+
+/// A step for the accelerator.
+#[derive(Debug)]
+pub struct Job {
+    /// Its name in the answer.
+    pub id: JobId,
+    /// Whose cache it uses.
+    pub session: SessionId,
+    /// Through which blocks it goes.
+    pub blocks: Span,
+    /// Where in the cache its first token goes, after what is there from that position on is
+    /// forgotten.
+    pub position: u32,
+    /// What enters, `[tokens, hidden]`.
+    pub hidden: Tensor,
+}
+
+#[derive(Debug)]
+struct Served {
+    client: PeerId,
+    link: LinkId,
+    blocks: Span,
+    tokens_max: u32,
+    previous: Option<PeerId>,
+    next: Option<PeerId>,
+    /// Tokens in the cache once every waiting step is computed.
+    position: u32,
+    last_used: Time,
+}
+
+/// All sessions of one server.
+#[derive(Debug)]
+pub struct Server {
+    config: ServerConfig,
+    admission: Admission,
+    sessions: BTreeMap<SessionId, Served>,
+    schedule: Schedule,
+    outputs: VecDeque<Output>,
+}
+
+impl Server {
+    /// A server without sessions.
+    #[must_use]
+    pub fn new(config: ServerConfig) -> Self {
+        Self {
+            admission: Admission::new(&config),
+            config,
+            sessions: BTreeMap::new(),
+            schedule: Schedule::default(),
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// Takes note of what happened.
+    ///
+    /// # Errors
+    /// [`ProtocolViolation`] where a peer said what it must not: the body closes the link on which
+    /// it was said. Sessions of others are not touched.
+    pub fn handle(&mut self, input: Input, now: Time) -> Result<(), ProtocolViolation> {
+        match input {
+            Input::Received {
+                link,
+                from,
+                message: ClientMessage::Open(open),
+            } => {
+                self.open(link, from, open, now)?;
+            }
+            Input::Received {
+                link,
+                message: ClientMessage::Step(step),
+                ..
+            } => {
+                self.client_step(link, step, now)?;
+            }
+            Input::Received {
+                link,
+                message: ClientMessage::Close { session },
+                ..
+            } => {
+                self.client_close(link, session)?;
+            }
+            Input::Pushed { from, step } => self.pushed(from, step, now)?,
+            Input::Computed {
+                job,
+                result,
+                compute,
+            } => self.computed(job, result, compute, now),
+            Input::LinkClosed { link } => self.link_closed(link),
+            Input::PushFailed { session, detail } => {
+                self.fail(session, None, ErrorCode::NextHopUnreachable, detail);
+            }
+        }
+        self.compute_next(now);
+        Ok(())
+    }
+
+    /// When [`Server::handle_timeout`] is to be called, if nothing happens before.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Time> {
+        self.sessions
+            .values()
+            .map(|served| served.last_used + SESSION_LEASE)
+            .min()
+    }
+
+    /// Ends sessions that nobody has used for the length of a lease.
+    pub fn handle_timeout(&mut self, now: Time) {
+        let idle = |served: &Served| now.since(served.last_used) >= SESSION_LEASE;
+        let ended: Vec<_> = self
+            .sessions
+            .iter()
+            .filter(|(_, served)| idle(served))
+            .map(|(id, _)| *id)
+            .collect();
+        for session in ended {
+            let detail = format!("no step for {} minutes", SESSION_LEASE.as_secs() / 60);
+            self.fail(session, None, ErrorCode::LeaseEnded, detail);
+        }
+    }
+
+    /// What to do next; drain it before waiting.
+    pub fn poll(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// Tokens of KV cache that no session has reserved.
+    #[must_use]
+    pub const fn kv_tokens_free(&self) -> u32 {
+        self.admission.kv_tokens_free()
+    }
+
+    /// Steps that wait or are being computed.
+    #[must_use]
+    pub fn queue_depth(&self) -> usize {
+        self.schedule.depth()
+    }
+
+    /// Sessions that are open.
+    #[must_use]
+    pub fn session_count(&self) -> usize {
+        self.sessions.len()
+    }
+
+    fn open(
+        &mut self,
+        link: LinkId,
+        client: PeerId,
+        open: OpenSession,
+        now: Time,
+    ) -> Result<(), ProtocolViolation> {
+        let session = open.session;
+        if self.sessions.contains_key(&session) {
+            return Err(ProtocolViolation::Unexpected { message: "Open" });
+        }
+        let of_client = self
+            .sessions
+            .values()
+            .filter(|served| served.client == client)
+            .count();
+        if let Err(refusal) = self.admission.admit(&self.config, &open, of_client) {
+            self.send_error(link, session, None, refusal.code, refusal.detail);
+            return Ok(());
+        }
+        tracing::info!(%session, %client, blocks = %open.blocks, tokens = open.tokens_max, "opened");
+        let (blocks, tokens) = (open.blocks, open.tokens_max);
+        self.outputs.push_back(Output::OpenCache {
+            session,
+            blocks,
+            tokens,
+        });
+        let message = ServerMessage::Opened {
+            session,
+            tokens_max: tokens,
+        };
+        self.outputs.push_back(Output::Send { link, message });
+        let next = open.next.as_ref().map(|next| next.peer);
+        if let Some(next) = open.next {
+            self.outputs.push_back(Output::Connect { session, next });
+        }
+        let served = Served {
+            client,
+            link,
+            blocks,
+            tokens_max: tokens,
+            previous: open.previous,
+            next,
+            position: 0,
+            last_used: now,
+        };
+        self.sessions.insert(session, served);
+        Ok(())
+    }
+
+    fn client_step(
+        &mut self,
+        link: LinkId,
+        step: Step,
+        now: Time,
+    ) -> Result<(), ProtocolViolation> {
+        let Some(served) = self.sessions.get(&step.session) else {
+            // It may have ended here while the step was on its way.
+            let detail = "the session is not open here".to_owned();
+            self.send_error(
+                link,
+                step.session,
+                Some(step.step),
+                ErrorCode::UnknownSession,
+                detail,
+            );
+            return Ok(());
+        };
+        if served.link != link || served.previous.is_some() {
+            return Err(ProtocolViolation::NotAllowed { message: "Step" });
+        }
+        self.enqueue(step, now);
+        Ok(())
+    }
+
+    fn client_close(&mut self, link: LinkId, session: SessionId) -> Result<(), ProtocolViolation> {
+        match self.sessions.get(&session) {
+            Some(served) if served.link != link => {
+                return Err(ProtocolViolation::NotAllowed { message: "Close" });
+            }
+            Some(_) => {
+                self.forget(session);
+            }
+            None => {}
+        }
+        self.outputs.push_back(Output::Send {
+            link,
+            message: ServerMessage::Closed { session },
+        });
+        Ok(())
+    }
+
+    fn pushed(&mut self, from: PeerId, step: Step, now: Time) -> Result<(), ProtocolViolation> {
+        match self.sessions.get(&step.session) {
+            // It may have ended here while the step was on its way; its client knows.
+            None => Ok(()),
+            Some(served) if served.previous != Some(from) => {
+                Err(ProtocolViolation::NotAllowed { message: "Push" })
+            }
+            Some(_) => {
+                self.enqueue(step, now);
+                Ok(())
+            }
+        }
+    }
+
+    fn enqueue(&mut self, step: Step, now: Time) {
+        let session = step.session;
+        let Some(served) = self.sessions.get_mut(&session) else {
+            return;
+        };
+        served.last_used = now;
+        let waiting = self.schedule.waiting(session);
+        match schedule::check(&step, served, self.config.hidden_size, waiting) {
+            Ok(end) => {
+                served.position = end;
+                self.schedule.push(QueuedStep {
+                    step,
+                    received: now,
+                });
+            }
+            Err(refusal) => self.fail(session, Some(step.step), refusal.code, refusal.detail),
+        }
+    }
+
+    fn compute_next(&mut self, now: Time) {
+        let Some((id, queued)) = self.schedule.start(now) else {
+            return;
+        };
+        let served = &self.sessions[&queued.session];
+        self.outputs.push_back(Output::Compute(Job {
+            id,
+            session: queued.session,
+            blocks: served.blocks,
+            position: queued.position,
+            hidden: queued.hidden,
+        }));
+    }
+
+    fn computed(
+        &mut self,
+        job: JobId,
+        result: Result<Tensor, ComputeFailure>,
+        compute: Duration,
+        now: Time,
+    ) {
+        let running = self.schedule.finish(job);
+        if running.abandoned {
+            return;
+        }
+        let served = self
+            .sessions
+            .get_mut(&running.session)
+            .expect("a step of it was running");
+        served.last_used = now;
+        let hidden = match result {
+            Ok(hidden) => hidden,
+            Err(failure) => {
+                self.fail(
+                    running.session,
+                    Some(running.step),
+                    failure.code,
+                    failure.detail,
+                );
+                return;
+            }
+        };
+        let mut trace = running.trace;
+        trace.push(HopTiming {
+            peer: self.config.peer,
+            span: served.blocks,
+            queue: running.started.since(running.received),
+            compute,
+            hop: now.since(running.received),
+            link_round_trip: None,
+        });
+        let step = Step {
+            session: running.session,
+            step: running.step,
+            position: running.position,
+            hidden,
+            trace,
+        };
+        self.outputs.push_back(match &served.next {
+            Some(next) => Output::Push { next: *next, step },
+            None => Output::Send {
+                link: served.link,
+                message: ServerMessage::Output(step),
+            },
+        });
+    }
+
+    fn link_closed(&mut self, link: LinkId) {
+        let of_link = |served: &Served| served.link == link;
+        let ended: Vec<_> = self
+            .sessions
+            .iter()
+            .filter(|(_, served)| of_link(served))
+            .map(|(id, _)| *id)
+            .collect();
+        for session in ended {
+            self.forget(session);
+        }
+    }
+
+    fn fail(&mut self, session: SessionId, step: Option<StepId>, code: ErrorCode, detail: String) {
+        let Some(served) = self.forget(session) else {
+            return;
+        };
+        tracing::info!(%session, client = %served.client, %code, detail, "session failed");
+        self.send_error(served.link, session, step, code, detail);
+    }
+
+    fn forget(&mut self, session: SessionId) -> Option<Served> {
+        let served = self.sessions.remove(&session)?;
+        self.admission.release(served.blocks, served.tokens_max);
+        self.schedule.abandon(session);
+        self.outputs.push_back(Output::Forget { session });
+        Some(served)
+    }
+
+    fn send_error(
+        &mut self,
+        link: LinkId,
+        session: SessionId,
+        step: Option<StepId>,
+        code: ErrorCode,
+        detail: String,
+    ) {
+        let message = ServerMessage::Error(SessionError {
+            session,
+            step,
+            code,
+            detail,
+        });
+        self.outputs.push_back(Output::Send { link, message });
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,155 @@
+//! Whose step is computed next: first come, first served, one at a time.
+
+use std::collections::VecDeque;
+
+use umbel_protocol::error::ErrorCode;
+use umbel_protocol::inference::{HopTiming, Step};
+use umbel_protocol::{SessionId, StepId, Tensor};
+
+use super::admission::Refusal;
+use super::{JobId, STEPS_QUEUED_PER_SESSION_MAX, Served};
+use crate::time::Time;
+
+/// A step that waits for the accelerator.
+#[derive(Debug)]
+pub(super) struct QueuedStep {
+    pub(super) step: Step,
+    pub(super) received: Time,
+}
+
+/// The step that the accelerator works on, without its payload.
+#[derive(Debug)]
+pub(super) struct Running {
+    pub(super) job: JobId,
+    pub(super) session: SessionId,
+    pub(super) step: StepId,
+    pub(super) position: u32,
+    pub(super) trace: Vec<HopTiming>,
+    pub(super) received: Time,
+    pub(super) started: Time,
+    /// Its session ended while it ran, so nobody waits for the result.
+    pub(super) abandoned: bool,
+}
+
+/// What the accelerator needs of a step.
+#[derive(Debug)]
+pub(super) struct Started {
+    pub(super) session: SessionId,
+    pub(super) position: u32,
+    pub(super) hidden: Tensor,
+}
+
+/// The queue in front of the accelerator. It is bounded by the sessions and their steps.
+#[derive(Debug, Default)]
+pub(super) struct Schedule {
+    waiting: VecDeque<QueuedStep>,
+    running: Option<Running>,
+    jobs: u64,
+}
+
+impl Schedule {
+    pub(super) fn push(&mut self, step: QueuedStep) {
+        self.waiting.push_back(step);
+    }
+
+    /// The next step, if the accelerator is free and one waits.
+    pub(super) fn start(&mut self, now: Time) -> Option<(JobId, Started)> {
+        if self.running.is_some() {
+            return None;
+        }
+        let QueuedStep { step, received } = self.waiting.pop_front()?;
+        let job = JobId(self.jobs);
+        self.jobs += 1;
+        self.running = Some(Running {
+            job,
+            session: step.session,
+            step: step.step,
+            position: step.position,
+            trace: step.trace,
+            received,
+            started: now,
+            abandoned: false,
+        });
+        let Step {
+            session,
+            position,
+            hidden,
+            ..
+        } = step;
+        Some((
+            job,
+            Started {
+                session,
+                position,
+                hidden,
+            },
+        ))
+    }
+
+    /// The step that the accelerator has finished.
+    pub(super) fn finish(&mut self, job: JobId) -> Running {
+        let running = self.running.take().expect("a job was running");
+        assert_eq!(
+            running.job, job,
+            "the accelerator finishes the job that it was given"
+        );
+        running
+    }
+
+    pub(super) fn waiting(&self, session: SessionId) -> usize {
+        self.waiting
+            .iter()
+            .filter(|queued| queued.step.session == session)
+            .count()
+    }
+
+    /// Forgets the steps of a session that has ended.
+    pub(super) fn abandon(&mut self, session: SessionId) {
+        self.waiting.retain(|queued| queued.step.session != session);
+        if let Some(running) = &mut self.running {
+            running.abandoned |= running.session == session;
+        }
+    }
+
+    pub(super) fn depth(&self) -> usize {
+        self.waiting.len() + usize::from(self.running.is_some())
+    }
+}
+
+/// Whether a step fits its session; the position after it.
+pub(super) fn check(
+    step: &Step,
+    served: &Served,
+    hidden_size: u32,
+    waiting: usize,
+) -> Result<u32, Refusal> {
+    let refuse = |code, detail| Err(Refusal { code, detail });
+    let &[tokens, hidden] = step.hidden.shape() else {
+        let detail = format!("hidden states are [tokens, {hidden_size}]");
+        return refuse(ErrorCode::WrongShape, detail);
+    };
+    if tokens == 0 || hidden != hidden_size {
+        let detail = format!("hidden states are [tokens, {hidden_size}], not [{tokens}, {hidden}]");
+        return refuse(ErrorCode::WrongShape, detail);
+    }
+    if step.position > served.position {
+        let detail = format!(
+            "the cache has {} tokens, the step begins at {}",
+            served.position, step.position
+        );
+        return refuse(ErrorCode::WrongPosition, detail);
+    }
+    let end = step
+        .position
+        .checked_add(tokens)
+        .filter(|end| *end <= served.tokens_max);
+    let Some(end) = end else {
+        let detail = format!("the session was opened for {} tokens", served.tokens_max);
+        return refuse(ErrorCode::ContextExceeded, detail);
+    };
+    if waiting >= STEPS_QUEUED_PER_SESSION_MAX {
+        let detail = format!("{waiting} steps of the session wait");
+        return refuse(ErrorCode::Busy, detail);
+    }
+    Ok(end)
+}

@@ -1,0 +1,6 @@
+//! What I know of the others: who serves what, and where help is needed most.
+
+pub mod directory;
+pub mod placement;
+
+pub use directory::Directory;

@@ -1,0 +1,131 @@
+//! My view of the swarm: the newest valid announcement of each server.
+
+use std::collections::BTreeMap;
+
+use umbel_protocol::announcement::{Announcement, AnnouncementError, SignedAnnouncement, UnixTime};
+use umbel_protocol::{ModelId, PeerId};
+
+/// Most announcements that a directory keeps: at 4 KiB each, 4 MiB; a swarm of the thousand
+/// servers that the public network of Petals never reached fits.
+pub const ANNOUNCEMENTS_MAX: usize = 1024;
+
+/// Most models that one peer may announce, so that one key cannot fill the directory.
+pub const MODELS_PER_PEER_MAX: usize = 16;
+
+/// The newest valid announcement of each (peer, model).
+#[derive(Debug, Default)]
+pub struct Directory {
+    entries: BTreeMap<(PeerId, ModelId), Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    announcement: Announcement,
+    signed: SignedAnnouncement,
+}
+
+/// What an announcement did to the directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Inserted {
+    /// The server, or this announcement of it, was not known before.
+    News,
+    /// The same or a newer announcement was here already.
+    Known,
+}
+
+impl Directory {
+    /// A directory without entries.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Checks an announcement and takes it up if it is newer than what is here.
+    ///
+    /// # Errors
+    /// [`RefusedAnnouncement`] where it is invalid or its signer announces too many models.
+    pub fn insert(
+        &mut self,
+        signed: SignedAnnouncement,
+        now: UnixTime,
+    ) -> Result<Inserted, RefusedAnnouncement> {
+        let announcement = signed.verify(now)?;
+        let key = (announcement.peer, announcement.model);
+        if let Some(known) = self.entries.get(&key) {
+            if known.announcement.issued >= announcement.issued {
+                return Ok(Inserted::Known);
+            }
+        } else {
+            self.make_room(announcement.peer, now)?;
+        }
+        self.entries.insert(
+            key,
+            Entry {
+                announcement,
+                signed,
+            },
+        );
+        Ok(Inserted::News)
+    }
+
+    /// Forgets what has expired.
+    pub fn expire(&mut self, now: UnixTime) {
+        self.entries
+            .retain(|_, entry| entry.announcement.expires > now);
+    }
+
+    /// Forgets what `peer` announced of `model`.
+    pub fn remove(&mut self, peer: PeerId, model: ModelId) {
+        self.entries.remove(&(peer, model));
+    }
+
+    /// The announcements of `model`, or of every model, in the order of peers.
+    pub fn announcements(&self, model: Option<ModelId>) -> impl Iterator<Item = &Announcement> {
+        self.entries(model).map(|entry| &entry.announcement)
+    }
+
+    /// The same as they were signed, to hand on.
+    pub fn signed(&self, model: Option<ModelId>) -> impl Iterator<Item = &SignedAnnouncement> {
+        self.entries(model).map(|entry| &entry.signed)
+    }
+
+    fn entries(&self, model: Option<ModelId>) -> impl Iterator<Item = &Entry> {
+        let wanted = move |of: &ModelId| model.is_none_or(|model| model == *of);
+        self.entries
+            .iter()
+            .filter(move |((_, of), _)| wanted(of))
+            .map(|(_, entry)| entry)
+    }
+
+    fn make_room(&mut self, peer: PeerId, now: UnixTime) -> Result<(), RefusedAnnouncement> {
+        self.expire(now);
+        if self.entries.keys().filter(|(of, _)| *of == peer).count() >= MODELS_PER_PEER_MAX {
+            return Err(RefusedAnnouncement::TooManyModels { peer });
+        }
+        if self.entries.len() >= ANNOUNCEMENTS_MAX {
+            let soonest = self
+                .entries
+                .iter()
+                .min_by_key(|(_, entry)| entry.announcement.expires);
+            let key = soonest
+                .map(|(key, _)| *key)
+                .expect("a full directory has an entry");
+            self.entries.remove(&key);
+        }
+        Ok(())
+    }
+}
+
+/// An announcement that the directory did not take.
+#[derive(Debug, thiserror::Error)]
+pub enum RefusedAnnouncement {
+    /// It is malformed, expired, or not signed by the peer that it speaks of.
+    #[error(transparent)]
+    Invalid(#[from] AnnouncementError),
+    /// Its signer announces more models than anybody needs.
+    #[error("{peer} announces more than {MODELS_PER_PEER_MAX} models")]
+    TooManyModels {
+        /// The signer.
+        peer: PeerId,
+    },
+}

@@ -1,0 +1,98 @@
+//! What a server says of itself, signed with its key.
+
+mod error;
+mod signed;
+mod time;
+
+use ed25519_dalek::{Signer as _, SigningKey};
+use prost::Message as _;
+
+use crate::generated as v1;
+use crate::{ModelId, PeerId, Span, wire};
+
+pub use error::AnnouncementError;
+pub use signed::{
+    AHEAD_MAX, ANNOUNCEMENT_BYTES_MAX, BLOCK_COUNT_MAX, LIFETIME_MAX, MODEL_NAME_BYTES_MAX,
+    SignedAnnouncement, VERSION_BYTES_MAX,
+};
+pub use time::UnixTime;
+
+/// What a server says of itself.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Announcement {
+    /// The server, which is also the signer.
+    pub peer: PeerId,
+    /// The model that it serves.
+    pub model: ModelId,
+    /// The model's name, for people; at most [`MODEL_NAME_BYTES_MAX`] bytes.
+    pub model_name: String,
+    /// The blocks that it serves.
+    pub span: Span,
+    /// Blocks of the whole model.
+    pub block_count: u32,
+    /// Multiaddresses, the best first: at most 16 of at most 256 bytes each.
+    pub addresses: Vec<String>,
+    /// The version of its software; at most [`VERSION_BYTES_MAX`] bytes.
+    pub version: String,
+    /// How fast it computes.
+    pub throughput: Throughput,
+    /// Tokens of KV cache that no session has reserved.
+    pub kv_tokens_free: u32,
+    /// Steps that wait or are being computed.
+    pub queue_depth: u32,
+    /// Whether it is about to leave and takes no new sessions.
+    pub draining: bool,
+    /// When this was said.
+    pub issued: UnixTime,
+    /// When it ceases to hold.
+    pub expires: UnixTime,
+}
+
+/// Tokens a second through one block; 0 where it has not been measured.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Throughput {
+    /// One token at a time.
+    pub decode_tokens_per_second: f32,
+    /// Many tokens at once.
+    pub prefill_tokens_per_second: f32,
+}
+
+impl Announcement {
+    /// Signs the announcement. Texts and lists above their limits are cut to them, and a speed
+    /// that is no number counts as not measured; everything else is signed as it stands, also
+    /// where no reader will take it (see [`SignedAnnouncement::verify`]).
+    #[must_use]
+    pub fn sign(&self, key: &SigningKey) -> SignedAnnouncement {
+        let text =
+            |text: &str, max| wire::cut(text.chars().filter(|c| !c.is_control()).collect(), max);
+        let speed = |speed: f32| {
+            if speed.is_finite() {
+                speed.max(0.0)
+            } else {
+                0.0
+            }
+        };
+        let announcement = v1::Announcement {
+            peer: wire::peer_bytes(self.peer),
+            model: wire::model_bytes(self.model),
+            model_name: text(&self.model_name, MODEL_NAME_BYTES_MAX),
+            span: Some(wire::span_to_wire(self.span)),
+            block_count: self.block_count,
+            addresses: wire::addresses_to_wire(self.addresses.clone()),
+            version: text(&self.version, VERSION_BYTES_MAX),
+            decode_tokens_per_second: speed(self.throughput.decode_tokens_per_second),
+            prefill_tokens_per_second: speed(self.throughput.prefill_tokens_per_second),
+            kv_tokens_free: self.kv_tokens_free,
+            queue_depth: self.queue_depth,
+            draining: self.draining,
+            issued_ns: wire::nanoseconds(self.issued.since_epoch()),
+            expires_ns: wire::nanoseconds(self.expires.since_epoch()),
+        };
+        let bytes = announcement.encode_to_vec();
+        let signature = key.sign(&signed::signed_message(&bytes)).to_bytes();
+        SignedAnnouncement::new(bytes.into(), signature)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,302 @@
+//! What holds of every message: it survives its frame, and no bytes in its place panic.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+use umbel_protocol::announcement::{SignedAnnouncement, UnixTime};
+use umbel_protocol::directory::{DirectoryAnswer, DirectoryRequest};
+use umbel_protocol::error::{ErrorCode, ProtocolViolation};
+use umbel_protocol::frame::{Frame, FrameDecoder};
+use umbel_protocol::inference::{
+    ClientMessage, HopTiming, NextHop, OpenSession, PushMessage, ServerMessage, SessionError, Step,
+};
+use umbel_protocol::{DType, ModelId, PeerId, SessionId, Span, StepId, Tensor};
+
+use crate::ANY;
+use crate::samples::{Message, Sample, samples};
+
+fn peers() -> impl Strategy<Value = PeerId> {
+    any::<[u8; 32]>().prop_map(PeerId::from_public_key)
+}
+
+fn models() -> impl Strategy<Value = ModelId> {
+    any::<[u8; 32]>().prop_map(ModelId::from_bytes)
+}
+
+fn sessions() -> impl Strategy<Value = SessionId> {
+    any::<u128>().prop_map(SessionId::new)
+}
+
+fn spans() -> impl Strategy<Value = Span> {
+    (any::<u32>(), any::<u32>())
+        .prop_filter_map("empty", |(a, b)| Span::new(a.min(b), a.max(b)).ok())
+}
+
+fn durations() -> impl Strategy<Value = Duration> {
+    any::<u64>().prop_map(Duration::from_nanos)
+}
+
+fn opens() -> impl Strategy<Value = OpenSession> {
+    let next = (peers(), vec("[ -~]{0,256}", 0..=16))
+        .prop_map(|(peer, addresses)| NextHop { peer, addresses });
+    (
+        sessions(),
+        models(),
+        spans(),
+        any::<u32>(),
+        option::of(peers()),
+        option::of(next),
+    )
+        .prop_map(
+            |(session, model, blocks, tokens_max, previous, next)| OpenSession {
+                session,
+                model,
+                blocks,
+                tokens_max,
+                previous,
+                next,
+            },
+        )
+}
+
+fn timings() -> impl Strategy<Value = HopTiming> {
+    (
+        peers(),
+        spans(),
+        durations(),
+        durations(),
+        durations(),
+        option::of(durations()),
+    )
+        .prop_map(
+            |(peer, span, queue, compute, hop, link_round_trip)| HopTiming {
+                peer,
+                span,
+                queue,
+                compute,
+                hop,
+                link_round_trip,
+            },
+        )
+}
+
+fn tensors() -> impl Strategy<Value = Tensor> {
+    let dtype = prop_oneof![Just(DType::F32), Just(DType::F16), Just(DType::BF16)];
+    (dtype, 1u32..9, 1u32..17, any::<u8>()).prop_map(|(dtype, tokens, hidden, byte)| {
+        let bytes = (tokens * hidden) as usize * dtype.element_bytes();
+        Tensor::new(dtype, vec![tokens, hidden], Bytes::from(vec![byte; bytes])).unwrap()
+    })
+}
+
+fn steps() -> impl Strategy<Value = Step> {
+    (
+        sessions(),
+        any::<u64>(),
+        0..u32::MAX - 9,
+        tensors(),
+        vec(timings(), 0..=64),
+    )
+        .prop_map(|(session, step, position, hidden, trace)| Step {
+            session,
+            step: StepId(step),
+            position,
+            hidden,
+            trace,
+        })
+}
+
+fn codes() -> impl Strategy<Value = ErrorCode> {
+    let known = [
+        ErrorCode::Busy,
+        ErrorCode::ContextExceeded,
+        ErrorCode::Internal,
+    ];
+    let unknown = any::<i32>().prop_filter("known", |code| !(1..100).contains(code));
+    prop_oneof![
+        proptest::sample::select(known.to_vec()),
+        unknown.prop_map(ErrorCode::Unknown)
+    ]
+}
+
+fn announcements() -> impl Strategy<Value = SignedAnnouncement> {
+    (
+        vec(any::<u8>(), 0..600),
+        any::<[u8; 32]>(),
+        any::<[u8; 32]>(),
+    )
+        .prop_map(|(bytes, r, s)| SignedAnnouncement::new(bytes.into(), both(r, s)))
+}
+
+fn both(r: [u8; 32], s: [u8; 32]) -> [u8; 64] {
+    std::array::from_fn(|i| if i < 32 { r[i] } else { s[i - 32] })
+}
+
+fn messages() -> impl Strategy<Value = Message> {
+    let error = (sessions(), option::of(any::<u64>()), codes(), "\\PC{0,100}").prop_map(
+        |(session, step, code, detail)| SessionError {
+            session,
+            step: step.map(StepId),
+            code,
+            detail,
+        },
+    );
+    let opened =
+        (sessions(), any::<u32>()).prop_map(|(session, tokens_max)| ServerMessage::Opened {
+            session,
+            tokens_max,
+        });
+    let client = prop_oneof![
+        opens().prop_map(ClientMessage::Open),
+        steps().prop_map(ClientMessage::Step),
+        sessions().prop_map(|session| ClientMessage::Close { session }),
+    ];
+    let server = prop_oneof![
+        opened,
+        steps().prop_map(ServerMessage::Output),
+        error.prop_map(ServerMessage::Error),
+        sessions().prop_map(|session| ServerMessage::Closed { session }),
+    ];
+    let request = prop_oneof![
+        announcements().prop_map(DirectoryRequest::Announce),
+        option::of(models()).prop_map(|model| DirectoryRequest::Lookup { model }),
+    ];
+    let answer = prop_oneof![
+        Just(DirectoryAnswer::Announced),
+        vec(announcements(), 0..5).prop_map(DirectoryAnswer::Found),
+    ];
+    prop_oneof![
+        client.prop_map(Message::Client),
+        server.prop_map(Message::Server),
+        steps().prop_map(|step| Message::Push(PushMessage::Step(step))),
+        request.prop_map(Message::Request),
+        answer.prop_map(Message::Answer),
+    ]
+}
+
+/// Hands the frame to every decoder there is.
+fn decode_as_everything(frame: &Frame) {
+    let now = UnixTime::after_epoch(Duration::from_secs(1_800_000_000));
+    for Sample { message, .. } in samples() {
+        let _refused = message.decode_like(frame.clone());
+    }
+    let _refused = SignedAnnouncement::new(frame.header.clone(), [0; 64]).verify(now);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn a_message_survives_its_frame(message in messages()) {
+        let frame = message.encode();
+        prop_assert_eq!(frame.wire_bytes(), message.on_the_link().len());
+        prop_assert_eq!(message.decode_like(frame), Ok(message));
+    }
+
+    #[test]
+    fn perturbed_bytes_never_panic(
+        message in messages(),
+        changes in vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let mut bytes = message.on_the_link();
+        for (index, byte) in changes {
+            let index = index.index(bytes.len());
+            bytes[index] = byte;
+        }
+        bytes.truncate(cut.index(2 * bytes.len()));
+        if let Ok(frames) = FrameDecoder::new(ANY).push(&bytes) {
+            frames.iter().for_each(decode_as_everything);
+        }
+        let (header, payload) = bytes.split_at((bytes.len() * 2 / 3).max(8).min(bytes.len()));
+        let header = Bytes::copy_from_slice(header.get(8..).unwrap_or_default());
+        decode_as_everything(&Frame { header, payload: Bytes::copy_from_slice(payload) });
+    }
+
+    #[test]
+    fn any_bytes_never_panic(header in vec(any::<u8>(), 0..200), payload in vec(any::<u8>(), 0..64)) {
+        decode_as_everything(&Frame { header: header.into(), payload: payload.into() });
+    }
+}
+
+fn step_of(position: u32, shape: Vec<u32>, bytes: usize) -> ClientMessage {
+    ClientMessage::Step(Step {
+        session: SessionId::new(1),
+        step: StepId(0),
+        position,
+        hidden: Tensor::new(DType::F32, shape, vec![0; bytes].into()).unwrap(),
+        trace: Vec::new(),
+    })
+}
+
+#[test]
+fn a_step_without_tokens_is_a_violation() {
+    let decoded = ClientMessage::decode(step_of(0, vec![0, 4], 0).encode());
+    assert_eq!(decoded, Err(ProtocolViolation::NoTokens));
+}
+
+#[test]
+fn a_step_at_the_end_of_all_positions_does_not_overflow() {
+    let last = step_of(u32::MAX - 2, vec![2, 1], 8);
+    assert_eq!(ClientMessage::decode(last.clone().encode()), Ok(last));
+    let decoded = ClientMessage::decode(step_of(u32::MAX - 1, vec![2, 1], 8).encode());
+    let position = u32::MAX - 1;
+    assert_eq!(
+        decoded,
+        Err(ProtocolViolation::PositionOverflow {
+            position,
+            tokens: 2
+        })
+    );
+}
+
+#[test]
+fn a_payload_that_the_header_does_not_ask_for_is_a_violation() {
+    let mut frame = step_of(0, vec![1, 4], 16).encode();
+    frame.payload = Bytes::from_static(&[0; 12]);
+    let decoded = ClientMessage::decode(frame);
+    assert!(
+        matches!(decoded, Err(ProtocolViolation::InvalidTensor(_))),
+        "{decoded:?}"
+    );
+    let mut frame = ClientMessage::Close {
+        session: SessionId::new(1),
+    }
+    .encode();
+    frame.payload = Bytes::from_static(&[0]);
+    let violation = ProtocolViolation::UnexpectedPayload {
+        message: "Close",
+        bytes: 1,
+    };
+    assert_eq!(ClientMessage::decode(frame), Err(violation));
+}
+
+#[test]
+fn what_is_too_long_to_be_read_is_cut_when_it_is_sent() {
+    let error = SessionError {
+        session: SessionId::new(1),
+        step: None,
+        code: ErrorCode::Internal,
+        detail: "é".repeat(400),
+    };
+    let read = ServerMessage::decode(ServerMessage::Error(error).encode()).unwrap();
+    let ServerMessage::Error(error) = read else {
+        panic!("{read:?}")
+    };
+    assert_eq!(error.detail, "é".repeat(256));
+}
+
+#[test]
+fn a_message_of_a_newer_kind_is_refused_as_such() {
+    // Field 100, an empty message: a kind that this version does not know.
+    let frame = Frame {
+        header: Bytes::from_static(&[0xa2, 0x06, 0x00]),
+        ..Frame::default()
+    };
+    let violation = ProtocolViolation::UnknownKind {
+        message: "client's message",
+    };
+    assert_eq!(ClientMessage::decode(frame), Err(violation));
+}

@@ -1,0 +1,207 @@
+//! One value of each message, with every field set where that can be, and with none.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use ed25519_dalek::SigningKey;
+use umbel_protocol::announcement::{Announcement, SignedAnnouncement, Throughput, UnixTime};
+use umbel_protocol::directory::{DirectoryAnswer, DirectoryRequest};
+use umbel_protocol::error::{ErrorCode, ProtocolViolation};
+use umbel_protocol::frame::{Frame, Limits, encode_prefix};
+use umbel_protocol::inference::{
+    ClientMessage, HopTiming, NextHop, OpenSession, PushMessage, ServerMessage, SessionError, Step,
+};
+use umbel_protocol::{DType, ModelId, PeerId, SessionId, Span, StepId, Tensor};
+
+/// A message of any kind.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Message {
+    Client(ClientMessage),
+    Server(ServerMessage),
+    Push(PushMessage),
+    Request(DirectoryRequest),
+    Answer(DirectoryAnswer),
+}
+
+/// A message and the name of its file.
+pub(crate) struct Sample {
+    pub(crate) name: &'static str,
+    pub(crate) message: Message,
+}
+
+impl Message {
+    pub(crate) fn encode(&self) -> Frame {
+        match self.clone() {
+            Self::Client(message) => message.encode(),
+            Self::Server(message) => message.encode(),
+            Self::Push(message) => message.encode(),
+            Self::Request(message) => message.encode(),
+            Self::Answer(message) => message.encode(),
+        }
+    }
+
+    /// Reads a message of the same kind as this one.
+    #[allow(dead_code, reason = "the example only writes")]
+    pub(crate) fn decode_like(&self, frame: Frame) -> Result<Self, ProtocolViolation> {
+        Ok(match self {
+            Self::Client(_) => Self::Client(ClientMessage::decode(frame)?),
+            Self::Server(_) => Self::Server(ServerMessage::decode(frame)?),
+            Self::Push(_) => Self::Push(PushMessage::decode(frame)?),
+            Self::Request(_) => Self::Request(DirectoryRequest::decode(frame)?),
+            Self::Answer(_) => Self::Answer(DirectoryAnswer::decode(frame)?),
+        })
+    }
+
+    pub(crate) fn on_the_link(&self) -> Vec<u8> {
+        let any = Limits {
+            header_bytes_max: u32::MAX,
+            payload_bytes_max: u32::MAX,
+        };
+        let frame = self.encode();
+        let prefix = encode_prefix(&frame, any).expect("everything is allowed");
+        [prefix.as_slice(), &frame.header, &frame.payload].concat()
+    }
+}
+
+/// The messages whose frames are kept.
+pub(crate) fn samples() -> Vec<Sample> {
+    let sample = |name, message| Sample { name, message };
+    let client = |name, message| sample(name, Message::Client(message));
+    let server = |name, message| sample(name, Message::Server(message));
+    let session = SessionId::new(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10);
+    vec![
+        client("client_open", ClientMessage::Open(open(session))),
+        client(
+            "client_open_alone",
+            ClientMessage::Open(open_alone(session)),
+        ),
+        client("client_step", ClientMessage::Step(step(session))),
+        client("client_close", ClientMessage::Close { session }),
+        server(
+            "server_opened",
+            ServerMessage::Opened {
+                session,
+                tokens_max: 2_048,
+            },
+        ),
+        server("server_output", ServerMessage::Output(step(session))),
+        server("server_error", ServerMessage::Error(error(session))),
+        server("server_closed", ServerMessage::Closed { session }),
+        sample("push_step", Message::Push(PushMessage::Step(step(session)))),
+        sample(
+            "request_announce",
+            Message::Request(DirectoryRequest::Announce(signed())),
+        ),
+        sample(
+            "request_lookup",
+            Message::Request(DirectoryRequest::Lookup { model: Some(MODEL) }),
+        ),
+        sample(
+            "request_lookup_all",
+            Message::Request(DirectoryRequest::Lookup { model: None }),
+        ),
+        sample(
+            "answer_announced",
+            Message::Answer(DirectoryAnswer::Announced),
+        ),
+        sample(
+            "answer_found",
+            Message::Answer(DirectoryAnswer::Found(vec![signed(); 2])),
+        ),
+        sample(
+            "answer_found_none",
+            Message::Answer(DirectoryAnswer::Found(Vec::new())),
+        ),
+    ]
+}
+
+const MODEL: ModelId = ModelId::from_bytes([0xab; 32]);
+
+fn peer(seed: u8) -> PeerId {
+    PeerId::of(&SigningKey::from_bytes(&[seed; 32]))
+}
+
+fn span(start: u32, end: u32) -> Span {
+    Span::new(start, end).expect("not empty")
+}
+
+fn open(session: SessionId) -> OpenSession {
+    let addresses = ["/ip4/10.0.0.7/udp/4001/quic-v1", "/ip4/10.0.0.7/tcp/4001"];
+    let addresses = addresses.map(str::to_owned).to_vec();
+    OpenSession {
+        session,
+        model: MODEL,
+        blocks: span(10, 20),
+        tokens_max: 2_048,
+        previous: Some(peer(1)),
+        next: Some(NextHop {
+            peer: peer(2),
+            addresses,
+        }),
+    }
+}
+
+fn open_alone(session: SessionId) -> OpenSession {
+    OpenSession {
+        blocks: span(0, 30),
+        previous: None,
+        next: None,
+        ..open(session)
+    }
+}
+
+fn step(session: SessionId) -> Step {
+    let payload = Bytes::from_static(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
+    let first = HopTiming {
+        peer: peer(1),
+        span: span(0, 10),
+        queue: Duration::from_micros(3),
+        compute: Duration::from_millis(7),
+        hop: Duration::from_nanos(7_012_345),
+        link_round_trip: Some(Duration::from_micros(180)),
+    };
+    let second = HopTiming {
+        peer: peer(2),
+        link_round_trip: None,
+        ..first
+    };
+    Step {
+        session,
+        step: StepId(9),
+        position: 130,
+        hidden: Tensor::new(DType::BF16, vec![3, 2], payload).expect("12 bytes"),
+        trace: vec![first, second],
+    }
+}
+
+fn error(session: SessionId) -> SessionError {
+    SessionError {
+        session,
+        step: Some(StepId(9)),
+        code: ErrorCode::KvFull,
+        detail: "room for 512 tokens is left".to_owned(),
+    }
+}
+
+fn signed() -> SignedAnnouncement {
+    let issued = UnixTime::after_epoch(Duration::from_secs(1_800_000_000));
+    let announcement = Announcement {
+        peer: peer(1),
+        model: MODEL,
+        model_name: "SmolLM2-135M-Instruct".to_owned(),
+        span: span(10, 20),
+        block_count: 30,
+        addresses: vec!["/ip4/10.0.0.7/udp/4001/quic-v1".to_owned()],
+        version: "0.1.0".to_owned(),
+        throughput: Throughput {
+            decode_tokens_per_second: 900.5,
+            prefill_tokens_per_second: 4_000.0,
+        },
+        kv_tokens_free: 8_192,
+        queue_depth: 1,
+        draining: true,
+        issued,
+        expires: issued + Duration::from_secs(60),
+    };
+    announcement.sign(&SigningKey::from_bytes(&[1; 32]))
+}

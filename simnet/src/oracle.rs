@@ -1,0 +1,96 @@
+//! The toy accelerator: hidden states are hashes of all that they must depend on.
+
+use std::collections::BTreeMap;
+
+use sha2::{Digest as _, Sha256};
+use umbel_protocol::{DType, SessionId, Span, Tensor};
+
+/// Elements of a hidden state: the 32 bytes of a hash, taken for eight numbers.
+pub const HIDDEN_SIZE: u32 = 8;
+
+type Hash = [u8; 32];
+
+/// The keys and values of one session: at each block a chain of hashes over its positions.
+#[derive(Debug, Default)]
+struct Cache {
+    blocks: BTreeMap<u32, Vec<Hash>>,
+}
+
+/// An accelerator with the caches of its sessions.
+#[derive(Debug, Default)]
+pub struct Oracle {
+    caches: BTreeMap<SessionId, Cache>,
+}
+
+impl Oracle {
+    /// Makes room for a session.
+    pub fn open(&mut self, session: SessionId, blocks: Span) {
+        let blocks = blocks.blocks().map(|block| (block, Vec::new())).collect();
+        self.caches.insert(session, Cache { blocks });
+    }
+
+    /// Frees what a session had.
+    pub fn forget(&mut self, session: SessionId) {
+        self.caches.remove(&session);
+    }
+
+    /// How many sessions have a cache.
+    #[must_use]
+    pub fn session_count(&self) -> usize {
+        self.caches.len()
+    }
+
+    /// Takes `hidden` (`[tokens, 8]`) through `blocks`, from `position` on.
+    ///
+    /// # Panics
+    /// If the session was not opened here, or its cache does not reach `position`: the machines
+    /// must not let that happen.
+    #[must_use]
+    pub fn step(
+        &mut self,
+        session: SessionId,
+        blocks: Span,
+        position: u32,
+        hidden: &Tensor,
+    ) -> Tensor {
+        let cache = self.caches.get_mut(&session).expect("the session is open");
+        let mut rows = hidden.payload().to_vec();
+        for block in blocks.blocks() {
+            let chain = cache
+                .blocks
+                .get_mut(&block)
+                .expect("the session has this block");
+            assert!(
+                chain.len() >= position as usize,
+                "the cache reaches the position"
+            );
+            chain.truncate(position as usize);
+            for row in rows.chunks_exact_mut(32) {
+                let before = chain.last().copied().unwrap_or_default();
+                let state = hash(&[&block.to_le_bytes(), &before, row]);
+                chain.push(state);
+                row.copy_from_slice(&hash(&[b"leaves", &state]));
+            }
+        }
+        Tensor::new(DType::F32, hidden.shape().to_vec(), rows.into()).expect("as long as it came")
+    }
+}
+
+/// What enters the first block for these tokens.
+#[must_use]
+pub fn embed(tokens: &[u32]) -> Tensor {
+    let rows: Vec<u8> = tokens
+        .iter()
+        .flat_map(|token| hash(&[b"token", &token.to_le_bytes()]))
+        .collect();
+    let count = u32::try_from(tokens.len()).expect("a prompt is counted in 32 bits");
+    Tensor::new(DType::F32, vec![count, HIDDEN_SIZE], rows.into()).expect("32 bytes a token")
+}
+
+fn hash(parts: &[&[u8]]) -> Hash {
+    parts
+        .iter()
+        .fold(Sha256::new(), |hasher, part| hasher.chain_update(part))
+        .finalize()
+        .into()
+}
