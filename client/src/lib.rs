@@ -1,1 +1,43 @@
-//! Umbel.
+//! What applications call to use a swarm of Umbel: join it, open a model, generate.
+//!
+//! The client keeps the two ends of the model (embedding, final norm and head), so servers see
+//! hidden states and never text.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use std::sync::Arc;
+//! use umbel_client::{Chain, ClientModel, Generate, RemoteChain, Swarm, SwarmConfig};
+//! use umbel_shard::{Cache, ModelSource, Silent};
+//!
+//! let cache = Cache::new("models");
+//! let source = ModelSource::parse("smollm2-135m")?;
+//! let model = Arc::new(ClientModel::open(&source, &cache, &Silent)?);
+//! let join = "/ip4/127.0.0.1/udp/4001/quic-v1".parse()?;
+//! let swarm = Arc::new(Swarm::join(SwarmConfig { join: vec![join], mdns: false }).await?);
+//! let chain = RemoteChain::open(swarm, &model, 100).await?;
+//!
+//! let prompt = model.encode("The capital of France is")?;
+//! let request = Generate { max_tokens: 20, ..Generate::new(prompt) };
+//! let mut generation = request.start(model, Chain::Remote(chain))?;
+//! while let Some(token) = generation.next().await? {
+//!     print!("{}", token.text);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+#![warn(missing_docs)]
+
+pub mod chain;
+pub mod generate;
+pub mod model;
+pub mod swarm;
+pub mod text;
+
+pub use chain::local::{LocalChain, LocalModel};
+pub use chain::remote::RemoteChain;
+pub use chain::{Chain, HopTime, StepError, StepTime};
+pub use generate::{FinishReason, Generate, GenerateError, Generation, Token};
+pub use model::ClientModel;
+pub use swarm::{JoinSwarmError, Swarm, SwarmConfig};
+pub use umbel_engine::{Device, Sampling};

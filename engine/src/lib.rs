@@ -1,1 +1,49 @@
-//! Umbel.
+//! Tensor mathematics of one span of transformer blocks: synchronous, no network, no clock.
+//!
+//! A server loads a [`HostedSpan`] and a [`KvArena`], opens a [`KvTable`] for each session and takes
+//! [`HiddenStates`] through [`HostedSpan::forward`]. A client keeps the [`Ends`]: ids to hidden
+//! states, hidden states to logits, and a [`Sampler`] for the next token.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`span`] | the blocks of one server |
+//! | [`ends`] | embedding, final norm and head: what the client keeps |
+//! | [`hidden`] | what flows between blocks |
+//! | [`kv`] | the paged cache of keys and values |
+//! | [`sample`] | from logits to a token |
+//! | [`device`] | where the arithmetic runs |
+//! | [`checkpoint`] | tensors by name, with their shapes checked |
+//! | `block`, `model` | the trait of a block; one file for each family |
+//! | `operation` | what a block is made of, as candle's custom operations |
+//! | [`kernel`] | the arithmetic beneath, on slices |
+//! | [`reference`] | the same mathematics, slow and obvious: the oracle of the tests |
+//!
+//! # Batch invariance
+//!
+//! The bits computed for a token depend on the weights and on the tokens before it, and on nothing
+//! else: not on which other tokens share its pass, on the number of threads, on how the prompt is cut
+//! into chunks, or on how the model is split in spans. So prefill in one step, in chunks, and token by
+//! token are the same, and a replay after a failure rebuilds the very cache that was lost.
+
+mod block;
+pub mod checkpoint;
+pub mod device;
+pub mod ends;
+pub mod hidden;
+pub mod kernel;
+pub mod kv;
+mod model;
+mod operation;
+pub mod reference;
+pub mod sample;
+pub mod span;
+
+pub use checkpoint::LoadTensorError;
+pub use device::{Device, StartThreadsError};
+pub use ends::{Ends, EndsError};
+pub use hidden::{HiddenStates, NoSuchRows, WrongHiddenStates};
+pub use kv::PAGE_TOKENS;
+pub use kv::arena::{KvArena, OpenTableError};
+pub use kv::table::{KvTable, TruncateError};
+pub use sample::{InvalidSampling, Sampler, Sampling, top_logits};
+pub use span::{ForwardError, HostedSpan, LoadSpanError};

@@ -1,1 +1,7 @@
-fn main() {}
+//! The binary `umbel`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    umbel_node::main()
+}

@@ -42,7 +42,7 @@ impl PeerId {
 
     /// The bytes of the multihash that libp2p calls a peer id.
     #[must_use]
-    pub fn to_multihash(&self) -> Vec<u8> {
+    pub fn to_multihash(self) -> Vec<u8> {
         [PEER_ID_PREFIX.as_slice(), &self.0].concat()
     }
 
@@ -119,7 +119,7 @@ impl FromStr for ModelId {
     type Err = InvalidModelId;
 
     fn from_str(text: &str) -> Result<Self, InvalidModelId> {
-        if text.len() != 64 || !text.is_ascii() {
+        if text.len() != 64 || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
             return Err(InvalidModelId);
         }
         let mut bytes = [0; 32];

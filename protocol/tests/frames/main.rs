@@ -1,4 +1,5 @@
 //! Frames: the bytes of each message, as they were when it was released, and their properties.
+#![allow(clippy::unwrap_used, reason = "a test may")]
 
 mod properties;
 mod samples;

@@ -1,0 +1,197 @@
+//! Where hidden states go through the blocks: in this process, or over a swarm.
+
+pub mod local;
+pub mod remote;
+
+use std::time::Duration;
+
+use umbel_coordinator::route::NoRoute;
+use umbel_coordinator::session::{FailureReason, SessionFailure};
+use umbel_engine::HiddenStates;
+use umbel_protocol::error::Retry;
+use umbel_protocol::{PeerId, Span};
+
+use local::{LocalChain, LocalStepError};
+use remote::{OpenChainError, RemoteChain};
+
+/// One session through all blocks of a model.
+pub enum Chain {
+    /// Everything in this process.
+    Local(LocalChain),
+    /// Over the servers of a swarm.
+    Remote(RemoteChain),
+}
+
+/// Where the time of one or more steps went.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StepTime {
+    /// From handing the tokens in to their result.
+    pub total: Duration,
+    /// Each hop's share, in order; the shares add up to the total.
+    pub hops: Vec<HopTime>,
+}
+
+/// One hop's share of a step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HopTime {
+    /// Who computed; `None` for this process.
+    pub peer: Option<PeerId>,
+    /// Through which blocks.
+    pub blocks: Span,
+    /// Arithmetic.
+    pub compute: Duration,
+    /// Waiting for the steps of others.
+    pub queue: Duration,
+    /// Everything else: the link that leads to this hop (for the last hop also the one that leads
+    /// back), encoding, wake-ups. The total is measured; it is divided among the links in
+    /// proportion to their round trips, since no two peers share a clock.
+    pub network: Duration,
+}
+
+impl StepTime {
+    /// Adds the time of a further step along the same hops.
+    pub fn add(&mut self, other: Self) {
+        self.total += other.total;
+        let same = |(a, b): (&HopTime, &HopTime)| a.peer == b.peer && a.blocks == b.blocks;
+        if self.hops.len() != other.hops.len() || !self.hops.iter().zip(&other.hops).all(same) {
+            // After a failover the route is another; what the old one did is in the total.
+            self.hops = other.hops;
+            return;
+        }
+        for (hop, more) in self.hops.iter_mut().zip(other.hops) {
+            hop.compute += more.compute;
+            hop.queue += more.queue;
+            hop.network += more.network;
+        }
+    }
+}
+
+impl Chain {
+    /// Takes `hidden` (`[tokens, hidden]`) through every block, after cutting the cache to
+    /// `position`.
+    ///
+    /// # Errors
+    /// [`StepError`]; the chain is then of no use until it is reopened.
+    pub async fn step(
+        &mut self,
+        position: u32,
+        hidden: HiddenStates,
+    ) -> Result<(HiddenStates, StepTime), StepError> {
+        match self {
+            Self::Local(chain) => chain.step(position, hidden).await,
+            Self::Remote(chain) => chain.step(position, hidden).await,
+        }
+    }
+
+    /// Tokens for which the chain has room.
+    #[must_use]
+    pub fn tokens_max(&self) -> u32 {
+        match self {
+            Self::Local(chain) => chain.tokens_max(),
+            Self::Remote(chain) => chain.tokens_max(),
+        }
+    }
+
+    /// Who computes which blocks; the peer is `None` for this process.
+    #[must_use]
+    pub fn route(&self) -> Vec<(Option<PeerId>, Span)> {
+        match self {
+            Self::Local(chain) => vec![(None, chain.blocks())],
+            Self::Remote(chain) => chain
+                .hops()
+                .iter()
+                .map(|hop| (Some(hop.peer), hop.blocks))
+                .collect(),
+        }
+    }
+
+    /// Takes another route after `error`, with an empty cache.
+    ///
+    /// # Errors
+    /// [`StepError`] where there is no other route.
+    pub async fn reopen(&mut self, error: &StepError) -> Result<(), StepError> {
+        match self {
+            Self::Local(_) => Ok(()),
+            Self::Remote(chain) => {
+                let failed = match error {
+                    StepError::Session(failure) => Some(failure.hop.peer),
+                    StepError::Compute(_)
+                    | StepError::Interrupted
+                    | StepError::Open(_)
+                    | StepError::Malformed { .. } => None,
+                };
+                Ok(chain.reopen(failed).await?)
+            }
+        }
+    }
+
+    /// Ends the session, so that servers free its cache at once.
+    pub async fn close(self) {
+        match self {
+            Self::Local(_) => {}
+            Self::Remote(chain) => chain.close().await,
+        }
+    }
+}
+
+/// A step that the chain could not take.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    /// The arithmetic in this process failed.
+    #[error("the blocks could not be computed")]
+    Compute(#[from] LocalStepError),
+    /// An earlier step was given up half-way, so nobody knows what the cache holds.
+    #[error("an earlier step of this session was interrupted: open a new one")]
+    Interrupted,
+    /// A server failed the session.
+    #[error(transparent)]
+    Session(#[from] SessionFailure),
+    /// No new session could be opened.
+    #[error(transparent)]
+    Open(#[from] Box<OpenChainError>),
+    /// The answer is no hidden states of this model.
+    #[error("the last server answered with a tensor that is no hidden states of this model")]
+    Malformed {
+        /// What is wrong with it.
+        source: umbel_engine::WrongHiddenStates,
+    },
+}
+
+impl From<OpenChainError> for StepError {
+    fn from(error: OpenChainError) -> Self {
+        Self::Open(Box::new(error))
+    }
+}
+
+impl StepError {
+    /// Whether another route may do better.
+    #[must_use]
+    pub fn may_fail_over(&self) -> bool {
+        match self {
+            Self::Session(failure) => match &failure.reason {
+                FailureReason::Refused { code, .. } => code.retry() != Retry::Never,
+                FailureReason::LinkLost
+                | FailureReason::TimedOut { .. }
+                | FailureReason::Violation(_) => true,
+            },
+            Self::Malformed { .. } => true,
+            Self::Compute(_) | Self::Interrupted | Self::Open(_) => false,
+        }
+    }
+
+    /// The blocks that nobody serves, where that is the trouble.
+    #[must_use]
+    pub fn no_route(&self) -> Option<&NoRoute> {
+        match self {
+            Self::Open(error) => match error.as_ref() {
+                OpenChainError::NoRoute(no_route) => Some(no_route),
+                OpenChainError::Link { .. }
+                | OpenChainError::NotServed { .. }
+                | OpenChainError::Session(_) => None,
+            },
+            Self::Compute(_) | Self::Interrupted | Self::Session(_) | Self::Malformed { .. } => {
+                None
+            }
+        }
+    }
+}

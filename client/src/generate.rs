@@ -1,0 +1,337 @@
+//! Generation: prefill the prompt, then one token after another.
+
+use std::sync::Arc;
+
+use umbel_engine::{HiddenStates, InvalidSampling, Sampler, Sampling, top_logits};
+
+use crate::chain::{Chain, StepError, StepTime};
+use crate::model::ClientModel;
+use crate::text::stop::StopStrings;
+use crate::text::tokenizer::TextStream;
+
+/// Tokens of the prompt that go through the chain in one step: large enough that weights are read
+/// once for many tokens, small enough that a step's tensor (8 MiB at a hidden size of 4096) is no
+/// burden on a link.
+pub const PREFILL_CHUNK_TOKENS: u32 = 512;
+
+/// How often one generation may move to another route before it gives up.
+const FAILOVERS_MAX: u32 = 8;
+
+/// What to generate.
+#[derive(Debug, Clone)]
+pub struct Generate {
+    /// Token ids to continue; at least one.
+    pub prompt: Vec<u32>,
+    /// Most new tokens.
+    pub max_tokens: u32,
+    /// How the next token is chosen.
+    pub sampling: Sampling,
+    /// Texts at which the answer ends; they are not part of it.
+    pub stop: Vec<String>,
+    /// Whether to go on past the model's end-of-sequence token.
+    pub ignore_eos: bool,
+    /// How many of the largest logits to report with each token; 0 for none.
+    pub top_logits: usize,
+    /// Tokens of the prompt that are computed in one step.
+    pub prefill_chunk: u32,
+}
+
+/// One new token.
+#[derive(Debug, Clone)]
+pub struct Token {
+    /// Its id.
+    pub id: u32,
+    /// The text that may be shown now: it can be empty while a character is incomplete or a stop
+    /// string may have begun, and ends with what was held back at the last token.
+    pub text: String,
+    /// The largest logits before any sampling, largest first.
+    pub top_logits: Vec<(u32, f32)>,
+    /// Where the time went; for the first token, of the whole prefill.
+    pub time: StepTime,
+}
+
+/// Why a generation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model ended its answer, or a stop string came up.
+    Stop,
+    /// The limit of new tokens, or the model's context, is full.
+    Length,
+}
+
+impl FinishReason {
+    /// As the OpenAI API writes it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+        }
+    }
+}
+
+impl Generate {
+    /// The greedy continuation of `prompt`, up to 128 tokens.
+    #[must_use]
+    pub fn new(prompt: Vec<u32>) -> Self {
+        Self {
+            prompt,
+            max_tokens: 128,
+            sampling: Sampling::greedy(),
+            stop: Vec::new(),
+            ignore_eos: false,
+            top_logits: 0,
+            prefill_chunk: PREFILL_CHUNK_TOKENS,
+        }
+    }
+
+    /// Begins with an empty cache.
+    ///
+    /// # Errors
+    /// [`GenerateError`] where the request cannot be met; nothing has been computed by then.
+    pub fn start(self, model: Arc<ClientModel>, chain: Chain) -> Result<Generation, GenerateError> {
+        self.resume(model, chain, &[])
+    }
+
+    /// Begins where the chain's cache already holds `cached`, of which it uses what the prompt
+    /// begins with.
+    ///
+    /// # Errors
+    /// As [`Generate::start`].
+    pub fn resume(
+        self,
+        model: Arc<ClientModel>,
+        chain: Chain,
+        cached: &[u32],
+    ) -> Result<Generation, GenerateError> {
+        let context = model
+            .config()
+            .context_tokens
+            .min(chain.tokens_max() as usize);
+        if self.prompt.is_empty() {
+            return Err(GenerateError::EmptyPrompt);
+        }
+        if self.prompt.len() >= context {
+            return Err(GenerateError::PromptTooLong {
+                tokens: self.prompt.len(),
+                context,
+            });
+        }
+        let vocabulary = model.config().vocabulary_size;
+        if let Some(&id) = self.prompt.iter().find(|id| **id as usize >= vocabulary) {
+            return Err(GenerateError::UnknownToken { id, vocabulary });
+        }
+        let shared = cached
+            .iter()
+            .zip(&self.prompt)
+            .take_while(|(a, b)| a == b)
+            .count();
+        Ok(Generation {
+            sampler: Sampler::new(self.sampling.clone())?,
+            text: model
+                .tokenizer()
+                .map(crate::text::tokenizer::Tokenizer::stream),
+            stop: StopStrings::new(self.stop.clone()),
+            tokens: self.prompt.clone(),
+            // The last token of the prompt is always computed: its logits are what is wanted.
+            computed: shared.min(self.prompt.len() - 1),
+            new_count: 0,
+            finished: None,
+            failovers: 0,
+            context,
+            request: self,
+            model,
+            chain,
+        })
+    }
+}
+
+/// A generation under way. Dropping it ends its session.
+pub struct Generation {
+    request: Generate,
+    model: Arc<ClientModel>,
+    chain: Chain,
+    sampler: Sampler,
+    text: Option<TextStream>,
+    stop: StopStrings,
+    /// The prompt and what has been generated.
+    tokens: Vec<u32>,
+    /// How many of them are in the chain's cache.
+    computed: usize,
+    new_count: u32,
+    context: usize,
+    finished: Option<FinishReason>,
+    failovers: u32,
+}
+
+impl Generation {
+    /// The next token; `None` once the generation has finished.
+    ///
+    /// A chain that fails is replaced and refilled from the tokens so far, which changes no token.
+    ///
+    /// # Errors
+    /// [`GenerateError`] where no chain can be had any more.
+    pub async fn next(&mut self) -> Result<Option<Token>, GenerateError> {
+        if self.finished.is_none() && self.new_count >= self.request.max_tokens {
+            self.finished = Some(FinishReason::Length);
+        }
+        if self.finished.is_some() {
+            return Ok(None);
+        }
+        let (last, time) = self.compute().await?;
+        let mut logits = self.logits(last).await?;
+        let top_logits = top_logits(&logits, self.request.top_logits);
+        let id = self.sampler.sample(&mut logits, &self.tokens);
+        self.tokens.push(id);
+        self.new_count += 1;
+        let text = self.advance(id);
+        Ok(Some(Token {
+            id,
+            text,
+            top_logits,
+            time,
+        }))
+    }
+
+    /// Why the generation ended; `None` while it has not.
+    #[must_use]
+    pub const fn finish_reason(&self) -> Option<FinishReason> {
+        self.finished
+    }
+
+    /// The prompt and what has been generated.
+    #[must_use]
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Where the blocks are computed.
+    #[must_use]
+    pub const fn chain(&self) -> &Chain {
+        &self.chain
+    }
+
+    /// Gives the chain back, with the tokens that its cache holds.
+    #[must_use]
+    pub fn into_chain(mut self) -> (Chain, Vec<u32>) {
+        self.tokens.truncate(self.computed);
+        (self.chain, self.tokens)
+    }
+
+    /// Takes every token that is not in the cache through the chain, and fails over where needed.
+    async fn compute(&mut self) -> Result<(HiddenStates, StepTime), GenerateError> {
+        loop {
+            match self.compute_once().await {
+                Err(GenerateError::Step(error))
+                    if error.may_fail_over() && self.failovers < FAILOVERS_MAX =>
+                {
+                    self.failovers += 1;
+                    tracing::warn!(error = %error, "the chain failed; replaying on another");
+                    self.chain.reopen(&error).await?;
+                    self.computed = 0;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    async fn compute_once(&mut self) -> Result<(HiddenStates, StepTime), GenerateError> {
+        let chunk = self.request.prefill_chunk.max(1) as usize;
+        let mut time = StepTime::default();
+        loop {
+            let end = self.tokens.len().min(self.computed + chunk);
+            let ids = self.tokens[self.computed..end].to_vec();
+            let model = Arc::clone(&self.model);
+            let entering = compute_apart(move || model.ends().embed(&ids)).await?;
+            let position = u32::try_from(self.computed).expect("a context is counted in 32 bits");
+            let (leaving, step) = self.chain.step(position, entering).await?;
+            self.computed = end;
+            time.add(step);
+            if end == self.tokens.len() {
+                return Ok((leaving, time));
+            }
+        }
+    }
+
+    async fn logits(&self, hidden: HiddenStates) -> Result<Vec<f32>, GenerateError> {
+        let model = Arc::clone(&self.model);
+        Ok(compute_apart(move || model.ends().logits(&hidden)).await?)
+    }
+
+    /// What of the answer may be shown now, and whether this token ends it.
+    fn advance(&mut self, id: u32) -> String {
+        let ends = self.model.config().eos_token_ids.contains(&id);
+        if ends && !self.request.ignore_eos {
+            self.finished = Some(FinishReason::Stop);
+        } else if self.new_count >= self.request.max_tokens || self.tokens.len() >= self.context {
+            self.finished = Some(FinishReason::Length);
+        }
+        let Some(stream) = &mut self.text else {
+            return String::new();
+        };
+        let mut shown = String::new();
+        // The token that ends the answer is no part of its text.
+        if self.finished != Some(FinishReason::Stop) {
+            let emit = self.stop.push(&stream.push(id));
+            shown.push_str(&emit.text);
+            if emit.stopped {
+                self.finished = Some(FinishReason::Stop);
+                return shown;
+            }
+        }
+        if self.finished.is_some() {
+            let emit = self.stop.push(&stream.finish());
+            shown.push_str(&emit.text);
+            if emit.stopped {
+                self.finished = Some(FinishReason::Stop);
+            } else {
+                shown.push_str(&self.stop.finish());
+            }
+        }
+        shown
+    }
+}
+
+/// Runs arithmetic where it does not hold up the network.
+async fn compute_apart<T, E>(work: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T, E>
+where
+    T: Send + 'static,
+    E: Send + 'static,
+{
+    tokio::task::spawn_blocking(work)
+        .await
+        .expect("arithmetic does not panic")
+}
+
+/// A generation that cannot begin or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum GenerateError {
+    /// There is nothing to continue.
+    #[error("the prompt has no token")]
+    EmptyPrompt,
+    /// The prompt leaves no room for an answer.
+    #[error("the prompt has {tokens} tokens, but the context only {context}: shorten it")]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        tokens: usize,
+        /// Tokens that fit.
+        context: usize,
+    },
+    /// A token that the model does not have.
+    #[error("token {id} does not exist: the model's vocabulary has {vocabulary} tokens")]
+    UnknownToken {
+        /// The id.
+        id: u32,
+        /// How many there are.
+        vocabulary: usize,
+    },
+    /// Sampling parameters out of range.
+    #[error(transparent)]
+    Sampling(#[from] InvalidSampling),
+    /// The embedding or the head failed.
+    #[error("the ends of the model could not be computed")]
+    Ends(#[from] umbel_engine::EndsError),
+    /// The blocks could not be computed.
+    #[error(transparent)]
+    Step(#[from] StepError),
+}

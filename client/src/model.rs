@@ -1,0 +1,153 @@
+//! What the client keeps of a model: its two ends, its tokenizer, its chat template.
+
+use umbel_engine::{Device, Ends};
+use umbel_protocol::ModelId;
+use umbel_shard::{
+    Cache, LoadError, Model, ModelConfig, ModelSource, OpenModelError, Part, PartsNeeded, Progress,
+};
+
+use crate::text::chat_template::{ChatTemplate, Message, RenderChatError};
+use crate::text::tokenizer::{EncodeError, LoadTokenizerError, Tokenizer};
+
+/// The client's part of a model.
+pub struct ClientModel {
+    shard: Model,
+    ends: Ends,
+    tokenizer: Option<Tokenizer>,
+    chat_template: Option<ChatTemplate>,
+}
+
+impl ClientModel {
+    /// Opens the ends of a model, fetching what is missing.
+    ///
+    /// # Errors
+    /// [`OpenClientModelError`] where the model cannot be had or its files are malformed.
+    pub fn open(
+        source: &ModelSource,
+        cache: &Cache,
+        progress: &dyn Progress,
+    ) -> Result<Self, OpenClientModelError> {
+        Self::from_shard(Model::open(source, cache, PartsNeeded::ends(), progress)?)
+    }
+
+    /// Takes the ends of a model that is open already.
+    ///
+    /// # Errors
+    /// [`OpenClientModelError`] where its files are malformed.
+    pub fn from_shard(shard: Model) -> Result<Self, OpenClientModelError> {
+        let weights = shard
+            .weights(Part::Embedding)?
+            .and(shard.weights(Part::Head)?);
+        let ends = Ends::load(shard.config(), &weights)?;
+        let tokenizer = shard.tokenizer().map(Tokenizer::load).transpose()?;
+        let chat_template = match shard.chat_template() {
+            Some(source) => Some(ChatTemplate::new(source, shard.special_tokens())?),
+            None => None,
+        };
+        Ok(Self {
+            ends,
+            tokenizer,
+            chat_template,
+            shard,
+        })
+    }
+
+    /// The same model, its ends computed by `device`.
+    #[must_use]
+    pub fn on(self, device: Device) -> Self {
+        Self {
+            ends: self.ends.on(device),
+            ..self
+        }
+    }
+
+    /// The hash of its manifest, by which servers of the same model are found.
+    #[must_use]
+    pub fn id(&self) -> ModelId {
+        self.shard.id()
+    }
+
+    /// Its configuration.
+    #[must_use]
+    pub const fn config(&self) -> &ModelConfig {
+        self.shard.config()
+    }
+
+    /// Its files, of which other parts may be loaded.
+    #[must_use]
+    pub const fn shard(&self) -> &Model {
+        &self.shard
+    }
+
+    /// Embedding, final norm and head.
+    #[must_use]
+    pub const fn ends(&self) -> &Ends {
+        &self.ends
+    }
+
+    /// The tokenizer, if the model has one.
+    #[must_use]
+    pub const fn tokenizer(&self) -> Option<&Tokenizer> {
+        self.tokenizer.as_ref()
+    }
+
+    /// The token ids of a text, with the special tokens that the model puts around it.
+    ///
+    /// # Errors
+    /// [`PromptError`] where the model has no tokenizer.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, PromptError> {
+        let tokenizer = self.tokenizer.as_ref().ok_or(PromptError::NoTokenizer)?;
+        Ok(tokenizer.encode_prompt(text)?)
+    }
+
+    /// The token ids of a conversation, up to where the model's answer begins.
+    ///
+    /// # Errors
+    /// [`PromptError`] where the model has no tokenizer or chat template, or the template refuses.
+    pub fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>, PromptError> {
+        let tokenizer = self.tokenizer.as_ref().ok_or(PromptError::NoTokenizer)?;
+        let template = self
+            .chat_template
+            .as_ref()
+            .ok_or(PromptError::NoChatTemplate)?;
+        // The template writes the special tokens itself.
+        Ok(tokenizer.encode(&template.render(messages, true)?, false)?)
+    }
+}
+
+/// A prompt that cannot become tokens.
+#[derive(Debug, thiserror::Error)]
+pub enum PromptError {
+    /// The model's files hold none.
+    #[error("the model has no tokenizer: give token ids with --prompt-ids")]
+    NoTokenizer,
+    /// The model's files hold none.
+    #[error("the model has no chat template: use `umbel generate --prompt` to continue a text")]
+    NoChatTemplate,
+    /// The tokenizer failed.
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+    /// The template failed.
+    #[error(transparent)]
+    Render(#[from] RenderChatError),
+}
+
+/// The client's part of a model that cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenClientModelError {
+    /// Its files cannot be found, fetched or understood.
+    #[error(transparent)]
+    Model(#[from] OpenModelError),
+    /// A tensor could not be read.
+    #[error(transparent)]
+    Weights(#[from] LoadError),
+    /// Embedding, norm or head is missing or has the wrong shape.
+    #[error(transparent)]
+    Ends(#[from] umbel_engine::LoadTensorError),
+    /// The tokenizer is malformed.
+    #[error(transparent)]
+    Tokenizer(#[from] LoadTokenizerError),
+    /// The chat template is malformed.
+    #[error(transparent)]
+    ChatTemplate(#[from] crate::text::chat_template::InvalidChatTemplate),
+}

@@ -1,0 +1,222 @@
+//! A swarm that has been joined: who is in it, and links to them.
+
+pub mod exchange;
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures::future::join_all;
+use umbel_coordinator::swarm::Directory;
+use umbel_net::{
+    Identity, JoinError, Link, LinkProtocol, Multiaddr, Network, NetworkConfig, OpenLinkError,
+    Role, StartNetworkError,
+};
+use umbel_protocol::announcement::{Announcement, UnixTime};
+use umbel_protocol::{ModelId, PeerId};
+
+use exchange::{LookupError, lookup};
+
+/// Most peers that are asked for what they know in one refresh: enough that some have news that
+/// others lack, few enough for a swarm of thousands.
+const PEERS_ASKED_MAX: usize = 8;
+
+/// How long a client without an address waits for servers on the local network to show up.
+const MDNS_WAIT: Duration = Duration::from_secs(5);
+
+/// How to come into a swarm.
+#[derive(Debug, Clone, Default)]
+pub struct SwarmConfig {
+    /// Addresses of peers, any one of which is enough.
+    pub join: Vec<Multiaddr>,
+    /// Whether to look for peers on the local network as well.
+    pub mdns: bool,
+}
+
+/// A swarm, as a client sees it.
+pub struct Swarm {
+    network: Network,
+    directory: Mutex<Directory>,
+    joined: Vec<PeerId>,
+}
+
+impl Swarm {
+    /// Comes into the swarm as a client under a new name, without listening.
+    ///
+    /// # Errors
+    /// [`JoinSwarmError`] where none of the addresses can be reached.
+    pub async fn join(config: SwarmConfig) -> Result<Self, JoinSwarmError> {
+        let identity = Identity::ephemeral();
+        let network = Network::start(NetworkConfig {
+            mdns: config.mdns,
+            ..NetworkConfig::new(identity, Role::Client)
+        })
+        .await?;
+        let joined = if config.join.is_empty() {
+            wait_for_neighbours(&network).await?
+        } else {
+            network.join(&config.join).await?
+        };
+        Ok(Self {
+            network,
+            directory: Mutex::new(Directory::new()),
+            joined,
+        })
+    }
+
+    /// This client's own name.
+    #[must_use]
+    pub fn peer(&self) -> PeerId {
+        self.network.peer_id()
+    }
+
+    /// The announcements of a model's servers, asked for anew; of all models without one.
+    ///
+    /// Peers that do not answer are passed over: an empty answer means that nobody who could be
+    /// reached knows of a server.
+    pub async fn announcements(&self, model: Option<ModelId>) -> Vec<Announcement> {
+        let mut asked = BTreeSet::new();
+        // First those that were named, then those that they named.
+        for _ in 0..2 {
+            let known = self.known(model);
+            let peers: Vec<_> = self
+                .joined
+                .iter()
+                .map(|peer| (*peer, Vec::new()))
+                .chain(
+                    known
+                        .into_iter()
+                        .map(|server| (server.peer, server.addresses)),
+                )
+                .filter(|(peer, _)| asked.insert(*peer))
+                .take(PEERS_ASKED_MAX)
+                .collect();
+            join_all(
+                peers
+                    .into_iter()
+                    .map(|(peer, addresses)| self.ask(peer, addresses, model)),
+            )
+            .await;
+        }
+        if let Some(model) = model.filter(|model| self.known(Some(*model)).is_empty()) {
+            self.ask_providers(model, &mut asked).await;
+        }
+        self.known(model)
+    }
+
+    /// The servers of a model.
+    pub(crate) async fn servers(&self, model: ModelId) -> Vec<Announcement> {
+        self.announcements(Some(model)).await
+    }
+
+    /// The last round trip to a peer, if there has been one.
+    #[must_use]
+    pub fn round_trip(&self, peer: PeerId) -> Option<Duration> {
+        self.network.round_trip(peer)
+    }
+
+    /// Leaves the swarm.
+    pub async fn leave(self) {
+        self.network.shutdown().await;
+    }
+
+    pub(crate) async fn open_link(
+        &self,
+        peer: PeerId,
+        addresses: &[String],
+        protocol: LinkProtocol,
+    ) -> Result<Link, OpenLinkError> {
+        self.network
+            .open_link(peer, &exchange::multiaddrs(addresses), protocol)
+            .await
+    }
+
+    fn known(&self, model: Option<ModelId>) -> Vec<Announcement> {
+        let mut directory = self.directory();
+        directory.expire(unix_time());
+        directory.announcements(model).cloned().collect()
+    }
+
+    async fn ask(&self, peer: PeerId, addresses: Vec<String>, model: Option<ModelId>) {
+        match lookup(&self.network, peer, &addresses, model).await {
+            Ok(found) => self.take_up(peer, found),
+            Err(error) => {
+                let error: &dyn std::error::Error = &error;
+                tracing::debug!(%peer, error, "a peer did not say whom it knows");
+            }
+        }
+    }
+
+    /// Asks the DHT who serves a model of which the peers that were asked know nothing.
+    async fn ask_providers(&self, model: ModelId, asked: &mut BTreeSet<PeerId>) {
+        let providers = self.network.find_providers(*model.as_bytes()).await;
+        let peers: Vec<_> = providers
+            .into_iter()
+            .filter(|peer| asked.insert(*peer))
+            .take(PEERS_ASKED_MAX)
+            .collect();
+        join_all(
+            peers
+                .into_iter()
+                .map(|peer| self.ask(peer, Vec::new(), Some(model))),
+        )
+        .await;
+    }
+
+    fn take_up(&self, from: PeerId, found: exchange::Found) {
+        let (mut directory, now) = (self.directory(), unix_time());
+        for signed in found {
+            if let Err(error) = directory.insert(signed, now) {
+                let error: &dyn std::error::Error = &error;
+                tracing::warn!(%from, error, "refused an announcement");
+            }
+        }
+    }
+
+    fn directory(&self) -> MutexGuard<'_, Directory> {
+        self.directory
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn wait_for_neighbours(network: &Network) -> Result<Vec<PeerId>, JoinSwarmError> {
+    let deadline = tokio::time::Instant::now() + MDNS_WAIT;
+    loop {
+        let peers = network.connected_peers().await;
+        if !peers.is_empty() {
+            return Ok(peers);
+        }
+        if tokio::time::Instant::now() >= deadline {
+            return Err(JoinSwarmError::NoNeighbours);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// The wall clock, for what is signed with a date.
+#[must_use]
+pub fn unix_time() -> UnixTime {
+    UnixTime::after_epoch(
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default(),
+    )
+}
+
+/// No way into the swarm.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinSwarmError {
+    /// The network could not be started.
+    #[error(transparent)]
+    Start(#[from] StartNetworkError),
+    /// None of the addresses answers.
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    /// mDNS found nobody.
+    #[error("no server was found on the local network: give its address with --join")]
+    NoNeighbours,
+    /// A peer did not answer.
+    #[error(transparent)]
+    Lookup(#[from] LookupError),
+}

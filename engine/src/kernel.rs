@@ -1,0 +1,52 @@
+//! The arithmetic beneath the operations, on plain slices.
+//!
+//! # Batch invariance
+//!
+//! Every value that a kernel computes is computed in one fixed order of operations, which depends on
+//! the instruction set and on how the weights are written, and on nothing else. A kernel that takes
+//! many rows at once reuses what it has loaded, and never lets one row into the sums of another; the
+//! work is divided among threads between values, never within one. So the bits of a row do not depend
+//! on the rows beside it, on the number of threads, or on how a prompt is cut.
+//!
+//! | module | what it computes |
+//! |---|---|
+//! | [`mod@matmul`] | a weight matrix times rows of activations, the weights as their file has them |
+//! | [`mod@dequantize`] | a row of weights in binary32 |
+//! | [`mod@attention`] | attention to a paged cache |
+//! | [`mod@rope`] | rotary positions |
+//! | `normalize`, `swiglu` | what is computed value by value |
+//! | `format`, `activation` | how weights are written; activations as integers |
+//! | `portable`, `x86` | the inner loops: on any machine; with AVX2, FMA and F16C |
+
+mod activation;
+pub mod attention;
+pub mod dequantize;
+mod exponential;
+mod format;
+pub mod instruction;
+pub mod matmul;
+mod normalize;
+mod portable;
+pub mod rope;
+#[cfg(test)]
+mod specimen;
+mod swiglu;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+pub use attention::{AttentionShape, KvPages, PAGE_TOKENS, attention, attention_with};
+pub use dequantize::dequantize_row;
+pub use instruction::InstructionSet;
+pub use matmul::{WeightView, matmul, matmul_with};
+pub use normalize::rms_norm;
+pub use rope::{RopeTable, rope};
+pub use swiglu::{add, swiglu, swiglu_with};
+
+/// Values that are computed side by side: the width of an AVX2 register.
+///
+/// The portable kernels keep as many sums, so that compilers find the vectors of other machines.
+const LANES: usize = 8;
+
+/// Multiplications and additions that are worth handing to another thread: about 5 µs of work, where
+/// waking a thread of a busy pool costs about 1.
+const PARALLEL_WORK_MIN: usize = 32 * 1024;

@@ -1,0 +1,313 @@
+//! Attention to the keys and values of a paged cache.
+//!
+//! One pass over the pages with a running maximum (Milakov and Gimelshein 2018,
+//! <https://arxiv.org/abs/1805.02867>; Dao et al. 2022, <https://arxiv.org/abs/2205.14135>): no row of
+//! scores is stored and no page is copied. The steps of the pass are the pages, which are cut at fixed
+//! positions, so the order of a token's sums depends on its own position and window alone.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::exponential::exponential;
+use super::{InstructionSet, LANES, PARALLEL_WORK_MIN, portable};
+
+/// Positions in a page of the cache.
+pub const PAGE_TOKENS: usize = 16;
+
+/// Tokens that pass over a page together, while it lies in the first-level cache: with 3 or 4 heads of
+/// queries to each of keys, their queries and sums take no more room than the page.
+const TILE_TOKENS: usize = 8;
+
+/// How many heads there are, and what each may see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AttentionShape {
+    /// Heads of the queries; a whole number of them shares each head of keys and values.
+    pub heads: usize,
+    /// Heads of the keys and of the values.
+    pub kv_heads: usize,
+    /// Values of one head.
+    pub head_size: usize,
+    /// The most recent positions that a token attends to, itself included; `None` for all.
+    pub window: Option<usize>,
+}
+
+/// The pages of one session in one block; page `index` has the positions from
+/// `index * PAGE_TOKENS` on.
+pub trait KvPages: Sync {
+    /// The keys of page `index`: `[kv_heads, PAGE_TOKENS, head_size]`.
+    fn keys(&self, index: usize) -> &[f32];
+    /// The values of page `index`, in the same layout.
+    fn values(&self, index: usize) -> &[f32];
+}
+
+/// Lets each token of `queries` attend to its own position and those before it, within its window.
+///
+/// `queries` and `output` are `[tokens, heads, head_size]`; the first token is at `position`, and the
+/// pages hold the keys and values of all the tokens already. Scores are divided by the root of
+/// `head_size`. What a page holds at positions that no token sees is never used.
+///
+/// # Panics
+/// Where the sizes do not fit each other: shapes are checked when a model is loaded.
+pub fn attention(
+    shape: AttentionShape,
+    queries: &[f32],
+    pages: &impl KvPages,
+    position: usize,
+    output: &mut [f32],
+) {
+    attention_with(
+        InstructionSet::detected(),
+        shape,
+        queries,
+        pages,
+        position,
+        output,
+    );
+}
+
+/// As [`attention`], with the instructions of `set`.
+///
+/// # Panics
+/// As [`attention`].
+pub fn attention_with(
+    set: InstructionSet,
+    shape: AttentionShape,
+    queries: &[f32],
+    pages: &impl KvPages,
+    position: usize,
+    output: &mut [f32],
+) {
+    let AttentionShape {
+        heads,
+        kv_heads,
+        head_size,
+        window,
+    } = shape;
+    assert!(
+        kv_heads > 0 && head_size > 0,
+        "there are heads, and they have values"
+    );
+    assert!(
+        heads > 0 && heads.is_multiple_of(kv_heads),
+        "queries share the heads of keys evenly"
+    );
+    assert_ne!(window, Some(0), "a token sees itself");
+    assert_eq!(
+        queries.len() % (heads * head_size),
+        0,
+        "the queries are whole tokens"
+    );
+    assert_eq!(
+        queries.len(),
+        output.len(),
+        "there is an output for each query"
+    );
+    let tokens = queries.len() / (heads * head_size);
+    let kernel = Kernel {
+        set,
+        shape,
+        queries,
+        position,
+        pages,
+    };
+    let tiles = tiles(output, shape);
+    let seen = (position + tokens).min(window.unwrap_or(usize::MAX));
+    if tiles.len() > 1 && 2 * seen * queries.len() > PARALLEL_WORK_MIN {
+        tiles
+            .into_par_iter()
+            .with_max_len(1)
+            .for_each(|tile| kernel.attend(tile));
+    } else {
+        tiles.into_iter().for_each(|tile| kernel.attend(tile));
+    }
+}
+
+/// A few tokens and one head of keys and values: the work that one thread takes at a time.
+struct Tile<'a> {
+    first_token: usize,
+    kv_head: usize,
+    /// For each token, the outputs of the heads that share the head of keys.
+    outputs: Vec<&'a mut [f32]>,
+}
+
+/// Cuts `output` into tiles.
+fn tiles(output: &mut [f32], shape: AttentionShape) -> Vec<Tile<'_>> {
+    let token_values = shape.heads * shape.head_size;
+    let group_values = token_values / shape.kv_heads;
+    let mut tiles = Vec::new();
+    for (index, tokens) in output.chunks_mut(TILE_TOKENS * token_values).enumerate() {
+        let first_tile = tiles.len();
+        tiles.extend((0..shape.kv_heads).map(|kv_head| Tile {
+            first_token: index * TILE_TOKENS,
+            kv_head,
+            outputs: Vec::with_capacity(TILE_TOKENS),
+        }));
+        for token in tokens.chunks_exact_mut(token_values) {
+            let groups = token.chunks_exact_mut(group_values);
+            tiles[first_tile..]
+                .iter_mut()
+                .zip(groups)
+                .for_each(|(tile, group)| {
+                    tile.outputs.push(group);
+                });
+        }
+    }
+    tiles
+}
+
+/// What all tiles share.
+struct Kernel<'a, P> {
+    set: InstructionSet,
+    shape: AttentionShape,
+    queries: &'a [f32],
+    position: usize,
+    pages: &'a P,
+}
+
+impl<P: KvPages> Kernel<'_, P> {
+    /// Fills the outputs of `tile`, which hold the weighted sums of values on the way.
+    fn attend(&self, mut tile: Tile<'_>) {
+        let head_size = self.shape.head_size;
+        let group = self.shape.heads / self.shape.kv_heads;
+        let mut softmaxes = vec![Softmax::default(); tile.outputs.len() * group];
+        tile.outputs.iter_mut().for_each(|output| output.fill(0.0));
+        let (first, last) = (tile.first_token, tile.first_token + tile.outputs.len() - 1);
+        let pages = self.seen(first).start / PAGE_TOKENS..self.seen(last).end.div_ceil(PAGE_TOKENS);
+        let page_head = tile.kv_head * PAGE_TOKENS * head_size..;
+        for page in pages {
+            let keys = &self.pages.keys(page)[page_head.clone()][..PAGE_TOKENS * head_size];
+            let values = &self.pages.values(page)[page_head.clone()][..PAGE_TOKENS * head_size];
+            let tokens = tile
+                .outputs
+                .iter_mut()
+                .zip(softmaxes.chunks_exact_mut(group));
+            for (token, (output, softmaxes)) in (first..).zip(tokens) {
+                let slots = slots(self.seen(token), page);
+                if slots.is_empty() {
+                    continue;
+                }
+                let first_head = token * self.shape.heads + tile.kv_head * group;
+                let queries = &self.queries[first_head * head_size..][..group * head_size];
+                let heads = queries
+                    .chunks_exact(head_size)
+                    .zip(output.chunks_exact_mut(head_size));
+                for ((query, sum), softmax) in heads.zip(softmaxes) {
+                    let query = PageQuery {
+                        query,
+                        keys,
+                        values,
+                        slots: slots.clone(),
+                    };
+                    self.attend_page(query, softmax, sum);
+                }
+            }
+        }
+        for (output, softmaxes) in tile.outputs.iter_mut().zip(softmaxes.chunks_exact(group)) {
+            for (sum, softmax) in output.chunks_exact_mut(head_size).zip(softmaxes) {
+                sum.iter_mut().for_each(|value| *value /= softmax.total);
+            }
+        }
+    }
+
+    /// The positions that a token of this pass attends to.
+    fn seen(&self, token: usize) -> Range<usize> {
+        let end = self.position + token + 1;
+        end.saturating_sub(self.shape.window.unwrap_or(end))..end
+    }
+
+    fn attend_page(&self, query: PageQuery<'_>, softmax: &mut Softmax, sum: &mut [f32]) {
+        match self.set {
+            InstructionSet::Portable => portable::attention::attend(query, softmax, sum),
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx2(avx2) if sum.len().is_multiple_of(LANES) => {
+                avx2.attend(query, softmax, sum);
+            }
+            // Heads of other sizes are in no model that we know of.
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx2(_) => portable::attention::attend(query, softmax, sum),
+        }
+    }
+}
+
+/// The places in page `page` of the positions in `seen`.
+fn slots(seen: Range<usize>, page: usize) -> Range<usize> {
+    let start = page * PAGE_TOKENS;
+    let slot = |position: usize| position.saturating_sub(start).min(PAGE_TOKENS);
+    slot(seen.start)..slot(seen.end)
+}
+
+/// One head of one token, and what it may see of one page.
+pub(super) struct PageQuery<'a> {
+    pub(super) query: &'a [f32],
+    /// `[PAGE_TOKENS, head_size]`.
+    pub(super) keys: &'a [f32],
+    /// `[PAGE_TOKENS, head_size]`.
+    pub(super) values: &'a [f32],
+    /// The places that it sees; never empty.
+    pub(super) slots: Range<usize>,
+}
+
+/// The running sums of one softmax.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Softmax {
+    /// The largest score so far.
+    maximum: f32,
+    /// The sum of the weights so far, relative to `maximum`.
+    pub(super) total: f32,
+}
+
+impl Default for Softmax {
+    fn default() -> Self {
+        Self {
+            maximum: f32::NEG_INFINITY,
+            total: 0.0,
+        }
+    }
+}
+
+impl Softmax {
+    /// Takes the dot products of one page and returns the weights of its places, relative to the
+    /// largest score so far, and the factor by which earlier weights have to shrink.
+    ///
+    /// Places outside of `slots` weigh nothing.
+    #[inline(always)]
+    pub(super) fn update(
+        &mut self,
+        dots: [f32; PAGE_TOKENS],
+        slots: &Range<usize>,
+        head_size: usize,
+    ) -> ([f32; PAGE_TOKENS], f32) {
+        let scale = 1.0 / (head_size as f32).sqrt();
+        let mut scores = [f32::NEG_INFINITY; PAGE_TOKENS];
+        for slot in slots.clone() {
+            scores[slot] = dots[slot] * scale;
+        }
+        let maximum = scores.iter().copied().fold(self.maximum, f32::max);
+        // At the first page nothing has been summed, and the difference may be of two infinities.
+        let factor = if self.total == 0.0 {
+            0.0
+        } else {
+            exponential(self.maximum - maximum)
+        };
+        let mut weights = [0.0; PAGE_TOKENS];
+        for (weight, score) in weights.iter_mut().zip(scores) {
+            *weight = exponential(score - maximum);
+        }
+        let mut sums: [f32; LANES] =
+            std::array::from_fn(|lane| weights[lane] + weights[lane + LANES]);
+        let mut width = LANES / 2;
+        while width > 0 {
+            for lane in 0..width {
+                sums[lane] += sums[lane + width];
+            }
+            width /= 2;
+        }
+        self.total = self.total * factor + sums[0];
+        self.maximum = maximum;
+        (weights, factor)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,120 @@
+//! What is computed value by value.
+
+use rayon::prelude::*;
+
+use super::exponential::exponential;
+use super::{InstructionSet, PARALLEL_WORK_MIN};
+
+/// A value costs about as much as this many multiplications: an exponential and a division.
+const VALUE_WORK: usize = 16;
+
+/// `output = silu(gate) * up`, where `silu(x) = x / (1 + e^-x)`: the gate of the MLP of Llama
+/// (Shazeer 2020, <https://arxiv.org/abs/2002.05202>).
+///
+/// # Panics
+/// Where the slices differ in length.
+pub fn swiglu(gate: &[f32], up: &[f32], output: &mut [f32]) {
+    swiglu_with(InstructionSet::detected(), gate, up, output);
+}
+
+/// As [`swiglu`], with the instructions of `set`. All sets give the same bits.
+///
+/// # Panics
+/// Where the slices differ in length.
+pub fn swiglu_with(set: InstructionSet, gate: &[f32], up: &[f32], output: &mut [f32]) {
+    assert!(
+        gate.len() == up.len() && up.len() == output.len(),
+        "one gate for each value"
+    );
+    let share = PARALLEL_WORK_MIN / VALUE_WORK;
+    output
+        .par_chunks_mut(share)
+        .zip(gate.par_chunks(share))
+        .zip(up.par_chunks(share))
+        .for_each(|((output, gate), up)| match set {
+            InstructionSet::Portable => self::gate(gate, up, output),
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx2(avx2) => avx2.gate(gate, up, output),
+        });
+}
+
+/// Adds `other` to `values`.
+///
+/// # Panics
+/// Where the slices differ in length.
+pub fn add(values: &mut [f32], other: &[f32]) {
+    assert_eq!(values.len(), other.len(), "one value is added to each");
+    values
+        .iter_mut()
+        .zip(other)
+        .for_each(|(value, other)| *value += other);
+}
+
+/// One thread's share of [`swiglu`].
+#[inline(always)]
+pub(super) fn gate(gate: &[f32], up: &[f32], output: &mut [f32]) {
+    for ((output, &gate), &up) in output.iter_mut().zip(gate).zip(up) {
+        *output = gate / (1.0 + exponential(-gate)) * up;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Relative: two units of the exponential, and the roundings of a sum, a quotient and a product.
+    const ERROR_MAX: f64 = 6.0 * f32::EPSILON as f64;
+
+    #[test]
+    fn a_gate_lets_through_what_silu_says() {
+        let gate: Vec<f32> = (-4000..4000).map(|step| step as f32 / 50.0).collect();
+        let up: Vec<f32> = (0..gate.len())
+            .map(|index| 1.5 - index as f32 / 1000.0)
+            .collect();
+        let mut output = vec![0.0; gate.len()];
+        swiglu(&gate, &up, &mut output);
+        for ((&gate, &up), &output) in gate.iter().zip(&up).zip(&output) {
+            let (gate, up) = (f64::from(gate), f64::from(up));
+            let exact = gate / (1.0 + (-gate).exp()) * up;
+            let error = (f64::from(output) - exact).abs();
+            assert!(
+                error <= ERROR_MAX * exact.abs(),
+                "{gate}: {output}, not {exact}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_and_every_share_gives_the_same_bits() {
+        let gate: Vec<f32> = (0..5001)
+            .map(|index| (index as f32 * 0.37).sin() * 20.0)
+            .collect();
+        let up: Vec<f32> = (0..5001).map(|index| (index as f32 * 0.11).cos()).collect();
+        let mut together = vec![0.0; 5001];
+        swiglu(&gate, &up, &mut together);
+        let mut portable = vec![0.0; 5001];
+        swiglu_with(InstructionSet::Portable, &gate, &up, &mut portable);
+        assert_eq!(together, portable);
+        for (index, &value) in together.iter().enumerate() {
+            let mut alone = [0.0];
+            swiglu(&gate[index..=index], &up[index..=index], &mut alone);
+            assert_eq!(alone[0].to_bits(), value.to_bits());
+        }
+    }
+
+    #[test]
+    fn far_gates_are_shut_or_open_and_what_is_no_number_shows() {
+        let gate = [-200.0, 200.0, f32::NAN, 0.0];
+        let mut output = [9.0; 4];
+        swiglu(&gate, &[1.0, 2.0, 1.0, 1.0], &mut output);
+        assert_eq!((output[0], output[1], output[3]), (0.0, 400.0, 0.0));
+        assert!(output[2].is_nan());
+    }
+
+    #[test]
+    fn a_residual_is_added_to_each_value() {
+        let mut values = [1.0, 2.0];
+        add(&mut values, &[0.5, -2.0]);
+        assert_eq!(values, [1.5, 0.0]);
+    }
+}

@@ -1,0 +1,110 @@
+//! The inner loops with AVX2, FMA and F16C.
+//!
+//! Everything below is safe Rust in functions that ask for these instructions, but for two things:
+//! the loads (`load`), which read references to arrays, and the calls into those functions, which
+//! only a value of [`Avx2`] can make.
+//!
+//! Each dot product has one register of 8 sums over its columns. A single sum would wait for its own
+//! additions; several rows and tokens side by side (a tile) do not, and share what they load.
+
+mod attention;
+mod dense;
+mod load;
+mod quantized;
+mod super_quantized;
+
+use umbel_shard::WeightType;
+
+use super::activation::{self, Factors, Integers, SuperIntegers};
+use super::attention::{PageQuery, Softmax};
+use super::format::{BLOCK_VALUES, SUPER_VALUES};
+use super::matmul::Panel;
+use super::swiglu;
+
+/// Proof that this processor has AVX2, FMA and F16C: there is no other way to a value than to ask it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Avx2(());
+
+#[allow(
+    unsafe_code,
+    reason = "calls into functions that need AVX2, FMA and F16C"
+)]
+impl Avx2 {
+    pub(super) fn detect() -> Option<Self> {
+        let has_all = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        has_all.then_some(Self(()))
+    }
+
+    /// Multiplies the rows of `panel` with its tokens; there is an output for each.
+    pub(super) fn multiply(self, panel: Panel<'_>, outputs: &mut [&mut [f32]]) {
+        // SAFETY: `self` exists only where the processor has the instructions.
+        unsafe { multiply(panel, outputs) }
+    }
+
+    /// As [`activation::quantize`].
+    pub(super) fn quantize(
+        self,
+        input: &[[f32; BLOCK_VALUES]],
+        values: &mut [Integers],
+        factors: &mut [Factors],
+    ) {
+        // SAFETY: `self` exists only where the processor has the instructions.
+        unsafe { quantize(input, values, factors) }
+    }
+
+    /// As [`activation::quantize_super`].
+    pub(super) fn quantize_super(
+        self,
+        input: &[[f32; SUPER_VALUES]],
+        blocks: &mut [SuperIntegers],
+    ) {
+        // SAFETY: `self` exists only where the processor has the instructions.
+        unsafe { quantize_super(input, blocks) }
+    }
+
+    /// As [`swiglu::gate`].
+    pub(super) fn gate(self, gate: &[f32], up: &[f32], output: &mut [f32]) {
+        // SAFETY: `self` exists only where the processor has the instructions.
+        unsafe { gate_values(gate, up, output) }
+    }
+
+    /// Lets one query attend to one page.
+    pub(super) fn attend(self, query: PageQuery<'_>, softmax: &mut Softmax, sum: &mut [f32]) {
+        // SAFETY: `self` exists only where the processor has the instructions.
+        unsafe { attention::attend(query, softmax, sum) }
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn multiply(panel: Panel<'_>, outputs: &mut [&mut [f32]]) {
+    match panel.kind {
+        WeightType::F32 => dense::binary32(panel, outputs),
+        WeightType::F16 => dense::binary16(panel, outputs),
+        WeightType::BF16 => dense::bfloat16(panel, outputs),
+        WeightType::Q4_0 => quantized::q4_0(panel, outputs),
+        WeightType::Q4_1 => quantized::q4_1(panel, outputs),
+        WeightType::Q5_0 => quantized::q5_0(panel, outputs),
+        WeightType::Q5_1 => quantized::q5_1(panel, outputs),
+        WeightType::Q8_0 => quantized::q8_0(panel, outputs),
+        WeightType::Q4K => super_quantized::q4_k(panel, outputs),
+        WeightType::Q5K => super_quantized::q5_k(panel, outputs),
+        WeightType::Q6K => super_quantized::q6_k(panel, outputs),
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn quantize(input: &[[f32; BLOCK_VALUES]], values: &mut [Integers], factors: &mut [Factors]) {
+    activation::quantize(input, values, factors);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn quantize_super(input: &[[f32; SUPER_VALUES]], blocks: &mut [SuperIntegers]) {
+    activation::quantize_super(input, blocks);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn gate_values(gate: &[f32], up: &[f32], output: &mut [f32]) {
+    swiglu::gate(gate, up, output);
+}

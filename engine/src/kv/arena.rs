@@ -1,0 +1,180 @@
+//! The budget of cache memory that the sessions of one server share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use umbel_protocol::Span;
+use umbel_shard::ModelConfig;
+
+use super::PAGE_TOKENS;
+use super::table::{KvTable, PageShape};
+
+/// Cache memory for the blocks of one span.
+///
+/// It promises memory, and allocates none: a table allocates its pages as tokens fill them. What
+/// was promised at [`KvArena::open`] is there when it is needed, so a session that is open never
+/// fails for lack of room.
+#[derive(Debug)]
+pub struct KvArena {
+    hosted: Span,
+    context_tokens: usize,
+    page: PageShape,
+    budget: Arc<PageBudget>,
+}
+
+impl KvArena {
+    /// Room for `tokens_max` tokens, over all sessions, in each block of `hosted`.
+    ///
+    /// Pages are not split, so the budget is rounded up to whole ones, and so is each session.
+    #[must_use]
+    pub fn new(config: &ModelConfig, hosted: Span, tokens_max: usize) -> Self {
+        let pages = tokens_max
+            .div_ceil(PAGE_TOKENS)
+            .saturating_mul(block_count(hosted));
+        Self {
+            hosted,
+            context_tokens: config.context_tokens,
+            page: PageShape::of(config),
+            budget: Arc::new(PageBudget {
+                free: AtomicUsize::new(pages),
+            }),
+        }
+    }
+
+    /// A table with room for `tokens` tokens in each of `blocks`, empty at first.
+    ///
+    /// The room is given back when the table is dropped.
+    ///
+    /// # Errors
+    /// [`OpenTableError`]: another server, a shorter session or, where the arena is full, a later
+    /// attempt may do.
+    pub fn open(&self, blocks: Span, tokens: usize) -> Result<KvTable, OpenTableError> {
+        if !self.hosted.covers(blocks) {
+            return Err(OpenTableError::NotHosted {
+                blocks,
+                hosted: self.hosted,
+            });
+        }
+        if tokens > self.context_tokens {
+            return Err(OpenTableError::TooLong {
+                tokens,
+                context_tokens: self.context_tokens,
+            });
+        }
+        // Saturates only where a configuration claims an absurd context, and nobody has that room.
+        let pages = tokens
+            .div_ceil(PAGE_TOKENS)
+            .saturating_mul(block_count(blocks));
+        let Some(reservation) = Reservation::take(&self.budget, pages) else {
+            return Err(OpenTableError::Full {
+                tokens,
+                free_tokens: self.free_tokens_for(blocks),
+            });
+        };
+        Ok(KvTable::new(blocks, tokens, self.page, reservation))
+    }
+
+    /// Gives back the room of `table`; dropping it does the same.
+    pub fn close(&self, table: KvTable) {
+        drop(table);
+    }
+
+    /// The blocks whose caches live here.
+    #[must_use]
+    pub const fn hosted(&self) -> Span {
+        self.hosted
+    }
+
+    /// Tokens for which a session through all the hosted blocks could be opened now.
+    #[must_use]
+    pub fn free_tokens(&self) -> usize {
+        self.free_tokens_for(self.hosted)
+    }
+
+    /// Tokens for which a session through `blocks` could be opened now.
+    #[must_use]
+    pub fn free_tokens_for(&self, blocks: Span) -> usize {
+        self.budget.free_pages() / block_count(blocks) * PAGE_TOKENS
+    }
+}
+
+/// How many pages nobody was promised yet.
+#[derive(Debug)]
+struct PageBudget {
+    free: AtomicUsize,
+}
+
+impl PageBudget {
+    fn free_pages(&self) -> usize {
+        self.free.load(Ordering::Acquire)
+    }
+}
+
+/// Pages that were promised to one table; dropping it gives them back.
+#[derive(Debug)]
+pub(super) struct Reservation {
+    budget: Arc<PageBudget>,
+    pages: usize,
+}
+
+impl Reservation {
+    fn take(budget: &Arc<PageBudget>, pages: usize) -> Option<Self> {
+        budget
+            .free
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |free| {
+                free.checked_sub(pages)
+            })
+            .ok()?;
+        Some(Self {
+            budget: Arc::clone(budget),
+            pages,
+        })
+    }
+
+    /// How many pages were promised.
+    pub(super) const fn pages(&self) -> usize {
+        self.pages
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.budget.free.fetch_add(self.pages, Ordering::AcqRel);
+    }
+}
+
+fn block_count(span: Span) -> usize {
+    span.block_count() as usize
+}
+
+/// A table that was not opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum OpenTableError {
+    /// Blocks that are not here: ask the server that has them.
+    #[error("blocks {blocks} are not among the hosted blocks {hosted}")]
+    NotHosted {
+        /// The blocks asked for.
+        blocks: Span,
+        /// The blocks that are here.
+        hosted: Span,
+    },
+    /// More tokens than the model can attend to.
+    #[error("{tokens} tokens exceed the model's context of {context_tokens}; ask for fewer")]
+    TooLong {
+        /// Tokens asked for.
+        tokens: usize,
+        /// The most that the model can attend to.
+        context_tokens: usize,
+    },
+    /// Other sessions have the room: ask for less, later, or elsewhere.
+    #[error("no room for {tokens} tokens in the KV cache, only for {free_tokens}")]
+    Full {
+        /// Tokens asked for.
+        tokens: usize,
+        /// Tokens for which there is room in these blocks now.
+        free_tokens: usize,
+    },
+}
+
+#[cfg(test)]
+mod tests;

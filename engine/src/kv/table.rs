@@ -1,0 +1,262 @@
+//! The cache of one session: which positions are filled, and the pages that hold them.
+
+use std::ops::Range;
+
+use umbel_protocol::Span;
+use umbel_shard::ModelConfig;
+
+use super::PAGE_TOKENS;
+use super::arena::Reservation;
+use crate::kernel::KvPages;
+
+/// Keys and values of one session in each block of its span.
+///
+/// Every block holds the same positions: those below [`KvTable::position`].
+#[derive(Debug)]
+pub struct KvTable {
+    blocks: Span,
+    position: usize,
+    capacity: usize,
+    shape: PageShape,
+    caches: Vec<BlockCache>,
+    reservation: Reservation,
+}
+
+impl KvTable {
+    pub(super) fn new(
+        blocks: Span,
+        capacity: usize,
+        shape: PageShape,
+        reservation: Reservation,
+    ) -> Self {
+        let caches = blocks
+            .blocks()
+            .map(|_| BlockCache {
+                shape,
+                pages: Vec::new(),
+            })
+            .collect();
+        Self {
+            blocks,
+            position: 0,
+            capacity,
+            shape,
+            caches,
+            reservation,
+        }
+    }
+
+    /// The blocks that the session goes through here.
+    #[must_use]
+    pub const fn blocks(&self) -> Span {
+        self.blocks
+    }
+
+    /// Tokens whose keys and values are in the cache: the position of the next token.
+    #[must_use]
+    pub const fn position(&self) -> usize {
+        self.position
+    }
+
+    /// The most tokens that the session can hold.
+    #[must_use]
+    pub const fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Tokens for which there is still room.
+    #[must_use]
+    pub const fn free_tokens(&self) -> usize {
+        self.capacity - self.position
+    }
+
+    /// Forgets every token at `position` and after it, and frees the pages that this empties.
+    ///
+    /// # Errors
+    /// [`TruncateError`] where the cache does not reach that far.
+    pub fn truncate(&mut self, position: usize) -> Result<(), TruncateError> {
+        if position > self.position {
+            return Err(TruncateError {
+                position: self.position,
+                asked: position,
+            });
+        }
+        self.position = position;
+        for cache in &mut self.caches {
+            cache.pages.truncate(position.div_ceil(PAGE_TOKENS));
+        }
+        Ok(())
+    }
+
+    /// Bytes of the pages that are filled at least in part.
+    #[must_use]
+    pub fn allocated_bytes(&self) -> usize {
+        self.page_count() * 2 * self.shape.side_values() * size_of::<f32>()
+    }
+
+    /// The cache of each block, in order; a pass fills them before it calls [`KvTable::advance`].
+    pub(crate) fn caches_mut(&mut self) -> &mut [BlockCache] {
+        &mut self.caches
+    }
+
+    /// Heads and their size, which the blocks that use the table must share.
+    pub(crate) const fn shape(&self) -> PageShape {
+        self.shape
+    }
+
+    /// Counts `tokens` as held, once every block has their keys and values.
+    pub(crate) fn advance(&mut self, tokens: usize) {
+        assert!(
+            tokens <= self.free_tokens(),
+            "a pass is checked for room before it runs"
+        );
+        assert!(
+            self.page_count() <= self.reservation.pages(),
+            "pages are promised before use"
+        );
+        self.position += tokens;
+    }
+
+    fn page_count(&self) -> usize {
+        self.caches.iter().map(|cache| cache.pages.len()).sum()
+    }
+}
+
+/// A position that the cache has not reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the cache holds {position} tokens and cannot be cut back to {asked}")]
+pub struct TruncateError {
+    /// Tokens in the cache.
+    pub position: usize,
+    /// Where it was to be cut.
+    pub asked: usize,
+}
+
+/// What one page holds of each position: `kv_heads` keys and as many values of `head_size`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PageShape {
+    pub(crate) kv_heads: usize,
+    pub(crate) head_size: usize,
+}
+
+impl PageShape {
+    pub(crate) const fn of(config: &ModelConfig) -> Self {
+        Self {
+            kv_heads: config.kv_head_count,
+            head_size: config.head_size,
+        }
+    }
+
+    /// Values of the keys of one page, and as many for its values.
+    const fn side_values(self) -> usize {
+        self.kv_heads * PAGE_TOKENS * self.head_size
+    }
+
+    /// Where `head` at place `slot` of a page lies in its keys, and in its values.
+    pub(crate) const fn slot(self, head: usize, slot: usize) -> Range<usize> {
+        let start = (head * PAGE_TOKENS + slot) * self.head_size;
+        start..start + self.head_size
+    }
+}
+
+/// Keys and values of one session in one block.
+#[derive(Debug)]
+pub(crate) struct BlockCache {
+    shape: PageShape,
+    /// In the order of their positions.
+    pages: Vec<Page>,
+}
+
+/// Keys and values of [`PAGE_TOKENS`] positions, each `[kv_heads, PAGE_TOKENS, head_size]`.
+#[derive(Debug)]
+struct Page {
+    keys: Box<[f32]>,
+    values: Box<[f32]>,
+}
+
+impl BlockCache {
+    /// Writes `keys` and `values`, each `[tokens, kv_heads, head_size]`, from `position` on.
+    ///
+    /// Pages are allocated here, when their first token comes; they start as zeros, so that nothing
+    /// of a former session is ever in them.
+    pub(crate) fn write(&mut self, position: usize, keys: &[f32], values: &[f32]) {
+        let token_values = self.shape.kv_heads * self.shape.head_size;
+        assert_eq!(
+            keys.len(),
+            values.len(),
+            "every token has a key and a value"
+        );
+        assert_eq!(keys.len() % token_values, 0, "keys come in whole tokens");
+        let rows = keys
+            .chunks_exact(token_values)
+            .zip(values.chunks_exact(token_values));
+        for (position, (key, value)) in (position..).zip(rows) {
+            let (page, slot) = (position / PAGE_TOKENS, position % PAGE_TOKENS);
+            self.grow_to(page + 1);
+            for head in 0..self.shape.kv_heads {
+                let from = head * self.shape.head_size..(head + 1) * self.shape.head_size;
+                let to = self.shape.slot(head, slot);
+                self.pages[page].keys[to.clone()].copy_from_slice(&key[from.clone()]);
+                self.pages[page].values[to].copy_from_slice(&value[from]);
+            }
+        }
+    }
+
+    fn grow_to(&mut self, pages: usize) {
+        let side = self.shape.side_values();
+        while self.pages.len() < pages {
+            let zeros = || vec![0.0; side].into_boxed_slice();
+            self.pages.push(Page {
+                keys: zeros(),
+                values: zeros(),
+            });
+        }
+    }
+}
+
+impl KvPages for BlockCache {
+    fn keys(&self, index: usize) -> &[f32] {
+        &self.pages[index].keys
+    }
+
+    fn values(&self, index: usize) -> &[f32] {
+        &self.pages[index].values
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two heads of three values; the digits say position, head and index.
+    fn token(position: usize) -> Vec<f32> {
+        let digits = [0, 1, 2, 10, 11, 12].map(|digits| digits + 100 * position);
+        digits.map(|value| value as f32).to_vec()
+    }
+
+    #[test]
+    fn tokens_lie_in_their_pages_by_head_and_position() {
+        let shape = PageShape {
+            kv_heads: 2,
+            head_size: 3,
+        };
+        let mut cache = BlockCache {
+            shape,
+            pages: Vec::new(),
+        };
+        let tokens: Vec<f32> = (0..20).flat_map(token).collect();
+        let negated: Vec<f32> = tokens.iter().map(|value| -value).collect();
+        cache.write(0, &tokens[..6 * 7], &negated[..6 * 7]);
+        cache.write(7, &tokens[6 * 7..], &negated[6 * 7..]);
+        assert_eq!(cache.pages.len(), 2);
+        for position in 0..20 {
+            let page = &cache.pages[position / PAGE_TOKENS];
+            for head in 0..2 {
+                let start = (head * PAGE_TOKENS + position % PAGE_TOKENS) * 3;
+                let expected = &token(position)[head * 3..head * 3 + 3];
+                assert_eq!(&page.keys[start..start + 3], expected);
+                assert_eq!(page.values[start], -expected[0]);
+            }
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! Llama 1 to 3.x, and the parts from which its relatives are built.
+//!
+//! Papers: Touvron et al. 2023, <https://arxiv.org/abs/2302.13971> and
+//! <https://arxiv.org/abs/2307.09288>; Grattafiori et al. 2024, <https://arxiv.org/abs/2407.21783>.
+//! Reference: `LlamaForCausalLM`, `transformers/models/llama/modeling_llama.py`.
+//!
+//! A block is two residual steps, each with a norm at its entrance:
+//! `h = x + attention(norm(x))`, then `h + mlp(norm(h))`. Attention has rotary positions and
+//! grouped queries (Ainslie et al. 2023, <https://arxiv.org/abs/2305.13245>); the MLP is gated.
+
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use umbel_shard::ModelConfig;
+
+use crate::block::Block;
+use crate::checkpoint::{Checkpoint, LoadTensorError};
+use crate::kernel::{AttentionShape, RopeTable};
+use crate::kv::table::BlockCache;
+use crate::operation::attention::attend;
+use crate::operation::linear::Linear;
+use crate::operation::rms_norm::RmsNorm;
+use crate::operation::rotary::Rotary;
+use crate::operation::swiglu::swiglu;
+
+/// Takes block `index` out of a Llama checkpoint.
+pub(super) fn load_block(
+    checkpoint: Checkpoint<'_>,
+    index: u32,
+    rope: &Arc<RopeTable>,
+) -> Result<LlamaBlock<Attention>, LoadTensorError> {
+    let name = format!("model.layers.{index}");
+    let self_attn = Attention::load(checkpoint, &format!("{name}.self_attn"), None, rope)?;
+    LlamaBlock::load(checkpoint, &name, self_attn)
+}
+
+/// Attention between the projections of its input and that of its output.
+pub(super) struct Attention {
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    o_proj: Linear,
+    rope: Arc<RopeTable>,
+    shape: AttentionShape,
+}
+
+impl Attention {
+    /// Takes the tensors under `name`; a token sees `window` positions, or all before it.
+    ///
+    /// Llama has biases where its configuration says so (`attention_bias` for all four matrices).
+    pub(super) fn load(
+        checkpoint: Checkpoint<'_>,
+        name: &str,
+        window: Option<usize>,
+        rope: &Arc<RopeTable>,
+    ) -> Result<Self, LoadTensorError> {
+        let config = checkpoint.config;
+        let (hidden, queries) = (config.hidden_size, config.head_count * config.head_size);
+        let keys = config.kv_head_count * config.head_size;
+        let linear =
+            |part: &str, shape, bias| checkpoint.linear(&format!("{name}.{part}"), shape, bias);
+        Ok(Self {
+            q_proj: linear("q_proj", [queries, hidden], config.attention_bias)?,
+            k_proj: linear("k_proj", [keys, hidden], config.attention_bias)?,
+            v_proj: linear("v_proj", [keys, hidden], config.attention_bias)?,
+            o_proj: linear("o_proj", [hidden, queries], config.output_bias)?,
+            rope: Arc::clone(rope),
+            shape: attention_shape(config, window),
+        })
+    }
+
+    /// Queries `[tokens, heads * head_size]`, keys and values `[tokens, kv_heads * head_size]`.
+    pub(super) fn project(&self, hidden: &Tensor) -> candle_core::Result<(Tensor, Tensor, Tensor)> {
+        Ok((
+            self.q_proj.forward(hidden)?,
+            self.k_proj.forward(hidden)?,
+            self.v_proj.forward(hidden)?,
+        ))
+    }
+
+    /// Turns queries and keys to their positions, attends, and projects what was attended to.
+    pub(super) fn attend(
+        &self,
+        (queries, keys, values): (Tensor, Tensor, Tensor),
+        cache: &mut BlockCache,
+        position: usize,
+    ) -> candle_core::Result<Tensor> {
+        let AttentionShape {
+            heads,
+            kv_heads,
+            head_size,
+            ..
+        } = self.shape;
+        let queries = Rotary::new(&self.rope, heads, head_size, position).forward(&queries)?;
+        let keys = Rotary::new(&self.rope, kv_heads, head_size, position).forward(&keys)?;
+        let attended = attend(self.shape, &queries, &keys, &values, cache, position)?;
+        self.o_proj.forward(&attended)
+    }
+}
+
+fn attention_shape(config: &ModelConfig, window: Option<usize>) -> AttentionShape {
+    AttentionShape {
+        heads: config.head_count,
+        kv_heads: config.kv_head_count,
+        head_size: config.head_size,
+        window,
+    }
+}
+
+/// What stands between the first norm of a block and its first residual addition.
+pub(super) trait SelfAttention: Send + Sync {
+    /// Keeps the shape `[tokens, hidden]`; the rest is as in [`Block::forward`].
+    fn forward(
+        &self,
+        hidden: &Tensor,
+        cache: &mut BlockCache,
+        position: usize,
+    ) -> candle_core::Result<Tensor>;
+}
+
+impl SelfAttention for Attention {
+    fn forward(
+        &self,
+        hidden: &Tensor,
+        cache: &mut BlockCache,
+        position: usize,
+    ) -> candle_core::Result<Tensor> {
+        self.attend(self.project(hidden)?, cache, position)
+    }
+}
+
+/// The gated MLP: `down(silu(gate(x)) * up(x))`.
+struct Mlp {
+    gate_proj: Linear,
+    up_proj: Linear,
+    down_proj: Linear,
+}
+
+impl Mlp {
+    fn load(checkpoint: Checkpoint<'_>, name: &str) -> Result<Self, LoadTensorError> {
+        let config = checkpoint.config;
+        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        let linear = |part: &str, shape| {
+            checkpoint.linear(&format!("{name}.{part}"), shape, config.mlp_bias)
+        };
+        Ok(Self {
+            gate_proj: linear("gate_proj", [inner, hidden])?,
+            up_proj: linear("up_proj", [inner, hidden])?,
+            down_proj: linear("down_proj", [hidden, inner])?,
+        })
+    }
+
+    fn forward(&self, hidden: &Tensor) -> candle_core::Result<Tensor> {
+        let gated = swiglu(
+            &self.gate_proj.forward(hidden)?,
+            &self.up_proj.forward(hidden)?,
+        )?;
+        self.down_proj.forward(&gated)
+    }
+}
+
+/// A block of Llama, or of a relative whose attention is another.
+pub(super) struct LlamaBlock<A> {
+    input_layernorm: RmsNorm,
+    self_attn: A,
+    post_attention_layernorm: RmsNorm,
+    mlp: Mlp,
+}
+
+impl<A> LlamaBlock<A> {
+    /// Takes the tensors under `name`, but for the attention's.
+    pub(super) fn load(
+        checkpoint: Checkpoint<'_>,
+        name: &str,
+        self_attn: A,
+    ) -> Result<Self, LoadTensorError> {
+        let norm = |part: &str| {
+            checkpoint.rms_norm(&format!("{name}.{part}"), checkpoint.config.hidden_size)
+        };
+        Ok(Self {
+            input_layernorm: norm("input_layernorm")?,
+            self_attn,
+            post_attention_layernorm: norm("post_attention_layernorm")?,
+            mlp: Mlp::load(checkpoint, &format!("{name}.mlp"))?,
+        })
+    }
+}
+
+impl<A: SelfAttention> Block for LlamaBlock<A> {
+    fn forward(
+        &self,
+        input: &Tensor,
+        cache: &mut BlockCache,
+        position: usize,
+    ) -> candle_core::Result<Tensor> {
+        let normed = self.input_layernorm.forward(input)?;
+        let hidden = (input + self.self_attn.forward(&normed, cache, position)?)?;
+        let normed = self.post_attention_layernorm.forward(&hidden)?;
+        &hidden + self.mlp.forward(&normed)?
+    }
+}

@@ -1,0 +1,195 @@
+//! The engine against stored results of Hugging Face transformers, through whole checkpoints.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod fixture;
+
+use fixture::{Fixture, Run, largest_difference};
+use half::bf16;
+use umbel_engine::reference::Reference;
+use umbel_engine::{HiddenStates, Sampler, Sampling, top_logits};
+use umbel_protocol::Span;
+use umbel_shard::{Weight, WeightType, Weights};
+
+/// Each checkpoint, with the configuration file to read it by.
+const CHECKPOINTS: [(&str, &str); 7] = [
+    ("llama", "config.json"),
+    ("llama-tied-mha", "config.json"),
+    ("llama3-rope", "config.json"),
+    ("llama3-rope", "config.transformers4.json"),
+    ("mistral", "config.json"),
+    ("qwen2", "config.json"),
+    ("qwen3", "config.json"),
+];
+
+/// What implementations of one model in binary32 may differ by, as the stored results are of about
+/// 1: the order of sums in a few hundred terms moves the last 3 of 24 bits in each of 4 blocks.
+const BINARY32_ERROR_MAX: f32 = 1e-4;
+
+fn fixtures() -> impl Iterator<Item = (String, Fixture)> {
+    CHECKPOINTS.iter().map(|(checkpoint, config)| {
+        (
+            format!("{checkpoint} by {config}"),
+            Fixture::open(checkpoint, config),
+        )
+    })
+}
+
+fn span(start: u32, end: u32) -> Span {
+    Span::new(start, end).unwrap()
+}
+
+#[test]
+fn every_block_boundary_has_the_stored_hidden_states() {
+    for (name, fixture) in fixtures() {
+        let mut hidden = fixture.ends().embed(&fixture.prompt).unwrap();
+        for (index, stored) in (0..).zip(&fixture.boundaries) {
+            let difference = largest_difference(&hidden.to_values(), stored);
+            assert!(
+                difference < BINARY32_ERROR_MAX,
+                "{name}, entering {index}: {difference}"
+            );
+            if index < fixture.config.block_count {
+                hidden = Run::new(&fixture, &[span(index, index + 1)]).step(&hidden);
+            }
+        }
+        let logits = fixture.ends().logits_of_all(&hidden).unwrap().concat();
+        let difference = largest_difference(&logits, &fixture.logits);
+        assert!(
+            difference < BINARY32_ERROR_MAX,
+            "{name}, logits: {difference}"
+        );
+    }
+}
+
+#[test]
+fn the_reference_has_the_stored_results_too() {
+    for (name, fixture) in fixtures() {
+        let reference = Reference {
+            config: &fixture.config,
+            weights: &fixture.weights,
+        };
+        let embedded = reference.embed(&fixture.prompt).unwrap();
+        let states = reference.boundaries(fixture.all(), &embedded).unwrap();
+        assert_eq!(states.len(), fixture.boundaries.len());
+        for (state, stored) in states.iter().zip(&fixture.boundaries) {
+            let state: Vec<f32> = state.flatten_all().unwrap().to_vec1().unwrap();
+            let difference = largest_difference(&state, stored);
+            assert!(difference < BINARY32_ERROR_MAX, "{name}: {difference}");
+        }
+        let logits = reference.logits(states.last().unwrap()).unwrap();
+        let logits: Vec<f32> = logits.flatten_all().unwrap().to_vec1().unwrap();
+        let difference = largest_difference(&logits, &fixture.logits);
+        assert!(
+            difference < BINARY32_ERROR_MAX,
+            "{name}, logits: {difference}"
+        );
+    }
+}
+
+#[test]
+fn greedy_decoding_gives_the_stored_tokens_with_the_same_bits_in_any_split() {
+    for (name, fixture) in fixtures() {
+        let splits: [&[Span]; 3] = [
+            &[span(0, 4)],
+            &[span(0, 1), span(1, 4)],
+            &[span(0, 1), span(1, 2), span(2, 3), span(3, 4)],
+        ];
+        let [whole, rest @ ..] = splits.map(|split| generate(&fixture, split));
+        assert_eq!(whole.0, fixture.greedy, "{name}");
+        assert!(rest.iter().all(|split| split == &whole), "{name}");
+    }
+}
+
+/// The tokens after the prompt, and the bits of the logits from which each was chosen.
+fn generate(fixture: &Fixture, split: &[Span]) -> (Vec<u32>, Vec<Vec<u32>>) {
+    let (ends, mut run) = (fixture.ends(), Run::new(fixture, split));
+    let sampler = Sampler::new(Sampling::greedy()).unwrap();
+    let mut tokens = fixture.prompt.clone();
+    let mut bits = Vec::new();
+    let mut next = tokens.clone();
+    while bits.len() < fixture.greedy.len() {
+        let hidden = run.step(&ends.embed(&next).unwrap());
+        let mut logits = ends.logits(&hidden).unwrap();
+        bits.push(logits.iter().map(|logit| logit.to_bits()).collect());
+        let likeliest = top_logits(&logits, 1)[0].0;
+        let token = sampler.sample(&mut logits, &tokens);
+        assert_eq!(token, likeliest);
+        tokens.push(token);
+        next = vec![token];
+    }
+    (tokens.split_off(fixture.prompt.len()), bits)
+}
+
+#[test]
+fn a_prompt_in_chunks_has_the_bits_of_the_prompt_in_one_step() {
+    for (name, fixture) in fixtures() {
+        let embedded = fixture.ends().embed(&fixture.prompt).unwrap();
+        let in_chunks = |size: usize| {
+            let mut run = Run::new(&fixture, &[fixture.all()]);
+            let starts = (0..embedded.token_count()).step_by(size);
+            let parts: Vec<HiddenStates> = starts
+                .map(|start| start..embedded.token_count().min(start + size))
+                .map(|chunk| run.step(&embedded.rows(chunk).unwrap()))
+                .collect();
+            HiddenStates::concat(&parts).unwrap().to_wire()
+        };
+        let whole = in_chunks(usize::MAX / 2);
+        for size in [1, 3, 7, 16] {
+            assert_eq!(in_chunks(size), whole, "{name}, {size} tokens a step");
+        }
+    }
+}
+
+#[test]
+fn brain_floats_are_computed_as_the_reference_computes_them() {
+    for (name, mut fixture) in fixtures() {
+        fixture.weights = to_bf16(&fixture.weights);
+        let embedded = fixture.ends().embed(&fixture.prompt).unwrap();
+        let found = Run::new(&fixture, &[fixture.all()]).step(&embedded);
+        let logits = fixture.ends().logits_of_all(&found).unwrap().concat();
+        let reference = Reference {
+            config: &fixture.config,
+            weights: &fixture.weights,
+        };
+        let expected = reference
+            .boundaries(fixture.all(), embedded.tensor())
+            .unwrap();
+        let expected = reference.logits(expected.last().unwrap()).unwrap();
+        let expected: Vec<f32> = expected.flatten_all().unwrap().to_vec1().unwrap();
+        let difference = largest_difference(&logits, &expected);
+        assert!(difference < BINARY32_ERROR_MAX, "{name}: {difference}");
+        // The type itself, with 8 bits of precision, must show: else it was not what was computed.
+        assert!(
+            largest_difference(&logits, &fixture.logits) > 100.0 * BINARY32_ERROR_MAX,
+            "{name}"
+        );
+    }
+}
+
+fn to_bf16(weights: &Weights) -> Weights {
+    let narrow = |weight: &Weight| {
+        assert_eq!(weight.weight_type(), WeightType::F32);
+        let (values, _) = weight.bytes().as_chunks();
+        let values = values
+            .iter()
+            .map(|&bytes| bf16::from_f32(f32::from_le_bytes(bytes)));
+        let bytes: Vec<u8> = values.flat_map(bf16::to_le_bytes).collect();
+        Weight::new(WeightType::BF16, weight.shape().to_vec(), bytes).unwrap()
+    };
+    weights
+        .iter()
+        .map(|(name, weight)| (name.to_owned(), narrow(weight)))
+        .collect()
+}
+
+#[test]
+fn ids_and_hidden_states_of_another_model_are_refused() {
+    let fixture = Fixture::open("llama", "config.json");
+    let ends = fixture.ends();
+    for ids in [&[][..], &[3, 288], &[u32::MAX]] {
+        assert!(ends.embed(ids).is_err(), "{ids:?}");
+    }
+    let narrow = HiddenStates::from_values(vec![0.0; 32], 32).unwrap();
+    assert!(ends.logits(&narrow).is_err());
+}

@@ -1,0 +1,246 @@
+//! Telling the swarm who serves what: one's own announcement, and those of others handed on.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use umbel_client::swarm::exchange::{announce, lookup};
+use umbel_client::swarm::unix_time;
+use umbel_coordinator::random::Random;
+use umbel_coordinator::swarm::Directory;
+use umbel_net::{AcceptError, Link, LinkProtocol, Network};
+use umbel_protocol::announcement::{Announcement, SignedAnnouncement, Throughput};
+use umbel_protocol::directory::{DirectoryAnswer, DirectoryRequest};
+use umbel_protocol::{ModelId, PeerId, Span};
+
+use crate::driver::Load;
+
+/// How often a server announces itself anew and asks another peer for news.
+const INTERVAL: Duration = Duration::from_secs(10);
+
+/// How long an announcement holds: six times the interval, so that some may be lost.
+const LIFETIME: Duration = Duration::from_secs(60);
+
+/// Peers that are told of an announcement; the others hear of it when they ask.
+const PEERS_TOLD_MAX: usize = 16;
+
+/// Directory links that are served at once.
+const LINKS_MAX: usize = 256;
+
+/// Questions on one directory link, after which it closes: a client asks once.
+const QUESTIONS_MAX: usize = 16;
+
+/// How long a directory link may stay silent.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
+
+/// What a server says of itself and does not change.
+#[derive(Debug, Clone)]
+pub struct Offer {
+    /// The model.
+    pub model: ModelId,
+    /// Its name, for people.
+    pub model_name: String,
+    /// The blocks served.
+    pub span: Span,
+    /// Blocks of the whole model.
+    pub block_count: u32,
+    /// Measured.
+    pub throughput: Throughput,
+}
+
+/// The server's view of the swarm, and its voice in it.
+#[derive(Clone)]
+pub struct Announcer {
+    network: Network,
+    directory: Arc<Mutex<Directory>>,
+}
+
+impl Announcer {
+    /// An announcer that knows nobody yet.
+    #[must_use]
+    pub fn new(network: Network) -> Self {
+        Self {
+            network,
+            directory: Arc::default(),
+        }
+    }
+
+    /// The announcements of a model's servers that are known, after asking `peers`.
+    pub async fn servers(&self, model: ModelId, peers: &[PeerId]) -> Vec<Announcement> {
+        for peer in peers {
+            self.ask(*peer, &[]).await;
+        }
+        self.directory()
+            .announcements(Some(model))
+            .cloned()
+            .collect()
+    }
+
+    /// Answers those who ask whom this peer knows, until the future is dropped.
+    ///
+    /// # Errors
+    /// Where directory links are accepted elsewhere already.
+    pub async fn answer(self) -> Result<(), AcceptError> {
+        let mut incoming = self.network.accept(LinkProtocol::Directory)?;
+        let mut links = JoinSet::new();
+        while let Some((peer, link)) = incoming.next().await {
+            while links.try_join_next().is_some() {}
+            if links.len() < LINKS_MAX {
+                links.spawn(self.clone().answer_link(peer, link));
+            }
+        }
+        Ok(())
+    }
+
+    /// Announces `offer` again and again, until the future is dropped.
+    pub async fn run(self, offer: Offer, load: watch::Receiver<Load>) {
+        let mut random = Random::new(getrandom::u64().unwrap_or_default());
+        self.network.provide(*offer.model.as_bytes()).await;
+        let mut ticks = tokio::time::interval(INTERVAL);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            self.announce(&offer, *load.borrow(), false).await;
+            self.ask_one(&mut random).await;
+        }
+    }
+
+    /// Says once what `offer` says; `draining` where no new session should come.
+    pub async fn announce(&self, offer: &Offer, load: Load, draining: bool) {
+        let signed = self.sign(offer, load, draining);
+        let told: Vec<(PeerId, Vec<String>)> = {
+            let mut directory = self.directory();
+            let now = unix_time();
+            directory.expire(now);
+            if let Err(error) = directory.insert(signed.clone(), now) {
+                tracing::error!(%error, "the announcement of this server is not valid");
+            }
+            let own = self.network.peer_id();
+            let others = directory
+                .announcements(None)
+                .filter(|other| other.peer != own);
+            others
+                .map(|other| (other.peer, other.addresses.clone()))
+                .collect()
+        };
+        let mut told = told;
+        for peer in self.network.connected_peers().await {
+            if !told.iter().any(|(other, _)| *other == peer) {
+                told.push((peer, Vec::new()));
+            }
+        }
+        told.truncate(PEERS_TOLD_MAX);
+        let mut tellings = JoinSet::new();
+        for (peer, addresses) in told {
+            let (network, signed) = (self.network.clone(), signed.clone());
+            tellings.spawn(async move {
+                if let Err(error) = announce(&network, peer, &addresses, signed).await {
+                    tracing::debug!(%peer, %error, "a peer was not told");
+                }
+            });
+        }
+        while tellings.join_next().await.is_some() {}
+    }
+
+    fn sign(&self, offer: &Offer, load: Load, draining: bool) -> SignedAnnouncement {
+        let issued = unix_time();
+        let announcement = Announcement {
+            peer: self.network.peer_id(),
+            model: offer.model,
+            model_name: offer.model_name.clone(),
+            span: offer.span,
+            block_count: offer.block_count,
+            addresses: self
+                .network
+                .listen_addresses()
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            throughput: offer.throughput,
+            kv_tokens_free: load.kv_tokens_free,
+            queue_depth: load.queue_depth,
+            draining,
+            issued,
+            expires: issued + LIFETIME,
+        };
+        announcement.sign(self.network.signing_key())
+    }
+
+    async fn ask_one(&self, random: &mut Random) {
+        let own = self.network.peer_id();
+        let others: Vec<(PeerId, Vec<String>)> = self
+            .directory()
+            .announcements(None)
+            .filter(|other| other.peer != own)
+            .map(|other| (other.peer, other.addresses.clone()))
+            .collect();
+        if others.is_empty() {
+            return;
+        }
+        let (peer, addresses) = &others[random.below(others.len())];
+        self.ask(*peer, addresses).await;
+    }
+
+    async fn ask(&self, peer: PeerId, addresses: &[String]) {
+        match lookup(&self.network, peer, addresses, None).await {
+            Ok(found) => {
+                let (mut directory, now) = (self.directory(), unix_time());
+                for signed in found {
+                    if let Err(error) = directory.insert(signed, now) {
+                        tracing::warn!(%peer, %error, "refused an announcement");
+                    }
+                }
+            }
+            Err(error) => tracing::debug!(%peer, %error, "a peer did not say whom it knows"),
+        }
+    }
+
+    async fn answer_link(self, peer: PeerId, link: Link) {
+        let (mut sender, mut receiver) = link.split();
+        for _ in 0..QUESTIONS_MAX {
+            let Ok(Ok(Some(frame))) = tokio::time::timeout(SILENCE_MAX, receiver.receive()).await
+            else {
+                return;
+            };
+            let answer = match DirectoryRequest::decode(frame) {
+                Ok(request) => self.answer_request(peer, request),
+                Err(violation) => {
+                    tracing::warn!(%peer, %violation, "closing a directory link");
+                    return;
+                }
+            };
+            let Some(answer) = answer else { return };
+            if sender.send(answer.encode()).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn answer_request(&self, peer: PeerId, request: DirectoryRequest) -> Option<DirectoryAnswer> {
+        let mut directory = self.directory();
+        let now = unix_time();
+        match request {
+            DirectoryRequest::Lookup { model } => {
+                directory.expire(now);
+                Some(DirectoryAnswer::Found(
+                    directory.signed(model).cloned().collect(),
+                ))
+            }
+            DirectoryRequest::Announce(signed) => match directory.insert(signed, now) {
+                Ok(_) => Some(DirectoryAnswer::Announced),
+                Err(error) => {
+                    tracing::warn!(%peer, %error, "refused an announcement");
+                    None
+                }
+            },
+        }
+    }
+
+    fn directory(&self) -> MutexGuard<'_, Directory> {
+        self.directory
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}

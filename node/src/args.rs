@@ -1,0 +1,378 @@
+//! What was typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use umbel_client::Sampling;
+use umbel_net::Multiaddr;
+use umbel_protocol::Span;
+
+/// The model of every command that names none.
+pub const DEFAULT_MODEL: &str = "smollm2-135m";
+
+/// Runs language models that no single machine can hold, on a swarm of machines.
+#[derive(Debug, Parser)]
+#[command(name = "umbel", version, max_term_width = 100, after_help = EXAMPLES)]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+
+    /// What to log to stderr: error, warn, info, debug, trace, or a filter such as umbel=debug.
+    #[arg(long, global = true, value_name = "FILTER", env = "UMBEL_LOG")]
+    pub log: Option<String>,
+
+    /// Where downloaded models are kept [default: the user's cache folder].
+    #[arg(long, global = true, value_name = "DIR", env = "UMBEL_CACHE")]
+    pub cache_dir: Option<PathBuf>,
+
+    /// Threads that compute [default: one for each processor core].
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  umbel demo --prompt 'What is gravity?'        a swarm of three servers on this machine answers
+  umbel serve --block-count 10                  serve ten blocks of the default model
+  umbel serve --join /ip4/10.0.0.7/udp/4001/quic-v1/p2p/12D3Koo...
+  umbel chat --join /ip4/10.0.0.7/udp/4001/quic-v1/p2p/12D3Koo...
+  umbel generate --local --prompt 'The capital of France is' --max-tokens 20";
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start a small swarm on this machine and chat with it.
+    Demo(DemoArguments),
+    /// Serve blocks of a model to a swarm.
+    Serve(ServeArguments),
+    /// Chat with a model.
+    Chat(ChatArguments),
+    /// Continue a text.
+    Generate(GenerateArguments),
+    /// Show a model: configuration, blocks, sizes, id.
+    Inspect(InspectArguments),
+    /// Show which peers serve which blocks.
+    Status(StatusArguments),
+    /// Measure decode and prefill speed, in one process and over swarms on this machine.
+    Bench(BenchArguments),
+}
+
+/// Which model.
+#[derive(Debug, Clone, Args)]
+pub struct ModelArguments {
+    /// A name from the catalogue (smollm2-135m), hf:OWNER/NAME[@REVISION], a folder with
+    /// config.json and safetensors, or a .gguf file.
+    #[arg(value_name = "MODEL")]
+    model: Option<String>,
+
+    /// The same as MODEL.
+    #[arg(long = "model", value_name = "MODEL", conflicts_with = "model")]
+    model_option: Option<String>,
+}
+
+impl ModelArguments {
+    /// The model that was named, or the default one.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.model
+            .as_deref()
+            .or(self.model_option.as_deref())
+            .unwrap_or(DEFAULT_MODEL)
+    }
+
+    /// The arguments that name this model.
+    #[must_use]
+    pub fn named(model: &str) -> Self {
+        Self {
+            model: Some(model.to_owned()),
+            model_option: None,
+        }
+    }
+}
+
+/// Where the model is computed.
+#[derive(Debug, Clone, Args)]
+pub struct ChainArguments {
+    /// Address of any peer of the swarm, as its `ready` line prints it; may be given several times.
+    #[arg(long, value_name = "ADDR")]
+    pub join: Vec<Multiaddr>,
+
+    /// Compute everything in this process, without a network.
+    #[arg(long, conflicts_with = "join")]
+    pub local: bool,
+
+    /// Look for servers on the local network by mDNS if no address is given.
+    #[arg(long, conflicts_with_all = ["join", "local"])]
+    pub mdns: bool,
+}
+
+/// How the next token is chosen.
+#[derive(Debug, Clone, Args)]
+pub struct SamplingArguments {
+    /// 0 takes the likeliest token; higher is more varied.
+    #[arg(long, value_name = "T")]
+    pub temperature: Option<f32>,
+
+    /// Choose among the K likeliest tokens.
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<usize>,
+
+    /// Choose among the likeliest tokens that together have probability P.
+    #[arg(long, value_name = "P")]
+    pub top_p: Option<f32>,
+
+    /// Choose among tokens at least P times as likely as the likeliest.
+    #[arg(long, value_name = "P")]
+    pub min_p: Option<f32>,
+
+    /// Make tokens that have occurred less likely; 1 changes nothing.
+    #[arg(long, value_name = "R")]
+    pub repetition_penalty: Option<f32>,
+
+    /// The same seed gives the same text [default: drawn at random].
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+}
+
+impl SamplingArguments {
+    /// What was typed over `defaults`.
+    #[must_use]
+    pub fn over(&self, defaults: Sampling, drawn_seed: u64) -> Sampling {
+        Sampling {
+            temperature: self.temperature.unwrap_or(defaults.temperature),
+            top_k: self.top_k.unwrap_or(defaults.top_k),
+            top_p: self.top_p.unwrap_or(defaults.top_p),
+            min_p: self.min_p.unwrap_or(defaults.min_p),
+            repetition_penalty: self
+                .repetition_penalty
+                .unwrap_or(defaults.repetition_penalty),
+            seed: self.seed.unwrap_or(drawn_seed),
+        }
+    }
+}
+
+/// `umbel demo`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  umbel demo\n  umbel demo --prompt 'What is gravity?' --servers 2"
+)]
+pub struct DemoArguments {
+    /// Which model.
+    #[command(flatten)]
+    pub model: ModelArguments,
+
+    /// Answer this and exit.
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: Option<String>,
+
+    /// How many servers share the blocks.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub servers: u32,
+
+    /// Most tokens of an answer.
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub max_tokens: u32,
+
+    /// How the next token is chosen.
+    #[command(flatten)]
+    pub sampling: SamplingArguments,
+}
+
+/// `umbel serve`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  umbel serve                                    as many blocks as fit into memory
+  umbel serve --blocks 0..10 --listen /ip4/127.0.0.1/udp/0/quic-v1
+  umbel serve ./my-model --block-count 8 --join /ip4/10.0.0.7/tcp/4001/p2p/12D3Koo...
+
+Once it serves, it prints one line to stdout: ready MULTIADDR
+Give that address to others as --join. Ctrl-C or SIGTERM stops it.")]
+pub struct ServeArguments {
+    /// Which model.
+    #[command(flatten)]
+    pub model: ModelArguments,
+
+    /// Address of any peer of the swarm; may be given several times.
+    #[arg(long, value_name = "ADDR")]
+    pub join: Vec<Multiaddr>,
+
+    /// Which blocks, START..END; by default as many as fit, where the swarm is thinnest.
+    #[arg(long, value_name = "A..B", conflicts_with = "block_count")]
+    pub blocks: Option<Span>,
+
+    /// How many blocks, where the swarm is thinnest.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub block_count: Option<u32>,
+
+    /// Where to listen; may be given several times [default: every interface, QUIC and TCP, free
+    /// ports].
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Vec<Multiaddr>,
+
+    /// The key by which this peer is known, made if it is missing [default: in the user's data
+    /// folder].
+    #[arg(long, value_name = "FILE")]
+    pub identity: Option<PathBuf>,
+
+    /// Tokens of KV cache for all sessions together [default: what fits beside the weights, at
+    /// most four full contexts].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(16..))]
+    pub kv_tokens: Option<u32>,
+
+    /// Do not look for peers on the local network.
+    #[arg(long)]
+    pub no_mdns: bool,
+
+    /// Stop when stdin closes, so that a server does not outlive the program that started it.
+    #[arg(long, hide = true)]
+    pub stop_with_stdin: bool,
+}
+
+/// `umbel chat`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  umbel chat --local\n  umbel chat --join /ip4/10.0.0.7/udp/4001/quic-v1/p2p/12D3Koo..."
+)]
+pub struct ChatArguments {
+    /// Which model.
+    #[command(flatten)]
+    pub model: ModelArguments,
+
+    /// Where it is computed.
+    #[command(flatten)]
+    pub chain: ChainArguments,
+
+    /// How the model is told to behave.
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+
+    /// Most tokens of an answer.
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub max_tokens: u32,
+
+    /// How the next token is chosen.
+    #[command(flatten)]
+    pub sampling: SamplingArguments,
+}
+
+/// `umbel generate`.
+#[derive(Debug, Args)]
+#[command(
+    group(clap::ArgGroup::new("input").required(true).args(["prompt", "prompt_ids"])),
+    after_help = "Examples:\n  umbel generate --local --prompt 'The capital of France is' --max-tokens 20\n  umbel generate --join ADDR --chat --prompt 'What is gravity?' --json"
+)]
+pub struct GenerateArguments {
+    /// Which model.
+    #[command(flatten)]
+    pub model: ModelArguments,
+
+    /// Where it is computed.
+    #[command(flatten)]
+    pub chain: ChainArguments,
+
+    /// The text to continue.
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: Option<String>,
+
+    /// Token ids to continue, for models without a tokenizer.
+    #[arg(long, value_name = "ID,ID,...", value_delimiter = ',', num_args = 1)]
+    pub prompt_ids: Option<Vec<u32>>,
+
+    /// Put the prompt into the model's chat template, as what the user says.
+    #[arg(long, conflicts_with = "prompt_ids")]
+    pub chat: bool,
+
+    /// Most new tokens.
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub max_tokens: u32,
+
+    /// How the next token is chosen.
+    #[command(flatten)]
+    pub sampling: SamplingArguments,
+
+    /// End where this text comes up; may be given several times.
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
+
+    /// Go on to the limit, past the model's own end.
+    #[arg(long)]
+    pub ignore_eos: bool,
+
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+
+    /// With --json, show the K largest logits of each step.
+    #[arg(long, value_name = "K", requires = "json")]
+    pub top_logits: Option<usize>,
+
+    /// Tokens of the prompt that are computed in one step.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8192))]
+    pub prefill_chunk: Option<u32>,
+}
+
+/// `umbel inspect`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  umbel inspect\n  umbel inspect ./my-model --json")]
+pub struct InspectArguments {
+    /// Which model.
+    #[command(flatten)]
+    pub model: ModelArguments,
+
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `umbel status`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  umbel status --join /ip4/10.0.0.7/udp/4001/quic-v1/p2p/12D3Koo..."
+)]
+pub struct StatusArguments {
+    /// Address of any peer of the swarm; may be given several times.
+    #[arg(long, value_name = "ADDR", required = true)]
+    pub join: Vec<Multiaddr>,
+
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `umbel bench`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  umbel bench\n  umbel bench --servers 1,2,4 --new-tokens 128 --rounds 5"
+)]
+pub struct BenchArguments {
+    /// Which model.
+    #[command(flatten)]
+    pub model: ModelArguments,
+
+    /// Swarms of how many servers are measured beside the single process.
+    #[arg(
+        long,
+        value_name = "N,N,...",
+        value_delimiter = ',',
+        default_value = "1,2,4"
+    )]
+    pub servers: Vec<u32>,
+
+    /// Tokens of the prompt.
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub prompt_tokens: u32,
+
+    /// Tokens that are decoded after it.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub new_tokens: u32,
+
+    /// How often each is measured, in turn; medians are printed.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub rounds: u32,
+
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}

@@ -1,0 +1,121 @@
+//! `umbel inspect`
+
+use std::io::Write as _;
+
+use anyhow::Context as _;
+use serde_json::json;
+use umbel_shard::{Model, ModelSource, PartsNeeded};
+
+use crate::args::InspectArguments;
+use crate::config::Config;
+use crate::progress::Shown;
+
+pub(super) async fn run(arguments: InspectArguments, config: &Config) -> anyhow::Result<()> {
+    let source = ModelSource::parse(arguments.model.name())?;
+    let config = config.clone();
+    let open = move || -> anyhow::Result<Model> {
+        // The tokenizer too, to say whether there is one.
+        let parts = PartsNeeded {
+            tokenizer: true,
+            ..PartsNeeded::nothing()
+        };
+        Ok(Model::open(
+            &source,
+            &config.cache(),
+            parts,
+            &Shown::default(),
+        )?)
+    };
+    let model = tokio::task::spawn_blocking(open).await??;
+    let text = if arguments.json {
+        as_json(&model)
+    } else {
+        as_text(&model)
+    };
+    writeln!(std::io::stdout(), "{text}").context("stdout is closed")
+}
+
+fn as_json(model: &Model) -> String {
+    let config = model.config();
+    json!({
+        "name": model.name(),
+        "id": model.id().to_string(),
+        "family": config.family.to_string(),
+        "quantization": model.manifest().quantization(),
+        "blocks": config.block_count,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "heads": config.head_count,
+        "kv_heads": config.kv_head_count,
+        "head_size": config.head_size,
+        "vocabulary_size": config.vocabulary_size,
+        "context_tokens": config.context_tokens,
+        "tied_embeddings": config.tied_embeddings,
+        "kv_bytes_per_token_and_block": config.kv_token_bytes_per_block(),
+        "block_bytes": model.manifest().blocks_bytes(),
+        "ends_bytes": model.manifest().ends_bytes(),
+        "tokenizer": model.tokenizer().is_some(),
+        "chat_template": model.chat_template().is_some(),
+    })
+    .to_string()
+}
+
+fn as_text(model: &Model) -> String {
+    let config = model.config();
+    let sizes = model.manifest().blocks_bytes();
+    let megabytes = |bytes: u64| bytes as f64 / 1e6;
+    let yes = |yes: bool| if yes { "yes" } else { "no" };
+    let (least, most) = (sizes.iter().min().copied(), sizes.iter().max().copied());
+    let rows = [
+        ("model", model.name().to_owned()),
+        ("id", model.id().to_string()),
+        ("family", config.family.to_string()),
+        ("quantization", model.manifest().quantization().to_owned()),
+        (
+            "blocks",
+            format!(
+                "{} of {:.2} to {:.2} MB, {:.1} MB in all",
+                config.block_count,
+                megabytes(least.unwrap_or(0)),
+                megabytes(most.unwrap_or(0)),
+                megabytes(sizes.iter().sum()),
+            ),
+        ),
+        (
+            "ends",
+            format!(
+                "{:.1} MB (embedding, final norm, head)",
+                megabytes(model.manifest().ends_bytes())
+            ),
+        ),
+        ("hidden size", config.hidden_size.to_string()),
+        ("MLP size", config.intermediate_size.to_string()),
+        (
+            "heads",
+            format!(
+                "{} of {}, {} for keys and values",
+                config.head_count, config.head_size, config.kv_head_count
+            ),
+        ),
+        ("vocabulary", config.vocabulary_size.to_string()),
+        ("context", format!("{} tokens", config.context_tokens)),
+        (
+            "KV cache",
+            format!(
+                "{} bytes per token and block",
+                config.kv_token_bytes_per_block()
+            ),
+        ),
+        ("tied embedding", yes(config.tied_embeddings).to_owned()),
+        ("tokenizer", yes(model.tokenizer().is_some()).to_owned()),
+        (
+            "chat template",
+            yes(model.chat_template().is_some()).to_owned(),
+        ),
+    ];
+    let lines: Vec<_> = rows
+        .iter()
+        .map(|(name, value)| format!("{name:<15} {value}"))
+        .collect();
+    lines.join("\n")
+}

@@ -1,0 +1,110 @@
+//! What chat, generate and bench share: a model's ends, and a chain for its blocks.
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail};
+use umbel_client::{Chain, ClientModel, LocalModel, RemoteChain, Sampling, Swarm, SwarmConfig};
+use umbel_shard::{Model, ModelSource, PartsNeeded};
+
+use crate::args::{ChainArguments, SamplingArguments};
+use crate::config::Config;
+use crate::progress::Shown;
+
+/// Where the blocks are computed.
+pub(super) enum Blocks {
+    Local(Arc<LocalModel>),
+    Swarm(Arc<Swarm>),
+}
+
+/// A model that can be asked.
+pub(super) struct Opened {
+    pub(super) model: Arc<ClientModel>,
+    pub(super) blocks: Blocks,
+}
+
+impl Opened {
+    /// Joins the swarm or loads the blocks, for sessions of `tokens` tokens in all.
+    ///
+    /// The swarm is joined first: a wrong address is found before anything is downloaded.
+    pub(super) async fn open(
+        name: &str,
+        chain: &ChainArguments,
+        config: &Config,
+    ) -> anyhow::Result<Self> {
+        if chain.join.is_empty() && !chain.local && !chain.mdns {
+            bail!(
+                "where? --join ADDR for a swarm, --mdns to look for one nearby, --local for none"
+            );
+        }
+        let source = ModelSource::parse(name)?;
+        if chain.local {
+            let model = open_ends(source, config, PartsNeeded::everything()).await?;
+            let blocks = load_blocks(&model, config).await?;
+            return Ok(Self {
+                model,
+                blocks: Blocks::Local(blocks),
+            });
+        }
+        let join = SwarmConfig {
+            join: chain.join.clone(),
+            mdns: chain.mdns,
+        };
+        let swarm = Arc::new(Swarm::join(join).await?);
+        let model = open_ends(source, config, PartsNeeded::ends()).await?;
+        Ok(Self {
+            model,
+            blocks: Blocks::Swarm(swarm),
+        })
+    }
+
+    /// A session with room for so many tokens, at most the model's context.
+    pub(super) async fn chain(&self, tokens: usize) -> anyhow::Result<Chain> {
+        let tokens = u32::try_from(tokens.clamp(1, self.model.config().context_tokens))?;
+        Ok(match &self.blocks {
+            Blocks::Local(blocks) => Chain::Local(blocks.open(tokens)?),
+            Blocks::Swarm(swarm) => {
+                Chain::Remote(RemoteChain::open(Arc::clone(swarm), &self.model, tokens).await?)
+            }
+        })
+    }
+
+    /// Leaves the swarm in good order.
+    pub(super) async fn leave(self) {
+        if let Blocks::Swarm(swarm) = self.blocks
+            && let Some(swarm) = Arc::into_inner(swarm)
+        {
+            swarm.leave().await;
+        }
+    }
+}
+
+/// Opens the ends of a model, fetching what `parts` lacks.
+pub(super) async fn open_ends(
+    source: ModelSource,
+    config: &Config,
+    parts: PartsNeeded,
+) -> anyhow::Result<Arc<ClientModel>> {
+    let config = config.clone();
+    let open = move || -> anyhow::Result<ClientModel> {
+        let model = Model::open(&source, &config.cache(), parts, &Shown::default())?;
+        Ok(ClientModel::from_shard(model)?.on(config.device()?))
+    };
+    Ok(Arc::new(tokio::task::spawn_blocking(open).await??))
+}
+
+/// Loads every block into this process.
+pub(super) async fn load_blocks(
+    model: &Arc<ClientModel>,
+    config: &Config,
+) -> anyhow::Result<Arc<LocalModel>> {
+    let device = config.device()?;
+    let model = Arc::clone(model);
+    let load = move || LocalModel::load(model.shard(), model.config().context_tokens, device);
+    Ok(Arc::new(tokio::task::spawn_blocking(load).await??))
+}
+
+/// What was typed over `defaults`, with a seed of its own if none was.
+pub(super) fn sampling(typed: &SamplingArguments, defaults: Sampling) -> anyhow::Result<Sampling> {
+    let seed = getrandom::u64().context("the system has no randomness for a seed")?;
+    Ok(typed.over(defaults, seed))
+}

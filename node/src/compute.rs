@@ -1,0 +1,146 @@
+//! The thread that owns the engine: jobs in, results out.
+
+use std::collections::BTreeMap;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use umbel_coordinator::server::{ComputeFailure, Job, JobId};
+use umbel_engine::{HiddenStates, HostedSpan, KvArena, KvTable};
+use umbel_protocol::error::ErrorCode;
+use umbel_protocol::{SessionId, Span, Tensor};
+
+/// Commands that wait for the thread: of each session one to open its cache, one to free it, and
+/// one job for all of them.
+pub const COMMANDS_WAITING_MAX: usize = 2 * umbel_coordinator::server::SESSIONS_MAX + 16;
+
+/// What the thread is told.
+#[derive(Debug)]
+pub enum Command {
+    /// Make room for a session.
+    Open {
+        /// Whose.
+        session: SessionId,
+        /// In which blocks.
+        blocks: Span,
+        /// For how many tokens.
+        tokens: u32,
+    },
+    /// Compute a step.
+    Step(Job),
+    /// Free a session's cache.
+    Forget {
+        /// Whose.
+        session: SessionId,
+    },
+}
+
+/// A job that is done.
+#[derive(Debug)]
+pub struct Computed {
+    /// Which.
+    pub job: JobId,
+    /// What leaves its last block.
+    pub result: Result<Tensor, ComputeFailure>,
+    /// How long it took.
+    pub compute: Duration,
+}
+
+/// Starts the thread, which ends when the sender is dropped.
+///
+/// # Panics
+/// If the system cannot start a thread.
+pub fn start(
+    blocks: HostedSpan,
+    arena: KvArena,
+    done: impl Fn(Computed) + Send + 'static,
+) -> (mpsc::Sender<Command>, JoinHandle<()>) {
+    let (send, receive) = mpsc::channel(COMMANDS_WAITING_MAX);
+    let engine = Engine {
+        blocks,
+        arena,
+        tables: BTreeMap::new(),
+    };
+    let thread = std::thread::Builder::new()
+        .name("compute".to_owned())
+        .spawn(move || engine.run(receive, done))
+        .expect("the system can start a thread");
+    (send, thread)
+}
+
+struct Engine {
+    blocks: HostedSpan,
+    arena: KvArena,
+    tables: BTreeMap<SessionId, KvTable>,
+}
+
+impl Engine {
+    fn run(mut self, mut commands: mpsc::Receiver<Command>, done: impl Fn(Computed)) {
+        while let Some(command) = commands.blocking_recv() {
+            match command {
+                Command::Open {
+                    session,
+                    blocks,
+                    tokens,
+                } => self.open(session, blocks, tokens),
+                Command::Step(job) => {
+                    let started = Instant::now();
+                    let id = job.id;
+                    let result = self.step(&job);
+                    done(Computed {
+                        job: id,
+                        result,
+                        compute: started.elapsed(),
+                    });
+                }
+                Command::Forget { session } => {
+                    if let Some(table) = self.tables.remove(&session) {
+                        self.arena.close(table);
+                    }
+                }
+            }
+        }
+    }
+
+    fn open(&mut self, session: SessionId, blocks: Span, tokens: u32) {
+        match self.arena.open(blocks, tokens as usize) {
+            Ok(table) => {
+                self.tables.insert(session, table);
+            }
+            // Admission counts as the arena does, so this is a bug; the session's first step will
+            // report it to the client.
+            Err(error) => tracing::error!(%session, %error, "admitted, but there is no room"),
+        }
+    }
+
+    fn step(&mut self, job: &Job) -> Result<Tensor, ComputeFailure> {
+        let table = self
+            .tables
+            .get_mut(&job.session)
+            .ok_or_else(|| ComputeFailure {
+                code: ErrorCode::Internal,
+                detail: "the session has no cache".to_owned(),
+            })?;
+        let hidden =
+            HiddenStates::from_wire(&job.hidden, self.blocks.hidden_size()).map_err(|error| {
+                ComputeFailure {
+                    code: ErrorCode::WrongShape,
+                    detail: error.to_string(),
+                }
+            })?;
+        table
+            .truncate(job.position as usize)
+            .map_err(|error| ComputeFailure {
+                code: ErrorCode::WrongPosition,
+                detail: error.to_string(),
+            })?;
+        let hidden = self
+            .blocks
+            .forward(table, &hidden)
+            .map_err(|error| ComputeFailure {
+                code: ErrorCode::Internal,
+                detail: error.to_string(),
+            })?;
+        Ok(hidden.to_wire())
+    }
+}

@@ -1,0 +1,320 @@
+//! The body of [`umbel_coordinator::server`]: links, the compute thread and the clock against the
+//! machine.
+//!
+//! One task owns the machine. Every link has a task that reads and one that writes; the machine's
+//! task waits for none of them, so a peer that does not read delays nobody but itself.
+
+mod links;
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{mpsc, watch};
+use umbel_coordinator::Time;
+use umbel_coordinator::server::{Input, LinkId, Output, Server};
+use umbel_net::Network;
+use umbel_protocol::frame::Frame;
+use umbel_protocol::inference::{ClientMessage, PushMessage, Step};
+use umbel_protocol::{PeerId, SessionId};
+
+use crate::compute::{Command, Computed};
+use links::{EVENTS_WAITING_MAX, FRAMES_WAITING_MAX};
+
+/// What happens on the links and in the engine.
+#[derive(Debug)]
+enum Event {
+    Accepted {
+        link: LinkId,
+        answers: mpsc::Sender<Frame>,
+        close: watch::Sender<bool>,
+    },
+    Received {
+        link: LinkId,
+        from: PeerId,
+        message: ClientMessage,
+    },
+    Pushed {
+        from: PeerId,
+        step: Step,
+        close: watch::Sender<bool>,
+    },
+    Computed(Computed),
+    LinkClosed {
+        link: LinkId,
+    },
+    PushFailed {
+        session: SessionId,
+        detail: String,
+    },
+}
+
+/// What a server has to spare, for its announcements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Load {
+    /// Tokens of KV cache that no session has reserved.
+    pub kv_tokens_free: u32,
+    /// Steps that wait or are being computed.
+    pub queue_depth: u32,
+}
+
+/// Runs the machine of one server.
+pub struct Driver {
+    server: Server,
+    network: Network,
+    compute: mpsc::Sender<Command>,
+    links: BTreeMap<LinkId, OpenLink>,
+    pushes: BTreeMap<SessionId, mpsc::Sender<Frame>>,
+    tell: mpsc::Sender<Event>,
+    events: mpsc::Receiver<Event>,
+    load: watch::Sender<Load>,
+    started: Instant,
+}
+
+struct OpenLink {
+    answers: mpsc::Sender<Frame>,
+    close: watch::Sender<bool>,
+}
+
+/// How the engine tells the driver that a job is done.
+#[derive(Clone)]
+pub struct Completion(mpsc::Sender<Event>);
+
+impl Completion {
+    /// Hands a result in; called from the compute thread.
+    pub fn done(&self, computed: Computed) {
+        // The driver ends before the compute thread does; then nobody waits for the result.
+        let _ended = self.0.blocking_send(Event::Computed(computed));
+    }
+}
+
+/// The queue through which everything reaches the driver.
+pub struct Events {
+    tell: mpsc::Sender<Event>,
+    events: mpsc::Receiver<Event>,
+}
+
+impl Events {
+    /// An empty queue.
+    #[must_use]
+    pub fn new() -> Self {
+        let (tell, events) = mpsc::channel(EVENTS_WAITING_MAX);
+        Self { tell, events }
+    }
+
+    /// The end of it for the engine.
+    #[must_use]
+    pub fn completion(&self) -> Completion {
+        Completion(self.tell.clone())
+    }
+}
+
+impl Default for Events {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Driver {
+    /// A driver that listens for links as soon as it runs.
+    #[must_use]
+    pub fn new(
+        server: Server,
+        network: Network,
+        compute: mpsc::Sender<Command>,
+        events: Events,
+    ) -> Self {
+        let load = watch::Sender::new(load(&server));
+        let Events { tell, events } = events;
+        Self {
+            server,
+            network,
+            compute,
+            links: BTreeMap::new(),
+            pushes: BTreeMap::new(),
+            tell,
+            events,
+            load,
+            started: Instant::now(),
+        }
+    }
+
+    /// What the server has to spare, as it changes.
+    #[must_use]
+    pub fn load(&self) -> watch::Receiver<Load> {
+        self.load.subscribe()
+    }
+
+    /// Serves until the future is dropped.
+    ///
+    /// # Errors
+    /// Where links of the session or push protocol are accepted elsewhere already.
+    pub async fn run(mut self) -> Result<(), umbel_net::AcceptError> {
+        let _acceptors = links::accept(&self.network, &self.tell)?;
+        loop {
+            let deadline = self.server.poll_timeout().map(Time::elapsed);
+            let deadline =
+                deadline.map(|after| tokio::time::Instant::from_std(self.started + after));
+            tokio::select! {
+                event = self.events.recv() => {
+                    self.handle(event.expect("the driver itself holds a sender"));
+                }
+                () = sleep_until(deadline) => self.server.handle_timeout(self.now()),
+            }
+            self.drain();
+            let load = load(&self.server);
+            self.load
+                .send_if_modified(|last| std::mem::replace(last, load) != load);
+        }
+    }
+
+    fn now(&self) -> Time {
+        Time::after_start(self.started.elapsed())
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Accepted {
+                link,
+                answers,
+                close,
+            } => {
+                self.links.insert(link, OpenLink { answers, close });
+            }
+            Event::Received {
+                link,
+                from,
+                message,
+            } => {
+                let result = self.server.handle(
+                    Input::Received {
+                        link,
+                        from,
+                        message,
+                    },
+                    self.now(),
+                );
+                if let Err(violation) = result {
+                    tracing::warn!(%from, %violation, "closing a client's link");
+                    self.close(link);
+                }
+            }
+            Event::Pushed { from, step, close } => {
+                if let Err(violation) = self.server.handle(Input::Pushed { from, step }, self.now())
+                {
+                    tracing::warn!(%from, %violation, "closing a server's link");
+                    close.send_replace(true);
+                }
+            }
+            Event::Computed(Computed {
+                job,
+                result,
+                compute,
+            }) => {
+                self.tell_server(Input::Computed {
+                    job,
+                    result,
+                    compute,
+                });
+            }
+            Event::LinkClosed { link } => self.close(link),
+            Event::PushFailed { session, detail } => {
+                self.tell_server(Input::PushFailed { session, detail });
+            }
+        }
+    }
+
+    /// Tells the machine of something that no peer said, so that nobody can be at fault.
+    fn tell_server(&mut self, input: Input) {
+        let result = self.server.handle(input, self.now());
+        debug_assert!(
+            result.is_ok(),
+            "only what a peer says can break the protocol"
+        );
+    }
+
+    fn close(&mut self, link: LinkId) {
+        if let Some(open) = self.links.remove(&link) {
+            open.close.send_replace(true);
+            self.tell_server(Input::LinkClosed { link });
+        }
+    }
+
+    fn drain(&mut self) {
+        while let Some(output) = self.server.poll() {
+            match output {
+                Output::Send { link, message } => self.send(link, message.encode()),
+                Output::Connect { session, next } => {
+                    let push = links::push(&self.network, session, next, self.tell.clone());
+                    self.pushes.insert(session, push);
+                }
+                Output::Push { next, step } => self.push(next, step),
+                Output::OpenCache {
+                    session,
+                    blocks,
+                    tokens,
+                } => {
+                    self.command(Command::Open {
+                        session,
+                        blocks,
+                        tokens,
+                    });
+                }
+                Output::Compute(job) => self.command(Command::Step(job)),
+                Output::Forget { session } => {
+                    self.pushes.remove(&session);
+                    self.command(Command::Forget { session });
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, link: LinkId, frame: Frame) {
+        let Some(open) = self.links.get(&link) else {
+            return;
+        };
+        match open.answers.try_send(frame) {
+            Ok(()) => return,
+            Err(TrySendError::Full(_)) => {
+                tracing::warn!(link = link.0, "a client leaves its answers unread");
+            }
+            // It is gone, and its reader will say so.
+            Err(TrySendError::Closed(_)) => {}
+        }
+        self.close(link);
+    }
+
+    fn push(&mut self, next: PeerId, mut step: Step) {
+        if let Some(own) = step.trace.last_mut() {
+            own.link_round_trip = self.network.round_trip(next);
+        }
+        let session = step.session;
+        let Some(push) = self.pushes.get(&session) else {
+            return;
+        };
+        if push.try_send(PushMessage::Step(step).encode()).is_err() {
+            let detail = format!("{next} leaves {FRAMES_WAITING_MAX} steps unread");
+            self.tell_server(Input::PushFailed { session, detail });
+        }
+    }
+
+    fn command(&self, command: Command) {
+        self.compute
+            .try_send(command)
+            .expect("the queue has room for every session's commands");
+    }
+}
+
+fn load(server: &Server) -> Load {
+    Load {
+        kv_tokens_free: server.kv_tokens_free(),
+        queue_depth: u32::try_from(server.queue_depth()).unwrap_or(u32::MAX),
+    }
+}
+
+async fn sleep_until(deadline: Option<tokio::time::Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}

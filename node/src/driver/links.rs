@@ -1,0 +1,207 @@
+//! The tasks that read and write links.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use umbel_coordinator::server::LinkId;
+use umbel_net::{AcceptError, Link, LinkProtocol, LinkReceiver, LinkSender, Network};
+use umbel_protocol::frame::Frame;
+use umbel_protocol::inference::{ClientMessage, NextHop, PushMessage};
+use umbel_protocol::{PeerId, SessionId};
+
+use super::Event;
+
+/// Events that wait for the driver. When they are this many, readers wait, and with them their
+/// peers: that is the back-pressure on everybody.
+pub(super) const EVENTS_WAITING_MAX: usize = 256;
+
+/// Frames that wait for one link: as many as the steps of a session that may wait, and the
+/// messages around them.
+pub(super) const FRAMES_WAITING_MAX: usize = 64;
+
+/// Links of clients, and of servers that push, that are open at once: a few for every session.
+const LINKS_MAX: usize = 1024;
+
+/// Accepts links of clients and of servers until it is dropped.
+pub(super) fn accept(
+    network: &Network,
+    tell: &mpsc::Sender<Event>,
+) -> Result<JoinSet<()>, AcceptError> {
+    let mut acceptors = JoinSet::new();
+    let mut clients = network.accept(LinkProtocol::Session)?;
+    let to_driver = tell.clone();
+    acceptors.spawn(async move {
+        let mut links = JoinSet::new();
+        let ids = AtomicU64::new(0);
+        while let Some((peer, link)) = clients.next().await {
+            while links.try_join_next().is_some() {}
+            if links.len() >= LINKS_MAX {
+                tracing::warn!(%peer, "refused a link: {LINKS_MAX} are open");
+                continue;
+            }
+            let id = LinkId(ids.fetch_add(1, Ordering::Relaxed));
+            links.spawn(serve_client(id, peer, link, to_driver.clone()));
+        }
+    });
+    let mut servers = network.accept(LinkProtocol::Push)?;
+    let to_driver = tell.clone();
+    acceptors.spawn(async move {
+        let mut links = JoinSet::new();
+        while let Some((peer, link)) = servers.next().await {
+            while links.try_join_next().is_some() {}
+            if links.len() >= LINKS_MAX {
+                tracing::warn!(%peer, "refused a link: {LINKS_MAX} are open");
+                continue;
+            }
+            links.spawn(receive_pushes(peer, link, to_driver.clone()));
+        }
+    });
+    Ok(acceptors)
+}
+
+/// Opens a link to the next hop of a session; what is sent to the result goes over it. It closes
+/// when the sender is dropped.
+pub(super) fn push(
+    network: &Network,
+    session: SessionId,
+    next: NextHop,
+    tell: mpsc::Sender<Event>,
+) -> mpsc::Sender<Frame> {
+    let (send, mut frames) = mpsc::channel::<Frame>(FRAMES_WAITING_MAX);
+    let network = network.clone();
+    tokio::spawn(async move {
+        let addresses = umbel_client::swarm::exchange::multiaddrs(&next.addresses);
+        let outcome = async {
+            let link = network
+                .open_link(next.peer, &addresses, LinkProtocol::Push)
+                .await
+                .map_err(|error| chain(&error))?;
+            let (mut sender, mut receiver) = link.split();
+            loop {
+                tokio::select! {
+                    frame = frames.recv() => match frame {
+                        Some(frame) => sender.send(frame).await.map_err(|error| chain(&error))?,
+                        None => return Ok(()),
+                    },
+                    // Nothing is said on it in this direction, so anything is its end.
+                    _ = receiver.receive() => return Err("it closed the link".to_owned()),
+                }
+            }
+        };
+        let outcome: Result<(), String> = outcome.await;
+        if let Err(reason) = outcome {
+            let detail = format!("cannot push to {}: {reason}", next.peer);
+            let _ended = tell.send(Event::PushFailed { session, detail }).await;
+        }
+    });
+    send
+}
+
+async fn serve_client(id: LinkId, peer: PeerId, link: Link, tell: mpsc::Sender<Event>) {
+    let (sender, receiver) = link.split();
+    let (answers, frames) = mpsc::channel(FRAMES_WAITING_MAX);
+    let (close, mut closed) = watch::channel(false);
+    if tell
+        .send(Event::Accepted {
+            link: id,
+            answers,
+            close,
+        })
+        .await
+        .is_err()
+    {
+        return;
+    }
+    tokio::select! {
+        () = read_client(id, peer, receiver, &tell) => {}
+        () = write(sender, frames) => {}
+        _ = closed.wait_for(|closed| *closed) => {}
+    }
+    let _ended = tell.send(Event::LinkClosed { link: id }).await;
+}
+
+async fn read_client(
+    id: LinkId,
+    peer: PeerId,
+    mut receiver: LinkReceiver,
+    tell: &mpsc::Sender<Event>,
+) {
+    while let Some(frame) = receive(peer, &mut receiver).await {
+        match ClientMessage::decode(frame) {
+            Ok(message) => {
+                let event = Event::Received {
+                    link: id,
+                    from: peer,
+                    message,
+                };
+                if tell.send(event).await.is_err() {
+                    return;
+                }
+            }
+            Err(violation) => {
+                tracing::warn!(%peer, %violation, "closing a client's link");
+                return;
+            }
+        }
+    }
+}
+
+async fn receive_pushes(peer: PeerId, link: Link, tell: mpsc::Sender<Event>) {
+    let (_sender, mut receiver) = link.split();
+    let (close, mut closed) = watch::channel(false);
+    let read = async {
+        while let Some(frame) = receive(peer, &mut receiver).await {
+            match PushMessage::decode(frame) {
+                Ok(PushMessage::Step(step)) => {
+                    let event = Event::Pushed {
+                        from: peer,
+                        step,
+                        close: close.clone(),
+                    };
+                    if tell.send(event).await.is_err() {
+                        return;
+                    }
+                }
+                Err(violation) => {
+                    tracing::warn!(%peer, %violation, "closing a server's link");
+                    return;
+                }
+            }
+        }
+    };
+    tokio::select! {
+        () = read => {}
+        _ = closed.wait_for(|closed| *closed) => {}
+    }
+}
+
+async fn receive(peer: PeerId, receiver: &mut LinkReceiver) -> Option<Frame> {
+    match receiver.receive().await {
+        Ok(frame) => frame,
+        Err(error) => {
+            tracing::debug!(%peer, error = chain(&error), "a link ended");
+            None
+        }
+    }
+}
+
+async fn write(mut sender: LinkSender, mut frames: mpsc::Receiver<Frame>) {
+    while let Some(frame) = frames.recv().await {
+        if let Err(error) = sender.send(frame).await {
+            tracing::debug!(error = chain(&error), "a link ended");
+            return;
+        }
+    }
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,288 @@
+//! A server from start to stop: join, choose blocks, load them, announce, serve, leave.
+
+mod memory;
+
+use std::io::Write as _;
+use std::path::Path;
+use std::pin::pin;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use tokio::sync::watch;
+use umbel_coordinator::server::{Server, ServerConfig};
+use umbel_coordinator::swarm::placement::thinnest_span;
+use umbel_engine::{Device, HostedSpan, KvArena};
+use umbel_net::{
+    Identity, LoadIdentityError, Multiaddr, Network, NetworkConfig, Role, StartNetworkError,
+};
+use umbel_protocol::announcement::Throughput;
+use umbel_protocol::{PeerId, Span};
+use umbel_shard::{Model, ModelSource, Part, PartsNeeded};
+
+use crate::announce::{Announcer, Offer};
+use crate::args::ServeArguments;
+use crate::config::Config;
+use crate::driver::{Driver, Events, Load};
+use crate::progress::Shown;
+use crate::shutdown::Shutdown;
+use crate::{compute, measure};
+
+/// How long the swarm is told, at the end, that this server leaves.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Servers of one user on one machine that find an identity without being given one.
+const IDENTITIES_MAX: usize = 64;
+
+/// Serves until a signal, and prints `ready MULTIADDR` once it does.
+///
+/// # Errors
+/// Where the model, the network or the memory does not allow it.
+pub async fn serve(arguments: ServeArguments, config: &Config) -> anyhow::Result<()> {
+    let mut shutdown = Shutdown::listen().context("signals cannot be caught")?;
+    let with_stdin = arguments.stop_with_stdin;
+    let mut stop = pin!(async {
+        tokio::select! {
+            signal = shutdown.requested() => tracing::info!(signal, "stopping"),
+            () = stdin_closed(with_stdin) => tracing::info!("stopping, as stdin has closed"),
+        }
+    });
+    let serving = tokio::select! {
+        serving = Serving::start(arguments, config) => serving?,
+        () = &mut stop => return Ok(()),
+    };
+    let Serving {
+        network,
+        announcer,
+        offer,
+        driver,
+    } = serving;
+    let load = driver.load();
+    let mut driving = tokio::spawn(driver.run());
+    tokio::select! {
+        () = announce_and_say_so(&announcer, &offer, &load, &network) => {}
+        result = &mut driving => result.context("the server's own task failed")??,
+        () = &mut stop => {}
+    }
+    driving.abort();
+    let load = *load.borrow();
+    let farewell = announcer.announce(&offer, load, true);
+    let _in_vain = tokio::time::timeout(FAREWELL_TIMEOUT, farewell).await;
+    network.shutdown().await;
+    Ok(())
+}
+
+/// Announces the server, prints its address, and announces it again and again.
+async fn announce_and_say_so(
+    announcer: &Announcer,
+    offer: &Offer,
+    load: &watch::Receiver<Load>,
+    network: &Network,
+) {
+    // Who reads the line may ask any peer at once, and that peer shall know of this server.
+    let first = *load.borrow();
+    announcer.announce(offer, first, false).await;
+    if let Err(error) = writeln!(std::io::stdout(), "ready {}", network.preferred_address()) {
+        tracing::warn!(%error, "nobody reads stdout");
+    }
+    announcer.clone().run(offer.clone(), load.clone()).await;
+}
+
+/// A server that is ready to serve.
+struct Serving {
+    network: Network,
+    announcer: Announcer,
+    offer: Offer,
+    driver: Driver,
+}
+
+impl Serving {
+    async fn start(arguments: ServeArguments, config: &Config) -> anyhow::Result<Self> {
+        let source = ModelSource::parse(arguments.model.name())?;
+        let identity = identity(arguments.identity.as_deref(), &config.data_dir)?;
+        let network = start_network(&arguments, identity).await?;
+        let joined = match arguments.join.as_slice() {
+            [] => Vec::new(),
+            addresses => network.join(addresses).await?,
+        };
+        let announcer = Announcer::new(network.clone());
+        tokio::spawn(announcer.clone().answer());
+
+        let model = open_model(source.clone(), config, PartsNeeded::nothing()).await?;
+        let kv_tokens = arguments.kv_tokens;
+        let (span, kv_tokens) = choose(&arguments, &model, &announcer, &joined, kv_tokens).await?;
+        let model = open_model(source, config, PartsNeeded::span(span)).await?;
+        let device = config.device()?;
+        let (blocks, arena, throughput) = load(&model, span, kv_tokens, device).await?;
+        tracing::info!(
+            model = model.name(),
+            blocks = %span,
+            of = model.config().block_count,
+            kv_tokens,
+            decode = throughput.decode_tokens_per_second,
+            prefill = throughput.prefill_tokens_per_second,
+            "loaded"
+        );
+
+        let offer = Offer {
+            model: model.id(),
+            model_name: model.name().to_owned(),
+            span,
+            block_count: model.config().block_count,
+            throughput,
+        };
+        let server = Server::new(server_config(&model, network.peer_id(), span, kv_tokens)?);
+        let events = Events::new();
+        let completion = events.completion();
+        let (compute, _thread) = compute::start(blocks, arena, move |done| completion.done(done));
+        let driver = Driver::new(server, network.clone(), compute, events);
+        Ok(Self {
+            network,
+            announcer,
+            offer,
+            driver,
+        })
+    }
+}
+
+fn server_config(
+    model: &Model,
+    peer: PeerId,
+    span: Span,
+    kv_tokens: usize,
+) -> anyhow::Result<ServerConfig> {
+    let config = model.config();
+    Ok(ServerConfig {
+        peer,
+        model: model.id(),
+        span,
+        hidden_size: u32::try_from(config.hidden_size)?,
+        context_tokens: u32::try_from(config.context_tokens)?,
+        kv_tokens_max: u32::try_from(kv_tokens)?,
+    })
+}
+
+async fn start_network(
+    arguments: &ServeArguments,
+    identity: Identity,
+) -> Result<Network, StartNetworkError> {
+    let anywhere = ["/ip4/0.0.0.0/udp/0/quic-v1", "/ip4/0.0.0.0/tcp/0"];
+    let listen = if arguments.listen.is_empty() {
+        anywhere
+            .iter()
+            .map(|text| text.parse().expect("a multiaddress"))
+            .collect()
+    } else {
+        arguments.listen.clone()
+    };
+    let on_loopback = |address: &Multiaddr| {
+        let text = address.to_string();
+        text.starts_with("/ip4/127.") || text.starts_with("/ip6/::1/")
+    };
+    // Who listens on loopback alone is not to be found from elsewhere.
+    let mdns = !arguments.no_mdns && !listen.iter().all(on_loopback);
+    Network::start(NetworkConfig {
+        listen,
+        mdns,
+        ..NetworkConfig::new(identity, Role::Server)
+    })
+    .await
+}
+
+/// The identity in the named file, or the first of the user's own that no running server has.
+fn identity(named: Option<&Path>, data_dir: &Path) -> anyhow::Result<Identity> {
+    if let Some(path) = named {
+        return Ok(Identity::load_or_create(path)?);
+    }
+    for number in 1..=IDENTITIES_MAX {
+        let suffix = if number == 1 {
+            String::new()
+        } else {
+            format!("-{number}")
+        };
+        let path = data_dir.join(format!("identity{suffix}.pem"));
+        match Identity::load_or_create(&path) {
+            Err(LoadIdentityError::InUse { .. }) => {}
+            result => return Ok(result?),
+        }
+    }
+    bail!("{IDENTITIES_MAX} servers of this user run already: name a file with --identity")
+}
+
+async fn open_model(
+    source: ModelSource,
+    config: &Config,
+    parts: PartsNeeded,
+) -> anyhow::Result<Model> {
+    let config = config.clone();
+    let open = move || -> anyhow::Result<Model> {
+        Ok(Model::open(
+            &source,
+            &config.cache(),
+            parts,
+            &Shown::default(),
+        )?)
+    };
+    tokio::task::spawn_blocking(open).await?
+}
+
+/// Which blocks to serve, and room for how many tokens.
+async fn choose(
+    arguments: &ServeArguments,
+    model: &Model,
+    announcer: &Announcer,
+    joined: &[PeerId],
+    kv_tokens: Option<u32>,
+) -> anyhow::Result<(Span, usize)> {
+    let block_count = model.config().block_count;
+    let free_bytes = memory::free_bytes()?;
+    if let Some(span) = arguments.blocks {
+        if span.end() > block_count {
+            bail!("the model has blocks 0..{block_count}; {span} goes beyond them");
+        }
+        return Ok((
+            span,
+            memory::kv_tokens(model, span.block_count(), kv_tokens, free_bytes),
+        ));
+    }
+    let count = match arguments.block_count {
+        Some(count) if count > block_count => {
+            bail!("the model has {block_count} blocks; {count} are more")
+        }
+        Some(count) => count,
+        None => memory::blocks_that_fit(model, kv_tokens, free_bytes)?,
+    };
+    let servers = announcer.servers(model.id(), joined).await;
+    let span = thinnest_span(block_count, count, &servers).context("the model has no blocks")?;
+    Ok((span, memory::kv_tokens(model, count, kv_tokens, free_bytes)))
+}
+
+async fn load(
+    model: &Model,
+    span: Span,
+    kv_tokens: usize,
+    device: Device,
+) -> anyhow::Result<(HostedSpan, KvArena, Throughput)> {
+    let weights = model.weights(Part::Blocks(span))?;
+    let config = model.config().clone();
+    let load = move || -> anyhow::Result<_> {
+        let blocks = HostedSpan::load(&config, &weights, span)?.on(device);
+        let arena = KvArena::new(&config, span, kv_tokens);
+        let throughput = measure::throughput(&blocks, &arena)?;
+        Ok((blocks, arena, throughput))
+    };
+    tokio::task::spawn_blocking(load).await?
+}
+
+/// Waits until whoever holds the other end of stdin is gone, if that is asked for.
+async fn stdin_closed(asked: bool) {
+    if !asked {
+        return std::future::pending().await;
+    }
+    let (closed, wait) = tokio::sync::oneshot::channel::<()>();
+    // A thread of its own, which ends with the process: a read of stdin cannot be given up.
+    std::thread::spawn(move || {
+        let _until_its_end = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        drop(closed);
+    });
+    let _closed = wait.await;
+}

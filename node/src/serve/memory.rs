@@ -1,0 +1,80 @@
+//! How much fits into the memory of this machine.
+
+use anyhow::{Context as _, bail};
+use sysinfo::{MemoryRefreshKind, RefreshKind, System};
+use umbel_shard::{Model, budget};
+
+/// How much of the free memory a server takes: the rest is for the system's own ups and downs.
+const SHARE: f64 = 0.8;
+
+/// Tokens of KV cache without a wish, in contexts of the model: four conversations at full length.
+const CONTEXTS: usize = 4;
+
+/// Most tokens of KV cache without a wish, for models with enormous contexts.
+const KV_TOKENS_DEFAULT_MAX: usize = 32_768;
+
+/// Fewest tokens of KV cache that make a server useful.
+const KV_TOKENS_MIN: usize = 256;
+
+/// Memory that the system could give to this process now.
+pub(super) fn free_bytes() -> anyhow::Result<u64> {
+    let kind = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
+    let system = System::new_with_specifics(kind)
+        .context("the free memory cannot be told: give --block-count and --kv-tokens")?;
+    let available = system.available_memory();
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "a share of a number of bytes"
+    )]
+    let share = (available as f64 * SHARE) as u64;
+    Ok(share)
+}
+
+/// How many blocks fit, with the KV cache that was asked for or a default one.
+pub(super) fn blocks_that_fit(
+    model: &Model,
+    kv_tokens: Option<u32>,
+    free_bytes: u64,
+) -> anyhow::Result<u32> {
+    let config = model.config();
+    let tokens = wanted(model, kv_tokens);
+    let blocks = model.manifest().blocks_bytes();
+    let token_bytes = config.kv_token_bytes_per_block() as u64;
+    let count = budget::blocks_that_fit(&blocks, token_bytes, tokens as u64, free_bytes);
+    if count == 0 {
+        bail!(
+            "not one block fits into {} MB of free memory; a block takes {} MB",
+            free_bytes / 1_000_000,
+            (blocks.first().copied().unwrap_or(0) + token_bytes * tokens as u64) / 1_000_000
+        );
+    }
+    Ok(count)
+}
+
+/// For how many tokens there is room beside so many blocks.
+pub(super) fn kv_tokens(
+    model: &Model,
+    block_count: u32,
+    wished: Option<u32>,
+    free_bytes: u64,
+) -> usize {
+    if let Some(tokens) = wished {
+        return tokens as usize;
+    }
+    let weights: u64 = (0..block_count)
+        .map(|block| model.manifest().block_bytes(block))
+        .sum();
+    let token_bytes = model.config().kv_token_bytes_per_block() as u64 * u64::from(block_count);
+    let room = free_bytes.saturating_sub(weights) / token_bytes.max(1);
+    let room = usize::try_from(room).unwrap_or(usize::MAX);
+    wanted(model, None).min(room).max(KV_TOKENS_MIN)
+}
+
+fn wanted(model: &Model, wished: Option<u32>) -> usize {
+    wished.map_or_else(
+        || (CONTEXTS * model.config().context_tokens).min(KV_TOKENS_DEFAULT_MAX),
+        |tokens| tokens as usize,
+    )
+}

@@ -1,0 +1,169 @@
+//! Which addresses to tell others, and which to try first.
+
+use std::net::{IpAddr, SocketAddr};
+
+use libp2p::Multiaddr;
+use libp2p::multiaddr::Protocol;
+
+use crate::error::AddressFailure;
+
+/// Most addresses of one peer that are tried or kept: as many as an announcement holds.
+pub(crate) const ADDRESSES_MAX: usize = 16;
+
+/// QUIC before TCP, and what others can reach before what only this machine can.
+pub(crate) fn preference(address: &Multiaddr) -> (bool, bool) {
+    (is_loopback(address), !is_quic(address))
+}
+
+pub(crate) fn is_quic(address: &Multiaddr) -> bool {
+    address.iter().any(|part| part == Protocol::QuicV1)
+}
+
+/// What is said of an address that leads over neither.
+pub(crate) const NOT_DIALABLE: &str = "neither a QUIC nor a TCP address";
+
+/// Whether the address leads over QUIC or plain TCP.
+fn is_dialable(address: &Multiaddr) -> bool {
+    let last = address
+        .iter()
+        .filter(|part| !matches!(part, Protocol::P2p(_)))
+        .last();
+    matches!(last, Some(Protocol::QuicV1 | Protocol::Tcp(_)))
+}
+
+/// The socket of a TCP address.
+pub(crate) fn tcp_socket(address: &Multiaddr) -> Option<SocketAddr> {
+    let mut parts = address.iter();
+    let (Some(host), Some(Protocol::Tcp(port))) = (parts.next(), parts.next()) else {
+        return None;
+    };
+    let ip: IpAddr = if let Protocol::Ip4(ip) = host {
+        ip.into()
+    } else if let Protocol::Ip6(ip) = host {
+        ip.into()
+    } else {
+        return None;
+    };
+    Some(SocketAddr::new(ip, port))
+}
+
+pub(crate) fn is_loopback(address: &Multiaddr) -> bool {
+    match address.iter().next() {
+        Some(Protocol::Ip4(ip)) => ip.is_loopback(),
+        Some(Protocol::Ip6(ip)) => ip.is_loopback(),
+        _ => false,
+    }
+}
+
+/// Whether the address is that of one interface, and so leads somewhere.
+pub(crate) fn is_concrete(address: &Multiaddr) -> bool {
+    match address.iter().next() {
+        Some(Protocol::Ip4(ip)) => !ip.is_unspecified(),
+        Some(Protocol::Ip6(ip)) => !ip.is_unspecified(),
+        first => first.is_some(),
+    }
+}
+
+/// The address without the peer at its end, and that peer.
+pub(crate) fn split_peer(mut address: Multiaddr) -> (Multiaddr, Option<libp2p::PeerId>) {
+    match address.iter().last() {
+        Some(Protocol::P2p(peer)) => {
+            address.pop();
+            (address, Some(peer))
+        }
+        _ => (address, None),
+    }
+}
+
+/// The addresses of `peer` among `addresses`, without its name.
+pub(crate) fn of_peer(peer: libp2p::PeerId, addresses: &[Multiaddr]) -> Vec<Multiaddr> {
+    let of_peer = addresses.iter().cloned().map(split_peer);
+    let of_peer = of_peer.filter(|(_, named)| named.is_none_or(|named| named == peer));
+    of_peer
+        .map(|(address, _)| address)
+        .filter(is_concrete)
+        .take(ADDRESSES_MAX)
+        .collect()
+}
+
+/// Why a dial led nowhere, one entry for each address that was tried.
+pub(crate) fn failures(error: &libp2p::swarm::DialError) -> Vec<AddressFailure> {
+    use libp2p::core::transport::TransportError;
+    use libp2p::swarm::DialError;
+
+    let failure = |address: Option<&Multiaddr>, reason: String| AddressFailure {
+        address: address.cloned(),
+        reason,
+    };
+    let one = |address, reason: &str| vec![failure(address, reason.to_owned())];
+    match error {
+        DialError::Transport(errors) => errors
+            .iter()
+            .map(|(address, error)| match error {
+                // Resolving names comes first, and calls an address that it hands on in vain
+                // another error.
+                TransportError::Other(error) if is_dialable(address) => {
+                    failure(Some(address), innermost(error))
+                }
+                TransportError::MultiaddrNotSupported(_) | TransportError::Other(_) => {
+                    failure(Some(address), NOT_DIALABLE.to_owned())
+                }
+            })
+            .collect(),
+        DialError::WrongPeerId { obtained, address } => {
+            vec![failure(
+                Some(address),
+                format!("another peer answers there, {obtained}"),
+            )]
+        }
+        DialError::LocalPeerId { address } => one(Some(address), "this is the peer itself"),
+        DialError::Denied { cause } => vec![failure(None, innermost(cause))],
+        DialError::NoAddresses => one(None, "no address is known"),
+        DialError::Aborted => one(None, "the attempt was given up"),
+        DialError::DialPeerConditionFalse(_) => one(None, "an attempt is under way already"),
+    }
+}
+
+/// The text of the error at the bottom: what lies above it in libp2p only repeats it.
+pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut innermost = error;
+    loop {
+        // An `io::Error` hides the error within it from `source`.
+        let within = innermost
+            .downcast_ref::<std::io::Error>()
+            .and_then(std::io::Error::get_ref)
+            .map(|within| within as &(dyn std::error::Error + 'static));
+        match within.or_else(|| innermost.source()) {
+            Some(next) => innermost = next,
+            None => return innermost.to_string().replace('\n', " "),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_quic_and_can_be_reached_comes_first() {
+        let texts = [
+            "/ip4/127.0.0.1/tcp/1",
+            "/ip4/10.0.0.7/tcp/1",
+            "/ip4/127.0.0.1/udp/1/quic-v1",
+            "/ip4/10.0.0.7/udp/1/quic-v1",
+        ];
+        let mut addresses: Vec<Multiaddr> = texts.map(|text| text.parse().unwrap()).to_vec();
+        addresses.sort_by_key(preference);
+        let order: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+        assert_eq!(order, [texts[3], texts[1], texts[2], texts[0]]);
+    }
+
+    #[test]
+    fn an_address_of_another_peer_is_not_tried() {
+        let (own, other) = (libp2p::PeerId::random(), libp2p::PeerId::random());
+        let bare: Multiaddr = "/ip4/10.0.0.7/tcp/1".parse().unwrap();
+        let of = |peer| bare.clone().with(Protocol::P2p(peer));
+        let anywhere = "/ip4/0.0.0.0/tcp/1".parse().unwrap();
+        assert_eq!(of_peer(own, &[of(other), of(own), anywhere]), [bare]);
+    }
+}

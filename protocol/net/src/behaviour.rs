@@ -1,0 +1,193 @@
+//! Transports and protocols, put together into one `libp2p::Swarm`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use libp2p::kad::store::{MemoryStore, MemoryStoreConfig};
+use libp2p::swarm::NetworkBehaviour;
+use libp2p::swarm::behaviour::toggle::Toggle;
+use libp2p::{
+    StreamProtocol, SwarmBuilder, connection_limits, dns, identify, kad, mdns, noise, ping, quic,
+    tcp, yamux,
+};
+use umbel_protocol::version::SOFTWARE;
+
+use crate::address::innermost;
+use crate::config::{NetworkConfig, Role};
+use crate::error::StartNetworkError;
+use crate::links::{self, Acceptors};
+
+/// The hash table of Umbel, which no other network joins by accident.
+pub(crate) const KAD_PROTOCOL: StreamProtocol = StreamProtocol::new("/umbel/kad/1");
+
+/// What peers of Umbel call what they speak.
+pub(crate) const IDENTIFY_PROTOCOL: &str = "/umbel/id/1";
+
+/// Connections at once: a server has one to each of its clients (256 sessions at most, each
+/// perhaps of another client), to its neighbours on routes, and to those in the hash table.
+const CONNECTIONS_MAX: u32 = 1024;
+
+/// Connections with one peer: one each way, and as many while they are replaced.
+const CONNECTIONS_PER_PEER_MAX: u32 = 4;
+
+/// Handshakes at once, in each direction; each costs a signature.
+const HANDSHAKES_MAX: u32 = 128;
+
+/// A connection without a link is of use for as long as its peer may be asked again.
+const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A QUIC connection that is silent for so long is dead, which is how the death of a server is
+/// noticed: four keep-alives must be lost in a row.
+const QUIC_IDLE_TIMEOUT_MS: u32 = 8_000;
+
+/// How often an idle QUIC connection sends something.
+const QUIC_KEEP_ALIVE: Duration = Duration::from_secs(2);
+
+/// How long a QUIC handshake may take: a lost first packet is sent again after 1 and 3 s.
+const QUIC_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Bytes that a peer may send on one QUIC stream before they are read: 100 ms at 640 Mbit/s.
+const QUIC_STREAM_WINDOW_BYTES: u32 = 8 << 20;
+
+/// The same for all streams of a connection.
+const QUIC_CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+
+/// Streams that a peer may open at once on one connection: its links and some questions. A
+/// client has at most 64 sessions on a server, with a link each.
+const STREAMS_MAX: u32 = 256;
+
+/// The largest datagram that path discovery looks for. Loopback and many data centres carry far
+/// more than the 1,500 bytes of Ethernet, and a hidden state of 16 KiB then takes fewer packets.
+const QUIC_MTU_MAX: u16 = 16_384;
+
+/// How long a question to the hash table may take.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long others remember that this peer provides something.
+const PROVIDER_RECORD_LIFETIME: Duration = Duration::from_secs(30 * 60);
+
+/// How often they are reminded.
+const PROVIDER_RECORD_INTERVAL: Duration = Duration::from_secs(5 * 60);
+
+/// Keys whose providers this peer remembers for others, each with 20: some MiB.
+const PROVIDED_KEYS_MAX: usize = 4096;
+
+/// How long a ping may take before its connection counts as dead.
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Everything that runs on the connections of a peer.
+#[derive(NetworkBehaviour)]
+pub(crate) struct Behaviour {
+    limits: connection_limits::Behaviour,
+    pub(crate) links: links::Behaviour,
+    pub(crate) kad: kad::Behaviour<MemoryStore>,
+    identify: identify::Behaviour,
+    ping: ping::Behaviour,
+    mdns: Toggle<mdns::tokio::Behaviour>,
+}
+
+/// The `libp2p::Swarm` of a peer, which neither listens nor dials yet.
+pub(crate) fn build(
+    config: &NetworkConfig,
+    acceptors: Arc<Acceptors>,
+) -> Result<libp2p::Swarm<Behaviour>, StartNetworkError> {
+    let keypair = config.identity.keypair();
+    let behaviour = behaviour(config, &keypair, acceptors)?;
+    // Without a name server only names cannot be dialled.
+    let (resolver, options) = hickory_resolver::system_conf::read_system_conf()
+        .inspect_err(|error| tracing::warn!(%error, "names cannot be resolved"))
+        .unwrap_or_else(|_| {
+            let nobody = dns::ResolverConfig::from_parts(None, Vec::new(), Vec::new());
+            (nobody, dns::ResolverOpts::default())
+        });
+    let tcp = tcp::Config::new().nodelay(true);
+    let swarm = SwarmBuilder::with_existing_identity(keypair)
+        .with_tokio()
+        .with_tcp(tcp, noise::Config::new, yamux::Config::default)
+        .map_err(|error| set_up("encryption", &error))?
+        .with_quic_config(tune_quic)
+        .with_dns_config(resolver, options)
+        .with_behaviour(|_| behaviour)
+        .unwrap_or_else(|never| match never {})
+        .with_swarm_config(|config| {
+            // QUIC first, TCP a moment later, and whichever answers first stays.
+            config
+                .with_smart_dial()
+                .with_idle_connection_timeout(IDLE_CONNECTION_TIMEOUT)
+        })
+        .build();
+    Ok(swarm)
+}
+
+fn behaviour(
+    config: &NetworkConfig,
+    keypair: &libp2p::identity::Keypair,
+    acceptors: Arc<Acceptors>,
+) -> Result<Behaviour, StartNetworkError> {
+    let peer = keypair.public().to_peer_id();
+    let limits = connection_limits::ConnectionLimits::default()
+        .with_max_pending_incoming(Some(HANDSHAKES_MAX))
+        .with_max_pending_outgoing(Some(HANDSHAKES_MAX))
+        .with_max_established(Some(CONNECTIONS_MAX))
+        .with_max_established_per_peer(Some(CONNECTIONS_PER_PEER_MAX));
+    let identify = identify::Config::new(IDENTIFY_PROTOCOL.to_owned(), keypair.public())
+        .with_agent_version(format!("umbel/{SOFTWARE}"))
+        .with_push_listen_addr_updates(true);
+    let ping = ping::Config::new()
+        .with_interval(config.ping_interval)
+        .with_timeout(PING_TIMEOUT);
+    let mdns = match config.mdns {
+        true => {
+            let started = mdns::tokio::Behaviour::new(mdns::Config::default(), peer);
+            Some(started.map_err(|error| set_up("search of the local network", &error))?)
+        }
+        false => None,
+    };
+    Ok(Behaviour {
+        limits: connection_limits::Behaviour::new(limits),
+        links: links::Behaviour::new(acceptors),
+        kad: hash_table(peer, config.role),
+        identify: identify::Behaviour::new(identify),
+        ping: ping::Behaviour::new(ping),
+        mdns: mdns.into(),
+    })
+}
+
+/// Kademlia for provider records only: values of others find no room here.
+fn hash_table(peer: libp2p::PeerId, role: Role) -> kad::Behaviour<MemoryStore> {
+    let store = MemoryStoreConfig {
+        max_records: 0,
+        max_value_bytes: 0,
+        max_provided_keys: PROVIDED_KEYS_MAX,
+        ..MemoryStoreConfig::default()
+    };
+    let mut config = kad::Config::new(KAD_PROTOCOL);
+    config
+        .set_query_timeout(QUERY_TIMEOUT)
+        .set_provider_record_ttl(Some(PROVIDER_RECORD_LIFETIME))
+        .set_provider_publication_interval(Some(PROVIDER_RECORD_INTERVAL));
+    let store = MemoryStore::with_config(peer, store);
+    let mut kad = kad::Behaviour::with_config(peer, store, config);
+    kad.set_mode(Some(match role {
+        Role::Server => kad::Mode::Server,
+        Role::Client => kad::Mode::Client,
+    }));
+    kad
+}
+
+fn tune_quic(mut config: quic::Config) -> quic::Config {
+    config.max_idle_timeout = QUIC_IDLE_TIMEOUT_MS;
+    config.keep_alive_interval = QUIC_KEEP_ALIVE;
+    config.handshake_timeout = QUIC_HANDSHAKE_TIMEOUT;
+    config.max_stream_data = QUIC_STREAM_WINDOW_BYTES;
+    config.max_connection_data = QUIC_CONNECTION_WINDOW_BYTES;
+    config.max_concurrent_stream_limit = STREAMS_MAX;
+    config.mtu_upper_bound(QUIC_MTU_MAX)
+}
+
+fn set_up(part: &'static str, error: &(dyn std::error::Error + 'static)) -> StartNetworkError {
+    StartNetworkError::SetUp {
+        part,
+        reason: innermost(error),
+    }
+}

@@ -1,0 +1,49 @@
+//! How a peer takes part in the network.
+
+use std::time::Duration;
+
+use libp2p::Multiaddr;
+
+use crate::Identity;
+
+/// How often each connected peer is pinged. Routes are planned by these round trips, so they must
+/// not be much older than a route's life; a ping takes some 100 bytes.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What a peer starts with.
+#[derive(Debug)]
+pub struct NetworkConfig {
+    /// Who it is.
+    pub identity: Identity,
+    /// Whether it serves others.
+    pub role: Role,
+    /// Where it listens, `/ip4/0.0.0.0/udp/0/quic-v1` for example; a client need not.
+    pub listen: Vec<Multiaddr>,
+    /// Whether it finds peers on the local network, and they it.
+    pub mdns: bool,
+    /// How often each connected peer is pinged.
+    pub ping_interval: Duration,
+}
+
+impl NetworkConfig {
+    /// A peer that does not listen and does not look around on the local network.
+    #[must_use]
+    pub const fn new(identity: Identity, role: Role) -> Self {
+        Self {
+            identity,
+            role,
+            listen: Vec::new(),
+            mdns: false,
+            ping_interval: PING_INTERVAL,
+        }
+    }
+}
+
+/// What a peer does for the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// It serves, and holds its part of the hash table.
+    Server,
+    /// It asks and leaves; the hash table does not count on it.
+    Client,
+}

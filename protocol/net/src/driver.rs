@@ -1,0 +1,317 @@
+//! The task that owns the `libp2p::Swarm`: commands in, events handled, nothing else waits for it.
+//!
+//! Frames do not pass through here: once a link is open, its stream is read and written by
+//! whoever holds it.
+
+mod dials;
+mod discovery;
+mod event;
+mod peers;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::{FutureExt as _, StreamExt as _};
+use libp2p::core::transport::ListenerId;
+use libp2p::swarm::SwarmEvent;
+use libp2p::{Multiaddr, TransportError};
+use tokio::sync::{mpsc, oneshot};
+use umbel_protocol::PeerId;
+
+use crate::address::{NOT_DIALABLE, innermost, tcp_socket};
+use crate::behaviour::Behaviour;
+use crate::config::Role;
+use crate::error::{AddressFailure, StartNetworkError};
+use crate::links::{Acceptors, OpenStream, StreamError};
+use dials::Dials;
+use discovery::Discovery;
+use peers::Peers;
+
+/// Commands that wait. Each is handled in microseconds; whoever finds the queue full waits.
+pub(crate) const COMMANDS_WAITING_MAX: usize = 256;
+
+/// How long sockets may take to listen: the system answers at once or not at all.
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long farewells to peers may take.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How a connection to a peer is answered.
+pub(crate) type ConnectReply = oneshot::Sender<Result<libp2p::PeerId, Vec<AddressFailure>>>;
+
+/// What the task is asked to do.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Have a connection to a peer, or to whoever answers at the one address.
+    Connect {
+        peer: Option<libp2p::PeerId>,
+        addresses: Vec<Multiaddr>,
+        reply: ConnectReply,
+    },
+    /// Wait until a connected peer has said what it speaks; `false` where it is none of Umbel.
+    Identify {
+        peer: libp2p::PeerId,
+        reply: oneshot::Sender<bool>,
+    },
+    /// Open a stream on a connection that is there.
+    OpenStream {
+        peer: libp2p::PeerId,
+        request: OpenStream,
+    },
+    /// Ask the hash table where a peer is.
+    FindPeer {
+        peer: libp2p::PeerId,
+        reply: oneshot::Sender<Vec<Multiaddr>>,
+    },
+    /// Ask the hash table who provides a key.
+    FindProviders {
+        key: [u8; 32],
+        reply: oneshot::Sender<Vec<PeerId>>,
+    },
+    /// Tell the hash table that this peer provides a key.
+    Provide { key: [u8; 32] },
+    /// Stop telling.
+    StopProviding { key: [u8; 32] },
+    /// Which peers are connected?
+    ConnectedPeers { reply: oneshot::Sender<Vec<PeerId>> },
+    /// Where does a connected peer say that it listens?
+    PeerAddresses {
+        peer: libp2p::PeerId,
+        reply: oneshot::Sender<Vec<Multiaddr>>,
+    },
+    /// Close every connection and end.
+    Shutdown { reply: oneshot::Sender<()> },
+}
+
+/// What the task shows without being asked.
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    pub(crate) acceptors: Arc<Acceptors>,
+    listen: Mutex<Vec<Multiaddr>>,
+    round_trips: Mutex<BTreeMap<PeerId, Duration>>,
+}
+
+impl Shared {
+    pub(crate) fn listen(&self) -> MutexGuard<'_, Vec<Multiaddr>> {
+        self.listen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn round_trips(&self) -> MutexGuard<'_, BTreeMap<PeerId, Duration>> {
+        self.round_trips
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The task's state.
+pub(crate) struct Driver {
+    swarm: libp2p::Swarm<Behaviour>,
+    commands: mpsc::Receiver<Command>,
+    shared: Arc<Shared>,
+    role: Role,
+    /// Whether only this machine can reach the peer.
+    loopback_only: bool,
+    dials: Dials,
+    peers: Peers,
+    discovery: Discovery,
+}
+
+impl Driver {
+    pub(crate) fn new(
+        swarm: libp2p::Swarm<Behaviour>,
+        commands: mpsc::Receiver<Command>,
+        shared: Arc<Shared>,
+        role: Role,
+    ) -> Self {
+        Self {
+            swarm,
+            commands,
+            shared,
+            role,
+            loopback_only: false,
+            dials: Dials::default(),
+            peers: Peers::default(),
+            discovery: Discovery::default(),
+        }
+    }
+
+    /// Listens, and returns once every socket has an address.
+    pub(crate) async fn listen(
+        &mut self,
+        addresses: &[Multiaddr],
+    ) -> Result<(), StartNetworkError> {
+        self.loopback_only = addresses.iter().all(crate::address::is_loopback);
+        let mut waiting = BTreeMap::new();
+        for address in addresses {
+            let failed = |reason| StartNetworkError::Listen {
+                address: address.clone(),
+                reason,
+            };
+            check_free(address).map_err(|error| failed(innermost(&error)))?;
+            let listener = self.swarm.listen_on(address.clone()).map_err(|error| {
+                failed(match &error {
+                    TransportError::MultiaddrNotSupported(_) => NOT_DIALABLE.to_owned(),
+                    TransportError::Other(error) => innermost(error),
+                })
+            })?;
+            waiting.insert(listener.to_string(), address.clone());
+        }
+        let listening = async {
+            while !waiting.is_empty() {
+                let event = self.swarm.select_next_some().await;
+                note_listener(&event, &mut waiting)?;
+                self.on_event(event);
+            }
+            Ok(())
+        };
+        match tokio::time::timeout(LISTEN_TIMEOUT, listening).await {
+            Ok(result) => result?,
+            Err(_) => {
+                let (_, address) = waiting.pop_first().expect("a listener that is waited for");
+                return Err(StartNetworkError::ListenTimedOut {
+                    address,
+                    after: LISTEN_TIMEOUT,
+                });
+            }
+        }
+        // A socket on every interface has an address for each, of which only the first is known.
+        while let Some(Some(event)) = self.swarm.next().now_or_never() {
+            self.on_event(event);
+        }
+        Ok(())
+    }
+
+    /// Runs until it is told to shut down, or nobody can tell it anything any more.
+    pub(crate) async fn run(mut self) {
+        loop {
+            let provide_at = self.discovery.provide_at();
+            tokio::select! {
+                command = self.commands.recv() => match command {
+                    Some(Command::Shutdown { reply }) => {
+                        self.shutdown().await;
+                        let _nobody_waits = reply.send(());
+                        return;
+                    }
+                    Some(command) => self.on_command(command),
+                    None => return self.shutdown().await,
+                },
+                event = self.swarm.select_next_some() => self.on_event(event),
+                () = sleep_until(provide_at) => {
+                    self.discovery.provide_again(&mut self.swarm.behaviour_mut().kad);
+                }
+            }
+        }
+    }
+
+    /// A reply whose asker has gone is of no use to anybody, here and below.
+    fn on_command(&mut self, command: Command) {
+        match command {
+            Command::Connect {
+                peer,
+                addresses,
+                reply,
+            } => {
+                self.dials.connect(&mut self.swarm, peer, addresses, reply);
+            }
+            Command::Identify { peer, reply } => self.peers.identify(peer, reply),
+            Command::OpenStream { peer, request } => self.open_stream(peer, request),
+            Command::FindPeer { peer, reply } => {
+                self.discovery
+                    .find_peer(&mut self.swarm.behaviour_mut().kad, peer, reply);
+            }
+            Command::FindProviders { key, reply } => {
+                self.discovery
+                    .find_providers(&mut self.swarm.behaviour_mut().kad, key, reply);
+            }
+            Command::Provide { key } => {
+                self.discovery
+                    .provide(&mut self.swarm.behaviour_mut().kad, key);
+            }
+            Command::StopProviding { key } => {
+                self.discovery
+                    .stop_providing(&mut self.swarm.behaviour_mut().kad, key);
+            }
+            Command::ConnectedPeers { reply } => {
+                let peers = self.swarm.connected_peers().filter_map(peers::own_name);
+                let _unwanted = reply.send(peers.collect());
+            }
+            Command::PeerAddresses { peer, reply } => {
+                let _unwanted = reply.send(self.peers.addresses(peer));
+            }
+            Command::Shutdown { .. } => unreachable!("the loop ends with it"),
+        }
+    }
+
+    fn open_stream(&mut self, peer: libp2p::PeerId, request: OpenStream) {
+        match self.peers.best_connection(peer) {
+            Some(connection) => {
+                self.swarm
+                    .behaviour_mut()
+                    .links
+                    .open(peer, connection, request);
+            }
+            None => {
+                let error = StreamError::Broken("the connection has closed".to_owned());
+                let _unwanted = request.reply.send(Err(error));
+            }
+        }
+    }
+
+    /// Says farewell, so that peers need not find out by themselves.
+    async fn shutdown(&mut self) {
+        self.shared.acceptors.close();
+        self.commands.close();
+        let peers: Vec<_> = self.swarm.connected_peers().copied().collect();
+        for peer in peers {
+            // It may have gone by itself since.
+            let _gone = self.swarm.disconnect_peer_id(peer);
+        }
+        let farewells = async {
+            while self.swarm.connected_peers().next().is_some() {
+                let _event = self.swarm.select_next_some().await;
+            }
+        };
+        let _in_vain = tokio::time::timeout(SHUTDOWN_TIMEOUT, farewells).await;
+    }
+}
+
+/// Whether nobody listens on a TCP port yet. libp2p shares ports with any process of the same
+/// user that does so too, and each of two servers would then be handed half of the connections.
+fn check_free(address: &Multiaddr) -> std::io::Result<()> {
+    match tcp_socket(address) {
+        Some(socket) if socket.port() != 0 => std::net::TcpListener::bind(socket).map(drop),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Takes note of a listener that has begun, or failed.
+fn note_listener<T>(
+    event: &SwarmEvent<T>,
+    waiting: &mut BTreeMap<String, Multiaddr>,
+) -> Result<(), StartNetworkError> {
+    let name = |listener: &ListenerId| listener.to_string();
+    if let SwarmEvent::NewListenAddr { listener_id, .. } = event {
+        waiting.remove(&name(listener_id));
+    }
+    if let SwarmEvent::ListenerClosed {
+        listener_id,
+        reason: Err(error),
+        ..
+    } = event
+        && let Some(address) = waiting.remove(&name(listener_id))
+    {
+        return Err(StartNetworkError::Listen {
+            address,
+            reason: innermost(error),
+        });
+    }
+    Ok(())
+}
+
+async fn sleep_until(deadline: Option<tokio::time::Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,160 @@
+//! What happens on sockets and connections.
+
+use std::collections::BTreeMap;
+
+use libp2p::swarm::SwarmEvent;
+use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
+use libp2p::{Multiaddr, identify, mdns, ping};
+
+use super::Driver;
+use super::peers::{Identified, own_name};
+use crate::address::{ADDRESSES_MAX, is_concrete, is_loopback, preference};
+use crate::behaviour::{BehaviourEvent, IDENTIFY_PROTOCOL, KAD_PROTOCOL};
+use crate::config::Role;
+
+impl Driver {
+    #[allow(clippy::wildcard_enum_match_arm, reason = "an open enum of libp2p")]
+    pub(super) fn on_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
+        match event {
+            SwarmEvent::Behaviour(event) => self.on_behaviour_event(event),
+            SwarmEvent::NewListenAddr { address, .. } => self.on_listening(address),
+            SwarmEvent::ExpiredListenAddr { address, .. } => {
+                self.shared.listen().retain(|known| *known != address);
+                self.swarm.remove_external_address(&address);
+            }
+            SwarmEvent::ConnectionEstablished {
+                peer_id,
+                connection_id,
+                endpoint,
+                ..
+            } => {
+                tracing::debug!(peer = %peer_id, ?endpoint, "connected");
+                self.peers.connected(peer_id, connection_id, &endpoint);
+                self.dials.established(connection_id, peer_id);
+            }
+            SwarmEvent::ConnectionClosed {
+                peer_id,
+                connection_id,
+                cause,
+                ..
+            } => {
+                tracing::debug!(peer = %peer_id, ?cause, "disconnected");
+                if self.peers.disconnected(peer_id, connection_id)
+                    && let Some(peer) = own_name(&peer_id)
+                {
+                    self.shared.round_trips().remove(&peer);
+                }
+            }
+            SwarmEvent::OutgoingConnectionError {
+                connection_id,
+                error,
+                ..
+            } => {
+                self.dials.failed(connection_id, &error);
+            }
+            SwarmEvent::IncomingConnectionError { error, .. } => {
+                tracing::debug!(%error, "a peer did not come in");
+            }
+            SwarmEvent::ListenerError { error, .. } => {
+                tracing::warn!(%error, "a listening socket has trouble");
+            }
+            SwarmEvent::ListenerClosed {
+                addresses,
+                reason: Err(error),
+                ..
+            } => {
+                tracing::warn!(?addresses, %error, "a listening socket has closed");
+            }
+            _ => {}
+        }
+    }
+
+    fn on_behaviour_event(&mut self, event: BehaviourEvent) {
+        match event {
+            BehaviourEvent::Kad(event) => self.discovery.on_event(event),
+            BehaviourEvent::Identify(event) => self.on_identify(event),
+            BehaviourEvent::Ping(event) => self.on_ping(event),
+            BehaviourEvent::Mdns(event) => self.on_mdns(event),
+            BehaviourEvent::Limits(never) | BehaviourEvent::Links(never) => match never {},
+        }
+    }
+
+    fn on_listening(&mut self, address: Multiaddr) {
+        tracing::info!(%address, "listening");
+        // The hash table tells others only addresses that count as external. Where a server
+        // listens is the best guess there is until somebody outside has confirmed one.
+        if self.role == Role::Server && (self.loopback_only || !is_loopback(&address)) {
+            self.swarm.add_external_address(address.clone());
+        }
+        let mut listen = self.shared.listen();
+        if !listen.contains(&address) {
+            listen.push(address);
+            listen.sort_by_key(preference);
+        }
+    }
+
+    /// Servers become part of the hash table by saying that they are, and where they listen.
+    fn on_identify(&mut self, event: identify::Event) {
+        let identify::Event::Received { peer_id, info, .. } = event else {
+            return;
+        };
+        let local = self.peers.is_local(peer_id);
+        let reachable =
+            |address: &Multiaddr| is_concrete(address) && (local || !is_loopback(address));
+        let addresses: Vec<_> = info
+            .listen_addrs
+            .into_iter()
+            .filter(reachable)
+            .take(ADDRESSES_MAX)
+            .collect();
+        let umbel = info.protocol_version == IDENTIFY_PROTOCOL;
+        if umbel && info.protocols.contains(&KAD_PROTOCOL) {
+            for address in &addresses {
+                self.swarm
+                    .behaviour_mut()
+                    .kad
+                    .add_address(&peer_id, address.clone());
+            }
+        }
+        self.peers
+            .identified(peer_id, Identified { umbel, addresses });
+    }
+
+    fn on_ping(&mut self, event: ping::Event) {
+        match event.result {
+            Ok(round_trip) => {
+                if let Some(peer) = own_name(&event.peer) {
+                    self.shared.round_trips().insert(peer, round_trip);
+                }
+            }
+            Err(ping::Failure::Timeout) => {
+                tracing::info!(peer = %event.peer, "a peer does not answer any more");
+                self.swarm.close_connection(event.connection);
+            }
+            // Either the connection breaks, which is its own event, or the peer knows no ping.
+            Err(ping::Failure::Unsupported | ping::Failure::Other { .. }) => {}
+        }
+    }
+
+    /// Peers on the local network are connected to at once; limits on connections bound them.
+    fn on_mdns(&mut self, event: mdns::Event) {
+        let mdns::Event::Discovered(found) = event else {
+            return;
+        };
+        let mut peers: BTreeMap<libp2p::PeerId, Vec<Multiaddr>> = BTreeMap::new();
+        for (peer, address) in found {
+            peers.entry(peer).or_default().push(address);
+        }
+        for (peer, mut addresses) in peers {
+            addresses.truncate(ADDRESSES_MAX);
+            tracing::debug!(%peer, ?addresses, "found on the local network");
+            let options = DialOpts::peer_id(peer)
+                .condition(PeerCondition::DisconnectedAndNotDialing)
+                .addresses(addresses)
+                .build();
+            if let Err(error) = self.swarm.dial(options) {
+                tracing::debug!(%peer, %error, "not dialled");
+            }
+        }
+    }
+}

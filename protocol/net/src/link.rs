@@ -1,0 +1,228 @@
+//! Frames on an open link.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use futures::future::poll_fn;
+use futures::{AsyncRead as _, AsyncWrite as _};
+use umbel_protocol::frame::{Frame, FrameDecoder, Limits, encode_prefix};
+use umbel_protocol::version::Side;
+use umbel_protocol::{LinkProtocol, PeerId};
+
+use crate::error::{ReceiveError, SendError};
+
+/// A frame up to this size is written in one piece, payload included: one copy of 64 KiB takes
+/// some 5 µs, a second write would wake the connection and its peer a second time.
+const COPIED_BYTES_MAX: usize = 64 << 10;
+
+/// How long closing may wait for a peer that does not read.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A stream of frames to and from one peer, for one purpose. It closes when it is dropped.
+///
+/// The stream's own flow control is the only queue: a sender waits until its peer reads.
+#[derive(Debug)]
+pub struct Link {
+    peer: PeerId,
+    protocol: LinkProtocol,
+    sender: LinkSender,
+    receiver: LinkReceiver,
+}
+
+impl Link {
+    pub(crate) fn new(
+        peer: PeerId,
+        protocol: LinkProtocol,
+        side: Side,
+        stream: libp2p::Stream,
+    ) -> Self {
+        let stream = SharedStream(Arc::new(Mutex::new(Some(stream))));
+        let (own, other) = (protocol.limits(side), protocol.limits(side.other()));
+        Self {
+            peer,
+            protocol,
+            sender: LinkSender {
+                stream: stream.clone(),
+                limits: own,
+                unsent: [const { Bytes::new() }; 2],
+            },
+            receiver: LinkReceiver {
+                stream,
+                decoder: FrameDecoder::new(other),
+            },
+        }
+    }
+
+    /// Who is at the other end.
+    #[must_use]
+    pub const fn peer(&self) -> PeerId {
+        self.peer
+    }
+
+    /// What the link is for.
+    #[must_use]
+    pub const fn protocol(&self) -> LinkProtocol {
+        self.protocol
+    }
+
+    /// The two directions, for two tasks. The link closes when both are dropped.
+    #[must_use]
+    pub fn split(self) -> (LinkSender, LinkReceiver) {
+        (self.sender, self.receiver)
+    }
+}
+
+/// The direction to the peer.
+#[derive(Debug)]
+pub struct LinkSender {
+    stream: SharedStream,
+    limits: Limits,
+    /// What is left of a frame: prefix and header, and what was not copied behind them.
+    unsent: [Bytes; 2],
+}
+
+impl LinkSender {
+    /// Sends a frame, and waits while the peer does not read.
+    ///
+    /// A call that is dropped before it ends has sent part of its frame; the next call sends the
+    /// rest first.
+    ///
+    /// # Errors
+    /// [`SendError`] where the frame is above the limits of the link, or the link is gone.
+    pub async fn send(&mut self, frame: Frame) -> Result<(), SendError> {
+        let prefix = encode_prefix(&frame, self.limits)?;
+        self.write_unsent().await?;
+        self.unsent = in_pieces(&prefix, frame);
+        self.write_unsent().await
+    }
+
+    /// Says that nothing more comes. Frames from the peer can still be received.
+    ///
+    /// What cannot be sent any more is lost: the peer is gone, or does not read.
+    pub async fn close(mut self) {
+        let close = async {
+            self.write_unsent().await?;
+            let closed = poll_fn(|cx| self.stream.poll(cx, |stream, cx| stream.poll_close(cx)));
+            closed.await.map_err(SendError::Io)
+        };
+        match tokio::time::timeout(CLOSE_TIMEOUT, close).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "a link was gone before it was closed"),
+            Err(_) => tracing::debug!("a link was closed with unread frames"),
+        }
+    }
+
+    async fn write_unsent(&mut self) -> Result<(), SendError> {
+        let Self { stream, unsent, .. } = self;
+        for piece in unsent.iter_mut() {
+            while !piece.is_empty() {
+                let write =
+                    poll_fn(|cx| stream.poll(cx, |stream, cx| stream.poll_write(cx, piece)));
+                match write.await.map_err(broken)? {
+                    0 => return Err(SendError::Closed),
+                    count => piece.advance(count),
+                }
+            }
+        }
+        poll_fn(|cx| stream.poll(cx, |stream, cx| stream.poll_flush(cx)))
+            .await
+            .map_err(broken)
+    }
+}
+
+/// The direction from the peer.
+#[derive(Debug)]
+pub struct LinkReceiver {
+    stream: SharedStream,
+    decoder: FrameDecoder,
+}
+
+impl LinkReceiver {
+    /// The next frame; `None` once the peer has closed the link.
+    ///
+    /// A call that is dropped before it ends loses nothing.
+    ///
+    /// # Errors
+    /// [`ReceiveError`] where the link breaks, or the peer claims a frame above the limits of the
+    /// link: the link closes then, in both directions.
+    pub async fn receive(&mut self) -> Result<Option<Frame>, ReceiveError> {
+        let Self { stream, decoder } = self;
+        loop {
+            let space = decoder.space();
+            if space.is_empty() {
+                // After an error there is none; the decoder says which.
+                return Ok(decoder.filled(0)?);
+            }
+            let read = poll_fn(|cx| stream.poll(cx, |stream, cx| stream.poll_read(cx, space)));
+            match read.await.map_err(ReceiveError::Io)? {
+                0 if decoder.is_within_frame() => return Err(ReceiveError::Truncated),
+                0 => return Ok(None),
+                count => match decoder.filled(count) {
+                    Ok(None) => {}
+                    Ok(Some(frame)) => return Ok(Some(frame)),
+                    Err(error) => {
+                        stream.close();
+                        return Err(error.into());
+                    }
+                },
+            }
+        }
+    }
+}
+
+/// One stream for two tasks. The lock is held for the length of one poll, which copies at most a
+/// buffer and never waits.
+#[derive(Debug, Clone)]
+struct SharedStream(Arc<Mutex<Option<libp2p::Stream>>>);
+
+impl SharedStream {
+    fn poll<T>(
+        &self,
+        cx: &mut Context<'_>,
+        poll: impl FnOnce(Pin<&mut libp2p::Stream>, &mut Context<'_>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        match self.lock().as_mut() {
+            Some(stream) => poll(Pin::new(stream), cx),
+            None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+        }
+    }
+
+    /// Ends the stream for both tasks at once.
+    fn close(&self) {
+        drop(self.lock().take());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<libp2p::Stream>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A frame as one piece, or as two where the payload is too large to copy.
+fn in_pieces(prefix: &[u8], frame: Frame) -> [Bytes; 2] {
+    let copied = frame.wire_bytes() <= COPIED_BYTES_MAX;
+    let capacity = prefix.len() + frame.header.len() + if copied { frame.payload.len() } else { 0 };
+    let mut first = BytesMut::with_capacity(capacity);
+    first.extend_from_slice(prefix);
+    first.extend_from_slice(&frame.header);
+    if !copied {
+        return [first.freeze(), frame.payload];
+    }
+    first.extend_from_slice(&frame.payload);
+    [first.freeze(), Bytes::new()]
+}
+
+/// A link that was closed in order is no broken one.
+fn broken(error: io::Error) -> SendError {
+    if matches!(
+        error.kind(),
+        io::ErrorKind::NotConnected | io::ErrorKind::WriteZero
+    ) {
+        SendError::Closed
+    } else {
+        SendError::Io(error)
+    }
+}

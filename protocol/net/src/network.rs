@@ -1,0 +1,279 @@
+//! The handle of a peer's network, which others hold.
+
+mod join;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ed25519_dalek::SigningKey;
+use libp2p::Multiaddr;
+use libp2p::multiaddr::Protocol;
+use tokio::sync::{mpsc, oneshot};
+use tracing::Instrument as _;
+use umbel_protocol::version::Side;
+use umbel_protocol::{LinkProtocol, PeerId};
+
+use crate::address::of_peer;
+use crate::behaviour;
+use crate::config::NetworkConfig;
+use crate::driver::{COMMANDS_WAITING_MAX, Command, Driver, Shared};
+use crate::error::{AcceptError, AddressFailure, OpenLinkError, StartNetworkError};
+use crate::identity::Identity;
+use crate::link::Link;
+use crate::links::{Incoming, OpenStream, StreamError};
+
+/// How long opening a link may take, dialling and a question to the hash table included: two QUIC
+/// handshakes of 5 s, or one and the detour over TCP.
+const OPEN_LINK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// One peer of the network. Clones are the same peer; it leaves when the last one is dropped, or
+/// in good order by [`Network::shutdown`].
+#[derive(Clone)]
+pub struct Network(Arc<Inner>);
+
+struct Inner {
+    identity: Identity,
+    peer: PeerId,
+    commands: mpsc::Sender<Command>,
+    shared: Arc<Shared>,
+}
+
+impl Network {
+    /// Starts a peer, and returns once every requested socket listens.
+    ///
+    /// # Errors
+    /// [`StartNetworkError`] where an address cannot be listened on.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub async fn start(config: NetworkConfig) -> Result<Self, StartNetworkError> {
+        let shared = Arc::new(Shared::default());
+        let (commands, receiver) = mpsc::channel(COMMANDS_WAITING_MAX);
+        let swarm = behaviour::build(&config, Arc::clone(&shared.acceptors))?;
+        let mut driver = Driver::new(swarm, receiver, Arc::clone(&shared), config.role);
+        driver.listen(&config.listen).await?;
+        let peer = config.identity.peer_id();
+        let span = tracing::info_span!(parent: None, "network", %peer);
+        tokio::spawn(driver.run().instrument(span));
+        Ok(Self(Arc::new(Inner {
+            identity: config.identity,
+            peer,
+            commands,
+            shared,
+        })))
+    }
+
+    /// The name of this peer.
+    #[must_use]
+    pub fn peer_id(&self) -> PeerId {
+        self.0.peer
+    }
+
+    /// The key of this peer.
+    #[must_use]
+    pub fn signing_key(&self) -> &SigningKey {
+        self.0.identity.signing_key()
+    }
+
+    /// Where this peer listens, without its name: QUIC before TCP, loopback last; a socket on
+    /// every interface appears with the address of each.
+    #[must_use]
+    pub fn listen_addresses(&self) -> Vec<Multiaddr> {
+        self.0.shared.listen().clone()
+    }
+
+    /// The same, each with `/p2p/` and this peer's name, as [`Network::join`] takes them.
+    #[must_use]
+    pub fn named_addresses(&self) -> Vec<Multiaddr> {
+        self.listen_addresses()
+            .into_iter()
+            .map(|address| self.named(address))
+            .collect()
+    }
+
+    /// The best of [`Network::named_addresses`]; the bare name where this peer does not listen.
+    #[must_use]
+    pub fn preferred_address(&self) -> Multiaddr {
+        let first = self.0.shared.listen().first().cloned();
+        self.named(first.unwrap_or_else(Multiaddr::empty))
+    }
+
+    /// Opens a link to `peer`. Without a connection to it, all of `addresses` are dialled, QUIC
+    /// before TCP; without addresses, those that are known or that the hash table knows.
+    ///
+    /// # Errors
+    /// [`OpenLinkError`] where the peer cannot be reached, or does not accept such links. It takes
+    /// 10 s at most.
+    pub async fn open_link(
+        &self,
+        peer: PeerId,
+        addresses: &[Multiaddr],
+        protocol: LinkProtocol,
+    ) -> Result<Link, OpenLinkError> {
+        let name = foreign_name(peer);
+        let open = async {
+            self.connect_to(peer, name, addresses).await?;
+            match self.open_stream(peer, name, protocol).await {
+                // The connection was there but dead, which nobody had noticed: make another.
+                Err(OpenLinkError::Broken { .. }) => {
+                    self.connect_to(peer, name, addresses).await?;
+                    self.open_stream(peer, name, protocol).await
+                }
+                result => result,
+            }
+        };
+        let timed_out = OpenLinkError::TimedOut {
+            peer,
+            after: OPEN_LINK_TIMEOUT,
+        };
+        let stream = tokio::time::timeout(OPEN_LINK_TIMEOUT, open)
+            .await
+            .unwrap_or(Err(timed_out))?;
+        Ok(Link::new(peer, protocol, Side::Opener, stream))
+    }
+
+    /// Accepts the links that peers open for `protocol`, until the result is dropped.
+    ///
+    /// # Errors
+    /// [`AcceptError`] where somebody does so already.
+    pub fn accept(&self, protocol: LinkProtocol) -> Result<Incoming, AcceptError> {
+        self.0.shared.acceptors.accept(protocol)
+    }
+
+    /// Tells the hash table that this peer provides `key`, now and again until it stops.
+    pub async fn provide(&self, key: [u8; 32]) {
+        self.tell(Command::Provide { key }).await;
+    }
+
+    /// Stops telling. Others may remember it for half an hour.
+    pub async fn stop_providing(&self, key: [u8; 32]) {
+        self.tell(Command::StopProviding { key }).await;
+    }
+
+    /// Who provides `key`, by the hash table; it takes 10 s at most. This peer is not among them.
+    pub async fn find_providers(&self, key: [u8; 32]) -> Vec<PeerId> {
+        let found = self
+            .ask(|reply| Command::FindProviders { key, reply })
+            .await;
+        let others = found.unwrap_or_default().into_iter();
+        others.filter(|peer| *peer != self.0.peer).collect()
+    }
+
+    /// The last round trip of a ping to `peer`, while it is connected.
+    #[must_use]
+    pub fn round_trip(&self, peer: PeerId) -> Option<Duration> {
+        self.0.shared.round_trips().get(&peer).copied()
+    }
+
+    /// The peers that are connected.
+    pub async fn connected_peers(&self) -> Vec<PeerId> {
+        self.ask(|reply| Command::ConnectedPeers { reply })
+            .await
+            .unwrap_or_default()
+    }
+
+    /// Where a connected peer says that it listens.
+    pub async fn peer_addresses(&self, peer: PeerId) -> Vec<Multiaddr> {
+        let peer = foreign_name(peer);
+        self.ask(|reply| Command::PeerAddresses { peer, reply })
+            .await
+            .unwrap_or_default()
+    }
+
+    /// Closes all connections with a farewell, and ends. Calls that come later fail.
+    pub async fn shutdown(&self) {
+        self.ask(|reply| Command::Shutdown { reply }).await;
+    }
+
+    fn named(&self, address: Multiaddr) -> Multiaddr {
+        address.with(Protocol::P2p(foreign_name(self.0.peer)))
+    }
+
+    /// Has a connection to `peer`, asking the hash table where it is as a last resort.
+    async fn connect_to(
+        &self,
+        peer: PeerId,
+        name: libp2p::PeerId,
+        addresses: &[Multiaddr],
+    ) -> Result<(), OpenLinkError> {
+        let addresses = of_peer(name, addresses);
+        let nowhere = addresses.is_empty();
+        let Err(mut failures) = self.connect(Some(name), addresses).await? else {
+            return Ok(());
+        };
+        if nowhere {
+            let found = self
+                .ask(|reply| Command::FindPeer { peer: name, reply })
+                .await;
+            let found = of_peer(name, &found.ok_or(OpenLinkError::ShutDown)?);
+            if found.is_empty() {
+                return Err(OpenLinkError::NoAddress { peer });
+            }
+            match self.connect(Some(name), found).await? {
+                Ok(_) => return Ok(()),
+                Err(later) => failures = later,
+            }
+        }
+        Err(OpenLinkError::Unreachable { peer, failures })
+    }
+
+    async fn connect(
+        &self,
+        peer: Option<libp2p::PeerId>,
+        addresses: Vec<Multiaddr>,
+    ) -> Result<Result<libp2p::PeerId, Vec<AddressFailure>>, OpenLinkError> {
+        let connected = self
+            .ask(|reply| Command::Connect {
+                peer,
+                addresses,
+                reply,
+            })
+            .await;
+        connected.ok_or(OpenLinkError::ShutDown)
+    }
+
+    async fn open_stream(
+        &self,
+        peer: PeerId,
+        name: libp2p::PeerId,
+        protocol: LinkProtocol,
+    ) -> Result<libp2p::Stream, OpenLinkError> {
+        let request = |reply| Command::OpenStream {
+            peer: name,
+            request: OpenStream { protocol, reply },
+        };
+        let broken = |reason| OpenLinkError::Broken { peer, reason };
+        match self.ask(request).await {
+            Some(Ok(stream)) => Ok(stream),
+            Some(Err(StreamError::Unsupported)) => {
+                Err(OpenLinkError::Unsupported { peer, protocol })
+            }
+            Some(Err(StreamError::Broken(reason))) => Err(broken(reason)),
+            None => Err(broken("it has closed".to_owned())),
+        }
+    }
+
+    /// The task's answer; `None` where it has ended.
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        self.tell(command(reply)).await;
+        answer.await.ok()
+    }
+
+    async fn tell(&self, command: Command) {
+        // After a shutdown nobody listens; whoever waits for a reply hears of that.
+        let _shut_down = self.0.commands.send(command).await;
+    }
+}
+
+impl fmt::Debug for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Network({})", self.0.peer)
+    }
+}
+
+/// The name by which libp2p knows a peer.
+fn foreign_name(peer: PeerId) -> libp2p::PeerId {
+    libp2p::PeerId::from_bytes(&peer.to_multihash()).expect("the multihash of a key is a name")
+}

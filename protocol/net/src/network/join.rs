@@ -1,0 +1,94 @@
+//! Coming into a swarm by the address of any of its peers.
+
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
+use libp2p::Multiaddr;
+use umbel_protocol::PeerId;
+
+use super::{Network, foreign_name};
+use crate::address::split_peer;
+use crate::driver::Command;
+use crate::error::{AddressFailure, JoinError};
+
+/// How long each address is given.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the other addresses are given once one has answered.
+const OTHERS_TIMEOUT: Duration = Duration::from_millis(500);
+
+impl Network {
+    /// Connects to the peers at `addresses`, with or without `/p2p/` and a name at their end, and
+    /// thereby to the hash table. Returns soon after the first has answered.
+    ///
+    /// # Errors
+    /// [`JoinError`] where none answers within 10 s.
+    pub async fn join(&self, addresses: &[Multiaddr]) -> Result<Vec<PeerId>, JoinError> {
+        if addresses.is_empty() {
+            return Err(JoinError::NoAddress);
+        }
+        let mut joining: FuturesUnordered<_> = addresses
+            .iter()
+            .map(|address| self.join_by(address))
+            .collect();
+        let (mut peers, mut failures) = (Vec::new(), Vec::new());
+        while let Some(result) = joining.next().await {
+            match result {
+                Ok(peer) => {
+                    peers.push(peer);
+                    break;
+                }
+                Err(JoinError::Unreachable { failures: more }) => failures.extend(more),
+                Err(error) => return Err(error),
+            }
+        }
+        if peers.is_empty() {
+            return Err(JoinError::Unreachable { failures });
+        }
+        let others = async {
+            while let Some(result) = joining.next().await {
+                peers.extend(result.ok().filter(|peer| !peers.contains(peer)));
+            }
+        };
+        let _late = tokio::time::timeout(OTHERS_TIMEOUT, others).await;
+        Ok(peers)
+    }
+
+    async fn join_by(&self, address: &Multiaddr) -> Result<PeerId, JoinError> {
+        let failed = |reason: String| {
+            let failure = AddressFailure {
+                address: Some(address.clone()),
+                reason,
+            };
+            JoinError::Unreachable {
+                failures: vec![failure],
+            }
+        };
+        let join = async {
+            let (bare, peer) = split_peer(address.clone());
+            if peer == Some(foreign_name(self.peer_id())) {
+                return Err(failed("this is the peer itself".to_owned()));
+            }
+            let connected = self.connect(peer, vec![bare]).await;
+            let peer = connected
+                .map_err(|_| JoinError::ShutDown)?
+                .map_err(|failures| {
+                    let reasons: Vec<_> =
+                        failures.into_iter().map(|failure| failure.reason).collect();
+                    failed(reasons.join(", "))
+                })?;
+            // Only now is the peer part of this one's hash table.
+            match self.ask(|reply| Command::Identify { peer, reply }).await {
+                Some(true) => {}
+                Some(false) => return Err(failed("no peer of Umbel".to_owned())),
+                None => return Err(failed("it closed the connection".to_owned())),
+            }
+            PeerId::from_multihash(&peer.to_bytes()).map_err(|error| failed(error.to_string()))
+        };
+        let timed_out = || failed(format!("no answer within {} s", JOIN_TIMEOUT.as_secs()));
+        tokio::time::timeout(JOIN_TIMEOUT, join)
+            .await
+            .unwrap_or_else(|_| Err(timed_out()))
+    }
+}

@@ -1,0 +1,310 @@
+//! Configurations of real and broken files.
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+
+fn fixture(name: &str) -> String {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/checkpoints");
+    std::fs::read_to_string(format!("{root}/{name}")).unwrap()
+}
+
+/// The configuration of a fixture with some fields changed; `null` stays `null`.
+fn changed(name: &str, changes: Value) -> Result<ModelConfig, ConfigError> {
+    let mut config: Value = serde_json::from_str(&fixture(&format!("{name}/config.json"))).unwrap();
+    for (key, value) in changes.as_object().unwrap() {
+        config[key] = value.clone();
+    }
+    ModelConfig::from_json(&config.to_string())
+}
+
+fn without(name: &str, fields: &[&str]) -> Result<ModelConfig, ConfigError> {
+    let mut config: Value = serde_json::from_str(&fixture(&format!("{name}/config.json"))).unwrap();
+    for field in fields {
+        config.as_object_mut().unwrap().remove(*field);
+    }
+    ModelConfig::from_json(&config.to_string())
+}
+
+fn message(result: Result<ModelConfig, ConfigError>) -> String {
+    result.unwrap_err().to_string()
+}
+
+#[test]
+fn a_grouped_query_llama_is_read() {
+    let config = ModelConfig::from_json(&fixture("llama/config.json")).unwrap();
+    let expected = ModelConfig {
+        family: Family::Llama,
+        hidden_size: 64,
+        intermediate_size: 112,
+        block_count: 4,
+        head_count: 4,
+        kv_head_count: 2,
+        head_size: 16,
+        vocabulary_size: 288,
+        context_tokens: 256,
+        rms_norm_eps: 1e-6,
+        rope: Rope {
+            theta: 10_000.0,
+            scaling: RopeScaling::None,
+        },
+        attention_windows: vec![None; 4],
+        attention_bias: false,
+        output_bias: false,
+        mlp_bias: false,
+        tied_embeddings: false,
+        bos_token_id: Some(1),
+        eos_token_ids: vec![2],
+    };
+    assert_eq!(config, expected);
+    assert_eq!(config.kv_token_bytes_per_block(), 2 * 2 * 16 * 4);
+}
+
+#[test]
+fn each_family_has_what_sets_it_apart() {
+    let mistral = changed("mistral", json!({})).unwrap();
+    assert_eq!(mistral.attention_windows, [Some(8); 4]);
+    let qwen2 = changed("qwen2", json!({})).unwrap();
+    assert!(qwen2.attention_bias && !qwen2.output_bias && qwen2.tied_embeddings);
+    assert_eq!(
+        (qwen2.head_size, qwen2.attention_windows),
+        (16, vec![None; 4])
+    );
+    let qwen3 = changed("qwen3", json!({})).unwrap();
+    assert!(qwen3.has_query_key_norms() && !qwen3.attention_bias);
+    assert_eq!(qwen3.head_size, 24);
+    let biased = changed("llama", json!({"attention_bias": true, "mlp_bias": true})).unwrap();
+    assert!(biased.attention_bias && biased.output_bias && biased.mlp_bias);
+}
+
+#[test]
+fn both_versions_of_transformers_write_the_same_configuration() {
+    let new = ModelConfig::from_json(&fixture("llama3-rope/config.json")).unwrap();
+    let old = ModelConfig::from_json(&fixture("llama3-rope/config.transformers4.json")).unwrap();
+    assert_eq!(new, old);
+    assert_eq!(new.canonical_bytes(), old.canonical_bytes());
+    let RopeScaling::Llama3 {
+        factor,
+        original_context_tokens,
+        ..
+    } = new.rope.scaling
+    else {
+        panic!("{:?}", new.rope)
+    };
+    assert_eq!(
+        (factor, original_context_tokens, new.rope.theta),
+        (8.0, 32, 500_000.0)
+    );
+}
+
+#[test]
+fn absent_and_null_fields_mean_what_transformers_takes_them_for() {
+    let plain = changed(
+        "llama",
+        json!({"head_dim": null, "num_key_value_heads": null}),
+    )
+    .unwrap();
+    assert_eq!((plain.head_size, plain.kv_head_count), (16, 4));
+    let absent = without("llama", &["head_dim", "num_key_value_heads"]).unwrap();
+    assert_eq!((absent.head_size, absent.kv_head_count), (16, 4));
+    assert_eq!(without("qwen3", &["head_dim"]).unwrap().head_size, 128);
+    assert_eq!(
+        without("mistral", &["sliding_window"])
+            .unwrap()
+            .attention_windows,
+        [Some(4096); 4]
+    );
+    let none = changed("mistral", json!({"sliding_window": null})).unwrap();
+    assert_eq!(none.attention_windows, [None; 4]);
+    let bare = without(
+        "llama",
+        &["rope_parameters", "tie_word_embeddings", "hidden_act"],
+    )
+    .unwrap();
+    assert_eq!(
+        bare.rope,
+        Rope {
+            theta: 10_000.0,
+            scaling: RopeScaling::None
+        }
+    );
+    let null = json!({"rope_parameters": null, "rope_scaling": null, "rope_theta": 25.0});
+    assert_eq!(changed("llama", null).unwrap().rope.theta, 25.0);
+    assert_eq!(
+        changed("llama", json!({"eos_token_id": [7, 9]}))
+            .unwrap()
+            .eos_token_ids,
+        [7, 9]
+    );
+    let none = changed("llama", json!({"eos_token_id": null})).unwrap();
+    assert!(none.eos_token_ids.is_empty());
+}
+
+#[test]
+fn the_windows_of_qwen_follow_its_layer_types() {
+    let window = json!({"use_sliding_window": true, "sliding_window": 16, "max_window_layers": 3});
+    let mut listed = window.clone();
+    listed["layer_types"] = json!([
+        "sliding_attention",
+        "full_attention",
+        "full_attention",
+        "sliding_attention"
+    ]);
+    let listed = changed("qwen2", listed).unwrap();
+    assert_eq!(listed.attention_windows, [Some(16), None, None, Some(16)]);
+    let mut counted = window;
+    counted["layer_types"] = Value::Null;
+    let counted = changed("qwen2", counted).unwrap();
+    assert_eq!(counted.attention_windows, [None, None, None, Some(16)]);
+    let unused = json!({"sliding_window": 16, "layer_types": null, "max_window_layers": 0});
+    assert_eq!(
+        changed("qwen2", unused).unwrap().attention_windows,
+        [None; 4]
+    );
+    let few = changed("qwen2", json!({"layer_types": ["full_attention"]}));
+    assert!(message(few).contains("layer_types"));
+    let other = changed("qwen2", json!({"layer_types": vec!["linear_attention"; 4]}));
+    assert!(message(other).contains("linear_attention"));
+}
+
+#[test]
+fn every_supported_rope_type_is_read() {
+    let linear = json!({"rope_parameters": {"rope_type": "linear", "factor": 2.0}});
+    let linear = changed("llama", linear).unwrap();
+    assert_eq!(linear.rope.scaling, RopeScaling::Linear { factor: 2.0 });
+    let old = json!({"rope_parameters": null, "rope_scaling": {"type": "linear", "factor": 2}});
+    assert_eq!(
+        changed("llama", old).unwrap().rope.scaling,
+        linear.rope.scaling
+    );
+    // As Qwen2.5 writes it: 0.1 * ln(4) + 1.
+    let yarn = json!({"rope_parameters": null, "rope_scaling":
+        {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}});
+    let expected = RopeScaling::Yarn {
+        factor: 4.0,
+        original_context_tokens: 64,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        attention_factor: 1.138_629_4,
+        truncate: true,
+    };
+    assert_eq!(changed("qwen2", yarn).unwrap().rope.scaling, expected);
+}
+
+#[test]
+fn what_is_not_supported_is_named() {
+    for (name, found) in [
+        ("mixtral", "MixtralForCausalLM"),
+        ("gemma3", "Gemma3ForCausalLM"),
+        ("bloom", "BloomForCausalLM"),
+        ("falcon", "FalconForCausalLM"),
+    ] {
+        let text = message(changed(name, json!({})));
+        assert!(
+            text.contains(found) && text.contains("llama, mistral, qwen2, qwen3"),
+            "{text}"
+        );
+    }
+    for rope_type in ["dynamic", "longrope", "mrope"] {
+        let rope = json!({"rope_parameters": {"rope_type": rope_type, "factor": 2.0}});
+        assert!(message(changed("llama", rope)).contains(rope_type));
+    }
+    assert!(message(changed("llama", json!({"hidden_act": "gelu"}))).contains("gelu"));
+    let quantized = json!({"quantization_config": {"quant_method": "awq", "bits": 4}});
+    assert!(message(changed("llama", quantized)).contains("awq"));
+    let partial = json!({"partial_rotary_factor": 0.5});
+    assert!(message(changed("llama", partial)).contains("partial_rotary_factor"));
+    let mixed = message(changed("llama", json!({"model_type": "qwen2"})));
+    assert!(
+        mixed.contains("qwen2") && mixed.contains("LlamaForCausalLM"),
+        "{mixed}"
+    );
+}
+
+#[test]
+fn absurd_numbers_are_refused_by_name() {
+    for (field, value) in [
+        ("hidden_size", json!(0)),
+        ("hidden_size", json!(u64::MAX)),
+        ("intermediate_size", json!(0)),
+        ("num_hidden_layers", json!(0)),
+        ("num_hidden_layers", json!(4_000_000_000u64)),
+        ("num_attention_heads", json!(0)),
+        ("num_key_value_heads", json!(0)),
+        ("num_key_value_heads", json!(3)),
+        ("head_dim", json!(0)),
+        ("head_dim", json!(15)),
+        ("vocab_size", json!(1u64 << 40)),
+        ("max_position_embeddings", json!(0)),
+        ("rms_norm_eps", json!(0.0)),
+        ("rms_norm_eps", json!(-1.0)),
+        ("rope_theta", json!(0.0)),
+    ] {
+        let text = message(changed(
+            "llama",
+            json!({field: value, "rope_parameters": null}),
+        ));
+        assert!(text.contains(field), "{field}: {text}");
+    }
+    assert!(message(changed("llama", json!({"hidden_size": -1}))).contains("config.json"));
+    for field in [
+        "hidden_size",
+        "num_hidden_layers",
+        "vocab_size",
+        "intermediate_size",
+    ] {
+        assert!(message(without("llama", &[field])).contains(field));
+    }
+}
+
+#[test]
+fn ids_of_tokens_do_not_count_and_everything_else_does() {
+    let plain = changed("llama", json!({})).unwrap().canonical_bytes();
+    let tokens = changed("llama", json!({"eos_token_id": [5], "bos_token_id": null})).unwrap();
+    assert_eq!(tokens.canonical_bytes(), plain);
+    for other in [
+        json!({"rms_norm_eps": 1e-5}),
+        json!({"num_key_value_heads": 4}),
+        json!({"tie_word_embeddings": true}),
+        json!({"attention_bias": true}),
+        json!({"max_position_embeddings": 512}),
+        json!({"rope_parameters": {"rope_theta": 10_001.0, "rope_type": "default"}}),
+        json!({"rope_parameters": {"factor": 2.0, "rope_type": "linear"}}),
+    ] {
+        assert_ne!(
+            changed("llama", other.clone()).unwrap().canonical_bytes(),
+            plain,
+            "{other}"
+        );
+    }
+}
+
+proptest! {
+    #[test]
+    fn perturbed_files_never_panic(
+        name in prop::sample::select(vec!["llama", "llama3-rope", "mistral", "qwen2", "qwen3"]),
+        places in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        length in any::<prop::sample::Index>(),
+    ) {
+        let mut bytes = fixture(&format!("{name}/config.json")).into_bytes();
+        for (place, byte) in places {
+            let place = place.index(bytes.len());
+            bytes[place] = byte;
+        }
+        for bytes in [&bytes[..], &bytes[..length.index(bytes.len())]] {
+            if let Ok(text) = std::str::from_utf8(bytes) {
+                let _ = ModelConfig::from_json(text);
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_of_any_size_never_panic(
+        field in prop::sample::select(vec!["hidden_size", "num_hidden_layers", "head_dim",
+            "num_attention_heads", "num_key_value_heads", "vocab_size", "sliding_window"]),
+        value in any::<u64>(),
+    ) {
+        let _ = changed("mistral", json!({field: value}));
+    }
+}

@@ -1,0 +1,192 @@
+//! Writes GGUF v3 files: for tests, and for tools that convert checkpoints.
+
+use std::io::{self, Write};
+
+use super::ggml_type::type_number;
+use super::header::ALIGNMENT_KEY;
+use crate::weight::WeightType;
+
+/// A metadata value with the width in which it is written.
+#[derive(Debug, Clone, PartialEq)]
+pub enum WriteValue {
+    /// 32 bits without a sign.
+    U32(u32),
+    /// 64 bits without a sign.
+    U64(u64),
+    /// 32 bits with a sign.
+    I32(i32),
+    /// Binary32.
+    F32(f32),
+    /// A truth value.
+    Flag(bool),
+    /// A text.
+    Text(String),
+    /// An array of texts.
+    Texts(Vec<String>),
+    /// An array of binary32.
+    F32s(Vec<f32>),
+    /// An array of numbers of 32 bits with a sign.
+    I32s(Vec<i32>),
+}
+
+impl From<&str> for WriteValue {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+}
+
+/// A GGUF file that is being put together.
+#[derive(Debug, Default)]
+pub struct GgufWriter {
+    metadata: Vec<(String, WriteValue)>,
+    tensors: Vec<WriteTensor>,
+}
+
+#[derive(Debug)]
+struct WriteTensor {
+    name: String,
+    weight_type: WeightType,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+/// The alignment that is written: the format's default.
+const ALIGNMENT: usize = 32;
+
+impl GgufWriter {
+    /// A file with nothing in it.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a metadata value.
+    pub fn value(&mut self, key: &str, value: impl Into<WriteValue>) -> &mut Self {
+        debug_assert_ne!(key, ALIGNMENT_KEY, "the alignment is the format's default");
+        self.metadata.push((key.to_owned(), value.into()));
+        self
+    }
+
+    /// Adds a tensor; `shape` has the slowest dimension first, and `bytes` what it asks for.
+    pub fn tensor(
+        &mut self,
+        name: &str,
+        weight_type: WeightType,
+        shape: &[usize],
+        bytes: Vec<u8>,
+    ) -> &mut Self {
+        let tensor = WriteTensor {
+            name: name.to_owned(),
+            weight_type,
+            shape: shape.to_vec(),
+            bytes,
+        };
+        self.tensors.push(tensor);
+        self
+    }
+
+    /// Writes the file.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    pub fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        out.write_all(&self.to_bytes())
+    }
+
+    /// The whole file.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut out = b"GGUF".to_vec();
+        out.extend(3u32.to_le_bytes());
+        number(&mut out, self.tensors.len());
+        number(&mut out, self.metadata.len());
+        for (key, value) in &self.metadata {
+            text(&mut out, key);
+            write_value(&mut out, value);
+        }
+        let mut offset = 0;
+        for tensor in &self.tensors {
+            text(&mut out, &tensor.name);
+            write_dimensions(&mut out, &tensor.shape);
+            out.extend(type_number(tensor.weight_type).to_le_bytes());
+            number(&mut out, offset);
+            offset = (offset + tensor.bytes.len()).next_multiple_of(ALIGNMENT);
+        }
+        for tensor in &self.tensors {
+            out.resize(out.len().next_multiple_of(ALIGNMENT), 0);
+            out.extend_from_slice(&tensor.bytes);
+        }
+        out
+    }
+}
+
+fn write_dimensions(out: &mut Vec<u8>, shape: &[usize]) {
+    #[allow(
+        clippy::cast_possible_truncation,
+        reason = "tensors have up to four dimensions"
+    )]
+    out.extend((shape.len() as u32).to_le_bytes());
+    for &size in shape.iter().rev() {
+        number(out, size);
+    }
+}
+
+fn write_value(out: &mut Vec<u8>, value: &WriteValue) {
+    let kind = |out: &mut Vec<u8>, kind: u32| out.extend(kind.to_le_bytes());
+    let array = |out: &mut Vec<u8>, element: u32, count: usize| {
+        out.extend(9u32.to_le_bytes());
+        out.extend(element.to_le_bytes());
+        number(out, count);
+    };
+    match value {
+        WriteValue::U32(value) => {
+            kind(out, 4);
+            out.extend(value.to_le_bytes());
+        }
+        WriteValue::U64(value) => {
+            kind(out, 10);
+            out.extend(value.to_le_bytes());
+        }
+        WriteValue::I32(value) => {
+            kind(out, 5);
+            out.extend(value.to_le_bytes());
+        }
+        WriteValue::F32(value) => {
+            kind(out, 6);
+            out.extend(value.to_le_bytes());
+        }
+        WriteValue::Flag(value) => {
+            kind(out, 7);
+            out.push(u8::from(*value));
+        }
+        WriteValue::Text(value) => {
+            kind(out, 8);
+            text(out, value);
+        }
+        WriteValue::Texts(values) => {
+            array(out, 8, values.len());
+            values.iter().for_each(|value| text(out, value));
+        }
+        WriteValue::F32s(values) => {
+            array(out, 6, values.len());
+            values
+                .iter()
+                .for_each(|value| out.extend(value.to_le_bytes()));
+        }
+        WriteValue::I32s(values) => {
+            array(out, 5, values.len());
+            values
+                .iter()
+                .for_each(|value| out.extend(value.to_le_bytes()));
+        }
+    }
+}
+
+fn text(out: &mut Vec<u8>, value: &str) {
+    number(out, value.len());
+    out.extend_from_slice(value.as_bytes());
+}
+
+fn number(out: &mut Vec<u8>, value: usize) {
+    out.extend((value as u64).to_le_bytes());
+}

@@ -1,0 +1,7 @@
+//! Announcements of strangers.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    umbel_fuzz::checks::announcement(data);
+});

@@ -1,0 +1,7 @@
+//! Headers of safetensors files.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    umbel_fuzz::checks::safetensors_header(data);
+});

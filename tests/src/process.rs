@@ -1,0 +1,309 @@
+//! The `umbel` binary as child processes.
+//!
+//! Every wait has an end, and no process outlives its handle, also where a test panics.
+
+mod binary;
+mod output;
+
+use std::ffi::OsStr;
+use std::fs;
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+
+use output::Captured;
+
+pub(crate) use binary::profile_folder;
+pub use binary::umbel_binary;
+
+/// How long a server may take until it is ready: on a busy machine it maps and hashes its weights.
+const READY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long a process may take to end once it was told to.
+const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long a command may take unless the test says otherwise.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// The beginning of the line by which a server says where it is.
+const READY: &str = "ready ";
+
+/// A server under way. It is killed when this is dropped.
+pub struct UmbelProcess {
+    running: Running,
+    address: String,
+}
+
+impl UmbelProcess {
+    /// Starts `umbel` with these arguments and waits until it has printed `ready MULTIADDR`.
+    ///
+    /// # Errors
+    /// Where it ends or says nothing of the kind within a minute; the error has its stderr.
+    pub fn start<A: AsRef<OsStr>>(arguments: &[A]) -> anyhow::Result<Self> {
+        let mut running = Running::spawn(arguments)?;
+        let deadline = Instant::now() + READY_TIMEOUT;
+        let ready = running.stdout.wait_for_line(READY, deadline);
+        match ready {
+            Some(address) => Ok(Self { running, address }),
+            None => {
+                let ended = match running.wait(Instant::now()) {
+                    Some(status) => format!("it ended ({status}) before it was ready"),
+                    None => format!("it was not ready within {} s", READY_TIMEOUT.as_secs()),
+                };
+                bail!("{}: {ended}\n{}", running.name, running.stderr.text())
+            }
+        }
+    }
+
+    /// Where it can be reached: what followed `ready`, with `/p2p/PEERID`.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The id of the process.
+    #[must_use]
+    pub const fn id(&self) -> u32 {
+        self.running.id
+    }
+
+    /// Memory that it has in RAM, its weights included (`VmRSS` of proc(5)).
+    ///
+    /// # Errors
+    /// Where the process has ended, or the system has no `/proc`.
+    pub fn resident_bytes(&self) -> anyhow::Result<u64> {
+        let path = format!("/proc/{}/status", self.running.id);
+        let status = fs::read_to_string(&path).with_context(|| path.clone())?;
+        resident_bytes(&status).with_context(|| format!("{path} has no VmRSS"))
+    }
+
+    /// What it has written to stderr so far.
+    #[must_use]
+    pub fn stderr(&self) -> String {
+        self.running.stderr.text()
+    }
+
+    /// What it has written to stdout so far.
+    #[must_use]
+    pub fn stdout(&self) -> String {
+        self.running.stdout.text()
+    }
+
+    /// Fails the test if it has logged an ERROR, or panicked.
+    ///
+    /// # Panics
+    /// Where there is such a line on stderr; the message has all of it.
+    pub fn assert_no_errors(&self) {
+        let stderr = self.stderr();
+        let errors: Vec<_> = stderr.lines().filter(|line| is_error(line)).collect();
+        assert!(
+            errors.is_empty(),
+            "{}: {errors:#?} in\n{stderr}",
+            self.running.name
+        );
+    }
+
+    /// Asks it to stop (SIGTERM), and waits until it has.
+    ///
+    /// # Errors
+    /// Where it does not within 20 seconds; it is then killed.
+    pub fn terminate(mut self) -> anyhow::Result<Output> {
+        self.running.signal(libc::SIGTERM);
+        self.running.finish(Instant::now() + STOP_TIMEOUT)
+    }
+
+    /// Ends it without a word to anyone (SIGKILL), and waits until it has ended.
+    pub fn kill(mut self) {
+        self.running.kill();
+    }
+
+    /// Whether it is still running.
+    pub fn is_running(&mut self) -> bool {
+        self.running.wait(Instant::now()).is_none()
+    }
+}
+
+/// What came of a process that has ended.
+#[derive(Debug)]
+pub struct Output {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// What it printed.
+    pub stdout: String,
+    /// What it logged.
+    pub stderr: String,
+}
+
+/// Runs `umbel` with these arguments to its end, two minutes at most.
+///
+/// # Errors
+/// Where it cannot be started or does not end; not where it ends with a failure.
+pub fn run_umbel<A: AsRef<OsStr>>(arguments: &[A]) -> anyhow::Result<Output> {
+    run_umbel_within(arguments, COMMAND_TIMEOUT)
+}
+
+/// Runs `umbel` with these arguments to its end, `timeout` at most.
+///
+/// # Errors
+/// As [`run_umbel`].
+pub fn run_umbel_within<A: AsRef<OsStr>>(
+    arguments: &[A],
+    timeout: Duration,
+) -> anyhow::Result<Output> {
+    Running::spawn(arguments)?.finish(Instant::now() + timeout)
+}
+
+/// A child process whose output is read as it comes, so that it never waits for us.
+struct Running {
+    /// What was started, for messages.
+    name: String,
+    id: u32,
+    ended: Receiver<ExitStatus>,
+    status: Option<ExitStatus>,
+    stdout: Captured,
+    stderr: Captured,
+}
+
+impl Running {
+    fn spawn<A: AsRef<OsStr>>(arguments: &[A]) -> anyhow::Result<Self> {
+        let binary = umbel_binary()?;
+        let words = arguments.iter().map(|word| word.as_ref().to_string_lossy());
+        let name = format!("umbel {}", words.collect::<Vec<_>>().join(" "));
+        let mut command = Command::new(binary);
+        command.args(arguments).stdin(Stdio::null());
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("{} cannot be started", binary.display()))?;
+        let stdout = Captured::read(child.stdout.take().context("stdout is piped")?);
+        let stderr = Captured::read(child.stderr.take().context("stderr is piped")?);
+        let id = child.id();
+        let (sender, ended) = channel();
+        // The one place that waits for the child, so that everyone else can do it for a time.
+        thread::spawn(move || {
+            if let Ok(status) = child.wait() {
+                // Nobody may care any more.
+                let _ = sender.send(status);
+            }
+        });
+        Ok(Self {
+            name,
+            id,
+            ended,
+            status: None,
+            stdout,
+            stderr,
+        })
+    }
+
+    /// How it ended, if it does until `deadline`.
+    fn wait(&mut self, deadline: Instant) -> Option<ExitStatus> {
+        if self.status.is_none() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            self.status = match self.ended.recv_timeout(left) {
+                Ok(status) => Some(status),
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
+            };
+        }
+        self.status
+    }
+
+    /// Waits for the end and everything that was written until then.
+    fn finish(mut self, deadline: Instant) -> anyhow::Result<Output> {
+        let Some(status) = self.wait(deadline) else {
+            self.kill();
+            bail!(
+                "{}: it did not end in time\n{}",
+                self.name,
+                self.stderr.text()
+            );
+        };
+        // What it has started may hold its pipes open for a little longer.
+        let deadline = Instant::now() + STOP_TIMEOUT;
+        self.stdout.wait_for_end(deadline);
+        self.stderr.wait_for_end(deadline);
+        Ok(Output {
+            status,
+            stdout: self.stdout.text(),
+            stderr: self.stderr.text(),
+        })
+    }
+
+    fn kill(&mut self) {
+        self.signal(libc::SIGKILL);
+        self.wait(Instant::now() + STOP_TIMEOUT);
+    }
+
+    /// Sends a signal, unless the process has ended: its id may be another's by then.
+    fn signal(&mut self, signal: libc::c_int) {
+        if self.wait(Instant::now()).is_none()
+            && let Ok(id) = libc::pid_t::try_from(self.id)
+        {
+            #[allow(
+                unsafe_code,
+                reason = "the standard library sends no signal but SIGKILL"
+            )]
+            // SAFETY: kill(2) touches no memory of this process; `id` is positive, so it names one
+            // process, which is our child and has not been waited for.
+            unsafe {
+                libc::kill(id, signal);
+            }
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// The number before `kB` in the line `VmRSS` of `/proc/PID/status`.
+fn resident_bytes(status: &str) -> Option<u64> {
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim()
+        .strip_suffix(" kB")?
+        .parse::<u64>()
+        .ok()?
+        .checked_mul(1024)
+}
+
+/// Whether a line of a log tells of something that must not happen.
+fn is_error(line: &str) -> bool {
+    let level = line.split_whitespace().nth(1);
+    level == Some("ERROR") || (line.starts_with("thread '") && line.contains("panicked at"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_resident_memory_is_counted_in_bytes() {
+        let status = "Name:\tumbel\nVmSize:\t  20000 kB\nVmRSS:\t    1234 kB\nThreads:\t3\n";
+        assert_eq!(resident_bytes(status), Some(1234 * 1024));
+        assert_eq!(resident_bytes("Name:\tumbel\n"), None);
+        assert_eq!(resident_bytes("VmRSS:\tmany kB\n"), None);
+    }
+
+    #[test]
+    fn errors_and_panics_in_a_log_are_found() {
+        assert!(is_error(
+            "2026-11-23T20:00:00.000000Z ERROR node{peer=1}: broken"
+        ));
+        assert!(is_error(
+            "thread 'main' (7) panicked at node/src/main.rs:1:1:"
+        ));
+        assert!(!is_error(
+            "2026-11-23T20:00:00.000000Z  WARN slow; not an ERROR"
+        ));
+        assert!(!is_error("error: the model is unknown"));
+        assert!(!is_error(""));
+    }
+}

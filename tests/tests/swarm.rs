@@ -1,0 +1,205 @@
+//! Swarms of real server processes: many clients, servers that come and go, discovery.
+
+use serde_json::Value;
+use umbel_tests::process::Output;
+use umbel_tests::swarm::{checkpoint, report, serve, serve_on, umbel};
+
+fn llama() -> String {
+    checkpoint("llama")
+}
+
+const PROMPT: &str = "5,17,99,140,3,201,77";
+
+fn ask(model: &str, place: &[&str]) -> Output {
+    let mut arguments = vec![
+        "generate",
+        model,
+        "--prompt-ids",
+        PROMPT,
+        "--max-tokens",
+        "30",
+    ];
+    arguments.extend(["--ignore-eos", "--json"]);
+    arguments.extend(place);
+    umbel(&arguments)
+}
+
+fn tokens(model: &str, place: &[&str]) -> Value {
+    report(&ask(model, place))["token_ids"].clone()
+}
+
+#[test]
+fn several_clients_at_once_get_what_each_would_get_alone() {
+    let model = llama();
+    let first = serve(&[&model, "--blocks", "0..2"]);
+    let _second = serve(&[&model, "--blocks", "2..4", "--join", first.address()]);
+    let sampled = |seed: &str| {
+        let alone = tokens(&model, &["--local", "--temperature", "0.9", "--seed", seed]);
+        (seed.to_owned(), alone)
+    };
+    let alone: Vec<_> = ["1", "2", "3", "4", "5", "6"]
+        .into_iter()
+        .map(sampled)
+        .collect();
+    std::thread::scope(|scope| {
+        for (seed, alone) in &alone {
+            let (model, address) = (&model, first.address());
+            scope.spawn(move || {
+                let place = ["--join", address, "--temperature", "0.9", "--seed", seed];
+                assert_eq!(tokens(model, &place), *alone, "seed {seed}");
+            });
+        }
+    });
+    assert_ne!(alone[0].1, alone[1].1, "other seeds, other texts");
+}
+
+#[test]
+fn a_server_takes_the_blocks_where_the_swarm_is_thinnest() {
+    let model = llama();
+    let first = serve(&[&model, "--blocks", "0..2"]);
+    let _second = serve(&[&model, "--block-count", "1", "--join", first.address()]);
+    let _third = serve(&[&model, "--block-count", "1", "--join", first.address()]);
+    let status = umbel(&["status", "--json", "--join", first.address()]);
+    let spans: Vec<_> = report(&status)["servers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|server| {
+            (
+                server["start"].as_u64().unwrap(),
+                server["end"].as_u64().unwrap(),
+            )
+        })
+        .collect();
+    assert_eq!(spans, [(0, 2), (2, 3), (3, 4)]);
+    assert_eq!(
+        tokens(&model, &["--join", first.address()]),
+        tokens(&model, &["--local"])
+    );
+}
+
+#[test]
+fn without_a_wish_a_server_takes_every_block_that_fits() {
+    let model = llama();
+    let server = serve(&[&model]);
+    let route = report(&ask(&model, &["--join", server.address()]))["route"].clone();
+    assert_eq!(
+        (route[0]["start"].as_u64(), route[0]["end"].as_u64()),
+        (Some(0), Some(4))
+    );
+}
+
+#[test]
+fn a_swarm_is_found_through_a_server_of_another_model() {
+    let (llama, qwen) = (llama(), checkpoint("qwen3"));
+    let other = serve(&[&qwen]);
+    let _server = serve(&[&llama, "--join", other.address()]);
+    assert_eq!(
+        tokens(&llama, &["--join", other.address()]),
+        tokens(&llama, &["--local"])
+    );
+}
+
+#[test]
+fn a_server_that_vanishes_is_passed_over_and_the_answer_is_the_same() {
+    let model = llama();
+    let first = serve(&[&model, "--blocks", "0..2"]);
+    let doomed = serve(&[&model, "--blocks", "2..4", "--join", first.address()]);
+    let _spare = serve(&[&model, "--blocks", "2..4", "--join", first.address()]);
+    doomed.kill();
+    // The swarm has not noticed yet: the announcement of the dead server has not expired.
+    assert_eq!(
+        tokens(&model, &["--join", first.address()]),
+        tokens(&model, &["--local"])
+    );
+}
+
+#[test]
+fn a_server_leaves_in_good_order_when_it_is_asked_to() {
+    let model = llama();
+    let first = serve(&[&model, "--blocks", "0..2"]);
+    let second = serve(&[&model, "--blocks", "2..4", "--join", first.address()]);
+    let ended = second.terminate();
+    assert!(ended.status.success(), "{ended:?}");
+    let output = ask(&model, &["--join", first.address()]);
+    assert!(!output.status.success());
+    assert!(output.stderr.contains("blocks 2..4"), "{}", output.stderr);
+    let status = umbel(&["status", "--join", first.address()]);
+    assert!(
+        status.stdout.contains("served by nobody: blocks 2, 3"),
+        "{}",
+        status.stdout
+    );
+}
+
+#[test]
+fn tcp_alone_is_enough() {
+    let model = llama();
+    let listen = ["/ip4/127.0.0.1/tcp/0"];
+    let first = serve_on(&listen, &[&model, "--blocks", "0..2"]);
+    let _second = serve_on(
+        &listen,
+        &[&model, "--blocks", "2..4", "--join", first.address()],
+    );
+    assert!(first.address().contains("/tcp/"), "{}", first.address());
+    assert_eq!(
+        tokens(&model, &["--join", first.address()]),
+        tokens(&model, &["--local"])
+    );
+}
+
+#[test]
+fn timings_say_where_each_step_went() {
+    let model = llama();
+    let first = serve(&[&model, "--blocks", "0..1"]);
+    let _second = serve(&[&model, "--blocks", "1..4", "--join", first.address()]);
+    let timings = report(&ask(&model, &["--join", first.address()]))["timings"].clone();
+    assert!(timings["prefill_tokens_per_second"].as_f64().unwrap() > 0.0);
+    assert!(timings["decode_tokens_per_second"].as_f64().unwrap() > 0.0);
+    let steps = timings["steps"].as_array().unwrap();
+    assert_eq!(steps.len(), 30);
+    for step in steps {
+        let hops = step["hops"].as_array().unwrap();
+        assert_eq!(hops.len(), 2);
+        let of = |hop: &Value, part: &str| hop[part].as_f64().unwrap();
+        let parts = ["compute_ms", "queue_ms", "network_ms"];
+        let sum: f64 = hops
+            .iter()
+            .flat_map(|hop| parts.map(|part| of(hop, part)))
+            .sum();
+        let total = step["total_ms"].as_f64().unwrap();
+        assert!(
+            (sum - total).abs() < 1e-3 * total.max(1.0),
+            "{sum} of {total}"
+        );
+        assert!(hops.iter().all(|hop| of(hop, "compute_ms") > 0.0));
+    }
+}
+
+#[test]
+fn a_seed_repeats_a_sampled_answer() {
+    let model = llama();
+    let sampled = [
+        "--local",
+        "--temperature",
+        "1.2",
+        "--top-k",
+        "50",
+        "--top-p",
+        "0.95",
+    ];
+    let seeded = [
+        &sampled[..],
+        &[
+            "--min-p",
+            "0.01",
+            "--repetition-penalty",
+            "1.1",
+            "--seed",
+            "11",
+        ],
+    ];
+    let once = tokens(&model, &seeded.concat());
+    assert_eq!(once, tokens(&model, &seeded.concat()));
+    assert_eq!(once.as_array().unwrap().len(), 30);
+}
