@@ -11,6 +11,7 @@
 //! | module | what it computes |
 //! |---|---|
 //! | [`mod@matmul`] | a weight matrix times rows of activations, the weights as their file has them |
+//! | [`mod@refined`] | the same with activations of 15 bits: what models are computed with |
 //! | [`mod@dequantize`] | a row of weights in binary32 |
 //! | [`mod@attention`] | attention to a paged cache |
 //! | [`mod@rope`] | rotary positions |
@@ -27,6 +28,7 @@ pub mod instruction;
 pub mod matmul;
 mod normalize;
 mod portable;
+pub mod refined;
 pub mod rope;
 #[cfg(test)]
 mod specimen;
@@ -39,6 +41,7 @@ pub use dequantize::dequantize_row;
 pub use instruction::InstructionSet;
 pub use matmul::{WeightView, matmul, matmul_with};
 pub use normalize::rms_norm;
+pub use refined::matmul_refined;
 pub use rope::{RopeTable, rope};
 pub use swiglu::{add, swiglu, swiglu_with};
 

@@ -16,7 +16,7 @@
 //! | `block`, `model` | the trait of a block; one file for each family |
 //! | `operation` | what a block is made of, as candle's custom operations |
 //! | [`kernel`] | the arithmetic beneath, on slices |
-//! | [`reference`] | the same mathematics, slow and obvious: the oracle of the tests |
+//! | [`mod@reference`] | the same mathematics, slow and obvious: the oracle of the tests |
 //!
 //! # Batch invariance
 //!

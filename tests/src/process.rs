@@ -172,7 +172,7 @@ impl Running {
         let binary = umbel_binary()?;
         let words = arguments.iter().map(|word| word.as_ref().to_string_lossy());
         let name = format!("umbel {}", words.collect::<Vec<_>>().join(" "));
-        let mut command = Command::new(binary);
+        let mut command = Command::new(&binary);
         command.args(arguments).stdin(Stdio::null());
         let mut child = command
             .stdout(Stdio::piped())

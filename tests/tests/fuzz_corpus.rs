@@ -1,5 +1,7 @@
 //! What fuzzing has found interesting, through the same checks.
 
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -118,8 +118,8 @@ fn the_text_ends_where_the_model_or_a_stop_string_ends_it() {
         "--prompt",
         "The capital of France is",
     ];
-    let stopped = report(&umbel(&[&arguments[..], &["--stop", "answer"]].concat()));
-    assert_eq!(stopped["text"], " Paris.\n\nThe ");
+    let stopped = report(&umbel(&[&arguments[..], &["--stop", "The"]].concat()));
+    assert_eq!(stopped["text"], " Paris.\n\n");
     assert_eq!(stopped["finish_reason"], "stop");
     let cut = report(&umbel(&[&arguments[..], &["--max-tokens", "3"]].concat()));
     assert_eq!(

@@ -213,6 +213,22 @@ pub(super) fn quantize_super(input: &[[f32; SUPER_VALUES]], blocks: &mut [SuperI
     }
 }
 
+/// What rounding blocks of `N` values leaves over of each.
+pub(super) fn residual<const N: usize>(input: &[f32], left: &mut [f32]) {
+    let blocks = input
+        .as_chunks::<N>()
+        .0
+        .iter()
+        .zip(left.as_chunks_mut::<N>().0);
+    for (input, left) in blocks {
+        let mut integers = [0; N];
+        let scale = round(input, &mut integers);
+        for ((left, value), integer) in left.iter_mut().zip(input).zip(integers) {
+            *left = value - scale * f32::from(integer);
+        }
+    }
+}
+
 /// Rounds `input` to multiples of the scale that it returns.
 ///
 /// Where a value is infinite or no number, the scale is no number: what has gone wrong shows in the

@@ -46,7 +46,7 @@ impl CustomOp1 for Linear {
         let tokens = rows_of(self.name(), layout, columns)?;
         let input = values(self.name(), storage, layout)?;
         let mut output = vec![0.0; tokens * rows];
-        kernel::matmul(kernel::WeightView::of(&self.weight), input, &mut output);
+        kernel::matmul_refined(kernel::WeightView::of(&self.weight), input, &mut output);
         if let Some(bias) = &self.bias {
             for row in output.chunks_exact_mut(rows) {
                 row.iter_mut()

@@ -69,10 +69,16 @@ pub(crate) enum Command {
         key: [u8; 32],
         reply: oneshot::Sender<Vec<PeerId>>,
     },
-    /// Tell the hash table that this peer provides a key.
-    Provide { key: [u8; 32] },
-    /// Stop telling.
-    StopProviding { key: [u8; 32] },
+    /// Tell the hash table that this peer provides a key; answered once this peer itself says so.
+    Provide {
+        key: [u8; 32],
+        reply: oneshot::Sender<()>,
+    },
+    /// Stop telling; answered likewise.
+    StopProviding {
+        key: [u8; 32],
+        reply: oneshot::Sender<()>,
+    },
     /// Which peers are connected?
     ConnectedPeers { reply: oneshot::Sender<Vec<PeerId>> },
     /// Where does a connected peer say that it listens?
@@ -224,13 +230,15 @@ impl Driver {
                 self.discovery
                     .find_providers(&mut self.swarm.behaviour_mut().kad, key, reply);
             }
-            Command::Provide { key } => {
+            Command::Provide { key, reply } => {
                 self.discovery
                     .provide(&mut self.swarm.behaviour_mut().kad, key);
+                let _unwanted = reply.send(());
             }
-            Command::StopProviding { key } => {
+            Command::StopProviding { key, reply } => {
                 self.discovery
                     .stop_providing(&mut self.swarm.behaviour_mut().kad, key);
+                let _unwanted = reply.send(());
             }
             Command::ConnectedPeers { reply } => {
                 let peers = self.swarm.connected_peers().filter_map(peers::own_name);

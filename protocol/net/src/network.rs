@@ -143,12 +143,13 @@ impl Network {
 
     /// Tells the hash table that this peer provides `key`, now and again until it stops.
     pub async fn provide(&self, key: [u8; 32]) {
-        self.tell(Command::Provide { key }).await;
+        self.ask(|reply| Command::Provide { key, reply }).await;
     }
 
     /// Stops telling. Others may remember it for half an hour.
     pub async fn stop_providing(&self, key: [u8; 32]) {
-        self.tell(Command::StopProviding { key }).await;
+        self.ask(|reply| Command::StopProviding { key, reply })
+            .await;
     }
 
     /// Who provides `key`, by the hash table; it takes 10 s at most. This peer is not among them.
@@ -257,13 +258,8 @@ impl Network {
     /// The task's answer; `None` where it has ended.
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {
         let (reply, answer) = oneshot::channel();
-        self.tell(command(reply)).await;
+        self.0.commands.send(command(reply)).await.ok()?;
         answer.await.ok()
-    }
-
-    async fn tell(&self, command: Command) {
-        // After a shutdown nobody listens; whoever waits for a reply hears of that.
-        let _shut_down = self.0.commands.send(command).await;
     }
 }
 

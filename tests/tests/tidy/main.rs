@@ -3,6 +3,8 @@
 //! Each rule is a function from texts to complaints, with a test that it complains about a bad
 //! example: a rule that cannot fail is no rule.
 
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
 mod edges;
 mod files;
 mod manifest;

@@ -77,6 +77,7 @@ impl Writer<'_> {
             ValueKind::String => self.string(value.as_str().unwrap_or_default()),
             ValueKind::Seq | ValueKind::Iterable => self.sequence(value)?,
             ValueKind::Map => self.map(value)?,
+            // As in Python; minijinja may add kinds.
             kind @ (ValueKind::Undefined
             | ValueKind::Bytes
             | ValueKind::Plain
