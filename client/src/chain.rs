@@ -97,11 +97,9 @@ impl Chain {
     pub fn route(&self) -> Vec<(Option<PeerId>, Span)> {
         match self {
             Self::Local(chain) => vec![(None, chain.blocks())],
-            Self::Remote(chain) => chain
-                .hops()
-                .iter()
-                .map(|hop| (Some(hop.peer), hop.blocks))
-                .collect(),
+            Self::Remote(chain) => {
+                chain.hops().iter().map(|hop| (Some(hop.peer), hop.blocks)).collect()
+            }
         }
     }
 

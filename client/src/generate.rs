@@ -104,33 +104,21 @@ impl Generate {
         chain: Chain,
         cached: &[u32],
     ) -> Result<Generation, GenerateError> {
-        let context = model
-            .config()
-            .context_tokens
-            .min(chain.tokens_max() as usize);
+        let context = model.config().context_tokens.min(chain.tokens_max() as usize);
         if self.prompt.is_empty() {
             return Err(GenerateError::EmptyPrompt);
         }
         if self.prompt.len() >= context {
-            return Err(GenerateError::PromptTooLong {
-                tokens: self.prompt.len(),
-                context,
-            });
+            return Err(GenerateError::PromptTooLong { tokens: self.prompt.len(), context });
         }
         let vocabulary = model.config().vocabulary_size;
         if let Some(&id) = self.prompt.iter().find(|id| **id as usize >= vocabulary) {
             return Err(GenerateError::UnknownToken { id, vocabulary });
         }
-        let shared = cached
-            .iter()
-            .zip(&self.prompt)
-            .take_while(|(a, b)| a == b)
-            .count();
+        let shared = cached.iter().zip(&self.prompt).take_while(|(a, b)| a == b).count();
         Ok(Generation {
             sampler: Sampler::new(self.sampling.clone())?,
-            text: model
-                .tokenizer()
-                .map(crate::text::tokenizer::Tokenizer::stream),
+            text: model.tokenizer().map(crate::text::tokenizer::Tokenizer::stream),
             stop: StopStrings::new(self.stop.clone()),
             tokens: self.prompt.clone(),
             // The last token of the prompt is always computed: its logits are what is wanted.
@@ -185,12 +173,7 @@ impl Generation {
         self.tokens.push(id);
         self.new_count += 1;
         let text = self.advance(id);
-        Ok(Some(Token {
-            id,
-            text,
-            top_logits,
-            time,
-        }))
+        Ok(Some(Token { id, text, top_logits, time }))
     }
 
     /// Why the generation ended; `None` while it has not.
@@ -298,9 +281,7 @@ where
     T: Send + 'static,
     E: Send + 'static,
 {
-    tokio::task::spawn_blocking(work)
-        .await
-        .expect("arithmetic does not panic")
+    tokio::task::spawn_blocking(work).await.expect("arithmetic does not panic")
 }
 
 /// A generation that cannot begin or go on.

@@ -35,30 +35,20 @@ impl ClientModel {
     /// # Errors
     /// [`OpenClientModelError`] where its files are malformed.
     pub fn from_shard(shard: Model) -> Result<Self, OpenClientModelError> {
-        let weights = shard
-            .weights(Part::Embedding)?
-            .and(shard.weights(Part::Head)?);
+        let weights = shard.weights(Part::Embedding)?.and(shard.weights(Part::Head)?);
         let ends = Ends::load(shard.config(), &weights)?;
         let tokenizer = shard.tokenizer().map(Tokenizer::load).transpose()?;
         let chat_template = match shard.chat_template() {
             Some(source) => Some(ChatTemplate::new(source, shard.special_tokens())?),
             None => None,
         };
-        Ok(Self {
-            ends,
-            tokenizer,
-            chat_template,
-            shard,
-        })
+        Ok(Self { ends, tokenizer, chat_template, shard })
     }
 
     /// The same model, its ends computed by `device`.
     #[must_use]
     pub fn on(self, device: Device) -> Self {
-        Self {
-            ends: self.ends.on(device),
-            ..self
-        }
+        Self { ends: self.ends.on(device), ..self }
     }
 
     /// The hash of its manifest, by which servers of the same model are found.
@@ -106,10 +96,7 @@ impl ClientModel {
     /// [`PromptError`] where the model has no tokenizer or chat template, or the template refuses.
     pub fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>, PromptError> {
         let tokenizer = self.tokenizer.as_ref().ok_or(PromptError::NoTokenizer)?;
-        let template = self
-            .chat_template
-            .as_ref()
-            .ok_or(PromptError::NoChatTemplate)?;
+        let template = self.chat_template.as_ref().ok_or(PromptError::NoChatTemplate)?;
         // The template writes the special tokens itself.
         Ok(tokenizer.encode(&template.render(messages, true)?, false)?)
     }

@@ -57,11 +57,7 @@ impl Swarm {
         } else {
             network.join(&config.join).await?
         };
-        Ok(Self {
-            network,
-            directory: Mutex::new(Directory::new()),
-            joined,
-        })
+        Ok(Self { network, directory: Mutex::new(Directory::new()), joined })
     }
 
     /// This client's own name.
@@ -83,20 +79,12 @@ impl Swarm {
                 .joined
                 .iter()
                 .map(|peer| (*peer, Vec::new()))
-                .chain(
-                    known
-                        .into_iter()
-                        .map(|server| (server.peer, server.addresses)),
-                )
+                .chain(known.into_iter().map(|server| (server.peer, server.addresses)))
                 .filter(|(peer, _)| asked.insert(*peer))
                 .take(PEERS_ASKED_MAX)
                 .collect();
-            join_all(
-                peers
-                    .into_iter()
-                    .map(|(peer, addresses)| self.ask(peer, addresses, model)),
-            )
-            .await;
+            join_all(peers.into_iter().map(|(peer, addresses)| self.ask(peer, addresses, model)))
+                .await;
         }
         if let Some(model) = model.filter(|model| self.known(Some(*model)).is_empty()) {
             self.ask_providers(model, &mut asked).await;
@@ -126,9 +114,7 @@ impl Swarm {
         addresses: &[String],
         protocol: LinkProtocol,
     ) -> Result<Link, OpenLinkError> {
-        self.network
-            .open_link(peer, &exchange::multiaddrs(addresses), protocol)
-            .await
+        self.network.open_link(peer, &exchange::multiaddrs(addresses), protocol).await
     }
 
     fn known(&self, model: Option<ModelId>) -> Vec<Announcement> {
@@ -155,12 +141,7 @@ impl Swarm {
             .filter(|peer| asked.insert(*peer))
             .take(PEERS_ASKED_MAX)
             .collect();
-        join_all(
-            peers
-                .into_iter()
-                .map(|peer| self.ask(peer, Vec::new(), Some(model))),
-        )
-        .await;
+        join_all(peers.into_iter().map(|peer| self.ask(peer, Vec::new(), Some(model)))).await;
     }
 
     fn take_up(&self, from: PeerId, found: exchange::Found) {
@@ -174,9 +155,7 @@ impl Swarm {
     }
 
     fn directory(&self) -> MutexGuard<'_, Directory> {
-        self.directory
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.directory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -197,11 +176,7 @@ async fn wait_for_neighbours(network: &Network) -> Result<Vec<PeerId>, JoinSwarm
 /// The wall clock, for what is signed with a date.
 #[must_use]
 pub fn unix_time() -> UnixTime {
-    UnixTime::after_epoch(
-        SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default(),
-    )
+    UnixTime::after_epoch(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
 }
 
 /// No way into the swarm.

@@ -23,19 +23,13 @@ impl Random {
     }
 
     /// A number that is at least 0 and below 1.
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "53 bits fit the mantissa exactly"
-    )]
+    #[expect(clippy::cast_precision_loss, reason = "53 bits fit the mantissa exactly")]
     pub const fn unit(&mut self) -> f64 {
         (self.bits() >> 11) as f64 / (1u64 << 53) as f64
     }
 
     /// A number below `bound`, which is not 0.
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "the remainder is below a usize"
-    )]
+    #[expect(clippy::cast_possible_truncation, reason = "the remainder is below a usize")]
     pub const fn below(&mut self, bound: usize) -> usize {
         (self.bits() % bound as u64) as usize
     }
@@ -51,11 +45,7 @@ mod tests {
         let drawn: [u64; 3] = std::array::from_fn(|_| random.bits());
         assert_eq!(
             drawn,
-            [
-                6_457_827_717_110_365_317,
-                3_203_168_211_198_807_973,
-                9_817_491_932_198_370_423
-            ]
+            [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]
         );
     }
 

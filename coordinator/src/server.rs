@@ -211,33 +211,17 @@ impl Server {
     /// it was said. Sessions of others are not touched.
     pub fn handle(&mut self, input: Input, now: Time) -> Result<(), ProtocolViolation> {
         match input {
-            Input::Received {
-                link,
-                from,
-                message: ClientMessage::Open(open),
-            } => {
+            Input::Received { link, from, message: ClientMessage::Open(open) } => {
                 self.open(link, from, open, now)?;
             }
-            Input::Received {
-                link,
-                message: ClientMessage::Step(step),
-                ..
-            } => {
+            Input::Received { link, message: ClientMessage::Step(step), .. } => {
                 self.client_step(link, step, now)?;
             }
-            Input::Received {
-                link,
-                message: ClientMessage::Close { session },
-                ..
-            } => {
+            Input::Received { link, message: ClientMessage::Close { session }, .. } => {
                 self.client_close(link, session)?;
             }
             Input::Pushed { from, step } => self.pushed(from, step, now)?,
-            Input::Computed {
-                job,
-                result,
-                compute,
-            } => self.computed(job, result, compute, now),
+            Input::Computed { job, result, compute } => self.computed(job, result, compute, now),
             Input::LinkClosed { link } => self.link_closed(link),
             Input::PushFailed { session, detail } => {
                 self.fail(session, None, ErrorCode::NextHopUnreachable, detail);
@@ -250,21 +234,14 @@ impl Server {
     /// When [`Server::handle_timeout`] is to be called, if nothing happens before.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Time> {
-        self.sessions
-            .values()
-            .map(|served| served.last_used + SESSION_LEASE)
-            .min()
+        self.sessions.values().map(|served| served.last_used + SESSION_LEASE).min()
     }
 
     /// Ends sessions that nobody has used for the length of a lease.
     pub fn handle_timeout(&mut self, now: Time) {
         let idle = |served: &Served| now.since(served.last_used) >= SESSION_LEASE;
-        let ended: Vec<_> = self
-            .sessions
-            .iter()
-            .filter(|(_, served)| idle(served))
-            .map(|(id, _)| *id)
-            .collect();
+        let ended: Vec<_> =
+            self.sessions.iter().filter(|(_, served)| idle(served)).map(|(id, _)| *id).collect();
         for session in ended {
             let detail = format!("no step for {} minutes", SESSION_LEASE.as_secs() / 60);
             self.fail(session, None, ErrorCode::LeaseEnded, detail);
@@ -305,26 +282,15 @@ impl Server {
         if self.sessions.contains_key(&session) {
             return Err(ProtocolViolation::Unexpected { message: "Open" });
         }
-        let of_client = self
-            .sessions
-            .values()
-            .filter(|served| served.client == client)
-            .count();
+        let of_client = self.sessions.values().filter(|served| served.client == client).count();
         if let Err(refusal) = self.admission.admit(&self.config, &open, of_client) {
             self.send_error(link, session, None, refusal.code, refusal.detail);
             return Ok(());
         }
         tracing::info!(%session, %client, blocks = %open.blocks, tokens = open.tokens_max, "opened");
         let (blocks, tokens) = (open.blocks, open.tokens_max);
-        self.outputs.push_back(Output::OpenCache {
-            session,
-            blocks,
-            tokens,
-        });
-        let message = ServerMessage::Opened {
-            session,
-            tokens_max: tokens,
-        };
+        self.outputs.push_back(Output::OpenCache { session, blocks, tokens });
+        let message = ServerMessage::Opened { session, tokens_max: tokens };
         self.outputs.push_back(Output::Send { link, message });
         let next = open.next.as_ref().map(|next| next.peer);
         if let Some(next) = open.next {
@@ -353,13 +319,7 @@ impl Server {
         let Some(served) = self.sessions.get(&step.session) else {
             // It may have ended here while the step was on its way.
             let detail = "the session is not open here".to_owned();
-            self.send_error(
-                link,
-                step.session,
-                Some(step.step),
-                ErrorCode::UnknownSession,
-                detail,
-            );
+            self.send_error(link, step.session, Some(step.step), ErrorCode::UnknownSession, detail);
             return Ok(());
         };
         if served.link != link || served.previous.is_some() {
@@ -379,10 +339,7 @@ impl Server {
             }
             None => {}
         }
-        self.outputs.push_back(Output::Send {
-            link,
-            message: ServerMessage::Closed { session },
-        });
+        self.outputs.push_back(Output::Send { link, message: ServerMessage::Closed { session } });
         Ok(())
     }
 
@@ -410,10 +367,7 @@ impl Server {
         match schedule::check(&step, served, self.config.hidden_size, waiting) {
             Ok(end) => {
                 served.position = end;
-                self.schedule.push(QueuedStep {
-                    step,
-                    received: now,
-                });
+                self.schedule.push(QueuedStep { step, received: now });
             }
             Err(refusal) => self.fail(session, Some(step.step), refusal.code, refusal.detail),
         }
@@ -444,20 +398,12 @@ impl Server {
         if running.abandoned {
             return;
         }
-        let served = self
-            .sessions
-            .get_mut(&running.session)
-            .expect("a step of it was running");
+        let served = self.sessions.get_mut(&running.session).expect("a step of it was running");
         served.last_used = now;
         let hidden = match result {
             Ok(hidden) => hidden,
             Err(failure) => {
-                self.fail(
-                    running.session,
-                    Some(running.step),
-                    failure.code,
-                    failure.detail,
-                );
+                self.fail(running.session, Some(running.step), failure.code, failure.detail);
                 return;
             }
         };
@@ -479,21 +425,14 @@ impl Server {
         };
         self.outputs.push_back(match &served.next {
             Some(next) => Output::Push { next: *next, step },
-            None => Output::Send {
-                link: served.link,
-                message: ServerMessage::Output(step),
-            },
+            None => Output::Send { link: served.link, message: ServerMessage::Output(step) },
         });
     }
 
     fn link_closed(&mut self, link: LinkId) {
         let of_link = |served: &Served| served.link == link;
-        let ended: Vec<_> = self
-            .sessions
-            .iter()
-            .filter(|(_, served)| of_link(served))
-            .map(|(id, _)| *id)
-            .collect();
+        let ended: Vec<_> =
+            self.sessions.iter().filter(|(_, served)| of_link(served)).map(|(id, _)| *id).collect();
         for session in ended {
             self.forget(session);
         }
@@ -523,12 +462,7 @@ impl Server {
         code: ErrorCode,
         detail: String,
     ) {
-        let message = ServerMessage::Error(SessionError {
-            session,
-            step,
-            code,
-            detail,
-        });
+        let message = ServerMessage::Error(SessionError { session, step, code, detail });
         self.outputs.push_back(Output::Send { link, message });
     }
 }

@@ -133,17 +133,9 @@ pub enum FailureReason {
 
 #[derive(Debug)]
 enum State {
-    Opening {
-        opened: Vec<bool>,
-        deadline: Time,
-    },
+    Opening { opened: Vec<bool>, deadline: Time },
     Idle,
-    Stepping {
-        step: StepId,
-        position: u32,
-        shape: Vec<u32>,
-        sent: Time,
-    },
+    Stepping { step: StepId, position: u32, shape: Vec<u32>, sent: Time },
     Over,
 }
 
@@ -175,20 +167,17 @@ impl Session {
                 blocks: hop.blocks,
                 tokens_max: config.tokens_max,
                 previous: index.checked_sub(1).map(|before| hops[before].peer),
-                next: config.hops.get(index + 1).map(|next| NextHop {
-                    peer: next.hop.peer,
-                    addresses: next.addresses.clone(),
-                }),
+                next: config
+                    .hops
+                    .get(index + 1)
+                    .map(|next| NextHop { peer: next.hop.peer, addresses: next.addresses.clone() }),
             }),
         });
         tracing::debug!(session = %config.session, client = %local, hops = hops.len(), "open");
         Self {
             id: config.session,
             tokens_max: config.tokens_max,
-            state: State::Opening {
-                opened: vec![false; hops.len()],
-                deadline: now + OPEN_TIMEOUT,
-            },
+            state: State::Opening { opened: vec![false; hops.len()], deadline: now + OPEN_TIMEOUT },
             next_step: StepId::default(),
             outputs: opens.collect(),
             hops,
@@ -239,21 +228,11 @@ impl Session {
         match &self.state {
             State::Opening { opened, .. } => {
                 let late = opened.iter().position(|opened| !opened).unwrap_or_default();
-                self.fail(
-                    late,
-                    FailureReason::TimedOut {
-                        after: OPEN_TIMEOUT,
-                    },
-                );
+                self.fail(late, FailureReason::TimedOut { after: OPEN_TIMEOUT });
             }
             // Any hop may be the slow one; the first is as good a guess as any.
             State::Stepping { .. } => {
-                self.fail(
-                    0,
-                    FailureReason::TimedOut {
-                        after: STEP_TIMEOUT,
-                    },
-                );
+                self.fail(0, FailureReason::TimedOut { after: STEP_TIMEOUT });
             }
             State::Idle | State::Over => {}
         }
@@ -312,13 +291,7 @@ impl Session {
 
     fn stepped(&mut self, hop: usize, answer: Step, now: Time) -> Result<(), ProtocolViolation> {
         self.check_id(answer.session)?;
-        let State::Stepping {
-            step,
-            position,
-            shape,
-            sent,
-        } = &self.state
-        else {
+        let State::Stepping { step, position, shape, sent } = &self.state else {
             return Err(ProtocolViolation::Unexpected { message: "Output" });
         };
         if hop + 1 != self.hops.len() || answer.step != *step || answer.position != *position {
@@ -342,37 +315,19 @@ impl Session {
 
     fn refused(&mut self, hop: usize, error: SessionError) -> Result<(), ProtocolViolation> {
         self.check_id(error.session)?;
-        self.fail(
-            hop,
-            FailureReason::Refused {
-                code: error.code,
-                detail: error.detail,
-            },
-        );
+        self.fail(hop, FailureReason::Refused { code: error.code, detail: error.detail });
         Ok(())
     }
 
     fn check_id(&self, session: SessionId) -> Result<(), ProtocolViolation> {
-        if session == self.id {
-            Ok(())
-        } else {
-            Err(ProtocolViolation::UnknownSession { session })
-        }
+        if session == self.id { Ok(()) } else { Err(ProtocolViolation::UnknownSession { session }) }
     }
 
     fn step(&mut self, position: u32, hidden: Tensor, now: Time) {
-        assert!(
-            matches!(self.state, State::Idle),
-            "a step begins when the one before it ended"
-        );
+        assert!(matches!(self.state, State::Idle), "a step begins when the one before it ended");
         let step = self.next_step;
         self.next_step = step.next();
-        self.state = State::Stepping {
-            step,
-            position,
-            shape: hidden.shape().to_vec(),
-            sent: now,
-        };
+        self.state = State::Stepping { step, position, shape: hidden.shape().to_vec(), sent: now };
         let message = ClientMessage::Step(Step {
             session: self.id,
             step,
@@ -389,10 +344,7 @@ impl Session {
     }
 
     fn fail(&mut self, hop: usize, reason: FailureReason) {
-        let failure = SessionFailure {
-            hop: self.hops[hop],
-            reason,
-        };
+        let failure = SessionFailure { hop: self.hops[hop], reason };
         tracing::debug!(session = %self.id, %failure, "session failed");
         self.state = State::Over;
         self.send_close_except(Some(hop));

@@ -52,19 +52,11 @@ fn main() {
         InstructionSet::detected()
     );
     let memory = vec![1_u64; STREAM_BYTES / 8];
-    let [one, all] = pools
-        .each_ref()
-        .map(|pool| gigabytes(STREAM_BYTES, read(pool, &memory)));
+    let [one, all] = pools.each_ref().map(|pool| gigabytes(STREAM_BYTES, read(pool, &memory)));
     println!("streaming read: {one:.1} and {all:.1} GB/s");
     drop(memory);
-    println!(
-        "{:6} {:>14} {:>16} {:>16}",
-        "", "1 row", "32 rows", "512 rows"
-    );
-    println!(
-        "{:6} {:>14} {:>16} {:>16}",
-        "", "GB/s", "GFLOP/s", "GFLOP/s"
-    );
+    println!("{:6} {:>14} {:>16} {:>16}", "", "1 row", "32 rows", "512 rows");
+    println!("{:6} {:>14} {:>16} {:>16}", "", "GB/s", "GFLOP/s", "GFLOP/s");
     for kind in TYPES {
         let bytes = ROWS * COLUMNS / kind.block_values() * kind.block_bytes();
         let copies = STREAM_BYTES.div_ceil(bytes);
@@ -91,10 +83,7 @@ fn main() {
 }
 
 fn pool(threads: usize) -> ThreadPool {
-    ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build()
-        .expect("threads start")
+    ThreadPoolBuilder::new().num_threads(threads).build().expect("threads start")
 }
 
 fn gigabytes(bytes: usize, elapsed: Duration) -> f64 {
@@ -134,38 +123,22 @@ fn read(pool: &ThreadPool, memory: &[u64]) -> Duration {
 /// none is denormal or no number.
 fn weights(kind: WeightType, bytes: usize) -> Vec<u8> {
     // Bytes of which any two are a binary16 of about 0.01, and any four a small binary32.
-    let mut bytes: Vec<u8> = (0..bytes)
-        .map(|index| 0x20 | (index * 7 % 16) as u8)
-        .collect();
+    let mut bytes: Vec<u8> = (0..bytes).map(|index| 0x20 | (index * 7 % 16) as u8).collect();
     if kind.is_float() {
-        bytes
-            .iter_mut()
-            .skip(1)
-            .step_by(2)
-            .for_each(|byte| *byte = 0x3c);
+        bytes.iter_mut().skip(1).step_by(2).for_each(|byte| *byte = 0x3c);
     }
     bytes
 }
 
 /// `tokens` rows times each of the matrices in `weights`.
 fn multiply(pool: &ThreadPool, kind: WeightType, weights: &[u8], tokens: usize) -> Duration {
-    let input: Vec<f32> = (0..tokens * COLUMNS)
-        .map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0)
-        .collect();
+    let input: Vec<f32> =
+        (0..tokens * COLUMNS).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
     let mut output = vec![0.0; tokens * ROWS];
     let bytes = ROWS * COLUMNS / kind.block_values() * kind.block_bytes();
     best(pool, || {
         for bytes in weights.chunks_exact(bytes) {
-            matmul(
-                WeightView {
-                    kind,
-                    bytes,
-                    rows: ROWS,
-                    columns: COLUMNS,
-                },
-                &input,
-                &mut output,
-            );
+            matmul(WeightView { kind, bytes, rows: ROWS, columns: COLUMNS }, &input, &mut output);
         }
         black_box(&output);
     })
@@ -186,12 +159,7 @@ impl KvPages for OnePage {
 
 /// Attention of 512 tokens to themselves and 512 before them.
 fn attend(pools: &[ThreadPool; 2]) {
-    let shape = AttentionShape {
-        heads: 32,
-        kv_heads: 8,
-        head_size: 64,
-        window: None,
-    };
+    let shape = AttentionShape { heads: 32, kv_heads: 8, head_size: 64, window: None };
     let tokens = 512;
     let pages = OnePage(vec![0.5; shape.kv_heads * PAGE_TOKENS * shape.head_size]);
     let queries = vec![0.25; tokens * shape.heads * shape.head_size];
@@ -201,9 +169,7 @@ fn attend(pools: &[ThreadPool; 2]) {
     let seen = 512 + tokens / 2;
     let operations = 4.0 * (queries.len() * seen) as f64;
     let [one, all] = pools.each_ref().map(|pool| {
-        let elapsed = best(pool, || {
-            attention(shape, &queries, &pages, 512, &mut output)
-        });
+        let elapsed = best(pool, || attention(shape, &queries, &pages, 512, &mut output));
         operations / elapsed.as_secs_f64() / 1e9
     });
     println!(

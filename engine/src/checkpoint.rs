@@ -22,9 +22,7 @@ impl Checkpoint<'_> {
         bias: bool,
     ) -> Result<Linear, LoadTensorError> {
         let weight = self.weight(&format!("{name}.weight"), &[rows, columns])?;
-        let bias = bias
-            .then(|| self.vector(&format!("{name}.bias"), rows))
-            .transpose()?;
+        let bias = bias.then(|| self.vector(&format!("{name}.bias"), rows)).transpose()?;
         Ok(Linear::new(weight, bias))
     }
 
@@ -36,11 +34,7 @@ impl Checkpoint<'_> {
 
     /// The most recent positions that a token of block `index` attends to; `None` for all.
     pub(crate) fn window(&self, index: u32) -> Option<usize> {
-        self.config
-            .attention_windows
-            .get(index as usize)
-            .copied()
-            .flatten()
+        self.config.attention_windows.get(index as usize).copied().flatten()
     }
 
     /// The tensor `name`, of exactly the shape `expected`.

@@ -31,9 +31,7 @@ impl Device {
             .thread_name(|index| format!("umbel-compute-{index}"))
             .build()
             .map_err(|source| StartThreadsError { threads, source })?;
-        Ok(Self {
-            pool: Some(Arc::new(pool)),
-        })
+        Ok(Self { pool: Some(Arc::new(pool)) })
     }
 
     /// How many threads compute.
@@ -41,9 +39,7 @@ impl Device {
     pub fn thread_count(&self) -> usize {
         self.pool
             .as_ref()
-            .map_or_else(rayon::current_num_threads, |pool| {
-                pool.current_num_threads()
-            })
+            .map_or_else(rayon::current_num_threads, |pool| pool.current_num_threads())
     }
 
     /// Runs `work` inside the pool, where what it does in parallel stays.

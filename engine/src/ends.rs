@@ -30,11 +30,7 @@ impl Ends {
     pub fn load(config: &ModelConfig, weights: &Weights) -> Result<Self, LoadTensorError> {
         let checkpoint = Checkpoint { config, weights };
         let matrix = [config.vocabulary_size, config.hidden_size];
-        let head = if config.tied_embeddings {
-            EMBEDDING
-        } else {
-            HEAD
-        };
+        let head = if config.tied_embeddings { EMBEDDING } else { HEAD };
         Ok(Self {
             embed_tokens: checkpoint.weight(EMBEDDING, &matrix)?,
             norm: checkpoint.rms_norm(stem(FINAL_NORM), config.hidden_size)?,
@@ -59,10 +55,7 @@ impl Ends {
         }
         let vocabulary_size = self.vocabulary_size();
         if let Some(&id) = ids.iter().find(|&&id| id as usize >= vocabulary_size) {
-            return Err(EndsError::UnknownToken {
-                id,
-                vocabulary_size,
-            });
+            return Err(EndsError::UnknownToken { id, vocabulary_size });
         }
         let (hidden_size, row_bytes) = (self.hidden_size(), self.embed_tokens.row_bytes());
         let mut values = vec![0.0; ids.len() * hidden_size];
@@ -115,18 +108,12 @@ impl Ends {
 
 /// A tensor's name without the `.weight` at its end.
 fn stem(name: &str) -> &str {
-    name.strip_suffix(".weight")
-        .expect("the names of matrices and norms end so")
+    name.strip_suffix(".weight").expect("the names of matrices and norms end so")
 }
 
 impl fmt::Debug for Ends {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "Ends({} tokens, hidden size {})",
-            self.vocabulary_size(),
-            self.hidden_size()
-        )
+        write!(f, "Ends({} tokens, hidden size {})", self.vocabulary_size(), self.hidden_size())
     }
 }
 

@@ -25,10 +25,7 @@ impl HiddenStates {
             return Err(WrongHiddenStates::NoToken);
         }
         if rows * hidden_size != values.len() {
-            return Err(WrongHiddenStates::Shape {
-                shape: vec![values.len()],
-                hidden_size,
-            });
+            return Err(WrongHiddenStates::Shape { shape: vec![values.len()], hidden_size });
         }
         let tensor = Tensor::from_vec(values, (rows, hidden_size), &Device::Cpu)
             .expect("the shape was checked against the values");
@@ -83,10 +80,7 @@ impl HiddenStates {
     /// [`NoSuchRows`] where `range` is empty or leaves these.
     pub fn rows(&self, range: Range<usize>) -> Result<Self, NoSuchRows> {
         if range.is_empty() || range.end > self.token_count() {
-            return Err(NoSuchRows {
-                rows: range,
-                tokens: self.token_count(),
-            });
+            return Err(NoSuchRows { rows: range, tokens: self.token_count() });
         }
         let rows = self.0.narrow(0, range.start, range.len());
         Ok(Self(rows.expect("the range was checked against the rows")))
@@ -96,8 +90,7 @@ impl HiddenStates {
     #[must_use]
     pub fn last_row(&self) -> Self {
         let last = self.token_count() - 1;
-        self.rows(last..last + 1)
-            .expect("there is at least one token")
+        self.rows(last..last + 1).expect("there is at least one token")
     }
 
     /// The tokens of all `parts`, one after the other.
@@ -110,10 +103,7 @@ impl HiddenStates {
         };
         let hidden_size = first.hidden_size();
         if let Some(other) = rest.iter().find(|part| part.hidden_size() != hidden_size) {
-            return Err(WrongHiddenStates::Shape {
-                shape: other.0.dims().to_vec(),
-                hidden_size,
-            });
+            return Err(WrongHiddenStates::Shape { shape: other.0.dims().to_vec(), hidden_size });
         }
         let tokens = parts.iter().map(Self::token_count).sum::<usize>();
         let mut values = Vec::with_capacity(tokens * hidden_size);
@@ -151,12 +141,7 @@ impl HiddenStates {
 impl fmt::Debug for HiddenStates {
     /// The shape; never a value.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "HiddenStates({} x {})",
-            self.token_count(),
-            self.hidden_size()
-        )
+        write!(f, "HiddenStates({} x {})", self.token_count(), self.hidden_size())
     }
 }
 
@@ -213,20 +198,14 @@ mod tests {
     fn half_precision_from_a_peer_is_widened() {
         let payload = half::bf16::from_f32(-2.5).to_le_bytes().repeat(2);
         let tensor = WireTensor::new(DType::BF16, vec![1, 2], payload.into()).unwrap();
-        assert_eq!(
-            HiddenStates::from_wire(&tensor, 2).unwrap().to_values(),
-            [-2.5, -2.5]
-        );
+        assert_eq!(HiddenStates::from_wire(&tensor, 2).unwrap().to_values(), [-2.5, -2.5]);
     }
 
     #[test]
     fn another_shape_is_refused() {
         for shape in [&[][..], &[4], &[2, 3, 4], &[1, 1, 1, 4], &[3, 5]] {
             let refused = HiddenStates::from_wire(&wire(shape), 4).unwrap_err();
-            assert!(
-                matches!(refused, WrongHiddenStates::Shape { .. }),
-                "{shape:?}"
-            );
+            assert!(matches!(refused, WrongHiddenStates::Shape { .. }), "{shape:?}");
         }
         for shape in [&[0, 4][..], &[1, 0, 4]] {
             let refused = HiddenStates::from_wire(&wire(shape), 4).unwrap_err();
@@ -239,20 +218,11 @@ mod tests {
         let all = HiddenStates::from_wire(&wire(&[5, 2]), 2).unwrap();
         let middle = all.rows(1..4).unwrap();
         assert_eq!(middle.to_values(), [2.0, 3.0, 4.0, 5.0, 6.0, 7.0]);
-        assert_eq!(
-            middle.last_row().to_wire(),
-            all.rows(3..4).unwrap().to_wire()
-        );
+        assert_eq!(middle.last_row().to_wire(), all.rows(3..4).unwrap().to_wire());
         assert!(all.rows(2..2).is_err());
         assert!(all.rows(4..6).is_err());
         let parts = [all.rows(0..1).unwrap(), middle, all.rows(4..5).unwrap()];
-        assert_eq!(
-            HiddenStates::concat(&parts).unwrap().to_wire(),
-            all.to_wire()
-        );
-        assert_eq!(
-            HiddenStates::concat(&[]).unwrap_err(),
-            WrongHiddenStates::NoToken
-        );
+        assert_eq!(HiddenStates::concat(&parts).unwrap().to_wire(), all.to_wire());
+        assert_eq!(HiddenStates::concat(&[]).unwrap_err(), WrongHiddenStates::NoToken);
     }
 }

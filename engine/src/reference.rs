@@ -29,8 +29,7 @@ impl Reference<'_> {
     /// # Errors
     /// Where a tensor is missing or an id unknown.
     pub fn embed(&self, ids: &[u32]) -> Result<Tensor> {
-        self.weight(EMBEDDING)?
-            .index_select(&Tensor::new(ids, &Device::Cpu)?, 0)
+        self.weight(EMBEDDING)?.index_select(&Tensor::new(ids, &Device::Cpu)?, 0)
     }
 
     /// What enters each block of `span`, and last what leaves it; each `[tokens, hidden]`.
@@ -54,11 +53,7 @@ impl Reference<'_> {
     /// Where a tensor is missing or has another shape.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         let normed = self.rms_norm(hidden, FINAL_NORM)?;
-        let head = if self.config.tied_embeddings {
-            EMBEDDING
-        } else {
-            HEAD
-        };
+        let head = if self.config.tied_embeddings { EMBEDDING } else { HEAD };
         normed.matmul(&self.weight(head)?.t()?)
     }
 
@@ -78,10 +73,7 @@ impl Reference<'_> {
         let (tokens, head_size) = (input.dim(0)?, self.config.head_size);
         // [tokens, heads * head_size] to [heads, tokens, head_size].
         let split = |tensor: Tensor, heads| {
-            tensor
-                .reshape((tokens, heads, head_size))?
-                .transpose(0, 1)?
-                .contiguous()
+            tensor.reshape((tokens, heads, head_size))?.transpose(0, 1)?.contiguous()
         };
         let (heads, kv_heads) = (self.config.head_count, self.config.kv_head_count);
         let mut queries = split(self.linear(input, &name("q_proj"))?, heads)?;
@@ -104,10 +96,7 @@ impl Reference<'_> {
         let window = self.config.attention_windows[index as usize];
         let weights = softmax(&scores.broadcast_add(&mask(tokens, window)?)?)?;
         let attended = weights.matmul(&repeat(&values)?)?.transpose(0, 1)?;
-        self.linear(
-            &attended.reshape((tokens, heads * head_size))?,
-            &name("o_proj"),
-        )
+        self.linear(&attended.reshape((tokens, heads * head_size))?, &name("o_proj"))
     }
 
     fn linear(&self, input: &Tensor, name: &str) -> Result<Tensor> {
@@ -122,9 +111,7 @@ impl Reference<'_> {
     fn rms_norm(&self, input: &Tensor, name: &str) -> Result<Tensor> {
         let mean_square = input.sqr()?.mean_keepdim(D::Minus1)?;
         let root = (mean_square + f64::from(self.config.rms_norm_eps))?.sqrt()?;
-        input
-            .broadcast_div(&root)?
-            .broadcast_mul(&self.weight(name)?)
+        input.broadcast_div(&root)?.broadcast_mul(&self.weight(name)?)
     }
 
     fn weight(&self, name: &str) -> Result<Tensor> {
@@ -138,21 +125,13 @@ fn mask(tokens: usize, window: Option<usize>) -> Result<Tensor> {
         column <= row && window.is_none_or(|window| row - column < window)
     };
     let values = (0..tokens).flat_map(|row| {
-        (0..tokens).map(move |column| {
-            if sees(row, column) {
-                0.0
-            } else {
-                f32::NEG_INFINITY
-            }
-        })
+        (0..tokens).map(move |column| if sees(row, column) { 0.0 } else { f32::NEG_INFINITY })
     });
     Tensor::from_iter(values, &Device::Cpu)?.reshape((tokens, tokens))
 }
 
 /// The softmax along the last dimension.
 fn softmax(scores: &Tensor) -> Result<Tensor> {
-    let exponentials = scores
-        .broadcast_sub(&scores.max_keepdim(D::Minus1)?)?
-        .exp()?;
+    let exponentials = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
     exponentials.broadcast_div(&exponentials.sum_keepdim(D::Minus1)?)
 }

@@ -53,18 +53,12 @@ impl Sampling {
     /// Draws from the model's own distribution, sharpened or flattened by `temperature`.
     #[must_use]
     pub const fn with_temperature(temperature: f32, seed: u64) -> Self {
-        Self {
-            temperature,
-            seed,
-            ..Self::greedy()
-        }
+        Self { temperature, seed, ..Self::greedy() }
     }
 
     fn check(&self) -> Result<(), InvalidSampling> {
         if !(self.temperature.is_finite() && self.temperature >= 0.0) {
-            return Err(InvalidSampling::Temperature {
-                temperature: self.temperature,
-            });
+            return Err(InvalidSampling::Temperature { temperature: self.temperature });
         }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
             return Err(InvalidSampling::TopP { top_p: self.top_p });
@@ -114,10 +108,7 @@ impl Sampler {
         filter::divide_by_temperature(logits, self.sampling.temperature);
         let kept = filter::keep(logits, &self.sampling);
         let noise = Noise::at(self.sampling.seed, history.len() as u64);
-        let best = likeliest(
-            kept.iter()
-                .map(|&(token, logit)| logit + noise.gumbel(token)),
-        );
+        let best = likeliest(kept.iter().map(|&(token, logit)| logit + noise.gumbel(token)));
         kept[best].0
     }
 }
@@ -142,11 +133,7 @@ pub fn top_logits(logits: &[f32], count: usize) -> Vec<(u32, f32)> {
 /// Larger logits first, then smaller tokens: a total order, in which NaN is the smallest logit.
 fn larger_first(a: &(u32, f32), b: &(u32, f32)) -> Ordering {
     let key = |logit: f32| {
-        if logit.is_nan() {
-            f32::NEG_INFINITY
-        } else {
-            logit + 0.0
-        }
+        if logit.is_nan() { f32::NEG_INFINITY } else { logit + 0.0 }
     };
     key(b.1).total_cmp(&key(a.1)).then(a.0.cmp(&b.0))
 }

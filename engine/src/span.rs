@@ -35,10 +35,7 @@ impl HostedSpan {
         span: Span,
     ) -> Result<Self, LoadSpanError> {
         if span.end() > config.block_count {
-            return Err(LoadSpanError::NoSuchBlocks {
-                span,
-                block_count: config.block_count,
-            });
+            return Err(LoadSpanError::NoSuchBlocks { span, block_count: config.block_count });
         }
         let rope = Arc::new(RopeTable::new(&config.rope, config.head_size));
         let checkpoint = Checkpoint { config, weights };
@@ -85,16 +82,9 @@ impl HostedSpan {
         input: &HiddenStates,
     ) -> Result<HiddenStates, ForwardError> {
         if !self.span.covers(table.blocks()) {
-            return Err(ForwardError::NotHosted {
-                blocks: table.blocks(),
-                hosted: self.span,
-            });
+            return Err(ForwardError::NotHosted { blocks: table.blocks(), hosted: self.span });
         }
-        assert_eq!(
-            table.shape(),
-            self.page,
-            "a table holds the heads of its own model"
-        );
+        assert_eq!(table.shape(), self.page, "a table holds the heads of its own model");
         if input.hidden_size() != self.hidden_size {
             let (expected, found) = (self.hidden_size, input.hidden_size());
             return Err(ForwardError::WrongHiddenSize { expected, found });
@@ -118,12 +108,9 @@ impl HostedSpan {
         let passed = hosted.filter(|&(index, _)| blocks.contains(index));
         let mut hidden = input.clone();
         for ((index, block), cache) in passed.zip(table.caches_mut()) {
-            hidden = block.forward(&hidden, cache, position).map_err(|source| {
-                ForwardError::Compute {
-                    block: index,
-                    source,
-                }
-            })?;
+            hidden = block
+                .forward(&hidden, cache, position)
+                .map_err(|source| ForwardError::Compute { block: index, source })?;
         }
         Ok(hidden)
     }
@@ -131,11 +118,7 @@ impl HostedSpan {
 
 impl fmt::Debug for HostedSpan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "HostedSpan({} of hidden size {})",
-            self.span, self.hidden_size
-        )
+        write!(f, "HostedSpan({} of hidden size {})", self.span, self.hidden_size)
     }
 }
 

@@ -1,8 +1,10 @@
 //! Telling the swarm who serves what: one's own announcement, and those of others handed on.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures::future::join_all;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use umbel_client::swarm::exchange::{announce, lookup};
@@ -60,21 +62,18 @@ impl Announcer {
     /// An announcer that knows nobody yet.
     #[must_use]
     pub fn new(network: Network) -> Self {
-        Self {
-            network,
-            directory: Arc::default(),
-        }
+        Self { network, directory: Arc::default() }
     }
 
-    /// The announcements of a model's servers that are known, after asking `peers`.
-    pub async fn servers(&self, model: ModelId, peers: &[PeerId]) -> Vec<Announcement> {
-        for peer in peers {
-            self.ask(*peer, &[]).await;
-        }
-        self.directory()
-            .announcements(Some(model))
-            .cloned()
-            .collect()
+    /// Asks peers whom they know.
+    pub async fn ask_all(&self, peers: &[PeerId]) {
+        join_all(peers.iter().map(|peer| self.ask(*peer, &[]))).await;
+    }
+
+    /// The announcements of a model's servers that are known.
+    #[must_use]
+    pub fn servers(&self, model: ModelId) -> Vec<Announcement> {
+        self.directory().announcements(Some(model)).cloned().collect()
     }
 
     /// Answers those who ask whom this peer knows, until the future is dropped.
@@ -109,27 +108,15 @@ impl Announcer {
     /// Says once what `offer` says; `draining` where no new session should come.
     pub async fn announce(&self, offer: &Offer, load: Load, draining: bool) {
         let signed = self.sign(offer, load, draining);
-        let told: Vec<(PeerId, Vec<String>)> = {
+        {
             let mut directory = self.directory();
             let now = unix_time();
             directory.expire(now);
             if let Err(error) = directory.insert(signed.clone(), now) {
                 tracing::error!(%error, "the announcement of this server is not valid");
             }
-            let own = self.network.peer_id();
-            let others = directory
-                .announcements(None)
-                .filter(|other| other.peer != own);
-            others
-                .map(|other| (other.peer, other.addresses.clone()))
-                .collect()
-        };
-        let mut told = told;
-        for peer in self.network.connected_peers().await {
-            if !told.iter().any(|(other, _)| *other == peer) {
-                told.push((peer, Vec::new()));
-            }
         }
+        let mut told = self.others().await;
         told.truncate(PEERS_TOLD_MAX);
         let mut tellings = JoinSet::new();
         for (peer, addresses) in told {
@@ -151,12 +138,7 @@ impl Announcer {
             model_name: offer.model_name.clone(),
             span: offer.span,
             block_count: offer.block_count,
-            addresses: self
-                .network
-                .listen_addresses()
-                .iter()
-                .map(ToString::to_string)
-                .collect(),
+            addresses: self.network.listen_addresses().iter().map(ToString::to_string).collect(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             throughput: offer.throughput,
             kv_tokens_free: load.kv_tokens_free,
@@ -169,18 +151,24 @@ impl Announcer {
     }
 
     async fn ask_one(&self, random: &mut Random) {
-        let own = self.network.peer_id();
-        let others: Vec<(PeerId, Vec<String>)> = self
-            .directory()
-            .announcements(None)
-            .filter(|other| other.peer != own)
-            .map(|other| (other.peer, other.addresses.clone()))
-            .collect();
+        let others = self.others().await;
         if others.is_empty() {
             return;
         }
         let (peer, addresses) = &others[random.below(others.len())];
         self.ask(*peer, addresses).await;
+    }
+
+    /// The servers that are known, and the peers to which there is a connection.
+    async fn others(&self) -> Vec<(PeerId, Vec<String>)> {
+        let connected = self.network.connected_peers().await;
+        let own = self.network.peer_id();
+        let mut others: BTreeMap<PeerId, Vec<String>> =
+            connected.into_iter().map(|peer| (peer, Vec::new())).collect();
+        for other in self.directory().announcements(None).filter(|other| other.peer != own) {
+            others.insert(other.peer, other.addresses.clone());
+        }
+        others.into_iter().collect()
     }
 
     async fn ask(&self, peer: PeerId, addresses: &[String]) {
@@ -224,9 +212,7 @@ impl Announcer {
         match request {
             DirectoryRequest::Lookup { model } => {
                 directory.expire(now);
-                Some(DirectoryAnswer::Found(
-                    directory.signed(model).cloned().collect(),
-                ))
+                Some(DirectoryAnswer::Found(directory.signed(model).cloned().collect()))
             }
             DirectoryRequest::Announce(signed) => match directory.insert(signed, now) {
                 Ok(_) => Some(DirectoryAnswer::Announced),
@@ -239,8 +225,6 @@ impl Announcer {
     }
 
     fn directory(&self) -> MutexGuard<'_, Directory> {
-        self.directory
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.directory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

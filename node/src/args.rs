@@ -75,19 +75,13 @@ impl ModelArguments {
     /// The model that was named, or the default one.
     #[must_use]
     pub fn name(&self) -> &str {
-        self.model
-            .as_deref()
-            .or(self.model_option.as_deref())
-            .unwrap_or(DEFAULT_MODEL)
+        self.model.as_deref().or(self.model_option.as_deref()).unwrap_or(DEFAULT_MODEL)
     }
 
     /// The arguments that name this model.
     #[must_use]
     pub fn named(model: &str) -> Self {
-        Self {
-            model: Some(model.to_owned()),
-            model_option: None,
-        }
+        Self { model: Some(model.to_owned()), model_option: None }
     }
 }
 
@@ -144,9 +138,7 @@ impl SamplingArguments {
             top_k: self.top_k.unwrap_or(defaults.top_k),
             top_p: self.top_p.unwrap_or(defaults.top_p),
             min_p: self.min_p.unwrap_or(defaults.min_p),
-            repetition_penalty: self
-                .repetition_penalty
-                .unwrap_or(defaults.repetition_penalty),
+            repetition_penalty: self.repetition_penalty.unwrap_or(defaults.repetition_penalty),
             seed: self.seed.unwrap_or(drawn_seed),
         }
     }
@@ -352,12 +344,7 @@ pub struct BenchArguments {
     pub model: ModelArguments,
 
     /// Swarms of how many servers are measured beside the single process.
-    #[arg(
-        long,
-        value_name = "N,N,...",
-        value_delimiter = ',',
-        default_value = "1,2,4"
-    )]
+    #[arg(long, value_name = "N,N,...", value_delimiter = ',', default_value = "1,2,4")]
     pub servers: Vec<u32>,
 
     /// Tokens of the prompt.

@@ -56,11 +56,7 @@ pub fn start(
     done: impl Fn(Computed) + Send + 'static,
 ) -> (mpsc::Sender<Command>, JoinHandle<()>) {
     let (send, receive) = mpsc::channel(COMMANDS_WAITING_MAX);
-    let engine = Engine {
-        blocks,
-        arena,
-        tables: BTreeMap::new(),
-    };
+    let engine = Engine { blocks, arena, tables: BTreeMap::new() };
     let thread = std::thread::Builder::new()
         .name("compute".to_owned())
         .spawn(move || engine.run(receive, done))
@@ -78,20 +74,12 @@ impl Engine {
     fn run(mut self, mut commands: mpsc::Receiver<Command>, done: impl Fn(Computed)) {
         while let Some(command) = commands.blocking_recv() {
             match command {
-                Command::Open {
-                    session,
-                    blocks,
-                    tokens,
-                } => self.open(session, blocks, tokens),
+                Command::Open { session, blocks, tokens } => self.open(session, blocks, tokens),
                 Command::Step(job) => {
                     let started = Instant::now();
                     let id = job.id;
                     let result = self.step(&job);
-                    done(Computed {
-                        job: id,
-                        result,
-                        compute: started.elapsed(),
-                    });
+                    done(Computed { job: id, result, compute: started.elapsed() });
                 }
                 Command::Forget { session } => {
                     if let Some(table) = self.tables.remove(&session) {
@@ -114,33 +102,22 @@ impl Engine {
     }
 
     fn step(&mut self, job: &Job) -> Result<Tensor, ComputeFailure> {
-        let table = self
-            .tables
-            .get_mut(&job.session)
-            .ok_or_else(|| ComputeFailure {
-                code: ErrorCode::Internal,
-                detail: "the session has no cache".to_owned(),
-            })?;
+        let table = self.tables.get_mut(&job.session).ok_or_else(|| ComputeFailure {
+            code: ErrorCode::Internal,
+            detail: "the session has no cache".to_owned(),
+        })?;
         let hidden =
             HiddenStates::from_wire(&job.hidden, self.blocks.hidden_size()).map_err(|error| {
-                ComputeFailure {
-                    code: ErrorCode::WrongShape,
-                    detail: error.to_string(),
-                }
+                ComputeFailure { code: ErrorCode::WrongShape, detail: error.to_string() }
             })?;
-        table
-            .truncate(job.position as usize)
-            .map_err(|error| ComputeFailure {
-                code: ErrorCode::WrongPosition,
-                detail: error.to_string(),
-            })?;
-        let hidden = self
-            .blocks
-            .forward(table, &hidden)
-            .map_err(|error| ComputeFailure {
-                code: ErrorCode::Internal,
-                detail: error.to_string(),
-            })?;
+        table.truncate(job.position as usize).map_err(|error| ComputeFailure {
+            code: ErrorCode::WrongPosition,
+            detail: error.to_string(),
+        })?;
+        let hidden = self.blocks.forward(table, &hidden).map_err(|error| ComputeFailure {
+            code: ErrorCode::Internal,
+            detail: error.to_string(),
+        })?;
         Ok(hidden.to_wire())
     }
 }

@@ -66,15 +66,10 @@ impl Config {
     /// # Errors
     /// Where the system gives fewer than were asked for.
     pub fn device(&self) -> anyhow::Result<Device> {
-        Ok(
-            match self
-                .threads
-                .and_then(|threads| NonZeroUsize::new(threads.into()))
-            {
-                Some(threads) => Device::with_threads(threads)?,
-                None => Device::shared(),
-            },
-        )
+        Ok(match self.threads.and_then(|threads| NonZeroUsize::new(threads.into())) {
+            Some(threads) => Device::with_threads(threads)?,
+            None => Device::shared(),
+        })
     }
 }
 

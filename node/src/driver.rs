@@ -24,29 +24,12 @@ use links::{EVENTS_WAITING_MAX, FRAMES_WAITING_MAX};
 /// What happens on the links and in the engine.
 #[derive(Debug)]
 enum Event {
-    Accepted {
-        link: LinkId,
-        answers: mpsc::Sender<Frame>,
-        close: watch::Sender<bool>,
-    },
-    Received {
-        link: LinkId,
-        from: PeerId,
-        message: ClientMessage,
-    },
-    Pushed {
-        from: PeerId,
-        step: Step,
-        close: watch::Sender<bool>,
-    },
+    Accepted { link: LinkId, answers: mpsc::Sender<Frame>, close: watch::Sender<bool> },
+    Received { link: LinkId, from: PeerId, message: ClientMessage },
+    Pushed { from: PeerId, step: Step, close: watch::Sender<bool> },
     Computed(Computed),
-    LinkClosed {
-        link: LinkId,
-    },
-    PushFailed {
-        session: SessionId,
-        detail: String,
-    },
+    LinkClosed { link: LinkId },
+    PushFailed { session: SessionId, detail: String },
 }
 
 /// What a server has to spare, for its announcements.
@@ -163,8 +146,7 @@ impl Driver {
             }
             self.drain();
             let load = load(&self.server);
-            self.load
-                .send_if_modified(|last| std::mem::replace(last, load) != load);
+            self.load.send_if_modified(|last| std::mem::replace(last, load) != load);
         }
     }
 
@@ -174,26 +156,12 @@ impl Driver {
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::Accepted {
-                link,
-                answers,
-                close,
-            } => {
+            Event::Accepted { link, answers, close } => {
                 self.links.insert(link, OpenLink { answers, close });
             }
-            Event::Received {
-                link,
-                from,
-                message,
-            } => {
-                let result = self.server.handle(
-                    Input::Received {
-                        link,
-                        from,
-                        message,
-                    },
-                    self.now(),
-                );
+            Event::Received { link, from, message } => {
+                let result =
+                    self.server.handle(Input::Received { link, from, message }, self.now());
                 if let Err(violation) = result {
                     tracing::warn!(%from, %violation, "closing a client's link");
                     self.close(link);
@@ -206,16 +174,8 @@ impl Driver {
                     close.send_replace(true);
                 }
             }
-            Event::Computed(Computed {
-                job,
-                result,
-                compute,
-            }) => {
-                self.tell_server(Input::Computed {
-                    job,
-                    result,
-                    compute,
-                });
+            Event::Computed(Computed { job, result, compute }) => {
+                self.tell_server(Input::Computed { job, result, compute });
             }
             Event::LinkClosed { link } => self.close(link),
             Event::PushFailed { session, detail } => {
@@ -227,10 +187,7 @@ impl Driver {
     /// Tells the machine of something that no peer said, so that nobody can be at fault.
     fn tell_server(&mut self, input: Input) {
         let result = self.server.handle(input, self.now());
-        debug_assert!(
-            result.is_ok(),
-            "only what a peer says can break the protocol"
-        );
+        debug_assert!(result.is_ok(), "only what a peer says can break the protocol");
     }
 
     fn close(&mut self, link: LinkId) {
@@ -249,16 +206,8 @@ impl Driver {
                     self.pushes.insert(session, push);
                 }
                 Output::Push { next, step } => self.push(next, step),
-                Output::OpenCache {
-                    session,
-                    blocks,
-                    tokens,
-                } => {
-                    self.command(Command::Open {
-                        session,
-                        blocks,
-                        tokens,
-                    });
+                Output::OpenCache { session, blocks, tokens } => {
+                    self.command(Command::Open { session, blocks, tokens });
                 }
                 Output::Compute(job) => self.command(Command::Step(job)),
                 Output::Forget { session } => {
@@ -299,9 +248,7 @@ impl Driver {
     }
 
     fn command(&self, command: Command) {
-        self.compute
-            .try_send(command)
-            .expect("the queue has room for every session's commands");
+        self.compute.try_send(command).expect("the queue has room for every session's commands");
     }
 }
 

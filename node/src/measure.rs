@@ -24,9 +24,8 @@ pub fn throughput(blocks: &HostedSpan, arena: &KvArena) -> Result<Throughput, Fo
     };
     let mut run = |tokens: usize| -> Result<Duration, ForwardError> {
         // Small and uneven, as hidden states are, so that no shortcut for zeros is measured.
-        let values: Vec<f32> = (0..tokens * blocks.hidden_size())
-            .map(|i| ((i % 97) as f32 - 48.0) / 97.0)
-            .collect();
+        let values: Vec<f32> =
+            (0..tokens * blocks.hidden_size()).map(|i| ((i % 97) as f32 - 48.0) / 97.0).collect();
         let hidden = HiddenStates::from_values(values, blocks.hidden_size())
             .expect("as many values as the tokens have");
         let started = Instant::now();
@@ -34,17 +33,12 @@ pub fn throughput(blocks: &HostedSpan, arena: &KvArena) -> Result<Throughput, Fo
         Ok(started.elapsed())
     };
     run(1)?;
-    let mut decode: Vec<_> = (0..DECODE_STEPS)
-        .map(|_| run(1))
-        .collect::<Result<_, _>>()?;
+    let mut decode: Vec<_> = (0..DECODE_STEPS).map(|_| run(1)).collect::<Result<_, _>>()?;
     let prefill = run(PREFILL_TOKENS)?;
     arena.close(table);
     decode.sort();
     let blocks = f64::from(span.block_count());
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "a rate needs no more digits"
-    )]
+    #[expect(clippy::cast_possible_truncation, reason = "a rate needs no more digits")]
     let rate = |tokens: usize, took: Duration| {
         (tokens as f64 * blocks / took.as_secs_f64().max(1e-9)) as f32
     };

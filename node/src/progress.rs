@@ -15,12 +15,7 @@ pub struct Shown(Mutex<Option<Showing>>);
 
 enum Showing {
     Bar(ProgressBar),
-    Lines {
-        label: String,
-        total: u64,
-        done: u64,
-        tenths: u64,
-    },
+    Lines { label: String, total: u64, done: u64, tenths: u64 },
 }
 
 impl Progress for Shown {
@@ -44,19 +39,9 @@ impl Progress for Shown {
     }
 
     fn advance(&self, bytes: u64) {
-        match self
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .as_mut()
-        {
+        match self.0.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
             Some(Showing::Bar(bar)) => bar.inc(bytes),
-            Some(Showing::Lines {
-                label,
-                total,
-                done,
-                tenths,
-            }) => {
+            Some(Showing::Lines { label, total, done, tenths }) => {
                 *done += bytes;
                 if *total > 0 && *done * 10 / *total > *tenths {
                     *tenths = *done * 10 / *total;
@@ -82,10 +67,7 @@ fn bar(total_bytes: Option<u64>, label: &str) -> ProgressBar {
             ProgressBar::new(bytes),
             "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}",
         ),
-        None => (
-            ProgressBar::new_spinner(),
-            "{spinner} {msg} {bytes} {bytes_per_sec}",
-        ),
+        None => (ProgressBar::new_spinner(), "{spinner} {msg} {bytes} {bytes_per_sec}"),
     };
     bar.set_style(ProgressStyle::with_template(template).expect("the template is well-formed"));
     bar.set_message(label.to_owned());

@@ -50,12 +50,7 @@ pub async fn serve(arguments: ServeArguments, config: &Config) -> anyhow::Result
         serving = Serving::start(arguments, config) => serving?,
         () = &mut stop => return Ok(()),
     };
-    let Serving {
-        network,
-        announcer,
-        offer,
-        driver,
-    } = serving;
+    let Serving { network, announcer, offer, driver } = serving;
     let load = driver.load();
     let mut driving = tokio::spawn(driver.run());
     tokio::select! {
@@ -106,10 +101,11 @@ impl Serving {
         };
         let announcer = Announcer::new(network.clone());
         tokio::spawn(announcer.clone().answer());
+        announcer.ask_all(&joined).await;
 
         let model = open_model(source.clone(), config, PartsNeeded::nothing()).await?;
         let kv_tokens = arguments.kv_tokens;
-        let (span, kv_tokens) = choose(&arguments, &model, &announcer, &joined, kv_tokens).await?;
+        let (span, kv_tokens) = choose(&arguments, &model, &announcer, kv_tokens)?;
         let model = open_model(source, config, PartsNeeded::span(span)).await?;
         let device = config.device()?;
         let (blocks, arena, throughput) = load(&model, span, kv_tokens, device).await?;
@@ -135,12 +131,7 @@ impl Serving {
         let completion = events.completion();
         let (compute, _thread) = compute::start(blocks, arena, move |done| completion.done(done));
         let driver = Driver::new(server, network.clone(), compute, events);
-        Ok(Self {
-            network,
-            announcer,
-            offer,
-            driver,
-        })
+        Ok(Self { network, announcer, offer, driver })
     }
 }
 
@@ -167,10 +158,7 @@ async fn start_network(
 ) -> Result<Network, StartNetworkError> {
     let anywhere = ["/ip4/0.0.0.0/udp/0/quic-v1", "/ip4/0.0.0.0/tcp/0"];
     let listen = if arguments.listen.is_empty() {
-        anywhere
-            .iter()
-            .map(|text| text.parse().expect("a multiaddress"))
-            .collect()
+        anywhere.iter().map(|text| text.parse().expect("a multiaddress")).collect()
     } else {
         arguments.listen.clone()
     };
@@ -180,12 +168,8 @@ async fn start_network(
     };
     // Who listens on loopback alone is not to be found from elsewhere.
     let mdns = !arguments.no_mdns && !listen.iter().all(on_loopback);
-    Network::start(NetworkConfig {
-        listen,
-        mdns,
-        ..NetworkConfig::new(identity, Role::Server)
-    })
-    .await
+    Network::start(NetworkConfig { listen, mdns, ..NetworkConfig::new(identity, Role::Server) })
+        .await
 }
 
 /// The identity in the named file, or the first of the user's own that no running server has.
@@ -194,11 +178,7 @@ fn identity(named: Option<&Path>, data_dir: &Path) -> anyhow::Result<Identity> {
         return Ok(Identity::load_or_create(path)?);
     }
     for number in 1..=IDENTITIES_MAX {
-        let suffix = if number == 1 {
-            String::new()
-        } else {
-            format!("-{number}")
-        };
+        let suffix = if number == 1 { String::new() } else { format!("-{number}") };
         let path = data_dir.join(format!("identity{suffix}.pem"));
         match Identity::load_or_create(&path) {
             Err(LoadIdentityError::InUse { .. }) => {}
@@ -215,22 +195,16 @@ async fn open_model(
 ) -> anyhow::Result<Model> {
     let config = config.clone();
     let open = move || -> anyhow::Result<Model> {
-        Ok(Model::open(
-            &source,
-            &config.cache(),
-            parts,
-            &Shown::default(),
-        )?)
+        Ok(Model::open(&source, &config.cache(), parts, &Shown::default())?)
     };
     tokio::task::spawn_blocking(open).await?
 }
 
 /// Which blocks to serve, and room for how many tokens.
-async fn choose(
+fn choose(
     arguments: &ServeArguments,
     model: &Model,
     announcer: &Announcer,
-    joined: &[PeerId],
     kv_tokens: Option<u32>,
 ) -> anyhow::Result<(Span, usize)> {
     let block_count = model.config().block_count;
@@ -239,10 +213,7 @@ async fn choose(
         if span.end() > block_count {
             bail!("the model has blocks 0..{block_count}; {span} goes beyond them");
         }
-        return Ok((
-            span,
-            memory::kv_tokens(model, span.block_count(), kv_tokens, free_bytes),
-        ));
+        return Ok((span, memory::kv_tokens(model, span.block_count(), kv_tokens, free_bytes)));
     }
     let count = match arguments.block_count {
         Some(count) if count > block_count => {
@@ -251,7 +222,7 @@ async fn choose(
         Some(count) => count,
         None => memory::blocks_that_fit(model, kv_tokens, free_bytes)?,
     };
-    let servers = announcer.servers(model.id(), joined).await;
+    let servers = announcer.servers(model.id());
     let span = thinnest_span(block_count, count, &servers).context("the model has no blocks")?;
     Ok((span, memory::kv_tokens(model, count, kv_tokens, free_bytes)))
 }

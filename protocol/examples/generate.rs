@@ -9,10 +9,7 @@ use std::fs;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let descriptors = codegen::compile()?;
-    fs::write(
-        codegen::generated_path(),
-        codegen::generate(descriptors.clone())?,
-    )?;
+    fs::write(codegen::generated_path(), codegen::generate(descriptors.clone())?)?;
     let path = codegen::lock_path();
     let mut lock = fs::read_to_string(&path).unwrap_or_default();
     for line in codegen::fields(&descriptors) {

@@ -66,11 +66,7 @@ impl Announcement {
         let text =
             |text: &str, max| wire::cut(text.chars().filter(|c| !c.is_control()).collect(), max);
         let speed = |speed: f32| {
-            if speed.is_finite() {
-                speed.max(0.0)
-            } else {
-                0.0
-            }
+            if speed.is_finite() { speed.max(0.0) } else { 0.0 }
         };
         let announcement = v1::Announcement {
             peer: wire::peer_bytes(self.peer),

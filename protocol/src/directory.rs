@@ -45,9 +45,7 @@ impl DirectoryRequest {
                 directory_request::Message::Lookup(v1::Lookup { model })
             }
         };
-        wire::header_only(&v1::DirectoryRequest {
-            message: Some(message),
-        })
+        wire::header_only(&v1::DirectoryRequest { message: Some(message) })
     }
 
     /// The message in a frame.
@@ -61,9 +59,9 @@ impl DirectoryRequest {
             Some(directory_request::Message::Announce(signed)) => {
                 Ok(Self::Announce(SignedAnnouncement::from_wire(&signed)?))
             }
-            Some(directory_request::Message::Lookup(v1::Lookup { model })) => Ok(Self::Lookup {
-                model: model.map(|model| wire::model_id(&model)).transpose()?,
-            }),
+            Some(directory_request::Message::Lookup(v1::Lookup { model })) => {
+                Ok(Self::Lookup { model: model.map(|model| wire::model_id(&model)).transpose()? })
+            }
             None => Err(ProtocolViolation::UnknownKind { message: MESSAGE }),
         }
     }
@@ -92,9 +90,7 @@ impl DirectoryAnswer {
                 directory_answer::Message::Found(v1::Found { announcements })
             }
         };
-        wire::header_only(&v1::DirectoryAnswer {
-            message: Some(message),
-        })
+        wire::header_only(&v1::DirectoryAnswer { message: Some(message) })
     }
 
     /// The message in a frame.
@@ -104,10 +100,7 @@ impl DirectoryAnswer {
     pub fn decode(frame: Frame) -> Result<Self, ProtocolViolation> {
         const MESSAGE: &str = "directory answer";
         wire::no_payload(&frame.payload, MESSAGE)?;
-        let malformed = |source| ProtocolViolation::Malformed {
-            message: MESSAGE,
-            source,
-        };
+        let malformed = |source| ProtocolViolation::Malformed { message: MESSAGE, source };
         let count = count_announcements(&frame.header).map_err(malformed)?;
         wire::at_most("announcements", ANNOUNCEMENTS_MAX, count)?;
         match wire::decode_header::<v1::DirectoryAnswer>(frame.header, MESSAGE)?.message {

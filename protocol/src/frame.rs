@@ -39,12 +39,7 @@ impl Frame {
 impl fmt::Debug for Frame {
     /// The lengths; never the content.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "Frame({} + {} bytes)",
-            self.header.len(),
-            self.payload.len()
-        )
+        write!(f, "Frame({} + {} bytes)", self.header.len(), self.payload.len())
     }
 }
 
@@ -55,10 +50,7 @@ impl fmt::Debug for Frame {
 /// and not as a link that the reader closes.
 pub fn encode_prefix(frame: &Frame, limits: Limits) -> Result<[u8; PREFIX_BYTES], FrameError> {
     let of = |bytes: &Bytes| u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-    let lengths = Lengths {
-        header: of(&frame.header),
-        payload: of(&frame.payload),
-    };
+    let lengths = Lengths { header: of(&frame.header), payload: of(&frame.payload) };
     limits.check(lengths)?;
     let ([a, b, c, d], [e, f, g, h]) =
         (lengths.header.to_le_bytes(), lengths.payload.to_le_bytes());
@@ -102,16 +94,10 @@ impl Limits {
     const fn check(self, lengths: Lengths) -> Result<(), FrameError> {
         let Lengths { header, payload } = lengths;
         if header > self.header_bytes_max {
-            return Err(FrameError::Header {
-                bytes: header,
-                max: self.header_bytes_max,
-            });
+            return Err(FrameError::Header { bytes: header, max: self.header_bytes_max });
         }
         if payload > self.payload_bytes_max {
-            return Err(FrameError::Payload {
-                bytes: payload,
-                max: self.payload_bytes_max,
-            });
+            return Err(FrameError::Payload { bytes: payload, max: self.payload_bytes_max });
         }
         Ok(())
     }

@@ -17,11 +17,7 @@ impl Span {
     /// # Errors
     /// [`EmptySpan`] where that is no block at all.
     pub const fn new(start: u32, end: u32) -> Result<Self, EmptySpan> {
-        if start < end {
-            Ok(Self { start, end })
-        } else {
-            Err(EmptySpan { start, end })
-        }
+        if start < end { Ok(Self { start, end }) } else { Err(EmptySpan { start, end }) }
     }
 
     /// The first block.
@@ -84,10 +80,8 @@ impl FromStr for Span {
 
     /// Reads `0..10`; `0:10`, as Petals writes it, means the same.
     fn from_str(text: &str) -> Result<Self, InvalidSpan> {
-        let (start, end) = text
-            .split_once("..")
-            .or_else(|| text.split_once(':'))
-            .ok_or(InvalidSpan::Malformed)?;
+        let (start, end) =
+            text.split_once("..").or_else(|| text.split_once(':')).ok_or(InvalidSpan::Malformed)?;
         let number = |text: &str| text.trim().parse().map_err(|_| InvalidSpan::Malformed);
         Ok(Self::new(number(start)?, number(end)?)?)
     }
@@ -127,10 +121,7 @@ mod tests {
     #[test]
     fn a_span_has_a_block() {
         assert_eq!(Span::new(3, 3), Err(EmptySpan { start: 3, end: 3 }));
-        assert_eq!(
-            "4..2".parse::<Span>(),
-            Err(EmptySpan { start: 4, end: 2 }.into())
-        );
+        assert_eq!("4..2".parse::<Span>(), Err(EmptySpan { start: 4, end: 2 }.into()));
     }
 
     #[test]

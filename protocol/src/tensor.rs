@@ -57,27 +57,16 @@ impl Tensor {
     /// [`InvalidTensor`] where the parts do not fit each other.
     pub fn new(dtype: DType, shape: Vec<u32>, payload: Bytes) -> Result<Self, InvalidTensor> {
         if shape.len() > TENSOR_DIMENSIONS_MAX {
-            return Err(InvalidTensor::Dimensions {
-                dimensions: shape.len(),
-            });
+            return Err(InvalidTensor::Dimensions { dimensions: shape.len() });
         }
         let bytes = shape
             .iter()
-            .try_fold(dtype.element_bytes() as u64, |bytes, &size| {
-                bytes.checked_mul(size.into())
-            })
+            .try_fold(dtype.element_bytes() as u64, |bytes, &size| bytes.checked_mul(size.into()))
             .ok_or(InvalidTensor::TooLarge)?;
         if bytes != payload.len() as u64 {
-            return Err(InvalidTensor::Length {
-                expected: bytes,
-                found: payload.len() as u64,
-            });
+            return Err(InvalidTensor::Length { expected: bytes, found: payload.len() as u64 });
         }
-        Ok(Self {
-            dtype,
-            shape,
-            payload,
-        })
+        Ok(Self { dtype, shape, payload })
     }
 
     /// A binary32 tensor of these values.
@@ -115,15 +104,9 @@ impl Tensor {
     pub fn to_f32(&self) -> Vec<f32> {
         let (pairs, quads) = (self.payload.chunks_exact(2), self.payload.chunks_exact(4));
         match self.dtype {
-            DType::F32 => quads
-                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-                .collect(),
-            DType::F16 => pairs
-                .map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32())
-                .collect(),
-            DType::BF16 => pairs
-                .map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32())
-                .collect(),
+            DType::F32 => quads.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+            DType::F16 => pairs.map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            DType::BF16 => pairs.map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
         }
     }
 }
@@ -168,39 +151,18 @@ mod tests {
         let payload = Bytes::from_static(&[0; 8]);
         let tensor = |shape: &[u32]| Tensor::new(DType::F32, shape.to_vec(), payload.clone());
         assert!(tensor(&[2]).is_ok());
-        assert_eq!(
-            tensor(&[3]),
-            Err(InvalidTensor::Length {
-                expected: 12,
-                found: 8
-            })
-        );
+        assert_eq!(tensor(&[3]), Err(InvalidTensor::Length { expected: 12, found: 8 }));
         assert_eq!(tensor(&[u32::MAX; 4]), Err(InvalidTensor::TooLarge));
-        assert_eq!(
-            tensor(&[1; 5]),
-            Err(InvalidTensor::Dimensions { dimensions: 5 })
-        );
-        assert_eq!(
-            tensor(&[0, 7]),
-            Err(InvalidTensor::Length {
-                expected: 0,
-                found: 8
-            })
-        );
+        assert_eq!(tensor(&[1; 5]), Err(InvalidTensor::Dimensions { dimensions: 5 }));
+        assert_eq!(tensor(&[0, 7]), Err(InvalidTensor::Length { expected: 0, found: 8 }));
     }
 
     #[test]
     fn narrow_elements_widen_exactly() {
         let half = Bytes::copy_from_slice(&f16::from_f32(-1.5).to_le_bytes());
-        assert_eq!(
-            Tensor::new(DType::F16, vec![1], half).unwrap().to_f32(),
-            [-1.5]
-        );
+        assert_eq!(Tensor::new(DType::F16, vec![1], half).unwrap().to_f32(), [-1.5]);
         let brain = Bytes::copy_from_slice(&bf16::from_f32(3.0).to_le_bytes());
-        assert_eq!(
-            Tensor::new(DType::BF16, vec![1], brain).unwrap().to_f32(),
-            [3.0]
-        );
+        assert_eq!(Tensor::new(DType::BF16, vec![1], brain).unwrap().to_f32(), [3.0]);
     }
 
     proptest! {

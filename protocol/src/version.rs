@@ -65,18 +65,13 @@ impl LinkProtocol {
         };
         match (self, speaker) {
             (Self::Session, Side::Opener | Side::Acceptor) | (Self::Push, Side::Opener) => STEPS,
-            (Self::Push, Side::Acceptor) => Limits {
-                header_bytes_max: 0,
-                payload_bytes_max: 0,
-            },
-            (Self::Directory, Side::Opener) => Limits {
-                header_bytes_max: QUESTION_HEADER_BYTES_MAX,
-                payload_bytes_max: 0,
-            },
-            (Self::Directory, Side::Acceptor) => Limits {
-                header_bytes_max: ANSWER_HEADER_BYTES_MAX,
-                payload_bytes_max: 0,
-            },
+            (Self::Push, Side::Acceptor) => Limits { header_bytes_max: 0, payload_bytes_max: 0 },
+            (Self::Directory, Side::Opener) => {
+                Limits { header_bytes_max: QUESTION_HEADER_BYTES_MAX, payload_bytes_max: 0 }
+            }
+            (Self::Directory, Side::Acceptor) => {
+                Limits { header_bytes_max: ANSWER_HEADER_BYTES_MAX, payload_bytes_max: 0 }
+            }
         }
     }
 }

@@ -26,10 +26,7 @@ pub(crate) fn decode_header<M: Message + Default>(
 
 /// A frame without payload.
 pub(crate) fn header_only(message: &impl Message) -> Frame {
-    Frame {
-        header: message.encode_to_vec().into(),
-        payload: Bytes::new(),
-    }
+    Frame { header: message.encode_to_vec().into(), payload: Bytes::new() }
 }
 
 /// Refuses a payload behind a message that has none.
@@ -50,19 +47,12 @@ pub(crate) fn array<const N: usize>(
 ) -> Result<[u8; N], ProtocolViolation> {
     bytes.try_into().map_err(|_| match bytes.len() {
         0 => ProtocolViolation::Missing { field },
-        found => ProtocolViolation::WrongLength {
-            field,
-            expected: N,
-            found,
-        },
+        found => ProtocolViolation::WrongLength { field, expected: N, found },
     })
 }
 
 pub(crate) fn session_id(bytes: &[u8]) -> Result<SessionId, ProtocolViolation> {
-    Ok(SessionId::new(u128::from_le_bytes(array(
-        bytes,
-        "the session",
-    )?)))
+    Ok(SessionId::new(u128::from_le_bytes(array(bytes, "the session")?)))
 }
 
 pub(crate) fn session_bytes(session: SessionId) -> Bytes {
@@ -91,10 +81,7 @@ pub(crate) fn span(span: Option<v1::Span>) -> Result<Span, ProtocolViolation> {
 }
 
 pub(crate) const fn span_to_wire(span: Span) -> v1::Span {
-    v1::Span {
-        start: span.start(),
-        end: span.end(),
-    }
+    v1::Span { start: span.start(), end: span.end() }
 }
 
 pub(crate) fn addresses(addresses: Vec<String>) -> Result<Vec<String>, ProtocolViolation> {
@@ -117,11 +104,7 @@ pub(crate) const fn at_most(
     max: usize,
     found: usize,
 ) -> Result<(), ProtocolViolation> {
-    if found > max {
-        Err(ProtocolViolation::TooMany { field, max, found })
-    } else {
-        Ok(())
-    }
+    if found > max { Err(ProtocolViolation::TooMany { field, max, found }) } else { Ok(()) }
 }
 
 pub(crate) const fn not_longer(
@@ -130,11 +113,7 @@ pub(crate) const fn not_longer(
     text: &str,
 ) -> Result<(), ProtocolViolation> {
     let found = text.len();
-    if found > max {
-        Err(ProtocolViolation::TooLong { field, max, found })
-    } else {
-        Ok(())
-    }
+    if found > max { Err(ProtocolViolation::TooLong { field, max, found }) } else { Ok(()) }
 }
 
 /// The longest beginning of `text` that has at most `max` bytes and whole characters.
@@ -170,8 +149,5 @@ pub(crate) fn tensor_to_wire(tensor: &Tensor) -> v1::Tensor {
         DType::F16 => v1::DType::F16,
         DType::BF16 => v1::DType::Bf16,
     };
-    v1::Tensor {
-        dtype: dtype.into(),
-        shape: tensor.shape().to_vec(),
-    }
+    v1::Tensor { dtype: dtype.into(), shape: tensor.shape().to_vec() }
 }

@@ -44,19 +44,15 @@ pub(crate) struct Shard {
 /// Reads `config.json`.
 pub(crate) fn read_config(path: &Path) -> Result<ModelConfig, OpenModelError> {
     let text = read_text(path, CONFIG_BYTES_MAX)?;
-    ModelConfig::from_json(&text).map_err(|source| OpenModelError::Config {
-        path: path.to_owned(),
-        source,
-    })
+    ModelConfig::from_json(&text)
+        .map_err(|source| OpenModelError::Config { path: path.to_owned(), source })
 }
 
 /// Reads `model.safetensors.index.json`.
 pub(crate) fn read_index(path: &Path) -> Result<WeightIndex, OpenModelError> {
     let text = read_text(path, INDEX_BYTES_MAX)?;
-    WeightIndex::from_json(&text).map_err(|source| OpenModelError::Index {
-        path: path.to_owned(),
-        source,
-    })
+    WeightIndex::from_json(&text)
+        .map_err(|source| OpenModelError::Index { path: path.to_owned(), source })
 }
 
 /// The files that carry the tensors of the whole model, in the order of their names.

@@ -36,10 +36,7 @@ pub struct HubConfig {
 
 impl Default for HubConfig {
     fn default() -> Self {
-        Self {
-            endpoint: "https://huggingface.co".to_owned(),
-            token: None,
-        }
+        Self { endpoint: "https://huggingface.co".to_owned(), token: None }
     }
 }
 

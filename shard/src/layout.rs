@@ -37,11 +37,7 @@ pub const HEAD: &str = "lm_head.weight";
 /// The tensor that turns token ids into hidden states.
 #[must_use]
 pub fn embedding(config: &ModelConfig) -> Vec<LayoutTensor> {
-    vec![tensor(
-        EMBEDDING,
-        "token_embd.weight",
-        &[config.vocabulary_size, config.hidden_size],
-    )]
+    vec![tensor(EMBEDDING, "token_embd.weight", &[config.vocabulary_size, config.hidden_size])]
 }
 
 /// The tensors that turn hidden states into logits.
@@ -51,14 +47,7 @@ pub fn head(config: &ModelConfig) -> Vec<LayoutTensor> {
     if config.tied_embeddings {
         return [vec![norm], embedding(config)].concat();
     }
-    vec![
-        norm,
-        tensor(
-            HEAD,
-            "output.weight",
-            &[config.vocabulary_size, config.hidden_size],
-        ),
-    ]
+    vec![norm, tensor(HEAD, "output.weight", &[config.vocabulary_size, config.hidden_size])]
 }
 
 /// The tensors of transformer block `index`.
@@ -68,38 +57,17 @@ pub fn block(config: &ModelConfig, index: u32) -> Vec<LayoutTensor> {
     let (heads, kv_heads, head_size) = (config.head_count, config.kv_head_count, config.head_size);
     let (query, key) = (heads * head_size, kv_heads * head_size);
     let (bias, mlp_bias) = (config.attention_bias, config.mlp_bias);
-    let mut block = Block {
-        index,
-        tensors: Vec::new(),
-    };
+    let mut block = Block { index, tensors: Vec::new() };
     block.norm("input_layernorm", "attn_norm", hidden);
     block.norm("post_attention_layernorm", "ffn_norm", hidden);
     if config.has_query_key_norms() {
         block.norm("self_attn.q_norm", "attn_q_norm", head_size);
         block.norm("self_attn.k_norm", "attn_k_norm", head_size);
     }
-    block.linear(
-        "self_attn.q_proj",
-        "attn_q",
-        [query, hidden],
-        bias,
-        Some(heads),
-    );
-    block.linear(
-        "self_attn.k_proj",
-        "attn_k",
-        [key, hidden],
-        bias,
-        Some(kv_heads),
-    );
+    block.linear("self_attn.q_proj", "attn_q", [query, hidden], bias, Some(heads));
+    block.linear("self_attn.k_proj", "attn_k", [key, hidden], bias, Some(kv_heads));
     block.linear("self_attn.v_proj", "attn_v", [key, hidden], bias, None);
-    block.linear(
-        "self_attn.o_proj",
-        "attn_output",
-        [hidden, query],
-        config.output_bias,
-        None,
-    );
+    block.linear("self_attn.o_proj", "attn_output", [hidden, query], config.output_bias, None);
     block.linear("mlp.gate_proj", "ffn_gate", [inner, hidden], mlp_bias, None);
     block.linear("mlp.up_proj", "ffn_up", [inner, hidden], mlp_bias, None);
     block.linear("mlp.down_proj", "ffn_down", [hidden, inner], mlp_bias, None);

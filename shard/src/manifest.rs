@@ -125,10 +125,7 @@ impl Manifest {
     /// Bytes of each block, in order: what [`blocks_that_fit`](crate::blocks_that_fit) asks for.
     #[must_use]
     pub fn blocks_bytes(&self) -> Vec<u64> {
-        self.blocks
-            .iter()
-            .map(|tensors| bytes_of(tensors))
-            .collect()
+        self.blocks.iter().map(|tensors| bytes_of(tensors)).collect()
     }
 
     /// Bytes of both ends; a matrix that they share counts once.
@@ -144,11 +141,7 @@ impl Manifest {
     }
 
     fn ends(&self) -> BTreeMap<&str, &ManifestTensor> {
-        self.embedding
-            .iter()
-            .chain(&self.head)
-            .map(|one| (one.name.as_str(), one))
-            .collect()
+        self.embedding.iter().chain(&self.head).map(|one| (one.name.as_str(), one)).collect()
     }
 }
 

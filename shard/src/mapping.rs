@@ -13,10 +13,7 @@ impl Mapping {
     /// Maps the whole file.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
-        #[allow(
-            unsafe_code,
-            reason = "mapping a file is the one way to hold only a span of it"
-        )]
+        #[allow(unsafe_code, reason = "mapping a file is the one way to hold only a span of it")]
         // SAFETY: the map is read-only and outlives no borrow of its bytes. That the file changes
         // beneath it cannot be ruled out; the cache only ever renames complete files into place and
         // never writes to them again, a local file belongs to the person who names it, and every

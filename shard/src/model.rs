@@ -102,10 +102,7 @@ impl Model {
             }
         };
         let mut mappings = BTreeMap::new();
-        tensors
-            .into_iter()
-            .map(|tensor| self.load(tensor, &mut mappings))
-            .collect()
+        tensors.into_iter().map(|tensor| self.load(tensor, &mut mappings)).collect()
     }
 
     fn load(
@@ -115,25 +112,17 @@ impl Model {
     ) -> Result<(String, Weight), LoadError> {
         let (Some(place), Some(Some(path))) = (tensor.place, self.paths.get(tensor.file)) else {
             let file = self.manifest.files()[tensor.file].name.clone();
-            return Err(LoadError::NotFetched {
-                tensor: tensor.name.clone(),
-                file,
-            });
+            return Err(LoadError::NotFetched { tensor: tensor.name.clone(), file });
         };
         let mapping = match mappings.get(&tensor.file) {
             Some(mapping) => Arc::clone(mapping),
             None => {
-                let mapping = Mapping::open(path).map_err(|source| LoadError::Io {
-                    path: path.clone(),
-                    source,
-                })?;
+                let mapping = Mapping::open(path)
+                    .map_err(|source| LoadError::Io { path: path.clone(), source })?;
                 Arc::clone(mappings.entry(tensor.file).or_insert(Arc::new(mapping)))
             }
         };
-        let changed = || LoadError::Changed {
-            tensor: tensor.name.clone(),
-            path: path.clone(),
-        };
+        let changed = || LoadError::Changed { tensor: tensor.name.clone(), path: path.clone() };
         let shape = tensor.shape.clone();
         let weight =
             Weight::mapped(place.weight_type, shape, &mapping, place.offset).ok_or_else(changed)?;
@@ -146,12 +135,8 @@ impl Model {
             _ => weight.row_bytes(),
         };
         // Read, not touched in the map: else the rows would be resident twice.
-        let stored = read_range(path, place.offset, weight.bytes().len()).map_err(|source| {
-            LoadError::Io {
-                path: path.clone(),
-                source,
-            }
-        })?;
+        let stored = read_range(path, place.offset, weight.bytes().len())
+            .map_err(|source| LoadError::Io { path: path.clone(), source })?;
         let rows = unpermute_rows(&stored, row_bytes, heads).ok_or_else(changed)?;
         let weight =
             Weight::new(place.weight_type, tensor.shape.clone(), rows).map_err(|_| changed())?;

@@ -45,40 +45,24 @@ impl PartsNeeded {
     /// Configuration and manifest only.
     #[must_use]
     pub const fn nothing() -> Self {
-        Self {
-            embedding: false,
-            blocks: BlocksNeeded::None,
-            head: false,
-            tokenizer: false,
-        }
+        Self { embedding: false, blocks: BlocksNeeded::None, head: false, tokenizer: false }
     }
 
     /// What a server needs: its blocks.
     #[must_use]
     pub const fn span(span: Span) -> Self {
-        Self {
-            blocks: BlocksNeeded::Span(span),
-            ..Self::nothing()
-        }
+        Self { blocks: BlocksNeeded::Span(span), ..Self::nothing() }
     }
 
     /// What a client needs: both ends and the tokenizer.
     #[must_use]
     pub const fn ends() -> Self {
-        Self {
-            embedding: true,
-            blocks: BlocksNeeded::None,
-            head: true,
-            tokenizer: true,
-        }
+        Self { embedding: true, blocks: BlocksNeeded::None, head: true, tokenizer: true }
     }
 
     /// The whole model.
     #[must_use]
     pub const fn everything() -> Self {
-        Self {
-            blocks: BlocksNeeded::All,
-            ..Self::ends()
-        }
+        Self { blocks: BlocksNeeded::All, ..Self::ends() }
     }
 }

@@ -36,10 +36,7 @@ pub fn files<'a>(
     parts: PartsNeeded,
     file_of: impl Fn(&str) -> Option<&'a str>,
 ) -> Result<BTreeSet<&'a str>, SpanOutside> {
-    Ok(tensors(config, parts)?
-        .iter()
-        .filter_map(|tensor| file_of(&tensor.name))
-        .collect())
+    Ok(tensors(config, parts)?.iter().filter_map(|tensor| file_of(&tensor.name)).collect())
 }
 
 /// Consecutive bytes of one file.
@@ -72,11 +69,7 @@ pub fn byte_ranges(manifest: &Manifest, parts: PartsNeeded) -> Result<Vec<ByteRa
     }
     let range = |tensor: &ManifestTensor| {
         let start = tensor.place?.offset;
-        Some(ByteRange {
-            file: tensor.file,
-            start,
-            end: start + tensor.bytes,
-        })
+        Some(ByteRange { file: tensor.file, start, end: start + tensor.bytes })
     };
     let sorted: BTreeSet<ByteRange> = wanted.into_iter().filter_map(range).collect();
     let mut joined: Vec<ByteRange> = Vec::new();

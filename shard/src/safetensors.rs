@@ -25,9 +25,7 @@ pub(crate) fn read_header(path: &Path) -> io::Result<Result<SafetensorsHeader, S
     let mut file = File::open(path)?;
     let file_bytes = file.metadata()?.len();
     let mut bytes = Vec::new();
-    file.by_ref()
-        .take(header::LENGTH_BYTES)
-        .read_to_end(&mut bytes)?;
+    file.by_ref().take(header::LENGTH_BYTES).read_to_end(&mut bytes)?;
     match header::header_bytes(&bytes, file_bytes) {
         Ok(length) => file.take(length).read_to_end(&mut bytes)?,
         Err(error) => return Ok(Err(error)),

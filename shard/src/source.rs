@@ -30,13 +30,8 @@ impl ModelSource {
             return Ok(Self::Catalogue(entry));
         }
         if let Some(repository) = text.strip_prefix("hf:") {
-            let invalid = |source| InvalidSource::Repository {
-                text: text.to_owned(),
-                source,
-            };
-            return HubRepository::parse(repository)
-                .map(Self::Hub)
-                .map_err(invalid);
+            let invalid = |source| InvalidSource::Repository { text: text.to_owned(), source };
+            return HubRepository::parse(repository).map(Self::Hub).map_err(invalid);
         }
         let path = Path::new(text);
         if path.is_dir() {
@@ -46,18 +41,12 @@ impl ModelSource {
         let is_gguf = extension.is_some_and(|name| name.eq_ignore_ascii_case("gguf"));
         match (path.is_file(), is_gguf) {
             (true, true) => Ok(Self::GgufFile(path.to_owned())),
-            (true, false) => Err(InvalidSource::OtherFile {
-                path: path.to_owned(),
-            }),
-            (false, true) => Err(InvalidSource::NoSuchPath {
-                path: path.to_owned(),
-            }),
-            (false, false) if looks_like_path(text) => Err(InvalidSource::NoSuchPath {
-                path: path.to_owned(),
-            }),
-            (false, false) => Err(InvalidSource::Unknown {
-                text: text.to_owned(),
-            }),
+            (true, false) => Err(InvalidSource::OtherFile { path: path.to_owned() }),
+            (false, true) => Err(InvalidSource::NoSuchPath { path: path.to_owned() }),
+            (false, false) if looks_like_path(text) => {
+                Err(InvalidSource::NoSuchPath { path: path.to_owned() })
+            }
+            (false, false) => Err(InvalidSource::Unknown { text: text.to_owned() }),
         }
     }
 }
@@ -162,20 +151,11 @@ mod tests {
     fn an_unknown_model_is_told_what_there_is() {
         let error = ModelSource::parse("smollm3").unwrap_err();
         let text = error.to_string();
-        assert!(
-            text.contains("smollm2-135m") && text.contains("hf:OWNER/NAME"),
-            "{text}"
-        );
+        assert!(text.contains("smollm2-135m") && text.contains("hf:OWNER/NAME"), "{text}");
         let missing = ModelSource::parse("./nowhere/model.gguf").unwrap_err();
         assert!(matches!(missing, InvalidSource::NoSuchPath { .. }));
-        assert!(matches!(
-            ModelSource::parse("hf:../x"),
-            Err(InvalidSource::Repository { .. })
-        ));
-        assert!(matches!(
-            ModelSource::parse("owner/name"),
-            Err(InvalidSource::Unknown { .. })
-        ));
+        assert!(matches!(ModelSource::parse("hf:../x"), Err(InvalidSource::Repository { .. })));
+        assert!(matches!(ModelSource::parse("owner/name"), Err(InvalidSource::Unknown { .. })));
     }
 
     #[test]

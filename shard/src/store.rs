@@ -43,10 +43,7 @@ impl Cache {
     /// The cache in the folder `root`, which fetches from the public hub without a token.
     #[must_use]
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self {
-            root: root.into(),
-            hub: HubConfig::default(),
-        }
+        Self { root: root.into(), hub: HubConfig::default() }
     }
 
     /// The same cache with another hub, or with a token for it.

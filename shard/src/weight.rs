@@ -11,10 +11,7 @@ use crate::mapping::Mapping;
 /// The quantized types are those of ggml: a row is cut into blocks of [`WeightType::block_values`]
 /// values that share a scale, `ggml/src/ggml-common.h` in <https://github.com/ggml-org/ggml>.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[allow(
-    non_camel_case_types,
-    reason = "these are the names that everybody knows them by"
-)]
+#[allow(non_camel_case_types, reason = "these are the names that everybody knows them by")]
 pub enum WeightType {
     /// IEEE 754 binary32.
     F32,
@@ -106,9 +103,7 @@ impl WeightType {
         }
         let row_bytes = (columns / self.block_values()).checked_mul(self.block_bytes())?;
         let start = u64::try_from(row_bytes).ok()?;
-        rows.iter().try_fold(start, |bytes, &size| {
-            bytes.checked_mul(u64::try_from(size).ok()?)
-        })
+        rows.iter().try_fold(start, |bytes, &size| bytes.checked_mul(u64::try_from(size).ok()?))
     }
 }
 
@@ -130,11 +125,7 @@ pub struct Weight {
 
 #[derive(Clone)]
 enum Storage {
-    Mapped {
-        mapping: Arc<Mapping>,
-        start: usize,
-        end: usize,
-    },
+    Mapped { mapping: Arc<Mapping>, start: usize, end: usize },
     Owned(Arc<[u8]>),
 }
 
@@ -150,11 +141,7 @@ impl Weight {
     ) -> Result<Self, InvalidWeight> {
         let bytes = bytes.into();
         check_length(weight_type, &shape, bytes.len())?;
-        Ok(Self {
-            weight_type,
-            shape,
-            storage: Storage::Owned(bytes),
-        })
+        Ok(Self { weight_type, shape, storage: Storage::Owned(bytes) })
     }
 
     /// A tensor in a mapped file; `None` where the file has not the bytes `offset..offset + bytes`.
@@ -168,16 +155,8 @@ impl Weight {
         let length = usize::try_from(weight_type.tensor_bytes(&shape)?).ok()?;
         let end = start.checked_add(length)?;
         mapping.bytes().get(start..end)?;
-        let storage = Storage::Mapped {
-            mapping: Arc::clone(mapping),
-            start,
-            end,
-        };
-        Some(Self {
-            weight_type,
-            shape,
-            storage,
-        })
+        let storage = Storage::Mapped { mapping: Arc::clone(mapping), start, end };
+        Some(Self { weight_type, shape, storage })
     }
 
     /// How the values are written.
@@ -196,11 +175,7 @@ impl Weight {
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         match &self.storage {
-            Storage::Mapped {
-                mapping,
-                start,
-                end,
-            } => &mapping.bytes()[*start..*end],
+            Storage::Mapped { mapping, start, end } => &mapping.bytes()[*start..*end],
             Storage::Owned(bytes) => bytes,
         }
     }
@@ -208,9 +183,7 @@ impl Weight {
     /// Rows of a matrix: all dimensions but the last, multiplied. A vector is one row.
     #[must_use]
     pub fn rows(&self) -> usize {
-        self.shape
-            .split_last()
-            .map_or(1, |(_, rows)| rows.iter().product())
+        self.shape.split_last().map_or(1, |(_, rows)| rows.iter().product())
     }
 
     /// Values of one row: the last dimension.
@@ -262,12 +235,7 @@ fn check_length(
     if expected == Some(found) {
         return Ok(());
     }
-    Err(InvalidWeight {
-        weight_type,
-        shape: shape.to_vec(),
-        expected,
-        found,
-    })
+    Err(InvalidWeight { weight_type, shape: shape.to_vec(), expected, found })
 }
 
 /// The tensors of one or more parts of a model, by their canonical names.
@@ -280,9 +248,7 @@ impl Weights {
     /// # Errors
     /// [`MissingTensor`] where no such tensor was loaded.
     pub fn get(&self, name: &str) -> Result<&Weight, MissingTensor> {
-        self.0.get(name).ok_or_else(|| MissingTensor {
-            name: name.to_owned(),
-        })
+        self.0.get(name).ok_or_else(|| MissingTensor { name: name.to_owned() })
     }
 
     /// Whether a tensor with this name was loaded.
@@ -299,10 +265,7 @@ impl Weights {
     /// Bytes of all tensors together.
     #[must_use]
     pub fn bytes_total(&self) -> u64 {
-        self.0
-            .values()
-            .map(|weight| weight.bytes().len() as u64)
-            .sum()
+        self.0.values().map(|weight| weight.bytes().len() as u64).sum()
     }
 
     /// These tensors and those of `other`: the two ends of a model, say.
@@ -337,19 +300,13 @@ mod tests {
         assert_eq!(WeightType::Q4_1.tensor_bytes(&[2, 48]), None);
         assert_eq!(WeightType::Q6K.tensor_bytes(&[3, 256]), Some(630));
         assert_eq!(WeightType::F32.tensor_bytes(&[]), Some(4));
-        assert_eq!(
-            WeightType::F32.tensor_bytes(&[usize::MAX, usize::MAX]),
-            None
-        );
+        assert_eq!(WeightType::F32.tensor_bytes(&[usize::MAX, usize::MAX]), None);
     }
 
     #[test]
     fn a_weight_has_the_bytes_that_its_shape_asks_for() {
         let weight = Weight::new(WeightType::Q8_0, vec![2, 32], vec![0; 68]).unwrap();
-        assert_eq!(
-            (weight.rows(), weight.columns(), weight.row_bytes()),
-            (2, 32, 34)
-        );
+        assert_eq!((weight.rows(), weight.columns(), weight.row_bytes()), (2, 32, 34));
         let error = Weight::new(WeightType::BF16, vec![3], vec![0; 5]).unwrap_err();
         assert_eq!((error.expected, error.found), (Some(6), 5));
     }

@@ -40,14 +40,7 @@ impl Host {
     pub fn new(config: ServerConfig, speed: Speed) -> Self {
         let peer = config.peer;
         let server = Server::new(config);
-        Self {
-            server,
-            oracle: Oracle::default(),
-            speed,
-            peer,
-            armed: None,
-            computing: None,
-        }
+        Self { server, oracle: Oracle::default(), speed, peer, armed: None, computing: None }
     }
 
     /// How long a step of `tokens` through `blocks` blocks takes.

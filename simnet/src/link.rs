@@ -22,20 +22,11 @@ impl Link {
     /// A link on which nothing is under way.
     #[must_use]
     pub const fn new(delay: Duration, jitter: Duration, bytes_per_second: f64) -> Self {
-        Self {
-            delay,
-            jitter,
-            bytes_per_second,
-            free: Time::START,
-            last_arrival: Time::START,
-        }
+        Self { delay, jitter, bytes_per_second, free: Time::START, last_arrival: Time::START }
     }
 
     /// When a message of `bytes` that is sent now arrives.
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "a number of bytes fits the mantissa"
-    )]
+    #[expect(clippy::cast_precision_loss, reason = "a number of bytes fits the mantissa")]
     pub fn send(&mut self, bytes: usize, now: Time, random: &mut Random) -> Time {
         let begins = self.free.max(now);
         self.free = begins + Duration::from_secs_f64(bytes as f64 / self.bytes_per_second);

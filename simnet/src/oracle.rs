@@ -56,14 +56,8 @@ impl Oracle {
         let cache = self.caches.get_mut(&session).expect("the session is open");
         let mut rows = hidden.payload().to_vec();
         for block in blocks.blocks() {
-            let chain = cache
-                .blocks
-                .get_mut(&block)
-                .expect("the session has this block");
-            assert!(
-                chain.len() >= position as usize,
-                "the cache reaches the position"
-            );
+            let chain = cache.blocks.get_mut(&block).expect("the session has this block");
+            assert!(chain.len() >= position as usize, "the cache reaches the position");
             chain.truncate(position as usize);
             for row in rows.chunks_exact_mut(32) {
                 let before = chain.last().copied().unwrap_or_default();
@@ -79,18 +73,12 @@ impl Oracle {
 /// What enters the first block for these tokens.
 #[must_use]
 pub fn embed(tokens: &[u32]) -> Tensor {
-    let rows: Vec<u8> = tokens
-        .iter()
-        .flat_map(|token| hash(&[b"token", &token.to_le_bytes()]))
-        .collect();
+    let rows: Vec<u8> =
+        tokens.iter().flat_map(|token| hash(&[b"token", &token.to_le_bytes()])).collect();
     let count = u32::try_from(tokens.len()).expect("a prompt is counted in 32 bits");
     Tensor::new(DType::F32, vec![count, HIDDEN_SIZE], rows.into()).expect("32 bytes a token")
 }
 
 fn hash(parts: &[&[u8]]) -> Hash {
-    parts
-        .iter()
-        .fold(Sha256::new(), |hasher, part| hasher.chain_update(part))
-        .finalize()
-        .into()
+    parts.iter().fold(Sha256::new(), |hasher, part| hasher.chain_update(part)).finalize().into()
 }

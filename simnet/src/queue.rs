@@ -13,10 +13,7 @@ pub struct Queue<E> {
 
 impl<E> Default for Queue<E> {
     fn default() -> Self {
-        Self {
-            events: BTreeMap::new(),
-            planned: 0,
-        }
+        Self { events: BTreeMap::new(), planned: 0 }
     }
 }
 

@@ -12,10 +12,7 @@ impl Seed {
     /// The generator of this name.
     #[must_use]
     pub fn stream(self, name: &str) -> Random {
-        let digest = Sha256::new()
-            .chain_update(self.0.to_le_bytes())
-            .chain_update(name)
-            .finalize();
+        let digest = Sha256::new().chain_update(self.0.to_le_bytes()).chain_update(name).finalize();
         let mut bits = [0; 8];
         bits.copy_from_slice(&digest[..8]);
         Random::new(u64::from_le_bytes(bits))

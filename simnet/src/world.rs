@@ -43,30 +43,12 @@ enum Place {
 
 #[derive(Debug)]
 enum Event {
-    ToServer {
-        server: usize,
-        client: usize,
-        message: ClientMessage,
-    },
-    Pushed {
-        server: usize,
-        from: PeerId,
-        step: Step,
-    },
-    ToClient {
-        client: usize,
-        hop: usize,
-        message: ServerMessage,
-    },
-    Computed {
-        server: usize,
-    },
-    ServerTimer {
-        server: usize,
-    },
-    ClientTimer {
-        client: usize,
-    },
+    ToServer { server: usize, client: usize, message: ClientMessage },
+    Pushed { server: usize, from: PeerId, step: Step },
+    ToClient { client: usize, hop: usize, message: ServerMessage },
+    Computed { server: usize },
+    ServerTimer { server: usize },
+    ClientTimer { client: usize },
 }
 
 /// Everything there is.
@@ -108,19 +90,9 @@ impl World {
 
     /// Adds a client that opens a session along `route` at once and then follows its plan.
     pub fn open(&mut self, session: SessionId, model: ModelId, route: &Route, plan: Plan) {
-        let hops = route.hops().iter().map(|hop| RouteHop {
-            hop: *hop,
-            addresses: Vec::new(),
-        });
+        let hops = route.hops().iter().map(|hop| RouteHop { hop: *hop, addresses: Vec::new() });
         let client = self.clients.len();
-        self.clients.push(Client::open(
-            client,
-            session,
-            model,
-            hops.collect(),
-            plan,
-            self.now,
-        ));
+        self.clients.push(Client::open(client, session, model, hops.collect(), plan, self.now));
         self.drive_client(client);
     }
 
@@ -146,25 +118,13 @@ impl World {
     }
 
     fn happen(&mut self, event: Event) {
-        self.trace
-            .update(self.now.elapsed().as_nanos().to_le_bytes());
+        self.trace.update(self.now.elapsed().as_nanos().to_le_bytes());
         self.trace.update(format!("{event:?}"));
         match event {
-            Event::ToServer {
-                server,
-                client,
-                message,
-            } => {
+            Event::ToServer { server, client, message } => {
                 let link = LinkId(client as u64);
                 let from = self.clients[client].peer;
-                self.tell_server(
-                    server,
-                    Input::Received {
-                        link,
-                        from,
-                        message,
-                    },
-                );
+                self.tell_server(server, Input::Received { link, from, message });
             }
             Event::Pushed { server, from, step } => {
                 self.tell_server(server, Input::Pushed { from, step });
@@ -173,25 +133,14 @@ impl World {
                 let computing = self.hosts[server].computing.take();
                 let (job, hidden, compute) = computing.expect("a job was being computed");
                 let result: Result<Tensor, ComputeFailure> = Ok(hidden);
-                self.tell_server(
-                    server,
-                    Input::Computed {
-                        job,
-                        result,
-                        compute,
-                    },
-                );
+                self.tell_server(server, Input::Computed { job, result, compute });
             }
             Event::ServerTimer { server } => {
                 self.hosts[server].armed = None;
                 self.hosts[server].server.handle_timeout(self.now);
                 self.drive_server(server);
             }
-            Event::ToClient {
-                client,
-                hop,
-                message,
-            } => {
+            Event::ToClient { client, hop, message } => {
                 self.clients[client].received(hop, message, self.now);
                 self.drive_client(client);
             }
@@ -216,16 +165,10 @@ impl World {
                     let to = self.server_of(next);
                     let from = self.hosts[server].peer;
                     let bytes = frame_bytes(&PushMessage::Step(step.clone()).encode());
-                    let event = Event::Pushed {
-                        server: to,
-                        from,
-                        step,
-                    };
+                    let event = Event::Pushed { server: to, from, step };
                     self.send(Place::Server(server), Place::Server(to), bytes, event);
                 }
-                Output::OpenCache {
-                    session, blocks, ..
-                } => {
+                Output::OpenCache { session, blocks, .. } => {
                     self.hosts[server].oracle.open(session, blocks);
                 }
                 Output::Forget { session } => self.hosts[server].oracle.forget(session),
@@ -245,39 +188,26 @@ impl World {
     fn answer(&mut self, server: usize, link: LinkId, message: ServerMessage) {
         let client = usize::try_from(link.0).expect("links are numbered by clients");
         let peer = self.hosts[server].peer;
-        let hop = self.clients[client]
-            .hop_of(peer)
-            .expect("only hops of the route are asked");
+        let hop = self.clients[client].hop_of(peer).expect("only hops of the route are asked");
         let bytes = frame_bytes(&message.clone().encode());
-        let event = Event::ToClient {
-            client,
-            hop,
-            message,
-        };
+        let event = Event::ToClient { client, hop, message };
         self.send(Place::Server(server), Place::Client(client), bytes, event);
     }
 
     fn compute(&mut self, server: usize, job: &Job) {
         let host = &mut self.hosts[server];
-        let hidden = host
-            .oracle
-            .step(job.session, job.blocks, job.position, &job.hidden);
+        let hidden = host.oracle.step(job.session, job.blocks, job.position, &job.hidden);
         let duration = host.duration(job.blocks.block_count(), job.hidden.shape()[0]);
         let id: JobId = job.id;
         host.computing = Some((id, hidden, duration));
-        self.queue
-            .plan(self.now + duration, Event::Computed { server });
+        self.queue.plan(self.now + duration, Event::Computed { server });
     }
 
     fn drive_client(&mut self, client: usize) {
         while let Some((hop, message)) = self.clients[client].next_message(self.now) {
             let to = self.server_of(self.clients[client].peer_of(hop));
             let bytes = frame_bytes(&message.clone().encode());
-            let event = Event::ToServer {
-                server: to,
-                client,
-                message,
-            };
+            let event = Event::ToServer { server: to, client, message };
             self.send(Place::Client(client), Place::Server(to), bytes, event);
         }
         if let Some(at) = self.clients[client].arm() {
@@ -296,10 +226,7 @@ impl World {
     }
 
     fn server_of(&self, peer: PeerId) -> usize {
-        self.hosts
-            .iter()
-            .position(|host| host.peer == peer)
-            .expect("every hop is in the world")
+        self.hosts.iter().position(|host| host.peer == peer).expect("every hop is in the world")
     }
 }
 

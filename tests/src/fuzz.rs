@@ -42,15 +42,9 @@ pub fn frames(data: &[u8]) -> bool {
             let limits = protocol.limits(side);
             let frames = decode(data, data.len(), limits);
             let pieces = decode(data, data.len() / 3 + 1, limits);
-            assert!(
-                frames == pieces,
-                "how the bytes are cut changes what is read"
-            );
+            assert!(frames == pieces, "how the bytes are cut changes what is read");
             for frame in frames.unwrap_or_default() {
-                assert_eq!(
-                    encode_prefix(&frame, limits).map(|prefix| prefix.len()),
-                    Ok(8)
-                );
+                assert_eq!(encode_prefix(&frame, limits).map(|prefix| prefix.len()), Ok(8));
                 accepted |= message(protocol, side, frame);
             }
         }
@@ -131,15 +125,8 @@ pub fn gguf_header(data: &[u8]) -> bool {
     };
     for (name, tensor) in header.tensors() {
         let end = tensor.offset.checked_add(tensor.bytes);
-        assert!(
-            end.is_some_and(|end| end <= data.len() as u64),
-            "{name} lies in the file"
-        );
-        assert_eq!(
-            tensor.weight_type.tensor_bytes(&tensor.shape),
-            Some(tensor.bytes),
-            "{name}"
-        );
+        assert!(end.is_some_and(|end| end <= data.len() as u64), "{name} lies in the file");
+        assert_eq!(tensor.weight_type.tensor_bytes(&tensor.shape), Some(tensor.bytes), "{name}");
     }
     if let Ok(config) = ModelConfig::from_gguf(&header, None) {
         check_config(&config);
@@ -158,17 +145,10 @@ pub fn safetensors_header(data: &[u8]) -> bool {
     };
     for (name, tensor) in header.tensors() {
         let end = tensor.offset.checked_add(tensor.bytes);
-        assert!(
-            end.is_some_and(|end| end <= file_bytes),
-            "{name} lies in the file"
-        );
+        assert!(end.is_some_and(|end| end <= file_bytes), "{name} lies in the file");
         match tensor.stored_type {
             StoredType::Supported(weight_type) => {
-                assert_eq!(
-                    weight_type.tensor_bytes(&tensor.shape),
-                    Some(tensor.bytes),
-                    "{name}"
-                );
+                assert_eq!(weight_type.tensor_bytes(&tensor.shape), Some(tensor.bytes), "{name}");
             }
             StoredType::Other(_) => {}
         }

@@ -99,11 +99,7 @@ impl UmbelProcess {
     pub fn assert_no_errors(&self) {
         let stderr = self.stderr();
         let errors: Vec<_> = stderr.lines().filter(|line| is_error(line)).collect();
-        assert!(
-            errors.is_empty(),
-            "{}: {errors:#?} in\n{stderr}",
-            self.running.name
-        );
+        assert!(errors.is_empty(), "{}: {errors:#?} in\n{stderr}", self.running.name);
     }
 
     /// Asks it to stop (SIGTERM), and waits until it has.
@@ -190,14 +186,7 @@ impl Running {
                 let _ = sender.send(status);
             }
         });
-        Ok(Self {
-            name,
-            id,
-            ended,
-            status: None,
-            stdout,
-            stderr,
-        })
+        Ok(Self { name, id, ended, status: None, stdout, stderr })
     }
 
     /// How it ended, if it does until `deadline`.
@@ -216,21 +205,13 @@ impl Running {
     fn finish(mut self, deadline: Instant) -> anyhow::Result<Output> {
         let Some(status) = self.wait(deadline) else {
             self.kill();
-            bail!(
-                "{}: it did not end in time\n{}",
-                self.name,
-                self.stderr.text()
-            );
+            bail!("{}: it did not end in time\n{}", self.name, self.stderr.text());
         };
         // What it has started may hold its pipes open for a little longer.
         let deadline = Instant::now() + STOP_TIMEOUT;
         self.stdout.wait_for_end(deadline);
         self.stderr.wait_for_end(deadline);
-        Ok(Output {
-            status,
-            stdout: self.stdout.text(),
-            stderr: self.stderr.text(),
-        })
+        Ok(Output { status, stdout: self.stdout.text(), stderr: self.stderr.text() })
     }
 
     fn kill(&mut self) {
@@ -243,10 +224,7 @@ impl Running {
         if self.wait(Instant::now()).is_none()
             && let Ok(id) = libc::pid_t::try_from(self.id)
         {
-            #[allow(
-                unsafe_code,
-                reason = "the standard library sends no signal but SIGKILL"
-            )]
+            #[allow(unsafe_code, reason = "the standard library sends no signal but SIGKILL")]
             // SAFETY: kill(2) touches no memory of this process; `id` is positive, so it names one
             // process, which is our child and has not been waited for.
             unsafe {
@@ -264,14 +242,8 @@ impl Drop for Running {
 
 /// The number before `kB` in the line `VmRSS` of `/proc/PID/status`.
 fn resident_bytes(status: &str) -> Option<u64> {
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))?;
-    line.trim()
-        .strip_suffix(" kB")?
-        .parse::<u64>()
-        .ok()?
-        .checked_mul(1024)
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
 /// Whether a line of a log tells of something that must not happen.
@@ -294,15 +266,9 @@ mod tests {
 
     #[test]
     fn errors_and_panics_in_a_log_are_found() {
-        assert!(is_error(
-            "2026-11-23T20:00:00.000000Z ERROR node{peer=1}: broken"
-        ));
-        assert!(is_error(
-            "thread 'main' (7) panicked at node/src/main.rs:1:1:"
-        ));
-        assert!(!is_error(
-            "2026-11-23T20:00:00.000000Z  WARN slow; not an ERROR"
-        ));
+        assert!(is_error("2026-11-23T20:00:00.000000Z ERROR node{peer=1}: broken"));
+        assert!(is_error("thread 'main' (7) panicked at node/src/main.rs:1:1:"));
+        assert!(!is_error("2026-11-23T20:00:00.000000Z  WARN slow; not an ERROR"));
         assert!(!is_error("error: the model is unknown"));
         assert!(!is_error(""));
     }

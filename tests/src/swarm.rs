@@ -55,10 +55,7 @@ impl Server {
 /// If it does not become ready.
 #[must_use]
 pub fn serve(arguments: &[&str]) -> Server {
-    serve_on(
-        &["/ip4/127.0.0.1/udp/0/quic-v1", "/ip4/127.0.0.1/tcp/0"],
-        arguments,
-    )
+    serve_on(&["/ip4/127.0.0.1/udp/0/quic-v1", "/ip4/127.0.0.1/tcp/0"], arguments)
 }
 
 /// Starts `umbel serve` with these arguments, listening on these addresses.
@@ -77,10 +74,7 @@ pub fn serve_on(listen: &[&str], arguments: &[&str]) -> Server {
     }
     all.extend(arguments.iter().map(|&argument| argument.to_owned()));
     let process = UmbelProcess::start(&all).unwrap_or_else(|error| panic!("{error:#}"));
-    Server {
-        process,
-        _identity: identity,
-    }
+    Server { process, _identity: identity }
 }
 
 /// Runs `umbel` with these arguments to its end.
@@ -110,9 +104,7 @@ pub fn report(output: &Output) -> Value {
 /// If this repository lies under a path that is no text.
 #[must_use]
 pub fn checkpoint(name: &str) -> String {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("fixtures/checkpoints")
-        .join(name);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/checkpoints").join(name);
     folder.to_str().expect("a path of ASCII").to_owned()
 }
 
@@ -123,17 +115,10 @@ pub fn checkpoint(name: &str) -> String {
 #[must_use]
 pub fn cache() -> PathBuf {
     let test = env::current_exe().expect("a test is a program");
-    profile_folder(&test)
-        .expect("cargo built it")
-        .join("test-cache")
+    profile_folder(&test).expect("cargo built it").join("test-cache")
 }
 
 fn with_cache() -> Vec<String> {
     let cache = cache().to_str().expect("a path of ASCII").to_owned();
-    vec![
-        "--cache-dir".to_owned(),
-        cache,
-        "--log".to_owned(),
-        "info".to_owned(),
-    ]
+    vec!["--cache-dir".to_owned(), cache, "--log".to_owned(), "info".to_owned()]
 }

@@ -19,11 +19,7 @@ const PROMPT: [&str; 4] = ["--prompt-ids", "5,17,99", "--max-tokens", "4"];
 fn complaint(output: &Output) -> String {
     assert!(!output.status.success(), "it succeeded: {output:?}");
     assert!(!output.stderr.contains("panicked"), "{}", output.stderr);
-    let lines: Vec<_> = output
-        .stderr
-        .lines()
-        .filter(|line| line.starts_with("error: "))
-        .collect();
+    let lines: Vec<_> = output.stderr.lines().filter(|line| line.starts_with("error: ")).collect();
     assert_eq!(lines.len(), 1, "{}", output.stderr);
     lines[0].to_owned()
 }
@@ -43,10 +39,7 @@ fn generate(model: &str, place: &[&str]) -> Output {
 fn assert_serves(server: &mut Server, model: &str) {
     assert!(server.is_running(), "{}", server.stderr());
     let served = report(&generate(model, &["--join", server.address()]));
-    assert_eq!(
-        served["token_ids"],
-        report(&generate(model, &["--local"]))["token_ids"]
-    );
+    assert_eq!(served["token_ids"], report(&generate(model, &["--local"]))["token_ids"]);
     assert!(!server.stderr().contains("panicked"), "{}", server.stderr());
 }
 
@@ -54,11 +47,7 @@ fn assert_serves(server: &mut Server, model: &str) {
 fn copy(name: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for file in ["config.json", "model.safetensors"] {
-        fs::copy(
-            Path::new(&checkpoint(name)).join(file),
-            folder.path().join(file),
-        )
-        .unwrap();
+        fs::copy(Path::new(&checkpoint(name)).join(file), folder.path().join(file)).unwrap();
     }
     folder
 }
@@ -73,24 +62,15 @@ fn a_model_that_nobody_knows_is_refused_with_what_can_be_given() {
 #[test]
 fn an_architecture_or_quantization_that_is_unknown_is_named() {
     for (name, architecture) in [("bloom", "bloom"), ("gemma3", "gemma3")] {
-        assert_complains(
-            &umbel(&["inspect", &checkpoint(name)]),
-            &[architecture, "llama"],
-        );
+        assert_complains(&umbel(&["inspect", &checkpoint(name)]), &[architecture, "llama"]);
     }
     let folder = copy("llama");
     let path = folder.path().join("config.json");
     let config = fs::read_to_string(&path).unwrap();
-    let spoiled = config.replacen(
-        '{',
-        "{\"quantization_config\": {\"quant_method\": \"gptq\"},",
-        1,
-    );
+    let spoiled =
+        config.replacen('{', "{\"quantization_config\": {\"quant_method\": \"gptq\"},", 1);
     fs::write(&path, spoiled).unwrap();
-    assert_complains(
-        &umbel(&["inspect", folder.path().to_str().unwrap()]),
-        &["gptq"],
-    );
+    assert_complains(&umbel(&["inspect", folder.path().to_str().unwrap()]), &["gptq"]);
 }
 
 #[test]
@@ -103,13 +83,7 @@ fn files_that_are_cut_short_or_lie_are_refused() {
     lying[..8].copy_from_slice(&u64::MAX.to_le_bytes());
     let mut garbled = whole.clone();
     garbled[8..200].fill(b'x');
-    for bytes in [
-        &whole[..whole.len() / 2],
-        &whole[..20],
-        &[],
-        &lying,
-        &garbled,
-    ] {
+    for bytes in [&whole[..whole.len() / 2], &whole[..20], &[], &lying, &garbled] {
         fs::write(&path, bytes).unwrap();
         assert_complains(&generate(model, &["--local"]), &["model.safetensors"]);
         assert_complains(&umbel(&["serve", model]), &["model.safetensors"]);
@@ -121,13 +95,8 @@ fn a_gguf_file_that_is_no_gguf_file_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
     let header = |tensors: u64, values: u64| {
-        [
-            b"GGUF".as_slice(),
-            &3u32.to_le_bytes(),
-            &tensors.to_le_bytes(),
-            &values.to_le_bytes(),
-        ]
-        .concat()
+        [b"GGUF".as_slice(), &3u32.to_le_bytes(), &tensors.to_le_bytes(), &values.to_le_bytes()]
+            .concat()
     };
     let files = [
         b"not a model".to_vec(),
@@ -138,10 +107,7 @@ fn a_gguf_file_that_is_no_gguf_file_is_refused() {
     ];
     for bytes in files {
         fs::write(&path, bytes).unwrap();
-        assert_complains(
-            &umbel(&["inspect", path.to_str().unwrap()]),
-            &["model.gguf"],
-        );
+        assert_complains(&umbel(&["inspect", path.to_str().unwrap()]), &["model.gguf"]);
     }
 }
 
@@ -189,14 +155,8 @@ fn an_address_at_which_nobody_is_gets_an_answer_in_time() {
 #[test]
 fn blocks_that_the_model_does_not_have_are_refused() {
     let model = checkpoint("llama");
-    assert_complains(
-        &umbel(&["serve", &model, "--blocks", "2..9"]),
-        &["0..4", "2..9"],
-    );
-    assert_complains(
-        &umbel(&["serve", &model, "--block-count", "9"]),
-        &["4 blocks"],
-    );
+    assert_complains(&umbel(&["serve", &model, "--blocks", "2..9"]), &["0..4", "2..9"]);
+    assert_complains(&umbel(&["serve", &model, "--block-count", "9"]), &["4 blocks"]);
 }
 
 /// A peer that says what it likes.
@@ -212,19 +172,12 @@ impl Stranger {
         let network = Network::start(config).await.unwrap();
         let address: Multiaddr = server.address().parse().unwrap();
         let server = network.join(std::slice::from_ref(&address)).await.unwrap()[0];
-        Self {
-            network,
-            server,
-            address,
-        }
+        Self { network, server, address }
     }
 
     async fn link(&self, protocol: LinkProtocol) -> Link {
         let addresses = [self.address.clone()];
-        self.network
-            .open_link(self.server, &addresses, protocol)
-            .await
-            .unwrap()
+        self.network.open_link(self.server, &addresses, protocol).await.unwrap()
     }
 
     /// Sends frames and reads until the server closes the link.
@@ -247,20 +200,14 @@ impl Stranger {
 }
 
 fn garbage(bytes: usize) -> Frame {
-    Frame {
-        header: Bytes::from(vec![0xff; bytes]),
-        payload: Bytes::new(),
-    }
+    Frame { header: Bytes::from(vec![0xff; bytes]), payload: Bytes::new() }
 }
 
 fn model_of(server: &Server) -> (ModelId, umbel_protocol::PeerId) {
     let status = report(&umbel(&["status", "--json", "--join", server.address()]));
     let first = &status["servers"][0];
     let text = |name: &str| first[name].as_str().unwrap().to_owned();
-    (
-        text("model").parse().unwrap(),
-        text("peer").parse().unwrap(),
-    )
+    (text("model").parse().unwrap(), text("peer").parse().unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -268,17 +215,10 @@ async fn garbage_on_any_link_harms_nobody_else() {
     let model = checkpoint("llama");
     let mut server = serve(&[&model]);
     let stranger = Stranger::meet(&server).await;
-    for protocol in [
-        LinkProtocol::Session,
-        LinkProtocol::Push,
-        LinkProtocol::Directory,
-    ] {
+    for protocol in [LinkProtocol::Session, LinkProtocol::Push, LinkProtocol::Directory] {
         for bytes in [0, 1, 100, 8_000] {
             let answers = stranger.say(protocol, vec![garbage(bytes)]).await;
-            assert!(
-                answers.is_empty(),
-                "{protocol} answered {bytes} bytes of garbage"
-            );
+            assert!(answers.is_empty(), "{protocol} answered {bytes} bytes of garbage");
         }
     }
     assert_serves(&mut server, &model);
@@ -303,17 +243,9 @@ async fn a_tensor_of_the_wrong_shape_ends_its_own_session_alone() {
         let values: u32 = shape.iter().product();
         let payload = Bytes::from(vec![0; 4 * values as usize]);
         let hidden = Tensor::new(DType::F32, shape.clone(), payload).unwrap();
-        let step = Step {
-            session,
-            step: StepId(0),
-            position: 0,
-            hidden,
-            trace: Vec::new(),
-        };
-        let frames = vec![
-            ClientMessage::Open(open.clone()).encode(),
-            ClientMessage::Step(step).encode(),
-        ];
+        let step = Step { session, step: StepId(0), position: 0, hidden, trace: Vec::new() };
+        let frames =
+            vec![ClientMessage::Open(open.clone()).encode(), ClientMessage::Step(step).encode()];
         let answers = stranger.say(LinkProtocol::Session, frames).await;
         let refused = answers.into_iter().any(|frame| {
             matches!(
@@ -352,25 +284,15 @@ async fn a_forged_announcement_is_not_taken() {
     let mut signature = *own.signature();
     signature[0] ^= 1;
     let spoiled = SignedAnnouncement::new(own.bytes().clone(), signature);
-    let of_another = Announcement {
-        peer,
-        ..announcement
-    }
-    .sign(stranger.network.signing_key());
+    let of_another = Announcement { peer, ..announcement }.sign(stranger.network.signing_key());
     for forged in [spoiled, of_another] {
         let told = exchange::announce(&stranger.network, stranger.server, &[], forged).await;
         assert!(told.is_err(), "a forged announcement was taken");
     }
     let status = report(&umbel(&["status", "--json", "--join", server.address()]));
     assert_eq!(status["servers"].as_array().unwrap().len(), 1);
-    exchange::announce(&stranger.network, stranger.server, &[], own)
-        .await
-        .unwrap();
+    exchange::announce(&stranger.network, stranger.server, &[], own).await.unwrap();
     let status = report(&umbel(&["status", "--json", "--join", server.address()]));
-    assert_eq!(
-        status["servers"].as_array().unwrap().len(),
-        2,
-        "a true one is"
-    );
+    assert_eq!(status["servers"].as_array().unwrap().len(), 2, "a true one is");
     assert!(server.is_running());
 }

@@ -39,9 +39,7 @@ impl Golden {
         let json = std::fs::read_to_string(folder.join("golden.json")).unwrap();
         let json: Value = serde_json::from_str(&json).unwrap();
         Self {
-            prompt: prompt
-                .map(|bytes| i64::from_le_bytes(bytes.try_into().unwrap()))
-                .collect(),
+            prompt: prompt.map(|bytes| i64::from_le_bytes(bytes.try_into().unwrap())).collect(),
             logits: all[all.len() - vocabulary..].to_vec(),
             greedy: json["greedy"]
                 .as_array()
@@ -66,12 +64,8 @@ fn generate(folder: &str, golden: &Golden, place: &[&str]) -> Value {
 }
 
 fn check(golden: &Golden, report: &Value) {
-    let tokens: Vec<_> = report["token_ids"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|id| id.as_u64().unwrap())
-        .collect();
+    let tokens: Vec<_> =
+        report["token_ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect();
     assert_eq!(tokens, golden.greedy);
     assert_eq!(report["finish_reason"], "length");
     let first = report["top_logits"][0].as_array().unwrap();
@@ -79,10 +73,7 @@ fn check(golden: &Golden, report: &Value) {
     for pair in first {
         let id = usize::try_from(pair[0].as_u64().unwrap()).unwrap();
         let difference = (pair[1].as_f64().unwrap() - f64::from(golden.logits[id])).abs();
-        assert!(
-            difference <= LOGITS_TOLERANCE,
-            "token {id} differs by {difference}"
-        );
+        assert!(difference <= LOGITS_TOLERANCE, "token {id} differs by {difference}");
     }
 }
 
@@ -93,11 +84,7 @@ fn exact(name: &str) {
     let golden = Golden::read(&folder);
     let local = generate(&folder, &golden, &["--local"]);
     check(&golden, &local);
-    for splits in [
-        vec!["0..4"],
-        vec!["0..1", "1..4"],
-        vec!["0..1", "1..2", "2..3", "3..4"],
-    ] {
+    for splits in [vec!["0..4"], vec!["0..1", "1..4"], vec!["0..1", "1..2", "2..3", "3..4"]] {
         let mut servers: Vec<Server> = Vec::new();
         for blocks in &splits {
             let mut arguments = vec![folder.as_str(), "--blocks", blocks];
@@ -107,16 +94,9 @@ fn exact(name: &str) {
             let server = serve(&arguments);
             servers.push(server);
         }
-        let swarm = generate(
-            &folder,
-            &golden,
-            &["--join", servers[servers.len() - 1].address()],
-        );
+        let swarm = generate(&folder, &golden, &["--join", servers[servers.len() - 1].address()]);
         check(&golden, &swarm);
-        assert_eq!(
-            swarm["top_logits"], local["top_logits"],
-            "{name} split in {splits:?}"
-        );
+        assert_eq!(swarm["top_logits"], local["top_logits"], "{name} split in {splits:?}");
         let route = swarm["route"].as_array().unwrap();
         assert_eq!(route.len(), splits.len());
         for (hop, blocks) in route.iter().zip(&splits) {
@@ -166,10 +146,7 @@ fn the_prompt_may_be_computed_in_one_step_in_chunks_or_token_by_token() {
         for place in [["--join", server.address()].as_slice(), &["--local"]] {
             let arguments = [place, &["--prefill-chunk", chunk]].concat();
             let cut = generate(&folder, &golden, &arguments);
-            assert_eq!(
-                cut["top_logits"], whole["top_logits"],
-                "{chunk} tokens a step, {place:?}"
-            );
+            assert_eq!(cut["top_logits"], whole["top_logits"], "{chunk} tokens a step, {place:?}");
         }
     }
 }

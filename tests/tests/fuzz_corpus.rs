@@ -21,21 +21,11 @@ fn folder() -> PathBuf {
 /// Runs every file of a corpus, and files that are cut off; some must be accepted whole.
 fn run(target: &str, check: fn(&[u8]) -> bool) {
     let entries = fs::read_dir(folder().join(target)).unwrap();
-    let files: Vec<_> = entries
-        .map(|entry| fs::read(entry.unwrap().path()).unwrap())
-        .collect();
-    assert!(
-        files.len() <= FILES_MAX,
-        "{} files: `cargo fuzz cmin` makes them fewer",
-        files.len()
-    );
+    let files: Vec<_> = entries.map(|entry| fs::read(entry.unwrap().path()).unwrap()).collect();
+    assert!(files.len() <= FILES_MAX, "{} files: `cargo fuzz cmin` makes them fewer", files.len());
     let mut accepted = 0;
     for file in &files {
-        assert!(
-            file.len() <= FILE_BYTES_MAX,
-            "a file of {} bytes",
-            file.len()
-        );
+        assert!(file.len() <= FILE_BYTES_MAX, "a file of {} bytes", file.len());
         accepted += usize::from(check(file));
         for cut in 0..CUTS {
             check(&file[..file.len() * cut / CUTS]);

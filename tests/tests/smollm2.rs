@@ -26,26 +26,14 @@ fn cases() -> Vec<Value> {
 }
 
 fn numbers(values: &Value) -> Vec<u64> {
-    values
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|value| value.as_u64().unwrap())
-        .collect()
+    values.as_array().unwrap().iter().map(|value| value.as_u64().unwrap()).collect()
 }
 
 /// What `umbel generate` prints for a case, prompted by its text.
 fn generate(case: &Value, place: &[&str]) -> Value {
     let prompt = case["prompt"].as_str().unwrap();
     let tokens = numbers(&case["greedy"]).len().to_string();
-    let mut arguments = vec![
-        "generate",
-        "--prompt",
-        prompt,
-        "--max-tokens",
-        &tokens,
-        "--json",
-    ];
+    let mut arguments = vec!["generate", "--prompt", prompt, "--max-tokens", &tokens, "--json"];
     arguments.extend(["--top-logits", "5"]);
     if case["kind"] == "chat" {
         arguments.push("--chat");
@@ -55,30 +43,17 @@ fn generate(case: &Value, place: &[&str]) -> Value {
 }
 
 fn check(case: &Value, report: &Value) {
-    assert_eq!(
-        numbers(&report["prompt_ids"]),
-        numbers(&case["ids"]),
-        "the tokenizer"
-    );
+    assert_eq!(numbers(&report["prompt_ids"]), numbers(&case["ids"]), "the tokenizer");
     let found = report["top_logits"][0].as_array().unwrap();
     for (stored, found) in case["top5"].as_array().unwrap().iter().zip(found) {
         let (stored, found) = (stored[1].as_f64().unwrap(), found[1].as_f64().unwrap());
-        assert!(
-            (stored - found).abs() < LOGITS_TOLERANCE,
-            "{stored} and {found}"
-        );
+        assert!((stored - found).abs() < LOGITS_TOLERANCE, "{stored} and {found}");
     }
     assert_eq!(found[0][0], case["top5"][0][0]);
     let margins = case["margins"].as_array().unwrap();
-    let sure = margins
-        .iter()
-        .take_while(|margin| margin.as_f64().unwrap() >= MARGIN)
-        .count();
+    let sure = margins.iter().take_while(|margin| margin.as_f64().unwrap() >= MARGIN).count();
     assert!(sure >= 5, "the case says something");
-    assert_eq!(
-        numbers(&report["token_ids"])[..sure],
-        numbers(&case["greedy"])[..sure]
-    );
+    assert_eq!(numbers(&report["token_ids"])[..sure], numbers(&case["greedy"])[..sure]);
 }
 
 /// Servers that split the 30 blocks.
@@ -111,21 +86,12 @@ fn the_stored_tokens_come_out_and_a_swarm_gives_what_one_process_gives() {
 
 #[test]
 fn the_text_ends_where_the_model_or_a_stop_string_ends_it() {
-    let arguments = [
-        "generate",
-        "--local",
-        "--json",
-        "--prompt",
-        "The capital of France is",
-    ];
+    let arguments = ["generate", "--local", "--json", "--prompt", "The capital of France is"];
     let stopped = report(&umbel(&[&arguments[..], &["--stop", "The"]].concat()));
     assert_eq!(stopped["text"], " Paris.\n\n");
     assert_eq!(stopped["finish_reason"], "stop");
     let cut = report(&umbel(&[&arguments[..], &["--max-tokens", "3"]].concat()));
-    assert_eq!(
-        (&cut["text"], &cut["finish_reason"]),
-        (&" Paris.\n".into(), &"length".into())
-    );
+    assert_eq!((&cut["text"], &cut["finish_reason"]), (&" Paris.\n".into(), &"length".into()));
 }
 
 #[test]
@@ -146,26 +112,12 @@ fn a_server_of_a_third_of_the_blocks_holds_far_less_than_one_of_all() {
 #[test]
 fn the_demo_answers_and_leaves_no_process_behind() {
     let prompt = "What is gravity? Answer in one sentence.";
-    let demo = umbel(&[
-        "demo",
-        "--prompt",
-        prompt,
-        "--temperature",
-        "0",
-        "--max-tokens",
-        "16",
-    ]);
+    let demo = umbel(&["demo", "--prompt", prompt, "--temperature", "0", "--max-tokens", "16"]);
     assert!(demo.status.success(), "{}", demo.stderr);
-    assert!(
-        demo.stdout.starts_with("Gravity is a fundamental"),
-        "{demo:?}"
-    );
+    assert!(demo.stdout.starts_with("Gravity is a fundamental"), "{demo:?}");
     for line in demo.stderr.lines().filter(|line| line.contains("/p2p/")) {
         let address = line.split_whitespace().last().unwrap();
         let status = umbel(&["status", "--join", address]);
-        assert!(
-            !status.status.success(),
-            "a server outlived the demo: {address}"
-        );
+        assert!(!status.status.success(), "a server outlived the demo: {address}");
     }
 }

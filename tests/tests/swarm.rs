@@ -11,14 +11,7 @@ fn llama() -> String {
 const PROMPT: &str = "5,17,99,140,3,201,77";
 
 fn ask(model: &str, place: &[&str]) -> Output {
-    let mut arguments = vec![
-        "generate",
-        model,
-        "--prompt-ids",
-        PROMPT,
-        "--max-tokens",
-        "30",
-    ];
+    let mut arguments = vec!["generate", model, "--prompt-ids", PROMPT, "--max-tokens", "30"];
     arguments.extend(["--ignore-eos", "--json"]);
     arguments.extend(place);
     umbel(&arguments)
@@ -37,10 +30,7 @@ fn several_clients_at_once_get_what_each_would_get_alone() {
         let alone = tokens(&model, &["--local", "--temperature", "0.9", "--seed", seed]);
         (seed.to_owned(), alone)
     };
-    let alone: Vec<_> = ["1", "2", "3", "4", "5", "6"]
-        .into_iter()
-        .map(sampled)
-        .collect();
+    let alone: Vec<_> = ["1", "2", "3", "4", "5", "6"].into_iter().map(sampled).collect();
     std::thread::scope(|scope| {
         for (seed, alone) in &alone {
             let (model, address) = (&model, first.address());
@@ -64,18 +54,10 @@ fn a_server_takes_the_blocks_where_the_swarm_is_thinnest() {
         .as_array()
         .unwrap()
         .iter()
-        .map(|server| {
-            (
-                server["start"].as_u64().unwrap(),
-                server["end"].as_u64().unwrap(),
-            )
-        })
+        .map(|server| (server["start"].as_u64().unwrap(), server["end"].as_u64().unwrap()))
         .collect();
     assert_eq!(spans, [(0, 2), (2, 3), (3, 4)]);
-    assert_eq!(
-        tokens(&model, &["--join", first.address()]),
-        tokens(&model, &["--local"])
-    );
+    assert_eq!(tokens(&model, &["--join", first.address()]), tokens(&model, &["--local"]));
 }
 
 #[test]
@@ -83,10 +65,7 @@ fn without_a_wish_a_server_takes_every_block_that_fits() {
     let model = llama();
     let server = serve(&[&model]);
     let route = report(&ask(&model, &["--join", server.address()]))["route"].clone();
-    assert_eq!(
-        (route[0]["start"].as_u64(), route[0]["end"].as_u64()),
-        (Some(0), Some(4))
-    );
+    assert_eq!((route[0]["start"].as_u64(), route[0]["end"].as_u64()), (Some(0), Some(4)));
 }
 
 #[test]
@@ -94,10 +73,7 @@ fn a_swarm_is_found_through_a_server_of_another_model() {
     let (llama, qwen) = (llama(), checkpoint("qwen3"));
     let other = serve(&[&qwen]);
     let _server = serve(&[&llama, "--join", other.address()]);
-    assert_eq!(
-        tokens(&llama, &["--join", other.address()]),
-        tokens(&llama, &["--local"])
-    );
+    assert_eq!(tokens(&llama, &["--join", other.address()]), tokens(&llama, &["--local"]));
 }
 
 #[test]
@@ -108,10 +84,7 @@ fn a_server_that_vanishes_is_passed_over_and_the_answer_is_the_same() {
     let _spare = serve(&[&model, "--blocks", "2..4", "--join", first.address()]);
     doomed.kill();
     // The swarm has not noticed yet: the announcement of the dead server has not expired.
-    assert_eq!(
-        tokens(&model, &["--join", first.address()]),
-        tokens(&model, &["--local"])
-    );
+    assert_eq!(tokens(&model, &["--join", first.address()]), tokens(&model, &["--local"]));
 }
 
 #[test]
@@ -125,11 +98,7 @@ fn a_server_leaves_in_good_order_when_it_is_asked_to() {
     assert!(!output.status.success());
     assert!(output.stderr.contains("blocks 2..4"), "{}", output.stderr);
     let status = umbel(&["status", "--join", first.address()]);
-    assert!(
-        status.stdout.contains("served by nobody: blocks 2, 3"),
-        "{}",
-        status.stdout
-    );
+    assert!(status.stdout.contains("served by nobody: blocks 2, 3"), "{}", status.stdout);
 }
 
 #[test]
@@ -137,15 +106,9 @@ fn tcp_alone_is_enough() {
     let model = llama();
     let listen = ["/ip4/127.0.0.1/tcp/0"];
     let first = serve_on(&listen, &[&model, "--blocks", "0..2"]);
-    let _second = serve_on(
-        &listen,
-        &[&model, "--blocks", "2..4", "--join", first.address()],
-    );
+    let _second = serve_on(&listen, &[&model, "--blocks", "2..4", "--join", first.address()]);
     assert!(first.address().contains("/tcp/"), "{}", first.address());
-    assert_eq!(
-        tokens(&model, &["--join", first.address()]),
-        tokens(&model, &["--local"])
-    );
+    assert_eq!(tokens(&model, &["--join", first.address()]), tokens(&model, &["--local"]));
 }
 
 #[test]
@@ -163,15 +126,9 @@ fn timings_say_where_each_step_went() {
         assert_eq!(hops.len(), 2);
         let of = |hop: &Value, part: &str| hop[part].as_f64().unwrap();
         let parts = ["compute_ms", "queue_ms", "network_ms"];
-        let sum: f64 = hops
-            .iter()
-            .flat_map(|hop| parts.map(|part| of(hop, part)))
-            .sum();
+        let sum: f64 = hops.iter().flat_map(|hop| parts.map(|part| of(hop, part))).sum();
         let total = step["total_ms"].as_f64().unwrap();
-        assert!(
-            (sum - total).abs() < 1e-3 * total.max(1.0),
-            "{sum} of {total}"
-        );
+        assert!((sum - total).abs() < 1e-3 * total.max(1.0), "{sum} of {total}");
         assert!(hops.iter().all(|hop| of(hop, "compute_ms") > 0.0));
     }
 }
@@ -179,26 +136,9 @@ fn timings_say_where_each_step_went() {
 #[test]
 fn a_seed_repeats_a_sampled_answer() {
     let model = llama();
-    let sampled = [
-        "--local",
-        "--temperature",
-        "1.2",
-        "--top-k",
-        "50",
-        "--top-p",
-        "0.95",
-    ];
-    let seeded = [
-        &sampled[..],
-        &[
-            "--min-p",
-            "0.01",
-            "--repetition-penalty",
-            "1.1",
-            "--seed",
-            "11",
-        ],
-    ];
+    let sampled = ["--local", "--temperature", "1.2", "--top-k", "50", "--top-p", "0.95"];
+    let seeded =
+        [&sampled[..], &["--min-p", "0.01", "--repetition-penalty", "1.1", "--seed", "11"]];
     let once = tokens(&model, &seeded.concat());
     assert_eq!(once, tokens(&model, &seeded.concat()));
     assert_eq!(once.as_array().unwrap().len(), 30);

@@ -27,10 +27,7 @@ impl LocalModel {
         let span = Span::new(0, config.block_count).map_err(|_| LoadLocalError::NoBlocks)?;
         let blocks = HostedSpan::load(config, &model.weights(Part::Blocks(span))?, span)?;
         let arena = KvArena::new(config, span, kv_tokens);
-        Ok(Self {
-            blocks: blocks.on(device),
-            arena,
-        })
+        Ok(Self { blocks: blocks.on(device), arena })
     }
 
     /// Opens a session with room for `tokens_max` tokens.
@@ -39,11 +36,7 @@ impl LocalModel {
     /// [`OpenTableError`] where the other sessions leave too little room.
     pub fn open(self: &Arc<Self>, tokens_max: u32) -> Result<LocalChain, OpenTableError> {
         let table = self.arena.open(self.blocks.span(), tokens_max as usize)?;
-        Ok(LocalChain {
-            model: Arc::clone(self),
-            table: Some(table),
-            tokens_max,
-        })
+        Ok(LocalChain { model: Arc::clone(self), table: Some(table), tokens_max })
     }
 }
 
@@ -91,17 +84,8 @@ impl LocalChain {
     fn time(&self, total: Duration, compute: Duration) -> StepTime {
         let queue = total.saturating_sub(compute);
         let blocks = self.blocks();
-        let hop = HopTime {
-            peer: None,
-            blocks,
-            compute,
-            queue,
-            network: Duration::ZERO,
-        };
-        StepTime {
-            total,
-            hops: vec![hop],
-        }
+        let hop = HopTime { peer: None, blocks, compute, queue, network: Duration::ZERO };
+        StepTime { total, hops: vec![hop] }
     }
 }
 

@@ -49,11 +49,7 @@ struct Live {
 /// What the session was driven to.
 enum Event {
     Ready,
-    Stepped {
-        hidden: Tensor,
-        trace: Vec<HopTiming>,
-        total: Duration,
-    },
+    Stepped { hidden: Tensor, trace: Vec<HopTiming>, total: Duration },
 }
 
 impl RemoteChain {
@@ -107,11 +103,7 @@ impl RemoteChain {
         let hidden = hidden.to_wire();
         self.live.handle(Input::Step { position, hidden });
         match self.live.drive().await? {
-            Event::Stepped {
-                hidden,
-                trace,
-                total,
-            } => {
+            Event::Stepped { hidden, trace, total } => {
                 let time = self.time(trace, total);
                 let hidden = HiddenStates::from_wire(&hidden, self.hidden_size)
                     .map_err(|source| StepError::Malformed { source })?;
@@ -139,10 +131,7 @@ impl RemoteChain {
 
     /// Divides what is neither arithmetic nor waiting among the links.
     fn time(&self, trace: Vec<HopTiming>, total: Duration) -> StepTime {
-        let busy: Duration = trace
-            .iter()
-            .map(|hop| hop.compute.saturating_add(hop.queue))
-            .sum();
+        let busy: Duration = trace.iter().map(|hop| hop.compute.saturating_add(hop.queue)).sum();
         let network = total.saturating_sub(busy);
         let own = |peer| self.swarm.round_trip(peer);
         let mut weights: Vec<f64> = Vec::with_capacity(trace.len());
@@ -158,11 +147,7 @@ impl RemoteChain {
         let sum: f64 = weights.iter().sum();
         let even = 1.0 / trace.len().max(1) as f64;
         let share = |weight: f64| {
-            if sum.is_finite() && sum > 0.0 {
-                weight / sum
-            } else {
-                even
-            }
+            if sum.is_finite() && sum > 0.0 { weight / sum } else { even }
         };
         let hops = trace
             .iter()
@@ -198,16 +183,8 @@ impl Live {
                         }
                     }
                     Output::Ready => return Ok(Event::Ready),
-                    Output::Stepped {
-                        hidden,
-                        trace,
-                        total,
-                    } => {
-                        return Ok(Event::Stepped {
-                            hidden,
-                            trace,
-                            total,
-                        });
+                    Output::Stepped { hidden, trace, total } => {
+                        return Ok(Event::Stepped { hidden, trace, total });
                     }
                     Output::Failed(failure) => {
                         self.flush().await;
@@ -220,10 +197,7 @@ impl Live {
     }
 
     async fn wait(&mut self) {
-        let deadline = self
-            .session
-            .poll_timeout()
-            .map_or(STEP_TIMEOUT, Time::elapsed);
+        let deadline = self.session.poll_timeout().map_or(STEP_TIMEOUT, Time::elapsed);
         let deadline = tokio::time::Instant::from_std(self.started + deadline);
         tokio::select! {
             message = self.messages.recv() => match message {
@@ -331,9 +305,7 @@ impl Wanted<'_> {
     async fn open_on(&self, route: &Route, servers: &[Announcement]) -> Result<Live, AttemptError> {
         let addresses_of = |peer: PeerId| {
             let server = servers.iter().find(|server| server.peer == peer);
-            server
-                .map(|server| server.addresses.clone())
-                .unwrap_or_default()
+            server.map(|server| server.addresses.clone()).unwrap_or_default()
         };
         let (tell, messages) = mpsc::channel(MESSAGES_WAITING_MAX);
         let (mut senders, mut readers, mut hops) = (Vec::new(), Vec::new(), Vec::new());
@@ -343,10 +315,7 @@ impl Wanted<'_> {
                 .swarm
                 .open_link(hop.peer, &addresses, LinkProtocol::Session)
                 .await
-                .map_err(|source| AttemptError::Link {
-                    peer: hop.peer,
-                    source,
-                })?;
+                .map_err(|source| AttemptError::Link { peer: hop.peer, source })?;
             let (sender, receiver) = link.split();
             senders.push(sender);
             readers.push(tokio::spawn(read(index, receiver, tell.clone())));
@@ -359,13 +328,7 @@ impl Wanted<'_> {
             hops,
         };
         let session = Session::open(config, self.swarm.peer(), Time::START);
-        let mut live = Live {
-            session,
-            senders,
-            messages,
-            readers,
-            started: Instant::now(),
-        };
+        let mut live = Live { session, senders, messages, readers, started: Instant::now() };
         live.drive().await.map_err(AttemptError::Session)?;
         tracing::info!(%route, session = %live.session.id(), "session opened");
         Ok(live)

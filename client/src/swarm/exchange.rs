@@ -40,14 +40,7 @@ pub async fn announce(
     addresses: &[String],
     announcement: SignedAnnouncement,
 ) -> Result<(), LookupError> {
-    match ask(
-        network,
-        peer,
-        addresses,
-        DirectoryRequest::Announce(announcement),
-    )
-    .await?
-    {
+    match ask(network, peer, addresses, DirectoryRequest::Announce(announcement)).await? {
         DirectoryAnswer::Announced => Ok(()),
         DirectoryAnswer::Found(_) => Err(LookupError::Mismatch),
     }
@@ -66,9 +59,7 @@ async fn ask(
     request: DirectoryRequest,
 ) -> Result<DirectoryAnswer, LookupError> {
     let exchange = async {
-        let link = network
-            .open_link(peer, &multiaddrs(addresses), LinkProtocol::Directory)
-            .await?;
+        let link = network.open_link(peer, &multiaddrs(addresses), LinkProtocol::Directory).await?;
         let (mut sender, mut receiver) = link.split();
         sender.send(request.encode()).await?;
         let frame = receiver.receive().await?.ok_or(LookupError::NoAnswer)?;
@@ -76,9 +67,7 @@ async fn ask(
     };
     tokio::time::timeout(ANSWER_TIMEOUT, exchange)
         .await
-        .unwrap_or(Err(LookupError::TimedOut {
-            after: ANSWER_TIMEOUT,
-        }))
+        .unwrap_or(Err(LookupError::TimedOut { after: ANSWER_TIMEOUT }))
 }
 
 /// A peer that did not answer.

@@ -45,35 +45,23 @@ impl Message {
     /// What the model is told before the conversation.
     #[must_use]
     pub fn system(content: impl Into<String>) -> Self {
-        Self {
-            role: "system".to_owned(),
-            content: content.into(),
-        }
+        Self { role: "system".to_owned(), content: content.into() }
     }
 
     /// What the person says.
     #[must_use]
     pub fn user(content: impl Into<String>) -> Self {
-        Self {
-            role: "user".to_owned(),
-            content: content.into(),
-        }
+        Self { role: "user".to_owned(), content: content.into() }
     }
 
     /// What the model says.
     #[must_use]
     pub fn assistant(content: impl Into<String>) -> Self {
-        Self {
-            role: "assistant".to_owned(),
-            content: content.into(),
-        }
+        Self { role: "assistant".to_owned(), content: content.into() }
     }
 
     fn to_value(&self) -> Value {
-        Value::from_pairs([
-            ("role", self.role.as_str()),
-            ("content", self.content.as_str()),
-        ])
+        Value::from_pairs([("role", self.role.as_str()), ("content", self.content.as_str())])
     }
 }
 
@@ -104,15 +92,10 @@ impl ChatTemplate {
     /// [`InvalidChatTemplate`] where it is no template that can be rendered.
     pub fn new(source: &str, specials: &SpecialTokens) -> Result<Self, InvalidChatTemplate> {
         if source.len() > TEMPLATE_BYTES_MAX {
-            return Err(InvalidChatTemplate::TooLarge {
-                bytes: source.len(),
-            });
+            return Err(InvalidChatTemplate::TooLarge { bytes: source.len() });
         }
         let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder()
-            .trim_blocks(true)
-            .lstrip_blocks(true)
-            .build();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.expect("the delimiters are the usual ones"));
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment
@@ -131,10 +114,7 @@ impl ChatTemplate {
         let present = |(name, token): (&'static str, &Option<String>)| {
             Some((name, Value::from(token.as_deref()?)))
         };
-        Ok(Self {
-            environment,
-            specials: tokens.into_iter().filter_map(present).collect(),
-        })
+        Ok(Self { environment, specials: tokens.into_iter().filter_map(present).collect() })
     }
 
     /// The text of a conversation without tools, at this time.
@@ -147,12 +127,7 @@ impl ChatTemplate {
         add_generation_prompt: bool,
     ) -> Result<String, RenderChatError> {
         let now = SystemTime::now();
-        self.render_conversation(Conversation {
-            messages,
-            tools: &[],
-            add_generation_prompt,
-            now,
-        })
+        self.render_conversation(Conversation { messages, tools: &[], add_generation_prompt, now })
     }
 
     /// The text of a conversation.
@@ -163,12 +138,7 @@ impl ChatTemplate {
         &self,
         conversation: Conversation<'_>,
     ) -> Result<String, RenderChatError> {
-        let Conversation {
-            messages,
-            tools,
-            add_generation_prompt,
-            now,
-        } = conversation;
+        let Conversation { messages, tools, add_generation_prompt, now } = conversation;
         // Only the limit differs between renderings; the compiled template is shared.
         let mut environment = self.environment.clone();
         environment.set_fuel(Some(fuel(&conversation)));
@@ -195,22 +165,14 @@ impl ChatTemplate {
 
 impl std::fmt::Debug for ChatTemplate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ChatTemplate")
-            .field("specials", &self.specials)
-            .finish_non_exhaustive()
+        f.debug_struct("ChatTemplate").field("specials", &self.specials).finish_non_exhaustive()
     }
 }
 
 fn fuel(conversation: &Conversation<'_>) -> u64 {
-    let Conversation {
-        messages, tools, ..
-    } = conversation;
-    let said = messages
-        .iter()
-        .map(|message| message.role.len() + message.content.len());
-    let bytes = said
-        .chain(tools.iter().map(Tool::text_bytes))
-        .sum::<usize>() as u64;
+    let Conversation { messages, tools, .. } = conversation;
+    let said = messages.iter().map(|message| message.role.len() + message.content.len());
+    let bytes = said.chain(tools.iter().map(Tool::text_bytes)).sum::<usize>() as u64;
     let items = (messages.len() + tools.len()) as u64;
     FUEL_BASE + FUEL_PER_ITEM * items + FUEL_PER_BYTE * bytes
 }
@@ -221,10 +183,7 @@ fn fuel(conversation: &Conversation<'_>) -> u64 {
 struct Refusal(String);
 
 fn raise_exception(message: String) -> Result<Value, Error> {
-    let error = Error::new(
-        ErrorKind::InvalidOperation,
-        "the template raised an exception",
-    );
+    let error = Error::new(ErrorKind::InvalidOperation, "the template raised an exception");
     Err(error.with_source(Refusal(message)))
 }
 
@@ -273,9 +232,7 @@ impl From<Error> for RenderChatError {
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&source);
         while let Some(error) = cause {
             if let Some(Refusal(message)) = error.downcast_ref() {
-                return Self::Refused {
-                    message: message.clone(),
-                };
+                return Self::Refused { message: message.clone() };
             }
             let out_of_fuel = |error: &Error| error.kind() == ErrorKind::OutOfFuel;
             if error.downcast_ref().is_some_and(out_of_fuel) {

@@ -26,37 +26,22 @@ impl StopStrings {
     #[must_use]
     pub fn new(stops: Vec<String>) -> Self {
         let stops = stops.into_iter().filter(|stop| !stop.is_empty()).collect();
-        Self {
-            stops,
-            held: String::new(),
-            stopped: false,
-        }
+        Self { stops, held: String::new(), stopped: false }
     }
 
     /// Takes the next piece of the text. After a stop it is ignored.
     pub fn push(&mut self, piece: &str) -> Emit {
         if self.stopped {
-            return Emit {
-                text: String::new(),
-                stopped: true,
-            };
+            return Emit { text: String::new(), stopped: true };
         }
         self.held.push_str(piece);
         if let Some(start) = self.first_stop() {
             self.stopped = true;
             self.held.truncate(start);
-            return Emit {
-                text: std::mem::take(&mut self.held),
-                stopped: true,
-            };
+            return Emit { text: std::mem::take(&mut self.held), stopped: true };
         }
-        let tail = self
-            .held
-            .split_off(self.held.len() - self.open_tail_bytes());
-        Emit {
-            text: std::mem::replace(&mut self.held, tail),
-            stopped: false,
-        }
+        let tail = self.held.split_off(self.held.len() - self.open_tail_bytes());
+        Emit { text: std::mem::replace(&mut self.held, tail), stopped: false }
     }
 
     /// The text has ended: gives what was held back, as no stop string came of it.
@@ -98,10 +83,7 @@ mod tests {
     }
 
     fn shown(text: &str, stopped: bool) -> Emit {
-        Emit {
-            text: text.to_owned(),
-            stopped,
-        }
+        Emit { text: text.to_owned(), stopped }
     }
 
     #[test]

@@ -36,10 +36,7 @@ enum Around {
     /// What the pipeline puts there.
     Pipeline,
     /// These tokens.
-    Tokens {
-        first: Option<u32>,
-        last: Option<u32>,
-    },
+    Tokens { first: Option<u32>, last: Option<u32> },
 }
 
 impl Tokenizer {
@@ -49,10 +46,9 @@ impl Tokenizer {
     /// [`LoadTokenizerError`] where the files are malformed or of a kind that is not supported.
     pub fn load(source: &TokenizerSource) -> Result<Self, LoadTokenizerError> {
         let parts = match source {
-            TokenizerSource::HuggingFace {
-                tokenizer_json,
-                config_json,
-            } => hugging_face::load(tokenizer_json, config_json.as_deref())?,
+            TokenizerSource::HuggingFace { tokenizer_json, config_json } => {
+                hugging_face::load(tokenizer_json, config_json.as_deref())?
+            }
             TokenizerSource::Gguf(metadata) => gguf::load(metadata)?,
         };
         Ok(Self(Arc::new(parts)))
@@ -69,10 +65,7 @@ impl Tokenizer {
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, EncodeError> {
         let with_pipeline = add_special && matches!(self.0.around, Around::Pipeline);
         let encoding = self.0.pipeline.encode_fast(text, with_pipeline);
-        let mut ids = encoding
-            .map_err(|source| EncodeError { source })?
-            .get_ids()
-            .to_vec();
+        let mut ids = encoding.map_err(|source| EncodeError { source })?.get_ids().to_vec();
         if let (true, Around::Tokens { first, last }) = (add_special, &self.0.around) {
             ids.splice(0..0, *first);
             ids.extend(*last);
@@ -125,10 +118,7 @@ impl Parts {
 
     /// Whether a token is matched in a text as it is spelled.
     fn is_added(&self, id: u32) -> bool {
-        self.pipeline
-            .get_added_vocabulary()
-            .get_added_tokens_decoder()
-            .contains_key(&id)
+        self.pipeline.get_added_vocabulary().get_added_tokens_decoder().contains_key(&id)
     }
 }
 
@@ -136,9 +126,7 @@ impl std::fmt::Debug for Tokenizer {
     /// How large it is; not its vocabulary.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let tokens = self.0.pipeline.get_vocab_size(true);
-        f.debug_struct("Tokenizer")
-            .field("tokens", &tokens)
-            .finish_non_exhaustive()
+        f.debug_struct("Tokenizer").field("tokens", &tokens).finish_non_exhaustive()
     }
 }
 

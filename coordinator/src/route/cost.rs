@@ -28,16 +28,9 @@ impl Costs {
     /// Time to reach `server` and to wait in its queue.
     #[must_use]
     pub fn reach(&self, server: &Announcement, tokens_max: u32) -> Duration {
-        let delay = self
-            .round_trips
-            .get(&server.peer)
-            .map_or(HOP_UNKNOWN, |trip| *trip / 2);
+        let delay = self.round_trips.get(&server.peer).map_or(HOP_UNKNOWN, |trip| *trip / 2);
         let wait = compute(server, server.span) * server.queue_depth.min(1_000);
-        let room = if server.kv_tokens_free < tokens_max {
-            NO_ROOM
-        } else {
-            Duration::ZERO
-        };
+        let room = if server.kv_tokens_free < tokens_max { NO_ROOM } else { Duration::ZERO };
         delay + wait + room
     }
 }
@@ -46,10 +39,6 @@ impl Costs {
 #[must_use]
 pub fn compute(server: &Announcement, blocks: Span) -> Duration {
     let announced = server.throughput.decode_tokens_per_second;
-    let rate = if announced > 0.0 {
-        announced.max(1e-3)
-    } else {
-        DECODE_UNKNOWN
-    };
+    let rate = if announced > 0.0 { announced.max(1e-3) } else { DECODE_UNKNOWN };
     Duration::from_secs_f32(1.0 / rate) * blocks.block_count()
 }

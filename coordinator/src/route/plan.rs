@@ -40,10 +40,8 @@ pub fn plan_route<'a>(
     servers: impl IntoIterator<Item = &'a Announcement>,
     random: &mut Random,
 ) -> Result<Route, NoRoute> {
-    let whole = Span::new(0, request.block_count).map_err(|_| NoRoute {
-        block_count: 0,
-        missing: Vec::new(),
-    })?;
+    let whole = Span::new(0, request.block_count)
+        .map_err(|_| NoRoute { block_count: 0, missing: Vec::new() })?;
     let servers: Vec<_> = servers
         .into_iter()
         .filter(|server| !server.draining && !request.excluded.contains(&server.peer))
@@ -71,25 +69,13 @@ fn shortest_path(
         .iter()
         .map(|(server, span)| {
             let dearer = 1.0 + HERD_SPREAD * random.unit();
-            let reach = request
-                .costs
-                .reach(server, request.tokens_max)
-                .as_secs_f64()
-                * dearer;
+            let reach = request.costs.reach(server, request.tokens_max).as_secs_f64() * dearer;
             let block = Span::new(span.start(), span.start() + 1).expect("one block");
-            (
-                server.peer,
-                *span,
-                reach,
-                cost::compute(server, block).as_secs_f64() * dearer,
-            )
+            (server.peer, *span, reach, cost::compute(server, block).as_secs_f64() * dearer)
         })
         .collect();
     let mut reached: Vec<Option<Reached>> = vec![None; request.block_count as usize + 1];
-    reached[0] = Some(Reached {
-        seconds: 0.0,
-        last: None,
-    });
+    reached[0] = Some(Reached { seconds: 0.0, last: None });
     for start in 0..request.block_count {
         let Some(Reached { seconds, .. }) = reached[start as usize] else {
             continue;
@@ -100,10 +86,7 @@ fn shortest_path(
                 let best = &mut reached[end as usize];
                 if best.is_none_or(|best| seconds < best.seconds) {
                     let blocks = Span::new(start, end).expect("the end is beyond the start");
-                    *best = Some(Reached {
-                        seconds,
-                        last: Some(Hop { peer, blocks }),
-                    });
+                    *best = Some(Reached { seconds, last: Some(Hop { peer, blocks }) });
                 }
             }
         }

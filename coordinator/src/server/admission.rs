@@ -29,11 +29,7 @@ impl Admission {
     pub(super) fn new(config: &ServerConfig) -> Self {
         let blocks = config.span.block_count();
         let tokens = config.kv_tokens_max / PAGE_TOKENS * PAGE_TOKENS;
-        Self {
-            blocks,
-            token_blocks_free: u64::from(tokens) * u64::from(blocks),
-            session_count: 0,
-        }
+        Self { blocks, token_blocks_free: u64::from(tokens) * u64::from(blocks), session_count: 0 }
     }
 
     /// Reserves room for a session, or says why there is none.
@@ -45,10 +41,7 @@ impl Admission {
     ) -> Result<(), Refusal> {
         let refuse = |code, detail| Err(Refusal { code, detail });
         if open.model != config.model {
-            return refuse(
-                ErrorCode::UnknownModel,
-                format!("this server serves {}", config.model),
-            );
+            return refuse(ErrorCode::UnknownModel, format!("this server serves {}", config.model));
         }
         if !config.span.covers(open.blocks) {
             let detail = format!("this server serves blocks {}", config.span);
@@ -79,10 +72,7 @@ impl Admission {
     }
 
     /// Tokens for which a session through every block of the span would still find room.
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "at most the 32 bits of the budget"
-    )]
+    #[expect(clippy::cast_possible_truncation, reason = "at most the 32 bits of the budget")]
     pub(super) const fn kv_tokens_free(&self) -> u32 {
         (self.token_blocks_free / self.blocks as u64) as u32
     }

@@ -70,37 +70,19 @@ impl Schedule {
             started: now,
             abandoned: false,
         });
-        let Step {
-            session,
-            position,
-            hidden,
-            ..
-        } = step;
-        Some((
-            job,
-            Started {
-                session,
-                position,
-                hidden,
-            },
-        ))
+        let Step { session, position, hidden, .. } = step;
+        Some((job, Started { session, position, hidden }))
     }
 
     /// The step that the accelerator has finished.
     pub(super) fn finish(&mut self, job: JobId) -> Running {
         let running = self.running.take().expect("a job was running");
-        assert_eq!(
-            running.job, job,
-            "the accelerator finishes the job that it was given"
-        );
+        assert_eq!(running.job, job, "the accelerator finishes the job that it was given");
         running
     }
 
     pub(super) fn waiting(&self, session: SessionId) -> usize {
-        self.waiting
-            .iter()
-            .filter(|queued| queued.step.session == session)
-            .count()
+        self.waiting.iter().filter(|queued| queued.step.session == session).count()
     }
 
     /// Forgets the steps of a session that has ended.
@@ -139,10 +121,7 @@ pub(super) fn check(
         );
         return refuse(ErrorCode::WrongPosition, detail);
     }
-    let end = step
-        .position
-        .checked_add(tokens)
-        .filter(|end| *end <= served.tokens_max);
+    let end = step.position.checked_add(tokens).filter(|end| *end <= served.tokens_max);
     let Some(end) = end else {
         let detail = format!("the session was opened for {} tokens", served.tokens_max);
         return refuse(ErrorCode::ContextExceeded, detail);

@@ -47,16 +47,7 @@ fn step(session: u128, number: u64, position: u32, tokens: u32) -> Step {
 }
 
 fn say(server: &mut Server, link: LinkId, message: ClientMessage) -> Vec<Output> {
-    server
-        .handle(
-            Input::Received {
-                link,
-                from: CLIENT,
-                message,
-            },
-            Time::START,
-        )
-        .unwrap();
+    server.handle(Input::Received { link, from: CLIENT, message }, Time::START).unwrap();
     drain(server)
 }
 
@@ -66,10 +57,7 @@ fn drain(server: &mut Server) -> Vec<Output> {
 
 fn refusal(outputs: &[Output]) -> Option<ErrorCode> {
     outputs.iter().find_map(|output| match output {
-        Output::Send {
-            message: ServerMessage::Error(error),
-            ..
-        } => Some(error.code),
+        Output::Send { message: ServerMessage::Error(error), .. } => Some(error.code),
         _ => None,
     })
 }
@@ -85,42 +73,17 @@ fn compute(server: &mut Server, job: JobId, tokens: u32) -> Vec<Output> {
     let result = Ok(step(0, 0, 0, tokens).hidden);
     let compute = Duration::from_millis(5);
     let now = Time::after_start(Duration::from_millis(8));
-    server
-        .handle(
-            Input::Computed {
-                job,
-                result,
-                compute,
-            },
-            now,
-        )
-        .unwrap();
+    server.handle(Input::Computed { job, result, compute }, now).unwrap();
     drain(server)
 }
 
 #[test]
 fn what_a_server_cannot_serve_it_refuses_with_a_reason() {
     let refused: [(&str, fn(&mut OpenSession), ErrorCode); 5] = [
-        (
-            "model",
-            |open| open.model = ModelId::from_bytes([0; 32]),
-            ErrorCode::UnknownModel,
-        ),
-        (
-            "blocks",
-            |open| open.blocks = Span::new(1, 6).unwrap(),
-            ErrorCode::BlocksNotServed,
-        ),
-        (
-            "no tokens",
-            |open| open.tokens_max = 0,
-            ErrorCode::ContextExceeded,
-        ),
-        (
-            "context",
-            |open| open.tokens_max = 513,
-            ErrorCode::ContextExceeded,
-        ),
+        ("model", |open| open.model = ModelId::from_bytes([0; 32]), ErrorCode::UnknownModel),
+        ("blocks", |open| open.blocks = Span::new(1, 6).unwrap(), ErrorCode::BlocksNotServed),
+        ("no tokens", |open| open.tokens_max = 0, ErrorCode::ContextExceeded),
+        ("context", |open| open.tokens_max = 513, ErrorCode::ContextExceeded),
         ("room", |open| open.tokens_max = 129, ErrorCode::KvFull),
     ];
     for (why, change, code) in refused {
@@ -129,46 +92,25 @@ fn what_a_server_cannot_serve_it_refuses_with_a_reason() {
         change(&mut open);
         let outputs = say(&mut server, LINK, ClientMessage::Open(open));
         assert_eq!(refusal(&outputs), Some(code), "{why}");
-        assert_eq!(
-            (server.session_count(), server.kv_tokens_free()),
-            (0, 128),
-            "{why}"
-        );
+        assert_eq!((server.session_count(), server.kv_tokens_free()), (0, 128), "{why}");
     }
 }
 
 #[test]
 fn a_result_is_pushed_to_the_next_hop_or_sent_to_the_client() {
-    for next in [
-        None,
-        Some(NextHop {
-            peer: AFTER,
-            addresses: Vec::new(),
-        }),
-    ] {
+    for next in [None, Some(NextHop { peer: AFTER, addresses: Vec::new() })] {
         let mut server = server(128);
-        let open = OpenSession {
-            next: next.clone(),
-            ..opening(1)
-        };
+        let open = OpenSession { next: next.clone(), ..opening(1) };
         let outputs = say(&mut server, LINK, ClientMessage::Open(open));
-        let connects = outputs
-            .iter()
-            .any(|output| matches!(output, Output::Connect { .. }));
+        let connects = outputs.iter().any(|output| matches!(output, Output::Connect { .. }));
         assert_eq!(connects, next.is_some());
         let outputs = say(&mut server, LINK, ClientMessage::Step(step(1, 0, 0, 3)));
         let outputs = compute(&mut server, job(&outputs).unwrap(), 3);
         let trace = match (outputs.as_slice(), next) {
             ([Output::Push { next: AFTER, step }], Some(_)) => &step.trace,
-            (
-                [
-                    Output::Send {
-                        link: LINK,
-                        message: ServerMessage::Output(step),
-                    },
-                ],
-                None,
-            ) => &step.trace,
+            ([Output::Send { link: LINK, message: ServerMessage::Output(step) }], None) => {
+                &step.trace
+            }
             other => panic!("{other:?}"),
         };
         assert_eq!(trace.len(), 1);
@@ -183,20 +125,8 @@ fn one_job_runs_at_a_time_and_the_first_to_come_is_the_first_to_run() {
     for session in [1, 2] {
         say(&mut server, LINK, ClientMessage::Open(opening(session)));
     }
-    let first = job(&say(
-        &mut server,
-        LINK,
-        ClientMessage::Step(step(1, 0, 0, 1)),
-    ))
-    .unwrap();
-    assert_eq!(
-        job(&say(
-            &mut server,
-            LINK,
-            ClientMessage::Step(step(2, 0, 0, 1))
-        )),
-        None
-    );
+    let first = job(&say(&mut server, LINK, ClientMessage::Step(step(1, 0, 0, 1)))).unwrap();
+    assert_eq!(job(&say(&mut server, LINK, ClientMessage::Step(step(2, 0, 0, 1)))), None);
     assert_eq!(server.queue_depth(), 2);
     let second = job(&compute(&mut server, first, 1)).unwrap();
     assert!(second > first);
@@ -238,38 +168,19 @@ fn a_step_that_does_not_fit_its_session_ends_that_session_alone() {
 #[test]
 fn only_the_named_hop_may_push_and_then_the_client_may_not_step() {
     let mut server = server(128);
-    let open = OpenSession {
-        previous: Some(BEFORE),
-        ..opening(1)
-    };
+    let open = OpenSession { previous: Some(BEFORE), ..opening(1) };
     say(&mut server, LINK, ClientMessage::Open(open));
-    let input = Input::Pushed {
-        from: AFTER,
-        step: step(1, 0, 0, 1),
-    };
+    let input = Input::Pushed { from: AFTER, step: step(1, 0, 0, 1) };
     assert!(server.handle(input, Time::START).is_err());
     let message = ClientMessage::Step(step(1, 0, 0, 1));
-    let input = Input::Received {
-        link: LINK,
-        from: CLIENT,
-        message,
-    };
+    let input = Input::Received { link: LINK, from: CLIENT, message };
     assert!(server.handle(input, Time::START).is_err());
-    let input = Input::Pushed {
-        from: BEFORE,
-        step: step(1, 0, 0, 1),
-    };
+    let input = Input::Pushed { from: BEFORE, step: step(1, 0, 0, 1) };
     server.handle(input, Time::START).unwrap();
     assert!(job(&drain(&mut server)).is_some());
-    let input = Input::Pushed {
-        from: BEFORE,
-        step: step(99, 0, 0, 1),
-    };
+    let input = Input::Pushed { from: BEFORE, step: step(99, 0, 0, 1) };
     server.handle(input, Time::START).unwrap();
-    assert!(
-        drain(&mut server).is_empty(),
-        "a push that came too late is nobody's fault"
-    );
+    assert!(drain(&mut server).is_empty(), "a push that came too late is nobody's fault");
 }
 
 #[test]
@@ -282,17 +193,11 @@ fn a_session_belongs_to_the_link_that_opened_it() {
         ClientMessage::Close { session },
         ClientMessage::Open(opening(1)),
     ] {
-        let input = Input::Received {
-            link: LinkId(1),
-            from: CLIENT,
-            message,
-        };
+        let input = Input::Received { link: LinkId(1), from: CLIENT, message };
         assert!(server.handle(input, Time::START).is_err());
     }
     assert_eq!(server.session_count(), 1);
-    server
-        .handle(Input::LinkClosed { link: LINK }, Time::START)
-        .unwrap();
+    server.handle(Input::LinkClosed { link: LINK }, Time::START).unwrap();
     assert_eq!((server.session_count(), server.kv_tokens_free()), (0, 128));
 }
 
@@ -300,19 +205,8 @@ fn a_session_belongs_to_the_link_that_opened_it() {
 fn a_session_that_ends_while_its_step_is_computed_leaves_no_answer() {
     let mut server = server(128);
     say(&mut server, LINK, ClientMessage::Open(opening(1)));
-    let running = job(&say(
-        &mut server,
-        LINK,
-        ClientMessage::Step(step(1, 0, 0, 1)),
-    ))
-    .unwrap();
-    say(
-        &mut server,
-        LINK,
-        ClientMessage::Close {
-            session: SessionId::new(1),
-        },
-    );
+    let running = job(&say(&mut server, LINK, ClientMessage::Step(step(1, 0, 0, 1)))).unwrap();
+    say(&mut server, LINK, ClientMessage::Close { session: SessionId::new(1) });
     say(&mut server, LINK, ClientMessage::Open(opening(1)));
     assert!(compute(&mut server, running, 1).is_empty());
 }
@@ -342,11 +236,7 @@ fn nobody_takes_every_place() {
     let mut last = Vec::new();
     for number in 0..=STEPS_QUEUED_PER_SESSION_MAX as u64 + 1 {
         let position = u32::try_from(number).unwrap();
-        last = say(
-            &mut server,
-            LINK,
-            ClientMessage::Step(step(0, number, position, 1)),
-        );
+        last = say(&mut server, LINK, ClientMessage::Step(step(0, number, position, 1)));
     }
     assert_eq!(refusal(&last), Some(ErrorCode::Busy));
 }

@@ -19,12 +19,7 @@ fn hops() -> Vec<RouteHop> {
 }
 
 fn tensor(tokens: u32) -> Tensor {
-    Tensor::new(
-        DType::F32,
-        vec![tokens, 2],
-        Bytes::from(vec![0; 8 * tokens as usize]),
-    )
-    .unwrap()
+    Tensor::new(DType::F32, vec![tokens, 2], Bytes::from(vec![0; 8 * tokens as usize])).unwrap()
 }
 
 fn open() -> Session {
@@ -46,13 +41,8 @@ fn drain(session: &mut Session) -> Vec<Output> {
 }
 
 fn opened(session: &mut Session, hop: usize) {
-    let message = ServerMessage::Opened {
-        session: SESSION,
-        tokens_max: 100,
-    };
-    session
-        .handle(Input::Received { hop, message }, at(1))
-        .unwrap();
+    let message = ServerMessage::Opened { session: SESSION, tokens_max: 100 };
+    session.handle(Input::Received { hop, message }, at(1)).unwrap();
 }
 
 /// A session that both hops have opened.
@@ -90,10 +80,7 @@ fn every_hop_learns_who_pushes_to_it_and_to_whom_it_pushes() {
     let opens: Vec<_> = drain(&mut session)
         .into_iter()
         .map(|output| match output {
-            Output::Send {
-                message: ClientMessage::Open(open),
-                ..
-            } => open,
+            Output::Send { message: ClientMessage::Open(open), .. } => open,
             other => panic!("{other:?}"),
         })
         .collect();
@@ -108,34 +95,16 @@ fn every_hop_learns_who_pushes_to_it_and_to_whom_it_pushes() {
 #[test]
 fn a_step_goes_to_the_first_hop_and_comes_back_from_the_last() {
     let mut session = ready();
-    session
-        .handle(
-            Input::Step {
-                position: 0,
-                hidden: tensor(3),
-            },
-            at(2),
-        )
-        .unwrap();
+    session.handle(Input::Step { position: 0, hidden: tensor(3) }, at(2)).unwrap();
     let outputs = drain(&mut session);
-    let [
-        Output::Send {
-            hop: 0,
-            message: ClientMessage::Step(step),
-        },
-    ] = outputs.as_slice()
-    else {
+    let [Output::Send { hop: 0, message: ClientMessage::Step(step) }] = outputs.as_slice() else {
         panic!("{outputs:?}");
     };
     assert_eq!((step.step, step.position), (StepId(0), 0));
     let message = answer(0, 0, 3);
-    session
-        .handle(Input::Received { hop: 1, message }, at(5))
-        .unwrap();
+    session.handle(Input::Received { hop: 1, message }, at(5)).unwrap();
     let outputs = drain(&mut session);
-    let [Output::Stepped { total, .. }] = outputs.as_slice() else {
-        panic!("{outputs:?}")
-    };
+    let [Output::Stepped { total, .. }] = outputs.as_slice() else { panic!("{outputs:?}") };
     assert_eq!(*total, Duration::from_secs(3));
 }
 
@@ -146,46 +115,16 @@ fn an_answer_that_was_not_asked_for_fails_the_session() {
         (1, answer(1, 0, 3), "another step"),
         (1, answer(0, 1, 3), "another position"),
         (1, answer(0, 0, 2), "another shape"),
-        (
-            1,
-            ServerMessage::Opened {
-                session: SESSION,
-                tokens_max: 1,
-            },
-            "opened twice",
-        ),
-        (
-            1,
-            ServerMessage::Opened {
-                session: SessionId::new(8),
-                tokens_max: 1,
-            },
-            "whose?",
-        ),
+        (1, ServerMessage::Opened { session: SESSION, tokens_max: 1 }, "opened twice"),
+        (1, ServerMessage::Opened { session: SessionId::new(8), tokens_max: 1 }, "whose?"),
     ];
     for (hop, message, why) in wrong {
         let mut session = ready();
-        session
-            .handle(
-                Input::Step {
-                    position: 0,
-                    hidden: tensor(3),
-                },
-                at(2),
-            )
-            .unwrap();
+        session.handle(Input::Step { position: 0, hidden: tensor(3) }, at(2)).unwrap();
         drain(&mut session);
-        assert!(
-            session
-                .handle(Input::Received { hop, message }, at(3))
-                .is_err(),
-            "{why}"
-        );
+        assert!(session.handle(Input::Received { hop, message }, at(3)).is_err(), "{why}");
         let failure = failure(&mut session);
-        assert!(
-            matches!(failure.reason, FailureReason::Violation(_)),
-            "{why}"
-        );
+        assert!(matches!(failure.reason, FailureReason::Violation(_)), "{why}");
         assert_eq!(failure.hop, hops()[hop].hop, "{why}");
         assert!(session.poll_timeout().is_none(), "{why}");
     }
@@ -195,11 +134,7 @@ fn an_answer_that_was_not_asked_for_fails_the_session() {
 fn an_answer_before_any_step_fails_the_session() {
     let mut session = ready();
     let message = answer(0, 0, 3);
-    assert!(
-        session
-            .handle(Input::Received { hop: 1, message }, at(3))
-            .is_err()
-    );
+    assert!(session.handle(Input::Received { hop: 1, message }, at(3)).is_err());
     failure(&mut session);
 }
 
@@ -214,25 +149,15 @@ fn a_refusal_names_the_hop_and_closes_the_others() {
         detail: "room for 3 tokens is left".to_owned(),
     };
     let message = ServerMessage::Error(error);
-    session
-        .handle(Input::Received { hop: 1, message }, at(1))
-        .unwrap();
+    session.handle(Input::Received { hop: 1, message }, at(1)).unwrap();
     let outputs = drain(&mut session);
-    let [
-        Output::Send {
-            hop: 0,
-            message: ClientMessage::Close { .. },
-        },
-        Output::Failed(failure),
-    ] = outputs.as_slice()
+    let [Output::Send { hop: 0, message: ClientMessage::Close { .. } }, Output::Failed(failure)] =
+        outputs.as_slice()
     else {
         panic!("{outputs:?}");
     };
     assert_eq!(failure.hop, hops()[1].hop);
-    assert!(
-        failure.to_string().contains("room for 3 tokens is left"),
-        "{failure}"
-    );
+    assert!(failure.to_string().contains("room for 3 tokens is left"), "{failure}");
 }
 
 #[test]
@@ -241,15 +166,7 @@ fn a_lost_link_fails_the_session_at_any_time() {
     session.handle(Input::LinkLost { hop: 1 }, at(1)).unwrap();
     assert_eq!(failure(&mut session).reason, FailureReason::LinkLost);
     let mut session = ready();
-    session
-        .handle(
-            Input::Step {
-                position: 0,
-                hidden: tensor(1),
-            },
-            at(2),
-        )
-        .unwrap();
+    session.handle(Input::Step { position: 0, hidden: tensor(1) }, at(2)).unwrap();
     session.handle(Input::LinkLost { hop: 0 }, at(3)).unwrap();
     assert_eq!(failure(&mut session).hop, hops()[0].hop);
 }
@@ -266,38 +183,16 @@ fn a_hop_that_does_not_open_in_time_is_named() {
     session.handle_timeout(deadline);
     let failure = failure(&mut session);
     assert_eq!(failure.hop, hops()[1].hop);
-    assert_eq!(
-        failure.reason,
-        FailureReason::TimedOut {
-            after: OPEN_TIMEOUT
-        }
-    );
+    assert_eq!(failure.reason, FailureReason::TimedOut { after: OPEN_TIMEOUT });
 }
 
 #[test]
 fn a_step_without_an_answer_times_out() {
     let mut session = ready();
-    assert_eq!(
-        session.poll_timeout(),
-        None,
-        "an idle session waits for nothing"
-    );
-    session
-        .handle(
-            Input::Step {
-                position: 0,
-                hidden: tensor(1),
-            },
-            at(2),
-        )
-        .unwrap();
+    assert_eq!(session.poll_timeout(), None, "an idle session waits for nothing");
+    session.handle(Input::Step { position: 0, hidden: tensor(1) }, at(2)).unwrap();
     session.handle_timeout(at(2) + STEP_TIMEOUT);
-    assert_eq!(
-        failure(&mut session).reason,
-        FailureReason::TimedOut {
-            after: STEP_TIMEOUT
-        }
-    );
+    assert_eq!(failure(&mut session).reason, FailureReason::TimedOut { after: STEP_TIMEOUT });
 }
 
 #[test]
@@ -305,15 +200,7 @@ fn what_comes_after_the_end_is_not_heard() {
     let mut session = ready();
     session.handle(Input::Close, at(2)).unwrap();
     assert_eq!(drain(&mut session).len(), 2, "a farewell for each hop");
-    session
-        .handle(
-            Input::Received {
-                hop: 1,
-                message: answer(0, 0, 3),
-            },
-            at(3),
-        )
-        .unwrap();
+    session.handle(Input::Received { hop: 1, message: answer(0, 0, 3) }, at(3)).unwrap();
     session.handle(Input::LinkLost { hop: 0 }, at(3)).unwrap();
     assert!(drain(&mut session).is_empty());
 }

@@ -58,20 +58,13 @@ impl Directory {
         } else {
             self.make_room(announcement.peer, now)?;
         }
-        self.entries.insert(
-            key,
-            Entry {
-                announcement,
-                signed,
-            },
-        );
+        self.entries.insert(key, Entry { announcement, signed });
         Ok(Inserted::News)
     }
 
     /// Forgets what has expired.
     pub fn expire(&mut self, now: UnixTime) {
-        self.entries
-            .retain(|_, entry| entry.announcement.expires > now);
+        self.entries.retain(|_, entry| entry.announcement.expires > now);
     }
 
     /// Forgets what `peer` announced of `model`.
@@ -91,10 +84,7 @@ impl Directory {
 
     fn entries(&self, model: Option<ModelId>) -> impl Iterator<Item = &Entry> {
         let wanted = move |of: &ModelId| model.is_none_or(|model| model == *of);
-        self.entries
-            .iter()
-            .filter(move |((_, of), _)| wanted(of))
-            .map(|(_, entry)| entry)
+        self.entries.iter().filter(move |((_, of), _)| wanted(of)).map(|(_, entry)| entry)
     }
 
     fn make_room(&mut self, peer: PeerId, now: UnixTime) -> Result<(), RefusedAnnouncement> {
@@ -103,13 +93,8 @@ impl Directory {
             return Err(RefusedAnnouncement::TooManyModels { peer });
         }
         if self.entries.len() >= ANNOUNCEMENTS_MAX {
-            let soonest = self
-                .entries
-                .iter()
-                .min_by_key(|(_, entry)| entry.announcement.expires);
-            let key = soonest
-                .map(|(key, _)| *key)
-                .expect("a full directory has an entry");
+            let soonest = self.entries.iter().min_by_key(|(_, entry)| entry.announcement.expires);
+            let key = soonest.map(|(key, _)| *key).expect("a full directory has an entry");
             self.entries.remove(&key);
         }
         Ok(())

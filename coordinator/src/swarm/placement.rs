@@ -27,10 +27,7 @@ pub fn thinnest_span<'a>(
         window
     };
     let start = (0..=block_count - count).min_by(|&a, &b| {
-        window(a)
-            .iter()
-            .map(|v| v.to_bits())
-            .cmp(window(b).iter().map(|v| v.to_bits()))
+        window(a).iter().map(|v| v.to_bits()).cmp(window(b).iter().map(|v| v.to_bits()))
     })?;
     Span::new(start, start + count).ok()
 }
@@ -44,11 +41,7 @@ pub fn throughput_per_block<'a>(
     let mut throughputs = vec![0.0; block_count as usize];
     for server in servers.into_iter().filter(|server| !server.draining) {
         let decode = server.throughput.decode_tokens_per_second;
-        let decode = if decode > 0.0 {
-            decode
-        } else {
-            THROUGHPUT_UNKNOWN
-        };
+        let decode = if decode > 0.0 { decode } else { THROUGHPUT_UNKNOWN };
         for block in server.span.blocks() {
             if let Some(throughput) = throughputs.get_mut(block as usize) {
                 *throughput += decode;

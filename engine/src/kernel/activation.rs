@@ -61,16 +61,9 @@ pub(super) enum Activations<'a> {
     /// For weights in floating point: `[tokens, columns]`.
     Floats { values: &'a [f32], columns: usize },
     /// For blocks of 32 weights: `[tokens, row_blocks]`.
-    Blocks {
-        values: Vec<Integers>,
-        factors: Vec<Factors>,
-        row_blocks: usize,
-    },
+    Blocks { values: Vec<Integers>, factors: Vec<Factors>, row_blocks: usize },
     /// For K-quants: `[tokens, row_blocks]`.
-    SuperBlocks {
-        values: Vec<SuperIntegers>,
-        row_blocks: usize,
-    },
+    SuperBlocks { values: Vec<SuperIntegers>, row_blocks: usize },
 }
 
 impl<'a> Activations<'a> {
@@ -82,10 +75,9 @@ impl<'a> Activations<'a> {
         columns: usize,
     ) -> Self {
         match kind {
-            WeightType::F32 | WeightType::F16 | WeightType::BF16 => Self::Floats {
-                values: input,
-                columns,
-            },
+            WeightType::F32 | WeightType::F16 | WeightType::BF16 => {
+                Self::Floats { values: input, columns }
+            }
             WeightType::Q4_0
             | WeightType::Q4_1
             | WeightType::Q5_0
@@ -100,13 +92,7 @@ impl<'a> Activations<'a> {
     fn blocks(set: InstructionSet, input: &[f32], row_blocks: usize) -> Self {
         let input = input.as_chunks::<BLOCK_VALUES>().0;
         let mut values = vec![Integers([0; BLOCK_VALUES]); input.len()];
-        let mut factors = vec![
-            Factors {
-                scale: 0.0,
-                eighth_sum: 0.0
-            };
-            input.len()
-        ];
+        let mut factors = vec![Factors { scale: 0.0, eighth_sum: 0.0 }; input.len()];
         let share = share(BLOCK_VALUES);
         values
             .par_chunks_mut(share)
@@ -117,30 +103,21 @@ impl<'a> Activations<'a> {
                 #[cfg(target_arch = "x86_64")]
                 InstructionSet::Avx2(avx2) => avx2.quantize(input, values, factors),
             });
-        Self::Blocks {
-            values,
-            factors,
-            row_blocks,
-        }
+        Self::Blocks { values, factors, row_blocks }
     }
 
     fn super_blocks(set: InstructionSet, input: &[f32], row_blocks: usize) -> Self {
         let input = input.as_chunks::<SUPER_VALUES>().0;
-        let zero = SuperIntegers {
-            values: [0; SUPER_VALUES],
-            group_sums: [0; GROUPS],
-            scale: 0.0,
-        };
+        let zero = SuperIntegers { values: [0; SUPER_VALUES], group_sums: [0; GROUPS], scale: 0.0 };
         let mut values = vec![zero; input.len()];
         let share = share(SUPER_VALUES);
-        values
-            .par_chunks_mut(share)
-            .zip(input.par_chunks(share))
-            .for_each(|(values, input)| match set {
+        values.par_chunks_mut(share).zip(input.par_chunks(share)).for_each(|(values, input)| {
+            match set {
                 InstructionSet::Portable => quantize_super(input, values),
                 #[cfg(target_arch = "x86_64")]
                 InstructionSet::Avx2(avx2) => avx2.quantize_super(input, values),
-            });
+            }
+        });
         Self::SuperBlocks { values, row_blocks }
     }
 
@@ -154,19 +131,11 @@ impl<'a> Activations<'a> {
 
     /// The row of `token`, for blocks of 32 weights.
     pub(super) fn block_row(&self, token: usize) -> BlockRow<'_> {
-        let Self::Blocks {
-            values,
-            factors,
-            row_blocks,
-        } = self
-        else {
+        let Self::Blocks { values, factors, row_blocks } = self else {
             unreachable!("the activations were prepared for weights of another type")
         };
         let row = token * row_blocks..(token + 1) * row_blocks;
-        BlockRow {
-            values: &values[row.clone()],
-            factors: &factors[row],
-        }
+        BlockRow { values: &values[row.clone()], factors: &factors[row] }
     }
 
     /// The row of `token`, for K-quants.
@@ -194,10 +163,7 @@ pub(super) fn quantize(
         let scale = round(input, &mut values.0);
         let sum: i32 = values.0.iter().map(|&value| i32::from(value)).sum();
         // The sum is at most 32 * 127 and so exact in binary32.
-        *factors = Factors {
-            scale,
-            eighth_sum: scale * (sum as f32 / super::LANES as f32),
-        };
+        *factors = Factors { scale, eighth_sum: scale * (sum as f32 / super::LANES as f32) };
     }
 }
 
@@ -215,11 +181,7 @@ pub(super) fn quantize_super(input: &[[f32; SUPER_VALUES]], blocks: &mut [SuperI
 
 /// What rounding blocks of `N` values leaves over of each.
 pub(super) fn residual<const N: usize>(input: &[f32], left: &mut [f32]) {
-    let blocks = input
-        .as_chunks::<N>()
-        .0
-        .iter()
-        .zip(left.as_chunks_mut::<N>().0);
+    let blocks = input.as_chunks::<N>().0.iter().zip(left.as_chunks_mut::<N>().0);
     for (input, left) in blocks {
         let mut integers = [0; N];
         let scale = round(input, &mut integers);

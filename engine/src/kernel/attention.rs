@@ -56,14 +56,7 @@ pub fn attention(
     position: usize,
     output: &mut [f32],
 ) {
-    attention_with(
-        InstructionSet::detected(),
-        shape,
-        queries,
-        pages,
-        position,
-        output,
-    );
+    attention_with(InstructionSet::detected(), shape, queries, pages, position, output);
 }
 
 /// As [`attention`], with the instructions of `set`.
@@ -78,46 +71,18 @@ pub fn attention_with(
     position: usize,
     output: &mut [f32],
 ) {
-    let AttentionShape {
-        heads,
-        kv_heads,
-        head_size,
-        window,
-    } = shape;
-    assert!(
-        kv_heads > 0 && head_size > 0,
-        "there are heads, and they have values"
-    );
-    assert!(
-        heads > 0 && heads.is_multiple_of(kv_heads),
-        "queries share the heads of keys evenly"
-    );
+    let AttentionShape { heads, kv_heads, head_size, window } = shape;
+    assert!(kv_heads > 0 && head_size > 0, "there are heads, and they have values");
+    assert!(heads > 0 && heads.is_multiple_of(kv_heads), "queries share the heads of keys evenly");
     assert_ne!(window, Some(0), "a token sees itself");
-    assert_eq!(
-        queries.len() % (heads * head_size),
-        0,
-        "the queries are whole tokens"
-    );
-    assert_eq!(
-        queries.len(),
-        output.len(),
-        "there is an output for each query"
-    );
+    assert_eq!(queries.len() % (heads * head_size), 0, "the queries are whole tokens");
+    assert_eq!(queries.len(), output.len(), "there is an output for each query");
     let tokens = queries.len() / (heads * head_size);
-    let kernel = Kernel {
-        set,
-        shape,
-        queries,
-        position,
-        pages,
-    };
+    let kernel = Kernel { set, shape, queries, position, pages };
     let tiles = tiles(output, shape);
     let seen = (position + tokens).min(window.unwrap_or(usize::MAX));
     if tiles.len() > 1 && 2 * seen * queries.len() > PARALLEL_WORK_MIN {
-        tiles
-            .into_par_iter()
-            .with_max_len(1)
-            .for_each(|tile| kernel.attend(tile));
+        tiles.into_par_iter().with_max_len(1).for_each(|tile| kernel.attend(tile));
     } else {
         tiles.into_iter().for_each(|tile| kernel.attend(tile));
     }
@@ -145,12 +110,9 @@ fn tiles(output: &mut [f32], shape: AttentionShape) -> Vec<Tile<'_>> {
         }));
         for token in tokens.chunks_exact_mut(token_values) {
             let groups = token.chunks_exact_mut(group_values);
-            tiles[first_tile..]
-                .iter_mut()
-                .zip(groups)
-                .for_each(|(tile, group)| {
-                    tile.outputs.push(group);
-                });
+            tiles[first_tile..].iter_mut().zip(groups).for_each(|(tile, group)| {
+                tile.outputs.push(group);
+            });
         }
     }
     tiles
@@ -178,10 +140,7 @@ impl<P: KvPages> Kernel<'_, P> {
         for page in pages {
             let keys = &self.pages.keys(page)[page_head.clone()][..PAGE_TOKENS * head_size];
             let values = &self.pages.values(page)[page_head.clone()][..PAGE_TOKENS * head_size];
-            let tokens = tile
-                .outputs
-                .iter_mut()
-                .zip(softmaxes.chunks_exact_mut(group));
+            let tokens = tile.outputs.iter_mut().zip(softmaxes.chunks_exact_mut(group));
             for (token, (output, softmaxes)) in (first..).zip(tokens) {
                 let slots = slots(self.seen(token), page);
                 if slots.is_empty() {
@@ -189,16 +148,9 @@ impl<P: KvPages> Kernel<'_, P> {
                 }
                 let first_head = token * self.shape.heads + tile.kv_head * group;
                 let queries = &self.queries[first_head * head_size..][..group * head_size];
-                let heads = queries
-                    .chunks_exact(head_size)
-                    .zip(output.chunks_exact_mut(head_size));
+                let heads = queries.chunks_exact(head_size).zip(output.chunks_exact_mut(head_size));
                 for ((query, sum), softmax) in heads.zip(softmaxes) {
-                    let query = PageQuery {
-                        query,
-                        keys,
-                        values,
-                        slots: slots.clone(),
-                    };
+                    let query = PageQuery { query, keys, values, slots: slots.clone() };
                     self.attend_page(query, softmax, sum);
                 }
             }
@@ -259,10 +211,7 @@ pub(super) struct Softmax {
 
 impl Default for Softmax {
     fn default() -> Self {
-        Self {
-            maximum: f32::NEG_INFINITY,
-            total: 0.0,
-        }
+        Self { maximum: f32::NEG_INFINITY, total: 0.0 }
     }
 }
 
@@ -285,11 +234,7 @@ impl Softmax {
         }
         let maximum = scores.iter().copied().fold(self.maximum, f32::max);
         // At the first page nothing has been summed, and the difference may be of two infinities.
-        let factor = if self.total == 0.0 {
-            0.0
-        } else {
-            exponential(self.maximum - maximum)
-        };
+        let factor = if self.total == 0.0 { 0.0 } else { exponential(self.maximum - maximum) };
         let mut weights = [0.0; PAGE_TOKENS];
         for (weight, score) in weights.iter_mut().zip(scores) {
             *weight = exponential(score - maximum);

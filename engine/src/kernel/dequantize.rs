@@ -12,17 +12,9 @@ use super::format::{self, BLOCK_VALUES, Block, GROUP_VALUES, SUPER_VALUES, Super
 /// # Panics
 /// Where `bytes` has not as many values as `output`: a tensor is checked when it is loaded.
 pub fn dequantize_row(kind: WeightType, bytes: &[u8], output: &mut [f32]) {
-    assert_eq!(
-        output.len() % kind.block_values(),
-        0,
-        "weights come in whole blocks"
-    );
+    assert_eq!(output.len() % kind.block_values(), 0, "weights come in whole blocks");
     let blocks = output.len() / kind.block_values();
-    assert_eq!(
-        bytes.len(),
-        blocks * kind.block_bytes(),
-        "the bytes hold the values"
-    );
+    assert_eq!(bytes.len(), blocks * kind.block_bytes(), "the bytes hold the values");
     match kind {
         WeightType::F32 => floats(bytes, output, |value| f32::from_le_bytes(*value)),
         WeightType::F16 => floats(bytes, output, |value| f16::from_le_bytes(*value).to_f32()),
@@ -45,11 +37,8 @@ fn floats<const N: usize>(bytes: &[u8], output: &mut [f32], widen: impl Fn(&[u8;
 }
 
 fn blocks_of<const N: usize>(bytes: &[u8], output: &mut [f32], read: impl Fn(&[u8; N]) -> Block) {
-    for (output, bytes) in output
-        .as_chunks_mut::<BLOCK_VALUES>()
-        .0
-        .iter_mut()
-        .zip(bytes.as_chunks().0)
+    for (output, bytes) in
+        output.as_chunks_mut::<BLOCK_VALUES>().0.iter_mut().zip(bytes.as_chunks().0)
     {
         let block = read(bytes);
         for (output, value) in output.iter_mut().zip(block.values) {
@@ -63,11 +52,8 @@ fn super_blocks_of<const N: usize>(
     output: &mut [f32],
     read: impl Fn(&[u8; N]) -> SuperBlock,
 ) {
-    for (output, bytes) in output
-        .as_chunks_mut::<SUPER_VALUES>()
-        .0
-        .iter_mut()
-        .zip(bytes.as_chunks().0)
+    for (output, bytes) in
+        output.as_chunks_mut::<SUPER_VALUES>().0.iter_mut().zip(bytes.as_chunks().0)
     {
         let block = read(bytes);
         for (index, (output, value)) in output.iter_mut().zip(block.values).enumerate() {

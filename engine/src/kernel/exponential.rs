@@ -26,21 +26,12 @@ pub(super) fn exponential(x: f32) -> f32 {
     let n = shifted - ROUNDER;
     let r = clamped - n * LN_2[0] - n * LN_2[1];
     let mut sum = 1.987_569_2e-4_f32;
-    for coefficient in [
-        1.398_2e-3,
-        8.333_452e-3,
-        4.166_579_6e-2,
-        1.666_666_5e-1,
-        0.5,
-    ] {
+    for coefficient in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
         sum = sum * r + coefficient;
     }
     let power = sum * (r * r) + r + 1.0;
     // Twice half the exponent: 2^128 is no number of its own, but `power` may be below 1.
-    let exponent = shifted
-        .to_bits()
-        .wrapping_sub(ROUNDER.to_bits())
-        .cast_signed();
+    let exponent = shifted.to_bits().wrapping_sub(ROUNDER.to_bits()).cast_signed();
     let half = exponent >> 1;
     let result = power * power_of_two(half) * power_of_two(exponent - half);
     let result = if x < SMALLEST { 0.0 } else { result };
@@ -69,11 +60,7 @@ mod tests {
             let error = (f64::from(exponential(x)) - exact).abs() / unit;
             assert!(error <= ERROR_MAX, "e^{x}: {error} units");
         }
-        assert_eq!(
-            exponential(0.0),
-            1.0,
-            "so that an unchanged maximum changes nothing"
-        );
+        assert_eq!(exponential(0.0), 1.0, "so that an unchanged maximum changes nothing");
     }
 
     #[test]

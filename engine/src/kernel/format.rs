@@ -46,51 +46,31 @@ pub(super) struct SuperBlock {
 /// Scale; 4 bits of each value, above 8: the first 16 values in the lower halves of 16 bytes.
 pub(super) fn q4_0(block: &[u8; Q4_0_BYTES]) -> Block {
     let values = nibbles(part(block, 2)).map(|value| value - 8);
-    Block {
-        values,
-        scale: binary16(part(block, 0)),
-        minimum: 0.0,
-    }
+    Block { values, scale: binary16(part(block, 0)), minimum: 0.0 }
 }
 
 /// Scale; minimum; 4 bits of each value.
 pub(super) fn q4_1(block: &[u8; Q4_1_BYTES]) -> Block {
     let values = nibbles(part(block, 4));
-    Block {
-        values,
-        scale: binary16(part(block, 0)),
-        minimum: binary16(part(block, 2)),
-    }
+    Block { values, scale: binary16(part(block, 0)), minimum: binary16(part(block, 2)) }
 }
 
 /// Scale; the fifth bits, the first value's lowest; 4 bits of each value. All are above 16.
 pub(super) fn q5_0(block: &[u8; Q5_0_BYTES]) -> Block {
     let values = with_fifth_bits(nibbles(part(block, 6)), part(block, 2)).map(|value| value - 16);
-    Block {
-        values,
-        scale: binary16(part(block, 0)),
-        minimum: 0.0,
-    }
+    Block { values, scale: binary16(part(block, 0)), minimum: 0.0 }
 }
 
 /// Scale; minimum; the fifth bits; 4 bits of each value.
 pub(super) fn q5_1(block: &[u8; Q5_1_BYTES]) -> Block {
     let values = with_fifth_bits(nibbles(part(block, 8)), part(block, 4));
-    Block {
-        values,
-        scale: binary16(part(block, 0)),
-        minimum: binary16(part(block, 2)),
-    }
+    Block { values, scale: binary16(part(block, 0)), minimum: binary16(part(block, 2)) }
 }
 
 /// Scale; a byte for each value.
 pub(super) fn q8_0(block: &[u8; Q8_0_BYTES]) -> Block {
     let values = part::<u8, 32, Q8_0_BYTES>(block, 2).map(u8::cast_signed);
-    Block {
-        values,
-        scale: binary16(part(block, 0)),
-        minimum: 0.0,
-    }
+    Block { values, scale: binary16(part(block, 0)), minimum: 0.0 }
 }
 
 /// Scale; factor of the minima; scales and minima of 8 groups of 32; 4 bits of each value, where 32
@@ -151,14 +131,9 @@ pub(super) fn six_bit_factors(bytes: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
     let word = |index: usize| u32::from_le_bytes(*part(bytes, index * 4));
     let (first, second, third) = (word(0), word(1), word(2));
     let joined = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
-    let scales = joined(
-        first & 0x3f3f_3f3f,
-        third & 0x0f0f_0f0f | (first >> 6 & 0x0303_0303) << 4,
-    );
-    let minimums = joined(
-        second & 0x3f3f_3f3f,
-        third >> 4 & 0x0f0f_0f0f | (second >> 6 & 0x0303_0303) << 4,
-    );
+    let scales = joined(first & 0x3f3f_3f3f, third & 0x0f0f_0f0f | (first >> 6 & 0x0303_0303) << 4);
+    let minimums =
+        joined(second & 0x3f3f_3f3f, third >> 4 & 0x0f0f_0f0f | (second >> 6 & 0x0303_0303) << 4);
     (scales.to_le_bytes(), minimums.to_le_bytes())
 }
 
@@ -168,11 +143,7 @@ pub(super) const fn part<T, const N: usize, const LENGTH: usize>(
     block: &[T; LENGTH],
     start: usize,
 ) -> &[T; N] {
-    block
-        .split_at(start)
-        .1
-        .first_chunk()
-        .expect("the part lies in the block")
+    block.split_at(start).1.first_chunk().expect("the part lies in the block")
 }
 
 fn binary16(bytes: &[u8; 2]) -> f32 {

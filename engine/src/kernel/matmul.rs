@@ -50,11 +50,7 @@ impl<'a> WeightView<'a> {
     }
 
     fn row_bytes(&self) -> usize {
-        assert_eq!(
-            self.columns % self.kind.block_values(),
-            0,
-            "a row has whole blocks"
-        );
+        assert_eq!(self.columns % self.kind.block_values(), 0, "a row has whole blocks");
         self.columns / self.kind.block_values() * self.kind.block_bytes()
     }
 }
@@ -76,43 +72,22 @@ pub fn matmul(weight: WeightView<'_>, input: &[f32], output: &mut [f32]) {
 pub fn matmul_with(set: InstructionSet, weight: WeightView<'_>, input: &[f32], output: &mut [f32]) {
     let (rows, columns, row_bytes) = (weight.rows, weight.columns, weight.row_bytes());
     assert!(rows > 0 && columns > 0, "a matrix has rows and columns");
-    assert_eq!(
-        weight.bytes.len(),
-        rows * row_bytes,
-        "the bytes hold the matrix"
-    );
+    assert_eq!(weight.bytes.len(), rows * row_bytes, "the bytes hold the matrix");
     let tokens = input.len() / columns;
     assert_eq!(input.len(), tokens * columns, "the input has whole rows");
-    assert_eq!(
-        output.len(),
-        tokens * rows,
-        "the output has a row for each of the input"
-    );
+    assert_eq!(output.len(), tokens * rows, "the output has a row for each of the input");
     if tokens == 0 {
         return;
     }
     let activations = Activations::prepare(set, weight.kind, input, columns);
     let share_rows = share_rows(rows, columns * tokens);
     let share = |(bytes, mut outputs): (&[u8], Vec<&mut [f32]>)| {
-        multiply_share(
-            set,
-            weight.kind,
-            row_bytes,
-            bytes,
-            &activations,
-            &mut outputs,
-        );
+        multiply_share(set, weight.kind, row_bytes, bytes, &activations, &mut outputs);
     };
-    let shares = weight
-        .bytes
-        .chunks(share_rows * row_bytes)
-        .zip(columns_of(output, rows, share_rows));
+    let shares =
+        weight.bytes.chunks(share_rows * row_bytes).zip(columns_of(output, rows, share_rows));
     if share_rows < rows {
-        shares
-            .collect::<Vec<_>>()
-            .into_par_iter()
-            .with_max_len(1)
-            .for_each(share);
+        shares.collect::<Vec<_>>().into_par_iter().with_max_len(1).for_each(share);
     } else {
         shares.for_each(share);
     }
@@ -154,9 +129,8 @@ fn columns_of(
     share_rows: usize,
 ) -> impl Iterator<Item = Vec<&mut [f32]>> {
     let tokens = output.len() / rows;
-    let mut shares: Vec<_> = (0..rows.div_ceil(share_rows))
-        .map(|_| Vec::with_capacity(tokens))
-        .collect();
+    let mut shares: Vec<_> =
+        (0..rows.div_ceil(share_rows)).map(|_| Vec::with_capacity(tokens)).collect();
     for token in output.chunks_exact_mut(rows) {
         shares
             .iter_mut()
@@ -179,14 +153,7 @@ fn multiply_share(
     for (panel, bytes) in bytes.chunks(panel_rows * row_bytes).enumerate() {
         for (tile, outputs) in outputs.chunks_mut(TILE_TOKENS).enumerate() {
             let (first_row, first_token) = (panel * panel_rows, tile * TILE_TOKENS);
-            let panel = Panel {
-                kind,
-                bytes,
-                row_bytes,
-                first_row,
-                activations,
-                first_token,
-            };
+            let panel = Panel { kind, bytes, row_bytes, first_row, activations, first_token };
             match set {
                 InstructionSet::Portable => portable::multiply(panel, outputs),
                 #[cfg(target_arch = "x86_64")]

@@ -16,15 +16,10 @@ pub fn rms_norm(input: &[f32], weight: &[f32], epsilon: f32, output: &mut [f32])
     assert_eq!(input.len(), output.len(), "the output has the input's size");
     // One row at least, and as many as are worth a thread.
     let share = (PARALLEL_WORK_MIN / weight.len()).max(1) * weight.len();
-    output
-        .par_chunks_mut(share)
-        .zip(input.par_chunks(share))
-        .for_each(|(output, input)| {
-            let rows = output
-                .chunks_exact_mut(weight.len())
-                .zip(input.chunks_exact(weight.len()));
-            rows.for_each(|(output, input)| norm_row(input, weight, epsilon, output));
-        });
+    output.par_chunks_mut(share).zip(input.par_chunks(share)).for_each(|(output, input)| {
+        let rows = output.chunks_exact_mut(weight.len()).zip(input.chunks_exact(weight.len()));
+        rows.for_each(|(output, input)| norm_row(input, weight, epsilon, output));
+    });
 }
 
 fn norm_row(input: &[f32], weight: &[f32], epsilon: f32, output: &mut [f32]) {
@@ -59,9 +54,7 @@ mod tests {
     const ERROR_MAX: f64 = 8.0 * f32::EPSILON as f64;
 
     fn row(length: usize, seed: f32) -> Vec<f32> {
-        (0..length)
-            .map(|index| ((index as f32 + seed) * 1.7).sin() * 3.0)
-            .collect()
+        (0..length).map(|index| ((index as f32 + seed) * 1.7).sin() * 3.0).collect()
     }
 
     #[test]
@@ -74,10 +67,7 @@ mod tests {
             let root = (squares / length as f64 + f64::from(1e-5_f32)).sqrt();
             for ((&output, &input), &weight) in output.iter().zip(&input).zip(&weight) {
                 let exact = f64::from(weight) * f64::from(input) / root;
-                assert!(
-                    (f64::from(output) - exact).abs() <= ERROR_MAX * exact.abs(),
-                    "{exact}"
-                );
+                assert!((f64::from(output) - exact).abs() <= ERROR_MAX * exact.abs(), "{exact}");
             }
         }
     }

@@ -45,16 +45,11 @@ impl RopeTable {
     #[must_use]
     pub fn new(rope: &Rope, head_size: usize) -> Self {
         assert_eq!(head_size % 2, 0, "values turn in pairs");
-        let inverse_frequency: Vec<f32> = (0..head_size / 2)
-            .map(|pair| plain(rope.theta, pair, head_size))
-            .collect();
+        let inverse_frequency: Vec<f32> =
+            (0..head_size / 2).map(|pair| plain(rope.theta, pair, head_size)).collect();
         let (inverse_frequency, attention_factor) = scaled(rope, inverse_frequency);
         let segments = [const { OnceLock::new() }; SEGMENTS_KEPT];
-        Self {
-            inverse_frequency,
-            attention_factor,
-            segments,
-        }
+        Self { inverse_frequency, attention_factor, segments }
     }
 
     /// Values of a head.
@@ -82,10 +77,7 @@ impl RopeTable {
         self.inverse_frequency.iter().map(move |inverse_frequency| {
             let (sine, cosine) = (position as f32 * inverse_frequency).sin_cos();
             let factor = self.attention_factor;
-            Turn {
-                cosine: cosine * factor,
-                sine: sine * factor,
-            }
+            Turn { cosine: cosine * factor, sine: sine * factor }
         })
     }
 }
@@ -99,24 +91,15 @@ impl RopeTable {
 pub fn rope(table: &RopeTable, values: &mut [f32], heads: usize, position: usize) {
     let (head_size, token_values) = (table.head_size(), table.head_size() * heads);
     assert!(token_values > 0, "a token has heads, and they have values");
-    assert_eq!(
-        values.len() % token_values,
-        0,
-        "the values are whole tokens"
-    );
+    assert_eq!(values.len() % token_values, 0, "the values are whole tokens");
     let share = (PARALLEL_WORK_MIN / token_values).max(1);
-    values
-        .par_chunks_mut(share * token_values)
-        .enumerate()
-        .for_each(|(index, tokens)| {
-            let first = position + index * share;
-            for (position, token) in (first..).zip(tokens.chunks_exact_mut(token_values)) {
-                let turns = table.turns(position);
-                token
-                    .chunks_exact_mut(head_size)
-                    .for_each(|head| turn(head, &turns));
-            }
-        });
+    values.par_chunks_mut(share * token_values).enumerate().for_each(|(index, tokens)| {
+        let first = position + index * share;
+        for (position, token) in (first..).zip(tokens.chunks_exact_mut(token_values)) {
+            let turns = table.turns(position);
+            token.chunks_exact_mut(head_size).for_each(|head| turn(head, &turns));
+        }
+    });
 }
 
 fn turn(head: &mut [f32], turns: &[Turn]) {
@@ -142,15 +125,8 @@ fn scaled(rope: &Rope, mut plain: Vec<f32>) -> (Vec<f32>, f32) {
         RopeScaling::None => {}
         RopeScaling::Linear { factor } => plain.iter_mut().for_each(|value| *value /= factor),
         RopeScaling::Factors(factors) => {
-            assert_eq!(
-                plain.len(),
-                factors.len(),
-                "there is a factor for each pair"
-            );
-            plain
-                .iter_mut()
-                .zip(factors)
-                .for_each(|(value, factor)| *value /= factor);
+            assert_eq!(plain.len(), factors.len(), "there is a factor for each pair");
+            plain.iter_mut().zip(factors).for_each(|(value, factor)| *value /= factor);
         }
         &RopeScaling::Llama3 {
             factor,
@@ -207,18 +183,11 @@ struct Ramp {
 
 impl Ramp {
     fn new([start, end]: [f64; 2], truncate: bool, head_size: usize) -> Self {
-        let (start, end) = if truncate {
-            (start.floor(), end.ceil())
-        } else {
-            (start, end)
-        };
+        let (start, end) = if truncate { (start.floor(), end.ceil()) } else { (start, end) };
         let (start, end) = (start.max(0.0), end.min(head_size as f64 - 1.0));
         // Transformers' own guard against a ramp without width.
         let end = if start == end { end + 0.001 } else { end };
-        Self {
-            start: narrow(start),
-            width: narrow(end - start),
-        }
+        Self { start: narrow(start), width: narrow(end - start) }
     }
 
     fn at(&self, pair: usize) -> f32 {
@@ -226,10 +195,7 @@ impl Ramp {
     }
 }
 
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "binary32 is what transformers computes in"
-)]
+#[expect(clippy::cast_possible_truncation, reason = "binary32 is what transformers computes in")]
 fn narrow(value: f64) -> f32 {
     value as f32
 }

@@ -65,22 +65,13 @@ pub(super) fn weights_with_scales(
     let floats = numbers.floats(values);
     match kind {
         WeightType::F32 => {
-            return floats
-                .iter()
-                .flat_map(|value| value.to_le_bytes())
-                .collect();
+            return floats.iter().flat_map(|value| value.to_le_bytes()).collect();
         }
         WeightType::F16 => {
-            return floats
-                .iter()
-                .flat_map(|&value| f16::from_f32(value).to_le_bytes())
-                .collect();
+            return floats.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect();
         }
         WeightType::BF16 => {
-            return floats
-                .iter()
-                .flat_map(|&value| bf16::from_f32(value).to_le_bytes())
-                .collect();
+            return floats.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()).collect();
         }
         WeightType::Q4_0
         | WeightType::Q4_1
@@ -91,9 +82,8 @@ pub(super) fn weights_with_scales(
         | WeightType::Q5K
         | WeightType::Q6K => {}
     }
-    let mut bytes: Vec<u8> = (0..values / kind.block_values() * kind.block_bytes())
-        .map(|_| numbers.byte())
-        .collect();
+    let mut bytes: Vec<u8> =
+        (0..values / kind.block_values() * kind.block_bytes()).map(|_| numbers.byte()).collect();
     for block in bytes.chunks_exact_mut(kind.block_bytes()) {
         for &place in scale_places(kind) {
             let scale = f16::from_f32(scale(numbers));

@@ -22,20 +22,15 @@ pub fn swiglu(gate: &[f32], up: &[f32], output: &mut [f32]) {
 /// # Panics
 /// Where the slices differ in length.
 pub fn swiglu_with(set: InstructionSet, gate: &[f32], up: &[f32], output: &mut [f32]) {
-    assert!(
-        gate.len() == up.len() && up.len() == output.len(),
-        "one gate for each value"
-    );
+    assert!(gate.len() == up.len() && up.len() == output.len(), "one gate for each value");
     let share = PARALLEL_WORK_MIN / VALUE_WORK;
-    output
-        .par_chunks_mut(share)
-        .zip(gate.par_chunks(share))
-        .zip(up.par_chunks(share))
-        .for_each(|((output, gate), up)| match set {
+    output.par_chunks_mut(share).zip(gate.par_chunks(share)).zip(up.par_chunks(share)).for_each(
+        |((output, gate), up)| match set {
             InstructionSet::Portable => self::gate(gate, up, output),
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx2(avx2) => avx2.gate(gate, up, output),
-        });
+        },
+    );
 }
 
 /// Adds `other` to `values`.
@@ -44,10 +39,7 @@ pub fn swiglu_with(set: InstructionSet, gate: &[f32], up: &[f32], output: &mut [
 /// Where the slices differ in length.
 pub fn add(values: &mut [f32], other: &[f32]) {
     assert_eq!(values.len(), other.len(), "one value is added to each");
-    values
-        .iter_mut()
-        .zip(other)
-        .for_each(|(value, other)| *value += other);
+    values.iter_mut().zip(other).for_each(|(value, other)| *value += other);
 }
 
 /// One thread's share of [`swiglu`].
@@ -68,27 +60,20 @@ mod tests {
     #[test]
     fn a_gate_lets_through_what_silu_says() {
         let gate: Vec<f32> = (-4000..4000).map(|step| step as f32 / 50.0).collect();
-        let up: Vec<f32> = (0..gate.len())
-            .map(|index| 1.5 - index as f32 / 1000.0)
-            .collect();
+        let up: Vec<f32> = (0..gate.len()).map(|index| 1.5 - index as f32 / 1000.0).collect();
         let mut output = vec![0.0; gate.len()];
         swiglu(&gate, &up, &mut output);
         for ((&gate, &up), &output) in gate.iter().zip(&up).zip(&output) {
             let (gate, up) = (f64::from(gate), f64::from(up));
             let exact = gate / (1.0 + (-gate).exp()) * up;
             let error = (f64::from(output) - exact).abs();
-            assert!(
-                error <= ERROR_MAX * exact.abs(),
-                "{gate}: {output}, not {exact}"
-            );
+            assert!(error <= ERROR_MAX * exact.abs(), "{gate}: {output}, not {exact}");
         }
     }
 
     #[test]
     fn every_instruction_set_and_every_share_gives_the_same_bits() {
-        let gate: Vec<f32> = (0..5001)
-            .map(|index| (index as f32 * 0.37).sin() * 20.0)
-            .collect();
+        let gate: Vec<f32> = (0..5001).map(|index| (index as f32 * 0.37).sin() * 20.0).collect();
         let up: Vec<f32> = (0..5001).map(|index| (index as f32 * 0.11).cos()).collect();
         let mut together = vec![0.0; 5001];
         swiglu(&gate, &up, &mut together);

@@ -25,10 +25,7 @@ use super::swiglu;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Avx2(());
 
-#[allow(
-    unsafe_code,
-    reason = "calls into functions that need AVX2, FMA and F16C"
-)]
+#[allow(unsafe_code, reason = "calls into functions that need AVX2, FMA and F16C")]
 impl Avx2 {
     pub(super) fn detect() -> Option<Self> {
         let has_all = is_x86_feature_detected!("avx2")

@@ -28,16 +28,12 @@ impl KvArena {
     /// Pages are not split, so the budget is rounded up to whole ones, and so is each session.
     #[must_use]
     pub fn new(config: &ModelConfig, hosted: Span, tokens_max: usize) -> Self {
-        let pages = tokens_max
-            .div_ceil(PAGE_TOKENS)
-            .saturating_mul(block_count(hosted));
+        let pages = tokens_max.div_ceil(PAGE_TOKENS).saturating_mul(block_count(hosted));
         Self {
             hosted,
             context_tokens: config.context_tokens,
             page: PageShape::of(config),
-            budget: Arc::new(PageBudget {
-                free: AtomicUsize::new(pages),
-            }),
+            budget: Arc::new(PageBudget { free: AtomicUsize::new(pages) }),
         }
     }
 
@@ -50,26 +46,15 @@ impl KvArena {
     /// attempt may do.
     pub fn open(&self, blocks: Span, tokens: usize) -> Result<KvTable, OpenTableError> {
         if !self.hosted.covers(blocks) {
-            return Err(OpenTableError::NotHosted {
-                blocks,
-                hosted: self.hosted,
-            });
+            return Err(OpenTableError::NotHosted { blocks, hosted: self.hosted });
         }
         if tokens > self.context_tokens {
-            return Err(OpenTableError::TooLong {
-                tokens,
-                context_tokens: self.context_tokens,
-            });
+            return Err(OpenTableError::TooLong { tokens, context_tokens: self.context_tokens });
         }
         // Saturates only where a configuration claims an absurd context, and nobody has that room.
-        let pages = tokens
-            .div_ceil(PAGE_TOKENS)
-            .saturating_mul(block_count(blocks));
+        let pages = tokens.div_ceil(PAGE_TOKENS).saturating_mul(block_count(blocks));
         let Some(reservation) = Reservation::take(&self.budget, pages) else {
-            return Err(OpenTableError::Full {
-                tokens,
-                free_tokens: self.free_tokens_for(blocks),
-            });
+            return Err(OpenTableError::Full { tokens, free_tokens: self.free_tokens_for(blocks) });
         };
         Ok(KvTable::new(blocks, tokens, self.page, reservation))
     }
@@ -121,14 +106,9 @@ impl Reservation {
     fn take(budget: &Arc<PageBudget>, pages: usize) -> Option<Self> {
         budget
             .free
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |free| {
-                free.checked_sub(pages)
-            })
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |free| free.checked_sub(pages))
             .ok()?;
-        Some(Self {
-            budget: Arc::clone(budget),
-            pages,
-        })
+        Some(Self { budget: Arc::clone(budget), pages })
     }
 
     /// How many pages were promised.

@@ -29,21 +29,8 @@ impl KvTable {
         shape: PageShape,
         reservation: Reservation,
     ) -> Self {
-        let caches = blocks
-            .blocks()
-            .map(|_| BlockCache {
-                shape,
-                pages: Vec::new(),
-            })
-            .collect();
-        Self {
-            blocks,
-            position: 0,
-            capacity,
-            shape,
-            caches,
-            reservation,
-        }
+        let caches = blocks.blocks().map(|_| BlockCache { shape, pages: Vec::new() }).collect();
+        Self { blocks, position: 0, capacity, shape, caches, reservation }
     }
 
     /// The blocks that the session goes through here.
@@ -76,10 +63,7 @@ impl KvTable {
     /// [`TruncateError`] where the cache does not reach that far.
     pub fn truncate(&mut self, position: usize) -> Result<(), TruncateError> {
         if position > self.position {
-            return Err(TruncateError {
-                position: self.position,
-                asked: position,
-            });
+            return Err(TruncateError { position: self.position, asked: position });
         }
         self.position = position;
         for cache in &mut self.caches {
@@ -106,14 +90,8 @@ impl KvTable {
 
     /// Counts `tokens` as held, once every block has their keys and values.
     pub(crate) fn advance(&mut self, tokens: usize) {
-        assert!(
-            tokens <= self.free_tokens(),
-            "a pass is checked for room before it runs"
-        );
-        assert!(
-            self.page_count() <= self.reservation.pages(),
-            "pages are promised before use"
-        );
+        assert!(tokens <= self.free_tokens(), "a pass is checked for room before it runs");
+        assert!(self.page_count() <= self.reservation.pages(), "pages are promised before use");
         self.position += tokens;
     }
 
@@ -141,10 +119,7 @@ pub(crate) struct PageShape {
 
 impl PageShape {
     pub(crate) const fn of(config: &ModelConfig) -> Self {
-        Self {
-            kv_heads: config.kv_head_count,
-            head_size: config.head_size,
-        }
+        Self { kv_heads: config.kv_head_count, head_size: config.head_size }
     }
 
     /// Values of the keys of one page, and as many for its values.
@@ -181,15 +156,9 @@ impl BlockCache {
     /// of a former session is ever in them.
     pub(crate) fn write(&mut self, position: usize, keys: &[f32], values: &[f32]) {
         let token_values = self.shape.kv_heads * self.shape.head_size;
-        assert_eq!(
-            keys.len(),
-            values.len(),
-            "every token has a key and a value"
-        );
+        assert_eq!(keys.len(), values.len(), "every token has a key and a value");
         assert_eq!(keys.len() % token_values, 0, "keys come in whole tokens");
-        let rows = keys
-            .chunks_exact(token_values)
-            .zip(values.chunks_exact(token_values));
+        let rows = keys.chunks_exact(token_values).zip(values.chunks_exact(token_values));
         for (position, (key, value)) in (position..).zip(rows) {
             let (page, slot) = (position / PAGE_TOKENS, position % PAGE_TOKENS);
             self.grow_to(page + 1);
@@ -206,10 +175,7 @@ impl BlockCache {
         let side = self.shape.side_values();
         while self.pages.len() < pages {
             let zeros = || vec![0.0; side].into_boxed_slice();
-            self.pages.push(Page {
-                keys: zeros(),
-                values: zeros(),
-            });
+            self.pages.push(Page { keys: zeros(), values: zeros() });
         }
     }
 }
@@ -236,14 +202,8 @@ mod tests {
 
     #[test]
     fn tokens_lie_in_their_pages_by_head_and_position() {
-        let shape = PageShape {
-            kv_heads: 2,
-            head_size: 3,
-        };
-        let mut cache = BlockCache {
-            shape,
-            pages: Vec::new(),
-        };
+        let shape = PageShape { kv_heads: 2, head_size: 3 };
+        let mut cache = BlockCache { shape, pages: Vec::new() };
         let tokens: Vec<f32> = (0..20).flat_map(token).collect();
         let negated: Vec<f32> = tokens.iter().map(|value| -value).collect();
         cache.write(0, &tokens[..6 * 7], &negated[..6 * 7]);

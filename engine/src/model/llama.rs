@@ -85,12 +85,7 @@ impl Attention {
         cache: &mut BlockCache,
         position: usize,
     ) -> candle_core::Result<Tensor> {
-        let AttentionShape {
-            heads,
-            kv_heads,
-            head_size,
-            ..
-        } = self.shape;
+        let AttentionShape { heads, kv_heads, head_size, .. } = self.shape;
         let queries = Rotary::new(&self.rope, heads, head_size, position).forward(&queries)?;
         let keys = Rotary::new(&self.rope, kv_heads, head_size, position).forward(&keys)?;
         let attended = attend(self.shape, &queries, &keys, &values, cache, position)?;
@@ -151,10 +146,7 @@ impl Mlp {
     }
 
     fn forward(&self, hidden: &Tensor) -> candle_core::Result<Tensor> {
-        let gated = swiglu(
-            &self.gate_proj.forward(hidden)?,
-            &self.up_proj.forward(hidden)?,
-        )?;
+        let gated = swiglu(&self.gate_proj.forward(hidden)?, &self.up_proj.forward(hidden)?)?;
         self.down_proj.forward(&gated)
     }
 }

@@ -24,12 +24,8 @@ pub(super) fn load_block(
     rope: &Arc<RopeTable>,
 ) -> Result<LlamaBlock<Attention>, LoadTensorError> {
     let name = format!("model.layers.{index}");
-    let self_attn = Attention::load(
-        checkpoint,
-        &format!("{name}.self_attn"),
-        checkpoint.window(index),
-        rope,
-    )?;
+    let self_attn =
+        Attention::load(checkpoint, &format!("{name}.self_attn"), checkpoint.window(index), rope)?;
     LlamaBlock::load(checkpoint, &name, self_attn)
 }
 
@@ -64,11 +60,7 @@ impl SelfAttention for Attention {
         position: usize,
     ) -> candle_core::Result<Tensor> {
         let (queries, keys, values) = self.inner.project(hidden)?;
-        let normed = (
-            self.q_norm.forward(&queries)?,
-            self.k_norm.forward(&keys)?,
-            values,
-        );
+        let normed = (self.q_norm.forward(&queries)?, self.k_norm.forward(&keys)?, values);
         self.inner.attend(normed, cache, position)
     }
 }

@@ -19,14 +19,8 @@ pub(crate) fn attend(
     cache: &mut BlockCache,
     position: usize,
 ) -> Result<Tensor> {
-    with_values(keys, |keys| {
-        with_values(values, |values| cache.write(position, keys, values))
-    })??;
-    queries.apply_op1_no_bwd(&CachedAttention {
-        shape,
-        cache,
-        position,
-    })
+    with_values(keys, |keys| with_values(values, |values| cache.write(position, keys, values)))??;
+    queries.apply_op1_no_bwd(&CachedAttention { shape, cache, position })
 }
 
 /// Attention to a cache that holds the keys and values of the queries' own tokens already.

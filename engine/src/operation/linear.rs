@@ -20,14 +20,8 @@ pub(crate) struct Linear {
 impl Linear {
     /// `bias`, where there is one, has a value for each row of the matrix `weight`.
     pub(crate) fn new(weight: Weight, bias: Option<Vec<f32>>) -> Self {
-        assert!(
-            bias.as_ref().is_none_or(|bias| bias.len() == weight.rows()),
-            "one bias for a row"
-        );
-        Self {
-            weight,
-            bias: bias.map(Into::into),
-        }
+        assert!(bias.as_ref().is_none_or(|bias| bias.len() == weight.rows()), "one bias for a row");
+        Self { weight, bias: bias.map(Into::into) }
     }
 
     /// From `[tokens, columns]` to `[tokens, rows]`.
@@ -49,9 +43,7 @@ impl CustomOp1 for Linear {
         kernel::matmul_refined(kernel::WeightView::of(&self.weight), input, &mut output);
         if let Some(bias) = &self.bias {
             for row in output.chunks_exact_mut(rows) {
-                row.iter_mut()
-                    .zip(&**bias)
-                    .for_each(|(value, bias)| *value += bias);
+                row.iter_mut().zip(&**bias).for_each(|(value, bias)| *value += bias);
             }
         }
         Ok(computed(output, tokens, rows))

@@ -19,10 +19,7 @@ pub(crate) struct RmsNorm {
 impl RmsNorm {
     pub(crate) fn new(weight: Vec<f32>, epsilon: f32) -> Self {
         assert!(!weight.is_empty(), "a norm is over some values");
-        Self {
-            weight: weight.into(),
-            epsilon,
-        }
+        Self { weight: weight.into(), epsilon }
     }
 
     /// Keeps the shape of `input`.

@@ -24,12 +24,7 @@ impl Rotary {
         head_size: usize,
         position: usize,
     ) -> Self {
-        Self {
-            table: Arc::clone(table),
-            heads,
-            head_size,
-            position,
-        }
+        Self { table: Arc::clone(table), heads, head_size, position }
     }
 
     /// Keeps the shape of `input`, `[tokens, heads * head_size]`.

@@ -12,9 +12,7 @@ pub(super) fn turn(rope: &Rope, heads: &Tensor) -> Result<Tensor> {
     let (_, tokens, head_size) = heads.dims3()?;
     let angles = (0..tokens).flat_map(|position| {
         let frequencies = inverse_frequencies(rope, head_size);
-        frequencies
-            .into_iter()
-            .map(move |frequency| position as f64 * frequency)
+        frequencies.into_iter().map(move |frequency| position as f64 * frequency)
     });
     let angles: Vec<f64> = angles.collect();
     let scale = attention_factor(&rope.scaling);
@@ -62,10 +60,8 @@ fn inverse_frequencies(rope: &Rope, head_size: usize) -> Vec<f64> {
                 head_size as f64 * (context / (turns * 2.0 * PI)).ln()
                     / (2.0 * f64::from(rope.theta).ln())
             };
-            let (mut low, mut high) = (
-                pair_with_turns((*beta_fast).into()),
-                pair_with_turns((*beta_slow).into()),
-            );
+            let (mut low, mut high) =
+                (pair_with_turns((*beta_fast).into()), pair_with_turns((*beta_slow).into()));
             if *truncate {
                 (low, high) = (low.floor(), high.ceil());
             }
@@ -81,9 +77,7 @@ fn inverse_frequencies(rope: &Rope, head_size: usize) -> Vec<f64> {
 /// What cosine and sine are multiplied by.
 fn attention_factor(scaling: &RopeScaling) -> f64 {
     match scaling {
-        RopeScaling::Yarn {
-            attention_factor, ..
-        } => (*attention_factor).into(),
+        RopeScaling::Yarn { attention_factor, .. } => (*attention_factor).into(),
         RopeScaling::None
         | RopeScaling::Linear { .. }
         | RopeScaling::Llama3 { .. }
@@ -91,10 +85,7 @@ fn attention_factor(scaling: &RopeScaling) -> f64 {
     }
 }
 
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "binary32 is what the model computes in"
-)]
+#[expect(clippy::cast_possible_truncation, reason = "binary32 is what the model computes in")]
 fn narrow(value: f64) -> f32 {
     value as f32
 }

@@ -20,11 +20,7 @@ pub(super) fn penalize_repetition(logits: &mut [f32], history: &[u32], penalty: 
     for token in seen {
         // A history may hold tokens that the model's vocabulary lacks; they have no logit.
         if let Some(logit) = logits.get_mut(token as usize) {
-            *logit = if *logit > 0.0 {
-                *logit / penalty
-            } else {
-                *logit * penalty
-            };
+            *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
         }
     }
 }
@@ -65,11 +61,7 @@ pub(super) fn keep(logits: &[f32], sampling: &Sampling) -> Vec<(u32, f32)> {
 
 /// Each logit with its token.
 pub(super) fn numbered(logits: &[f32]) -> Vec<(u32, f32)> {
-    logits
-        .iter()
-        .enumerate()
-        .map(|(index, &logit)| (id(index), logit))
-        .collect()
+    logits.iter().enumerate().map(|(index, &logit)| (id(index), logit)).collect()
 }
 
 /// Keeps the likeliest tokens until their probabilities, among those given, reach `top_p`.

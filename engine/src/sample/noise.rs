@@ -17,18 +17,13 @@ impl Noise {
     /// The noise at `position` of the generation with `seed`.
     pub(super) const fn at(seed: u64, position: u64) -> Self {
         let of_seed = mix(seed.wrapping_add(GOLDEN_GAMMA));
-        Self {
-            start: mix(of_seed ^ position.wrapping_mul(GOLDEN_GAMMA)),
-        }
+        Self { start: mix(of_seed ^ position.wrapping_mul(GOLDEN_GAMMA)) }
     }
 
     /// A value of the standard Gumbel distribution for `token`.
     pub(super) fn gumbel(self, token: u32) -> f32 {
         // In binary64, because the binary32 values next to 1 are too coarse for the upper tail.
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "noise needs no more than 24 bits"
-        )]
+        #[expect(clippy::cast_possible_truncation, reason = "noise needs no more than 24 bits")]
         let noise = -(-self.uniform(token).ln()).ln() as f32;
         noise
     }
@@ -59,24 +54,15 @@ mod tests {
         let outputs: Vec<u64> = (1..=3u64)
             .map(|index| mix(1_234_567u64.wrapping_add(index.wrapping_mul(GOLDEN_GAMMA))))
             .collect();
-        let expected = [
-            6_457_827_717_110_365_317,
-            3_203_168_211_198_807_973,
-            9_817_491_932_198_370_423,
-        ];
+        let expected =
+            [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423];
         assert_eq!(outputs, expected);
     }
 
     #[test]
     fn what_a_seed_gives_never_changes() {
-        let bits = [
-            (0, 0, 0),
-            (1, 0, 0),
-            (0, 1, 0),
-            (0, 0, 1),
-            (u64::MAX, 4096, u32::MAX),
-        ]
-        .map(|(seed, position, token)| Noise::at(seed, position).uniform(token).to_bits());
+        let bits = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (u64::MAX, 4096, u32::MAX)]
+            .map(|(seed, position, token)| Noise::at(seed, position).uniform(token).to_bits());
         let expected: [u64; 5] = [
             4_599_761_431_544_892_162,
             4_601_467_259_496_518_126,
@@ -107,11 +93,7 @@ mod tests {
                 let bin = (value * 20.0) as usize;
                 bins[bin] += 1;
             }
-            assert!(
-                bins.iter()
-                    .all(|&bin| bin.abs_diff(DRAWS / 20) < DEVIATION_MAX),
-                "{bins:?}"
-            );
+            assert!(bins.iter().all(|&bin| bin.abs_diff(DRAWS / 20) < DEVIATION_MAX), "{bins:?}");
         }
     }
 }

@@ -23,23 +23,14 @@ fn counts(sampling: Sampling, logits: &[f32], draws: u32) -> Vec<u32> {
 
 #[test]
 fn greedy_takes_the_smallest_of_equal_tokens() {
-    assert_eq!(
-        sampler(Sampling::greedy()).sample(&mut LOGITS.to_vec(), &[]),
-        1
-    );
+    assert_eq!(sampler(Sampling::greedy()).sample(&mut LOGITS.to_vec(), &[]), 1);
 }
 
 #[test]
 fn what_is_not_a_number_is_never_chosen() {
     let logits = [f32::NAN, -5.0, f32::NAN, f32::NEG_INFINITY];
-    assert_eq!(
-        sampler(Sampling::greedy()).sample(&mut logits.to_vec(), &[]),
-        1
-    );
-    assert_eq!(
-        counts(Sampling::with_temperature(100.0, 1), &logits, 50)[1],
-        50
-    );
+    assert_eq!(sampler(Sampling::greedy()).sample(&mut logits.to_vec(), &[]), 1);
+    assert_eq!(counts(Sampling::with_temperature(100.0, 1), &logits, 50)[1], 50);
     let nothing = [f32::NAN; 4];
     for sampling in [Sampling::greedy(), Sampling::with_temperature(1.0, 1)] {
         assert_eq!(sampler(sampling).sample(&mut nothing.to_vec(), &[]), 0);
@@ -50,10 +41,7 @@ fn what_is_not_a_number_is_never_chosen() {
 #[test]
 fn an_infinite_logit_wins() {
     let logits = [1.0, f32::INFINITY, 2.0];
-    assert_eq!(
-        counts(Sampling::with_temperature(1.0, 1), &logits, 20),
-        [0, 20, 0]
-    );
+    assert_eq!(counts(Sampling::with_temperature(1.0, 1), &logits, 20), [0, 20, 0]);
 }
 
 #[test]
@@ -66,10 +54,7 @@ fn draws_follow_the_softmax() {
     let sum: f64 = weights.iter().sum();
     for (count, weight) in drawn.iter().zip(weights) {
         let expected = f64::from(DRAWS) * weight / sum;
-        assert!(
-            (f64::from(*count) - expected).abs() < DEVIATION_MAX,
-            "{drawn:?}"
-        );
+        assert!((f64::from(*count) - expected).abs() < DEVIATION_MAX, "{drawn:?}");
     }
 }
 
@@ -81,31 +66,18 @@ fn a_draw_depends_on_seed_and_position_alone() {
     for position in 0..40 {
         assert_eq!(draw(3, &vec![0; position]), draw(3, &vec![4; position]));
     }
-    let at = |seed| {
-        (0..40)
-            .map(|position| draw(seed, &vec![0; position]))
-            .collect::<Vec<_>>()
-    };
+    let at = |seed| (0..40).map(|position| draw(seed, &vec![0; position])).collect::<Vec<_>>();
     assert_ne!(at(3), at(4));
 }
 
 #[test]
 fn top_k_keeps_the_k_likeliest() {
-    let sampling = Sampling {
-        top_k: 3,
-        ..Sampling::with_temperature(10.0, 1)
-    };
+    let sampling = Sampling { top_k: 3, ..Sampling::with_temperature(10.0, 1) };
     let drawn = counts(sampling, &LOGITS, 300);
     assert!(
-        drawn
-            .iter()
-            .enumerate()
-            .all(|(token, &count)| (count > 0) == [1, 3, 5].contains(&token))
+        drawn.iter().enumerate().all(|(token, &count)| (count > 0) == [1, 3, 5].contains(&token))
     );
-    let one = Sampling {
-        top_k: 1,
-        ..Sampling::with_temperature(10.0, 1)
-    };
+    let one = Sampling { top_k: 1, ..Sampling::with_temperature(10.0, 1) };
     assert_eq!(counts(one, &LOGITS, 30)[1], 30);
 }
 
@@ -114,14 +86,9 @@ fn top_p_keeps_the_tokens_that_reach_it() {
     // Probabilities 0.5, 0.3, 0.15 and 0.05.
     let logits = [0.3f32, 0.5, 0.05, 0.15].map(f32::ln);
     let kept = |top_p| {
-        let sampling = Sampling {
-            top_p,
-            ..Sampling::with_temperature(1.0, 1)
-        };
-        let mut kept: Vec<u32> = filter::keep(&logits, &sampling)
-            .iter()
-            .map(|&(token, _)| token)
-            .collect();
+        let sampling = Sampling { top_p, ..Sampling::with_temperature(1.0, 1) };
+        let mut kept: Vec<u32> =
+            filter::keep(&logits, &sampling).iter().map(|&(token, _)| token).collect();
         kept.sort_unstable();
         kept
     };
@@ -135,17 +102,11 @@ fn top_p_keeps_the_tokens_that_reach_it() {
 #[test]
 fn min_p_keeps_the_tokens_that_are_likely_enough() {
     let drawn = counts(
-        Sampling {
-            min_p: 0.25,
-            ..Sampling::with_temperature(1.0, 1)
-        },
+        Sampling { min_p: 0.25, ..Sampling::with_temperature(1.0, 1) },
         &[0.5f32, 0.3, 0.15, 0.05].map(f32::ln),
         300,
     );
-    assert!(
-        drawn[..3].iter().all(|&count| count > 0) && drawn[3] == 0,
-        "{drawn:?}"
-    );
+    assert!(drawn[..3].iter().all(|&count| count > 0) && drawn[3] == 0, "{drawn:?}");
 }
 
 #[test]
@@ -155,14 +116,8 @@ fn repetition_makes_a_token_less_likely_once() {
         filter::penalize_repetition(&mut logits, history, 2.0);
         logits
     };
-    assert_eq!(
-        penalized(&[1, 2, 1, 1, 99]),
-        [1.0, 1.5, -4.0, 3.0, 0.5, 2.0]
-    );
-    let greedy = sampler(Sampling {
-        repetition_penalty: 2.0,
-        ..Sampling::greedy()
-    });
+    assert_eq!(penalized(&[1, 2, 1, 1, 99]), [1.0, 1.5, -4.0, 3.0, 0.5, 2.0]);
+    let greedy = sampler(Sampling { repetition_penalty: 2.0, ..Sampling::greedy() });
     assert_eq!(greedy.sample(&mut LOGITS.to_vec(), &[1]), 3);
     assert_eq!(greedy.sample(&mut LOGITS.to_vec(), &[1, 3]), 5);
 }
@@ -171,13 +126,7 @@ fn repetition_makes_a_token_less_likely_once() {
 fn parameters_out_of_range_are_refused() {
     let greedy = Sampling::greedy;
     for temperature in [-0.1, f32::NAN, f32::INFINITY] {
-        assert!(
-            Sampler::new(Sampling {
-                temperature,
-                ..greedy()
-            })
-            .is_err()
-        );
+        assert!(Sampler::new(Sampling { temperature, ..greedy() }).is_err());
     }
     for top_p in [0.0, 1.1, f32::NAN] {
         assert!(Sampler::new(Sampling { top_p, ..greedy() }).is_err());
@@ -186,13 +135,7 @@ fn parameters_out_of_range_are_refused() {
         assert!(Sampler::new(Sampling { min_p, ..greedy() }).is_err());
     }
     for repetition_penalty in [0.0, -1.0, f32::NAN, f32::INFINITY] {
-        assert!(
-            Sampler::new(Sampling {
-                repetition_penalty,
-                ..greedy()
-            })
-            .is_err()
-        );
+        assert!(Sampler::new(Sampling { repetition_penalty, ..greedy() }).is_err());
     }
 }
 

@@ -39,24 +39,13 @@ impl World {
     }
 
     fn open(&self, blocks: Span) -> KvTable {
-        KvArena::new(&self.config, blocks, 128)
-            .open(blocks, 128)
-            .unwrap()
+        KvArena::new(&self.config, blocks, 128).open(blocks, 128).unwrap()
     }
 
     fn reference(&self, blocks: Span, input: &HiddenStates) -> Vec<f32> {
-        let reference = Reference {
-            config: &self.config,
-            weights: &self.weights,
-        };
+        let reference = Reference { config: &self.config, weights: &self.weights };
         let states = reference.boundaries(blocks, input.tensor()).unwrap();
-        states
-            .last()
-            .unwrap()
-            .flatten_all()
-            .unwrap()
-            .to_vec1()
-            .unwrap()
+        states.last().unwrap().flatten_all().unwrap().to_vec1().unwrap()
     }
 }
 
@@ -72,11 +61,7 @@ fn pieces(
     for size in sizes.iter().copied().chain([usize::MAX]) {
         let end = start + size.min(input.token_count() - start);
         if start < end {
-            parts.push(
-                hosted
-                    .forward(table, &input.rows(start..end).unwrap())
-                    .unwrap(),
-            );
+            parts.push(hosted.forward(table, &input.rows(start..end).unwrap()).unwrap());
         }
         start = end;
     }
@@ -110,28 +95,15 @@ fn cache_bits(table: &mut KvTable) -> Vec<u32> {
 #[test]
 fn token_by_token_and_in_one_step_give_the_same_bits() {
     for family in FAMILIES {
-        for weight_type in [
-            WeightType::F32,
-            WeightType::BF16,
-            WeightType::Q4_1,
-            WeightType::Q6K,
-        ] {
+        for weight_type in [WeightType::F32, WeightType::BF16, WeightType::Q4_1, WeightType::Q6K] {
             let world = World::new(family, weight_type);
             let (blocks, input) = (span(0, 3), model::hidden(TOKENS, 2));
             let hosted = world.host(blocks);
             let (mut whole, mut single) = (world.open(blocks), world.open(blocks));
             let expected = pieces(&hosted, &mut whole, &input, &[]);
             let found = pieces(&hosted, &mut single, &input, &[1; TOKENS]);
-            assert_eq!(
-                hidden_bits(&found),
-                hidden_bits(&expected),
-                "{family} {weight_type}"
-            );
-            assert_eq!(
-                cache_bits(&mut single),
-                cache_bits(&mut whole),
-                "{family} {weight_type}"
-            );
+            assert_eq!(hidden_bits(&found), hidden_bits(&expected), "{family} {weight_type}");
+            assert_eq!(cache_bits(&mut single), cache_bits(&mut whole), "{family} {weight_type}");
         }
     }
 }
@@ -184,9 +156,7 @@ fn a_table_cut_back_continues_as_a_fresh_one_does() {
         let found = hosted.forward(&mut table, &other).unwrap();
         let mut fresh = world.open(blocks);
         if position > 0 {
-            hosted
-                .forward(&mut fresh, &first.rows(0..position).unwrap())
-                .unwrap();
+            hosted.forward(&mut fresh, &first.rows(0..position).unwrap()).unwrap();
         }
         let expected = hosted.forward(&mut fresh, &other).unwrap();
         assert_eq!(hidden_bits(&found), hidden_bits(&expected), "{position}");
@@ -220,11 +190,7 @@ fn values_that_are_not_finite_stay_with_their_tokens() {
     let input = model::hidden(3, 1);
     let wild = HiddenStates::from_values(vec![f32::NAN; 256], 256).unwrap();
     let mixed = HiddenStates::concat(&[input.clone(), wild]).unwrap();
-    let found = hosted
-        .forward(&mut world.open(blocks), &mixed)
-        .unwrap()
-        .rows(0..3)
-        .unwrap();
+    let found = hosted.forward(&mut world.open(blocks), &mixed).unwrap().rows(0..3).unwrap();
     let expected = hosted.forward(&mut world.open(blocks), &input).unwrap();
     assert_eq!(hidden_bits(&found), hidden_bits(&expected));
 }

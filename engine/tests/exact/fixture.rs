@@ -32,26 +32,17 @@ impl Fixture {
         let folder = scratch.path().join(checkpoint);
         fs::create_dir(&folder).unwrap();
         fs::copy(stored.join(config_file), folder.join("config.json")).unwrap();
-        fs::copy(
-            stored.join("model.safetensors"),
-            folder.join("model.safetensors"),
-        )
-        .unwrap();
+        fs::copy(stored.join("model.safetensors"), folder.join("model.safetensors")).unwrap();
         let (config, weights) = load(folder, &scratch.path().join("cache"));
 
         let golden = fs::read(stored.join("golden.safetensors")).unwrap();
         let golden = SafeTensors::deserialize(&golden).unwrap();
         let floats = |name: &str| -> Vec<f32> {
             let (values, _) = golden.tensor(name).unwrap().data().as_chunks();
-            values
-                .iter()
-                .map(|&bytes| f32::from_le_bytes(bytes))
-                .collect()
+            values.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
         };
         let (ids, _) = golden.tensor("input_ids").unwrap().data().as_chunks();
-        let ids = ids
-            .iter()
-            .map(|&bytes| u32::try_from(i64::from_le_bytes(bytes)).unwrap());
+        let ids = ids.iter().map(|&bytes| u32::try_from(i64::from_le_bytes(bytes)).unwrap());
         let json: serde_json::Value =
             serde_json::from_slice(&fs::read(stored.join("golden.json")).unwrap()).unwrap();
         let greedy = json["greedy"].as_array().unwrap().iter();
@@ -61,9 +52,7 @@ impl Fixture {
                 .map(|index| floats(&format!("hidden_states.{index}")))
                 .collect(),
             logits: floats("logits"),
-            greedy: greedy
-                .map(|id| u32::try_from(id.as_u64().unwrap()).unwrap())
-                .collect(),
+            greedy: greedy.map(|id| u32::try_from(id.as_u64().unwrap()).unwrap()).collect(),
             config,
             weights,
         }
@@ -104,14 +93,9 @@ impl Run {
         let hop = |&span: &Span| {
             let hosted = HostedSpan::load(&fixture.config, &fixture.weights, span).unwrap();
             let arena = KvArena::new(&fixture.config, span, fixture.config.context_tokens);
-            (
-                hosted,
-                arena.open(span, fixture.config.context_tokens).unwrap(),
-            )
+            (hosted, arena.open(span, fixture.config.context_tokens).unwrap())
         };
-        Self {
-            hops: split.iter().map(hop).collect(),
-        }
+        Self { hops: split.iter().map(hop).collect() }
     }
 
     /// One step through all spans.
@@ -127,14 +111,7 @@ impl Run {
 pub(crate) fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     // `f32::max` would pass over a value that is not a number.
-    a.iter()
-        .zip(b)
-        .map(|(a, b)| (a - b).abs())
-        .fold(0.0, |most, difference| {
-            if difference > most || difference.is_nan() {
-                difference
-            } else {
-                most
-            }
-        })
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, |most, difference| {
+        if difference > most || difference.is_nan() { difference } else { most }
+    })
 }

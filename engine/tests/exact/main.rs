@@ -28,10 +28,7 @@ const BINARY32_ERROR_MAX: f32 = 1e-4;
 
 fn fixtures() -> impl Iterator<Item = (String, Fixture)> {
     CHECKPOINTS.iter().map(|(checkpoint, config)| {
-        (
-            format!("{checkpoint} by {config}"),
-            Fixture::open(checkpoint, config),
-        )
+        (format!("{checkpoint} by {config}"), Fixture::open(checkpoint, config))
     })
 }
 
@@ -45,30 +42,21 @@ fn every_block_boundary_has_the_stored_hidden_states() {
         let mut hidden = fixture.ends().embed(&fixture.prompt).unwrap();
         for (index, stored) in (0..).zip(&fixture.boundaries) {
             let difference = largest_difference(&hidden.to_values(), stored);
-            assert!(
-                difference < BINARY32_ERROR_MAX,
-                "{name}, entering {index}: {difference}"
-            );
+            assert!(difference < BINARY32_ERROR_MAX, "{name}, entering {index}: {difference}");
             if index < fixture.config.block_count {
                 hidden = Run::new(&fixture, &[span(index, index + 1)]).step(&hidden);
             }
         }
         let logits = fixture.ends().logits_of_all(&hidden).unwrap().concat();
         let difference = largest_difference(&logits, &fixture.logits);
-        assert!(
-            difference < BINARY32_ERROR_MAX,
-            "{name}, logits: {difference}"
-        );
+        assert!(difference < BINARY32_ERROR_MAX, "{name}, logits: {difference}");
     }
 }
 
 #[test]
 fn the_reference_has_the_stored_results_too() {
     for (name, fixture) in fixtures() {
-        let reference = Reference {
-            config: &fixture.config,
-            weights: &fixture.weights,
-        };
+        let reference = Reference { config: &fixture.config, weights: &fixture.weights };
         let embedded = reference.embed(&fixture.prompt).unwrap();
         let states = reference.boundaries(fixture.all(), &embedded).unwrap();
         assert_eq!(states.len(), fixture.boundaries.len());
@@ -80,10 +68,7 @@ fn the_reference_has_the_stored_results_too() {
         let logits = reference.logits(states.last().unwrap()).unwrap();
         let logits: Vec<f32> = logits.flatten_all().unwrap().to_vec1().unwrap();
         let difference = largest_difference(&logits, &fixture.logits);
-        assert!(
-            difference < BINARY32_ERROR_MAX,
-            "{name}, logits: {difference}"
-        );
+        assert!(difference < BINARY32_ERROR_MAX, "{name}, logits: {difference}");
     }
 }
 
@@ -148,13 +133,8 @@ fn brain_floats_are_computed_as_the_reference_computes_them() {
         let embedded = fixture.ends().embed(&fixture.prompt).unwrap();
         let found = Run::new(&fixture, &[fixture.all()]).step(&embedded);
         let logits = fixture.ends().logits_of_all(&found).unwrap().concat();
-        let reference = Reference {
-            config: &fixture.config,
-            weights: &fixture.weights,
-        };
-        let expected = reference
-            .boundaries(fixture.all(), embedded.tensor())
-            .unwrap();
+        let reference = Reference { config: &fixture.config, weights: &fixture.weights };
+        let expected = reference.boundaries(fixture.all(), embedded.tensor()).unwrap();
         let expected = reference.logits(expected.last().unwrap()).unwrap();
         let expected: Vec<f32> = expected.flatten_all().unwrap().to_vec1().unwrap();
         let difference = largest_difference(&logits, &expected);
@@ -171,16 +151,11 @@ fn to_bf16(weights: &Weights) -> Weights {
     let narrow = |weight: &Weight| {
         assert_eq!(weight.weight_type(), WeightType::F32);
         let (values, _) = weight.bytes().as_chunks();
-        let values = values
-            .iter()
-            .map(|&bytes| bf16::from_f32(f32::from_le_bytes(bytes)));
+        let values = values.iter().map(|&bytes| bf16::from_f32(f32::from_le_bytes(bytes)));
         let bytes: Vec<u8> = values.flat_map(bf16::to_le_bytes).collect();
         Weight::new(WeightType::BF16, weight.shape().to_vec(), bytes).unwrap()
     };
-    weights
-        .iter()
-        .map(|(name, weight)| (name.to_owned(), narrow(weight)))
-        .collect()
+    weights.iter().map(|(name, weight)| (name.to_owned(), narrow(weight))).collect()
 }
 
 #[test]

@@ -36,11 +36,7 @@ pub(super) async fn run(arguments: BenchArguments, config: &Config) -> anyhow::R
         }
     }
     eprintln!();
-    let text = if arguments.json {
-        as_json(&contenders)
-    } else {
-        as_text(&arguments, &contenders)
-    };
+    let text = if arguments.json { as_json(&contenders) } else { as_text(&arguments, &contenders) };
     for contender in contenders {
         contender.opened.leave().await;
         if let Some(servers) = contender.servers {
@@ -74,26 +70,17 @@ async fn contenders(
     let local = Blocks::Local(load_blocks(model, config).await?);
     let mut contenders = vec![Contender {
         name: "one process".to_owned(),
-        opened: Opened {
-            model: Arc::clone(model),
-            blocks: local,
-        },
+        opened: Opened { model: Arc::clone(model), blocks: local },
         servers: None,
         rates: Vec::new(),
     }];
     for &count in &arguments.servers {
         let servers = LocalSwarm::start(name, model.config().block_count, count, config).await?;
-        let join = SwarmConfig {
-            join: vec![servers.address().clone()],
-            mdns: false,
-        };
+        let join = SwarmConfig { join: vec![servers.address().clone()], mdns: false };
         let swarm = Blocks::Swarm(Arc::new(Swarm::join(join).await?));
         contenders.push(Contender {
             name: format!("swarm of {count}"),
-            opened: Opened {
-                model: Arc::clone(model),
-                blocks: swarm,
-            },
+            opened: Opened { model: Arc::clone(model), blocks: swarm },
             servers: Some(servers),
             rates: Vec::new(),
         });
@@ -104,17 +91,12 @@ async fn contenders(
 /// Token ids without meaning, spread over the vocabulary: speed does not depend on them.
 fn prompt(tokens: u32, vocabulary: usize) -> Vec<u32> {
     let vocabulary = u32::try_from(vocabulary).unwrap_or(u32::MAX).max(1);
-    (0..tokens)
-        .map(|index| index.wrapping_mul(7_919) % vocabulary)
-        .collect()
+    (0..tokens).map(|index| index.wrapping_mul(7_919) % vocabulary).collect()
 }
 
 async fn measure(opened: &Opened, prompt: &[u32], new_tokens: u32) -> anyhow::Result<Rates> {
-    let request = Generate {
-        max_tokens: new_tokens,
-        ignore_eos: true,
-        ..Generate::new(prompt.to_vec())
-    };
+    let request =
+        Generate { max_tokens: new_tokens, ignore_eos: true, ..Generate::new(prompt.to_vec()) };
     let chain = opened.chain(prompt.len() + new_tokens as usize).await?;
     let mut generation = request.start(Arc::clone(&opened.model), chain)?;
     let started = std::time::Instant::now();
@@ -143,12 +125,8 @@ impl Contender {
 /// The median over the rounds of a contender's rate to that of the single process in the same
 /// round: machines drift, and neighbours in time drift least.
 fn ratio(contender: &Contender, local: &Contender, of: impl Fn(&Rates) -> f64) -> f64 {
-    let mut ratios: Vec<f64> = contender
-        .rates
-        .iter()
-        .zip(&local.rates)
-        .map(|(a, b)| of(a) / of(b))
-        .collect();
+    let mut ratios: Vec<f64> =
+        contender.rates.iter().zip(&local.rates).map(|(a, b)| of(a) / of(b)).collect();
     ratios.sort_by(f64::total_cmp);
     ratios.get(ratios.len() / 2).copied().unwrap_or(f64::NAN)
 }

@@ -14,11 +14,8 @@ use crate::config::Config;
 
 /// How an answer is drawn unless something else is asked for: what the authors of the default
 /// model advise.
-pub(super) const SAMPLING: Sampling = Sampling {
-    temperature: 0.2,
-    top_p: 0.9,
-    ..Sampling::greedy()
-};
+pub(super) const SAMPLING: Sampling =
+    Sampling { temperature: 0.2, top_p: 0.9, ..Sampling::greedy() };
 
 /// Tokens of a conversation for which servers keep room from its first word; it can grow beyond.
 const CONVERSATION_TOKENS: usize = 2048;
@@ -51,13 +48,7 @@ impl<'a> Conversation<'a> {
         system: Option<String>,
     ) -> Self {
         let messages = system.map(Message::system).into_iter().collect();
-        Self {
-            opened,
-            sampling,
-            max_tokens,
-            messages,
-            chain: None,
-        }
+        Self { opened, sampling, max_tokens, messages, chain: None }
     }
 
     /// Reads questions and prints answers, until the end of the input.
@@ -160,9 +151,7 @@ impl Questions {
             return Ok(Self::Pipe);
         }
         eprintln!("Ask away. Ctrl-C stops an answer, Ctrl-D ends the chat.");
-        Ok(Self::Terminal(Box::new(
-            DefaultEditor::new().context("the terminal cannot be read")?,
-        )))
+        Ok(Self::Terminal(Box::new(DefaultEditor::new().context("the terminal cannot be read")?)))
     }
 
     /// The next question; `None` at the end.
@@ -181,9 +170,7 @@ impl Questions {
             },
             Self::Pipe => {
                 let mut line = String::new();
-                let read = stdin()
-                    .read_line(&mut line)
-                    .context("stdin cannot be read")?;
+                let read = stdin().read_line(&mut line).context("stdin cannot be read")?;
                 Ok((read > 0).then_some(line))
             }
         }

@@ -17,23 +17,14 @@ pub(super) async fn run(arguments: DemoArguments, config: &Config) -> anyhow::Re
     // The whole model is fetched here, once, so that the servers find it on this machine.
     let model = open_ends(ModelSource::parse(name)?, config, PartsNeeded::everything()).await?;
     let block_count = model.config().block_count;
-    eprintln!(
-        "starting {} servers for the {block_count} blocks of {name}",
-        arguments.servers
-    );
+    eprintln!("starting {} servers for the {block_count} blocks of {name}", arguments.servers);
     let servers = LocalSwarm::start(name, block_count, arguments.servers, config).await?;
     for (blocks, address) in servers.servers() {
         eprintln!("  blocks {blocks:<8} {address}");
     }
-    let join = SwarmConfig {
-        join: vec![servers.address().clone()],
-        mdns: false,
-    };
+    let join = SwarmConfig { join: vec![servers.address().clone()], mdns: false };
     let swarm = Arc::new(Swarm::join(join).await?);
-    let opened = Opened {
-        model,
-        blocks: Blocks::Swarm(swarm),
-    };
+    let opened = Opened { model, blocks: Blocks::Swarm(swarm) };
     let mut conversation = Conversation::new(&opened, sampling, arguments.max_tokens, None);
     let result = match &arguments.prompt {
         Some(prompt) => conversation.answer(prompt).await,

@@ -19,22 +19,12 @@ pub(super) async fn run(arguments: GenerateArguments, config: &Config) -> anyhow
     let context = opened.model.config().context_tokens;
     if prompt_count >= context {
         // Said before a server is asked for room that no session has.
-        anyhow::bail!(umbel_client::GenerateError::PromptTooLong {
-            tokens: prompt_count,
-            context
-        });
+        anyhow::bail!(umbel_client::GenerateError::PromptTooLong { tokens: prompt_count, context });
     }
-    let chain = opened
-        .chain(prompt_count.saturating_add(arguments.max_tokens as usize))
-        .await?;
+    let chain = opened.chain(prompt_count.saturating_add(arguments.max_tokens as usize)).await?;
     let mut generation = request.start(opened.model.clone(), chain)?;
     let stopped = if arguments.json {
-        let report = report(
-            &mut generation,
-            prompt_count,
-            arguments.top_logits.is_some(),
-        )
-        .await?;
+        let report = report(&mut generation, prompt_count, arguments.top_logits.is_some()).await?;
         writeln!(std::io::stdout(), "{report}").context("stdout is closed")
     } else {
         stream(&mut generation, prompt_count).await
@@ -77,10 +67,8 @@ async fn stream(generation: &mut Generation, prompt_count: usize) -> anyhow::Res
             .context("stdout is closed")?;
     }
     if !shown {
-        let ids: Vec<_> = generation.tokens()[prompt_count..]
-            .iter()
-            .map(ToString::to_string)
-            .collect();
+        let ids: Vec<_> =
+            generation.tokens()[prompt_count..].iter().map(ToString::to_string).collect();
         write!(out, "{}", ids.join(",")).context("stdout is closed")?;
     }
     writeln!(out).context("stdout is closed")
@@ -126,12 +114,8 @@ async fn report(
 
 /// Tokens a second, and where the time of each step went: the first step is the prefill.
 fn timings(prompt_count: usize, tokens: &[Token]) -> Value {
-    let seconds = |times: &[Token]| -> f64 {
-        times
-            .iter()
-            .map(|token| token.time.total.as_secs_f64())
-            .sum()
-    };
+    let seconds =
+        |times: &[Token]| -> f64 { times.iter().map(|token| token.time.total.as_secs_f64()).sum() };
     let rate = |count: usize, seconds: f64| (seconds > 0.0).then(|| count as f64 / seconds);
     let (prefill, decode) = tokens.split_at(tokens.len().min(1));
     json!({

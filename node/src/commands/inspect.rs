@@ -15,23 +15,11 @@ pub(super) async fn run(arguments: InspectArguments, config: &Config) -> anyhow:
     let config = config.clone();
     let open = move || -> anyhow::Result<Model> {
         // The tokenizer too, to say whether there is one.
-        let parts = PartsNeeded {
-            tokenizer: true,
-            ..PartsNeeded::nothing()
-        };
-        Ok(Model::open(
-            &source,
-            &config.cache(),
-            parts,
-            &Shown::default(),
-        )?)
+        let parts = PartsNeeded { tokenizer: true, ..PartsNeeded::nothing() };
+        Ok(Model::open(&source, &config.cache(), parts, &Shown::default())?)
     };
     let model = tokio::task::spawn_blocking(open).await??;
-    let text = if arguments.json {
-        as_json(&model)
-    } else {
-        as_text(&model)
-    };
+    let text = if arguments.json { as_json(&model) } else { as_text(&model) };
     writeln!(std::io::stdout(), "{text}").context("stdout is closed")
 }
 
@@ -99,23 +87,11 @@ fn as_text(model: &Model) -> String {
         ),
         ("vocabulary", config.vocabulary_size.to_string()),
         ("context", format!("{} tokens", config.context_tokens)),
-        (
-            "KV cache",
-            format!(
-                "{} bytes per token and block",
-                config.kv_token_bytes_per_block()
-            ),
-        ),
+        ("KV cache", format!("{} bytes per token and block", config.kv_token_bytes_per_block())),
         ("tied embedding", yes(config.tied_embeddings).to_owned()),
         ("tokenizer", yes(model.tokenizer().is_some()).to_owned()),
-        (
-            "chat template",
-            yes(model.chat_template().is_some()).to_owned(),
-        ),
+        ("chat template", yes(model.chat_template().is_some()).to_owned()),
     ];
-    let lines: Vec<_> = rows
-        .iter()
-        .map(|(name, value)| format!("{name:<15} {value}"))
-        .collect();
+    let lines: Vec<_> = rows.iter().map(|(name, value)| format!("{name:<15} {value}")).collect();
     lines.join("\n")
 }

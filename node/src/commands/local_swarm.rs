@@ -45,19 +45,11 @@ impl LocalSwarm {
             );
         }
         let identities = tempfile::tempdir().context("no folder for the servers' identities")?;
-        let mut swarm = Self {
-            servers: Vec::new(),
-            identities,
-        };
+        let mut swarm = Self { servers: Vec::new(), identities };
         for index in 0..count {
-            let blocks = Span::new(
-                index * block_count / count,
-                (index + 1) * block_count / count,
-            )?;
+            let blocks = Span::new(index * block_count / count, (index + 1) * block_count / count)?;
             let server = swarm.start_server(model, blocks, config).await;
-            swarm
-                .servers
-                .push(server.with_context(|| format!("the server of {blocks}"))?);
+            swarm.servers.push(server.with_context(|| format!("the server of {blocks}"))?);
         }
         Ok(swarm)
     }
@@ -69,9 +61,7 @@ impl LocalSwarm {
 
     /// What each server serves, and where.
     pub(super) fn servers(&self) -> impl Iterator<Item = (Span, &Multiaddr)> {
-        self.servers
-            .iter()
-            .map(|server| (server.blocks, &server.address))
+        self.servers.iter().map(|server| (server.blocks, &server.address))
     }
 
     /// Asks every server to leave, and waits for it.
@@ -91,15 +81,10 @@ impl LocalSwarm {
         blocks: Span,
         config: &Config,
     ) -> anyhow::Result<Server> {
-        let identity = self
-            .identities
-            .path()
-            .join(format!("{}.pem", blocks.start()));
+        let identity = self.identities.path().join(format!("{}.pem", blocks.start()));
         let mut command = Command::new(std::env::current_exe().context("where is this program?")?);
         command.arg("--cache-dir").arg(&config.cache_dir);
-        command
-            .arg("--log")
-            .arg(config.log.as_deref().unwrap_or("warn"));
+        command.arg("--log").arg(config.log.as_deref().unwrap_or("warn"));
         if let Some(threads) = config.threads {
             command.arg("--threads").arg(threads.to_string());
         }
@@ -125,14 +110,7 @@ impl LocalSwarm {
             .await
             .with_context(|| format!("was not ready within {} s", READY_TIMEOUT.as_secs()))??
             .context("ended before it was ready")?;
-        let address = line
-            .strip_prefix("ready ")
-            .context("said something unexpected")?
-            .parse()?;
-        Ok(Server {
-            child,
-            address,
-            blocks,
-        })
+        let address = line.strip_prefix("ready ").context("said something unexpected")?.parse()?;
+        Ok(Server { child, address, blocks })
     }
 }

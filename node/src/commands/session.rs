@@ -40,21 +40,12 @@ impl Opened {
         if chain.local {
             let model = open_ends(source, config, PartsNeeded::everything()).await?;
             let blocks = load_blocks(&model, config).await?;
-            return Ok(Self {
-                model,
-                blocks: Blocks::Local(blocks),
-            });
+            return Ok(Self { model, blocks: Blocks::Local(blocks) });
         }
-        let join = SwarmConfig {
-            join: chain.join.clone(),
-            mdns: chain.mdns,
-        };
+        let join = SwarmConfig { join: chain.join.clone(), mdns: chain.mdns };
         let swarm = Arc::new(Swarm::join(join).await?);
         let model = open_ends(source, config, PartsNeeded::ends()).await?;
-        Ok(Self {
-            model,
-            blocks: Blocks::Swarm(swarm),
-        })
+        Ok(Self { model, blocks: Blocks::Swarm(swarm) })
     }
 
     /// A session with room for so many tokens, at most the model's context.

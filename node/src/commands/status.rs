@@ -13,19 +13,11 @@ use crate::args::StatusArguments;
 use crate::config::Config;
 
 pub(super) async fn run(arguments: StatusArguments, _config: &Config) -> anyhow::Result<()> {
-    let swarm = Swarm::join(SwarmConfig {
-        join: arguments.join.clone(),
-        mdns: false,
-    })
-    .await?;
+    let swarm = Swarm::join(SwarmConfig { join: arguments.join.clone(), mdns: false }).await?;
     let mut servers = swarm.announcements(None).await;
     swarm.leave().await;
     servers.sort_by_key(|server| (server.model, server.span, server.peer));
-    let text = if arguments.json {
-        as_json(&servers)
-    } else {
-        as_text(&servers)
-    };
+    let text = if arguments.json { as_json(&servers) } else { as_text(&servers) };
     writeln!(std::io::stdout(), "{text}").context("stdout is closed")
 }
 
@@ -61,25 +53,14 @@ fn as_text(servers: &[Announcement]) -> String {
     for server in servers {
         models.entry(server.model).or_default().push(server);
     }
-    let tables: Vec<_> = models
-        .iter()
-        .map(|(model, servers)| table(*model, servers))
-        .collect();
+    let tables: Vec<_> = models.iter().map(|(model, servers)| table(*model, servers)).collect();
     tables.join("\n\n")
 }
 
 fn table(model: ModelId, servers: &[&Announcement]) -> String {
-    let block_count = servers
-        .iter()
-        .map(|server| server.block_count)
-        .max()
-        .unwrap_or(0);
+    let block_count = servers.iter().map(|server| server.block_count).max().unwrap_or(0);
     // The name is the server's own word: only what prints safely on one line is shown.
-    let name: String = servers[0]
-        .model_name
-        .chars()
-        .filter(|c| !c.is_control())
-        .collect();
+    let name: String = servers[0].model_name.chars().filter(|c| !c.is_control()).collect();
     let mut lines = vec![
         format!("{name} ({block_count} blocks), id {model}"),
         format!(
@@ -100,11 +81,7 @@ fn table(model: ModelId, servers: &[&Announcement]) -> String {
         ));
     }
     let unserved: Vec<_> = (0..block_count)
-        .filter(|block| {
-            !servers
-                .iter()
-                .any(|s| !s.draining && s.span.contains(*block))
-        })
+        .filter(|block| !servers.iter().any(|s| !s.draining && s.span.contains(*block)))
         .map(|block| block.to_string())
         .collect();
     if !unserved.is_empty() {

@@ -102,15 +102,7 @@ async fn serve_client(id: LinkId, peer: PeerId, link: Link, tell: mpsc::Sender<E
     let (sender, receiver) = link.split();
     let (answers, frames) = mpsc::channel(FRAMES_WAITING_MAX);
     let (close, mut closed) = watch::channel(false);
-    if tell
-        .send(Event::Accepted {
-            link: id,
-            answers,
-            close,
-        })
-        .await
-        .is_err()
-    {
+    if tell.send(Event::Accepted { link: id, answers, close }).await.is_err() {
         return;
     }
     tokio::select! {
@@ -130,11 +122,7 @@ async fn read_client(
     while let Some(frame) = receive(peer, &mut receiver).await {
         match ClientMessage::decode(frame) {
             Ok(message) => {
-                let event = Event::Received {
-                    link: id,
-                    from: peer,
-                    message,
-                };
+                let event = Event::Received { link: id, from: peer, message };
                 if tell.send(event).await.is_err() {
                     return;
                 }
@@ -154,11 +142,7 @@ async fn receive_pushes(peer: PeerId, link: Link, tell: mpsc::Sender<Event>) {
         while let Some(frame) = receive(peer, &mut receiver).await {
             match PushMessage::decode(frame) {
                 Ok(PushMessage::Step(step)) => {
-                    let event = Event::Pushed {
-                        from: peer,
-                        step,
-                        close: close.clone(),
-                    };
+                    let event = Event::Pushed { from: peer, step, close: close.clone() };
                     if tell.send(event).await.is_err() {
                         return;
                     }

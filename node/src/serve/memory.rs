@@ -63,9 +63,7 @@ pub(super) fn kv_tokens(
     if let Some(tokens) = wished {
         return tokens as usize;
     }
-    let weights: u64 = (0..block_count)
-        .map(|block| model.manifest().block_bytes(block))
-        .sum();
+    let weights: u64 = (0..block_count).map(|block| model.manifest().block_bytes(block)).sum();
     let token_bytes = model.config().kv_token_bytes_per_block() as u64 * u64::from(block_count);
     let room = free_bytes.saturating_sub(weights) / token_bytes.max(1);
     let room = usize::try_from(room).unwrap_or(usize::MAX);

@@ -16,10 +16,7 @@ pub(crate) fn compile() -> Result<FileDescriptorSet, Box<dyn Error>> {
     let mut files: Vec<PathBuf> = fs::read_dir(&folder)?
         .map(|entry| entry.map(|entry| entry.path()))
         .collect::<Result<_, _>>()?;
-    files.retain(|path| {
-        path.extension()
-            .is_some_and(|extension| extension == "proto")
-    });
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "proto"));
     files.sort();
     Ok(protox::compile(files, [folder])?)
 }
@@ -27,10 +24,7 @@ pub(crate) fn compile() -> Result<FileDescriptorSet, Box<dyn Error>> {
 /// The Rust code of all messages.
 pub(crate) fn generate(descriptors: FileDescriptorSet) -> Result<String, Box<dyn Error>> {
     let folder = tempfile::tempdir()?;
-    prost_build::Config::new()
-        .bytes(["."])
-        .out_dir(folder.path())
-        .compile_fds(descriptors)?;
+    prost_build::Config::new().bytes(["."]).out_dir(folder.path()).compile_fds(descriptors)?;
     Ok(PREAMBLE.to_owned() + &fs::read_to_string(folder.path().join("umbel.v1.rs"))?)
 }
 
@@ -40,24 +34,13 @@ pub(crate) fn fields(descriptors: &FileDescriptorSet) -> Vec<String> {
     for file in &descriptors.file {
         for message in &file.message_type {
             let line = |field: &FieldDescriptorProto| {
-                format!(
-                    "{} {} {} {}",
-                    message.name(),
-                    field.number(),
-                    field.name(),
-                    kind(field)
-                )
+                format!("{} {} {} {}", message.name(), field.number(), field.name(), kind(field))
             };
             lines.extend(message.field.iter().map(line));
         }
         for wire_enum in &file.enum_type {
             let line = |value: &prost_types::EnumValueDescriptorProto| {
-                format!(
-                    "{} {} {} value",
-                    wire_enum.name(),
-                    value.number(),
-                    value.name()
-                )
+                format!("{} {} {} value", wire_enum.name(), value.number(), value.name())
             };
             lines.extend(wire_enum.value.iter().map(line));
         }
@@ -69,15 +52,8 @@ pub(crate) fn fields(descriptors: &FileDescriptorSet) -> Vec<String> {
 /// Whether `message` keeps both the number and the name of a removed field from being used again.
 #[allow(dead_code, reason = "the example does not ask")]
 pub(crate) fn is_reserved(message: &DescriptorProto, number: i32, name: &str) -> bool {
-    let number_is = message
-        .reserved_range
-        .iter()
-        .any(|r| r.start() <= number && number < r.end());
-    number_is
-        && message
-            .reserved_name
-            .iter()
-            .any(|reserved| reserved == name)
+    let number_is = message.reserved_range.iter().any(|r| r.start() <= number && number < r.end());
+    number_is && message.reserved_name.iter().any(|reserved| reserved == name)
 }
 
 /// Where the generated code is kept.
@@ -101,11 +77,7 @@ fn kind(field: &FieldDescriptorProto) -> String {
         Label::Optional | Label::Required => "",
     };
     let kind = match field.type_name() {
-        "" => field
-            .r#type()
-            .as_str_name()
-            .trim_start_matches("TYPE_")
-            .to_lowercase(),
+        "" => field.r#type().as_str_name().trim_start_matches("TYPE_").to_lowercase(),
         name => name.trim_start_matches('.').to_owned(),
     };
     format!("{label}{kind}")

@@ -16,18 +16,13 @@ const BULK_BYTES: u32 = 8 << 20;
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     for listen in ["/ip4/127.0.0.1/udp/0/quic-v1", "/ip4/127.0.0.1/tcp/0"] {
         let config = NetworkConfig::new(Identity::ephemeral(), Role::Server);
-        let server = Network::start(NetworkConfig {
-            listen: vec![listen.parse()?],
-            ..config
-        })
-        .await?;
+        let server =
+            Network::start(NetworkConfig { listen: vec![listen.parse()?], ..config }).await?;
         let client =
             Network::start(NetworkConfig::new(Identity::ephemeral(), Role::Client)).await?;
         let mut incoming = server.accept(LinkProtocol::Session)?;
         let addresses = server.listen_addresses();
-        let link = client
-            .open_link(server.peer_id(), &addresses, LinkProtocol::Session)
-            .await?;
+        let link = client.open_link(server.peer_id(), &addresses, LinkProtocol::Session).await?;
         let (_, accepted) = incoming.next().await.ok_or("no link")?;
         let (back, there) = accepted.split();
         let echo = tokio::spawn(echo(back, there));
@@ -69,10 +64,7 @@ async fn round_trips(
     receiver: &mut LinkReceiver,
     payload_bytes: usize,
 ) -> Result<Vec<Duration>, Box<dyn std::error::Error>> {
-    let frame = Frame {
-        header: vec![1; 150].into(),
-        payload: vec![2; payload_bytes].into(),
-    };
+    let frame = Frame { header: vec![1; 150].into(), payload: vec![2; payload_bytes].into() };
     let mut times = Vec::with_capacity(ROUNDS);
     for round in 0..ROUNDS_UNCOUNTED + ROUNDS {
         let started = Instant::now();
@@ -90,10 +82,7 @@ async fn bulk(
     sender: &mut LinkSender,
     receiver: &mut LinkReceiver,
 ) -> Result<f64, Box<dyn std::error::Error>> {
-    let frame = Frame {
-        header: vec![1; 150].into(),
-        payload: vec![2; BULK_BYTES as usize].into(),
-    };
+    let frame = Frame { header: vec![1; 150].into(), payload: vec![2; BULK_BYTES as usize].into() };
     let started = Instant::now();
     let send = async {
         for _ in 0..BULK_FRAMES {

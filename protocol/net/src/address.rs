@@ -24,10 +24,7 @@ pub(crate) const NOT_DIALABLE: &str = "neither a QUIC nor a TCP address";
 
 /// Whether the address leads over QUIC or plain TCP.
 fn is_dialable(address: &Multiaddr) -> bool {
-    let last = address
-        .iter()
-        .filter(|part| !matches!(part, Protocol::P2p(_)))
-        .last();
+    let last = address.iter().filter(|part| !matches!(part, Protocol::P2p(_))).last();
     matches!(last, Some(Protocol::QuicV1 | Protocol::Tcp(_)))
 }
 
@@ -79,11 +76,7 @@ pub(crate) fn split_peer(mut address: Multiaddr) -> (Multiaddr, Option<libp2p::P
 pub(crate) fn of_peer(peer: libp2p::PeerId, addresses: &[Multiaddr]) -> Vec<Multiaddr> {
     let of_peer = addresses.iter().cloned().map(split_peer);
     let of_peer = of_peer.filter(|(_, named)| named.is_none_or(|named| named == peer));
-    of_peer
-        .map(|(address, _)| address)
-        .filter(is_concrete)
-        .take(ADDRESSES_MAX)
-        .collect()
+    of_peer.map(|(address, _)| address).filter(is_concrete).take(ADDRESSES_MAX).collect()
 }
 
 /// Why a dial led nowhere, one entry for each address that was tried.
@@ -111,10 +104,7 @@ pub(crate) fn failures(error: &libp2p::swarm::DialError) -> Vec<AddressFailure> 
             })
             .collect(),
         DialError::WrongPeerId { obtained, address } => {
-            vec![failure(
-                Some(address),
-                format!("another peer answers there, {obtained}"),
-            )]
+            vec![failure(Some(address), format!("another peer answers there, {obtained}"))]
         }
         DialError::LocalPeerId { address } => one(Some(address), "this is the peer itself"),
         DialError::Denied { cause } => vec![failure(None, innermost(cause))],

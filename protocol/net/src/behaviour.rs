@@ -111,9 +111,7 @@ pub(crate) fn build(
         .unwrap_or_else(|never| match never {})
         .with_swarm_config(|config| {
             // QUIC first, TCP a moment later, and whichever answers first stays.
-            config
-                .with_smart_dial()
-                .with_idle_connection_timeout(IDLE_CONNECTION_TIMEOUT)
+            config.with_smart_dial().with_idle_connection_timeout(IDLE_CONNECTION_TIMEOUT)
         })
         .build();
     Ok(swarm)
@@ -133,9 +131,7 @@ fn behaviour(
     let identify = identify::Config::new(IDENTIFY_PROTOCOL.to_owned(), keypair.public())
         .with_agent_version(format!("umbel/{SOFTWARE}"))
         .with_push_listen_addr_updates(true);
-    let ping = ping::Config::new()
-        .with_interval(config.ping_interval)
-        .with_timeout(PING_TIMEOUT);
+    let ping = ping::Config::new().with_interval(config.ping_interval).with_timeout(PING_TIMEOUT);
     let mdns = match config.mdns {
         true => {
             let started = mdns::tokio::Behaviour::new(mdns::Config::default(), peer);
@@ -186,8 +182,5 @@ fn tune_quic(mut config: quic::Config) -> quic::Config {
 }
 
 fn set_up(part: &'static str, error: &(dyn std::error::Error + 'static)) -> StartNetworkError {
-    StartNetworkError::SetUp {
-        part,
-        reason: innermost(error),
-    }
+    StartNetworkError::SetUp { part, reason: innermost(error) }
 }

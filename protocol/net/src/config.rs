@@ -29,13 +29,7 @@ impl NetworkConfig {
     /// A peer that does not listen and does not look around on the local network.
     #[must_use]
     pub const fn new(identity: Identity, role: Role) -> Self {
-        Self {
-            identity,
-            role,
-            listen: Vec::new(),
-            mdns: false,
-            ping_interval: PING_INTERVAL,
-        }
+        Self { identity, role, listen: Vec::new(), mdns: false, ping_interval: PING_INTERVAL }
     }
 }
 

@@ -44,48 +44,23 @@ pub(crate) type ConnectReply = oneshot::Sender<Result<libp2p::PeerId, Vec<Addres
 #[derive(Debug)]
 pub(crate) enum Command {
     /// Have a connection to a peer, or to whoever answers at the one address.
-    Connect {
-        peer: Option<libp2p::PeerId>,
-        addresses: Vec<Multiaddr>,
-        reply: ConnectReply,
-    },
+    Connect { peer: Option<libp2p::PeerId>, addresses: Vec<Multiaddr>, reply: ConnectReply },
     /// Wait until a connected peer has said what it speaks; `false` where it is none of Umbel.
-    Identify {
-        peer: libp2p::PeerId,
-        reply: oneshot::Sender<bool>,
-    },
+    Identify { peer: libp2p::PeerId, reply: oneshot::Sender<bool> },
     /// Open a stream on a connection that is there.
-    OpenStream {
-        peer: libp2p::PeerId,
-        request: OpenStream,
-    },
+    OpenStream { peer: libp2p::PeerId, request: OpenStream },
     /// Ask the hash table where a peer is.
-    FindPeer {
-        peer: libp2p::PeerId,
-        reply: oneshot::Sender<Vec<Multiaddr>>,
-    },
+    FindPeer { peer: libp2p::PeerId, reply: oneshot::Sender<Vec<Multiaddr>> },
     /// Ask the hash table who provides a key.
-    FindProviders {
-        key: [u8; 32],
-        reply: oneshot::Sender<Vec<PeerId>>,
-    },
+    FindProviders { key: [u8; 32], reply: oneshot::Sender<Vec<PeerId>> },
     /// Tell the hash table that this peer provides a key; answered once this peer itself says so.
-    Provide {
-        key: [u8; 32],
-        reply: oneshot::Sender<()>,
-    },
+    Provide { key: [u8; 32], reply: oneshot::Sender<()> },
     /// Stop telling; answered likewise.
-    StopProviding {
-        key: [u8; 32],
-        reply: oneshot::Sender<()>,
-    },
+    StopProviding { key: [u8; 32], reply: oneshot::Sender<()> },
     /// Which peers are connected?
     ConnectedPeers { reply: oneshot::Sender<Vec<PeerId>> },
     /// Where does a connected peer say that it listens?
-    PeerAddresses {
-        peer: libp2p::PeerId,
-        reply: oneshot::Sender<Vec<Multiaddr>>,
-    },
+    PeerAddresses { peer: libp2p::PeerId, reply: oneshot::Sender<Vec<Multiaddr>> },
     /// Close every connection and end.
     Shutdown { reply: oneshot::Sender<()> },
 }
@@ -104,9 +79,7 @@ impl Shared {
     }
 
     pub(crate) fn round_trips(&self) -> MutexGuard<'_, BTreeMap<PeerId, Duration>> {
-        self.round_trips
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.round_trips.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -150,10 +123,7 @@ impl Driver {
         self.loopback_only = addresses.iter().all(crate::address::is_loopback);
         let mut waiting = BTreeMap::new();
         for address in addresses {
-            let failed = |reason| StartNetworkError::Listen {
-                address: address.clone(),
-                reason,
-            };
+            let failed = |reason| StartNetworkError::Listen { address: address.clone(), reason };
             check_free(address).map_err(|error| failed(innermost(&error)))?;
             let listener = self.swarm.listen_on(address.clone()).map_err(|error| {
                 failed(match &error {
@@ -175,10 +145,7 @@ impl Driver {
             Ok(result) => result?,
             Err(_) => {
                 let (_, address) = waiting.pop_first().expect("a listener that is waited for");
-                return Err(StartNetworkError::ListenTimedOut {
-                    address,
-                    after: LISTEN_TIMEOUT,
-                });
+                return Err(StartNetworkError::ListenTimedOut { address, after: LISTEN_TIMEOUT });
             }
         }
         // A socket on every interface has an address for each, of which only the first is known.
@@ -213,31 +180,23 @@ impl Driver {
     /// A reply whose asker has gone is of no use to anybody, here and below.
     fn on_command(&mut self, command: Command) {
         match command {
-            Command::Connect {
-                peer,
-                addresses,
-                reply,
-            } => {
+            Command::Connect { peer, addresses, reply } => {
                 self.dials.connect(&mut self.swarm, peer, addresses, reply);
             }
             Command::Identify { peer, reply } => self.peers.identify(peer, reply),
             Command::OpenStream { peer, request } => self.open_stream(peer, request),
             Command::FindPeer { peer, reply } => {
-                self.discovery
-                    .find_peer(&mut self.swarm.behaviour_mut().kad, peer, reply);
+                self.discovery.find_peer(&mut self.swarm.behaviour_mut().kad, peer, reply);
             }
             Command::FindProviders { key, reply } => {
-                self.discovery
-                    .find_providers(&mut self.swarm.behaviour_mut().kad, key, reply);
+                self.discovery.find_providers(&mut self.swarm.behaviour_mut().kad, key, reply);
             }
             Command::Provide { key, reply } => {
-                self.discovery
-                    .provide(&mut self.swarm.behaviour_mut().kad, key);
+                self.discovery.provide(&mut self.swarm.behaviour_mut().kad, key);
                 let _unwanted = reply.send(());
             }
             Command::StopProviding { key, reply } => {
-                self.discovery
-                    .stop_providing(&mut self.swarm.behaviour_mut().kad, key);
+                self.discovery.stop_providing(&mut self.swarm.behaviour_mut().kad, key);
                 let _unwanted = reply.send(());
             }
             Command::ConnectedPeers { reply } => {
@@ -254,10 +213,7 @@ impl Driver {
     fn open_stream(&mut self, peer: libp2p::PeerId, request: OpenStream) {
         match self.peers.best_connection(peer) {
             Some(connection) => {
-                self.swarm
-                    .behaviour_mut()
-                    .links
-                    .open(peer, connection, request);
+                self.swarm.behaviour_mut().links.open(peer, connection, request);
             }
             None => {
                 let error = StreamError::Broken("the connection has closed".to_owned());
@@ -302,17 +258,10 @@ fn note_listener<T>(
     if let SwarmEvent::NewListenAddr { listener_id, .. } = event {
         waiting.remove(&name(listener_id));
     }
-    if let SwarmEvent::ListenerClosed {
-        listener_id,
-        reason: Err(error),
-        ..
-    } = event
+    if let SwarmEvent::ListenerClosed { listener_id, reason: Err(error), .. } = event
         && let Some(address) = waiting.remove(&name(listener_id))
     {
-        return Err(StartNetworkError::Listen {
-            address,
-            reason: innermost(error),
-        });
+        return Err(StartNetworkError::Listen { address, reason: innermost(error) });
     }
     Ok(())
 }

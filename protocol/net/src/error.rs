@@ -158,9 +158,5 @@ pub enum ReceiveError {
 }
 
 fn list(failures: &[AddressFailure]) -> String {
-    failures
-        .iter()
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join("; ")
+    failures.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }

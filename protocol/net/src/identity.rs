@@ -27,10 +27,7 @@ impl Identity {
     /// by others, or is in use.
     pub fn load_or_create(path: &Path) -> Result<Self, LoadIdentityError> {
         let (key, file) = file::load_or_create(path)?;
-        Ok(Self {
-            key,
-            _file: Some(file),
-        })
+        Ok(Self { key, _file: Some(file) })
     }
 
     /// A key that nobody will have again.
@@ -39,10 +36,7 @@ impl Identity {
     /// If the system has no randomness.
     #[must_use]
     pub fn ephemeral() -> Self {
-        Self {
-            key: SigningKey::from_bytes(&random_seed()),
-            _file: None,
-        }
+        Self { key: SigningKey::from_bytes(&random_seed()), _file: None }
     }
 
     /// The key itself.

@@ -50,10 +50,7 @@ impl Link {
                 limits: own,
                 unsent: [const { Bytes::new() }; 2],
             },
-            receiver: LinkReceiver {
-                stream,
-                decoder: FrameDecoder::new(other),
-            },
+            receiver: LinkReceiver { stream, decoder: FrameDecoder::new(other) },
         }
     }
 
@@ -128,9 +125,7 @@ impl LinkSender {
                 }
             }
         }
-        poll_fn(|cx| stream.poll(cx, |stream, cx| stream.poll_flush(cx)))
-            .await
-            .map_err(broken)
+        poll_fn(|cx| stream.poll(cx, |stream, cx| stream.poll_flush(cx))).await.map_err(broken)
     }
 }
 
@@ -217,10 +212,7 @@ fn in_pieces(prefix: &[u8], frame: Frame) -> [Bytes; 2] {
 
 /// A link that was closed in order is no broken one.
 fn broken(error: io::Error) -> SendError {
-    if matches!(
-        error.kind(),
-        io::ErrorKind::NotConnected | io::ErrorKind::WriteZero
-    ) {
+    if matches!(error.kind(), io::ErrorKind::NotConnected | io::ErrorKind::WriteZero) {
         SendError::Closed
     } else {
         SendError::Io(error)

@@ -47,10 +47,7 @@ pub(crate) struct Acceptors(Mutex<BTreeMap<LinkProtocol, mpsc::Sender<(PeerId, L
 impl Acceptors {
     pub(crate) fn accept(&self, protocol: LinkProtocol) -> Result<Incoming, AcceptError> {
         let mut acceptors = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if acceptors
-            .get(&protocol)
-            .is_some_and(|acceptor| !acceptor.is_closed())
-        {
+        if acceptors.get(&protocol).is_some_and(|acceptor| !acceptor.is_closed()) {
             return Err(AcceptError::AlreadyAccepting { protocol });
         }
         let (acceptor, links) = mpsc::channel(LINKS_WAITING_MAX);
@@ -61,9 +58,7 @@ impl Acceptors {
     /// The protocols that are accepted at the moment.
     fn protocols(&self) -> Vec<LinkProtocol> {
         let acceptors = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let open = acceptors
-            .iter()
-            .filter(|(_, acceptor)| !acceptor.is_closed());
+        let open = acceptors.iter().filter(|(_, acceptor)| !acceptor.is_closed());
         open.map(|(protocol, _)| *protocol).collect()
     }
 
@@ -80,10 +75,7 @@ impl Acceptors {
 
     /// Lets every [`Incoming`] end.
     pub(crate) fn close(&self) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 }
 
@@ -95,10 +87,7 @@ pub(crate) struct Behaviour {
 
 impl Behaviour {
     pub(crate) const fn new(acceptors: Arc<Acceptors>) -> Self {
-        Self {
-            acceptors,
-            requests: VecDeque::new(),
-        }
+        Self { acceptors, requests: VecDeque::new() }
     }
 
     /// Asks for a stream. The task that calls this polls the `libp2p::Swarm` next, so nothing

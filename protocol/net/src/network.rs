@@ -56,12 +56,7 @@ impl Network {
         let peer = config.identity.peer_id();
         let span = tracing::info_span!(parent: None, "network", %peer);
         tokio::spawn(driver.run().instrument(span));
-        Ok(Self(Arc::new(Inner {
-            identity: config.identity,
-            peer,
-            commands,
-            shared,
-        })))
+        Ok(Self(Arc::new(Inner { identity: config.identity, peer, commands, shared })))
     }
 
     /// The name of this peer.
@@ -86,10 +81,7 @@ impl Network {
     /// The same, each with `/p2p/` and this peer's name, as [`Network::join`] takes them.
     #[must_use]
     pub fn named_addresses(&self) -> Vec<Multiaddr> {
-        self.listen_addresses()
-            .into_iter()
-            .map(|address| self.named(address))
-            .collect()
+        self.listen_addresses().into_iter().map(|address| self.named(address)).collect()
     }
 
     /// The best of [`Network::named_addresses`]; the bare name where this peer does not listen.
@@ -123,13 +115,9 @@ impl Network {
                 result => result,
             }
         };
-        let timed_out = OpenLinkError::TimedOut {
-            peer,
-            after: OPEN_LINK_TIMEOUT,
-        };
-        let stream = tokio::time::timeout(OPEN_LINK_TIMEOUT, open)
-            .await
-            .unwrap_or(Err(timed_out))?;
+        let timed_out = OpenLinkError::TimedOut { peer, after: OPEN_LINK_TIMEOUT };
+        let stream =
+            tokio::time::timeout(OPEN_LINK_TIMEOUT, open).await.unwrap_or(Err(timed_out))?;
         Ok(Link::new(peer, protocol, Side::Opener, stream))
     }
 
@@ -148,15 +136,12 @@ impl Network {
 
     /// Stops telling. Others may remember it for half an hour.
     pub async fn stop_providing(&self, key: [u8; 32]) {
-        self.ask(|reply| Command::StopProviding { key, reply })
-            .await;
+        self.ask(|reply| Command::StopProviding { key, reply }).await;
     }
 
     /// Who provides `key`, by the hash table; it takes 10 s at most. This peer is not among them.
     pub async fn find_providers(&self, key: [u8; 32]) -> Vec<PeerId> {
-        let found = self
-            .ask(|reply| Command::FindProviders { key, reply })
-            .await;
+        let found = self.ask(|reply| Command::FindProviders { key, reply }).await;
         let others = found.unwrap_or_default().into_iter();
         others.filter(|peer| *peer != self.0.peer).collect()
     }
@@ -169,17 +154,13 @@ impl Network {
 
     /// The peers that are connected.
     pub async fn connected_peers(&self) -> Vec<PeerId> {
-        self.ask(|reply| Command::ConnectedPeers { reply })
-            .await
-            .unwrap_or_default()
+        self.ask(|reply| Command::ConnectedPeers { reply }).await.unwrap_or_default()
     }
 
     /// Where a connected peer says that it listens.
     pub async fn peer_addresses(&self, peer: PeerId) -> Vec<Multiaddr> {
         let peer = foreign_name(peer);
-        self.ask(|reply| Command::PeerAddresses { peer, reply })
-            .await
-            .unwrap_or_default()
+        self.ask(|reply| Command::PeerAddresses { peer, reply }).await.unwrap_or_default()
     }
 
     /// Closes all connections with a farewell, and ends. Calls that come later fail.
@@ -204,9 +185,7 @@ impl Network {
             return Ok(());
         };
         if nowhere {
-            let found = self
-                .ask(|reply| Command::FindPeer { peer: name, reply })
-                .await;
+            let found = self.ask(|reply| Command::FindPeer { peer: name, reply }).await;
             let found = of_peer(name, &found.ok_or(OpenLinkError::ShutDown)?);
             if found.is_empty() {
                 return Err(OpenLinkError::NoAddress { peer });
@@ -224,13 +203,7 @@ impl Network {
         peer: Option<libp2p::PeerId>,
         addresses: Vec<Multiaddr>,
     ) -> Result<Result<libp2p::PeerId, Vec<AddressFailure>>, OpenLinkError> {
-        let connected = self
-            .ask(|reply| Command::Connect {
-                peer,
-                addresses,
-                reply,
-            })
-            .await;
+        let connected = self.ask(|reply| Command::Connect { peer, addresses, reply }).await;
         connected.ok_or(OpenLinkError::ShutDown)
     }
 
@@ -240,10 +213,8 @@ impl Network {
         name: libp2p::PeerId,
         protocol: LinkProtocol,
     ) -> Result<libp2p::Stream, OpenLinkError> {
-        let request = |reply| Command::OpenStream {
-            peer: name,
-            request: OpenStream { protocol, reply },
-        };
+        let request =
+            |reply| Command::OpenStream { peer: name, request: OpenStream { protocol, reply } };
         let broken = |reason| OpenLinkError::Broken { peer, reason };
         match self.ask(request).await {
             Some(Ok(stream)) => Ok(stream),

@@ -26,10 +26,7 @@ fn a_new_identity_is_kept_for_its_owner_alone() {
     let first = Identity::load_or_create(&path).unwrap();
     let peer = first.peer_id();
     drop(first);
-    assert_eq!(
-        fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-        0o600
-    );
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(Identity::load_or_create(&path).unwrap().peer_id(), peer);
     let others = fs::read_dir(path.parent().unwrap()).unwrap().count();
     assert_eq!(others, 1, "nothing is left beside the file");
@@ -42,10 +39,7 @@ fn a_key_of_openssl_is_an_identity() {
     write(&path, OPENSSL, 0o600);
     let identity = Identity::load_or_create(&path).unwrap();
     // RFC 8032, section 7.1, test 1.
-    assert_eq!(
-        identity.peer_id().public_key()[..4],
-        [0xd7, 0x5a, 0x98, 0x01]
-    );
+    assert_eq!(identity.peer_id().public_key()[..4], [0xd7, 0x5a, 0x98, 0x01]);
 }
 
 #[test]
@@ -53,11 +47,7 @@ fn what_is_made_here_openssl_can_read() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("identity.pem");
     drop(Identity::load_or_create(&path).unwrap());
-    assert_eq!(
-        fs::read_to_string(&path).unwrap().len(),
-        OPENSSL.len(),
-        "without the public half"
-    );
+    assert_eq!(fs::read_to_string(&path).unwrap().len(), OPENSSL.len(), "without the public half");
 }
 
 #[test]
@@ -91,20 +81,10 @@ fn what_is_no_key_is_refused_and_left_alone() {
     let path = folder.path().join("identity.pem");
     let cut = &OPENSSL[..80];
     let long = "-----BEGIN PRIVATE KEY-----\n".to_owned() + &"A".repeat(1 << 20);
-    for text in [
-        "",
-        "hello",
-        cut,
-        &long,
-        &OPENSSL.replace("MC4C", "MC4D"),
-        "\u{0}\u{1}",
-    ] {
+    for text in ["", "hello", cut, &long, &OPENSSL.replace("MC4C", "MC4D"), "\u{0}\u{1}"] {
         write(&path, text, 0o600);
         let error = Identity::load_or_create(&path).unwrap_err();
-        assert!(
-            matches!(error, LoadIdentityError::Malformed { .. }),
-            "{error}"
-        );
+        assert!(matches!(error, LoadIdentityError::Malformed { .. }), "{error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), text);
     }
 }
@@ -123,8 +103,5 @@ fn a_folder_is_no_identity() {
 
 #[test]
 fn two_peers_without_a_file_are_two() {
-    assert_ne!(
-        Identity::ephemeral().peer_id(),
-        Identity::ephemeral().peer_id()
-    );
+    assert_ne!(Identity::ephemeral().peer_id(), Identity::ephemeral().peer_id());
 }

@@ -65,9 +65,7 @@ impl SignedAnnouncement {
     /// [`AnnouncementError`] where the announcement must not be believed at the time `now`.
     pub fn verify(&self, now: UnixTime) -> Result<Announcement, AnnouncementError> {
         if self.bytes.len() > ANNOUNCEMENT_BYTES_MAX {
-            return Err(AnnouncementError::TooLarge {
-                bytes: self.bytes.len(),
-            });
+            return Err(AnnouncementError::TooLarge { bytes: self.bytes.len() });
         }
         let announcement =
             wire::decode_header::<v1::Announcement>(self.bytes.clone(), "announcement")?;
@@ -86,8 +84,7 @@ impl SignedAnnouncement {
             return Err(wrong);
         };
         let signature = Signature::from_bytes(&self.signature);
-        key.verify_strict(&signed_message(&self.bytes), &signature)
-            .map_err(|_| wrong)
+        key.verify_strict(&signed_message(&self.bytes), &signature).map_err(|_| wrong)
     }
 
     pub(crate) fn to_wire(&self) -> v1::SignedAnnouncement {
@@ -107,10 +104,7 @@ impl SignedAnnouncement {
         )?;
         let signature = wire::array(&signed.signature, "the signature")?;
         // A copy, so that one announcement does not keep a whole answer in memory.
-        Ok(Self::new(
-            Bytes::copy_from_slice(&signed.announcement),
-            signature,
-        ))
+        Ok(Self::new(Bytes::copy_from_slice(&signed.announcement), signature))
     }
 }
 
@@ -123,11 +117,7 @@ fn parse(
     announcement: v1::Announcement,
     peer: PeerId,
 ) -> Result<Announcement, crate::ProtocolViolation> {
-    wire::not_longer(
-        "the model's name",
-        MODEL_NAME_BYTES_MAX,
-        &announcement.model_name,
-    )?;
+    wire::not_longer("the model's name", MODEL_NAME_BYTES_MAX, &announcement.model_name)?;
     wire::not_longer("the version", VERSION_BYTES_MAX, &announcement.version)?;
     let time = |ns| UnixTime::after_epoch(Duration::from_nanos(ns));
     Ok(Announcement {
@@ -151,17 +141,9 @@ fn parse(
 }
 
 fn check_time(announcement: &Announcement, now: UnixTime) -> Result<(), AnnouncementError> {
-    let &Announcement {
-        peer,
-        issued,
-        expires,
-        ..
-    } = announcement;
+    let &Announcement { peer, issued, expires, .. } = announcement;
     if expires <= now {
-        return Err(AnnouncementError::Expired {
-            peer,
-            ago: now.since(expires),
-        });
+        return Err(AnnouncementError::Expired { peer, ago: now.since(expires) });
     }
     let ahead = issued.since(now);
     if ahead > AHEAD_MAX {
@@ -175,32 +157,17 @@ fn check_time(announcement: &Announcement, now: UnixTime) -> Result<(), Announce
 }
 
 fn check_claims(announcement: &Announcement) -> Result<(), AnnouncementError> {
-    let &Announcement {
-        peer,
-        span,
-        block_count,
-        throughput,
-        ..
-    } = announcement;
+    let &Announcement { peer, span, block_count, throughput, .. } = announcement;
     if span.end() > block_count || block_count > BLOCK_COUNT_MAX {
-        return Err(AnnouncementError::WrongBlocks {
-            peer,
-            span,
-            block_count,
-        });
+        return Err(AnnouncementError::WrongBlocks { peer, span, block_count });
     }
-    let Throughput {
-        decode_tokens_per_second,
-        prefill_tokens_per_second,
-    } = throughput;
+    let Throughput { decode_tokens_per_second, prefill_tokens_per_second } = throughput;
     let is_speed = |speed: f32| speed.is_finite() && speed >= 0.0;
     if !is_speed(decode_tokens_per_second) || !is_speed(prefill_tokens_per_second) {
         return Err(AnnouncementError::WrongThroughput { peer });
     }
-    let texts = [
-        ("its model's name", &announcement.model_name),
-        ("its version", &announcement.version),
-    ];
+    let texts =
+        [("its model's name", &announcement.model_name), ("its version", &announcement.version)];
     for (field, text) in texts {
         if text.chars().any(char::is_control) {
             return Err(AnnouncementError::ControlCharacters { peer, field });

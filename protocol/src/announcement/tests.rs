@@ -21,10 +21,7 @@ fn announcement() -> Announcement {
         block_count: 30,
         addresses: vec!["/ip4/10.0.0.7/udp/4001/quic-v1".to_owned()],
         version: crate::version::SOFTWARE.to_owned(),
-        throughput: Throughput {
-            decode_tokens_per_second: 900.5,
-            prefill_tokens_per_second: 0.0,
-        },
+        throughput: Throughput { decode_tokens_per_second: 900.5, prefill_tokens_per_second: 0.0 },
         kv_tokens_free: 8_192,
         queue_depth: 1,
         draining: false,
@@ -50,10 +47,7 @@ fn what_was_signed_is_what_is_read() {
 fn nobody_speaks_for_another() {
     let forged = announcement().sign(&SigningKey::from_bytes(&[4; 32]));
     let peer = PeerId::of(&key());
-    assert_eq!(
-        forged.verify(NOW),
-        Err(AnnouncementError::WrongSignature { peer })
-    );
+    assert_eq!(forged.verify(NOW), Err(AnnouncementError::WrongSignature { peer }));
 }
 
 #[test]
@@ -77,13 +71,8 @@ fn no_changed_bit_passes() {
 fn a_signature_for_another_purpose_does_not_pass() {
     let signed = announcement().sign(&key());
     let bare = key().sign(signed.bytes()).to_bytes();
-    let error = SignedAnnouncement::new(signed.bytes().clone(), bare)
-        .verify(NOW)
-        .unwrap_err();
-    assert!(
-        matches!(error, AnnouncementError::WrongSignature { .. }),
-        "{error}"
-    );
+    let error = SignedAnnouncement::new(signed.bytes().clone(), bare).verify(NOW).unwrap_err();
+    assert!(matches!(error, AnnouncementError::WrongSignature { .. }), "{error}");
 }
 
 #[test]
@@ -91,10 +80,7 @@ fn a_key_that_is_no_point_signs_nothing() {
     let mut announcement = announcement();
     announcement.peer = PeerId::from_public_key([0xff; 32]);
     let error = announcement.sign(&key()).verify(NOW).unwrap_err();
-    assert!(
-        matches!(error, AnnouncementError::WrongSignature { .. }),
-        "{error}"
-    );
+    assert!(matches!(error, AnnouncementError::WrongSignature { .. }), "{error}");
 }
 
 #[test]
@@ -124,42 +110,25 @@ fn claims_that_cannot_be_are_refused() {
     let span = Span::new(10, 20).unwrap();
     assert_eq!(
         refused(|a| a.block_count = 19),
-        AnnouncementError::WrongBlocks {
-            peer,
-            span,
-            block_count: 19
-        }
+        AnnouncementError::WrongBlocks { peer, span, block_count: 19 }
     );
     assert_eq!(
         refused(|a| a.block_count = BLOCK_COUNT_MAX + 1),
-        AnnouncementError::WrongBlocks {
-            peer,
-            span,
-            block_count: BLOCK_COUNT_MAX + 1
-        }
+        AnnouncementError::WrongBlocks { peer, span, block_count: BLOCK_COUNT_MAX + 1 }
     );
     // One that does not cut what it signs to the limits.
-    for (decode, name) in [
-        (f32::NAN, "a"),
-        (f32::INFINITY, "a"),
-        (-1.0, "a"),
-        (1.0, "a\u{1b}[2J"),
-    ] {
+    for (decode, name) in [(f32::NAN, "a"), (f32::INFINITY, "a"), (-1.0, "a"), (1.0, "a\u{1b}[2J")]
+    {
         let mut wire =
             v1::Announcement::decode(announcement().sign(&key()).bytes().clone()).unwrap();
         wire.decode_tokens_per_second = decode;
         name.clone_into(&mut wire.model_name);
         let bytes = Bytes::from(wire.encode_to_vec());
         let signature = key().sign(&signed::signed_message(&bytes)).to_bytes();
-        let error = SignedAnnouncement::new(bytes, signature)
-            .verify(NOW)
-            .unwrap_err();
+        let error = SignedAnnouncement::new(bytes, signature).verify(NOW).unwrap_err();
         let expected = match name {
             "a" => AnnouncementError::WrongThroughput { peer },
-            _ => AnnouncementError::ControlCharacters {
-                peer,
-                field: "its model's name",
-            },
+            _ => AnnouncementError::ControlCharacters { peer, field: "its model's name" },
         };
         assert_eq!(error, expected);
     }
@@ -170,9 +139,7 @@ fn what_is_too_long_is_cut_when_it_is_signed() {
     let mut long = announcement();
     long.model_name = "é".repeat(100) + "\n";
     long.version = "1".repeat(100);
-    long.addresses = (0..40)
-        .map(|port| format!("/ip4/10.0.0.7/tcp/{port}"))
-        .collect();
+    long.addresses = (0..40).map(|port| format!("/ip4/10.0.0.7/tcp/{port}")).collect();
     long.throughput.decode_tokens_per_second = f32::NAN;
     let read = long.sign(&key()).verify(NOW).unwrap();
     assert_eq!(read.model_name, "é".repeat(48));
@@ -185,12 +152,7 @@ fn what_is_too_long_is_cut_when_it_is_signed() {
 fn the_largest_announcement_is_refused_by_its_size() {
     let bytes = Bytes::from(vec![0; ANNOUNCEMENT_BYTES_MAX + 1]);
     let error = SignedAnnouncement::new(bytes, [0; 64]).verify(NOW);
-    assert_eq!(
-        error,
-        Err(AnnouncementError::TooLarge {
-            bytes: ANNOUNCEMENT_BYTES_MAX + 1
-        })
-    );
+    assert_eq!(error, Err(AnnouncementError::TooLarge { bytes: ANNOUNCEMENT_BYTES_MAX + 1 }));
 }
 
 #[test]
@@ -199,8 +161,5 @@ fn a_field_of_a_newer_version_keeps_the_signature() {
     let newer = [0xa0, 0x38, 0x01];
     let bytes = Bytes::from([announcement().sign(&key()).bytes().as_ref(), &newer].concat());
     let signature = key().sign(&signed::signed_message(&bytes)).to_bytes();
-    assert_eq!(
-        SignedAnnouncement::new(bytes, signature).verify(NOW),
-        Ok(announcement())
-    );
+    assert_eq!(SignedAnnouncement::new(bytes, signature).verify(NOW), Ok(announcement()));
 }

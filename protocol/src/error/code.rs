@@ -169,11 +169,7 @@ mod tests {
         for code in (-3..40).chain([i32::MIN, i32::MAX]) {
             assert_eq!(ErrorCode::from_wire(code).to_wire(), code);
         }
-        assert_eq!(
-            ErrorCode::from_wire(0),
-            ErrorCode::Unknown(0),
-            "unspecified means nothing"
-        );
+        assert_eq!(ErrorCode::from_wire(0), ErrorCode::Unknown(0), "unspecified means nothing");
         assert_eq!(ErrorCode::Unknown(99).retry(), Retry::Elsewhere);
     }
 }

@@ -41,10 +41,7 @@ impl FrameDecoder {
     /// A decoder at the beginning of a frame.
     #[must_use]
     pub const fn new(limits: Limits) -> Self {
-        Self {
-            limits,
-            part: Part::BEGINNING,
-        }
+        Self { limits, part: Part::BEGINNING }
     }
 
     /// Where the next bytes go; empty only after an error.
@@ -68,10 +65,7 @@ impl FrameDecoder {
         match &mut self.part {
             Part::Prefix { bytes, filled } => {
                 *filled += count;
-                assert!(
-                    *filled <= PREFIX_BYTES,
-                    "no more bytes come than there is space"
-                );
+                assert!(*filled <= PREFIX_BYTES, "no more bytes come than there is space");
                 if *filled < PREFIX_BYTES {
                     return Ok(None);
                 }
@@ -79,10 +73,7 @@ impl FrameDecoder {
                     Ok(lengths) => {
                         let buffer = Buffer::new(lengths.header as usize);
                         let payload_bytes = lengths.payload as usize;
-                        self.part = Part::Header {
-                            buffer,
-                            payload_bytes,
-                        };
+                        self.part = Part::Header { buffer, payload_bytes };
                     }
                     Err(error) => self.part = Part::Refused(error),
                 }
@@ -118,24 +109,15 @@ impl FrameDecoder {
 
     /// Goes on to the next part that is not complete.
     fn advance(&mut self) -> Result<Option<Frame>, FrameError> {
-        if let Part::Header {
-            buffer,
-            payload_bytes,
-        } = &mut self.part
+        if let Part::Header { buffer, payload_bytes } = &mut self.part
             && buffer.is_full()
         {
             let (header, payload_bytes) = (buffer.take(), *payload_bytes);
-            self.part = Part::Payload {
-                header,
-                buffer: Buffer::new(payload_bytes),
-            };
+            self.part = Part::Payload { header, buffer: Buffer::new(payload_bytes) };
         }
         match &mut self.part {
             Part::Payload { header, buffer } if buffer.is_full() => {
-                let frame = Frame {
-                    header: std::mem::take(header),
-                    payload: buffer.take(),
-                };
+                let frame = Frame { header: std::mem::take(header), payload: buffer.take() };
                 self.part = Part::BEGINNING;
                 Ok(Some(frame))
             }
@@ -146,10 +128,7 @@ impl FrameDecoder {
 }
 
 impl Part {
-    const BEGINNING: Self = Self::Prefix {
-        bytes: [0; PREFIX_BYTES],
-        filled: 0,
-    };
+    const BEGINNING: Self = Self::Prefix { bytes: [0; PREFIX_BYTES], filled: 0 };
 }
 
 /// A buffer of known size that grows towards it.
@@ -162,11 +141,7 @@ struct Buffer {
 
 impl Buffer {
     fn new(size: usize) -> Self {
-        Self {
-            bytes: BytesMut::zeroed(size.min(FIRST_BYTES_MAX)),
-            filled: 0,
-            size,
-        }
+        Self { bytes: BytesMut::zeroed(size.min(FIRST_BYTES_MAX)), filled: 0, size }
     }
 
     fn space(&mut self) -> &mut [u8] {
@@ -179,10 +154,7 @@ impl Buffer {
 
     fn fill(&mut self, count: usize) {
         self.filled += count;
-        assert!(
-            self.filled <= self.bytes.len(),
-            "no more bytes come than there is space"
-        );
+        assert!(self.filled <= self.bytes.len(), "no more bytes come than there is space");
     }
 
     const fn is_full(&self) -> bool {

@@ -28,11 +28,7 @@ impl ClientMessage {
                 client_message::Message::Close(v1::CloseSession { session })
             }
         };
-        let header = v1::ClientMessage {
-            message: Some(message),
-        }
-        .encode_to_vec()
-        .into();
+        let header = v1::ClientMessage { message: Some(message) }.encode_to_vec().into();
         Frame { header, payload }
     }
 
@@ -53,13 +49,9 @@ impl ClientMessage {
             }
             Some(client_message::Message::Close(v1::CloseSession { session })) => {
                 wire::no_payload(&payload, "Close")?;
-                Ok(Self::Close {
-                    session: wire::session_id(&session)?,
-                })
+                Ok(Self::Close { session: wire::session_id(&session)? })
             }
-            None => Err(ProtocolViolation::UnknownKind {
-                message: "client's message",
-            }),
+            None => Err(ProtocolViolation::UnknownKind { message: "client's message" }),
         }
     }
 }
@@ -70,15 +62,9 @@ impl ServerMessage {
     pub fn encode(self) -> Frame {
         let mut payload = Bytes::new();
         let message = match self {
-            Self::Opened {
-                session,
-                tokens_max,
-            } => {
+            Self::Opened { session, tokens_max } => {
                 let session = wire::session_bytes(session);
-                server_message::Message::Opened(v1::SessionOpened {
-                    session,
-                    tokens_max,
-                })
+                server_message::Message::Opened(v1::SessionOpened { session, tokens_max })
             }
             Self::Output(step) => server_message::Message::Output(step_to_wire(step, &mut payload)),
             Self::Error(error) => server_message::Message::Error(error.into()),
@@ -87,11 +73,7 @@ impl ServerMessage {
                 server_message::Message::Closed(v1::SessionClosed { session })
             }
         };
-        let header = v1::ServerMessage {
-            message: Some(message),
-        }
-        .encode_to_vec()
-        .into();
+        let header = v1::ServerMessage { message: Some(message) }.encode_to_vec().into();
         Frame { header, payload }
     }
 
@@ -103,15 +85,9 @@ impl ServerMessage {
         let Frame { header, payload } = frame;
         let message = wire::decode_header::<v1::ServerMessage>(header, "server's message")?.message;
         match message {
-            Some(server_message::Message::Opened(v1::SessionOpened {
-                session,
-                tokens_max,
-            })) => {
+            Some(server_message::Message::Opened(v1::SessionOpened { session, tokens_max })) => {
                 wire::no_payload(&payload, "Opened")?;
-                Ok(Self::Opened {
-                    session: wire::session_id(&session)?,
-                    tokens_max,
-                })
+                Ok(Self::Opened { session: wire::session_id(&session)?, tokens_max })
             }
             Some(server_message::Message::Output(step)) => {
                 Ok(Self::Output(step_from_wire(step, payload)?))
@@ -122,13 +98,9 @@ impl ServerMessage {
             }
             Some(server_message::Message::Closed(v1::SessionClosed { session })) => {
                 wire::no_payload(&payload, "Closed")?;
-                Ok(Self::Closed {
-                    session: wire::session_id(&session)?,
-                })
+                Ok(Self::Closed { session: wire::session_id(&session)? })
             }
-            None => Err(ProtocolViolation::UnknownKind {
-                message: "server's message",
-            }),
+            None => Err(ProtocolViolation::UnknownKind { message: "server's message" }),
         }
     }
 }
@@ -141,11 +113,7 @@ impl PushMessage {
         let message = match self {
             Self::Step(step) => push_message::Message::Step(step_to_wire(step, &mut payload)),
         };
-        let header = v1::PushMessage {
-            message: Some(message),
-        }
-        .encode_to_vec()
-        .into();
+        let header = v1::PushMessage { message: Some(message) }.encode_to_vec().into();
         Frame { header, payload }
     }
 
@@ -263,11 +231,7 @@ fn step_from_wire(step: v1::Step, payload: Bytes) -> Result<Step, ProtocolViolat
     if hidden.payload().is_empty() {
         return Err(ProtocolViolation::NoTokens);
     }
-    let trace = step
-        .trace
-        .into_iter()
-        .map(timing)
-        .collect::<Result<_, _>>()?;
+    let trace = step.trace.into_iter().map(timing).collect::<Result<_, _>>()?;
     let step = Step {
         session: wire::session_id(&step.session)?,
         step: StepId(step.step),

@@ -10,10 +10,7 @@ use std::path::Path;
 use samples::{Sample, samples};
 use umbel_protocol::frame::{Frame, FrameDecoder, Limits};
 
-const ANY: Limits = Limits {
-    header_bytes_max: u32::MAX,
-    payload_bytes_max: u32::MAX,
-};
+const ANY: Limits = Limits { header_bytes_max: u32::MAX, payload_bytes_max: u32::MAX };
 
 #[test]
 fn todays_code_reads_and_writes_the_frames_of_each_release() {
@@ -29,15 +26,8 @@ fn todays_code_reads_and_writes_the_frames_of_each_release() {
         });
         let frames = FrameDecoder::new(ANY).push(&golden).unwrap();
         let [frame]: [Frame; 1] = frames.try_into().unwrap();
-        assert_eq!(
-            message.decode_like(frame),
-            Ok(message.clone()),
-            "{name} is read otherwise"
-        );
-        assert!(
-            message.on_the_link() == golden,
-            "{name} is written otherwise"
-        );
+        assert_eq!(message.decode_like(frame), Ok(message.clone()), "{name} is read otherwise");
+        assert!(message.on_the_link() == golden, "{name} is written otherwise");
         names.retain(|of| *of != file);
     }
     assert!(names.is_empty(), "frames without a message: {names:?}");

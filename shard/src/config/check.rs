@@ -23,38 +23,22 @@ impl ModelConfig {
     /// The configuration, where no number in it is absurd: no later arithmetic on sizes overflows.
     pub(super) fn checked(self) -> Result<Self, ConfigError> {
         size("hidden_size", self.hidden_size, HIDDEN_SIZE_MAX)?;
-        size(
-            "intermediate_size",
-            self.intermediate_size,
-            INTERMEDIATE_SIZE_MAX,
-        )?;
+        size("intermediate_size", self.intermediate_size, INTERMEDIATE_SIZE_MAX)?;
         size("num_attention_heads", self.head_count, HEAD_COUNT_MAX)?;
         size("num_key_value_heads", self.kv_head_count, HEAD_COUNT_MAX)?;
         size("head_dim", self.head_size, HEAD_SIZE_MAX)?;
         size("vocab_size", self.vocabulary_size, VOCABULARY_SIZE_MAX)?;
-        size(
-            "max_position_embeddings",
-            self.context_tokens,
-            CONTEXT_TOKENS_MAX,
-        )?;
+        size("max_position_embeddings", self.context_tokens, CONTEXT_TOKENS_MAX)?;
         check_block_count(self.block_count)?;
         if !self.head_count.is_multiple_of(self.kv_head_count) {
             let expected = format!("a divisor of the number of heads, {}", self.head_count);
-            return Err(ConfigError::invalid(
-                "num_key_value_heads",
-                self.kv_head_count,
-                expected,
-            ));
+            return Err(ConfigError::invalid("num_key_value_heads", self.kv_head_count, expected));
         }
         if !self.head_size.is_multiple_of(2) {
             return Err(ConfigError::invalid("head_dim", self.head_size, "even"));
         }
         if !(self.rms_norm_eps > 0.0 && self.rms_norm_eps < 1.0) {
-            return Err(ConfigError::invalid(
-                "rms_norm_eps",
-                self.rms_norm_eps,
-                "between 0 and 1",
-            ));
+            return Err(ConfigError::invalid("rms_norm_eps", self.rms_norm_eps, "between 0 and 1"));
         }
         if self.attention_windows.len() != self.block_count as usize {
             let expected = format!("one entry for each of the {} blocks", self.block_count);
@@ -69,11 +53,7 @@ impl ModelConfig {
         }
         if self.eos_token_ids.len() > EOS_TOKENS_MAX {
             let expected = format!("at most {EOS_TOKENS_MAX} tokens");
-            return Err(ConfigError::invalid(
-                "eos_token_id",
-                self.eos_token_ids.len(),
-                expected,
-            ));
+            return Err(ConfigError::invalid("eos_token_id", self.eos_token_ids.len(), expected));
         }
         check_rope(&self.rope, self.head_size)?;
         Ok(self)
@@ -85,11 +65,7 @@ pub(super) fn check_block_count(found: u32) -> Result<(), ConfigError> {
     if (1..=BLOCK_COUNT_MAX).contains(&found) {
         return Ok(());
     }
-    Err(ConfigError::invalid(
-        "num_hidden_layers",
-        found,
-        format!("1 to {BLOCK_COUNT_MAX}"),
-    ))
+    Err(ConfigError::invalid("num_hidden_layers", found, format!("1 to {BLOCK_COUNT_MAX}")))
 }
 
 fn size(field: &str, found: usize, max: usize) -> Result<(), ConfigError> {
@@ -133,9 +109,7 @@ fn check_rope(rope: &Rope, head_size: usize) -> Result<(), ConfigError> {
                     format!("{}", head_size / 2),
                 ));
             }
-            factors
-                .iter()
-                .try_for_each(|factor| positive("rope_freqs", *factor))
+            factors.iter().try_for_each(|factor| positive("rope_freqs", *factor))
         }
         RopeScaling::Yarn {
             factor,
@@ -155,11 +129,7 @@ fn check_rope(rope: &Rope, head_size: usize) -> Result<(), ConfigError> {
 }
 
 fn original(tokens: usize) -> Result<(), ConfigError> {
-    size(
-        "original_max_position_embeddings",
-        tokens,
-        CONTEXT_TOKENS_MAX,
-    )
+    size("original_max_position_embeddings", tokens, CONTEXT_TOKENS_MAX)
 }
 
 fn positive(field: &str, found: f32) -> Result<(), ConfigError> {

@@ -39,12 +39,7 @@ impl ModelConfig {
         for window in &self.attention_windows {
             number(&mut out, window.unwrap_or(0));
         }
-        for value in [
-            self.attention_bias,
-            self.output_bias,
-            self.mlp_bias,
-            self.tied_embeddings,
-        ] {
+        for value in [self.attention_bias, self.output_bias, self.mlp_bias, self.tied_embeddings] {
             number(&mut out, usize::from(value));
         }
         out

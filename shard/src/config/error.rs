@@ -27,10 +27,7 @@ pub enum ConfigError {
         expected: String,
     },
     /// A model whose blocks are computed in another way.
-    #[error(
-        "the architecture {found} is not supported; supported are {}",
-        Families
-    )]
+    #[error("the architecture {found} is not supported; supported are {}", Families)]
     UnknownArchitecture {
         /// The name as the file has it.
         found: String,
@@ -80,9 +77,7 @@ pub enum ConfigError {
 
 impl ConfigError {
     pub(super) fn missing(field: impl Into<String>) -> Self {
-        Self::Missing {
-            field: field.into(),
-        }
+        Self::Missing { field: field.into() }
     }
 
     pub(super) fn invalid(
@@ -90,18 +85,11 @@ impl ConfigError {
         found: impl Display,
         expected: impl Into<String>,
     ) -> Self {
-        Self::Invalid {
-            field: field.into(),
-            found: found.to_string(),
-            expected: expected.into(),
-        }
+        Self::Invalid { field: field.into(), found: found.to_string(), expected: expected.into() }
     }
 
     pub(super) fn unsupported(field: impl Into<String>, found: impl Display) -> Self {
-        Self::Unsupported {
-            field: field.into(),
-            found: found.to_string(),
-        }
+        Self::Unsupported { field: field.into(), found: found.to_string() }
     }
 }
 

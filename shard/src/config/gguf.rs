@@ -22,19 +22,14 @@ impl ModelConfig {
             .get("general.architecture")
             .and_then(Value::as_text)
             .ok_or_else(|| ConfigError::missing("general.architecture"))?;
-        let keys = Keys {
-            header,
-            architecture,
-        };
+        let keys = Keys { header, architecture };
         let family = keys.family()?;
         let blocks = keys.needed("block_count")?;
         let block_count = u32::try_from(blocks)
             .map_err(|_| ConfigError::invalid("block_count", blocks, "a smaller number"))?;
         check_block_count(block_count)?;
-        let (hidden_size, head_count) = (
-            keys.needed("embedding_length")?,
-            keys.per_block("attention.head_count")?,
-        );
+        let (hidden_size, head_count) =
+            (keys.needed("embedding_length")?, keys.per_block("attention.head_count")?);
         let head_count = head_count.ok_or_else(|| keys.missing("attention.head_count"))?;
         let head_size = keys.head_size(hidden_size, head_count)?;
         let window = match family {
@@ -51,9 +46,7 @@ impl ModelConfig {
                 .ok_or_else(|| keys.missing("feed_forward_length"))?,
             block_count,
             head_count,
-            kv_head_count: keys
-                .per_block("attention.head_count_kv")?
-                .unwrap_or(head_count),
+            kv_head_count: keys.per_block("attention.head_count_kv")?.unwrap_or(head_count),
             head_size,
             vocabulary_size: keys.vocabulary_size()?,
             context_tokens: keys.needed("context_length")?,
@@ -88,57 +81,35 @@ impl Keys<'_> {
                 if let Some(experts) = self.unsigned("expert_count")?.filter(|&count| count > 0) {
                     return Err(ConfigError::unsupported("llama.expert_count", experts));
                 }
-                Ok(if self.window()?.is_some() {
-                    Family::Mistral
-                } else {
-                    Family::Llama
-                })
+                Ok(if self.window()?.is_some() { Family::Mistral } else { Family::Llama })
             }
             "qwen2" => Ok(Family::Qwen2),
             "qwen3" => Ok(Family::Qwen3),
-            other => Err(ConfigError::UnknownArchitecture {
-                found: other.to_owned(),
-            }),
+            other => Err(ConfigError::UnknownArchitecture { found: other.to_owned() }),
         }
     }
 
     fn window(&self) -> Result<Option<usize>, ConfigError> {
-        Ok(self
-            .unsigned("attention.sliding_window")?
-            .filter(|&tokens| tokens > 0))
+        Ok(self.unsigned("attention.sliding_window")?.filter(|&tokens| tokens > 0))
     }
 
     fn head_size(&self, hidden: usize, heads: usize) -> Result<usize, ConfigError> {
         if heads == 0 {
-            return Err(ConfigError::invalid(
-                self.key("attention.head_count"),
-                0,
-                "positive",
-            ));
+            return Err(ConfigError::invalid(self.key("attention.head_count"), 0, "positive"));
         }
         let key = self.unsigned("attention.key_length")?;
         let value = self.unsigned("attention.value_length")?;
         if key.is_none() && !hidden.is_multiple_of(heads) {
             let expected = format!("a divisor of the embedding's length, {hidden}");
-            return Err(ConfigError::invalid(
-                self.key("attention.head_count"),
-                heads,
-                expected,
-            ));
+            return Err(ConfigError::invalid(self.key("attention.head_count"), heads, expected));
         }
         let head_size = key.unwrap_or(hidden / heads);
         if let Some(other) = value.filter(|&value| value != head_size) {
-            return Err(ConfigError::unsupported(
-                self.key("attention.value_length"),
-                other,
-            ));
+            return Err(ConfigError::unsupported(self.key("attention.value_length"), other));
         }
         let rotated = self.unsigned("rope.dimension_count")?;
         if let Some(other) = rotated.filter(|&rotated| rotated != head_size) {
-            return Err(ConfigError::unsupported(
-                self.key("rope.dimension_count"),
-                other,
-            ));
+            return Err(ConfigError::unsupported(self.key("rope.dimension_count"), other));
         }
         Ok(head_size)
     }
@@ -153,8 +124,7 @@ impl Keys<'_> {
         }
         let embedding = self.header.tensors().get("token_embd.weight");
         let rows = embedding.and_then(|tensor| tensor.shape.first());
-        rows.copied()
-            .ok_or_else(|| ConfigError::missing("tokenizer.ggml.tokens"))
+        rows.copied().ok_or_else(|| ConfigError::missing("tokenizer.ggml.tokens"))
     }
 
     fn rope(&self, factors: Option<Vec<f32>>) -> Result<Rope, ConfigError> {
@@ -162,11 +132,9 @@ impl Keys<'_> {
         let name_key = self.key("rope.scaling.type");
         let name = match self.header.metadata().get(&name_key) {
             None => None,
-            Some(value) => Some(
-                value
-                    .as_text()
-                    .ok_or_else(|| wrong_type(&name_key, value, "a text"))?,
-            ),
+            Some(value) => {
+                Some(value.as_text().ok_or_else(|| wrong_type(&name_key, value, "a text"))?)
+            }
         };
         let factor = match self.float("rope.scaling.factor")? {
             Some(factor) => Some(factor),
@@ -177,15 +145,11 @@ impl Keys<'_> {
             (Some("linear") | None, Some(factor)) if factor == 1.0 || factor == 0.0 => {
                 RopeScaling::None
             }
-            (Some("linear") | None, Some(factor)) => RopeScaling::Linear {
-                factor: narrow(factor),
-            },
+            (Some("linear") | None, Some(factor)) => RopeScaling::Linear { factor: narrow(factor) },
             (Some("yarn"), Some(factor)) => self.yarn(factor)?,
             (Some("linear" | "yarn"), None) => return Err(self.missing("rope.scaling.factor")),
             (Some(other), _) => {
-                return Err(ConfigError::UnknownRopeType {
-                    found: other.to_owned(),
-                });
+                return Err(ConfigError::UnknownRopeType { found: other.to_owned() });
             }
         };
         let scaling = match (scaling, factors) {
@@ -198,16 +162,10 @@ impl Keys<'_> {
                 | RopeScaling::Yarn { .. },
                 Some(_),
             ) => {
-                return Err(ConfigError::unsupported(
-                    name_key,
-                    "given beside rope_freqs.weight",
-                ));
+                return Err(ConfigError::unsupported(name_key, "given beside rope_freqs.weight"));
             }
         };
-        Ok(Rope {
-            theta: narrow(theta),
-            scaling,
-        })
+        Ok(Rope { theta: narrow(theta), scaling })
     }
 
     fn yarn(&self, factor: f64) -> Result<RopeScaling, ConfigError> {
@@ -243,9 +201,7 @@ impl Keys<'_> {
             return Ok(None);
         };
         let id = value.as_unsigned().and_then(|id| u32::try_from(id).ok());
-        Ok(Some(id.ok_or_else(|| {
-            wrong_type(key, value, "the id of a token")
-        })?))
+        Ok(Some(id.ok_or_else(|| wrong_type(key, value, "the id of a token"))?))
     }
 
     /// A number that a file may also give for each block; only one for all is supported.
@@ -260,9 +216,7 @@ impl Keys<'_> {
         if numbers.iter().any(|&number| number != first) {
             return Err(ConfigError::unsupported(key, "different for each block"));
         }
-        usize::try_from(first)
-            .map(Some)
-            .map_err(|_| ConfigError::invalid(key, first, "positive"))
+        usize::try_from(first).map(Some).map_err(|_| ConfigError::invalid(key, first, "positive"))
     }
 
     fn needed(&self, name: &str) -> Result<usize, ConfigError> {
@@ -274,12 +228,8 @@ impl Keys<'_> {
         let Some(value) = self.header.metadata().get(&key) else {
             return Ok(None);
         };
-        let number = value
-            .as_unsigned()
-            .and_then(|number| usize::try_from(number).ok());
-        Ok(Some(number.ok_or_else(|| {
-            wrong_type(&key, value, "a number that is not negative")
-        })?))
+        let number = value.as_unsigned().and_then(|number| usize::try_from(number).ok());
+        Ok(Some(number.ok_or_else(|| wrong_type(&key, value, "a number that is not negative"))?))
     }
 
     fn float(&self, name: &str) -> Result<Option<f64>, ConfigError> {
@@ -287,11 +237,7 @@ impl Keys<'_> {
         let Some(value) = self.header.metadata().get(&key) else {
             return Ok(None);
         };
-        Ok(Some(
-            value
-                .as_float()
-                .ok_or_else(|| wrong_type(&key, value, "a number"))?,
-        ))
+        Ok(Some(value.as_float().ok_or_else(|| wrong_type(&key, value, "a number"))?))
     }
 
     fn missing(&self, name: &str) -> ConfigError {

@@ -35,26 +35,16 @@ struct WireNames {
 
 impl WireNames {
     fn family(self) -> Result<Family, ConfigError> {
-        let architecture = self
-            .architectures
-            .and_then(|names| names.into_iter().next());
+        let architecture = self.architectures.and_then(|names| names.into_iter().next());
         let named = |name: &String, of: fn(Family) -> &'static str| {
             Family::ALL
                 .into_iter()
                 .find(|&family| of(family) == name)
-                .ok_or_else(|| ConfigError::UnknownArchitecture {
-                    found: name.clone(),
-                })
+                .ok_or_else(|| ConfigError::UnknownArchitecture { found: name.clone() })
         };
-        let by_type = self
-            .model_type
-            .as_ref()
-            .map(|name| named(name, Family::name))
-            .transpose();
-        let by_architecture = architecture
-            .as_ref()
-            .map(|name| named(name, Family::architecture))
-            .transpose();
+        let by_type = self.model_type.as_ref().map(|name| named(name, Family::name)).transpose();
+        let by_architecture =
+            architecture.as_ref().map(|name| named(name, Family::architecture)).transpose();
         // Where both are unknown the architecture is the name that people search for.
         match (by_architecture?, by_type?) {
             (Some(architecture_of), Some(type_of)) if architecture_of != type_of => {
@@ -176,20 +166,13 @@ impl Wire {
 
     fn check_supported(&self) -> Result<(), ConfigError> {
         if let Some(quantization) = &self.quantization_config {
-            let method = quantization
-                .quant_method
-                .as_deref()
-                .unwrap_or("an unnamed method");
-            return Err(ConfigError::Quantized {
-                method: method.to_owned(),
-            });
+            let method = quantization.quant_method.as_deref().unwrap_or("an unnamed method");
+            return Err(ConfigError::Quantized { method: method.to_owned() });
         }
         // transformers knows one function by two names.
         match self.hidden_act.as_deref() {
             None | Some("silu" | "swish") => Ok(()),
-            Some(other) => Err(ConfigError::UnknownActivation {
-                found: other.to_owned(),
-            }),
+            Some(other) => Err(ConfigError::UnknownActivation { found: other.to_owned() }),
         }
     }
 
@@ -214,11 +197,7 @@ impl Wire {
             (Field::Null, _) | (Field::Absent, Family::Llama | Family::Mistral | Family::Qwen2) => {
                 if head_count == 0 || !hidden_size.is_multiple_of(head_count) {
                     let expected = format!("a divisor of hidden_size, {hidden_size}");
-                    return Err(ConfigError::invalid(
-                        "num_attention_heads",
-                        head_count,
-                        expected,
-                    ));
+                    return Err(ConfigError::invalid("num_attention_heads", head_count, expected));
                 }
                 Ok(hidden_size / head_count)
             }
@@ -228,11 +207,7 @@ impl Wire {
     fn rope(&self, context_tokens: usize) -> Result<Rope, ConfigError> {
         let nothing = WireRope::default();
         // The order in which transformers 5 looks: an old file's field first.
-        let wire = self
-            .rope_scaling
-            .as_ref()
-            .or(self.rope_parameters.as_ref())
-            .unwrap_or(&nothing);
+        let wire = self.rope_scaling.as_ref().or(self.rope_parameters.as_ref()).unwrap_or(&nothing);
         if let Some(factor) = self.partial_rotary_factor.filter(|&factor| factor != 1.0) {
             return Err(ConfigError::unsupported("partial_rotary_factor", factor));
         }
@@ -242,10 +217,7 @@ impl Wire {
             None => None,
         };
         let scaling = wire.scaling(original_context, context_tokens)?;
-        Ok(Rope {
-            theta: narrow(theta.unwrap_or(10_000.0)),
-            scaling,
-        })
+        Ok(Rope { theta: narrow(theta.unwrap_or(10_000.0)), scaling })
     }
 
     fn attention_windows(
@@ -270,10 +242,7 @@ impl Wire {
                     let of = |block: u32| window.filter(|_| u64::from(block) >= full);
                     return Ok((0..block_count).map(of).collect());
                 };
-                types
-                    .iter()
-                    .map(|name| window_of_type(name, window))
-                    .collect()
+                types.iter().map(|name| window_of_type(name, window)).collect()
             }
         }
     }

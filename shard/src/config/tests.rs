@@ -45,10 +45,7 @@ fn a_grouped_query_llama_is_read() {
         vocabulary_size: 288,
         context_tokens: 256,
         rms_norm_eps: 1e-6,
-        rope: Rope {
-            theta: 10_000.0,
-            scaling: RopeScaling::None,
-        },
+        rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
         attention_windows: vec![None; 4],
         attention_bias: false,
         output_bias: false,
@@ -67,10 +64,7 @@ fn each_family_has_what_sets_it_apart() {
     assert_eq!(mistral.attention_windows, [Some(8); 4]);
     let qwen2 = changed("qwen2", json!({})).unwrap();
     assert!(qwen2.attention_bias && !qwen2.output_bias && qwen2.tied_embeddings);
-    assert_eq!(
-        (qwen2.head_size, qwen2.attention_windows),
-        (16, vec![None; 4])
-    );
+    assert_eq!((qwen2.head_size, qwen2.attention_windows), (16, vec![None; 4]));
     let qwen3 = changed("qwen3", json!({})).unwrap();
     assert!(qwen3.has_query_key_norms() && !qwen3.attention_bias);
     assert_eq!(qwen3.head_size, 24);
@@ -84,59 +78,27 @@ fn both_versions_of_transformers_write_the_same_configuration() {
     let old = ModelConfig::from_json(&fixture("llama3-rope/config.transformers4.json")).unwrap();
     assert_eq!(new, old);
     assert_eq!(new.canonical_bytes(), old.canonical_bytes());
-    let RopeScaling::Llama3 {
-        factor,
-        original_context_tokens,
-        ..
-    } = new.rope.scaling
-    else {
+    let RopeScaling::Llama3 { factor, original_context_tokens, .. } = new.rope.scaling else {
         panic!("{:?}", new.rope)
     };
-    assert_eq!(
-        (factor, original_context_tokens, new.rope.theta),
-        (8.0, 32, 500_000.0)
-    );
+    assert_eq!((factor, original_context_tokens, new.rope.theta), (8.0, 32, 500_000.0));
 }
 
 #[test]
 fn absent_and_null_fields_mean_what_transformers_takes_them_for() {
-    let plain = changed(
-        "llama",
-        json!({"head_dim": null, "num_key_value_heads": null}),
-    )
-    .unwrap();
+    let plain = changed("llama", json!({"head_dim": null, "num_key_value_heads": null})).unwrap();
     assert_eq!((plain.head_size, plain.kv_head_count), (16, 4));
     let absent = without("llama", &["head_dim", "num_key_value_heads"]).unwrap();
     assert_eq!((absent.head_size, absent.kv_head_count), (16, 4));
     assert_eq!(without("qwen3", &["head_dim"]).unwrap().head_size, 128);
-    assert_eq!(
-        without("mistral", &["sliding_window"])
-            .unwrap()
-            .attention_windows,
-        [Some(4096); 4]
-    );
+    assert_eq!(without("mistral", &["sliding_window"]).unwrap().attention_windows, [Some(4096); 4]);
     let none = changed("mistral", json!({"sliding_window": null})).unwrap();
     assert_eq!(none.attention_windows, [None; 4]);
-    let bare = without(
-        "llama",
-        &["rope_parameters", "tie_word_embeddings", "hidden_act"],
-    )
-    .unwrap();
-    assert_eq!(
-        bare.rope,
-        Rope {
-            theta: 10_000.0,
-            scaling: RopeScaling::None
-        }
-    );
+    let bare = without("llama", &["rope_parameters", "tie_word_embeddings", "hidden_act"]).unwrap();
+    assert_eq!(bare.rope, Rope { theta: 10_000.0, scaling: RopeScaling::None });
     let null = json!({"rope_parameters": null, "rope_scaling": null, "rope_theta": 25.0});
     assert_eq!(changed("llama", null).unwrap().rope.theta, 25.0);
-    assert_eq!(
-        changed("llama", json!({"eos_token_id": [7, 9]}))
-            .unwrap()
-            .eos_token_ids,
-        [7, 9]
-    );
+    assert_eq!(changed("llama", json!({"eos_token_id": [7, 9]})).unwrap().eos_token_ids, [7, 9]);
     let none = changed("llama", json!({"eos_token_id": null})).unwrap();
     assert!(none.eos_token_ids.is_empty());
 }
@@ -145,12 +107,8 @@ fn absent_and_null_fields_mean_what_transformers_takes_them_for() {
 fn the_windows_of_qwen_follow_its_layer_types() {
     let window = json!({"use_sliding_window": true, "sliding_window": 16, "max_window_layers": 3});
     let mut listed = window.clone();
-    listed["layer_types"] = json!([
-        "sliding_attention",
-        "full_attention",
-        "full_attention",
-        "sliding_attention"
-    ]);
+    listed["layer_types"] =
+        json!(["sliding_attention", "full_attention", "full_attention", "sliding_attention"]);
     let listed = changed("qwen2", listed).unwrap();
     assert_eq!(listed.attention_windows, [Some(16), None, None, Some(16)]);
     let mut counted = window;
@@ -158,10 +116,7 @@ fn the_windows_of_qwen_follow_its_layer_types() {
     let counted = changed("qwen2", counted).unwrap();
     assert_eq!(counted.attention_windows, [None, None, None, Some(16)]);
     let unused = json!({"sliding_window": 16, "layer_types": null, "max_window_layers": 0});
-    assert_eq!(
-        changed("qwen2", unused).unwrap().attention_windows,
-        [None; 4]
-    );
+    assert_eq!(changed("qwen2", unused).unwrap().attention_windows, [None; 4]);
     let few = changed("qwen2", json!({"layer_types": ["full_attention"]}));
     assert!(message(few).contains("layer_types"));
     let other = changed("qwen2", json!({"layer_types": vec!["linear_attention"; 4]}));
@@ -174,10 +129,7 @@ fn every_supported_rope_type_is_read() {
     let linear = changed("llama", linear).unwrap();
     assert_eq!(linear.rope.scaling, RopeScaling::Linear { factor: 2.0 });
     let old = json!({"rope_parameters": null, "rope_scaling": {"type": "linear", "factor": 2}});
-    assert_eq!(
-        changed("llama", old).unwrap().rope.scaling,
-        linear.rope.scaling
-    );
+    assert_eq!(changed("llama", old).unwrap().rope.scaling, linear.rope.scaling);
     // As Qwen2.5 writes it: 0.1 * ln(4) + 1.
     let yarn = json!({"rope_parameters": null, "rope_scaling":
         {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}});
@@ -201,10 +153,7 @@ fn what_is_not_supported_is_named() {
         ("falcon", "FalconForCausalLM"),
     ] {
         let text = message(changed(name, json!({})));
-        assert!(
-            text.contains(found) && text.contains("llama, mistral, qwen2, qwen3"),
-            "{text}"
-        );
+        assert!(text.contains(found) && text.contains("llama, mistral, qwen2, qwen3"), "{text}");
     }
     for rope_type in ["dynamic", "longrope", "mrope"] {
         let rope = json!({"rope_parameters": {"rope_type": rope_type, "factor": 2.0}});
@@ -216,10 +165,7 @@ fn what_is_not_supported_is_named() {
     let partial = json!({"partial_rotary_factor": 0.5});
     assert!(message(changed("llama", partial)).contains("partial_rotary_factor"));
     let mixed = message(changed("llama", json!({"model_type": "qwen2"})));
-    assert!(
-        mixed.contains("qwen2") && mixed.contains("LlamaForCausalLM"),
-        "{mixed}"
-    );
+    assert!(mixed.contains("qwen2") && mixed.contains("LlamaForCausalLM"), "{mixed}");
 }
 
 #[test]
@@ -241,19 +187,11 @@ fn absurd_numbers_are_refused_by_name() {
         ("rms_norm_eps", json!(-1.0)),
         ("rope_theta", json!(0.0)),
     ] {
-        let text = message(changed(
-            "llama",
-            json!({field: value, "rope_parameters": null}),
-        ));
+        let text = message(changed("llama", json!({field: value, "rope_parameters": null})));
         assert!(text.contains(field), "{field}: {text}");
     }
     assert!(message(changed("llama", json!({"hidden_size": -1}))).contains("config.json"));
-    for field in [
-        "hidden_size",
-        "num_hidden_layers",
-        "vocab_size",
-        "intermediate_size",
-    ] {
+    for field in ["hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size"] {
         assert!(message(without("llama", &[field])).contains(field));
     }
 }
@@ -272,11 +210,7 @@ fn ids_of_tokens_do_not_count_and_everything_else_does() {
         json!({"rope_parameters": {"rope_theta": 10_001.0, "rope_type": "default"}}),
         json!({"rope_parameters": {"factor": 2.0, "rope_type": "linear"}}),
     ] {
-        assert_ne!(
-            changed("llama", other.clone()).unwrap().canonical_bytes(),
-            plain,
-            "{other}"
-        );
+        assert_ne!(changed("llama", other.clone()).unwrap().canonical_bytes(), plain, "{other}");
     }
 }
 

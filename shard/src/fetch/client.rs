@@ -19,12 +19,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long to wait for the next bytes: the hub's storage sometimes takes some seconds to begin.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 /// The pauses before another attempt; the first comes at once, as most breaks are of one connection.
-const PAUSES: [Duration; 4] = [
-    Duration::ZERO,
-    Duration::from_secs(1),
-    Duration::from_secs(3),
-    Duration::from_secs(9),
-];
+const PAUSES: [Duration; 4] =
+    [Duration::ZERO, Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(9)];
 /// Most redirects within the hub; a renamed repository needs one.
 const REDIRECTS_MAX: usize = 5;
 
@@ -50,15 +46,11 @@ pub(super) struct Client {
 impl Client {
     pub(super) fn new(hub: &HubConfig) -> Result<Self, FetchError> {
         let endpoint = hub.endpoint.trim_end_matches('/').to_owned();
-        let usable = ["http://", "https://"].iter().any(|scheme| {
-            endpoint
-                .strip_prefix(scheme)
-                .is_some_and(|host| !host.is_empty())
-        });
+        let usable = ["http://", "https://"]
+            .iter()
+            .any(|scheme| endpoint.strip_prefix(scheme).is_some_and(|host| !host.is_empty()));
         if !usable || endpoint.contains(char::is_whitespace) {
-            return Err(FetchError::Endpoint {
-                endpoint: hub.endpoint.clone(),
-            });
+            return Err(FetchError::Endpoint { endpoint: hub.endpoint.clone() });
         }
         let config = || {
             Agent::config_builder()
@@ -73,12 +65,7 @@ impl Client {
         };
         let direct = config().max_redirects(0).build().new_agent();
         let following = config().build().new_agent();
-        Ok(Self {
-            direct,
-            following,
-            endpoint,
-            token: hub.token.clone(),
-        })
+        Ok(Self { direct, following, endpoint, token: hub.token.clone() })
     }
 
     /// The address of a file.
@@ -104,10 +91,7 @@ impl Client {
                 Some(_) | None => return self.read_answer(&response, repository, &url),
             }
         }
-        Err(FetchError::Status {
-            url,
-            status: StatusCode::LOOP_DETECTED.as_u16(),
-        })
+        Err(FetchError::Status { url, status: StatusCode::LOOP_DETECTED.as_u16() })
     }
 
     /// A file from byte `start` on; answers with any status that no other attempt would change.
@@ -158,30 +142,19 @@ impl Client {
         let status = response.status();
         let headers = response.headers();
         if !status.is_success() && !status.is_redirection() {
-            return self
-                .read_refusal(status, headers, repository, url)
-                .map(|()| None);
+            return self.read_refusal(status, headers, repository, url).map(|()| None);
         }
         let commit = text(headers, "x-repo-commit").filter(|commit| {
             (1..=64).contains(&commit.len()) && commit.bytes().all(|b| b.is_ascii_alphanumeric())
         });
-        let no_commit = || FetchError::Header {
-            url: url.to_owned(),
-            header: "X-Repo-Commit",
-        };
+        let no_commit = || FetchError::Header { url: url.to_owned(), header: "X-Repo-Commit" };
         let commit = commit.ok_or_else(no_commit)?.to_owned();
         let etag = text(headers, "x-linked-etag").or_else(|| text(headers, "etag"));
         let length = text(headers, "x-linked-size")
             .or_else(|| text(headers, "content-range").and_then(|range| range.rsplit('/').next()))
             .or_else(|| text(headers, "content-length").filter(|_| status == StatusCode::OK));
         let bytes = length.and_then(|length| length.parse().ok());
-        Ok(Some((
-            commit,
-            RemoteFile {
-                sha256: etag.and_then(parse_sha256),
-                bytes,
-            },
-        )))
+        Ok(Some((commit, RemoteFile { sha256: etag.and_then(parse_sha256), bytes })))
     }
 
     /// `Ok` where the refusal says no more than that there is no such file.
@@ -199,24 +172,18 @@ impl Client {
             (StatusCode::NOT_FOUND, Some("RepoNotFound")) => {
                 Err(FetchError::NoRepository { repository })
             }
-            (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _) => Err(FetchError::Refused {
-                repository,
-                with_token,
-            }),
+            (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _) => {
+                Err(FetchError::Refused { repository, with_token })
+            }
             (StatusCode::NOT_FOUND, _) => Ok(()),
-            (status, _) => Err(FetchError::Status {
-                url: url.to_owned(),
-                status: status.as_u16(),
-            }),
+            (status, _) => Err(FetchError::Status { url: url.to_owned(), status: status.as_u16() }),
         }
     }
 
     /// The endpoint without a path, to which absolute paths belong.
     fn origin(&self) -> &str {
         let host = self.endpoint.find("://").map_or(0, |scheme| scheme + 3);
-        let end = self.endpoint[host..]
-            .find('/')
-            .map_or(self.endpoint.len(), |path| host + path);
+        let end = self.endpoint[host..].find('/').map_or(self.endpoint.len(), |path| host + path);
         &self.endpoint[..end]
     }
 }

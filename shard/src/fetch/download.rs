@@ -38,15 +38,8 @@ pub(super) fn download(
     progress: &dyn Progress,
 ) -> Result<Option<Sha256Digest>, FetchError> {
     let target = wanted.target;
-    if wanted
-        .remote
-        .bytes
-        .is_some_and(|bytes| bytes > wanted.bytes_max)
-    {
-        return Err(FetchError::TooLarge {
-            url: wanted.url.clone(),
-            max: wanted.bytes_max,
-        });
+    if wanted.remote.bytes.is_some_and(|bytes| bytes > wanted.bytes_max) {
+        return Err(FetchError::TooLarge { url: wanted.url.clone(), max: wanted.bytes_max });
     }
     let _lock = FileLock::wait(&beside(target, "lock")).map_err(write_error(target))?;
     if target.is_file() {
@@ -57,10 +50,7 @@ pub(super) fn download(
     let digest = match fetch_and_verify(client, wanted, &part, progress) {
         // What was here before may be what is wrong.
         Err(FetchError::Digest { .. }) if resumed => {
-            debug!(
-                url = wanted.url,
-                "a resumed file had other bytes; fetching it whole"
-            );
+            debug!(url = wanted.url, "a resumed file had other bytes; fetching it whole");
             fetch_and_verify(client, wanted, &part, progress)?
         }
         digest => digest?,
@@ -83,11 +73,7 @@ fn fetch_and_verify(
         Some(expected) if expected != found => {
             fs::remove_file(part).map_err(write_error(part))?;
             let (expected, found) = (hex(&expected), hex(&found));
-            Err(FetchError::Digest {
-                url: wanted.url.clone(),
-                expected,
-                found,
-            })
+            Err(FetchError::Digest { url: wanted.url.clone(), expected, found })
         }
         Some(_) | None => Ok(found),
     }
@@ -102,11 +88,8 @@ fn fetch(
 ) -> Result<(), FetchError> {
     let mut failures = 0;
     loop {
-        let mut file = File::options()
-            .create(true)
-            .append(true)
-            .open(part)
-            .map_err(write_error(part))?;
+        let mut file =
+            File::options().create(true).append(true).open(part).map_err(write_error(part))?;
         let before = file.metadata().map_err(write_error(part))?.len();
         if wanted.remote.bytes.is_some_and(|bytes| before > bytes) {
             file.set_len(0).map_err(write_error(part))?;
@@ -129,11 +112,7 @@ fn fetch(
         // A connection that brought something was worth it, however often it breaks.
         failures = if received > before { 0 } else { failures + 1 };
         let Some(pause) = pause_before(failures) else {
-            return Err(FetchError::BrokeOff {
-                url: wanted.url.clone(),
-                received,
-                source: broken,
-            });
+            return Err(FetchError::BrokeOff { url: wanted.url.clone(), received, source: broken });
         };
         debug!(url = wanted.url, received, "a download broke off; going on");
         thread::sleep(pause);
@@ -170,18 +149,11 @@ fn fetch_once(
             return Ok(Attempt::StartOver);
         }
         status => {
-            return Err(FetchError::Status {
-                url: wanted.url.clone(),
-                status: status.as_u16(),
-            });
+            return Err(FetchError::Status { url: wanted.url.clone(), status: status.as_u16() });
         }
     }
     let total = wanted.remote.bytes;
-    let name = wanted
-        .target
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy();
+    let name = wanted.target.file_name().unwrap_or_default().to_string_lossy();
     let work = Work::start(progress, total, &format!("fetching {name}"));
     work.advance(have);
     let mut reader = response.into_body().into_reader();
@@ -196,13 +168,9 @@ fn fetch_once(
         };
         have += count as u64;
         if have > limit {
-            return Err(FetchError::TooLarge {
-                url: wanted.url.clone(),
-                max: limit,
-            });
+            return Err(FetchError::TooLarge { url: wanted.url.clone(), max: limit });
         }
-        file.write_all(&chunk[..count])
-            .map_err(write_error(wanted.target))?;
+        file.write_all(&chunk[..count]).map_err(write_error(wanted.target))?;
         work.advance(count as u64);
     }
 }
@@ -219,12 +187,7 @@ fn read(reader: &mut BodyReader<'static>, chunk: &mut [u8]) -> io::Result<usize>
 /// Where the bytes of a partial answer begin: `bytes 100-199/200`.
 fn range_start(response: &Response<Body>) -> Option<u64> {
     let range = response.headers().get("content-range")?.to_str().ok()?;
-    range
-        .strip_prefix("bytes ")?
-        .split_once('-')?
-        .0
-        .parse()
-        .ok()
+    range.strip_prefix("bytes ")?.split_once('-')?.0.parse().ok()
 }
 
 /// The digits of a digest, for a message.
@@ -233,8 +196,5 @@ pub(crate) fn hex(digest: &Sha256Digest) -> String {
 }
 
 fn write_error(path: &Path) -> impl Fn(io::Error) -> FetchError + use<'_> {
-    |source| FetchError::Write {
-        path: path.to_owned(),
-        source,
-    }
+    |source| FetchError::Write { path: path.to_owned(), source }
 }

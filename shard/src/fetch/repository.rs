@@ -37,11 +37,7 @@ impl HubRepository {
             return Err(InvalidRepository::Revision);
         }
         let (owner, name) = (owner.to_owned(), name.to_owned());
-        Ok(Self {
-            owner,
-            name,
-            revision: revision.map(str::to_owned),
-        })
+        Ok(Self { owner, name, revision: revision.map(str::to_owned) })
     }
 
     /// Who the repository belongs to.
@@ -73,18 +69,14 @@ impl HubRepository {
 impl fmt::Display for HubRepository {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.owner, self.name)?;
-        self.revision
-            .as_ref()
-            .map_or(Ok(()), |revision| write!(f, "@{revision}"))
+        self.revision.as_ref().map_or(Ok(()), |revision| write!(f, "@{revision}"))
     }
 }
 
 /// The hub's own rule: letters, digits, `-`, `_`, `.`; no `--` and no `..`; neither at an end.
 fn is_name(text: &str) -> bool {
     (1..=NAME_BYTES_MAX).contains(&text.len())
-        && text
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
         && !text.contains("--")
         && !text.contains("..")
         && !text.starts_with(['-', '.'])
@@ -94,13 +86,9 @@ fn is_name(text: &str) -> bool {
 /// Branches may have slashes; nothing may look like a path out of a folder.
 fn is_revision(text: &str) -> bool {
     (1..=REVISION_BYTES_MAX).contains(&text.len())
-        && text
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"-_./".contains(&byte))
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_./".contains(&byte))
         && !text.contains("..")
-        && text
-            .split('/')
-            .all(|part| !part.is_empty() && !part.starts_with(['-', '.']))
+        && text.split('/').all(|part| !part.is_empty() && !part.starts_with(['-', '.']))
 }
 
 /// A text that names no repository.
@@ -123,12 +111,7 @@ mod tests {
 
     #[test]
     fn a_repository_survives_its_text() {
-        for text in [
-            "a/b",
-            "HuggingFaceTB/SmolLM2-135M-Instruct",
-            "a/b@main",
-            "a/b@refs/pr/1",
-        ] {
+        for text in ["a/b", "HuggingFaceTB/SmolLM2-135M-Instruct", "a/b@main", "a/b@refs/pr/1"] {
             assert_eq!(HubRepository::parse(text).unwrap().to_string(), text);
         }
         assert_eq!(HubRepository::parse("a/b").unwrap().revision(), "main");

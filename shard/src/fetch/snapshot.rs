@@ -25,11 +25,8 @@ use crate::store::{Cache, FileLock, ReadFileError, beside};
 const SMALL_FILE_BYTES_MAX: u64 = 256 << 20;
 /// Largest file of weights; the hub allows 50 GB.
 const WEIGHT_FILE_BYTES_MAX: u64 = 1 << 40;
-const TOKENIZER_FILES: [&str; 3] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-];
+const TOKENIZER_FILES: [&str; 3] =
+    ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"];
 
 /// Fetches what `parts` need of a repository and is not here, and learns the digests of the rest.
 pub(crate) fn checkpoint(
@@ -42,18 +39,9 @@ pub(crate) fn checkpoint(
     let root = cache.hub_folder(repository.owner(), repository.name());
     let commit = resolve(&client, repository, &root)?;
     let folder = root.join(&commit);
-    let snapshot = Snapshot {
-        client,
-        repository,
-        commit,
-        folder,
-        cache,
-        progress,
-    };
+    let snapshot = Snapshot { client, repository, commit, folder, cache, progress };
     snapshot.small_files(&[CONFIG_FILE])?;
-    let config_path = snapshot
-        .here(CONFIG_FILE)
-        .ok_or_else(|| snapshot.no(CONFIG_FILE))?;
+    let config_path = snapshot.here(CONFIG_FILE).ok_or_else(|| snapshot.no(CONFIG_FILE))?;
     let config = read_config(&config_path)?;
     // Blocks that do not exist are refused before anything is fetched for them.
     plan::tensors(&config, parts)?;
@@ -66,12 +54,7 @@ pub(crate) fn checkpoint(
         None => None,
     };
     let shards = snapshot.shards(&config, index.as_ref(), parts)?;
-    Ok(Checkpoint {
-        folder: snapshot.folder,
-        config,
-        index,
-        shards,
-    })
+    Ok(Checkpoint { folder: snapshot.folder, config, index, shards })
 }
 
 /// The commit that the revision stands for; the last one seen, where the hub cannot be reached.
@@ -80,9 +63,7 @@ fn resolve(
     repository: &HubRepository,
     root: &Path,
 ) -> Result<String, OpenModelError> {
-    let seen_path = root
-        .join("refs")
-        .join(repository.revision().replace('/', "%2F"));
+    let seen_path = root.join("refs").join(repository.revision().replace('/', "%2F"));
     let seen = fs::read_to_string(&seen_path).ok();
     let seen = seen.filter(|commit| commit.bytes().all(|byte| byte.is_ascii_alphanumeric()));
     match client.describe(repository, repository.revision(), CONFIG_FILE) {
@@ -109,10 +90,7 @@ fn resolve(
 
 /// Writes a small file so that nobody reads half of it.
 fn write_whole(path: &Path, text: &str) -> Result<(), FetchError> {
-    let error = |source| FetchError::Write {
-        path: path.to_owned(),
-        source,
-    };
+    let error = |source| FetchError::Write { path: path.to_owned(), source };
     let _lock = FileLock::wait(&beside(path, "lock")).map_err(error)?;
     let part = beside(path, "part");
     fs::write(&part, text).map_err(error)?;
@@ -137,11 +115,8 @@ impl Snapshot<'_> {
 
     /// Fetches those files beside the weights that the repository has and that are not here.
     fn small_files(&self, files: &[&str]) -> Result<(), OpenModelError> {
-        let missing: Vec<&str> = files
-            .iter()
-            .copied()
-            .filter(|file| self.here(file).is_none())
-            .collect();
+        let missing: Vec<&str> =
+            files.iter().copied().filter(|file| self.here(file).is_none()).collect();
         for (file, remote) in missing.iter().zip(self.describe(&missing)?) {
             if let Some(remote) = remote {
                 self.fetch(file, &remote, SMALL_FILE_BYTES_MAX)?;
@@ -176,14 +151,9 @@ impl Snapshot<'_> {
         &self,
         names: &[&'n str],
     ) -> Result<BTreeMap<&'n str, Sha256Digest>, ReadFileError> {
-        let here = names
-            .iter()
-            .filter_map(|&name| Some((name, self.here(name)?)));
+        let here = names.iter().filter_map(|&name| Some((name, self.here(name)?)));
         let (names, paths): (Vec<&str>, Vec<PathBuf>) = here.unzip();
-        Ok(names
-            .into_iter()
-            .zip(self.cache.digests(&paths, self.progress)?)
-            .collect())
+        Ok(names.into_iter().zip(self.cache.digests(&paths, self.progress)?).collect())
     }
 
     /// One file of weights: `found` is its digest where it is here already.
@@ -197,20 +167,12 @@ impl Snapshot<'_> {
         let path = self.folder.join(name);
         let shard = |path, sha256| {
             let (name, bytes) = (name.to_owned(), remote.bytes);
-            Shard {
-                name,
-                path,
-                sha256,
-                bytes,
-            }
+            Shard { name, path, sha256, bytes }
         };
         match (found, remote.sha256) {
             (Some(found), Some(expected)) if found != expected => {
                 warn!(path = %path.display(), "a cached file has changed; fetching it again");
-                let error = |source| FetchError::Write {
-                    path: path.clone(),
-                    source,
-                };
+                let error = |source| FetchError::Write { path: path.clone(), source };
                 fs::remove_file(&path).map_err(error)?;
             }
             (Some(found), Some(_) | None) => return Ok(shard(Some(path), found)),
@@ -232,21 +194,13 @@ impl Snapshot<'_> {
     ) -> Result<Sha256Digest, OpenModelError> {
         let url = self.client.url(self.repository, &self.commit, file);
         let target = &self.folder.join(file);
-        let wanted = Wanted {
-            url,
-            target,
-            remote,
-            bytes_max,
-        };
+        let wanted = Wanted { url, target, remote, bytes_max };
         if let Some(digest) = download(&self.client, &wanted, self.cache, self.progress)? {
             return Ok(digest);
         }
         // Another process fetched it meanwhile.
         let digests = self.digests_here(&[file])?;
-        digests
-            .into_values()
-            .next()
-            .ok_or_else(|| self.no(file).into())
+        digests.into_values().next().ok_or_else(|| self.no(file).into())
     }
 
     /// What the hub says of each file, or said before: at a commit it never changes.
@@ -273,10 +227,7 @@ impl Snapshot<'_> {
     }
 
     fn no(&self, file: &str) -> FetchError {
-        FetchError::NoFile {
-            repository: self.repository.to_string(),
-            file: file.to_owned(),
-        }
+        FetchError::NoFile { repository: self.repository.to_string(), file: file.to_owned() }
     }
 }
 

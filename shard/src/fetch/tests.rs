@@ -31,18 +31,9 @@ fn checkpoint(root: &Path) -> (Behaviour, Model) {
         let name = entry.file_name().into_string().unwrap();
         files.insert(name, fs::read(entry.path()).unwrap());
     }
-    files.insert(
-        "tokenizer_config.json".to_owned(),
-        br#"{"eos_token": "</s>"}"#.to_vec(),
-    );
+    files.insert("tokenizer_config.json".to_owned(), br#"{"eos_token": "</s>"}"#.to_vec());
     let local = support::open(root, &folder).unwrap();
-    (
-        Behaviour {
-            files,
-            ..Behaviour::default()
-        },
-        local,
-    )
+    (Behaviour { files, ..Behaviour::default() }, local)
 }
 
 fn open(cache: &Cache, parts: PartsNeeded) -> Result<Model, OpenModelError> {
@@ -72,34 +63,21 @@ fn only_the_files_of_the_span_are_fetched_and_the_id_is_that_of_the_whole() {
     let nothing = open(&cache, PartsNeeded::nothing()).unwrap();
     assert_eq!(nothing.id(), local.id());
     assert_eq!(nothing.config(), local.config());
-    assert!(
-        hub.take_requests()
-            .iter()
-            .all(|request| !request.contains("storage"))
-    );
+    assert!(hub.take_requests().iter().all(|request| !request.contains("storage")));
     let estimate = nothing.manifest().block_bytes(1) as f64;
     let exact = local.manifest().block_bytes(1) as f64;
-    assert!(
-        (estimate / exact - 1.0).abs() < 0.05,
-        "{estimate} for {exact}"
-    );
+    assert!((estimate / exact - 1.0).abs() < 0.05, "{estimate} for {exact}");
 
     let server = open(&cache, span(1, 2)).unwrap();
-    let fetched: Vec<String> = hub
-        .take_requests()
-        .into_iter()
-        .filter(|request| request.contains("storage"))
-        .collect();
+    let fetched: Vec<String> =
+        hub.take_requests().into_iter().filter(|request| request.contains("storage")).collect();
     assert_eq!(fetched, ["GET /storage/blocks-b.safetensors"]);
     assert_eq!(server.id(), local.id());
     assert!(server.tokenizer().is_none() && server.special_tokens().eos.is_none());
     let block = Part::Blocks(Span::new(1, 2).unwrap());
     let expected = local.weights(block).unwrap();
     for (name, weight) in server.weights(block).unwrap().iter() {
-        assert!(
-            weight.bytes() == expected.get(name).unwrap().bytes(),
-            "{name}"
-        );
+        assert!(weight.bytes() == expected.get(name).unwrap().bytes(), "{name}");
     }
     let error = server.weights(Part::Head).unwrap_err();
     assert!(error.to_string().contains("ends.safetensors"), "{error}");
@@ -107,10 +85,7 @@ fn only_the_files_of_the_span_are_fetched_and_the_id_is_that_of_the_whole() {
     let whole = open(&cache, PartsNeeded::everything()).unwrap();
     assert_eq!(whole.id(), local.id());
     assert_eq!(whole.special_tokens().eos.as_deref(), Some("</s>"));
-    assert_eq!(
-        support::all_weights(&whole).bytes_total(),
-        local.manifest().total_bytes()
-    );
+    assert_eq!(support::all_weights(&whole).bytes_total(), local.manifest().total_bytes());
     assert_eq!(whole.name(), REPOSITORY);
 }
 
@@ -124,10 +99,7 @@ fn a_model_that_was_fetched_opens_without_the_hub() {
     hub.take_requests();
     open(&cache, span(0, 1)).unwrap();
     let asked = hub.take_requests();
-    assert_eq!(
-        asked,
-        [format!("HEAD /{REPOSITORY}/resolve/main/config.json")]
-    );
+    assert_eq!(asked, [format!("HEAD /{REPOSITORY}/resolve/main/config.json")]);
     drop(hub);
     assert_eq!(open(&cache, span(0, 1)).unwrap().id(), local.id());
     let error = open(&cache, span(1, 2)).unwrap_err();
@@ -145,16 +117,10 @@ fn a_download_that_breaks_off_goes_on_from_there() {
     hub.take_requests();
     hub.behaviour().cuts = 3;
     assert_eq!(open(&cache, span(1, 2)).unwrap().id(), local.id());
-    let ranges: Vec<String> = hub
-        .take_requests()
-        .into_iter()
-        .filter(|request| request.contains("storage"))
-        .collect();
+    let ranges: Vec<String> =
+        hub.take_requests().into_iter().filter(|request| request.contains("storage")).collect();
     assert_eq!(ranges.len(), 4, "{ranges:?}");
-    assert!(
-        ranges[1].ends_with(&format!("bytes={}-", length / 2)),
-        "{ranges:?}"
-    );
+    assert!(ranges[1].ends_with(&format!("bytes={}-", length / 2)), "{ranges:?}");
 }
 
 #[test]
@@ -168,9 +134,7 @@ fn a_part_that_an_earlier_process_left_is_used() {
     let part = snapshot(&cache).join("blocks-b.safetensors.part");
     let storage = || {
         let requests = hub.take_requests().into_iter();
-        requests
-            .filter(|request| request.contains("storage"))
-            .collect::<Vec<_>>()
+        requests.filter(|request| request.contains("storage")).collect::<Vec<_>>()
     };
     fs::write(&part, &bytes[..1000]).unwrap();
     assert_eq!(open(&cache, span(1, 2)).unwrap().id(), local.id());
@@ -193,53 +157,32 @@ fn a_part_that_an_earlier_process_left_is_used() {
 fn a_server_that_knows_no_ranges_is_understood() {
     let root = tempfile::tempdir().unwrap();
     let (behaviour, local) = checkpoint(root.path());
-    let hub = Hub::start(Behaviour {
-        ignores_ranges: true,
-        ..behaviour
-    });
+    let hub = Hub::start(Behaviour { ignores_ranges: true, ..behaviour });
     let cache = cache(root.path(), &hub);
     open(&cache, PartsNeeded::nothing()).unwrap();
     hub.behaviour().cuts = 1;
     let model = open(&cache, PartsNeeded::everything()).unwrap();
-    assert_eq!(
-        support::all_weights(&model).bytes_total(),
-        local.manifest().total_bytes()
-    );
+    assert_eq!(support::all_weights(&model).bytes_total(), local.manifest().total_bytes());
 }
 
 #[test]
 fn a_mirror_without_digests_or_head_costs_the_whole_model() {
     let root = tempfile::tempdir().unwrap();
     let (behaviour, local) = checkpoint(root.path());
-    let hub = Hub::start(Behaviour {
-        plain: true,
-        no_head: true,
-        ..behaviour
-    });
+    let hub = Hub::start(Behaviour { plain: true, no_head: true, ..behaviour });
     let model = open(&cache(root.path(), &hub), span(0, 1)).unwrap();
     assert_eq!(model.id(), local.id());
-    assert!(
-        model.weights(Part::Head).is_ok(),
-        "its digest could not be known otherwise"
-    );
+    assert!(model.weights(Part::Head).is_ok(), "its digest could not be known otherwise");
 }
 
 #[test]
 fn a_renamed_repository_is_followed() {
     let root = tempfile::tempdir().unwrap();
     let (behaviour, local) = checkpoint(root.path());
-    let hub = Hub::start(Behaviour {
-        former_name: Some("old/name".to_owned()),
-        ..behaviour
-    });
+    let hub = Hub::start(Behaviour { former_name: Some("old/name".to_owned()), ..behaviour });
     let source = ModelSource::parse("hf:old/name").unwrap();
-    let model = Model::open(
-        &source,
-        &cache(root.path(), &hub),
-        PartsNeeded::everything(),
-        &Silent,
-    )
-    .unwrap();
+    let model = Model::open(&source, &cache(root.path(), &hub), PartsNeeded::everything(), &Silent)
+        .unwrap();
     assert_eq!(model.id(), local.id());
 }
 
@@ -255,10 +198,7 @@ fn processes_that_start_together_fetch_a_file_once() {
         }
     });
     let requests = hub.take_requests();
-    let fetched = requests
-        .iter()
-        .filter(|request| request.contains("GET /storage"))
-        .count();
+    let fetched = requests.iter().filter(|request| request.contains("GET /storage")).count();
     assert_eq!(fetched, 2, "{requests:?}");
 }
 
@@ -288,10 +228,6 @@ fn progress_adds_up() {
     let source = ModelSource::parse(&format!("hf:{REPOSITORY}")).unwrap();
     Model::open(&source, &cache(root.path(), &hub), span(1, 2), &counting).unwrap();
     let told = counting.0.into_inner().unwrap();
-    assert!(
-        told.iter()
-            .all(|&(total, done)| total.is_none_or(|total| total == done)),
-        "{told:?}"
-    );
+    assert!(told.iter().all(|&(total, done)| total.is_none_or(|total| total == done)), "{told:?}");
     assert!(told.contains(&(Some(length), length)), "{told:?}");
 }

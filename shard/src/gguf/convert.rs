@@ -18,16 +18,11 @@ impl GgufWriter {
         write_metadata(&mut writer, config)?;
         let blocks = (0..config.block_count).flat_map(|index| layout::block(config, index));
         let mut tensors: Vec<LayoutTensor> = layout::embedding(config);
-        tensors.extend(
-            layout::head(config)
-                .into_iter()
-                .filter(|one| one.name != layout::EMBEDDING),
-        );
+        tensors
+            .extend(layout::head(config).into_iter().filter(|one| one.name != layout::EMBEDDING));
         let permuted = architecture(config.family) == "llama";
         for wanted in tensors.into_iter().chain(blocks) {
-            let missing = || ConvertError::Missing {
-                tensor: wanted.name.clone(),
-            };
+            let missing = || ConvertError::Missing { tensor: wanted.name.clone() };
             let weight = weights.get(&wanted.name).map_err(|_| missing())?;
             let row_bytes = match weight.shape() {
                 [_] => weight.weight_type().block_bytes(),
@@ -39,12 +34,7 @@ impl GgufWriter {
                 }
                 None => weight.bytes().to_vec(),
             };
-            writer.tensor(
-                &wanted.gguf_name,
-                weight.weight_type(),
-                weight.shape(),
-                bytes,
-            );
+            writer.tensor(&wanted.gguf_name, weight.weight_type(), weight.shape(), bytes);
         }
         Ok(writer)
     }
@@ -94,22 +84,14 @@ fn write_metadata(writer: &mut GgufWriter, config: &ModelConfig) -> Result<(), C
     ] {
         writer.value(&key(name), WriteValue::U64(size as u64));
     }
-    writer.value(
-        &key("attention.layer_norm_rms_epsilon"),
-        WriteValue::F32(config.rms_norm_eps),
-    );
+    writer.value(&key("attention.layer_norm_rms_epsilon"), WriteValue::F32(config.rms_norm_eps));
     let mut windows = config.attention_windows.iter();
     let window = windows.next().copied().flatten();
     if windows.any(|&other| other != window) || (window.is_some() && architecture != "llama") {
-        return Err(ConvertError::Unsayable {
-            what: "only some blocks have a window",
-        });
+        return Err(ConvertError::Unsayable { what: "only some blocks have a window" });
     }
     if let Some(tokens) = window {
-        writer.value(
-            &key("attention.sliding_window"),
-            WriteValue::U64(tokens as u64),
-        );
+        writer.value(&key("attention.sliding_window"), WriteValue::U64(tokens as u64));
     }
     if let Some(id) = config.bos_token_id {
         writer.value("tokenizer.ggml.bos_token_id", WriteValue::U32(id));
@@ -135,25 +117,13 @@ fn write_rope(
             writer.value(&key("rope.scaling.factor"), WriteValue::F32(*factor));
             return;
         }
-        RopeScaling::Yarn {
-            factor,
-            original_context_tokens,
-            beta_fast,
-            beta_slow,
-            ..
-        } => {
+        RopeScaling::Yarn { factor, original_context_tokens, beta_fast, beta_slow, .. } => {
             writer.value(&key("rope.scaling.type"), "yarn");
             writer.value(&key("rope.scaling.factor"), WriteValue::F32(*factor));
             let original = WriteValue::U64(*original_context_tokens as u64);
             writer.value(&key("rope.scaling.original_context_length"), original);
-            writer.value(
-                &key("rope.scaling.yarn_beta_fast"),
-                WriteValue::F32(*beta_fast),
-            );
-            writer.value(
-                &key("rope.scaling.yarn_beta_slow"),
-                WriteValue::F32(*beta_slow),
-            );
+            writer.value(&key("rope.scaling.yarn_beta_fast"), WriteValue::F32(*beta_fast));
+            writer.value(&key("rope.scaling.yarn_beta_slow"), WriteValue::F32(*beta_slow));
             return;
         }
         RopeScaling::Factors(factors) => factors.clone(),
@@ -164,24 +134,11 @@ fn write_rope(
             original_context_tokens,
         } => {
             let stretch = [*factor, *low_freq_factor, *high_freq_factor].map(f64::from);
-            llama3_factors(
-                rope.theta.into(),
-                head_size,
-                stretch,
-                *original_context_tokens,
-            )
+            llama3_factors(rope.theta.into(), head_size, stretch, *original_context_tokens)
         }
     };
-    let bytes = factors
-        .iter()
-        .flat_map(|factor| factor.to_le_bytes())
-        .collect();
-    writer.tensor(
-        "rope_freqs.weight",
-        crate::WeightType::F32,
-        &[factors.len()],
-        bytes,
-    );
+    let bytes = factors.iter().flat_map(|factor| factor.to_le_bytes()).collect();
+    writer.tensor("rope_freqs.weight", crate::WeightType::F32, &[factors.len()], bytes);
 }
 
 /// What each inverse frequency is divided by, `generate_extra_tensors` in `convert_hf_to_gguf.py`.
@@ -191,10 +148,7 @@ fn llama3_factors(
     [factor, low, high]: [f64; 3],
     original: usize,
 ) -> Vec<f32> {
-    #[allow(
-        clippy::cast_precision_loss,
-        reason = "contexts and heads are far below 2^52"
-    )]
+    #[allow(clippy::cast_precision_loss, reason = "contexts and heads are far below 2^52")]
     let (size, original) = (head_size as f64, original as f64);
     let one = |pair: u32| {
         let wavelength = std::f64::consts::TAU * theta.powf(2.0 * f64::from(pair) / size);

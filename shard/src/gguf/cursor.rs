@@ -24,13 +24,8 @@ impl<'a> Cursor<'a> {
     }
 
     pub(super) fn take(&mut self, count: u64, what: &'static str) -> Result<&'a [u8], GgufError> {
-        let cut_off = GgufError::CutOff {
-            what,
-            offset: self.offset(),
-        };
-        let end = usize::try_from(count)
-            .ok()
-            .and_then(|count| self.offset.checked_add(count));
+        let cut_off = GgufError::CutOff { what, offset: self.offset() };
+        let end = usize::try_from(count).ok().and_then(|count| self.offset.checked_add(count));
         let Some((taken, end)) = end.and_then(|end| Some((self.bytes.get(self.offset..end)?, end)))
         else {
             return Err(cut_off);
@@ -45,9 +40,7 @@ impl<'a> Cursor<'a> {
     ) -> Result<[u8; N], GgufError> {
         let offset = self.offset();
         let taken = self.take(N as u64, what)?;
-        taken
-            .try_into()
-            .map_err(|_| GgufError::CutOff { what, offset })
+        taken.try_into().map_err(|_| GgufError::CutOff { what, offset })
     }
 
     pub(super) fn u32(&mut self, what: &'static str) -> Result<u32, GgufError> {
@@ -62,17 +55,10 @@ impl<'a> Cursor<'a> {
     pub(super) fn text(&mut self, max: u64, what: &'static str) -> Result<&'a str, GgufError> {
         let length = self.u64(what)?;
         if length > self.left() {
-            return Err(GgufError::CutOff {
-                what,
-                offset: self.offset(),
-            });
+            return Err(GgufError::CutOff { what, offset: self.offset() });
         }
         if length > max {
-            return Err(GgufError::TooMany {
-                what: "bytes of text",
-                found: length,
-                max,
-            });
+            return Err(GgufError::TooMany { what: "bytes of text", found: length, max });
         }
         let offset = self.offset();
         let bytes = self.take(length, what)?;
@@ -104,10 +90,7 @@ impl<'a> Cursor<'a> {
         if found > max {
             return Err(GgufError::TooMany { what, found, max });
         }
-        if found
-            .checked_mul(bytes_each)
-            .is_none_or(|bytes| bytes > self.left())
-        {
+        if found.checked_mul(bytes_each).is_none_or(|bytes| bytes > self.left()) {
             return Err(GgufError::CutOff { what, offset });
         }
         Ok(())

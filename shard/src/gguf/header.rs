@@ -47,11 +47,7 @@ pub fn parse_header(bytes: &[u8]) -> Result<GgufHeader, GgufError> {
     // No overflow: the offset is that of a slice, and the alignment is bounded.
     let data_offset = cursor.offset().next_multiple_of(alignment);
     let tensors = place_tensors(infos, alignment, data_offset, file_bytes)?;
-    Ok(GgufHeader {
-        version,
-        metadata,
-        tensors,
-    })
+    Ok(GgufHeader { version, metadata, tensors })
 }
 
 fn read_version(cursor: &mut Cursor) -> Result<u32, GgufError> {
@@ -74,9 +70,7 @@ fn read_metadata(cursor: &mut Cursor, count: u64) -> Result<BTreeMap<String, Val
         match metadata.entry(key) {
             Entry::Vacant(entry) => entry.insert(value),
             Entry::Occupied(entry) => {
-                return Err(GgufError::Duplicate {
-                    name: entry.key().clone(),
-                });
+                return Err(GgufError::Duplicate { name: entry.key().clone() });
             }
         };
     }
@@ -91,10 +85,7 @@ fn read_alignment(metadata: &BTreeMap<String, Value>) -> Result<u64, GgufError> 
         Some(alignment) if alignment.is_power_of_two() && alignment <= ALIGNMENT_MAX => {
             Ok(alignment)
         }
-        Some(_) | None => Err(GgufError::Alignment {
-            found: value.describe(),
-            max: ALIGNMENT_MAX,
-        }),
+        Some(_) | None => Err(GgufError::Alignment { found: value.describe(), max: ALIGNMENT_MAX }),
     }
 }
 
@@ -111,11 +102,7 @@ fn read_info(cursor: &mut Cursor) -> Result<Info, GgufError> {
     let count = cursor.u32("a tensor's dimensions")?.into();
     if count > DIMENSIONS_MAX {
         let what = "dimensions of a tensor";
-        return Err(GgufError::TooMany {
-            what,
-            found: count,
-            max: DIMENSIONS_MAX,
-        });
+        return Err(GgufError::TooMany { what, found: count, max: DIMENSIONS_MAX });
     }
     let mut dimensions = Vec::new();
     for _ in 0..count {
@@ -123,12 +110,7 @@ fn read_info(cursor: &mut Cursor) -> Result<Info, GgufError> {
     }
     let type_number = cursor.u32("a tensor's type")?;
     let offset = cursor.u64("a tensor's offset")?;
-    Ok(Info {
-        name,
-        dimensions,
-        type_number,
-        offset,
-    })
+    Ok(Info { name, dimensions, type_number, offset })
 }
 
 /// Holds every tensor against its type, the alignment, the end of the file and its neighbours.
@@ -144,9 +126,7 @@ fn place_tensors(
         match tensors.entry(name) {
             Entry::Vacant(entry) => entry.insert(tensor),
             Entry::Occupied(entry) => {
-                return Err(GgufError::Duplicate {
-                    name: entry.key().clone(),
-                });
+                return Err(GgufError::Duplicate { name: entry.key().clone() });
             }
         };
     }
@@ -168,61 +148,28 @@ fn place(
     data_offset: u64,
     file_bytes: u64,
 ) -> Result<(String, GgufTensor), GgufError> {
-    let Info {
-        name,
-        dimensions,
-        type_number,
-        offset,
-    } = info;
+    let Info { name, dimensions, type_number, offset } = info;
     let Some(weight_type) = weight_type(type_number) else {
-        return Err(GgufError::UnsupportedType {
-            tensor: name,
-            found: type_name(type_number),
-        });
+        return Err(GgufError::UnsupportedType { tensor: name, found: type_name(type_number) });
     };
-    let shape: Option<Vec<usize>> = dimensions
-        .iter()
-        .rev()
-        .map(|&size| usize::try_from(size).ok())
-        .collect();
+    let shape: Option<Vec<usize>> =
+        dimensions.iter().rev().map(|&size| usize::try_from(size).ok()).collect();
     let shape = shape.filter(|shape| !shape.is_empty() && !shape.contains(&0));
     let sized = shape.and_then(|shape| Some((weight_type.tensor_bytes(&shape)?, shape)));
     let Some((bytes, shape)) = sized else {
         let weight_type = weight_type.name();
-        return Err(GgufError::Shape {
-            tensor: name,
-            dimensions,
-            weight_type,
-        });
+        return Err(GgufError::Shape { tensor: name, dimensions, weight_type });
     };
     if !offset.is_multiple_of(alignment) {
-        return Err(GgufError::Misaligned {
-            tensor: name,
-            offset,
-            alignment,
-        });
+        return Err(GgufError::Misaligned { tensor: name, offset, alignment });
     }
     let start = data_offset.checked_add(offset);
     let end = start.and_then(|start| start.checked_add(bytes));
     let (Some(offset), Some(end)) = (start, end) else {
-        return Err(GgufError::OutOfFile {
-            tensor: name,
-            file_bytes,
-        });
+        return Err(GgufError::OutOfFile { tensor: name, file_bytes });
     };
     if end > file_bytes {
-        return Err(GgufError::OutOfFile {
-            tensor: name,
-            file_bytes,
-        });
+        return Err(GgufError::OutOfFile { tensor: name, file_bytes });
     }
-    Ok((
-        name,
-        GgufTensor {
-            weight_type,
-            shape,
-            offset,
-            bytes,
-        },
-    ))
+    Ok((name, GgufTensor { weight_type, shape, offset, bytes }))
 }

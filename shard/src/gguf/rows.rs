@@ -10,9 +10,7 @@
 /// `None` where the bytes are no whole rows, or the rows no whole pairs for each head.
 #[must_use]
 pub fn unpermute_rows(bytes: &[u8], row_bytes: usize, heads: usize) -> Option<Vec<u8>> {
-    reorder(bytes, row_bytes, heads, |half, pair, pairs| {
-        (half * pairs + pair, 2 * pair + half)
-    })
+    reorder(bytes, row_bytes, heads, |half, pair, pairs| (half * pairs + pair, 2 * pair + half))
 }
 
 /// The rows of `heads` heads, as Hugging Face has them, in GGUF's order.
@@ -20,9 +18,7 @@ pub fn unpermute_rows(bytes: &[u8], row_bytes: usize, heads: usize) -> Option<Ve
 /// `None` where the bytes are no whole rows, or the rows no whole pairs for each head.
 #[must_use]
 pub fn permute_rows(bytes: &[u8], row_bytes: usize, heads: usize) -> Option<Vec<u8>> {
-    reorder(bytes, row_bytes, heads, |half, pair, pairs| {
-        (2 * pair + half, half * pairs + pair)
-    })
+    reorder(bytes, row_bytes, heads, |half, pair, pairs| (2 * pair + half, half * pairs + pair))
 }
 
 /// Copies rows head by head; `places` gives where a row of a head goes and where it comes from.
@@ -42,10 +38,7 @@ fn reorder(
     if bytes.is_empty() {
         return Some(out);
     }
-    for (from, to) in bytes
-        .chunks_exact(head_bytes)
-        .zip(out.chunks_exact_mut(head_bytes))
-    {
+    for (from, to) in bytes.chunks_exact(head_bytes).zip(out.chunks_exact_mut(head_bytes)) {
         for half in 0..2 {
             for pair in 0..pairs {
                 let (target, origin) = places(half, pair, pairs);
@@ -73,16 +66,8 @@ mod tests {
 
     #[test]
     fn rows_that_do_not_divide_are_refused() {
-        assert_eq!(
-            unpermute_rows(&[0; 10], 2, 2),
-            None,
-            "five rows for two heads"
-        );
-        assert_eq!(
-            unpermute_rows(&[0; 6], 1, 2),
-            None,
-            "three rows have no pairs"
-        );
+        assert_eq!(unpermute_rows(&[0; 10], 2, 2), None, "five rows for two heads");
+        assert_eq!(unpermute_rows(&[0; 6], 1, 2), None, "three rows have no pairs");
         assert_eq!(unpermute_rows(&[0; 6], 0, 2), None);
         assert_eq!(unpermute_rows(&[0; 6], 1, 0), None);
     }

@@ -15,10 +15,7 @@ fn file() -> Vec<u8> {
         .value("a.i32", WriteValue::I32(-3))
         .value("a.f32", WriteValue::F32(0.5))
         .value("a.flag", WriteValue::Flag(true))
-        .value(
-            "a.texts",
-            WriteValue::Texts(vec!["one".into(), "two".into()]),
-        )
+        .value("a.texts", WriteValue::Texts(vec!["one".into(), "two".into()]))
         .value("a.floats", WriteValue::F32s(vec![1.5, -2.0]))
         .value("a.numbers", WriteValue::I32s(vec![1, -1]))
         .tensor("x", WeightType::F32, &[3], vec![1; 12])
@@ -45,9 +42,7 @@ fn one_tensor(dimensions: &[u64], kind: u32, offset: u64) -> Vec<u8> {
     let mut bytes = beginning(3, 1, 0);
     text(&mut bytes, "x");
     bytes.extend(u32::try_from(dimensions.len()).unwrap().to_le_bytes());
-    dimensions
-        .iter()
-        .for_each(|size| bytes.extend(size.to_le_bytes()));
+    dimensions.iter().for_each(|size| bytes.extend(size.to_le_bytes()));
     bytes.extend(kind.to_le_bytes());
     bytes.extend(offset.to_le_bytes());
     bytes.resize(bytes.len().next_multiple_of(32) + 64, 0);
@@ -68,16 +63,10 @@ fn what_is_written_is_read() {
     assert_eq!(get("a.flag").as_flag(), Some(true));
     let texts = get("a.texts").as_texts().unwrap();
     assert_eq!(texts.iter().collect::<Vec<_>>(), ["one", "two"]);
-    assert_eq!(
-        get("a.floats"),
-        &Value::Array(Array::Floats(vec![1.5, -2.0]))
-    );
+    assert_eq!(get("a.floats"), &Value::Array(Array::Floats(vec![1.5, -2.0])));
     assert_eq!(get("a.numbers").as_numbers(), Some(vec![1, -1]));
     let tensor = &header.tensors()["y"];
-    assert_eq!(
-        (tensor.weight_type, &tensor.shape[..]),
-        (WeightType::Q4_1, &[2, 64][..])
-    );
+    assert_eq!((tensor.weight_type, &tensor.shape[..]), (WeightType::Q4_1, &[2, 64][..]));
     let start = usize::try_from(tensor.offset).unwrap();
     assert_eq!(file()[start..], [2; 80]);
 }
@@ -92,10 +81,7 @@ fn every_beginning_of_a_file_is_an_error() {
 
 #[test]
 fn other_files_and_versions_are_named() {
-    assert_eq!(
-        parse_header(b"PK\x03\x04 and more"),
-        Err(GgufError::NotGguf)
-    );
+    assert_eq!(parse_header(b"PK\x03\x04 and more"), Err(GgufError::NotGguf));
     let version = |version| parse_header(&beginning(version, 0, 0)).unwrap_err();
     assert_eq!(version(1), GgufError::UnsupportedVersion { version: 1 });
     assert_eq!(version(4), GgufError::UnsupportedVersion { version: 4 });
@@ -105,13 +91,7 @@ fn other_files_and_versions_are_named() {
 
 #[test]
 fn claims_that_no_file_can_hold_are_refused_before_anything_is_made_for_them() {
-    for (tensors, keys) in [
-        (u64::MAX, 0),
-        (0, u64::MAX),
-        (1 << 40, 1),
-        (60_000, 0),
-        (0, 10_000),
-    ] {
+    for (tensors, keys) in [(u64::MAX, 0), (0, u64::MAX), (1 << 40, 1), (60_000, 0), (0, 10_000)] {
         let error = parse_header(&beginning(3, tensors, keys)).unwrap_err();
         let refused = matches!(error, GgufError::TooMany { .. } | GgufError::CutOff { .. });
         assert!(refused, "{tensors} tensors, {keys} keys: {error}");
@@ -141,10 +121,7 @@ fn nested_arrays_end() {
         deep.extend(9u32.to_le_bytes());
         deep.extend(1u64.to_le_bytes());
     }
-    assert_eq!(
-        parse_header(&deep),
-        Err(GgufError::TooDeep { key: "k".into() })
-    );
+    assert_eq!(parse_header(&deep), Err(GgufError::TooDeep { key: "k".into() }));
 }
 
 #[test]
@@ -154,37 +131,20 @@ fn tensors_that_cannot_be_are_refused() {
         parse_header(&one_tensor(dimensions, kind, offset)).unwrap_err()
     };
     assert!(matches!(error(&[17], 0, 0), GgufError::OutOfFile { .. }));
-    assert!(matches!(
-        error(&[8], 0, 1 << 60),
-        GgufError::OutOfFile { .. }
-    ));
-    assert!(matches!(
-        error(&[8], 0, u64::MAX - 31),
-        GgufError::OutOfFile { .. }
-    ));
+    assert!(matches!(error(&[8], 0, 1 << 60), GgufError::OutOfFile { .. }));
+    assert!(matches!(error(&[8], 0, u64::MAX - 31), GgufError::OutOfFile { .. }));
     assert!(matches!(error(&[8], 0, 4), GgufError::Misaligned { .. }));
-    assert!(matches!(
-        error(&[u64::MAX, u64::MAX], 0, 0),
-        GgufError::Shape { .. }
-    ));
+    assert!(matches!(error(&[u64::MAX, u64::MAX], 0, 0), GgufError::Shape { .. }));
     assert!(matches!(error(&[0], 0, 0), GgufError::Shape { .. }));
     assert!(matches!(error(&[], 0, 0), GgufError::Shape { .. }));
-    assert!(
-        matches!(error(&[48], 2, 0), GgufError::Shape { .. }),
-        "a half block of Q4_0"
-    );
-    assert!(matches!(
-        error(&[1, 1, 1, 1, 1], 0, 0),
-        GgufError::TooMany { .. }
-    ));
+    assert!(matches!(error(&[48], 2, 0), GgufError::Shape { .. }), "a half block of Q4_0");
+    assert!(matches!(error(&[1, 1, 1, 1, 1], 0, 0), GgufError::TooMany { .. }));
 }
 
 #[test]
 fn unsupported_types_are_named() {
     for (kind, name) in [(10, "Q2_K"), (23, "IQ4_XS"), (39, "MXFP4"), (4, "number 4")] {
-        let text = parse_header(&one_tensor(&[256], kind, 0))
-            .unwrap_err()
-            .to_string();
+        let text = parse_header(&one_tensor(&[256], kind, 0)).unwrap_err().to_string();
         assert!(text.contains(name) && text.contains('x'), "{text}");
     }
     assert_eq!(file_type_name(3), Some("Q4_1"));
@@ -194,13 +154,8 @@ fn unsupported_types_are_named() {
 #[test]
 fn a_name_or_a_byte_is_taken_only_once() {
     let mut twice = GgufWriter::new();
-    twice
-        .value("k", WriteValue::U32(1))
-        .value("k", WriteValue::U32(2));
-    assert_eq!(
-        parse_header(&twice.to_bytes()),
-        Err(GgufError::Duplicate { name: "k".into() })
-    );
+    twice.value("k", WriteValue::U32(1)).value("k", WriteValue::U32(2));
+    assert_eq!(parse_header(&twice.to_bytes()), Err(GgufError::Duplicate { name: "k".into() }));
     let mut tensors = GgufWriter::new();
     tensors.tensor("x", WeightType::F32, &[1], vec![0; 4]);
     tensors.tensor("x", WeightType::F32, &[1], vec![0; 4]);
@@ -212,27 +167,15 @@ fn a_name_or_a_byte_is_taken_only_once() {
     apart.tensor("y", WeightType::F32, &[1], vec![0; 4]);
     let mut bytes = apart.to_bytes();
     // The offset is the last field of the header: 64, behind the name, the dimension and the type.
-    let place = bytes
-        .windows(8)
-        .rposition(|field| field == 64u64.to_le_bytes())
-        .unwrap();
+    let place = bytes.windows(8).rposition(|field| field == 64u64.to_le_bytes()).unwrap();
     bytes[place..place + 8].copy_from_slice(&32u64.to_le_bytes());
-    let overlap = GgufError::Overlap {
-        first: "x".into(),
-        second: "y".into(),
-    };
+    let overlap = GgufError::Overlap { first: "x".into(), second: "y".into() };
     assert_eq!(parse_header(&bytes), Err(overlap));
 }
 
 #[test]
 fn the_alignment_is_a_power_of_two() {
-    for (alignment, fits) in [
-        (1u32, true),
-        (64, true),
-        (0, false),
-        (48, false),
-        (1 << 30, false),
-    ] {
+    for (alignment, fits) in [(1u32, true), (64, true), (0, false), (48, false), (1 << 30, false)] {
         let mut bytes = beginning(3, 0, 1);
         text(&mut bytes, "general.alignment");
         bytes.extend(4u32.to_le_bytes());

@@ -65,9 +65,7 @@ impl Texts {
     /// The texts in order.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         let starts = std::iter::once(0).chain(self.ends.iter().copied());
-        starts
-            .zip(&self.ends)
-            .map(|(start, &end)| &self.joined[start..end])
+        starts.zip(&self.ends).map(|(start, &end)| &self.joined[start..end])
     }
 
     fn push(&mut self, text: &str) {
@@ -80,21 +78,13 @@ impl Value {
     /// The text, where it is one.
     #[must_use]
     pub fn as_text(&self) -> Option<&str> {
-        if let Self::Text(text) = self {
-            Some(text)
-        } else {
-            None
-        }
+        if let Self::Text(text) = self { Some(text) } else { None }
     }
 
     /// The truth value, where it is one.
     #[must_use]
     pub const fn as_flag(&self) -> Option<bool> {
-        if let Self::Flag(flag) = self {
-            Some(*flag)
-        } else {
-            None
-        }
+        if let Self::Flag(flag) = self { Some(*flag) } else { None }
     }
 
     /// The number, where it is a whole one that is not negative.
@@ -125,11 +115,7 @@ impl Value {
     /// The texts, where it is an array of them.
     #[must_use]
     pub const fn as_texts(&self) -> Option<&Texts> {
-        if let Self::Array(Array::Texts(texts)) = self {
-            Some(texts)
-        } else {
-            None
-        }
+        if let Self::Array(Array::Texts(texts)) = self { Some(texts) } else { None }
     }
 
     /// The numbers, where it is an array of whole ones.
@@ -137,10 +123,9 @@ impl Value {
     pub fn as_numbers(&self) -> Option<Vec<i64>> {
         match self {
             Self::Array(Array::Signed(numbers)) => Some(numbers.clone()),
-            Self::Array(Array::Unsigned(numbers)) => numbers
-                .iter()
-                .map(|&number| i64::try_from(number).ok())
-                .collect(),
+            Self::Array(Array::Unsigned(numbers)) => {
+                numbers.iter().map(|&number| i64::try_from(number).ok()).collect()
+            }
             Self::Array(
                 Array::Floats(_) | Array::Flags(_) | Array::Texts(_) | Array::Arrays(_),
             )
@@ -200,9 +185,7 @@ pub(super) struct Values {
 
 impl Values {
     pub(super) const fn new() -> Self {
-        Self {
-            elements_left: ELEMENTS_MAX,
-        }
+        Self { elements_left: ELEMENTS_MAX }
     }
 
     /// The value of `key`, which begins with the number of its type.
@@ -218,19 +201,14 @@ impl Values {
             code::TEXT => Value::Text(cursor.text(TEXT_BYTES_MAX, WHAT)?.to_owned()),
             code::ARRAY => Value::Array(self.array(cursor, key, DEPTH_MAX)?),
             found => {
-                return Err(GgufError::UnknownValueType {
-                    key: key.to_owned(),
-                    found,
-                });
+                return Err(GgufError::UnknownValueType { key: key.to_owned(), found });
             }
         })
     }
 
     fn array(&mut self, cursor: &mut Cursor, key: &str, depth: u32) -> Result<Array, GgufError> {
         let Some(depth) = depth.checked_sub(1) else {
-            return Err(GgufError::TooDeep {
-                key: key.to_owned(),
-            });
+            return Err(GgufError::TooDeep { key: key.to_owned() });
         };
         let kind = cursor.u32(WHAT)?;
         let bytes_each = match kind {
@@ -240,10 +218,7 @@ impl Values {
             code::U64 | code::I64 | code::F64 | code::TEXT => 8,
             code::ARRAY => 12,
             found => {
-                return Err(GgufError::UnknownValueType {
-                    key: key.to_owned(),
-                    found,
-                });
+                return Err(GgufError::UnknownValueType { key: key.to_owned(), found });
             }
         };
         let count = cursor.count("array elements", bytes_each, self.elements_left)?;

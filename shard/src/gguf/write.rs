@@ -75,12 +75,8 @@ impl GgufWriter {
         shape: &[usize],
         bytes: Vec<u8>,
     ) -> &mut Self {
-        let tensor = WriteTensor {
-            name: name.to_owned(),
-            weight_type,
-            shape: shape.to_vec(),
-            bytes,
-        };
+        let tensor =
+            WriteTensor { name: name.to_owned(), weight_type, shape: shape.to_vec(), bytes };
         self.tensors.push(tensor);
         self
     }
@@ -121,10 +117,7 @@ impl GgufWriter {
 }
 
 fn write_dimensions(out: &mut Vec<u8>, shape: &[usize]) {
-    #[allow(
-        clippy::cast_possible_truncation,
-        reason = "tensors have up to four dimensions"
-    )]
+    #[allow(clippy::cast_possible_truncation, reason = "tensors have up to four dimensions")]
     out.extend((shape.len() as u32).to_le_bytes());
     for &size in shape.iter().rev() {
         number(out, size);
@@ -169,15 +162,11 @@ fn write_value(out: &mut Vec<u8>, value: &WriteValue) {
         }
         WriteValue::F32s(values) => {
             array(out, 6, values.len());
-            values
-                .iter()
-                .for_each(|value| out.extend(value.to_le_bytes()));
+            values.iter().for_each(|value| out.extend(value.to_le_bytes()));
         }
         WriteValue::I32s(values) => {
             array(out, 5, values.len());
-            values
-                .iter()
-                .for_each(|value| out.extend(value.to_le_bytes()));
+            values.iter().for_each(|value| out.extend(value.to_le_bytes()));
         }
     }
 }

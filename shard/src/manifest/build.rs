@@ -44,10 +44,7 @@ impl Manifest {
         find: impl Fn(&LayoutTensor) -> Result<FoundTensor, ManifestError>,
     ) -> Result<Self, ManifestError> {
         let part = |tensors: Vec<LayoutTensor>| -> Result<Vec<ManifestTensor>, ManifestError> {
-            tensors
-                .into_iter()
-                .map(|one| find_one(one, &files, &find))
-                .collect()
+            tensors.into_iter().map(|one| find_one(one, &files, &find)).collect()
         };
         let embedding = part(layout::embedding(config))?;
         let head = part(layout::head(config))?;
@@ -55,14 +52,7 @@ impl Manifest {
             .map(|index| part(layout::block(config, index)))
             .collect::<Result<_, _>>()?;
         let (name, id) = (String::new(), ModelId::from_bytes([0; 32]));
-        let mut manifest = Self {
-            files,
-            embedding,
-            blocks,
-            head,
-            quantization: name,
-            id,
-        };
+        let mut manifest = Self { files, embedding, blocks, head, quantization: name, id };
         manifest.estimate_unknown_bytes();
         let main_type = manifest.main_type().map_or("unknown", WeightType::name);
         let (label, name) = match quantization {
@@ -85,10 +75,7 @@ impl Manifest {
         bytes(&mut hash, &config.canonical_bytes());
         bytes(&mut hash, quantization.as_bytes());
         let blocks = self.blocks.iter().map(|tensors| {
-            tensors
-                .iter()
-                .map(|tensor| (tensor.name.as_str(), tensor))
-                .collect::<BTreeMap<_, _>>()
+            tensors.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect::<BTreeMap<_, _>>()
         });
         for part in std::iter::once(self.ends()).chain(blocks) {
             number(&mut hash, part.len());
@@ -110,10 +97,7 @@ impl Manifest {
                 *bytes.entry(place.weight_type).or_default() += tensor.bytes;
             }
         }
-        bytes
-            .into_iter()
-            .max_by_key(|&(_, bytes)| bytes)
-            .map(|(weight_type, _)| weight_type)
+        bytes.into_iter().max_by_key(|&(_, bytes)| bytes).map(|(weight_type, _)| weight_type)
     }
 
     /// Shares the length of a file that is not here among its tensors by their numbers of values.
@@ -121,20 +105,11 @@ impl Manifest {
         /// Bytes of a value where nothing is known: most checkpoints have 16 bits.
         const VALUE_BYTES: u64 = 2;
         let mut values = vec![0u64; self.files.len()];
-        for tensor in self
-            .ends()
-            .into_values()
-            .chain(self.blocks.iter().flatten())
-        {
+        for tensor in self.ends().into_values().chain(self.blocks.iter().flatten()) {
             values[tensor.file] += value_count(tensor);
         }
         let files = &self.files;
-        let all = self
-            .blocks
-            .iter_mut()
-            .flatten()
-            .chain(&mut self.embedding)
-            .chain(&mut self.head);
+        let all = self.blocks.iter_mut().flatten().chain(&mut self.embedding).chain(&mut self.head);
         for tensor in all.filter(|tensor| tensor.place.is_none()) {
             let own = value_count(tensor);
             let share = |bytes: u64| {
@@ -156,52 +131,25 @@ fn find_one(
     files: &[ManifestFile],
     find: impl Fn(&LayoutTensor) -> Result<FoundTensor, ManifestError>,
 ) -> Result<ManifestTensor, ManifestError> {
-    let FoundTensor {
-        file,
-        stored,
-        permuted,
-    } = find(&wanted)?;
-    let LayoutTensor {
-        name,
-        shape,
-        rotated_heads,
-        ..
-    } = wanted;
+    let FoundTensor { file, stored, permuted } = find(&wanted)?;
+    let LayoutTensor { name, shape, rotated_heads, .. } = wanted;
     let carrier = &files[file];
     let mut place = None;
     let mut bytes = 0;
-    if let Some(FoundInFile {
-        weight_type,
-        shape: found,
-        offset,
-    }) = stored
-    {
+    if let Some(FoundInFile { weight_type, shape: found, offset }) = stored {
         if found != shape {
             let file = carrier.name.clone();
-            return Err(ManifestError::WrongShape {
-                tensor: name,
-                file,
-                found,
-                expected: shape,
-            });
+            return Err(ManifestError::WrongShape { tensor: name, file, found, expected: shape });
         }
         // Norms and biases are added and multiplied value by value, never as quantized rows.
         let vector = shape.len() == 1;
-        let Some(length) = weight_type
-            .tensor_bytes(&shape)
-            .filter(|_| !vector || weight_type.is_float())
+        let Some(length) =
+            weight_type.tensor_bytes(&shape).filter(|_| !vector || weight_type.is_float())
         else {
             let (file, found) = (carrier.name.clone(), weight_type.name().to_owned());
-            return Err(ManifestError::UnsupportedType {
-                tensor: name,
-                file,
-                found,
-            });
+            return Err(ManifestError::UnsupportedType { tensor: name, file, found });
         };
-        place = Some(TensorPlace {
-            weight_type,
-            offset,
-        });
+        place = Some(TensorPlace { weight_type, offset });
         bytes = length;
     }
     let mut hash = Sha256::new();

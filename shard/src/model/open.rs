@@ -52,17 +52,10 @@ impl Model {
 }
 
 fn file_name(path: &Path) -> String {
-    path.file_stem()
-        .unwrap_or(path.as_os_str())
-        .to_string_lossy()
-        .into_owned()
+    path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
 fn folder_name(folder: &Path) -> String {
     let whole = folder.canonicalize().unwrap_or(folder.to_owned());
-    whole
-        .file_name()
-        .unwrap_or(folder.as_os_str())
-        .to_string_lossy()
-        .into_owned()
+    whole.file_name().unwrap_or(folder.as_os_str()).to_string_lossy().into_owned()
 }

@@ -20,14 +20,7 @@ pub(crate) mod support;
 
 use support::{all_weights, fixture_folder, open, write_safetensors};
 
-const FIXTURES: [&str; 6] = [
-    "llama",
-    "llama-tied-mha",
-    "llama3-rope",
-    "mistral",
-    "qwen2",
-    "qwen3",
-];
+const FIXTURES: [&str; 6] = ["llama", "llama-tied-mha", "llama3-rope", "mistral", "qwen2", "qwen3"];
 
 #[test]
 fn every_fixture_has_the_tensors_of_its_configuration() {
@@ -40,14 +33,9 @@ fn every_fixture_has_the_tensors_of_its_configuration() {
         let head = weights.contains("lm_head.weight");
         assert_ne!(head, model.config().tied_embeddings, "{name}");
         assert_eq!(weights.bytes_total(), model.manifest().total_bytes());
-        let query = weights
-            .get("model.layers.3.self_attn.q_proj.weight")
-            .unwrap();
+        let query = weights.get("model.layers.3.self_attn.q_proj.weight").unwrap();
         let config = model.config();
-        assert_eq!(
-            query.shape(),
-            [config.head_count * config.head_size, config.hidden_size]
-        );
+        assert_eq!(query.shape(), [config.head_count * config.head_size, config.hidden_size]);
         assert_eq!(query.bytes().len(), query.rows() * query.row_bytes());
         let biased = weights.contains("model.layers.0.self_attn.k_proj.bias");
         assert_eq!(biased, config.family == Family::Qwen2, "{name}");
@@ -62,9 +50,7 @@ fn a_gguf_file_of_a_checkpoint_gives_the_same_tensors() {
         let original = open(root.path(), &fixture_folder(name)).unwrap();
         let weights = all_weights(&original);
         let path = root.path().join(format!("{name}.gguf"));
-        let file = GgufWriter::of_model(original.config(), &weights)
-            .unwrap()
-            .to_bytes();
+        let file = GgufWriter::of_model(original.config(), &weights).unwrap().to_bytes();
         fs::write(&path, file).unwrap();
         let converted = open(root.path(), &path).unwrap();
         let mut expected = original.config().clone();
@@ -72,11 +58,7 @@ fn a_gguf_file_of_a_checkpoint_gives_the_same_tensors() {
             let RopeScaling::Factors(factors) = &converted.config().rope.scaling else {
                 panic!("{:?}", converted.config().rope)
             };
-            assert_eq!(
-                (factors[0], factors[7]),
-                (1.0, 8.0),
-                "short waves stay, long ones stretch"
-            );
+            assert_eq!((factors[0], factors[7]), (1.0, 8.0), "short waves stay, long ones stretch");
             expected.rope = converted.config().rope.clone();
         }
         assert_eq!(converted.config(), &expected, "{name}");
@@ -85,40 +67,24 @@ fn a_gguf_file_of_a_checkpoint_gives_the_same_tensors() {
         for (tensor, weight) in weights.iter() {
             let other = found.get(tensor).unwrap();
             assert_eq!(other.shape(), weight.shape(), "{name} {tensor}");
-            assert!(
-                other.bytes() == weight.bytes(),
-                "{name} {tensor} has other bytes"
-            );
+            assert!(other.bytes() == weight.bytes(), "{name} {tensor} has other bytes");
         }
-        assert_ne!(
-            converted.id(),
-            original.id(),
-            "other files are another model"
-        );
+        assert_ne!(converted.id(), original.id(), "other files are another model");
     }
 }
 
 #[test]
 fn the_rows_of_q_and_k_are_moved_in_llama_files_and_in_no_others() {
     let root = tempfile::tempdir().unwrap();
-    for (name, moved) in [
-        ("llama", true),
-        ("mistral", true),
-        ("qwen2", false),
-        ("qwen3", false),
-    ] {
+    for (name, moved) in [("llama", true), ("mistral", true), ("qwen2", false), ("qwen3", false)] {
         let original = open(root.path(), &fixture_folder(name)).unwrap();
         let weights = all_weights(&original);
-        let file = GgufWriter::of_model(original.config(), &weights)
-            .unwrap()
-            .to_bytes();
+        let file = GgufWriter::of_model(original.config(), &weights).unwrap().to_bytes();
         let header = crate::gguf::parse_header(&file).unwrap();
         let key = &header.tensors()["blk.0.attn_k.weight"];
         let start = usize::try_from(key.offset).unwrap();
         let stored = &file[start..start + usize::try_from(key.bytes).unwrap()];
-        let original = weights
-            .get("model.layers.0.self_attn.k_proj.weight")
-            .unwrap();
+        let original = weights.get("model.layers.0.self_attn.k_proj.weight").unwrap();
         assert_eq!(stored != original.bytes(), moved, "{name}");
     }
 }
@@ -126,34 +92,22 @@ fn the_rows_of_q_and_k_are_moved_in_llama_files_and_in_no_others() {
 #[test]
 fn quantized_rows_and_biases_are_put_back_in_order() {
     let root = tempfile::tempdir().unwrap();
-    let mut config = open(root.path(), &fixture_folder("llama"))
-        .unwrap()
-        .config()
-        .clone();
+    let mut config = open(root.path(), &fixture_folder("llama")).unwrap().config().clone();
     (config.attention_bias, config.output_bias) = (true, true);
     config.intermediate_size = 128;
     let tensor = |one: crate::layout::LayoutTensor| {
         let quantized = one.shape.len() == 2 && one.shape[1].is_multiple_of(32);
-        let kind = if quantized {
-            WeightType::Q4_1
-        } else {
-            WeightType::F32
-        };
+        let kind = if quantized { WeightType::Q4_1 } else { WeightType::F32 };
         let length = usize::try_from(kind.tensor_bytes(&one.shape).unwrap()).unwrap();
         let seed = one.name.len();
-        let bytes: Vec<u8> = (0..length)
-            .map(|i| u8::try_from((i * 31 + i / 7 + seed) % 251).unwrap())
-            .collect();
+        let bytes: Vec<u8> =
+            (0..length).map(|i| u8::try_from((i * 31 + i / 7 + seed) % 251).unwrap()).collect();
         (one.name, Weight::new(kind, one.shape, bytes).unwrap())
     };
     let everything = crate::plan::tensors(&config, PartsNeeded::everything()).unwrap();
     let weights: Weights = everything.into_iter().map(tensor).collect();
     let path = root.path().join("quantized.gguf");
-    fs::write(
-        &path,
-        GgufWriter::of_model(&config, &weights).unwrap().to_bytes(),
-    )
-    .unwrap();
+    fs::write(&path, GgufWriter::of_model(&config, &weights).unwrap().to_bytes()).unwrap();
     let model = open(root.path(), &path).unwrap();
     assert_eq!(model.config(), &config);
     assert_eq!(model.manifest().quantization(), "Q4_1");
@@ -171,32 +125,18 @@ fn a_part_has_its_tensors_and_no_others() {
     let model = open(root.path(), &fixture_folder("llama-tied-mha")).unwrap();
     let names = |part| {
         let weights = model.weights(part).unwrap();
-        weights
-            .iter()
-            .map(|(name, _)| name.to_owned())
-            .collect::<Vec<_>>()
+        weights.iter().map(|(name, _)| name.to_owned()).collect::<Vec<_>>()
     };
     assert_eq!(names(Part::Embedding), ["model.embed_tokens.weight"]);
-    assert_eq!(
-        names(Part::Head),
-        ["model.embed_tokens.weight", "model.norm.weight"]
-    );
+    assert_eq!(names(Part::Head), ["model.embed_tokens.weight", "model.norm.weight"]);
     let span = names(Part::Blocks(Span::new(1, 3).unwrap()));
     assert_eq!(span.len(), 2 * 9);
-    assert!(
-        span.iter()
-            .all(|name| name.contains(".1.") || name.contains(".2."))
-    );
-    let beyond = model
-        .weights(Part::Blocks(Span::new(3, 5).unwrap()))
-        .unwrap_err();
+    assert!(span.iter().all(|name| name.contains(".1.") || name.contains(".2.")));
+    let beyond = model.weights(Part::Blocks(Span::new(3, 5).unwrap())).unwrap_err();
     assert!(matches!(beyond, LoadError::SpanOutside(_)));
     let blocks = BlocksNeeded::Span(Span::new(3, 5).unwrap());
     let source = ModelSource::Folder(fixture_folder("llama-tied-mha"));
-    let parts = PartsNeeded {
-        blocks,
-        ..PartsNeeded::nothing()
-    };
+    let parts = PartsNeeded { blocks, ..PartsNeeded::nothing() };
     let refused = Model::open(&source, &Cache::new(root.path()), parts, &Silent).unwrap_err();
     assert!(refused.to_string().contains("3..5"), "{refused}");
 }
@@ -208,16 +148,8 @@ fn a_model_is_the_same_wherever_it_lies_and_whoever_wrote_its_configuration() {
     let copy = root.path().join("another name");
     fs::create_dir(&copy).unwrap();
     let from = fixture_folder("llama3-rope");
-    fs::copy(
-        from.join("model.safetensors"),
-        copy.join("model.safetensors"),
-    )
-    .unwrap();
-    fs::copy(
-        from.join("config.transformers4.json"),
-        copy.join("config.json"),
-    )
-    .unwrap();
+    fs::copy(from.join("model.safetensors"), copy.join("model.safetensors")).unwrap();
+    fs::copy(from.join("config.transformers4.json"), copy.join("config.json")).unwrap();
     let copied = open(root.path(), &copy).unwrap();
     assert_eq!(copied.id(), original.id());
     assert_eq!(copied.name(), "another name");
@@ -227,11 +159,7 @@ fn a_model_is_the_same_wherever_it_lies_and_whoever_wrote_its_configuration() {
     let mut bytes = fs::read(copy.join("model.safetensors")).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     fs::write(copy.join("model.safetensors"), bytes).unwrap();
-    assert_ne!(
-        open(root.path(), &copy).unwrap().id(),
-        original.id(),
-        "one bit differs"
-    );
+    assert_ne!(open(root.path(), &copy).unwrap().id(), original.id(), "one bit differs");
 }
 
 #[test]
@@ -249,10 +177,7 @@ fn a_checkpoint_may_be_spread_over_files() {
     }
     fs::remove_file(folder.join("blocks-a.safetensors")).unwrap();
     let error = open(root.path(), &folder).unwrap_err();
-    assert!(
-        error.to_string().contains("blocks-a.safetensors"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("blocks-a.safetensors"), "{error}");
 }
 
 #[test]
@@ -268,22 +193,14 @@ fn the_tokenizer_of_a_gguf_file_comes_as_it_is() {
         .value("tokenizer.ggml.tokens", WriteValue::Texts(tokens.clone()))
         .value("tokenizer.ggml.token_type", WriteValue::I32s(vec![1; 288]))
         .value("tokenizer.ggml.scores", WriteValue::F32s(vec![-0.5; 288]))
-        .value(
-            "tokenizer.ggml.merges",
-            WriteValue::Texts(vec!["a b".into()]),
-        )
+        .value("tokenizer.ggml.merges", WriteValue::Texts(vec!["a b".into()]))
         .value("tokenizer.ggml.add_bos_token", WriteValue::Flag(false))
         .value("tokenizer.chat_template", "{{ messages }}");
     let path = root.path().join("with tokenizer.gguf");
     fs::write(&path, writer.to_bytes()).unwrap();
     let model = open(root.path(), &path).unwrap();
-    let Some(TokenizerSource::Gguf(tokenizer)) = model.tokenizer() else {
-        panic!()
-    };
-    assert_eq!(
-        (tokenizer.model.as_str(), tokenizer.pre.as_deref()),
-        ("gpt2", Some("smollm"))
-    );
+    let Some(TokenizerSource::Gguf(tokenizer)) = model.tokenizer() else { panic!() };
+    assert_eq!((tokenizer.model.as_str(), tokenizer.pre.as_deref()), ("gpt2", Some("smollm")));
     assert_eq!((&tokenizer.tokens, tokenizer.scores[287]), (&tokens, -0.5));
     assert_eq!((tokenizer.token_types[0], tokenizer.merges.len()), (1, 1));
     assert_eq!(
@@ -306,21 +223,11 @@ fn the_bytes_of_a_part_are_known_before_it_is_loaded() {
     let span = Span::new(1, 3).unwrap();
     let weights = model.weights(Part::Blocks(span)).unwrap();
     let manifest = model.manifest();
-    assert_eq!(
-        weights.bytes_total(),
-        manifest.block_bytes(1) + manifest.block_bytes(2)
-    );
+    assert_eq!(weights.bytes_total(), manifest.block_bytes(1) + manifest.block_bytes(2));
     let ranges = crate::plan::byte_ranges(manifest, PartsNeeded::span(span)).unwrap();
     let bytes: u64 = ranges.iter().map(|range| range.end - range.start).sum();
     assert_eq!(bytes, weights.bytes_total());
     let everything = crate::plan::byte_ranges(manifest, PartsNeeded::everything()).unwrap();
-    assert_eq!(
-        everything.len(),
-        1,
-        "the tensors of a file lie side by side"
-    );
-    assert_eq!(
-        everything[0].end - everything[0].start,
-        manifest.total_bytes()
-    );
+    assert_eq!(everything.len(), 1, "the tensors of a file lie side by side");
+    assert_eq!(everything[0].end - everything[0].start, manifest.total_bytes());
 }

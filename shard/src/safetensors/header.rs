@@ -134,10 +134,7 @@ pub fn parse_header(bytes: &[u8], file_bytes: u64) -> Result<SafetensorsHeader, 
     let start = LENGTH_BYTES + length;
     let end = usize::try_from(start).ok();
     let Some(json) = end.and_then(|end| bytes.get(size_of::<u64>()..end)) else {
-        return Err(SafetensorsError::CutOff {
-            expected: start,
-            found: bytes.len() as u64,
-        });
+        return Err(SafetensorsError::CutOff { expected: start, found: bytes.len() as u64 });
     };
     let WireHeader(wire) = serde_json::from_slice(json).map_err(SafetensorsError::Json)?;
     check_ranges(&wire, start, file_bytes)?;
@@ -152,24 +149,15 @@ pub fn parse_header(bytes: &[u8], file_bytes: u64) -> Result<SafetensorsHeader, 
 /// The length of the header, from the first eight bytes of the file.
 pub(super) fn header_bytes(bytes: &[u8], file_bytes: u64) -> Result<u64, SafetensorsError> {
     let Some(length) = bytes.first_chunk::<{ size_of::<u64>() }>() else {
-        return Err(SafetensorsError::CutOff {
-            expected: LENGTH_BYTES,
-            found: file_bytes,
-        });
+        return Err(SafetensorsError::CutOff { expected: LENGTH_BYTES, found: file_bytes });
     };
     let length = u64::from_le_bytes(*length);
     if length > HEADER_BYTES_MAX {
-        return Err(SafetensorsError::HeaderTooLong {
-            found: length,
-            max: HEADER_BYTES_MAX,
-        });
+        return Err(SafetensorsError::HeaderTooLong { found: length, max: HEADER_BYTES_MAX });
     }
     let expected = LENGTH_BYTES + length;
     if expected > file_bytes {
-        return Err(SafetensorsError::CutOff {
-            expected,
-            found: file_bytes,
-        });
+        return Err(SafetensorsError::CutOff { expected, found: file_bytes });
     }
     Ok(length)
 }
@@ -180,34 +168,23 @@ fn check_ranges(
     data_start: u64,
     file_bytes: u64,
 ) -> Result<(), SafetensorsError> {
-    let mut in_order: Vec<_> = tensors
-        .iter()
-        .map(|(name, tensor)| (tensor.data_offsets, name))
-        .collect();
+    let mut in_order: Vec<_> =
+        tensors.iter().map(|(name, tensor)| (tensor.data_offsets, name)).collect();
     in_order.sort_unstable();
     let mut expected = 0;
     for ((start, end), name) in in_order {
         if start != expected || end < start {
-            return Err(SafetensorsError::Range {
-                tensor: name.clone(),
-                start,
-                end,
-                expected,
-            });
+            return Err(SafetensorsError::Range { tensor: name.clone(), start, end, expected });
         }
         expected = end;
     }
     let expected = data_start.saturating_add(expected);
     match expected.cmp(&file_bytes) {
         std::cmp::Ordering::Equal => Ok(()),
-        std::cmp::Ordering::Greater => Err(SafetensorsError::CutOff {
-            expected,
-            found: file_bytes,
-        }),
-        std::cmp::Ordering::Less => Err(SafetensorsError::TooLong {
-            expected,
-            found: file_bytes,
-        }),
+        std::cmp::Ordering::Greater => {
+            Err(SafetensorsError::CutOff { expected, found: file_bytes })
+        }
+        std::cmp::Ordering::Less => Err(SafetensorsError::TooLong { expected, found: file_bytes }),
     }
 }
 
@@ -221,24 +198,14 @@ struct WireTensor {
 impl WireTensor {
     /// The tensor in a file whose tensors' bytes begin at `data_start`; ranges were checked before.
     fn place(self, name: &str, data_start: u64) -> Result<StoredTensor, SafetensorsError> {
-        let Self {
-            dtype,
-            shape: sizes,
-            data_offsets: (start, end),
-        } = self;
+        let Self { dtype, shape: sizes, data_offsets: (start, end) } = self;
         let bytes = end - start;
         if sizes.len() > DIMENSIONS_MAX {
             let (tensor, found) = (name.to_owned(), sizes.len());
-            return Err(SafetensorsError::Dimensions {
-                tensor,
-                found,
-                max: DIMENSIONS_MAX,
-            });
+            return Err(SafetensorsError::Dimensions { tensor, found, max: DIMENSIONS_MAX });
         }
-        let shape: Option<Vec<usize>> = sizes
-            .iter()
-            .map(|&size| usize::try_from(size).ok())
-            .collect();
+        let shape: Option<Vec<usize>> =
+            sizes.iter().map(|&size| usize::try_from(size).ok()).collect();
         let stored_type = match dtype.as_str() {
             "F32" => StoredType::Supported(WeightType::F32),
             "F16" => StoredType::Supported(WeightType::F16),
@@ -258,12 +225,7 @@ impl WireTensor {
                 found: bytes,
             });
         };
-        Ok(StoredTensor {
-            stored_type,
-            shape,
-            offset: data_start + start,
-            bytes,
-        })
+        Ok(StoredTensor { stored_type, shape, offset: data_start + start, bytes })
     }
 }
 

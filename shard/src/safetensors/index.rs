@@ -24,19 +24,12 @@ impl WeightIndex {
         names.sort_unstable();
         names.dedup();
         if let Some(name) = names.iter().find(|name| !is_weight_file_name(name)) {
-            return Err(IndexError::FileName {
-                name: (*name).clone(),
-            });
+            return Err(IndexError::FileName { name: (*name).clone() });
         }
         if names.len() > FILES_MAX {
-            return Err(IndexError::TooManyFiles {
-                found: names.len(),
-                max: FILES_MAX,
-            });
+            return Err(IndexError::TooManyFiles { found: names.len(), max: FILES_MAX });
         }
-        Ok(Self {
-            files: wire.weight_map,
-        })
+        Ok(Self { files: wire.weight_map })
     }
 
     /// The file that holds this tensor.

@@ -36,70 +36,34 @@ fn tensors_are_found_where_they_are() {
 
 #[test]
 fn a_file_of_another_length_is_cut_off_or_corrupt() {
-    assert!(matches!(
-        parse(TWO, 31),
-        Err(SafetensorsError::CutOff { .. })
-    ));
-    assert!(matches!(
-        parse(TWO, 33),
-        Err(SafetensorsError::TooLong { .. })
-    ));
+    assert!(matches!(parse(TWO, 31), Err(SafetensorsError::CutOff { .. })));
+    assert!(matches!(parse(TWO, 33), Err(SafetensorsError::TooLong { .. })));
     let bytes = file(TWO, 32);
     for length in 0..bytes.len() {
-        assert!(
-            parse_header(&bytes[..length], length as u64).is_err(),
-            "{length} bytes"
-        );
+        assert!(parse_header(&bytes[..length], length as u64).is_err(), "{length} bytes");
     }
 }
 
 #[test]
 fn lying_headers_are_refused() {
     let long = [&u64::MAX.to_le_bytes()[..], b"{}"].concat();
-    assert!(matches!(
-        parse_header(&long, 10),
-        Err(SafetensorsError::HeaderTooLong { .. })
-    ));
+    assert!(matches!(parse_header(&long, 10), Err(SafetensorsError::HeaderTooLong { .. })));
     let short = [&100u64.to_le_bytes()[..], b"{}"].concat();
-    assert!(matches!(
-        parse_header(&short, 10),
-        Err(SafetensorsError::CutOff { .. })
-    ));
+    assert!(matches!(parse_header(&short, 10), Err(SafetensorsError::CutOff { .. })));
     // A file that is claimed to be longer than the bytes at hand.
-    assert!(matches!(
-        parse_header(&short, 1000),
-        Err(SafetensorsError::CutOff { .. })
-    ));
+    assert!(matches!(parse_header(&short, 1000), Err(SafetensorsError::CutOff { .. })));
     let one = |shape: &str, offsets: &str| {
         let header =
             format!(r#"{{"a":{{"dtype":"F32","shape":{shape},"data_offsets":{offsets}}}}}"#);
         parse(&header, 8).unwrap_err()
     };
-    assert!(matches!(
-        one("[3]", "[0,8]"),
-        SafetensorsError::Length { .. }
-    ));
-    assert!(matches!(
-        one("[2]", "[4,12]"),
-        SafetensorsError::Range { .. }
-    ));
-    assert!(matches!(
-        one("[2]", "[8,0]"),
-        SafetensorsError::Range { .. }
-    ));
-    assert!(matches!(
-        one("[2]", "[0,18446744073709551615]"),
-        SafetensorsError::CutOff { .. }
-    ));
+    assert!(matches!(one("[3]", "[0,8]"), SafetensorsError::Length { .. }));
+    assert!(matches!(one("[2]", "[4,12]"), SafetensorsError::Range { .. }));
+    assert!(matches!(one("[2]", "[8,0]"), SafetensorsError::Range { .. }));
+    assert!(matches!(one("[2]", "[0,18446744073709551615]"), SafetensorsError::CutOff { .. }));
     let huge = "[18446744073709551615,18446744073709551615]";
-    assert!(matches!(
-        one(huge, "[0,8]"),
-        SafetensorsError::Length { .. }
-    ));
-    assert!(matches!(
-        one("[1,1,1,1,1,1,1,1,2]", "[0,8]"),
-        SafetensorsError::Dimensions { .. }
-    ));
+    assert!(matches!(one(huge, "[0,8]"), SafetensorsError::Length { .. }));
+    assert!(matches!(one("[1,1,1,1,1,1,1,1,2]", "[0,8]"), SafetensorsError::Dimensions { .. }));
     assert!(matches!(one("[-2]", "[0,8]"), SafetensorsError::Json(_)));
 }
 
@@ -107,15 +71,10 @@ fn lying_headers_are_refused() {
 fn tensors_share_no_bytes_and_no_names() {
     let overlap = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},
         "b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#;
-    assert!(matches!(
-        parse(overlap, 8),
-        Err(SafetensorsError::Range { .. })
-    ));
+    assert!(matches!(parse(overlap, 8), Err(SafetensorsError::Range { .. })));
     let twice = r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},
         "a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#;
-    let SafetensorsError::Json(error) = parse(twice, 8).unwrap_err() else {
-        panic!()
-    };
+    let SafetensorsError::Json(error) = parse(twice, 8).unwrap_err() else { panic!() };
     assert!(error.to_string().contains("twice"), "{error}");
 }
 
@@ -139,15 +98,9 @@ fn an_index_names_only_weight_files_beside_it() {
         "config.json",
         "model.safetensors?x=.safetensors",
     ] {
-        assert!(
-            matches!(index(name), Err(IndexError::FileName { .. })),
-            "{name}"
-        );
+        assert!(matches!(index(name), Err(IndexError::FileName { .. })), "{name}");
     }
-    assert!(matches!(
-        WeightIndex::from_json("[]"),
-        Err(IndexError::Json(_))
-    ));
+    assert!(matches!(WeightIndex::from_json("[]"), Err(IndexError::Json(_))));
 }
 
 proptest! {

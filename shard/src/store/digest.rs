@@ -23,10 +23,7 @@ impl Cache {
         paths: &[PathBuf],
         progress: &dyn Progress,
     ) -> Result<Vec<Sha256Digest>, ReadFileError> {
-        let keys = paths
-            .iter()
-            .map(|path| key(path))
-            .collect::<Result<Vec<_>, _>>()?;
+        let keys = paths.iter().map(|path| key(path)).collect::<Result<Vec<_>, _>>()?;
         let known = self.index().read_all(&keys);
         let mut digests = Vec::with_capacity(paths.len());
         let mut new = Vec::new();
@@ -59,11 +56,7 @@ impl Cache {
 pub(crate) fn hash_file(path: &Path, progress: &dyn Progress) -> io::Result<Sha256Digest> {
     let mut file = File::open(path)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let work = Work::start(
-        progress,
-        Some(file.metadata()?.len()),
-        &format!("verifying {name}"),
-    );
+    let work = Work::start(progress, Some(file.metadata()?.len()), &format!("verifying {name}"));
     let mut hash = Sha256::new();
     let mut chunk = vec![0; CHUNK_BYTES];
     loop {

@@ -34,10 +34,7 @@ pub enum ReadFileError {
 
 impl ReadFileError {
     pub(crate) fn io(path: &Path, source: io::Error) -> Self {
-        Self::Io {
-            path: path.to_owned(),
-            source,
-        }
+        Self::Io { path: path.to_owned(), source }
     }
 }
 
@@ -51,12 +48,7 @@ pub(crate) fn read_text(path: &Path, max: u64) -> Result<String, ReadFileError> 
         .read_to_end(&mut bytes)
         .map_err(io)?;
     if bytes.len() as u64 > max {
-        return Err(ReadFileError::TooLarge {
-            path: path.to_owned(),
-            max,
-        });
+        return Err(ReadFileError::TooLarge { path: path.to_owned(), max });
     }
-    String::from_utf8(bytes).map_err(|_| ReadFileError::NotText {
-        path: path.to_owned(),
-    })
+    String::from_utf8(bytes).map_err(|_| ReadFileError::NotText { path: path.to_owned() })
 }

@@ -8,10 +8,7 @@ use super::*;
 use crate::progress::Silent;
 
 fn pair(number: u32) -> (Vec<u8>, Vec<u8>) {
-    (
-        format!("key {number}").into_bytes(),
-        format!("value {number}").into_bytes(),
-    )
+    (format!("key {number}").into_bytes(), format!("value {number}").into_bytes())
 }
 
 fn read(cache: &Cache, number: u32) -> Option<Vec<u8>> {
@@ -90,19 +87,13 @@ fn a_damaged_index_is_made_anew() {
     let names = files_below(&whole.root().join("index"));
     assert!(!names.is_empty());
     for (case, damaged) in names.iter().enumerate() {
-        for (kind, damage) in [b"".as_slice(), b"garbage", &[0xff; 4096]]
-            .iter()
-            .enumerate()
-        {
+        for (kind, damage) in [b"".as_slice(), b"garbage", &[0xff; 4096]].iter().enumerate() {
             let cache = Cache::new(root.path().join(format!("{case}-{kind}")));
             copy_folder(whole.root(), cache.root());
             let file = damaged.strip_prefix(whole.root()).unwrap();
             fs::write(cache.root().join(file), damage).unwrap();
             let found = read(&cache, 1);
-            assert!(
-                found.is_none() || found == Some(pair(1).1),
-                "never another answer"
-            );
+            assert!(found.is_none() || found == Some(pair(1).1), "never another answer");
             cache.index().write_all(&[pair(1)]);
             assert_eq!(read(&cache, 1), Some(pair(1).1), "{file:?} with {kind}");
         }
@@ -156,11 +147,7 @@ fn a_digest_is_that_of_the_bytes_and_follows_their_changes() {
     assert_eq!(cache.digests(&paths, &Silent).unwrap(), [first]);
     fs::write(&file, "abcd").unwrap();
     assert_ne!(cache.digests(&paths, &Silent).unwrap(), [first]);
-    assert!(
-        cache
-            .digests(&[root.path().join("nothing")], &Silent)
-            .is_err()
-    );
+    assert!(cache.digests(&[root.path().join("nothing")], &Silent).is_err());
 }
 
 #[test]
@@ -189,17 +176,8 @@ fn a_text_is_bounded_and_utf8() {
     let file = root.path().join("text");
     fs::write(&file, "abc").unwrap();
     assert_eq!(read_text(&file, 3).unwrap(), "abc");
-    assert!(matches!(
-        read_text(&file, 2),
-        Err(ReadFileError::TooLarge { .. })
-    ));
+    assert!(matches!(read_text(&file, 2), Err(ReadFileError::TooLarge { .. })));
     fs::write(&file, [0xff]).unwrap();
-    assert!(matches!(
-        read_text(&file, 3),
-        Err(ReadFileError::NotText { .. })
-    ));
-    assert!(matches!(
-        read_text(root.path(), 3),
-        Err(ReadFileError::Io { .. })
-    ));
+    assert!(matches!(read_text(&file, 3), Err(ReadFileError::NotText { .. })));
+    assert!(matches!(read_text(root.path(), 3), Err(ReadFileError::Io { .. })));
 }

@@ -58,23 +58,15 @@ pub(crate) fn read_folder(folder: &Path) -> Result<FolderTokenizer, OpenTokenize
         unknown: text(config.unk_token),
         padding: text(config.pad_token),
     };
-    let source = file("tokenizer.json").map(|tokenizer_json| TokenizerSource::HuggingFace {
-        tokenizer_json,
-        config_json,
-    });
-    Ok(FolderTokenizer {
-        source,
-        chat_template,
-        special_tokens,
-    })
+    let source = file("tokenizer.json")
+        .map(|tokenizer_json| TokenizerSource::HuggingFace { tokenizer_json, config_json });
+    Ok(FolderTokenizer { source, chat_template, special_tokens })
 }
 
 fn read_config(path: &Path) -> Result<WireConfig, OpenTokenizerError> {
     let text = read_text(path, CONFIG_BYTES_MAX)?;
-    serde_json::from_str(&text).map_err(|source| OpenTokenizerError::Json {
-        path: path.to_owned(),
-        source,
-    })
+    serde_json::from_str(&text)
+        .map_err(|source| OpenTokenizerError::Json { path: path.to_owned(), source })
 }
 
 #[derive(Deserialize, Default)]
@@ -106,10 +98,7 @@ impl WireTemplate {
         match self {
             Self::One(template) => Some(template),
             Self::Named(mut named) => {
-                let default = named
-                    .iter()
-                    .position(|one| one.name == "default")
-                    .unwrap_or(0);
+                let default = named.iter().position(|one| one.name == "default").unwrap_or(0);
                 (default < named.len()).then(|| named.swap_remove(default).template)
             }
         }
@@ -164,9 +153,6 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("tokenizer_config.json"), "{").unwrap();
         let error = read_folder(folder.path()).err().unwrap();
-        assert!(
-            error.to_string().contains("tokenizer_config.json"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("tokenizer_config.json"), "{error}");
     }
 }

@@ -9,9 +9,7 @@ use crate::gguf::{Array, Value};
 pub(crate) fn read_gguf(
     metadata: &BTreeMap<String, Value>,
 ) -> (Option<TokenizerSource>, Option<String>, SpecialTokens) {
-    let template = metadata
-        .get("tokenizer.chat_template")
-        .and_then(Value::as_text);
+    let template = metadata.get("tokenizer.chat_template").and_then(Value::as_text);
     let template = template.map(str::to_owned);
     let Some(tokenizer) = read_tokenizer(metadata) else {
         return (None, template, SpecialTokens::default());
@@ -23,20 +21,13 @@ pub(crate) fn read_gguf(
         unknown: text(tokenizer.unknown_id),
         padding: text(tokenizer.padding_id),
     };
-    (
-        Some(TokenizerSource::Gguf(Box::new(tokenizer))),
-        template,
-        special,
-    )
+    (Some(TokenizerSource::Gguf(Box::new(tokenizer))), template, special)
 }
 
 /// `None` where the file has no tokenizer, as tiny checkpoints have none.
 fn read_tokenizer(metadata: &BTreeMap<String, Value>) -> Option<GgufTokenizer> {
     let model = metadata.get("tokenizer.ggml.model")?.as_text()?.to_owned();
-    let pre = metadata
-        .get("tokenizer.ggml.pre")
-        .and_then(Value::as_text)
-        .map(str::to_owned);
+    let pre = metadata.get("tokenizer.ggml.pre").and_then(Value::as_text).map(str::to_owned);
     let get = |name: &str| metadata.get(&format!("tokenizer.ggml.{name}"));
     let id = |name: &str| u32::try_from(get(name)?.as_unsigned()?).ok();
     let flag = |name: &str| get(name)?.as_flag();
@@ -61,10 +52,7 @@ fn read_tokenizer(metadata: &BTreeMap<String, Value>) -> Option<GgufTokenizer> {
     })
 }
 
-#[allow(
-    clippy::cast_possible_truncation,
-    reason = "the file has them as binary32"
-)]
+#[allow(clippy::cast_possible_truncation, reason = "the file has them as binary32")]
 fn scores(value: Option<&Value>) -> Vec<f32> {
     match value {
         Some(Value::Array(Array::Floats(scores))) => scores.iter().map(|&s| s as f32).collect(),
@@ -74,8 +62,5 @@ fn scores(value: Option<&Value>) -> Vec<f32> {
 
 fn token_types(value: Option<&Value>) -> Vec<i32> {
     let numbers = value.and_then(Value::as_numbers).unwrap_or_default();
-    numbers
-        .into_iter()
-        .map(|number| i32::try_from(number).unwrap_or(0))
-        .collect()
+    numbers.into_iter().map(|number| i32::try_from(number).unwrap_or(0)).collect()
 }

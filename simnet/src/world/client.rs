@@ -48,12 +48,7 @@ impl Client {
         let mut key = [0xc1; 32];
         key[..8].copy_from_slice(&(index as u64).to_le_bytes());
         let peer = PeerId::from_public_key(key);
-        let config = SessionConfig {
-            session,
-            model,
-            tokens_max: plan.tokens_max,
-            hops,
-        };
+        let config = SessionConfig { session, model, tokens_max: plan.tokens_max, hops };
         Self {
             peer,
             answers: Vec::new(),
@@ -111,10 +106,7 @@ impl Client {
 
     fn next_step(&mut self, now: Time) {
         let input = match self.plan.steps.pop_front() {
-            Some((position, tokens)) => Input::Step {
-                position,
-                hidden: embed(&tokens),
-            },
+            Some((position, tokens)) => Input::Step { position, hidden: embed(&tokens) },
             None => Input::Close,
         };
         let result = self.session.handle(input, now);

@@ -20,9 +20,7 @@ pub fn umbel_binary() -> anyhow::Result<PathBuf> {
 
 /// `target/debug`, from `target/debug/deps/test`.
 pub(crate) fn profile_folder(test: &Path) -> Option<&Path> {
-    test.ancestors()
-        .find(|folder| folder.ends_with("deps"))?
-        .parent()
+    test.ancestors().find(|folder| folder.ends_with("deps"))?.parent()
 }
 
 #[cfg(test)]

@@ -47,9 +47,7 @@ impl Captured {
     pub(super) fn wait_for_line(&self, beginning: &str, deadline: Instant) -> Option<String> {
         loop {
             let text = self.text();
-            let mut lines = text
-                .split_inclusive('\n')
-                .filter_map(|line| line.strip_suffix('\n'));
+            let mut lines = text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
             if let Some(rest) = lines.find_map(|line| line.strip_prefix(beginning)) {
                 return Some(rest.trim_end().to_owned());
             }
@@ -66,10 +64,7 @@ impl Captured {
 
     /// Whether more was written until `deadline`.
     fn wait_for_news(&self, deadline: Instant) -> bool {
-        match self
-            .news
-            .recv_timeout(deadline.saturating_duration_since(Instant::now()))
-        {
+        match self.news.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(()) => true,
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => false,
         }
@@ -97,16 +92,10 @@ mod tests {
         let (reader, mut writer) = pipe().unwrap();
         let captured = Captured::read(reader);
         std::io::Write::write_all(&mut writer, b"loading\nready /ip4/1").unwrap();
-        assert_eq!(
-            captured.wait_for_line("loading", soon()),
-            Some(String::new())
-        );
+        assert_eq!(captured.wait_for_line("loading", soon()), Some(String::new()));
         assert_eq!(captured.wait_for_line("ready ", Instant::now()), None);
         std::io::Write::write_all(&mut writer, b"27.0.0.1\nmore").unwrap();
-        assert_eq!(
-            captured.wait_for_line("ready ", soon()).as_deref(),
-            Some("/ip4/127.0.0.1")
-        );
+        assert_eq!(captured.wait_for_line("ready ", soon()).as_deref(), Some("/ip4/127.0.0.1"));
         drop(writer);
         captured.wait_for_end(soon());
         assert_eq!(captured.text(), "loading\nready /ip4/127.0.0.1\nmore");

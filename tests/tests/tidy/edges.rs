@@ -39,16 +39,8 @@ const IMPURE: [&str; 19] = [
 ];
 
 const RULES: [Rule; 9] = [
-    Rule {
-        name: "umbel-protocol",
-        may_use: &[],
-        never_reaches: &IMPURE,
-    },
-    Rule {
-        name: "umbel-coordinator",
-        may_use: &["umbel-protocol"],
-        never_reaches: &IMPURE,
-    },
+    Rule { name: "umbel-protocol", may_use: &[], never_reaches: &IMPURE },
+    Rule { name: "umbel-coordinator", may_use: &["umbel-protocol"], never_reaches: &IMPURE },
     Rule {
         name: "umbel-simnet",
         may_use: &["umbel-coordinator", "umbel-protocol"],
@@ -62,14 +54,7 @@ const RULES: [Rule; 9] = [
     Rule {
         name: "umbel-engine",
         may_use: &["umbel-protocol", "umbel-shard"],
-        never_reaches: &[
-            "async-std",
-            "libp2p",
-            "quinn",
-            "smol",
-            "tokio",
-            "umbel-coordinator",
-        ],
+        never_reaches: &["async-std", "libp2p", "quinn", "smol", "tokio", "umbel-coordinator"],
     },
     Rule {
         name: "umbel-net",
@@ -155,25 +140,14 @@ struct Graph {
 
 impl Graph {
     fn new(metadata: &Metadata) -> Self {
-        let names: BTreeMap<_, _> = metadata
-            .packages
-            .iter()
-            .map(|p| (p.id.as_str(), p.name.as_str()))
-            .collect();
+        let names: BTreeMap<_, _> =
+            metadata.packages.iter().map(|p| (p.id.as_str(), p.name.as_str())).collect();
         let name = |id: &str| (*names.get(id).expect("each id is of a package")).to_owned();
         let mut graph = Self::default();
-        graph.members = metadata
-            .workspace_members
-            .iter()
-            .map(|id| name(id))
-            .collect();
+        graph.members = metadata.workspace_members.iter().map(|id| name(id)).collect();
         for node in &metadata.resolve.nodes {
             for dependency in &node.deps {
-                graph
-                    .direct
-                    .entry(name(&node.id))
-                    .or_default()
-                    .insert(name(&dependency.pkg));
+                graph.direct.entry(name(&node.id)).or_default().insert(name(&dependency.pkg));
             }
         }
         graph
@@ -198,14 +172,8 @@ impl Graph {
 
 /// What of the crates that `tree` lists, one a line, `rule` does not allow.
 fn reached_complaints(rule: &Rule, tree: &str) -> Vec<String> {
-    let names: BTreeSet<_> = tree
-        .lines()
-        .filter_map(|line| line.split(' ').next())
-        .collect();
-    let forbidden = rule
-        .never_reaches
-        .iter()
-        .filter(|name| names.contains(**name));
+    let names: BTreeSet<_> = tree.lines().filter_map(|line| line.split(' ').next()).collect();
+    let forbidden = rule.never_reaches.iter().filter(|name| names.contains(**name));
     let Rule { name, .. } = rule;
     forbidden
         .map(|target| {
@@ -217,16 +185,9 @@ fn reached_complaints(rule: &Rule, tree: &str) -> Vec<String> {
 /// What cargo prints.
 fn cargo(arguments: &[&str]) -> String {
     let mut command = Command::new(env!("CARGO"));
-    let output = command
-        .args(arguments)
-        .current_dir(super::files::root())
-        .output()
-        .unwrap();
+    let output = command.args(arguments).current_dir(super::files::root()).output().unwrap();
     let complaint = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success(),
-        "`cargo fetch` may help: {complaint}"
-    );
+    assert!(output.status.success(), "`cargo fetch` may help: {complaint}");
     String::from_utf8(output.stdout).unwrap()
 }
 
@@ -234,18 +195,8 @@ fn cargo(arguments: &[&str]) -> String {
 /// not have been downloaded.
 fn metadata() -> Metadata {
     let version = cargo(&["-vV"]);
-    let host = version
-        .lines()
-        .find_map(|line| line.strip_prefix("host: "))
-        .unwrap();
-    let arguments = [
-        "metadata",
-        "--format-version",
-        "1",
-        "--offline",
-        "--filter-platform",
-        host,
-    ];
+    let host = version.lines().find_map(|line| line.strip_prefix("host: ")).unwrap();
+    let arguments = ["metadata", "--format-version", "1", "--offline", "--filter-platform", host];
     serde_json::from_str(&cargo(&arguments)).unwrap()
 }
 
@@ -268,15 +219,9 @@ fn crates_depend_on_each_other_as_the_architecture_says() {
 fn crates_reach_nothing_that_they_must_not() {
     let trees: Vec<_> = RULES.iter().map(|rule| (rule, tree(rule.name))).collect();
     // Were the trees empty, nothing could be found in them.
-    assert!(
-        trees
-            .iter()
-            .any(|(_, tree)| tree.lines().any(|line| line.starts_with("tokio v")))
-    );
-    let complaints: Vec<_> = trees
-        .iter()
-        .flat_map(|(rule, tree)| reached_complaints(rule, tree))
-        .collect();
+    assert!(trees.iter().any(|(_, tree)| tree.lines().any(|line| line.starts_with("tokio v"))));
+    let complaints: Vec<_> =
+        trees.iter().flat_map(|(rule, tree)| reached_complaints(rule, tree)).collect();
     assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
 }
 
@@ -288,18 +233,11 @@ fn table(page: &str) -> BTreeMap<String, BTreeSet<String>> {
         let [_, name, uses, ..] = cells[..] else {
             continue;
         };
-        let name = name
-            .split("(`")
-            .nth(1)
-            .and_then(|name| name.split('`').next())
-            .unwrap();
+        let name = name.split("(`").nth(1).and_then(|name| name.split('`').next()).unwrap();
         let above: BTreeSet<_> = rows.keys().cloned().collect();
         let package = |name: &str| format!("umbel-{name}");
         let uses = match uses.strip_prefix("all above but ") {
-            Some(name) => above
-                .into_iter()
-                .filter(|above| *above != package(name))
-                .collect(),
+            Some(name) => above.into_iter().filter(|above| *above != package(name)).collect(),
             None if uses == "all" => above,
             None if uses == "nothing" => BTreeSet::new(),
             None => uses.split(", ").map(package).collect(),
@@ -313,10 +251,7 @@ fn table(page: &str) -> BTreeMap<String, BTreeSet<String>> {
 fn the_table_of_the_architecture_says_the_same() {
     let page = std::fs::read_to_string(super::files::root().join("ARCHITECTURE.md")).unwrap();
     let owned = |names: &[&str]| names.iter().map(ToString::to_string).collect();
-    let rules = RULES
-        .iter()
-        .map(|rule| (rule.name.to_owned(), owned(rule.may_use)))
-        .collect();
+    let rules = RULES.iter().map(|rule| (rule.name.to_owned(), owned(rule.may_use))).collect();
     assert_eq!(table(&page), rules);
     let other = page.replace("| nothing |", "| shard |");
     assert_ne!(table(&other), rules, "another table is another");
@@ -325,14 +260,8 @@ fn the_table_of_the_architecture_says_the_same() {
 /// A workspace with these edges.
 fn example(edges: &[(&str, &str)]) -> Vec<String> {
     let names: BTreeSet<&str> = edges.iter().flat_map(|&(a, b)| [a, b]).collect();
-    let packages: Vec<_> = names
-        .iter()
-        .map(|name| json!({"id": name, "name": name}))
-        .collect();
-    let members: Vec<_> = names
-        .iter()
-        .filter(|name| name.starts_with("umbel-"))
-        .collect();
+    let packages: Vec<_> = names.iter().map(|name| json!({"id": name, "name": name})).collect();
+    let members: Vec<_> = names.iter().filter(|name| name.starts_with("umbel-")).collect();
     let node = |(from, to): &(&str, &str)| json!({"id": from, "deps": [{"pkg": to}]});
     let nodes: Vec<_> = edges.iter().map(node).collect();
     let metadata = json!({
@@ -343,14 +272,8 @@ fn example(edges: &[(&str, &str)]) -> Vec<String> {
 
 #[test]
 fn forbidden_edges_are_found() {
-    assert_eq!(
-        example(&[("umbel-client", "umbel-net"), ("umbel-net", "tokio")]),
-        [""; 0]
-    );
-    let server = [
-        ("umbel-client", "umbel-net"),
-        ("umbel-client", "umbel-node"),
-    ];
+    assert_eq!(example(&[("umbel-client", "umbel-net"), ("umbel-net", "tokio")]), [""; 0]);
+    let server = [("umbel-client", "umbel-net"), ("umbel-client", "umbel-node")];
     assert_eq!(example(&server), ["umbel-client may not use umbel-node"]);
     let unknown = [("umbel-new", "umbel-protocol")];
     assert_eq!(example(&unknown), ["umbel-new is in no rule"]);

@@ -4,15 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Folders that hold nothing that a person wrote: build outputs, and data that others made.
-const SKIPPED_FOLDERS: [&str; 7] = [
-    ".git",
-    "target",
-    "fixtures",
-    "golden",
-    "corpus",
-    "artifacts",
-    "coverage",
-];
+const SKIPPED_FOLDERS: [&str; 7] =
+    [".git", "target", "fixtures", "golden", "corpus", "artifacts", "coverage"];
 
 /// Endings of names of texts.
 const TEXT_ENDINGS: [&str; 6] = ["md", "proto", "py", "rs", "toml", "yml"];
@@ -30,10 +23,7 @@ pub(crate) struct File {
 impl File {
     /// A file that is not there, for the test of a rule.
     pub(crate) fn example(path: &str, text: &str) -> Self {
-        Self {
-            path: path.to_owned(),
-            text: text.to_owned(),
-        }
+        Self { path: path.to_owned(), text: text.to_owned() }
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -89,8 +79,7 @@ fn code_of(line: &str) -> &str {
 /// The root of the repository.
 pub(crate) fn root() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
-    root.expect("this crate lies in a folder of the workspace")
-        .to_owned()
+    root.expect("this crate lies in a folder of the workspace").to_owned()
 }
 
 /// Every text of the repository.
@@ -116,15 +105,8 @@ fn collect(root: &Path, folder: &Path, depth: usize, files: &mut Vec<File>) {
         let ending = name.rsplit_once('.').map_or("", |(_, ending)| ending);
         let in_ci = path.parent().is_some_and(|parent| parent.ends_with(".ci"));
         if TEXT_ENDINGS.contains(&ending) || in_ci {
-            let relative = path
-                .strip_prefix(root)
-                .unwrap()
-                .to_string_lossy()
-                .replace('\\', "/");
-            files.push(File {
-                path: relative,
-                text: fs::read_to_string(&path).unwrap(),
-            });
+            let relative = path.strip_prefix(root).unwrap().to_string_lossy().replace('\\', "/");
+            files.push(File { path: relative, text: fs::read_to_string(&path).unwrap() });
         }
     }
 }
@@ -134,23 +116,8 @@ fn comments_and_tests_are_no_part_of_the_product() {
     let text = "//! Doc.\nlet a = 1; // why\n// no\n#[cfg(test)]\nfn x() {}\n\
                 #[cfg(test)]\nmod tests {\nlet b = 2;\n}\n";
     let file = File::example("a/src/b.rs", text);
-    let lines: Vec<_> = file
-        .product_lines()
-        .into_iter()
-        .filter(|(_, l)| !l.is_empty())
-        .collect();
-    assert_eq!(
-        lines,
-        [(2, "let a = 1;"), (4, "#[cfg(test)]"), (5, "fn x() {}")]
-    );
-    assert!(
-        File::example("a/src/b/tests.rs", text)
-            .product_lines()
-            .is_empty()
-    );
-    assert!(
-        File::example("a/tests/b.rs", text)
-            .product_lines()
-            .is_empty()
-    );
+    let lines: Vec<_> = file.product_lines().into_iter().filter(|(_, l)| !l.is_empty()).collect();
+    assert_eq!(lines, [(2, "let a = 1;"), (4, "#[cfg(test)]"), (5, "fn x() {}")]);
+    assert!(File::example("a/src/b/tests.rs", text).product_lines().is_empty());
+    assert!(File::example("a/tests/b.rs", text).product_lines().is_empty());
 }

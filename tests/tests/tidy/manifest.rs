@@ -13,27 +13,19 @@ fn complaints(file: &File) -> Vec<String> {
     }
     let needed = ["[lints]\nworkspace = true\n", "license.workspace = true\n"];
     let missing = needed.iter().filter(|needed| !file.text.contains(**needed));
-    missing
-        .map(|missing| format!("{}: lacks {missing:?}", file.path))
-        .collect()
+    missing.map(|missing| format!("{}: lacks {missing:?}", file.path)).collect()
 }
 
 /// The names in `[workspace.dependencies]` that stand out of order.
 fn out_of_order(manifest: &str) -> Vec<&str> {
-    let section = manifest
-        .split_once("\n[workspace.dependencies]\n")
-        .map_or("", |(_, rest)| rest);
+    let section = manifest.split_once("\n[workspace.dependencies]\n").map_or("", |(_, rest)| rest);
     let section = section.split("\n[").next().unwrap_or(section);
     let names: Vec<_> = section
         .lines()
         .filter(|line| line.starts_with(|first: char| first.is_ascii_alphabetic()))
         .filter_map(|line| line.split_once(" = ").map(|(name, _)| name))
         .collect();
-    names
-        .windows(2)
-        .filter(|pair| pair[0] > pair[1])
-        .map(|pair| pair[1])
-        .collect()
+    names.windows(2).filter(|pair| pair[0] > pair[1]).map(|pair| pair[1]).collect()
 }
 
 /// The commands in the first fenced block under a heading of a page.

@@ -35,39 +35,20 @@ const IMPURE: &[&str] = &[
 const CLOCK: &[&str] = &["Instant", "SystemTime", "UNIX_EPOCH"];
 
 const RULES: [Rule; 4] = [
-    Rule {
-        folder: "protocol/src/",
-        except: &[],
-        forbidden: IMPURE,
-    },
-    Rule {
-        folder: "coordinator/src/",
-        except: &[],
-        forbidden: IMPURE,
-    },
+    Rule { folder: "protocol/src/", except: &[], forbidden: IMPURE },
+    Rule { folder: "coordinator/src/", except: &[], forbidden: IMPURE },
     Rule {
         folder: "simnet/src/",
         except: &["simnet/src/main.rs", "simnet/src/bin/"],
         forbidden: IMPURE,
     },
-    Rule {
-        folder: "engine/src/",
-        except: &[],
-        forbidden: CLOCK,
-    },
+    Rule { folder: "engine/src/", except: &[], forbidden: CLOCK },
 ];
 
 fn complaints(file: &File) -> Vec<String> {
     let mut complaints = Vec::new();
-    for rule in RULES
-        .iter()
-        .filter(|rule| file.is_rust() && file.path.starts_with(rule.folder))
-    {
-        if rule
-            .except
-            .iter()
-            .any(|except| file.path.starts_with(except))
-        {
+    for rule in RULES.iter().filter(|rule| file.is_rust() && file.path.starts_with(rule.folder)) {
+        if rule.except.iter().any(|except| file.path.starts_with(except)) {
             continue;
         }
         for (number, line) in file.product_lines() {
@@ -89,16 +70,10 @@ fn impure_lines_are_found() {
     let of = |path: &str, text: &str| complaints(&File::example(path, text));
     for word in IMPURE {
         let line = format!("let x = {word}();");
-        assert!(
-            !of("coordinator/src/session/step.rs", &line).is_empty(),
-            "{word}"
-        );
+        assert!(!of("coordinator/src/session/step.rs", &line).is_empty(), "{word}");
     }
     assert_eq!(
-        of(
-            "engine/src/span.rs",
-            "//! Doc.\nlet now = Instant::now();\n"
-        ),
+        of("engine/src/span.rs", "//! Doc.\nlet now = Instant::now();\n"),
         ["engine/src/span.rs:2: Instant in a pure crate"]
     );
     assert!(of("engine/src/span.rs", "// Not Instant::now.\n").is_empty());

@@ -15,66 +15,22 @@ struct Rule {
 const HERE: &str = "tests/tests/tidy/words.rs";
 
 const RULES: [Rule; 12] = [
-    Rule {
-        word: "#[ignore",
-        why: "a test that does not run is none",
-        allowed: |_| false,
-    },
+    Rule { word: "#[ignore", why: "a test that does not run is none", allowed: |_| false },
     Rule {
         word: "env::var",
         why: "only `config` reads the environment",
         allowed: reads_environment,
     },
-    Rule {
-        word: "env::set_var",
-        why: "pass it as a value",
-        allowed: |_| false,
-    },
-    Rule {
-        word: "process::exit",
-        why: "only `main` ends the process",
-        allowed: is_main,
-    },
-    Rule {
-        word: "process::abort",
-        why: "only `main` ends the process",
-        allowed: |_| false,
-    },
-    Rule {
-        word: "unsafe_op_in_unsafe_fn",
-        why: "say why at each operation",
-        allowed: |_| false,
-    },
-    Rule {
-        word: "todo!(",
-        why: "finish it",
-        allowed: |_| false,
-    },
-    Rule {
-        word: "unimplemented!(",
-        why: "finish it",
-        allowed: |_| false,
-    },
-    Rule {
-        word: "\"/tmp",
-        why: "use a temporary folder",
-        allowed: |_| false,
-    },
-    Rule {
-        word: "/work/",
-        why: "a path of one machine",
-        allowed: |_| false,
-    },
-    Rule {
-        word: "/root/",
-        why: "a path of one machine",
-        allowed: |_| false,
-    },
-    Rule {
-        word: "/home/",
-        why: "a path of one machine",
-        allowed: |_| false,
-    },
+    Rule { word: "env::set_var", why: "pass it as a value", allowed: |_| false },
+    Rule { word: "process::exit", why: "only `main` ends the process", allowed: is_main },
+    Rule { word: "process::abort", why: "only `main` ends the process", allowed: |_| false },
+    Rule { word: "unsafe_op_in_unsafe_fn", why: "say why at each operation", allowed: |_| false },
+    Rule { word: "todo!(", why: "finish it", allowed: |_| false },
+    Rule { word: "unimplemented!(", why: "finish it", allowed: |_| false },
+    Rule { word: "\"/tmp", why: "use a temporary folder", allowed: |_| false },
+    Rule { word: "/work/", why: "a path of one machine", allowed: |_| false },
+    Rule { word: "/root/", why: "a path of one machine", allowed: |_| false },
+    Rule { word: "/home/", why: "a path of one machine", allowed: |_| false },
 ];
 
 /// Benchmarks and the harness of process tests are told by the environment where to look.
@@ -106,21 +62,12 @@ fn complaints(file: &File) -> Vec<String> {
 
 /// Tests that wait for a time are slow on one machine and fail on another.
 fn sleeps(file: &File) -> Vec<String> {
-    let product: BTreeSet<_> = file
-        .product_lines()
-        .into_iter()
-        .map(|(number, _)| number)
-        .collect();
+    let product: BTreeSet<_> = file.product_lines().into_iter().map(|(number, _)| number).collect();
     (1..)
         .zip(file.text.lines())
         .filter(|(number, line)| !product.contains(number) && is_sleep(line))
         .filter(|_| file.path != HERE && file.is_rust())
-        .map(|(number, _)| {
-            format!(
-                "{}:{number}: a test that sleeps: await the event",
-                file.path
-            )
-        })
+        .map(|(number, _)| format!("{}:{number}: a test that sleeps: await the event", file.path))
         .collect()
 }
 
@@ -133,18 +80,8 @@ fn no_test_sleeps() {
     super::assert_no_complaints(sleeps);
     let text = "//! Doc.\nthread::sleep(x);\n#[cfg(test)]\nmod tests {\nthread::sleep(x);\n";
     let complaints = sleeps(&File::example("a/src/b.rs", text));
-    assert_eq!(
-        complaints,
-        ["a/src/b.rs:5: a test that sleeps: await the event"]
-    );
-    assert_eq!(
-        sleeps(&File::example(
-            "a/tests/b.rs",
-            "tokio::time::sleep(x).await"
-        ))
-        .len(),
-        1
-    );
+    assert_eq!(complaints, ["a/src/b.rs:5: a test that sleeps: await the event"]);
+    assert_eq!(sleeps(&File::example("a/tests/b.rs", "tokio::time::sleep(x).await")).len(), 1);
 }
 
 #[test]
@@ -163,10 +100,7 @@ fn forbidden_words_are_found() {
             rule.word
         );
     }
-    assert_eq!(
-        of("docs/operating.md", "Put it into /home/someone/umbel."),
-        1
-    );
+    assert_eq!(of("docs/operating.md", "Put it into /home/someone/umbel."), 1);
     assert_eq!(of("node/src/config.rs", "env::var(\"HF_TOKEN\")"), 0);
     assert_eq!(of("shard/src/config.rs", "env::var(\"HF_TOKEN\")"), 1);
     assert_eq!(of("engine/benches/matmul.rs", "env::var(\"THREADS\")"), 0);

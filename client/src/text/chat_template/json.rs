@@ -33,10 +33,7 @@ impl Tool {
         if value.kind() != minijinja::value::ValueKind::Map {
             return Err(invalid(serde_json::Error::custom("not an object")));
         }
-        Ok(Self {
-            value,
-            text_bytes: text.len(),
-        })
+        Ok(Self { value, text_bytes: text.len() })
     }
 
     pub(super) fn to_value(&self) -> Value {
@@ -52,9 +49,7 @@ impl Tool {
 impl fmt::Debug for Tool {
     /// How long it is; not what it says.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tool")
-            .field("text_bytes", &self.text_bytes)
-            .finish_non_exhaustive()
+        f.debug_struct("Tool").field("text_bytes", &self.text_bytes).finish_non_exhaustive()
     }
 }
 

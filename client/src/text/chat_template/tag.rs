@@ -27,12 +27,7 @@ pub(super) fn without_generation(source: &str) -> String {
 /// What stands between the delimiters of a tag.
 fn name(tag: &str) -> Option<&str> {
     let inner = tag.strip_prefix("{%")?.strip_suffix("%}")?;
-    Some(
-        inner
-            .trim_start_matches(['-', '+'])
-            .trim_end_matches(['-', '+'])
-            .trim(),
-    )
+    Some(inner.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']).trim())
 }
 
 #[cfg(test)]

@@ -40,19 +40,14 @@ Face<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + messa
 
 #[test]
 fn smollm2_gets_its_system_prompt_from_its_template() {
-    let rendered = render(
-        SMOLLM2,
-        &[Message::user("What is gravity? Answer in one sentence.")],
-    );
+    let rendered = render(SMOLLM2, &[Message::user("What is gravity? Answer in one sentence.")]);
     assert_eq!(
         rendered.unwrap(),
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging \
          Face<|im_end|>\n<|im_start|>user\nWhat is gravity? Answer in one sentence.<|im_end|>\n\
          <|im_start|>assistant\n"
     );
-    let without_prompt = template(SMOLLM2)
-        .render(&conversation()[..2], false)
-        .unwrap();
+    let without_prompt = template(SMOLLM2).render(&conversation()[..2], false).unwrap();
     assert_eq!(
         without_prompt,
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nOne & two?<|im_end|>\n"
@@ -228,18 +223,9 @@ fn mistral_counts_its_turns_in_a_namespace() {
         render(MISTRAL, &conversation()).unwrap(),
         "<s>[INST] One & two?[/INST] Three.</s>[INST] Be brief.\n\nÜbermorgen?\n[/INST]2"
     );
-    let other = [
-        Message::user("a"),
-        Message {
-            role: "critic".into(),
-            content: "b".into(),
-        },
-    ];
+    let other = [Message::user("a"), Message { role: "critic".into(), content: "b".into() }];
     let error = render(MISTRAL, &other).unwrap_err().to_string();
-    assert!(
-        error.ends_with("Only user and assistant roles are supported: critic"),
-        "{error}"
-    );
+    assert!(error.ends_with("Only user and assistant roles are supported: critic"), "{error}");
 }
 
 /// In the constructs of Qwen 3's: reversed messages, string methods, `is string`, thoughts cut out
@@ -311,43 +297,19 @@ fn qwen_3_forgets_the_thoughts_of_earlier_turns() {
 #[test]
 fn values_are_written_as_python_writes_them() {
     for (source, expected) in [
-        (
-            "{{ true }} {{ none }} {{ 1.0 }} {{ [1, 'a', none] }}",
-            "True None 1.0 [1, 'a', None]",
-        ),
+        ("{{ true }} {{ none }} {{ 1.0 }} {{ [1, 'a', none] }}", "True None 1.0 [1, 'a', None]"),
         ("{{ {'b': 1, 'a': [true]} }}", "{'b': 1, 'a': [True]}"),
         ("{{ {'b': 1, 'a': {}} | tojson }}", r#"{"b": 1, "a": {}}"#),
-        (
-            "{{ {'b': 1, 'a': 2} | tojson(sort_keys=true) }}",
-            r#"{"a": 2, "b": 1}"#,
-        ),
+        ("{{ {'b': 1, 'a': 2} | tojson(sort_keys=true) }}", r#"{"a": 2, "b": 1}"#),
         ("{{ [1, 2] | tojson(separators=(',', ':')) }}", "[1,2]"),
         (r"{{ '<é\n\x01>' | tojson }}", "\"<é\\n\\u0001>\""),
-        (
-            "{{ 'é😀' | tojson(ensure_ascii=true) }}",
-            r#""\u00e9\ud83d\ude00""#,
-        ),
-        (
-            "{{ undefined_thing }}|{{ bos_token }}|{{ unk_token is defined }}",
-            "|<s>|False",
-        ),
-        (
-            "{% for i in range(5) %}{% if i == 3 %}{% break %}{% endif %}{{ i }}{% endfor %}",
-            "012",
-        ),
+        ("{{ 'é😀' | tojson(ensure_ascii=true) }}", r#""\u00e9\ud83d\ude00""#),
+        ("{{ undefined_thing }}|{{ bos_token }}|{{ unk_token is defined }}", "|<s>|False"),
+        ("{% for i in range(5) %}{% if i == 3 %}{% break %}{% endif %}{{ i }}{% endfor %}", "012"),
         ("{% generation %}\nx\n{% endgeneration %}\ny", "x\ny"),
-        (
-            "{{ dict(a=1).items() | list }}{{ 'a b'.split() }}",
-            "[('a', 1)]['a', 'b']",
-        ),
-        (
-            "{{ 'abc'[::-1] }}{{ 'x' * 3 }}{{ '%s-%d' | format('a', 2) }}",
-            "cbaxxxa-2",
-        ),
-        (
-            "{{ tools is none }} {{ documents is none }} {{ messages | length }}",
-            "True True 0",
-        ),
+        ("{{ dict(a=1).items() | list }}{{ 'a b'.split() }}", "[('a', 1)]['a', 'b']"),
+        ("{{ 'abc'[::-1] }}{{ 'x' * 3 }}{{ '%s-%d' | format('a', 2) }}", "cbaxxxa-2"),
+        ("{{ tools is none }} {{ documents is none }} {{ messages | length }}", "True True 0"),
     ] {
         assert_eq!(render(source, &[]).unwrap(), expected, "{source}");
     }
@@ -368,22 +330,14 @@ fn a_template_that_does_too_much_is_stopped() {
     }
     let looping =
         "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}";
-    assert!(matches!(
-        render(looping, &[]).unwrap_err(),
-        RenderChatError::TooMuchWork
-    ));
+    assert!(matches!(render(looping, &[]).unwrap_err(), RenderChatError::TooMuchWork));
 }
 
 #[test]
 fn a_long_conversation_is_not_too_much() {
     let turn = "word ".repeat(100);
     let messages: Vec<_> = (0..1000)
-        .flat_map(|_| {
-            [
-                Message::user(turn.as_str()),
-                Message::assistant(turn.as_str()),
-            ]
-        })
+        .flat_map(|_| [Message::user(turn.as_str()), Message::assistant(turn.as_str())])
         .collect();
     for source in [SMOLLM2, CHATML, LLAMA2, LLAMA3, MISTRAL, QWEN3] {
         render(source, &messages).unwrap();
@@ -394,24 +348,15 @@ fn a_long_conversation_is_not_too_much() {
 fn what_is_no_template_is_refused() {
     for source in ["{% for x in %}", "{{ 'open", "{% if x %}", "{% nonsense %}"] {
         let error = ChatTemplate::new(source, &specials()).unwrap_err();
-        assert!(
-            matches!(error, InvalidChatTemplate::Syntax { .. }),
-            "{source}"
-        );
+        assert!(matches!(error, InvalidChatTemplate::Syntax { .. }), "{source}");
     }
     let long = " ".repeat(TEMPLATE_BYTES_MAX + 1);
     let error = ChatTemplate::new(&long, &specials()).unwrap_err();
     assert!(matches!(error, InvalidChatTemplate::TooLarge { .. }));
     let deep = "(".repeat(100_000);
     ChatTemplate::new(&format!("{{{{ {deep}"), &specials()).unwrap_err();
-    assert!(matches!(
-        render("{{ no.such.thing }}", &[]),
-        Err(RenderChatError::Failed { .. })
-    ));
-    assert!(matches!(
-        render("{% include 'x' %}", &[]),
-        Err(RenderChatError::Failed { .. })
-    ));
+    assert!(matches!(render("{{ no.such.thing }}", &[]), Err(RenderChatError::Failed { .. })));
+    assert!(matches!(render("{% include 'x' %}", &[]), Err(RenderChatError::Failed { .. })));
 }
 
 #[test]

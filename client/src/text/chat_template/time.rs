@@ -20,15 +20,8 @@ const MONTHS: [&str; 12] = [
     "December",
 ];
 
-const WEEKDAYS: [&str; 7] = [
-    "Sunday",
-    "Monday",
-    "Tuesday",
-    "Wednesday",
-    "Thursday",
-    "Friday",
-    "Saturday",
-];
+const WEEKDAYS: [&str; 7] =
+    ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 
 /// The time in UTC by the directives of `strftime`. Those that templates have no use for stay as
 /// they are; a time before 1970 counts as its beginning.
@@ -73,25 +66,10 @@ struct Calendar {
 
 impl Calendar {
     fn at(time: SystemTime) -> Self {
-        let seconds = time
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs());
+        let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let (days, second) = (seconds / SECONDS_PER_DAY, seconds % SECONDS_PER_DAY);
         let (year, month, day) = date(days);
-        let lengths = [
-            31,
-            28 + u64::from(is_leap(year)),
-            31,
-            30,
-            31,
-            30,
-            31,
-            31,
-            30,
-            31,
-            30,
-            31,
-        ];
+        let lengths = [31, 28 + u64::from(is_leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
         let before: u64 = lengths.iter().take(month - 1).sum();
         Self {
             year,
@@ -127,11 +105,7 @@ impl Calendar {
             'p' => return text.push_str(if self.hour < 12 { "AM" } else { "PM" }),
             '%' => return text.push('%'),
             other => {
-                return text.extend(if padded {
-                    vec!['%', other]
-                } else {
-                    vec!['%', '-', other]
-                });
+                return text.extend(if padded { vec!['%', other] } else { vec!['%', '-', other] });
             }
         };
         let width = if padded { width } else { 0 };
@@ -150,11 +124,7 @@ fn date(days: u64) -> (u64, usize, u64) {
     // Months count from March here, so that a leap day is the last day of a year.
     let march_month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * march_month + 2) / 5 + 1;
-    let month = if march_month < 10 {
-        march_month + 3
-    } else {
-        march_month - 9
-    };
+    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
     let year = era * 400 + year_of_era + u64::from(month <= 2);
     (year, usize::try_from(month).unwrap_or(1), day)
 }
@@ -178,20 +148,11 @@ mod tests {
         // datetime.fromtimestamp(1709210096, timezone.utc).strftime(…)
         let leap_day = at(1_709_210_096);
         assert_eq!(format(leap_day, "%d %b %Y"), "29 Feb 2024");
-        assert_eq!(
-            format(leap_day, "%A, %B %-d; day %j"),
-            "Thursday, February 29; day 060"
-        );
+        assert_eq!(format(leap_day, "%A, %B %-d; day %j"), "Thursday, February 29; day 060");
         assert_eq!(format(leap_day, "%Y-%m-%dT%H:%M:%S"), "2024-02-29T12:34:56");
-        assert_eq!(
-            format(leap_day, "%I:%M %p %a %y 100%%"),
-            "12:34 PM Thu 24 100%"
-        );
+        assert_eq!(format(leap_day, "%I:%M %p %a %y 100%%"), "12:34 PM Thu 24 100%");
         // datetime.fromtimestamp(951782399, timezone.utc)
-        assert_eq!(
-            format(at(951_782_399), "%-m/%-d/%Y %-H:%M %j"),
-            "2/28/2000 23:59 059"
-        );
+        assert_eq!(format(at(951_782_399), "%-m/%-d/%Y %-H:%M %j"), "2/28/2000 23:59 059");
         assert_eq!(format(at(0), "%Y-%m-%d %I %p"), "1970-01-01 12 AM");
     }
 

@@ -28,10 +28,9 @@ impl Decoding {
                 }
                 Ok(String::from_utf8_lossy(&bytes).into_owned())
             }
-            Self::Pipeline => parts
-                .pipeline
-                .decode(ids, false)
-                .map_err(|source| DecodeError { source }),
+            Self::Pipeline => {
+                parts.pipeline.decode(ids, false).map_err(|source| DecodeError { source })
+            }
         }
     }
 
@@ -55,11 +54,7 @@ impl Decoding {
                     return;
                 }
                 let text = token.replace('▁', " ");
-                let stripped = if first && *strip_space {
-                    text.strip_prefix(' ')
-                } else {
-                    None
-                };
+                let stripped = if first && *strip_space { text.strip_prefix(' ') } else { None };
                 bytes.extend_from_slice(stripped.unwrap_or(&text).as_bytes());
             }
             Self::Pipeline => {}
@@ -71,9 +66,5 @@ impl Decoding {
 fn spelled_byte(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
     let hexadecimal = digits.len() == 2 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
-    if hexadecimal {
-        u8::from_str_radix(digits, 16).ok()
-    } else {
-        None
-    }
+    if hexadecimal { u8::from_str_radix(digits, 16).ok() } else { None }
 }

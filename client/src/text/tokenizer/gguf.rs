@@ -27,18 +27,13 @@ pub(super) fn load(metadata: &GgufTokenizer) -> Result<Parts, LoadTokenizerError
     match metadata.model.as_str() {
         "gpt2" => byte_level::load(metadata),
         "llama" => sentencepiece::load(metadata),
-        kind => Err(LoadTokenizerError::UnknownKind {
-            kind: kind.to_owned(),
-        }),
+        kind => Err(LoadTokenizerError::UnknownKind { kind: kind.to_owned() }),
     }
 }
 
 /// Each token's id.
 fn vocabulary(metadata: &GgufTokenizer) -> Vocab {
-    (0..)
-        .zip(&metadata.tokens)
-        .map(|(id, token)| (token.clone(), id))
-        .collect()
+    (0..).zip(&metadata.tokens).map(|(id, token)| (token.clone(), id)).collect()
 }
 
 /// The merges that the file lists.
@@ -50,10 +45,7 @@ fn listed_merges(
 ) -> Result<Merges, LoadTokenizerError> {
     let parse = |(index, merge): (usize, &String)| {
         // The space that separates is not the first character: that may be a token itself.
-        let space = merge
-            .char_indices()
-            .skip(1)
-            .find(|&(_, character)| character == ' ');
+        let space = merge.char_indices().skip(1).find(|&(_, character)| character == ' ');
         let (left, right) = space
             .and_then(|(at, _)| Some((merge.get(..at)?, merge.get(at + 1..)?)))
             .filter(|&(left, right)| {
@@ -83,9 +75,7 @@ fn pipeline(
             added.push(AddedToken::from(token.as_str(), is_special).normalized(false));
         }
     }
-    pipeline
-        .add_tokens(added)
-        .map_err(|source| LoadTokenizerError::Build { source })?;
+    pipeline.add_tokens(added).map_err(|source| LoadTokenizerError::Build { source })?;
     Ok((pipeline, special))
 }
 

@@ -25,59 +25,34 @@ pub(super) fn load(
     // The crate indexes by what the file says in places, and then panics.
     let parsed = catch_unwind(|| tokenizers::Tokenizer::from_bytes(&bytes))
         .map_err(|_| LoadTokenizerError::Malformed { path: path() })?;
-    let mut pipeline = parsed.map_err(|source| LoadTokenizerError::TokenizerJson {
-        path: path(),
-        source,
-    })?;
+    let mut pipeline =
+        parsed.map_err(|source| LoadTokenizerError::TokenizerJson { path: path(), source })?;
     // Some checkpoints were saved while they cut and padded texts for training.
     pipeline
         .with_truncation(None)
-        .map_err(|source| LoadTokenizerError::TokenizerJson {
-            path: path(),
-            source,
-        })?;
+        .map_err(|source| LoadTokenizerError::TokenizerJson { path: path(), source })?;
     pipeline.with_padding(None);
 
-    let config = config_json
-        .map(read_config)
-        .transpose()?
-        .unwrap_or_default();
+    let config = config_json.map(read_config).transpose()?.unwrap_or_default();
     let decoding = decoding(&pipeline);
     let around = around(&pipeline, &config);
     let special = pipeline.get_added_tokens_decoder();
-    let special = special
-        .iter()
-        .filter(|(_, token)| token.special)
-        .map(|(&id, _)| id)
-        .collect();
-    Ok(Parts {
-        pipeline,
-        decoding,
-        special,
-        around,
-    })
+    let special = special.iter().filter(|(_, token)| token.special).map(|(&id, _)| id).collect();
+    Ok(Parts { pipeline, decoding, special, around })
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, LoadTokenizerError> {
-    let failed = |source| LoadTokenizerError::Read {
-        path: path.to_owned(),
-        source,
-    };
+    let failed = |source| LoadTokenizerError::Read { path: path.to_owned(), source };
     let bytes = fs::metadata(path).map_err(failed)?.len();
     if bytes > FILE_BYTES_MAX {
-        return Err(LoadTokenizerError::TooLarge {
-            path: path.to_owned(),
-            bytes,
-        });
+        return Err(LoadTokenizerError::TooLarge { path: path.to_owned(), bytes });
     }
     fs::read(path).map_err(failed)
 }
 
 fn read_config(path: &Path) -> Result<WireConfig, LoadTokenizerError> {
-    serde_json::from_slice(&read(path)?).map_err(|source| LoadTokenizerError::ConfigJson {
-        path: path.to_owned(),
-        source,
-    })
+    serde_json::from_slice(&read(path)?)
+        .map_err(|source| LoadTokenizerError::ConfigJson { path: path.to_owned(), source })
 }
 
 /// What of `tokenizer_config.json` changes the ids of a text.
@@ -105,11 +80,7 @@ fn around(pipeline: &tokenizers::Tokenizer, config: &WireConfig) -> Around {
     }
     let id = |wanted: Option<bool>, token: &Option<WireToken>| {
         let (WireToken::Text(text) | WireToken::Object { content: text }) = token.as_ref()?;
-        if wanted == Some(true) {
-            pipeline.token_to_id(text)
-        } else {
-            None
-        }
+        if wanted == Some(true) { pipeline.token_to_id(text) } else { None }
     };
     Around::Tokens {
         first: id(config.add_bos_token, &config.bos_token),
@@ -119,9 +90,7 @@ fn around(pipeline: &tokenizers::Tokenizer, config: &WireConfig) -> Around {
 
 /// Recognises the two decoders that nearly every model has, as they are written in the file.
 fn decoding(pipeline: &tokenizers::Tokenizer) -> Decoding {
-    let decoder = pipeline
-        .get_decoder()
-        .and_then(|decoder| serde_json::to_value(decoder).ok());
+    let decoder = pipeline.get_decoder().and_then(|decoder| serde_json::to_value(decoder).ok());
     let Some(decoder) = decoder else {
         return Decoding::Pipeline;
     };

@@ -21,12 +21,7 @@ pub struct TextStream {
 
 impl TextStream {
     pub(super) fn new(parts: Arc<Parts>) -> Self {
-        Self {
-            parts,
-            pending: Vec::new(),
-            at_start: true,
-            ids: Vec::new(),
-        }
+        Self { parts, pending: Vec::new(), at_start: true, ids: Vec::new() }
     }
 
     /// Takes a token, and returns the characters that are complete with it.

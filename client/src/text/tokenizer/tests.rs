@@ -31,17 +31,13 @@ struct Case {
 }
 
 fn byte_level_vocabulary() -> Vocabulary {
-    serde_json::from_str(include_str!(
-        "../../../../tests/fixtures/tokenizers/byte_level.json"
-    ))
-    .unwrap()
+    serde_json::from_str(include_str!("../../../../tests/fixtures/tokenizers/byte_level.json"))
+        .unwrap()
 }
 
 fn sentencepiece_vocabulary() -> Vocabulary {
-    serde_json::from_str(include_str!(
-        "../../../../tests/fixtures/tokenizers/sentencepiece.json"
-    ))
-    .unwrap()
+    serde_json::from_str(include_str!("../../../../tests/fixtures/tokenizers/sentencepiece.json"))
+        .unwrap()
 }
 
 impl Vocabulary {
@@ -66,9 +62,7 @@ fn load(metadata: GgufTokenizer) -> Tokenizer {
 }
 
 fn refused(metadata: GgufTokenizer) -> String {
-    Tokenizer::load(&TokenizerSource::Gguf(Box::new(metadata)))
-        .unwrap_err()
-        .to_string()
+    Tokenizer::load(&TokenizerSource::Gguf(Box::new(metadata))).unwrap_err().to_string()
 }
 
 fn byte_level() -> Tokenizer {
@@ -107,18 +101,13 @@ fn each_pre_tokenizer_splits_as_the_models_that_have_it() {
 fn other_names_mean_the_same_pre_tokenizer() {
     let vocabulary = byte_level_vocabulary();
     let encode = |metadata: GgufTokenizer| {
-        load(metadata)
-            .encode("  2 TwoThings don't\n\n x", false)
-            .unwrap()
+        load(metadata).encode("  2 TwoThings don't\n\n x", false).unwrap()
     };
     let named = |pre: &str| encode(vocabulary.metadata("gpt2", pre));
     assert_eq!(named("default"), named("gpt-2"));
     assert_eq!(named("llama3"), named("llama-bpe"));
     assert_eq!(named("deepseek-r1-qwen"), named("qwen2"));
-    let silent = GgufTokenizer {
-        pre: None,
-        ..vocabulary.metadata("gpt2", "")
-    };
+    let silent = GgufTokenizer { pre: None, ..vocabulary.metadata("gpt2", "") };
     assert_eq!(encode(silent), named("gpt-2"));
 }
 
@@ -130,10 +119,7 @@ fn sentencepiece_encodes_as_the_library_itself() {
     for case in cases {
         let ids = tokenizer.encode(&case.text, false).unwrap();
         assert_eq!(ids, case.ids, "{:?}", case.text);
-        assert_eq!(
-            tokenizer.decode(&ids).unwrap(),
-            *case.decoded.as_ref().unwrap()
-        );
+        assert_eq!(tokenizer.decode(&ids).unwrap(), *case.decoded.as_ref().unwrap());
     }
 }
 
@@ -145,10 +131,7 @@ fn special_tokens_are_matched_in_a_text_and_written_out() {
     assert_eq!((ids[0], ids[ids.len() - 2]), (1, 2));
     assert_eq!(ids.last().copied(), tokenizer.id("<think>"));
     assert_eq!(tokenizer.decode(&ids).unwrap(), text);
-    assert_eq!(
-        tokenizer.special_ids().iter().copied().collect::<Vec<_>>(),
-        [0, 1, 2]
-    );
+    assert_eq!(tokenizer.special_ids().iter().copied().collect::<Vec<_>>(), [0, 1, 2]);
 
     let tokenizer = sentencepiece();
     let ids = tokenizer.encode("<s>one</s>two", false).unwrap();
@@ -165,10 +148,7 @@ fn a_prompt_gets_the_tokens_that_the_model_wants_around_it() {
         let tokenizer = load(metadata);
         let (plain, prompt) = (tokenizer.encode("x", false), tokenizer.encode_prompt("x"));
         let (plain, prompt) = (plain.unwrap(), prompt.unwrap());
-        let at = prompt
-            .windows(plain.len())
-            .position(|window| window == plain)
-            .unwrap();
+        let at = prompt.windows(plain.len()).position(|window| window == plain).unwrap();
         (prompt[..at].to_vec(), prompt[at + plain.len()..].to_vec())
     };
     let (begin, end, nothing) = (vec![1], vec![2], Vec::<u32>::new());
@@ -177,16 +157,9 @@ fn a_prompt_gets_the_tokens_that_the_model_wants_around_it() {
     assert_eq!(around(gpt2("smollm")), (nothing.clone(), nothing.clone()));
     assert_eq!(around(gpt2("llama-bpe")), (begin.clone(), nothing.clone()));
     assert_eq!(around(llama()), (begin.clone(), nothing.clone()));
-    let told = GgufTokenizer {
-        add_bos: Some(true),
-        add_eos: Some(true),
-        ..gpt2("smollm")
-    };
+    let told = GgufTokenizer { add_bos: Some(true), add_eos: Some(true), ..gpt2("smollm") };
     assert_eq!(around(told), (begin, end));
-    let told = GgufTokenizer {
-        add_bos: Some(false),
-        ..llama()
-    };
+    let told = GgufTokenizer { add_bos: Some(false), ..llama() };
     assert_eq!(around(told), (nothing.clone(), nothing));
 }
 
@@ -194,10 +167,7 @@ fn a_prompt_gets_the_tokens_that_the_model_wants_around_it() {
 fn a_file_can_ask_for_no_space_before_a_text() {
     let vocabulary = sentencepiece_vocabulary();
     let metadata = vocabulary.metadata("llama", "default");
-    let tokenizer = load(GgufTokenizer {
-        add_space_prefix: Some(false),
-        ..metadata
-    });
+    let tokenizer = load(GgufTokenizer { add_space_prefix: Some(false), ..metadata });
     let ids = tokenizer.encode("server", false).unwrap();
     assert!(!vocabulary.tokens[ids[0] as usize].starts_with('▁'));
     let spaced = tokenizer.encode(" server", false).unwrap();
@@ -210,20 +180,13 @@ fn a_character_is_shown_once_it_is_complete() {
     let tokenizer = sentencepiece();
     let ids = tokenizer.encode("é😀", false).unwrap();
     let mut stream = tokenizer.stream();
-    let shown: Vec<_> = ids
-        .iter()
-        .map(|&id| stream.push(id))
-        .filter(|s| !s.is_empty())
-        .collect();
+    let shown: Vec<_> = ids.iter().map(|&id| stream.push(id)).filter(|s| !s.is_empty()).collect();
     assert_eq!(shown, ["é", "😀"]);
     assert_eq!(stream.finish(), "");
 
     // Cut within the second character.
     assert_eq!(streamed(&tokenizer, &ids[..ids.len() - 1]), "é\u{fffd}");
-    assert_eq!(
-        tokenizer.decode(&ids[..ids.len() - 1]).unwrap(),
-        "é\u{fffd}"
-    );
+    assert_eq!(tokenizer.decode(&ids[..ids.len() - 1]).unwrap(), "é\u{fffd}");
 }
 
 #[test]
@@ -253,15 +216,9 @@ fn a_saved_tokenizer_json_gives_the_same_ids() {
         for text in ["  A server, 12 ½ é😀\n", "<s>x</s> <|im_start|>y", ""] {
             let ids = tokenizer.encode(text, false).unwrap();
             assert_eq!(loaded.encode(text, false).unwrap(), ids);
-            assert_eq!(
-                loaded.decode(&ids).unwrap(),
-                tokenizer.decode(&ids).unwrap()
-            );
+            assert_eq!(loaded.decode(&ids).unwrap(), tokenizer.decode(&ids).unwrap());
             // Where every byte is part of a character, ours is what the crate has.
-            assert_eq!(
-                loaded.decode(&ids).unwrap(),
-                pipeline.decode(&ids, false).unwrap()
-            );
+            assert_eq!(loaded.decode(&ids).unwrap(), pipeline.decode(&ids, false).unwrap());
         }
         assert_eq!(loaded.special_ids(), tokenizer.special_ids());
     }
@@ -293,10 +250,7 @@ fn a_configuration_wins_over_the_tokens_around_a_text() {
     let plain = byte_level().encode("x", false).unwrap();
     let prompt = |text: &str| {
         fs::write(&config, text).unwrap();
-        load_json(&json, Some(&config))
-            .unwrap()
-            .encode_prompt("x")
-            .unwrap()
+        load_json(&json, Some(&config)).unwrap().encode_prompt("x").unwrap()
     };
     assert_eq!(prompt("{}"), plain);
     let both = r#"{"add_bos_token": true, "bos_token": {"content": "<|im_start|>"},
@@ -330,29 +284,14 @@ fn broken_files_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tokenizer.json");
     let error = load_json(&path, None).unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .contains("tokenizer.json could not be read"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("tokenizer.json could not be read"), "{error}");
     // The last one has a merge that is longer than any token, at which the crate panics.
     let merge = r#"{"version": "1.0", "model": {"type": "BPE", "vocab": {"ab": 0, "cd": 1},
         "merges": [["ab", "cd"]]}}"#;
-    for text in [
-        "",
-        "{",
-        "[]",
-        "{}",
-        r#"{"version": "1.0", "model": null}"#,
-        merge,
-    ] {
+    for text in ["", "{", "[]", "{}", r#"{"version": "1.0", "model": null}"#, merge] {
         fs::write(&path, text).unwrap();
         let error = load_json(&path, None).unwrap_err();
-        assert!(
-            error.to_string().contains("tokenizer.json"),
-            "{text}: {error}"
-        );
+        assert!(error.to_string().contains("tokenizer.json"), "{text}: {error}");
     }
 }
 
@@ -364,54 +303,16 @@ fn metadata_that_makes_no_tokenizer_is_refused() {
         let message = refused(metadata);
         assert!(message.contains(words), "{message}");
     };
-    has(
-        GgufTokenizer {
-            model: "bert".to_owned(),
-            ..gpt2()
-        },
-        "`bert`",
-    );
-    has(
-        GgufTokenizer {
-            pre: Some("klingon".to_owned()),
-            ..gpt2()
-        },
-        "`klingon`",
-    );
-    for merge in [
-        "",
-        "a",
-        "a b c",
-        "a \u{10000}",
-        "<|im_start|> <|im_end|>",
-        " a",
-    ] {
+    has(GgufTokenizer { model: "bert".to_owned(), ..gpt2() }, "`bert`");
+    has(GgufTokenizer { pre: Some("klingon".to_owned()), ..gpt2() }, "`klingon`");
+    for merge in ["", "a", "a b c", "a \u{10000}", "<|im_start|> <|im_end|>", " a"] {
         let mut metadata = gpt2();
         metadata.merges.insert(1, merge.to_owned());
         has(metadata, "merge 1 ");
     }
-    has(
-        GgufTokenizer {
-            add_bos: Some(true),
-            bos_id: Some(9999),
-            ..gpt2()
-        },
-        "9999",
-    );
-    has(
-        GgufTokenizer {
-            scores: vec![0.5],
-            ..llama()
-        },
-        "1 scores",
-    );
-    has(
-        GgufTokenizer {
-            unknown_id: Some(9999),
-            ..llama()
-        },
-        "9999",
-    );
+    has(GgufTokenizer { add_bos: Some(true), bos_id: Some(9999), ..gpt2() }, "9999");
+    has(GgufTokenizer { scores: vec![0.5], ..llama() }, "1 scores");
+    has(GgufTokenizer { unknown_id: Some(9999), ..llama() }, "9999");
     let mut metadata = llama();
     metadata.tokens[300] = "x".repeat(100_000);
     has(metadata, "token 300 ");
@@ -426,10 +327,7 @@ fn a_long_run_of_spaces_is_no_burden() {
         let ids = tokenizer.encode(&format!("{spaces}x y"), false).unwrap();
         let tail = tokenizer.encode(" x y", false).unwrap();
         assert!(ids.ends_with(&tail), "{pre}");
-        assert_eq!(
-            ids.len() - tail.len(),
-            tokenizer.encode(&spaces[1..], false).unwrap().len()
-        );
+        assert_eq!(ids.len() - tail.len(), tokenizer.encode(&spaces[1..], false).unwrap().len());
     }
 }
 

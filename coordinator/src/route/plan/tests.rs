@@ -17,10 +17,7 @@ fn server(name: u8, start: u32, end: u32, decode: f32) -> Announcement {
         block_count: 8,
         addresses: Vec::new(),
         version: String::new(),
-        throughput: Throughput {
-            decode_tokens_per_second: decode,
-            prefill_tokens_per_second: 0.0,
-        },
+        throughput: Throughput { decode_tokens_per_second: decode, prefill_tokens_per_second: 0.0 },
         kv_tokens_free: 1_000,
         queue_depth: 0,
         draining: false,
@@ -51,19 +48,12 @@ fn a_gap_is_named() {
         "no server of the swarm serves blocks 2..3, 5..8 of the model's 8"
     );
     let error = plan(&request(3), &servers).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "no server of the swarm serves block 2 of the model's 3"
-    );
+    assert_eq!(error.to_string(), "no server of the swarm serves block 2 of the model's 3");
 }
 
 #[test]
 fn one_server_of_all_beats_a_chain_of_equals() {
-    let servers = [
-        server(1, 0, 4, 300.0),
-        server(2, 4, 8, 300.0),
-        server(3, 0, 8, 300.0),
-    ];
+    let servers = [server(1, 0, 4, 300.0), server(2, 4, 8, 300.0), server(3, 0, 8, 300.0)];
     let route = plan(&request(8), &servers).unwrap();
     assert_eq!(route.hops().len(), 1);
 }
@@ -92,13 +82,7 @@ fn draining_and_excluded_servers_are_left_out() {
 fn a_peer_is_never_returned_to() {
     let servers = [server(1, 0, 8, 1.0), server(2, 3, 5, 10_000.0)];
     let route = plan(&request(8), &servers).unwrap();
-    assert_eq!(
-        route.hops(),
-        [Hop {
-            peer: servers[0].peer,
-            blocks: Span::new(0, 8).unwrap()
-        }]
-    );
+    assert_eq!(route.hops(), [Hop { peer: servers[0].peer, blocks: Span::new(0, 8).unwrap() }]);
 }
 
 #[test]

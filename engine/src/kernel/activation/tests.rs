@@ -1,3 +1,5 @@
+//! Rounding the activations of one multiplication.
+
 use super::*;
 use crate::kernel::specimen::{Numbers, bits, instruction_sets};
 
@@ -6,9 +8,7 @@ const ARITHMETIC: f64 = 1e-6;
 
 fn blocks(set: InstructionSet, input: &[f32]) -> (Vec<Integers>, Vec<Factors>) {
     match Activations::prepare(set, WeightType::Q4_1, input, input.len()) {
-        Activations::Blocks {
-            values, factors, ..
-        } => (values, factors),
+        Activations::Blocks { values, factors, .. } => (values, factors),
         Activations::Floats { .. } | Activations::SuperBlocks { .. } => unreachable!(),
     }
 }
@@ -21,15 +21,10 @@ fn super_blocks(set: InstructionSet, input: &[f32]) -> Vec<SuperIntegers> {
 }
 
 fn assert_near(input: &[f32], integers: &[i8], scale: f32) {
-    let largest = input
-        .iter()
-        .fold(0.0, |largest: f32, value| largest.max(value.abs()));
+    let largest = input.iter().fold(0.0, |largest: f32, value| largest.max(value.abs()));
     for (&value, &integer) in input.iter().zip(integers) {
         let error = (f64::from(scale) * f64::from(integer) - f64::from(value)).abs();
-        assert!(
-            error <= f64::from(largest) * (ROUNDING_MAX + ARITHMETIC),
-            "{value}"
-        );
+        assert!(error <= f64::from(largest) * (ROUNDING_MAX + ARITHMETIC), "{value}");
     }
 }
 
@@ -60,10 +55,7 @@ fn every_instruction_set_rounds_to_the_same_bits() {
     let input: Vec<f32> = (0..65_536)
         .map(|_| {
             f32::from_bits(
-                numbers.next().to_le_bytes()[..4]
-                    .try_into()
-                    .map(u32::from_le_bytes)
-                    .unwrap(),
+                numbers.next().to_le_bytes()[..4].try_into().map(u32::from_le_bytes).unwrap(),
             )
         })
         .map(|value| if value.is_finite() { value } else { 1.0 })
@@ -71,12 +63,7 @@ fn every_instruction_set_rounds_to_the_same_bits() {
     let [portable, own] = instruction_sets().map(|set| blocks(set, &input));
     assert_eq!(portable.0, own.0);
     let scales = |factors: &[Factors]| {
-        bits(
-            &factors
-                .iter()
-                .flat_map(|f| [f.scale, f.eighth_sum])
-                .collect::<Vec<_>>(),
-        )
+        bits(&factors.iter().flat_map(|f| [f.scale, f.eighth_sum]).collect::<Vec<_>>())
     };
     assert_eq!(scales(&portable.1), scales(&own.1));
     let [portable, own] = instruction_sets().map(|set| super_blocks(set, &input));
@@ -100,13 +87,7 @@ fn zeros_and_what_is_nearly_zero_become_zeros() {
         for smallest in [0.0, -0.0, f32::from_bits(1), 1e-38] {
             let (values, factors) = blocks(set, &[smallest; 32]);
             assert_eq!(values, [Integers([0; 32])]);
-            assert_eq!(
-                factors,
-                [Factors {
-                    scale: 0.0,
-                    eighth_sum: 0.0
-                }]
-            );
+            assert_eq!(factors, [Factors { scale: 0.0, eighth_sum: 0.0 }]);
         }
         let (values, _) = blocks(set, &[LARGEST_MIN; 32]);
         assert_eq!(values, [Integers([127; 32])]);

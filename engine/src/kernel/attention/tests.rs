@@ -1,3 +1,5 @@
+//! Attention against the formula in binary64, in one piece and in chunks.
+
 use proptest::prelude::*;
 use rayon::ThreadPoolBuilder;
 
@@ -31,11 +33,7 @@ impl Cache {
             }
             pages
         };
-        Self {
-            shape,
-            keys: side(),
-            values: side(),
-        }
+        Self { shape, keys: side(), values: side() }
     }
 
     fn key(&self, head: usize, position: usize) -> &[f32] {
@@ -70,21 +68,12 @@ fn attend(set: InstructionSet, cache: &Cache, queries: &[f32], position: usize) 
 
 /// The softmax of all scores, in binary64, position by position.
 fn obvious(cache: &Cache, query: &[f32], head: usize, position: usize) -> Vec<f64> {
-    let AttentionShape {
-        heads,
-        kv_heads,
-        head_size,
-        window,
-    } = cache.shape;
+    let AttentionShape { heads, kv_heads, head_size, window } = cache.shape;
     let kv_head = head / (heads / kv_heads);
     let first = (position + 1).saturating_sub(window.unwrap_or(usize::MAX));
     let score = |position: usize| {
         let key = cache.key(kv_head, position);
-        let dot: f64 = query
-            .iter()
-            .zip(key)
-            .map(|(&q, &k)| f64::from(q) * f64::from(k))
-            .sum();
+        let dot: f64 = query.iter().zip(key).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum();
         (dot / (head_size as f64).sqrt()).exp()
     };
     let weights: Vec<f64> = (first..=position).map(score).collect();
@@ -99,20 +88,14 @@ fn obvious(cache: &Cache, query: &[f32], head: usize, position: usize) -> Vec<f6
 }
 
 fn assert_as_obvious(set: InstructionSet, cache: &Cache, queries: &[f32], position: usize) {
-    let AttentionShape {
-        heads, head_size, ..
-    } = cache.shape;
+    let AttentionShape { heads, head_size, .. } = cache.shape;
     let output = attend(set, cache, queries, position);
     let rows = queries.chunks(head_size).zip(output.chunks(head_size));
     for (index, (query, output)) in rows.enumerate() {
         let exact = obvious(cache, query, index % heads, position + index / heads);
         for (&output, exact) in output.iter().zip(exact) {
             let error = (f64::from(output) - exact).abs();
-            assert!(
-                error <= ERROR_MAX,
-                "{:?}, row {index}: {output}, not {exact}",
-                cache.shape
-            );
+            assert!(error <= ERROR_MAX, "{:?}, row {index}: {output}, not {exact}", cache.shape);
         }
     }
 }
@@ -120,29 +103,15 @@ fn assert_as_obvious(set: InstructionSet, cache: &Cache, queries: &[f32], positi
 #[test]
 fn attention_is_the_softmax_of_the_scores_for_any_heads_and_windows() {
     let mut numbers = Numbers(9);
-    for (heads, kv_heads, head_size) in [
-        (1, 1, 8),
-        (4, 4, 16),
-        (9, 3, 64),
-        (8, 2, 40),
-        (4, 1, 80),
-        (2, 2, 5),
-        (6, 2, 12),
-    ] {
+    for (heads, kv_heads, head_size) in
+        [(1, 1, 8), (4, 4, 16), (9, 3, 64), (8, 2, 40), (4, 1, 80), (2, 2, 5), (6, 2, 12)]
+    {
         for window in [None, Some(1), Some(7), Some(16), Some(33)] {
-            let shape = AttentionShape {
-                heads,
-                kv_heads,
-                head_size,
-                window,
-            };
+            let shape = AttentionShape { heads, kv_heads, head_size, window };
             for (position, tokens) in [(0, 1), (0, 20), (15, 1), (16, 1), (30, 4), (61, 17)] {
                 let cache = Cache::random(shape, position + tokens, &mut numbers);
-                let queries: Vec<f32> = numbers
-                    .floats(tokens * heads * head_size)
-                    .iter()
-                    .map(|q| q * 4.0)
-                    .collect();
+                let queries: Vec<f32> =
+                    numbers.floats(tokens * heads * head_size).iter().map(|q| q * 4.0).collect();
                 for set in instruction_sets() {
                     assert_as_obvious(set, &cache, &queries, position);
                 }
@@ -153,20 +122,11 @@ fn attention_is_the_softmax_of_the_scores_for_any_heads_and_windows() {
 
 #[test]
 fn large_scores_do_not_overflow() {
-    let shape = AttentionShape {
-        heads: 1,
-        kv_heads: 1,
-        head_size: 8,
-        window: None,
-    };
+    let shape = AttentionShape { heads: 1, kv_heads: 1, head_size: 8, window: None };
     let mut numbers = Numbers(10);
     let cache = Cache::random(shape, 40, &mut numbers);
     for scale in [1e3, -1e3] {
-        let queries: Vec<f32> = numbers
-            .floats(8)
-            .iter()
-            .map(|query| query * scale)
-            .collect();
+        let queries: Vec<f32> = numbers.floats(8).iter().map(|query| query * scale).collect();
         for set in instruction_sets() {
             let output = attend(set, &cache, &queries, 39);
             assert!(output.iter().all(|value| value.abs() <= 1.0), "{output:?}");
@@ -176,25 +136,12 @@ fn large_scores_do_not_overflow() {
 
 #[test]
 fn what_is_no_number_shows() {
-    let shape = AttentionShape {
-        heads: 1,
-        kv_heads: 1,
-        head_size: 8,
-        window: None,
-    };
+    let shape = AttentionShape { heads: 1, kv_heads: 1, head_size: 8, window: None };
     let mut cache = Cache::random(shape, 20, &mut Numbers(11));
     cache.keys[0][place(shape, 0, 3)].fill(f32::NAN);
     for set in instruction_sets() {
-        assert!(
-            attend(set, &cache, &[1.0; 8], 19)
-                .iter()
-                .all(|value| value.is_nan())
-        );
-        assert!(
-            attend(set, &cache, &[1.0; 8], 2)
-                .iter()
-                .all(|value| value.is_finite())
-        );
+        assert!(attend(set, &cache, &[1.0; 8], 19).iter().all(|value| value.is_nan()));
+        assert!(attend(set, &cache, &[1.0; 8], 2).iter().all(|value| value.is_finite()));
     }
 }
 

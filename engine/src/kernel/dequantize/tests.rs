@@ -1,3 +1,5 @@
+//! Widening against another implementation of the formats.
+
 use candle_core::Device;
 use candle_core::quantized::GgmlDType;
 use candle_core::quantized::ggml_file::qtensor_from_ggml;
@@ -42,11 +44,7 @@ fn floats_are_widened_exactly_even_the_smallest() {
     assert_eq!(values, [2f32.powi(-24), -2f32.powi(-24)]);
     dequantize_row(WeightType::BF16, &[0x80, 0x3f, 0x01, 0x00], &mut values);
     assert_eq!(values, [1.0, f32::from_bits(0x1_0000)]);
-    dequantize_row(
-        WeightType::F32,
-        &[1, 0, 0, 0, 0, 0, 0x80, 0xbf],
-        &mut values,
-    );
+    dequantize_row(WeightType::F32, &[1, 0, 0, 0, 0, 0, 0x80, 0xbf], &mut values);
     assert_eq!(values, [f32::from_bits(1), -1.0]);
 }
 

@@ -1,3 +1,5 @@
+//! Products against binary64, and what they must not depend on.
+
 use proptest::prelude::*;
 use rayon::ThreadPoolBuilder;
 
@@ -24,43 +26,27 @@ fn rounded(set: InstructionSet, kind: WeightType, input: &[f32]) -> Vec<f64> {
     let value = |scale: f32, integer: i8| f64::from(scale) * f64::from(integer);
     match Activations::prepare(set, kind, input, input.len()) {
         Activations::Floats { values, .. } => values.iter().copied().map(f64::from).collect(),
-        Activations::Blocks {
-            values, factors, ..
-        } => {
+        Activations::Blocks { values, factors, .. } => {
             let blocks = values.iter().zip(&factors);
-            blocks
-                .flat_map(|(v, f)| v.0.map(|integer| value(f.scale, integer)))
-                .collect()
+            blocks.flat_map(|(v, f)| v.0.map(|integer| value(f.scale, integer))).collect()
         }
-        Activations::SuperBlocks { values, .. } => values
-            .iter()
-            .flat_map(|v| v.values.map(|integer| value(v.scale, integer)))
-            .collect(),
+        Activations::SuperBlocks { values, .. } => {
+            values.iter().flat_map(|v| v.values.map(|integer| value(v.scale, integer))).collect()
+        }
     }
 }
 
 /// Checks every dot product against one in binary64 over the same weights and activations.
 fn assert_exact(set: InstructionSet, weight: WeightView<'_>, input: &[f32]) {
-    let WeightView {
-        kind,
-        bytes,
-        rows,
-        columns,
-    } = weight;
+    let WeightView { kind, bytes, rows, columns } = weight;
     let output = multiply(set, weight, input);
     for (input, output) in input.chunks(columns).zip(output.chunks(rows)) {
         let rounded = rounded(set, kind, input);
         for (row, &output) in bytes.chunks(weight.row_bytes()).zip(output) {
             let row = widened(kind, row);
-            let largest = row
-                .iter()
-                .fold(0.0, |largest: f64, weight| largest.max(weight.abs()));
+            let largest = row.iter().fold(0.0, |largest: f64, weight| largest.max(weight.abs()));
             let magnitude = largest * rounded.iter().map(|input| input.abs()).sum::<f64>();
-            let exact: f64 = row
-                .iter()
-                .zip(&rounded)
-                .map(|(weight, input)| weight * input)
-                .sum();
+            let exact: f64 = row.iter().zip(&rounded).map(|(weight, input)| weight * input).sum();
             let error = (f64::from(output) - exact).abs();
             assert!(
                 error <= SUM_ERROR_MAX * magnitude,
@@ -87,12 +73,7 @@ fn every_type_is_multiplied_exactly_whatever_the_sizes() {
                 // One byte before the weights, so that they begin at an odd address.
                 let mut bytes = vec![0];
                 bytes.extend(weights(kind, rows * columns, &mut numbers));
-                let weight = WeightView {
-                    kind,
-                    bytes: &bytes[1..],
-                    rows,
-                    columns,
-                };
+                let weight = WeightView { kind, bytes: &bytes[1..], rows, columns };
                 for tokens in [1, 2, 3, 4, 5, 17] {
                     let input = numbers.floats(tokens * columns);
                     for set in instruction_sets() {
@@ -110,19 +91,11 @@ fn rounding_the_activations_costs_at_most_half_a_step_of_each() {
     for kind in ALL_TYPES.into_iter().filter(|kind| !kind.is_float()) {
         let columns = 1536;
         let bytes = weights(kind, columns, &mut numbers);
-        let weight = WeightView {
-            kind,
-            bytes: &bytes,
-            rows: 1,
-            columns,
-        };
+        let weight = WeightView { kind, bytes: &bytes, rows: 1, columns };
         let input = numbers.floats(columns);
         let row = widened(kind, &bytes);
-        let exact: f64 = row
-            .iter()
-            .zip(&input)
-            .map(|(weight, &input)| weight * f64::from(input))
-            .sum();
+        let exact: f64 =
+            row.iter().zip(&input).map(|(weight, &input)| weight * f64::from(input)).sum();
         // No activation is above 1, so no step is above 1/127.
         let error_max = row.iter().map(|weight| weight.abs()).sum::<f64>() * ROUNDING_MAX * 1.01;
         for set in instruction_sets() {
@@ -138,12 +111,7 @@ fn where_nothing_has_to_be_rounded_every_instruction_set_gives_the_same_bits() {
     for kind in ALL_TYPES.into_iter().filter(|kind| !kind.is_float()) {
         // Scales that are powers of two, and integers whose sums have less than 24 bits.
         let bytes = weights_with_scales(kind, 7 * 512, &mut numbers, |_| 0.25);
-        let weight = WeightView {
-            kind,
-            bytes: &bytes,
-            rows: 7,
-            columns: 512,
-        };
+        let weight = WeightView { kind, bytes: &bytes, rows: 7, columns: 512 };
         let small = |numbers: &mut Numbers| f32::from(numbers.byte() % 7) - 3.0;
         let mut input: Vec<f32> = (0..5 * 512).map(|_| small(&mut numbers)).collect();
         // The largest value decides the scale: 127 makes it 1.
@@ -151,11 +119,8 @@ fn where_nothing_has_to_be_rounded_every_instruction_set_gives_the_same_bits() {
         let [portable, own] = instruction_sets().map(|set| multiply(set, weight, &input));
         assert_eq!(bits(&portable), bits(&own), "{kind}");
         let row = widened(kind, &bytes[..weight.row_bytes()]);
-        let exact: f64 = row
-            .iter()
-            .zip(&input)
-            .map(|(weight, &input)| weight * f64::from(input))
-            .sum();
+        let exact: f64 =
+            row.iter().zip(&input).map(|(weight, &input)| weight * f64::from(input)).sum();
         assert_eq!(f64::from(own[0]), exact, "{kind}");
     }
 }
@@ -164,12 +129,7 @@ fn where_nothing_has_to_be_rounded_every_instruction_set_gives_the_same_bits() {
 fn zeros_stay_zeros_and_what_is_no_number_shows() {
     for kind in ALL_TYPES {
         let bytes = weights(kind, 3 * 256, &mut Numbers(8));
-        let weight = WeightView {
-            kind,
-            bytes: &bytes,
-            rows: 3,
-            columns: 256,
-        };
+        let weight = WeightView { kind, bytes: &bytes, rows: 3, columns: 256 };
         for set in instruction_sets() {
             assert_eq!(multiply(set, weight, &[0.0; 256]), [0.0; 3], "{kind}");
             let mut input = [0.5; 512];
@@ -185,12 +145,7 @@ fn zeros_stay_zeros_and_what_is_no_number_shows() {
 fn the_smallest_numbers_are_not_flushed_to_zero() {
     let smallest = f32::from_bits(3);
     let bytes = smallest.to_le_bytes().repeat(9);
-    let weight = WeightView {
-        kind: WeightType::F32,
-        bytes: &bytes,
-        rows: 1,
-        columns: 9,
-    };
+    let weight = WeightView { kind: WeightType::F32, bytes: &bytes, rows: 1, columns: 9 };
     for set in instruction_sets() {
         assert_eq!(multiply(set, weight, &[1.0; 9]), [f32::from_bits(27)]);
     }
@@ -198,12 +153,7 @@ fn the_smallest_numbers_are_not_flushed_to_zero() {
 
 #[test]
 fn no_token_is_no_output() {
-    let weight = WeightView {
-        kind: WeightType::F32,
-        bytes: &[0; 8],
-        rows: 2,
-        columns: 1,
-    };
+    let weight = WeightView { kind: WeightType::F32, bytes: &[0; 8], rows: 2, columns: 1 };
     matmul(weight, &[], &mut []);
 }
 

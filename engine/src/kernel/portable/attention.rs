@@ -15,9 +15,7 @@ pub(in crate::kernel) fn attend(query: PageQuery<'_>, softmax: &mut Softmax, sum
     sum.iter_mut().for_each(|sum| *sum *= factor);
     for place in query.slots {
         let values = &query.values[slot(place)];
-        sum.iter_mut()
-            .zip(values)
-            .for_each(|(sum, value)| *sum += weights[place] * value);
+        sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += weights[place] * value);
     }
 }
 

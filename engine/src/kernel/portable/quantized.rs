@@ -62,25 +62,13 @@ fn super_dot(weights: &SuperBlock, inputs: &SuperIntegers) -> (i32, i32) {
         dot += i32::from(scale) * integer_dot(weights, inputs);
     }
     let minimums = weights.minimums.iter().zip(inputs.group_sums);
-    (
-        dot,
-        minimums
-            .map(|(&minimum, sum)| i32::from(minimum) * i32::from(sum))
-            .sum(),
-    )
+    (dot, minimums.map(|(&minimum, sum)| i32::from(minimum) * i32::from(sum)).sum())
 }
 
 fn integer_dot<const N: usize>(weights: &[i8; N], inputs: &[i8; N]) -> i32 {
-    weights
-        .iter()
-        .zip(inputs)
-        .map(|(&weight, &input)| i32::from(weight) * i32::from(input))
-        .sum()
+    weights.iter().zip(inputs).map(|(&weight, &input)| i32::from(weight) * i32::from(input)).sum()
 }
 
 fn write(row: usize, sums: &[f32; TILE_TOKENS], outputs: &mut [&mut [f32]]) {
-    outputs
-        .iter_mut()
-        .zip(sums)
-        .for_each(|(output, &sum)| output[row] = sum);
+    outputs.iter_mut().zip(sums).for_each(|(output, &sum)| output[row] = sum);
 }

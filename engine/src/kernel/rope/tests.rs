@@ -1,3 +1,5 @@
+//! Angles and rotations against the formula.
+
 use super::*;
 use crate::kernel::specimen::{Numbers, bits};
 
@@ -16,25 +18,17 @@ fn a_pair_turns_by_its_frequency_times_the_position() {
         let before = Numbers(12).floats(2 * heads * head_size);
         let mut after = before.clone();
         rope(&table, &mut after, heads, position);
-        for (index, (before, after)) in before
-            .chunks(head_size)
-            .zip(after.chunks(head_size))
-            .enumerate()
+        for (index, (before, after)) in
+            before.chunks(head_size).zip(after.chunks(head_size)).enumerate()
         {
             let position = (position + index / heads) as f64;
             for pair in 0..32 {
                 let angle = position * 10_000f64.powf(-(pair as f64) / 32.0);
                 let (x, y) = (f64::from(before[pair]), f64::from(before[pair + 32]));
                 let error_max = 4.0 * ANGLE_ERROR_MAX * (1.0 + angle);
-                let turned = [
-                    x * angle.cos() - y * angle.sin(),
-                    y * angle.cos() + x * angle.sin(),
-                ];
+                let turned = [x * angle.cos() - y * angle.sin(), y * angle.cos() + x * angle.sin()];
                 for (exact, value) in turned.into_iter().zip([after[pair], after[pair + 32]]) {
-                    assert!(
-                        (f64::from(value) - exact).abs() <= error_max,
-                        "{position}, {pair}"
-                    );
+                    assert!((f64::from(value) - exact).abs() <= error_max, "{position}, {pair}");
                 }
             }
         }
@@ -119,8 +113,5 @@ fn yarn_slows_all_but_the_fastest_pairs_and_lengthens_the_turn() {
     assert!(table.inverse_frequency[45] > plain[45] / 4.0);
     assert_eq!(table.inverse_frequency[47], plain[47] / 4.0);
     assert_eq!(table.turns(0)[0].cosine, 1.138_629_4);
-    assert_ne!(
-        yarn(false).inverse_frequency[30],
-        table.inverse_frequency[30]
-    );
+    assert_ne!(yarn(false).inverse_frequency[30], table.inverse_frequency[30]);
 }

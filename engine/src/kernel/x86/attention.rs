@@ -1,9 +1,6 @@
 //! One query and one page.
 
-#[allow(
-    clippy::wildcard_imports,
-    reason = "intrinsics are named as the manual names them"
-)]
+#[allow(clippy::wildcard_imports, reason = "intrinsics are named as the manual names them")]
 use std::arch::x86_64::*;
 use std::ops::Range;
 
@@ -24,10 +21,7 @@ const TILE_SUMS: usize = 4;
 pub(super) fn attend(query: PageQuery<'_>, softmax: &mut Softmax, sum: &mut [f32]) {
     let (octets, head_size) = (sum.len() / LANES, sum.len());
     let (queries, _) = query.query.as_chunks::<LANES>();
-    let (keys, values) = (
-        query.keys.as_chunks::<LANES>().0,
-        query.values.as_chunks::<LANES>().0,
-    );
+    let (keys, values) = (query.keys.as_chunks::<LANES>().0, query.values.as_chunks::<LANES>().0);
     let mut dots = [0.0; PAGE_TOKENS];
     for (tile, dots) in dots.as_chunks_mut::<TILE_KEYS>().0.iter_mut().enumerate() {
         let start = tile * TILE_KEYS;
@@ -46,14 +40,7 @@ pub(super) fn attend(query: PageQuery<'_>, softmax: &mut Softmax, sum: &mut [f32
     }
     for (index, sum) in rest.iter_mut().enumerate() {
         let values = &values[rest_start + index..];
-        add_values(
-            std::array::from_mut(sum),
-            factor,
-            &weights,
-            &query.slots,
-            values,
-            octets,
-        );
+        add_values(std::array::from_mut(sum), factor, &weights, &query.slots, values, octets);
     }
 }
 

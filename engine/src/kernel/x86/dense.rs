@@ -1,9 +1,6 @@
 //! Weights in floating point: widened as they are loaded, 8 at a time.
 
-#[allow(
-    clippy::wildcard_imports,
-    reason = "intrinsics are named as the manual names them"
-)]
+#[allow(clippy::wildcard_imports, reason = "intrinsics are named as the manual names them")]
 use std::arch::x86_64::*;
 use std::array;
 
@@ -14,17 +11,13 @@ use crate::kernel::matmul::Panel;
 /// IEEE 754 binary32.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn binary32(panel: Panel<'_>, outputs: &mut [&mut [f32]]) {
-    by_tokens(panel, outputs, |octet: &[u8; 32]| {
-        _mm256_castsi256_ps(load::bytes_32(octet))
-    });
+    by_tokens(panel, outputs, |octet: &[u8; 32]| _mm256_castsi256_ps(load::bytes_32(octet)));
 }
 
 /// IEEE 754 binary16.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn binary16(panel: Panel<'_>, outputs: &mut [&mut [f32]]) {
-    by_tokens(panel, outputs, |octet: &[u8; 16]| {
-        _mm256_cvtph_ps(load::bytes_16(octet))
-    });
+    by_tokens(panel, outputs, |octet: &[u8; 16]| _mm256_cvtph_ps(load::bytes_16(octet)));
 }
 
 /// The upper half of a binary32.
@@ -67,19 +60,11 @@ fn by_rows<const OCTET: usize, const ROWS: usize, const TOKENS: usize>(
     let mut tiles = panel.bytes.chunks_exact(ROWS * panel.row_bytes);
     for tile in &mut tiles {
         let rows = array::from_fn(|row| &tile[row * panel.row_bytes..][..panel.row_bytes]);
-        write(
-            place,
-            dot::<OCTET, ROWS, TOKENS>(rows, tokens, widen),
-            outputs,
-        );
+        write(place, dot::<OCTET, ROWS, TOKENS>(rows, tokens, widen), outputs);
         place += ROWS;
     }
     for row in tiles.remainder().chunks_exact(panel.row_bytes) {
-        write(
-            place,
-            dot::<OCTET, 1, TOKENS>([row], tokens, widen),
-            outputs,
-        );
+        write(place, dot::<OCTET, 1, TOKENS>([row], tokens, widen), outputs);
         place += 1;
     }
 }

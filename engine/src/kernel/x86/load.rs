@@ -1,9 +1,6 @@
 //! Arrays to registers, and a register's sum.
 
-#[allow(
-    clippy::wildcard_imports,
-    reason = "intrinsics are named as the manual names them"
-)]
+#[allow(clippy::wildcard_imports, reason = "intrinsics are named as the manual names them")]
 use std::arch::x86_64::*;
 
 /// 8 binary32 numbers at any alignment.
@@ -78,10 +75,7 @@ pub(super) fn binary16(bytes: &[u8; 2]) -> __m256 {
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 pub(super) fn sum(register: __m256) -> f32 {
-    let halves = _mm_add_ps(
-        _mm256_castps256_ps128(register),
-        _mm256_extractf128_ps::<1>(register),
-    );
+    let halves = _mm_add_ps(_mm256_castps256_ps128(register), _mm256_extractf128_ps::<1>(register));
     let quarters = _mm_add_ps(halves, _mm_movehl_ps(halves, halves));
     _mm_cvtss_f32(_mm_add_ss(quarters, _mm_movehdup_ps(quarters)))
 }

@@ -5,10 +5,7 @@
 //! multiplied with the sum of the activations. The pairs of products fit in 16 bits: at most
 //! `2 * 31 * 127`, and `2 * 128 * 127` for the weights of 8 bits.
 
-#[allow(
-    clippy::wildcard_imports,
-    reason = "intrinsics are named as the manual names them"
-)]
+#[allow(clippy::wildcard_imports, reason = "intrinsics are named as the manual names them")]
 use std::arch::x86_64::*;
 use std::array;
 
@@ -75,11 +72,7 @@ pub(super) fn q8_0(panel: Panel<'_>, outputs: &mut [&mut [f32]]) {
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 fn above(zero: f32, values: __m256i, scale: __m256) -> Weights {
-    Weights {
-        values,
-        scale,
-        minimum: _mm256_mul_ps(scale, _mm256_set1_ps(-zero)),
-    }
+    Weights { values, scale, minimum: _mm256_mul_ps(scale, _mm256_set1_ps(-zero)) }
 }
 
 /// The lower halves of 16 bytes, then the upper ones.
@@ -99,12 +92,7 @@ fn with_fifth_bits(values: __m256i, bits: &[u8; 4]) -> __m256i {
     // set: it is all ones where its own is set too.
     let spread = _mm256_shuffle_epi8(
         _mm256_set1_epi32(i32::from_le_bytes(*bits)),
-        _mm256_set_epi64x(
-            0x0303_0303_0303_0303,
-            0x0202_0202_0202_0202,
-            0x0101_0101_0101_0101,
-            0,
-        ),
+        _mm256_set_epi64x(0x0303_0303_0303_0303, 0x0202_0202_0202_0202, 0x0101_0101_0101_0101, 0),
     );
     let others = _mm256_set1_epi64x(0x7fbf_dfef_f7fb_fdfe);
     let set = _mm256_cmpeq_epi8(_mm256_or_si256(spread, others), _mm256_set1_epi8(-1));
@@ -141,19 +129,11 @@ fn by_rows<const BYTES: usize, const SIGNED: bool, const ROWS: usize, const TOKE
     let mut tiles = panel.bytes.chunks_exact(ROWS * panel.row_bytes);
     for tile in &mut tiles {
         let rows = array::from_fn(|row| &tile[row * panel.row_bytes..][..panel.row_bytes]);
-        write(
-            place,
-            dot::<BYTES, SIGNED, ROWS, TOKENS>(rows, tokens, read),
-            outputs,
-        );
+        write(place, dot::<BYTES, SIGNED, ROWS, TOKENS>(rows, tokens, read), outputs);
         place += ROWS;
     }
     for row in tiles.remainder().chunks_exact(panel.row_bytes) {
-        write(
-            place,
-            dot::<BYTES, SIGNED, 1, TOKENS>([row], tokens, read),
-            outputs,
-        );
+        write(place, dot::<BYTES, SIGNED, 1, TOKENS>([row], tokens, read), outputs);
         place += 1;
     }
 }
@@ -182,11 +162,7 @@ fn dot<const BYTES: usize, const SIGNED: bool, const ROWS: usize, const TOKENS: 
             let scale = _mm256_set1_ps(factors[token][block].scale);
             let eighth_sum = _mm256_set1_ps(factors[token][block].eighth_sum);
             for row in 0..ROWS {
-                let Weights {
-                    values,
-                    scale: weight_scale,
-                    minimum,
-                } = weights[row];
+                let Weights { values, scale: weight_scale, minimum } = weights[row];
                 let pairs = if SIGNED {
                     // The weights' signs move to the activations.
                     let inputs = _mm256_sign_epi8(inputs, values);

@@ -3,10 +3,7 @@
 //! A group's scale multiplies its pairs of products as they are added to 32 bits, so a block stays
 //! in integers until its end: at most `32 * 63 * 127 * 128` in each of the 8 lanes.
 
-#[allow(
-    clippy::wildcard_imports,
-    reason = "intrinsics are named as the manual names them"
-)]
+#[allow(clippy::wildcard_imports, reason = "intrinsics are named as the manual names them")]
 use std::arch::x86_64::*;
 use std::array;
 
@@ -46,11 +43,7 @@ pub(super) fn q5_k(panel: Panel<'_>, outputs: &mut [&mut [f32]]) {
         let [third, fourth] = nibbles(part(block, 80 + half * 64));
         let bits = load::bytes_32(part(block, 16));
         // Four bits of each byte are for this half.
-        let bits = if half == 0 {
-            bits
-        } else {
-            _mm256_srli_epi16::<4>(bits)
-        };
+        let bits = if half == 0 { bits } else { _mm256_srli_epi16::<4>(bits) };
         let above = |bits| _mm256_and_si256(bits, _mm256_set1_epi8(0x10));
         [
             _mm256_or_si256(first, above(_mm256_slli_epi16::<4>(bits))),
@@ -64,18 +57,10 @@ pub(super) fn q5_k(panel: Panel<'_>, outputs: &mut [&mut [f32]]) {
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn q6_k(panel: Panel<'_>, outputs: &mut [&mut [f32]]) {
     let factors = |block: &[u8; Q6_K_BYTES]| {
-        let (scales, scale) = (
-            load::bytes_16(part(block, 192)),
-            load::binary16(part(block, 208)),
-        );
+        let (scales, scale) = (load::bytes_16(part(block, 192)), load::binary16(part(block, 208)));
         // The values are written as 32 too many, whatever their group's scale.
         let minimum = _mm256_mul_ps(scale, _mm256_set1_ps(-32.0));
-        Factors {
-            scales,
-            minimums: _mm256_cvtepi8_epi16(scales),
-            scale,
-            minimum,
-        }
+        Factors { scales, minimums: _mm256_cvtepi8_epi16(scales), scale, minimum }
     };
     by_tokens(panel, outputs, factors, |block, half| {
         let [first, third] = nibbles(part(block, half * 64));
@@ -113,10 +98,7 @@ fn paired_factors(bytes: &[u8; 16]) -> Factors {
 #[inline]
 fn nibbles(bytes: &[u8; 32]) -> [__m256i; 2] {
     let (bytes, lower) = (load::bytes_32(bytes), _mm256_set1_epi8(0xf));
-    [
-        _mm256_and_si256(bytes, lower),
-        _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), lower),
-    ]
+    [_mm256_and_si256(bytes, lower), _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), lower)]
 }
 
 /// `values` reads a half of a block, 32 weights in each of four registers.
@@ -148,11 +130,7 @@ fn by_rows<const BYTES: usize, const TOKENS: usize>(
     values: impl Fn(&[u8; BYTES], usize) -> [__m256i; 4] + Copy,
 ) {
     for (place, row) in panel.rows() {
-        write(
-            place,
-            [dot::<BYTES, TOKENS>(row, tokens, factors, values)],
-            outputs,
-        );
+        write(place, [dot::<BYTES, TOKENS>(row, tokens, factors, values)], outputs);
     }
 }
 
@@ -170,12 +148,7 @@ fn dot<const BYTES: usize, const TOKENS: usize>(
     let tokens = tokens.map(|token| &token[..row.len()]);
     let mut sums = [_mm256_setzero_ps(); TOKENS];
     for (place, block) in row.iter().enumerate() {
-        let Factors {
-            scales,
-            minimums,
-            scale,
-            minimum,
-        } = factors(block);
+        let Factors { scales, minimums, scale, minimum } = factors(block);
         let mut products = [_mm256_setzero_si256(); TOKENS];
         for half in 0..2 {
             let runs = values(block, half);

@@ -16,31 +16,18 @@ fn span(start: u32, end: u32) -> Span {
 }
 
 fn arena(tokens_max: usize) -> KvArena {
-    let page = PageShape {
-        kv_heads: KV_HEADS,
-        head_size: HEAD_SIZE,
-    };
+    let page = PageShape { kv_heads: KV_HEADS, head_size: HEAD_SIZE };
     let hosted = span(HOSTED.0, HOSTED.1);
     let pages = tokens_max.div_ceil(PAGE_TOKENS) * block_count(hosted);
-    let budget = Arc::new(PageBudget {
-        free: AtomicUsize::new(pages),
-    });
-    KvArena {
-        hosted,
-        context_tokens: CONTEXT_TOKENS,
-        page,
-        budget,
-    }
+    let budget = Arc::new(PageBudget { free: AtomicUsize::new(pages) });
+    KvArena { hosted, context_tokens: CONTEXT_TOKENS, page, budget }
 }
 
 /// What a pass does to a table: keys and values for every block, then the new position.
 fn fill(table: &mut KvTable, tokens: usize) {
     let values = vec![1.0; tokens * KV_HEADS * HEAD_SIZE];
     let position = table.position();
-    table
-        .caches_mut()
-        .iter_mut()
-        .for_each(|cache| cache.write(position, &values, &values));
+    table.caches_mut().iter_mut().for_each(|cache| cache.write(position, &values, &values));
     table.advance(tokens);
 }
 
@@ -49,40 +36,21 @@ fn page_addresses(table: &mut KvTable) -> Vec<*const f32> {
     let caches = table.caches_mut().iter();
     let of_page =
         |cache: &BlockCache, page| [cache.keys(page).as_ptr(), cache.values(page).as_ptr()];
-    caches
-        .flat_map(|cache| pages.clone().flat_map(|page| of_page(cache, page)))
-        .collect()
+    caches.flat_map(|cache| pages.clone().flat_map(|page| of_page(cache, page))).collect()
 }
 
 #[derive(Debug, Clone)]
 enum Action {
-    Open {
-        start: u32,
-        blocks: u32,
-        tokens: usize,
-    },
-    Fill {
-        session: usize,
-        tokens: usize,
-    },
-    Truncate {
-        session: usize,
-        position: usize,
-    },
-    Close {
-        session: usize,
-    },
+    Open { start: u32, blocks: u32, tokens: usize },
+    Fill { session: usize, tokens: usize },
+    Truncate { session: usize, position: usize },
+    Close { session: usize },
 }
 
 fn actions() -> impl Strategy<Value = Action> {
     prop_oneof![
-        (HOSTED.0..HOSTED.1, 1..7u32, 0..200usize).prop_map(|(start, blocks, tokens)| {
-            Action::Open {
-                start,
-                blocks,
-                tokens,
-            }
-        }),
+        (HOSTED.0..HOSTED.1, 1..7u32, 0..200usize)
+            .prop_map(|(start, blocks, tokens)| { Action::Open { start, blocks, tokens } }),
         (0..8usize, 0..60usize).prop_map(|(session, tokens)| Action::Fill { session, tokens }),
         (0..8usize, 0..90usize)
             .prop_map(|(session, position)| Action::Truncate { session, position }),
@@ -163,16 +131,8 @@ proptest! {
 
 #[test]
 fn a_session_longer_than_the_context_is_refused() {
-    let refused = arena(10_000)
-        .open(span(3, 4), CONTEXT_TOKENS + 1)
-        .unwrap_err();
-    assert_eq!(
-        refused,
-        OpenTableError::TooLong {
-            tokens: 401,
-            context_tokens: 400
-        }
-    );
+    let refused = arena(10_000).open(span(3, 4), CONTEXT_TOKENS + 1).unwrap_err();
+    assert_eq!(refused, OpenTableError::TooLong { tokens: 401, context_tokens: 400 });
 }
 
 #[test]
@@ -182,13 +142,7 @@ fn an_open_table_that_holds_nothing_has_no_memory() {
     assert_eq!((table.allocated_bytes(), arena.free_tokens()), (0, 0));
     fill(&mut table, 1);
     assert!(table.allocated_bytes() > 0);
-    assert_eq!(
-        table.truncate(2),
-        Err(crate::TruncateError {
-            position: 1,
-            asked: 2
-        })
-    );
+    assert_eq!(table.truncate(2), Err(crate::TruncateError { position: 1, asked: 2 }));
     table.truncate(0).unwrap();
     assert_eq!(table.allocated_bytes(), 0);
 }

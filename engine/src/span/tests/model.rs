@@ -27,10 +27,7 @@ pub(super) fn config(family: Family) -> ModelConfig {
         vocabulary_size: 64,
         context_tokens: 128,
         rms_norm_eps: 1e-6,
-        rope: Rope {
-            theta: 10_000.0,
-            scaling: RopeScaling::None,
-        },
+        rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
         attention_windows: windows,
         attention_bias: family == Family::Qwen2,
         output_bias: false,
@@ -55,15 +52,8 @@ pub(super) fn weights(config: &ModelConfig, weight_type: WeightType) -> Weights 
                 encode(weight_type, tensor.shape, values)
             }
             _ => {
-                let centre = if tensor.name.ends_with("norm.weight") {
-                    1.0
-                } else {
-                    0.0
-                };
-                let values = noise
-                    .values(count)
-                    .map(|value| centre + value * 0.1)
-                    .collect();
+                let centre = if tensor.name.ends_with("norm.weight") { 1.0 } else { 0.0 };
+                let values = noise.values(count).map(|value| centre + value * 0.1).collect();
                 encode(WeightType::F32, tensor.shape, values)
             }
         };
@@ -82,25 +72,16 @@ fn encode(weight_type: WeightType, shape: Vec<usize>, values: Vec<f32>) -> Weigh
     let quantized = |dtype| {
         let tensor =
             Tensor::from_vec(values.clone(), shape.as_slice(), &CandleDevice::Cpu).unwrap();
-        QTensor::quantize(&tensor, dtype)
-            .unwrap()
-            .data()
-            .unwrap()
-            .into_owned()
+        QTensor::quantize(&tensor, dtype).unwrap().data().unwrap().into_owned()
     };
     let bytes: Vec<u8> = match weight_type {
-        WeightType::F32 => values
-            .iter()
-            .flat_map(|value| value.to_le_bytes())
-            .collect(),
-        WeightType::F16 => values
-            .iter()
-            .flat_map(|&value| half::f16::from_f32(value).to_le_bytes())
-            .collect(),
-        WeightType::BF16 => values
-            .iter()
-            .flat_map(|&value| half::bf16::from_f32(value).to_le_bytes())
-            .collect(),
+        WeightType::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+        WeightType::F16 => {
+            values.iter().flat_map(|&value| half::f16::from_f32(value).to_le_bytes()).collect()
+        }
+        WeightType::BF16 => {
+            values.iter().flat_map(|&value| half::bf16::from_f32(value).to_le_bytes()).collect()
+        }
         WeightType::Q4_0 => quantized(GgmlDType::Q4_0),
         WeightType::Q4_1 => quantized(GgmlDType::Q4_1),
         WeightType::Q5_0 => quantized(GgmlDType::Q5_0),
@@ -123,10 +104,8 @@ impl Noise {
 
     /// Knuth's 64-bit linear congruential generator; its upper 16 bits.
     fn uniform(&mut self) -> f32 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 48) as f32 / 65_536.0
     }
 }

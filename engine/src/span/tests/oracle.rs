@@ -14,16 +14,10 @@ fn every_family_computes_what_the_reference_does() {
             let world = World::new(family, weight_type);
             let input = model::hidden(TOKENS, 1);
             let blocks = span(0, 3);
-            let output = world
-                .host(blocks)
-                .forward(&mut world.open(blocks), &input)
-                .unwrap();
+            let output = world.host(blocks).forward(&mut world.open(blocks), &input).unwrap();
             let expected = world.reference(blocks, &input);
             let difference = largest_difference(&output.to_values(), &expected);
-            assert!(
-                difference < BINARY32_ERROR_MAX,
-                "{family} {weight_type}: {difference}"
-            );
+            assert!(difference < BINARY32_ERROR_MAX, "{family} {weight_type}: {difference}");
         }
     }
 }
@@ -53,22 +47,11 @@ fn every_rope_scaling_turns_as_the_reference_does() {
     let plain = world.reference(blocks, &input);
     for scaling in scalings {
         world.config.rope.scaling = scaling;
-        let output = world
-            .host(blocks)
-            .forward(&mut world.open(blocks), &input)
-            .unwrap();
+        let output = world.host(blocks).forward(&mut world.open(blocks), &input).unwrap();
         let expected = world.reference(blocks, &input);
         let difference = largest_difference(&output.to_values(), &expected);
-        assert!(
-            difference < BINARY32_ERROR_MAX,
-            "{:?}: {difference}",
-            world.config.rope
-        );
-        assert!(
-            largest_difference(&plain, &expected) > 0.01,
-            "{:?}",
-            world.config.rope
-        );
+        assert!(difference < BINARY32_ERROR_MAX, "{:?}: {difference}", world.config.rope);
+        assert!(largest_difference(&plain, &expected) > 0.01, "{:?}", world.config.rope);
     }
 }
 
@@ -93,17 +76,10 @@ fn quantized_weights_compute_nearly_what_the_reference_does_with_them() {
         let world = World::new(Family::Llama, weight_type);
         let input = model::hidden(TOKENS, 1);
         let blocks = span(0, 3);
-        let output = world
-            .host(blocks)
-            .forward(&mut world.open(blocks), &input)
-            .unwrap();
+        let output = world.host(blocks).forward(&mut world.open(blocks), &input).unwrap();
         let expected = world.reference(blocks, &input);
-        let difference: Vec<f32> = output
-            .to_values()
-            .iter()
-            .zip(&expected)
-            .map(|(a, b)| a - b)
-            .collect();
+        let difference: Vec<f32> =
+            output.to_values().iter().zip(&expected).map(|(a, b)| a - b).collect();
         let error = norm(&difference) / norm(&expected);
         assert!(error < RELATIVE_ERROR_MAX, "{weight_type}: {error}");
     }
@@ -112,14 +88,7 @@ fn quantized_weights_compute_nearly_what_the_reference_does_with_them() {
 fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     // `f32::max` would pass over a value that is not a number.
-    a.iter()
-        .zip(b)
-        .map(|(a, b)| (a - b).abs())
-        .fold(0.0, |most, difference| {
-            if difference > most || difference.is_nan() {
-                difference
-            } else {
-                most
-            }
-        })
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, |most, difference| {
+        if difference > most || difference.is_nan() { difference } else { most }
+    })
 }

@@ -35,10 +35,7 @@ impl Dials {
             return;
         }
         let same = |dial: &&mut Dial| {
-            dial.peer == peer
-                && addresses
-                    .iter()
-                    .all(|address| dial.addresses.contains(address))
+            dial.peer == peer && addresses.iter().all(|address| dial.addresses.contains(address))
         };
         if let Some(dial) = self.0.values_mut().find(same) {
             dial.waiting.push(reply);
@@ -59,14 +56,7 @@ impl Dials {
         let connection = options.connection_id();
         match swarm.dial(options) {
             Ok(()) => {
-                self.0.insert(
-                    connection,
-                    Dial {
-                        peer,
-                        addresses,
-                        waiting: vec![reply],
-                    },
-                );
+                self.0.insert(connection, Dial { peer, addresses, waiting: vec![reply] });
             }
             Err(error) => {
                 let _unwanted = reply.send(Err(failures(&error)));

@@ -36,15 +36,8 @@ pub(super) struct Discovery {
 }
 
 enum Query {
-    Peer {
-        peer: libp2p::PeerId,
-        found: Vec<Multiaddr>,
-        reply: oneshot::Sender<Vec<Multiaddr>>,
-    },
-    Providers {
-        found: BTreeSet<PeerId>,
-        reply: oneshot::Sender<Vec<PeerId>>,
-    },
+    Peer { peer: libp2p::PeerId, found: Vec<Multiaddr>, reply: oneshot::Sender<Vec<Multiaddr>> },
+    Providers { found: BTreeSet<PeerId>, reply: oneshot::Sender<Vec<PeerId>> },
 }
 
 impl Query {
@@ -67,11 +60,7 @@ impl Discovery {
         peer: libp2p::PeerId,
         reply: oneshot::Sender<Vec<Multiaddr>>,
     ) {
-        let query = Query::Peer {
-            peer,
-            found: Vec::new(),
-            reply,
-        };
+        let query = Query::Peer { peer, found: Vec::new(), reply };
         self.ask(query, || kad.get_closest_peers(peer));
     }
 
@@ -81,10 +70,7 @@ impl Discovery {
         key: [u8; 32],
         reply: oneshot::Sender<Vec<PeerId>>,
     ) {
-        let query = Query::Providers {
-            found: BTreeSet::new(),
-            reply,
-        };
+        let query = Query::Providers { found: BTreeSet::new(), reply };
         self.ask(query, || kad.get_providers(record_key(&key)));
     }
 
@@ -109,26 +95,16 @@ impl Discovery {
 
     pub(super) fn provide_again(&mut self, kad: &mut Kad) {
         self.provide_at = None;
-        self.provided
-            .iter()
-            .for_each(|key| start_providing(kad, key));
+        self.provided.iter().for_each(|key| start_providing(kad, key));
     }
 
-    #[allow(
-        clippy::wildcard_enum_match_arm,
-        reason = "what this peer did not ask for"
-    )]
+    #[allow(clippy::wildcard_enum_match_arm, reason = "what this peer did not ask for")]
     pub(super) fn on_event(&mut self, event: kad::Event) {
         match event {
-            kad::Event::RoutingUpdated {
-                is_new_peer: true, ..
-            } if !self.provided.is_empty() => {
-                self.provide_at
-                    .get_or_insert(Instant::now() + PROVIDE_AGAIN_AFTER);
+            kad::Event::RoutingUpdated { is_new_peer: true, .. } if !self.provided.is_empty() => {
+                self.provide_at.get_or_insert(Instant::now() + PROVIDE_AGAIN_AFTER);
             }
-            kad::Event::OutboundQueryProgressed {
-                id, result, step, ..
-            } => {
+            kad::Event::OutboundQueryProgressed { id, result, step, .. } => {
                 if let Some(query) = self.queries.get_mut(&id) {
                     query.progress(result);
                 }

@@ -22,22 +22,12 @@ impl Driver {
                 self.shared.listen().retain(|known| *known != address);
                 self.swarm.remove_external_address(&address);
             }
-            SwarmEvent::ConnectionEstablished {
-                peer_id,
-                connection_id,
-                endpoint,
-                ..
-            } => {
+            SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
                 tracing::debug!(peer = %peer_id, ?endpoint, "connected");
                 self.peers.connected(peer_id, connection_id, &endpoint);
                 self.dials.established(connection_id, peer_id);
             }
-            SwarmEvent::ConnectionClosed {
-                peer_id,
-                connection_id,
-                cause,
-                ..
-            } => {
+            SwarmEvent::ConnectionClosed { peer_id, connection_id, cause, .. } => {
                 tracing::debug!(peer = %peer_id, ?cause, "disconnected");
                 if self.peers.disconnected(peer_id, connection_id)
                     && let Some(peer) = own_name(&peer_id)
@@ -45,11 +35,7 @@ impl Driver {
                     self.shared.round_trips().remove(&peer);
                 }
             }
-            SwarmEvent::OutgoingConnectionError {
-                connection_id,
-                error,
-                ..
-            } => {
+            SwarmEvent::OutgoingConnectionError { connection_id, error, .. } => {
                 self.dials.failed(connection_id, &error);
             }
             SwarmEvent::IncomingConnectionError { error, .. } => {
@@ -58,11 +44,7 @@ impl Driver {
             SwarmEvent::ListenerError { error, .. } => {
                 tracing::warn!(%error, "a listening socket has trouble");
             }
-            SwarmEvent::ListenerClosed {
-                addresses,
-                reason: Err(error),
-                ..
-            } => {
+            SwarmEvent::ListenerClosed { addresses, reason: Err(error), .. } => {
                 tracing::warn!(?addresses, %error, "a listening socket has closed");
             }
             _ => {}
@@ -101,23 +83,15 @@ impl Driver {
         let local = self.peers.is_local(peer_id);
         let reachable =
             |address: &Multiaddr| is_concrete(address) && (local || !is_loopback(address));
-        let addresses: Vec<_> = info
-            .listen_addrs
-            .into_iter()
-            .filter(reachable)
-            .take(ADDRESSES_MAX)
-            .collect();
+        let addresses: Vec<_> =
+            info.listen_addrs.into_iter().filter(reachable).take(ADDRESSES_MAX).collect();
         let umbel = info.protocol_version == IDENTIFY_PROTOCOL;
         if umbel && info.protocols.contains(&KAD_PROTOCOL) {
             for address in &addresses {
-                self.swarm
-                    .behaviour_mut()
-                    .kad
-                    .add_address(&peer_id, address.clone());
+                self.swarm.behaviour_mut().kad.add_address(&peer_id, address.clone());
             }
         }
-        self.peers
-            .identified(peer_id, Identified { umbel, addresses });
+        self.peers.identified(peer_id, Identified { umbel, addresses });
     }
 
     fn on_ping(&mut self, event: ping::Event) {

@@ -44,11 +44,7 @@ impl Peers {
         endpoint: &ConnectedPoint,
     ) {
         let remote = endpoint.get_remote_address();
-        let connection = Connection {
-            id,
-            quic: is_quic(remote),
-            loopback: is_loopback(remote),
-        };
+        let connection = Connection { id, quic: is_quic(remote), loopback: is_loopback(remote) };
         self.0.entry(peer).or_default().connections.push(connection);
     }
 
@@ -57,9 +53,7 @@ impl Peers {
         let Some(connected) = self.0.get_mut(&peer) else {
             return true;
         };
-        connected
-            .connections
-            .retain(|connection| connection.id != id);
+        connected.connections.retain(|connection| connection.id != id);
         let last = connected.connections.is_empty();
         if last {
             self.0.remove(&peer);
@@ -71,10 +65,7 @@ impl Peers {
     /// leave the same one idle.
     pub(super) fn best_connection(&self, peer: libp2p::PeerId) -> Option<ConnectionId> {
         let connections = &self.0.get(&peer)?.connections;
-        connections
-            .iter()
-            .min_by_key(|connection| !connection.quic)
-            .map(|best| best.id)
+        connections.iter().min_by_key(|connection| !connection.quic).map(|best| best.id)
     }
 
     /// Whether the peer is on this machine, so that its loopback addresses lead to it.
@@ -107,13 +98,8 @@ impl Peers {
     }
 
     pub(super) fn addresses(&self, peer: libp2p::PeerId) -> Vec<Multiaddr> {
-        let identified = self
-            .0
-            .get(&peer)
-            .and_then(|connected| connected.identified.as_ref());
-        identified
-            .map(|identified| identified.addresses.clone())
-            .unwrap_or_default()
+        let identified = self.0.get(&peer).and_then(|connected| connected.identified.as_ref());
+        identified.map(|identified| identified.addresses.clone()).unwrap_or_default()
     }
 }
 

@@ -21,10 +21,8 @@ pub(super) fn load_or_create(path: &Path) -> Result<(SigningKey, File), LoadIden
     match File::open(path) {
         Ok(file) => load(path, file),
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            create(path).map_err(|source| LoadIdentityError::Create {
-                path: path.to_owned(),
-                source,
-            })?;
+            create(path)
+                .map_err(|source| LoadIdentityError::Create { path: path.to_owned(), source })?;
             let file = File::open(path).map_err(|source| read_error(path, source))?;
             load(path, file)
         }
@@ -37,16 +35,11 @@ fn load(path: &Path, file: File) -> Result<(SigningKey, File), LoadIdentityError
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
-            return Err(LoadIdentityError::InUse {
-                path: path.to_owned(),
-            });
+            return Err(LoadIdentityError::InUse { path: path.to_owned() });
         }
         Err(TryLockError::Error(source)) => return Err(read_error(path, source)),
     }
-    let malformed = |source| LoadIdentityError::Malformed {
-        path: path.to_owned(),
-        source,
-    };
+    let malformed = |source| LoadIdentityError::Malformed { path: path.to_owned(), source };
     let mut bytes = Vec::new();
     (&file)
         .take(FILE_BYTES_MAX)
@@ -60,9 +53,7 @@ fn load(path: &Path, file: File) -> Result<(SigningKey, File), LoadIdentityError
 /// Writes a new key beside `path` and gives it that name only when it is whole. Where another
 /// process was faster, its key stays.
 fn create(path: &Path) -> io::Result<()> {
-    let folder = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty());
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     if let Some(folder) = folder {
         create_folder(folder)?;
     }
@@ -79,12 +70,9 @@ fn create(path: &Path) -> io::Result<()> {
 
 fn write_new(path: &Path, seed: [u8; 32]) -> io::Result<()> {
     // Without the public half, which is a later addition to PKCS#8 that OpenSSL does not read.
-    let pem = KeypairBytes {
-        secret_key: seed,
-        public_key: None,
-    }
-    .to_pkcs8_pem(LineEnding::LF)
-    .map_err(io::Error::other)?;
+    let pem = KeypairBytes { secret_key: seed, public_key: None }
+        .to_pkcs8_pem(LineEnding::LF)
+        .map_err(io::Error::other)?;
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);
     #[cfg(unix)]
@@ -109,10 +97,7 @@ fn check_mode(path: &Path, file: &File) -> Result<(), LoadIdentityError> {
     let metadata = file.metadata().map_err(|source| read_error(path, source))?;
     let mode = metadata.permissions().mode() & 0o777;
     if mode & MODE_OF_OTHERS != 0 {
-        return Err(LoadIdentityError::Exposed {
-            path: path.to_owned(),
-            mode,
-        });
+        return Err(LoadIdentityError::Exposed { path: path.to_owned(), mode });
     }
     Ok(())
 }
@@ -123,8 +108,5 @@ fn check_mode(_path: &Path, _file: &File) -> Result<(), LoadIdentityError> {
 }
 
 fn read_error(path: &Path, source: io::Error) -> LoadIdentityError {
-    LoadIdentityError::Read {
-        path: path.to_owned(),
-        source,
-    }
+    LoadIdentityError::Read { path: path.to_owned(), source }
 }

@@ -45,11 +45,7 @@ pub(crate) struct Handler {
 
 impl Handler {
     pub(super) const fn new(peer: PeerId, acceptors: Arc<Acceptors>) -> Self {
-        Self {
-            peer,
-            acceptors,
-            requests: VecDeque::new(),
-        }
+        Self { peer, acceptors, requests: VecDeque::new() }
     }
 }
 
@@ -89,9 +85,7 @@ impl ConnectionHandler for Handler {
             ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound {
                 protocol: (stream, protocol),
                 info: (),
-            }) => self
-                .acceptors
-                .deliver(Link::new(self.peer, protocol, Side::Acceptor, stream)),
+            }) => self.acceptors.deliver(Link::new(self.peer, protocol, Side::Acceptor, stream)),
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound {
                 protocol: (stream, _),
                 info: reply,
@@ -134,12 +128,7 @@ impl UpgradeInfo for Offer {
     type InfoIter = std::vec::IntoIter<Name>;
 
     fn protocol_info(&self) -> Self::InfoIter {
-        self.0
-            .iter()
-            .copied()
-            .map(Name)
-            .collect::<Vec<_>>()
-            .into_iter()
+        self.0.iter().copied().map(Name).collect::<Vec<_>>().into_iter()
     }
 }
 

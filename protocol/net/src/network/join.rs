@@ -28,10 +28,8 @@ impl Network {
         if addresses.is_empty() {
             return Err(JoinError::NoAddress);
         }
-        let mut joining: FuturesUnordered<_> = addresses
-            .iter()
-            .map(|address| self.join_by(address))
-            .collect();
+        let mut joining: FuturesUnordered<_> =
+            addresses.iter().map(|address| self.join_by(address)).collect();
         let (mut peers, mut failures) = (Vec::new(), Vec::new());
         while let Some(result) = joining.next().await {
             match result {
@@ -57,13 +55,8 @@ impl Network {
 
     async fn join_by(&self, address: &Multiaddr) -> Result<PeerId, JoinError> {
         let failed = |reason: String| {
-            let failure = AddressFailure {
-                address: Some(address.clone()),
-                reason,
-            };
-            JoinError::Unreachable {
-                failures: vec![failure],
-            }
+            let failure = AddressFailure { address: Some(address.clone()), reason };
+            JoinError::Unreachable { failures: vec![failure] }
         };
         let join = async {
             let (bare, peer) = split_peer(address.clone());
@@ -71,13 +64,10 @@ impl Network {
                 return Err(failed("this is the peer itself".to_owned()));
             }
             let connected = self.connect(peer, vec![bare]).await;
-            let peer = connected
-                .map_err(|_| JoinError::ShutDown)?
-                .map_err(|failures| {
-                    let reasons: Vec<_> =
-                        failures.into_iter().map(|failure| failure.reason).collect();
-                    failed(reasons.join(", "))
-                })?;
+            let peer = connected.map_err(|_| JoinError::ShutDown)?.map_err(|failures| {
+                let reasons: Vec<_> = failures.into_iter().map(|failure| failure.reason).collect();
+                failed(reasons.join(", "))
+            })?;
             // Only now is the peer part of this one's hash table.
             match self.ask(|reply| Command::Identify { peer, reply }).await {
                 Some(true) => {}
@@ -87,8 +77,6 @@ impl Network {
             PeerId::from_multihash(&peer.to_bytes()).map_err(|error| failed(error.to_string()))
         };
         let timed_out = || failed(format!("no answer within {} s", JOIN_TIMEOUT.as_secs()));
-        tokio::time::timeout(JOIN_TIMEOUT, join)
-            .await
-            .unwrap_or_else(|_| Err(timed_out()))
+        tokio::time::timeout(JOIN_TIMEOUT, join).await.unwrap_or_else(|_| Err(timed_out()))
     }
 }

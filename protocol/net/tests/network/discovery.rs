@@ -17,10 +17,7 @@ async fn what_the_first_provides_is_found_through_the_second() {
     assert!(third.find_providers([1; 32]).await.is_empty());
     // The third was never told an address of the first.
     let mut incoming = first.accept(LinkProtocol::Directory).unwrap();
-    let link = third
-        .open_link(first.peer_id(), &[], LinkProtocol::Directory)
-        .await
-        .unwrap();
+    let link = third.open_link(first.peer_id(), &[], LinkProtocol::Directory).await.unwrap();
     assert_eq!(link.peer(), first.peer_id());
     assert_eq!(incoming.next().await.unwrap().0, third.peer_id());
 }
@@ -45,10 +42,7 @@ async fn a_peer_that_stops_providing_does_not_say_so_any_more() {
     assert_eq!(asker.find_providers(KEY).await, [only.peer_id()]);
     only.stop_providing(KEY).await;
     assert!(asker.find_providers(KEY).await.is_empty());
-    assert!(
-        only.find_providers(KEY).await.is_empty(),
-        "a peer does not find itself"
-    );
+    assert!(only.find_providers(KEY).await.is_empty(), "a peer does not find itself");
 }
 
 #[tokio::test(flavor = "multi_thread")]

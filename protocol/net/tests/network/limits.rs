@@ -28,10 +28,7 @@ async fn raw_stream(server: &Network) -> libp2p::Stream {
             swarm.select_next_some().await;
         }
     });
-    control
-        .open_stream(peer, StreamProtocol::new("/umbel/session/1"))
-        .await
-        .unwrap()
+    control.open_stream(peer, StreamProtocol::new("/umbel/session/1")).await.unwrap()
 }
 
 async fn attacked(bytes: &[u8]) -> (Network, Incoming, Link, libp2p::Stream) {
@@ -46,10 +43,8 @@ async fn attacked(bytes: &[u8]) -> (Network, Incoming, Link, libp2p::Stream) {
 async fn still_serves(server: &Network, incoming: &mut Incoming) {
     let client = client().await;
     let addresses = server.listen_addresses();
-    let opened = client
-        .open_link(server.peer_id(), &addresses, LinkProtocol::Session)
-        .await
-        .unwrap();
+    let opened =
+        client.open_link(server.peer_id(), &addresses, LinkProtocol::Session).await.unwrap();
     let (_, accepted) = incoming.next().await.unwrap();
     let ((mut sender, _up), (_down, mut receiver)) = (opened.split(), accepted.split());
     sender.send(frame(1, 100)).await.unwrap();
@@ -61,24 +56,17 @@ async fn a_frame_above_the_limit_closes_its_link_and_nothing_else() {
     let claim = [[0, 0, 1, 0], [1, 0, 0, 4]].concat();
     let (server, mut incoming, link, mut raw) = attacked(&claim).await;
     let (mut sender, mut receiver) = link.split();
-    let too_large = FrameError::Payload {
-        bytes: (64 << 20) + 1,
-        max: 64 << 20,
-    };
+    let too_large = FrameError::Payload { bytes: (64 << 20) + 1, max: 64 << 20 };
     for _ in 0..2 {
         let error = receiver.receive().await.unwrap_err();
-        assert!(
-            matches!(error, ReceiveError::Frame(found) if found == too_large),
-            "{error}"
-        );
+        assert!(matches!(error, ReceiveError::Frame(found) if found == too_large), "{error}");
     }
     let error = sender.send(frame(0, 1)).await.unwrap_err();
     assert!(matches!(error, SendError::Closed), "{error}");
     let read = raw.read(&mut [0]).await;
     let closed = |kind| matches!(kind, ErrorKind::ConnectionReset | ErrorKind::BrokenPipe);
     assert!(
-        read.as_ref()
-            .map_or_else(|error| closed(error.kind()), |count| *count == 0),
+        read.as_ref().map_or_else(|error| closed(error.kind()), |count| *count == 0),
         "{read:?}"
     );
     still_serves(&server, &mut incoming).await;
@@ -86,9 +74,8 @@ async fn a_frame_above_the_limit_closes_its_link_and_nothing_else() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn garbage_closes_its_link_and_nothing_else() {
-    let garbage: Vec<u8> = (0..100_000u32)
-        .map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8)
-        .collect();
+    let garbage: Vec<u8> =
+        (0..100_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let (server, mut incoming, link, _raw) = attacked(&garbage).await;
     let (_sender, mut receiver) = link.split();
     let error = receiver.receive().await.unwrap_err();
@@ -108,30 +95,15 @@ async fn a_link_that_ends_within_a_frame_was_not_closed_in_order() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_writer_is_stopped_before_it_breaks_the_limits() {
-    let Pair {
-        server: _server,
-        client: _client,
-        accepted,
-        opened,
-    } = pair(QUIC).await;
+    let Pair { server: _server, client: _client, accepted, opened } = pair(QUIC).await;
     let ((mut sender, _up), (_down, mut receiver)) = (opened.split(), accepted.split());
     let mut large = frame(0, 0);
     large.header = vec![0; (64 << 10) + 1].into();
     let error = sender.send(large).await.unwrap_err();
-    let too_large = FrameError::Header {
-        bytes: (64 << 10) + 1,
-        max: 64 << 10,
-    };
-    assert!(
-        matches!(error, SendError::Frame(found) if found == too_large),
-        "{error}"
-    );
+    let too_large = FrameError::Header { bytes: (64 << 10) + 1, max: 64 << 10 };
+    assert!(matches!(error, SendError::Frame(found) if found == too_large), "{error}");
     sender.send(frame(1, 1)).await.unwrap();
-    assert_eq!(
-        receiver.receive().await.unwrap(),
-        Some(frame(1, 1)),
-        "the link is as it was"
-    );
+    assert_eq!(receiver.receive().await.unwrap(), Some(frame(1, 1)), "the link is as it was");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -139,14 +111,8 @@ async fn nothing_is_said_on_a_push_link_in_the_other_direction() {
     let (server, client) = (server(QUIC).await, client().await);
     let mut incoming = server.accept(LinkProtocol::Push).unwrap();
     let addresses = server.listen_addresses();
-    let _opened = client
-        .open_link(server.peer_id(), &addresses, LinkProtocol::Push)
-        .await
-        .unwrap();
+    let _opened = client.open_link(server.peer_id(), &addresses, LinkProtocol::Push).await.unwrap();
     let (_, accepted) = incoming.next().await.unwrap();
     let error = accepted.split().0.send(frame(0, 0)).await.unwrap_err();
-    assert!(
-        matches!(error, SendError::Frame(FrameError::Header { max: 0, .. })),
-        "{error}"
-    );
+    assert!(matches!(error, SendError::Frame(FrameError::Header { max: 0, .. })), "{error}");
 }

@@ -9,10 +9,7 @@ use crate::{Pair, QUIC, TCP, frame, pair, server};
 
 async fn send_frames(mut sender: LinkSender, count: usize) {
     for number in 0..count {
-        sender
-            .send(frame(number, number * 31 % 40_000))
-            .await
-            .unwrap();
+        sender.send(frame(number, number * 31 % 40_000)).await.unwrap();
     }
     sender.close().await;
 }
@@ -22,20 +19,11 @@ async fn receive_frames(mut receiver: LinkReceiver, count: usize) {
         let received = receiver.receive().await.unwrap();
         assert_eq!(received, Some(frame(number, number * 31 % 40_000)));
     }
-    assert_eq!(
-        receiver.receive().await.unwrap(),
-        None,
-        "the link was closed in order"
-    );
+    assert_eq!(receiver.receive().await.unwrap(), None, "the link was closed in order");
 }
 
 async fn a_thousand_frames_pass_each_way(listen: &str) {
-    let Pair {
-        server: _server,
-        client: _client,
-        accepted,
-        opened,
-    } = pair(listen).await;
+    let Pair { server: _server, client: _client, accepted, opened } = pair(listen).await;
     let ((up, from_server), (down, from_client)) = (opened.split(), accepted.split());
     tokio::join!(
         send_frames(up, 1_000),
@@ -56,12 +44,7 @@ async fn a_thousand_frames_pass_each_way_over_tcp() {
 }
 
 async fn a_large_payload_arrives_whole(listen: &str) {
-    let Pair {
-        server: _server,
-        client: _client,
-        accepted,
-        opened,
-    } = pair(listen).await;
+    let Pair { server: _server, client: _client, accepted, opened } = pair(listen).await;
     let large = frame(77, 8 << 20);
     let ((mut sender, _up), (_down, mut receiver)) = (opened.split(), accepted.split());
     let (sent, received) = tokio::join!(sender.send(large.clone()), receiver.receive());
@@ -87,12 +70,7 @@ const FRAMES: usize = 64;
 const FRAMES_BUFFERED_MAX: usize = 32;
 
 async fn a_sender_waits_for_a_reader(listen: &str) {
-    let Pair {
-        server,
-        client,
-        accepted,
-        opened,
-    } = pair(listen).await;
+    let Pair { server, client, accepted, opened } = pair(listen).await;
     let ((mut sender, _up), (_down, mut receiver)) = (opened.split(), accepted.split());
     let sent = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&sent);
@@ -105,24 +83,15 @@ async fn a_sender_waits_for_a_reader(listen: &str) {
 
     // Another link of the same peers is not held up, and gives the sender every chance to go on.
     let mut incoming = server.accept(LinkProtocol::Push).unwrap();
-    let push = client
-        .open_link(server.peer_id(), &[], LinkProtocol::Push)
-        .await
-        .unwrap();
+    let push = client.open_link(server.peer_id(), &[], LinkProtocol::Push).await.unwrap();
     let (_, pushed) = incoming.next().await.unwrap();
     let ((mut push, _up2), (_down2, mut pushed)) = (push.split(), pushed.split());
     for number in 0..200 {
         push.send(frame(number, 16 << 10)).await.unwrap();
-        assert_eq!(
-            pushed.receive().await.unwrap(),
-            Some(frame(number, 16 << 10))
-        );
+        assert_eq!(pushed.receive().await.unwrap(), Some(frame(number, 16 << 10)));
     }
     let held = sent.load(Ordering::Relaxed);
-    assert!(
-        held <= FRAMES_BUFFERED_MAX,
-        "{held} frames were sent that nobody has read"
-    );
+    assert!(held <= FRAMES_BUFFERED_MAX, "{held} frames were sent that nobody has read");
 
     for number in 0..FRAMES {
         assert!(receiver.receive().await.unwrap() == Some(frame(number, 1 << 20)));
@@ -152,19 +121,11 @@ async fn once<F: Future>(future: F) -> Option<F::Output> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_that_is_dropped_midway_loses_nothing() {
-    let Pair {
-        server: _server,
-        client: _client,
-        accepted,
-        opened,
-    } = pair(QUIC).await;
+    let Pair { server: _server, client: _client, accepted, opened } = pair(QUIC).await;
     let ((mut sender, _up), (_down, mut receiver)) = (opened.split(), accepted.split());
     // More than the peer's window, so that the call cannot end before the peer reads.
     let large = frame(1, 20 << 20);
-    assert!(
-        once(sender.send(large.clone())).await.is_none(),
-        "it waits for the reader"
-    );
+    assert!(once(sender.send(large.clone())).await.is_none(), "it waits for the reader");
     let sending = tokio::spawn(async move {
         sender.send(frame(2, 100)).await.unwrap();
         sender
@@ -182,12 +143,7 @@ async fn a_call_that_is_dropped_midway_loses_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_direction_closes_by_itself() {
-    let Pair {
-        server: _server,
-        client: _client,
-        accepted,
-        opened,
-    } = pair(QUIC).await;
+    let Pair { server: _server, client: _client, accepted, opened } = pair(QUIC).await;
     let ((up, mut down), (mut back, mut from)) = (opened.split(), accepted.split());
     up.close().await;
     assert_eq!(from.receive().await.unwrap(), None);
@@ -197,12 +153,7 @@ async fn each_direction_closes_by_itself() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_link_that_is_dropped_ends_at_its_peer() {
-    let Pair {
-        server: _server,
-        client: _client,
-        accepted,
-        opened,
-    } = pair(QUIC).await;
+    let Pair { server: _server, client: _client, accepted, opened } = pair(QUIC).await;
     drop(opened);
     let (mut back, mut from) = accepted.split();
     assert_eq!(from.receive().await.unwrap(), None);
@@ -211,10 +162,7 @@ async fn a_link_that_is_dropped_ends_at_its_peer() {
             break error;
         }
     };
-    assert!(
-        matches!(error, SendError::Io(_) | SendError::Closed),
-        "{error}"
-    );
+    assert!(matches!(error, SendError::Io(_) | SendError::Closed), "{error}");
 }
 
 #[tokio::test]
@@ -222,12 +170,7 @@ async fn links_of_one_protocol_are_accepted_in_one_place() {
     let server = server(QUIC).await;
     let first = server.accept(LinkProtocol::Push).unwrap();
     let again = server.accept(LinkProtocol::Push).unwrap_err();
-    assert_eq!(
-        again,
-        AcceptError::AlreadyAccepting {
-            protocol: LinkProtocol::Push
-        }
-    );
+    assert_eq!(again, AcceptError::AlreadyAccepting { protocol: LinkProtocol::Push });
     let _other = server.accept(LinkProtocol::Session).unwrap();
     drop(first);
     assert!(server.accept(LinkProtocol::Push).is_ok());

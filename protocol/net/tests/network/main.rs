@@ -15,15 +15,11 @@ const TCP: &str = "/ip4/127.0.0.1/tcp/0";
 async fn server(listen: &str) -> Network {
     let listen = vec![listen.parse().unwrap()];
     let config = NetworkConfig::new(Identity::ephemeral(), Role::Server);
-    Network::start(NetworkConfig { listen, ..config })
-        .await
-        .unwrap()
+    Network::start(NetworkConfig { listen, ..config }).await.unwrap()
 }
 
 async fn client() -> Network {
-    Network::start(NetworkConfig::new(Identity::ephemeral(), Role::Client))
-        .await
-        .unwrap()
+    Network::start(NetworkConfig::new(Identity::ephemeral(), Role::Client)).await.unwrap()
 }
 
 /// A server, a client, and the two ends of a session link that the client opened.
@@ -38,30 +34,17 @@ async fn pair(listen: &str) -> Pair {
     let (server, client) = (server(listen).await, client().await);
     let mut incoming = server.accept(LinkProtocol::Session).unwrap();
     let addresses = server.listen_addresses();
-    let opened = client
-        .open_link(server.peer_id(), &addresses, LinkProtocol::Session)
-        .await
-        .unwrap();
+    let opened =
+        client.open_link(server.peer_id(), &addresses, LinkProtocol::Session).await.unwrap();
     let (peer, accepted) = incoming.next().await.unwrap();
-    assert_eq!(
-        (peer, accepted.peer()),
-        (client.peer_id(), client.peer_id())
-    );
+    assert_eq!((peer, accepted.peer()), (client.peer_id(), client.peer_id()));
     assert_eq!(accepted.protocol(), LinkProtocol::Session);
-    Pair {
-        server,
-        client,
-        accepted,
-        opened,
-    }
+    Pair { server, client, accepted, opened }
 }
 
 fn frame(number: usize, payload_bytes: usize) -> Frame {
     let header = number.to_le_bytes().to_vec().into();
-    Frame {
-        header,
-        payload: vec![number.to_le_bytes()[0]; payload_bytes].into(),
-    }
+    Frame { header, payload: vec![number.to_le_bytes()[0]; payload_bytes].into() }
 }
 
 fn address(text: &str) -> Multiaddr {

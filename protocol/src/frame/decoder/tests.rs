@@ -5,16 +5,10 @@ use proptest::prelude::*;
 use super::*;
 use crate::frame::encode_prefix;
 
-const LIMITS: Limits = Limits {
-    header_bytes_max: 300,
-    payload_bytes_max: 1 << 20,
-};
+const LIMITS: Limits = Limits { header_bytes_max: 300, payload_bytes_max: 1 << 20 };
 
 fn frame(header: Vec<u8>, payload: Vec<u8>) -> Frame {
-    Frame {
-        header: header.into(),
-        payload: payload.into(),
-    }
+    Frame { header: header.into(), payload: payload.into() }
 }
 
 fn on_the_link(frames: &[Frame]) -> Vec<u8> {
@@ -24,11 +18,7 @@ fn on_the_link(frames: &[Frame]) -> Vec<u8> {
         bytes.extend(encode_prefix(frame, LIMITS).unwrap());
         bytes.extend(&frame.header);
         bytes.extend(&frame.payload);
-        assert_eq!(
-            bytes.len() - from,
-            frame.wire_bytes(),
-            "the claimed length is the real one"
-        );
+        assert_eq!(bytes.len() - from, frame.wire_bytes(), "the claimed length is the real one");
     }
     bytes
 }
@@ -37,40 +27,24 @@ fn on_the_link(frames: &[Frame]) -> Vec<u8> {
 fn a_claim_above_the_limit_is_refused_before_anything_is_allocated() {
     let mut decoder = FrameDecoder::new(LIMITS);
     let claim = [[44, 1, 0, 0], [1, 0, 16, 0]].concat();
-    let refused = Err(FrameError::Payload {
-        bytes: (1 << 20) + 1,
-        max: 1 << 20,
-    });
+    let refused = Err(FrameError::Payload { bytes: (1 << 20) + 1, max: 1 << 20 });
     assert_eq!(decoder.push(&claim), refused);
-    assert!(
-        matches!(decoder.part, Part::Refused(_)),
-        "there is no buffer"
-    );
+    assert!(matches!(decoder.part, Part::Refused(_)), "there is no buffer");
     assert!(decoder.space().is_empty());
-    assert_eq!(
-        decoder.push(&[0; 8]),
-        refused,
-        "nobody knows where the next frame begins"
-    );
+    assert_eq!(decoder.push(&[0; 8]), refused, "nobody knows where the next frame begins");
     assert!(decoder.is_within_frame());
 }
 
 #[test]
 fn the_writer_is_held_to_the_limits_of_the_reader() {
     let large = frame(vec![0; 301], Vec::new());
-    let refused = FrameError::Header {
-        bytes: 301,
-        max: 300,
-    };
+    let refused = FrameError::Header { bytes: 301, max: 300 };
     assert_eq!(encode_prefix(&large, LIMITS), Err(refused));
 }
 
 #[test]
 fn a_large_claim_takes_memory_only_as_it_is_made_good() {
-    let limits = Limits {
-        header_bytes_max: 8,
-        payload_bytes_max: u32::MAX,
-    };
+    let limits = Limits { header_bytes_max: 8, payload_bytes_max: u32::MAX };
     let mut decoder = FrameDecoder::new(limits);
     decoder.push(&[0, 0, 0, 0, 255, 255, 255, 255]).unwrap();
     assert_eq!(decoder.space().len(), FIRST_BYTES_MAX);
@@ -80,10 +54,7 @@ fn a_large_claim_takes_memory_only_as_it_is_made_good() {
 
 #[test]
 fn an_empty_frame_is_a_frame() {
-    let mut decoder = FrameDecoder::new(Limits {
-        header_bytes_max: 0,
-        payload_bytes_max: 0,
-    });
+    let mut decoder = FrameDecoder::new(Limits { header_bytes_max: 0, payload_bytes_max: 0 });
     assert_eq!(decoder.push(&[0; 16]), Ok(vec![Frame::default(); 2]));
     assert!(!decoder.is_within_frame());
 }

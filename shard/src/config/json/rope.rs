@@ -49,11 +49,7 @@ impl WireRope {
         if let Some(factor) = self.partial_rotary_factor.filter(|&factor| factor != 1.0) {
             return Err(ConfigError::unsupported("partial_rotary_factor", factor));
         }
-        let name = self
-            .rope_type
-            .as_deref()
-            .or(self.old_type.as_deref())
-            .unwrap_or("default");
+        let name = self.rope_type.as_deref().or(self.old_type.as_deref()).unwrap_or("default");
         let original_context_tokens =
             match (original_context, self.original_max_position_embeddings) {
                 (Some(tokens), _) => tokens,
@@ -64,9 +60,7 @@ impl WireRope {
             };
         match name {
             "default" | "none" => Ok(RopeScaling::None),
-            "linear" => Ok(RopeScaling::Linear {
-                factor: needed("factor", self.factor)?,
-            }),
+            "linear" => Ok(RopeScaling::Linear { factor: needed("factor", self.factor)? }),
             "llama3" => Ok(RopeScaling::Llama3 {
                 factor: needed("factor", self.factor)?,
                 low_freq_factor: needed("low_freq_factor", self.low_freq_factor)?,
@@ -74,20 +68,13 @@ impl WireRope {
                 original_context_tokens,
             }),
             "yarn" => self.yarn(original_context_tokens, context_tokens),
-            other => Err(ConfigError::UnknownRopeType {
-                found: other.to_owned(),
-            }),
+            other => Err(ConfigError::UnknownRopeType { found: other.to_owned() }),
         }
     }
 
     fn yarn(&self, original: usize, context: usize) -> Result<RopeScaling, ConfigError> {
-        #[allow(
-            clippy::cast_precision_loss,
-            reason = "contexts are far below 2^52 tokens"
-        )]
-        let factor = self
-            .factor
-            .unwrap_or(context as f64 / original.max(1) as f64);
+        #[allow(clippy::cast_precision_loss, reason = "contexts are far below 2^52 tokens")]
+        let factor = self.factor.unwrap_or(context as f64 / original.max(1) as f64);
         let attention_factor = match (self.attention_factor, self.mscale, self.mscale_all_dim) {
             (Some(given), _, _) => given,
             (None, Some(one), Some(all)) if one != 0.0 && all != 0.0 => {
@@ -109,15 +96,9 @@ impl WireRope {
 
 /// `get_mscale` of transformers; the paper's equation 22 is the case of `weight` 1.
 pub(in super::super) fn attention_scale(factor: f64, weight: f64) -> f64 {
-    if factor <= 1.0 {
-        1.0
-    } else {
-        0.1 * weight * factor.ln() + 1.0
-    }
+    if factor <= 1.0 { 1.0 } else { 0.1 * weight * factor.ln() + 1.0 }
 }
 
 fn needed(field: &str, value: Option<f64>) -> Result<f32, ConfigError> {
-    value
-        .map(narrow)
-        .ok_or_else(|| ConfigError::missing(format!("{field} of its rope scaling")))
+    value.map(narrow).ok_or_else(|| ConfigError::missing(format!("{field} of its rope scaling")))
 }

@@ -69,19 +69,11 @@ impl Hub {
                 let _ = answer(&connection.unwrap(), &shared, address);
             }
         });
-        Self {
-            address,
-            behaviour,
-            thread: Some(thread),
-            stop,
-        }
+        Self { address, behaviour, thread: Some(thread), stop }
     }
 
     pub(super) fn config(&self) -> HubConfig {
-        HubConfig {
-            endpoint: format!("http://{}", self.address),
-            token: None,
-        }
+        HubConfig { endpoint: format!("http://{}", self.address), token: None }
     }
 
     pub(super) fn behaviour(&self) -> MutexGuard<'_, Behaviour> {
@@ -115,12 +107,7 @@ fn read_request(stream: &TcpStream) -> Option<Request> {
     let first = lines.next()?.ok()?;
     let mut words = first.split(' ').map(str::to_owned);
     let (method, path) = (words.next()?, words.next()?);
-    let mut request = Request {
-        method,
-        path,
-        range: None,
-        authorization: None,
-    };
+    let mut request = Request { method, path, range: None, authorization: None };
     for line in lines {
         let line = line.ok()?;
         let Some((name, value)) = line.split_once(':') else {
@@ -145,19 +132,12 @@ fn answer(
     };
     let mut behaviour = behaviour.lock().unwrap();
     let range = request.range.clone().unwrap_or_default();
-    behaviour.requests.push(
-        format!("{} {} {range}", request.method, request.path)
-            .trim()
-            .to_owned(),
-    );
+    behaviour
+        .requests
+        .push(format!("{} {} {range}", request.method, request.path).trim().to_owned());
     let response = respond(&request, &mut behaviour, address);
     drop(behaviour);
-    let Response {
-        status,
-        headers,
-        body,
-        sent,
-    } = response;
+    let Response { status, headers, body, sent } = response;
     let mut head = format!("HTTP/1.1 {status} Answer\r\nConnection: close\r\n");
     for (name, value) in headers {
         head.push_str(&format!("{name}: {value}\r\n"));
@@ -181,12 +161,7 @@ struct Response {
 impl Response {
     fn new(status: u16, headers: Vec<(&'static str, String)>, body: Vec<u8>) -> Self {
         let sent = body.len();
-        Self {
-            status,
-            headers,
-            body,
-            sent,
-        }
+        Self { status, headers, body, sent }
     }
 }
 
@@ -205,19 +180,13 @@ fn respond(request: &Request, behaviour: &mut Behaviour, address: SocketAddr) ->
         };
         return from_storage(request, behaviour, bytes);
     }
-    let former = behaviour
-        .former_name
-        .as_ref()
-        .map(|name| format!("/{name}/"));
+    let former = behaviour.former_name.as_ref().map(|name| format!("/{name}/"));
     if let Some(rest) = former.and_then(|name| request.path.strip_prefix(&name).map(str::to_owned))
     {
         let location = vec![("Location", format!("/{REPOSITORY}/{rest}"))];
         return Response::new(307, location, Vec::new());
     }
-    let Some(path) = request
-        .path
-        .strip_prefix(&format!("/{REPOSITORY}/resolve/"))
-    else {
+    let Some(path) = request.path.strip_prefix(&format!("/{REPOSITORY}/resolve/")) else {
         return error(404, "RepoNotFound");
     };
     let Some((revision, name)) = path.split_once('/') else {
@@ -230,32 +199,18 @@ fn respond(request: &Request, behaviour: &mut Behaviour, address: SocketAddr) ->
         return error(404, "EntryNotFound");
     };
     let commit = ("X-Repo-Commit", COMMIT.to_owned());
-    let mut headers = if behaviour.no_commit {
-        Vec::new()
-    } else {
-        vec![commit]
-    };
+    let mut headers = if behaviour.no_commit { Vec::new() } else { vec![commit] };
     if behaviour.plain || !name.ends_with(".safetensors") {
-        headers.push((
-            "ETag",
-            "\"b6fc4c620b67d95f953a5c1c1230aaab5db5a1b0\"".to_owned(),
-        ));
+        headers.push(("ETag", "\"b6fc4c620b67d95f953a5c1c1230aaab5db5a1b0\"".to_owned()));
         let mut response = from_storage(request, behaviour, bytes);
         response.headers.extend(headers);
         return response;
     }
     let mut digest = Sha256::new();
-    digest.update(if behaviour.lies {
-        b"other bytes"
-    } else {
-        bytes.as_slice()
-    });
+    digest.update(if behaviour.lies { b"other bytes" } else { bytes.as_slice() });
     let digest: [u8; 32] = digest.finalize().into();
     headers.extend([
-        (
-            "X-Linked-Etag",
-            format!("\"{}\"", super::super::download::hex(&digest)),
-        ),
+        ("X-Linked-Etag", format!("\"{}\"", super::super::download::hex(&digest))),
         ("X-Linked-Size", bytes.len().to_string()),
         ("Location", format!("http://{address}/storage/{name}")),
     ]);
@@ -263,10 +218,7 @@ fn respond(request: &Request, behaviour: &mut Behaviour, address: SocketAddr) ->
 }
 
 fn from_storage(request: &Request, behaviour: &mut Behaviour, bytes: Vec<u8>) -> Response {
-    let range = request
-        .range
-        .as_deref()
-        .filter(|_| !behaviour.ignores_ranges);
+    let range = request.range.as_deref().filter(|_| !behaviour.ignores_ranges);
     let bounds = range.and_then(|range| range.strip_prefix("bytes=")?.split_once('-'));
     let total = bytes.len();
     let mut response = match bounds {
@@ -278,11 +230,7 @@ fn from_storage(request: &Request, behaviour: &mut Behaviour, bytes: Vec<u8>) ->
                 return Response::new(416, Vec::new(), Vec::new());
             }
             let range = format!("bytes {start}-{}/{total}", end - 1);
-            Response::new(
-                206,
-                vec![("Content-Range", range)],
-                bytes[start..end].to_vec(),
-            )
+            Response::new(206, vec![("Content-Range", range)], bytes[start..end].to_vec())
         }
     };
     if request.method == "GET" && behaviour.cuts > 0 {

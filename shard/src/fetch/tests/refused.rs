@@ -4,26 +4,17 @@ use super::*;
 
 fn chain(error: &dyn std::error::Error) -> String {
     let sources = std::iter::successors(Some(error), |error| error.source());
-    sources
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(": ")
+    sources.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 #[test]
 fn bytes_that_are_not_those_announced_are_refused_and_deleted() {
     let root = tempfile::tempdir().unwrap();
     let (behaviour, local) = checkpoint(root.path());
-    let hub = Hub::start(Behaviour {
-        lies: true,
-        ..behaviour
-    });
+    let hub = Hub::start(Behaviour { lies: true, ..behaviour });
     let cache = cache(root.path(), &hub);
     let error = open(&cache, span(1, 2)).unwrap_err();
-    assert!(
-        matches!(error, OpenModelError::Fetch(FetchError::Digest { .. })),
-        "{error}"
-    );
+    assert!(matches!(error, OpenModelError::Fetch(FetchError::Digest { .. })), "{error}");
     assert!(!snapshot(&cache).join("blocks-b.safetensors").exists());
     assert!(!snapshot(&cache).join("blocks-b.safetensors.part").exists());
     hub.behaviour().lies = false;
@@ -49,25 +40,13 @@ fn a_cached_file_that_was_changed_is_fetched_again() {
 fn a_gated_repository_asks_for_a_token() {
     let root = tempfile::tempdir().unwrap();
     let (behaviour, local) = checkpoint(root.path());
-    let hub = Hub::start(Behaviour {
-        token: Some("secret".to_owned()),
-        ..behaviour
-    });
+    let hub = Hub::start(Behaviour { token: Some("secret".to_owned()), ..behaviour });
     let text = chain(&open(&cache(root.path(), &hub), span(0, 1)).unwrap_err());
     assert!(text.contains("set HF_TOKEN"), "{text}");
     let with = |token: &str| {
-        let config = HubConfig {
-            token: Some(token.to_owned()),
-            ..hub.config()
-        };
-        assert!(
-            !format!("{config:?}").contains(token),
-            "a token is never shown"
-        );
-        open(
-            &Cache::new(root.path().join("cache")).with_hub(config),
-            span(0, 1),
-        )
+        let config = HubConfig { token: Some(token.to_owned()), ..hub.config() };
+        assert!(!format!("{config:?}").contains(token), "a token is never shown");
+        open(&Cache::new(root.path().join("cache")).with_hub(config), span(0, 1))
     };
     assert!(chain(&with("wrong").unwrap_err()).contains("may not read it"));
     assert_eq!(with("secret").unwrap().id(), local.id());
@@ -90,10 +69,7 @@ fn what_is_not_on_the_hub_is_named() {
     assert!(text.contains("no model.safetensors"), "{text}");
     hub.behaviour().no_commit = true;
     assert!(error(&format!("hf:{REPOSITORY}")).contains("X-Repo-Commit"));
-    let nowhere = HubConfig {
-        endpoint: "ftp://x".to_owned(),
-        token: None,
-    };
+    let nowhere = HubConfig { endpoint: "ftp://x".to_owned(), token: None };
     let refused = open(&cache.clone().with_hub(nowhere), PartsNeeded::nothing()).unwrap_err();
     assert!(refused.to_string().contains("HF_ENDPOINT"), "{refused}");
 }
@@ -103,9 +79,7 @@ fn an_index_of_the_hub_cannot_name_files_elsewhere() {
     let root = tempfile::tempdir().unwrap();
     let (mut behaviour, _) = checkpoint(root.path());
     let index = br#"{"weight_map": {"model.norm.weight": "../../../refs.safetensors"}}"#;
-    behaviour
-        .files
-        .insert("model.safetensors.index.json".to_owned(), index.to_vec());
+    behaviour.files.insert("model.safetensors.index.json".to_owned(), index.to_vec());
     let hub = Hub::start(behaviour);
     let text = chain(&open(&cache(root.path(), &hub), PartsNeeded::nothing()).unwrap_err());
     assert!(text.contains("../../../refs.safetensors"), "{text}");

@@ -26,9 +26,7 @@ pub(super) fn in_folder(
 ) -> Result<Checkpoint, OpenModelError> {
     let config_path = folder.join(CONFIG_FILE);
     if !config_path.is_file() {
-        return Err(OpenModelError::NoConfig {
-            folder: folder.to_owned(),
-        });
+        return Err(OpenModelError::NoConfig { folder: folder.to_owned() });
     }
     let config = read_config(&config_path)?;
     let index_path = folder.join(INDEX_FILE);
@@ -37,9 +35,7 @@ pub(super) fn in_folder(
     } else if folder.join(SINGLE_FILE).is_file() {
         None
     } else {
-        return Err(OpenModelError::NoWeights {
-            folder: folder.to_owned(),
-        });
+        return Err(OpenModelError::NoWeights { folder: folder.to_owned() });
     };
     let names = weight_files(&config, index.as_ref())?;
     let paths: Vec<PathBuf> = names.iter().map(|name| folder.join(name)).collect();
@@ -48,25 +44,11 @@ pub(super) fn in_folder(
         read_header(path)?;
     }
     let digests = cache.digests(&paths, progress)?;
-    let shards = names
-        .into_iter()
-        .zip(paths)
-        .zip(digests)
-        .map(|((name, path), sha256)| {
-            let bytes = path.metadata().ok().map(|metadata| metadata.len());
-            Shard {
-                name,
-                path: Some(path),
-                sha256,
-                bytes,
-            }
-        });
-    Ok(Checkpoint {
-        folder: folder.to_owned(),
-        config,
-        index,
-        shards: shards.collect(),
-    })
+    let shards = names.into_iter().zip(paths).zip(digests).map(|((name, path), sha256)| {
+        let bytes = path.metadata().ok().map(|metadata| metadata.len());
+        Shard { name, path: Some(path), sha256, bytes }
+    });
+    Ok(Checkpoint { folder: folder.to_owned(), config, index, shards: shards.collect() })
 }
 
 /// Opens a checkpoint of which some files may be elsewhere.
@@ -75,39 +57,24 @@ pub(super) fn open(
     checkpoint: Checkpoint,
     parts: PartsNeeded,
 ) -> Result<Model, OpenModelError> {
-    let Checkpoint {
-        folder,
-        config,
-        index,
-        shards,
-    } = checkpoint;
+    let Checkpoint { folder, config, index, shards } = checkpoint;
     plan::tensors(&config, parts)?;
     let headers = shards
         .iter()
         .map(|shard| shard.path.as_deref().map(read_header).transpose())
         .collect::<Result<Vec<_>, _>>()?;
-    let carriers = Carriers {
-        index: index.as_ref(),
-        shards: &shards,
-        headers,
-    };
+    let carriers = Carriers { index: index.as_ref(), shards: &shards, headers };
     let numbers = carriers.numbers();
     let files = shards.iter().map(|shard| ManifestFile {
         name: shard.name.clone(),
         sha256: shard.sha256,
         bytes: shard.bytes,
     });
-    let manifest = Manifest::build(
-        &config,
-        files.collect(),
-        &Quantization::AsTrained,
-        |wanted| carriers.find(wanted, &numbers),
-    )?;
-    let tokenizer = if parts.tokenizer {
-        tokenizer::read_folder(&folder)?
-    } else {
-        FolderTokenizer::default()
-    };
+    let manifest = Manifest::build(&config, files.collect(), &Quantization::AsTrained, |wanted| {
+        carriers.find(wanted, &numbers)
+    })?;
+    let tokenizer =
+        if parts.tokenizer { tokenizer::read_folder(&folder)? } else { FolderTokenizer::default() };
     Ok(Model {
         name,
         config,
@@ -122,10 +89,7 @@ pub(super) fn open(
 fn read_header(path: &Path) -> Result<SafetensorsHeader, OpenModelError> {
     safetensors::read_header(path)
         .map_err(|source| ReadFileError::io(path, source))?
-        .map_err(|source| OpenModelError::Safetensors {
-            path: path.to_owned(),
-            source,
-        })
+        .map_err(|source| OpenModelError::Safetensors { path: path.to_owned(), source })
 }
 
 /// The files of a checkpoint, with the headers of those that are here.
@@ -137,11 +101,7 @@ struct Carriers<'a> {
 
 impl Carriers<'_> {
     fn numbers(&self) -> BTreeMap<&str, usize> {
-        self.shards
-            .iter()
-            .enumerate()
-            .map(|(number, one)| (one.name.as_str(), number))
-            .collect()
+        self.shards.iter().enumerate().map(|(number, one)| (one.name.as_str(), number)).collect()
     }
 
     fn find(
@@ -149,9 +109,7 @@ impl Carriers<'_> {
         wanted: &LayoutTensor,
         numbers: &BTreeMap<&str, usize>,
     ) -> Result<FoundTensor, ManifestError> {
-        let name = self
-            .index
-            .map_or(Some(SINGLE_FILE), |index| index.file_of(&wanted.name));
+        let name = self.index.map_or(Some(SINGLE_FILE), |index| index.file_of(&wanted.name));
         let missing = |file: &str| {
             let (tensor, file) = (wanted.name.clone(), file.to_owned());
             ManifestError::MissingTensor { tensor, file }
@@ -160,37 +118,18 @@ impl Carriers<'_> {
         let file = number.ok_or_else(|| missing(INDEX_FILE))?;
         let carrier = &self.shards[file].name;
         let Some(header) = &self.headers[file] else {
-            return Ok(FoundTensor {
-                file,
-                stored: None,
-                permuted: false,
-            });
+            return Ok(FoundTensor { file, stored: None, permuted: false });
         };
-        let found = header
-            .tensors()
-            .get(&wanted.name)
-            .ok_or_else(|| missing(carrier))?;
+        let found = header.tensors().get(&wanted.name).ok_or_else(|| missing(carrier))?;
         let weight_type = match &found.stored_type {
             StoredType::Supported(weight_type) => *weight_type,
             StoredType::Other(other) => {
                 let (tensor, file, found) = (wanted.name.clone(), carrier.clone(), other.clone());
-                return Err(ManifestError::UnsupportedType {
-                    tensor,
-                    file,
-                    found,
-                });
+                return Err(ManifestError::UnsupportedType { tensor, file, found });
             }
         };
         let (shape, offset) = (found.shape.clone(), found.offset);
-        let stored = Some(FoundInFile {
-            weight_type,
-            shape,
-            offset,
-        });
-        Ok(FoundTensor {
-            file,
-            stored,
-            permuted: false,
-        })
+        let stored = Some(FoundInFile { weight_type, shape, offset });
+        Ok(FoundTensor { file, stored, permuted: false })
     }
 }

@@ -5,10 +5,7 @@ use super::*;
 /// The whole chain of an error in one line.
 fn chain(error: &dyn std::error::Error) -> String {
     let sources = std::iter::successors(Some(error), |error| error.source());
-    sources
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(": ")
+    sources.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 fn broken(root: &Path, path: &Path) -> String {
@@ -34,23 +31,15 @@ fn a_cut_off_file_is_named() {
     for length in [0, 7, 8, 100, bytes.len() - 1] {
         fs::write(&weights, &bytes[..length]).unwrap();
         let text = broken(root.path(), &folder);
-        assert!(
-            text.contains("model.safetensors") && text.contains("cut off"),
-            "{text}"
-        );
+        assert!(text.contains("model.safetensors") && text.contains("cut off"), "{text}");
     }
     let model = open(root.path(), &fixture_folder("llama")).unwrap();
-    let file = GgufWriter::of_model(model.config(), &all_weights(&model))
-        .unwrap()
-        .to_bytes();
+    let file = GgufWriter::of_model(model.config(), &all_weights(&model)).unwrap().to_bytes();
     let path = root.path().join("cut.gguf");
     for length in [10, 200, file.len() - 1] {
         fs::write(&path, &file[..length]).unwrap();
         let text = broken(root.path(), &path);
-        assert!(
-            text.contains("cut.gguf") && text.contains("cut off"),
-            "{text}"
-        );
+        assert!(text.contains("cut.gguf") && text.contains("cut off"), "{text}");
     }
     fs::write(&path, b"").unwrap();
     assert!(broken(root.path(), &path).contains("not a GGUF file"));
@@ -72,10 +61,7 @@ fn a_tensor_of_another_shape_is_named() {
     let deeper = config.replace("\"num_hidden_layers\": 4", "\"num_hidden_layers\": 5");
     fs::write(folder.join("config.json"), deeper).unwrap();
     let text = broken(root.path(), &folder);
-    assert!(
-        text.contains("model.layers.4.") && text.contains("model.safetensors"),
-        "{text}"
-    );
+    assert!(text.contains("model.layers.4.") && text.contains("model.safetensors"), "{text}");
 }
 
 #[test]
@@ -85,18 +71,12 @@ fn a_tensor_of_another_type_is_named() {
     let path = folder.join("model.safetensors");
     let bytes = fs::read(&path).unwrap();
     // A type of the same size, so that all lengths hold.
-    let place = bytes
-        .windows(5)
-        .position(|window| window == b"\"F32\"")
-        .unwrap();
+    let place = bytes.windows(5).position(|window| window == b"\"F32\"").unwrap();
     let mut other = bytes;
     other[place..place + 5].copy_from_slice(b"\"I32\"");
     fs::write(&path, other).unwrap();
     let text = broken(root.path(), &folder);
-    assert!(
-        text.contains("I32") && text.contains("model.safetensors"),
-        "{text}"
-    );
+    assert!(text.contains("I32") && text.contains("model.safetensors"), "{text}");
 }
 
 #[test]
@@ -105,11 +85,7 @@ fn folders_that_are_no_checkpoints_are_told_what_they_lack() {
     let folder = root.path().join("empty");
     fs::create_dir(&folder).unwrap();
     assert!(broken(root.path(), &folder).contains("config.json"));
-    fs::copy(
-        fixture_folder("llama").join("config.json"),
-        folder.join("config.json"),
-    )
-    .unwrap();
+    fs::copy(fixture_folder("llama").join("config.json"), folder.join("config.json")).unwrap();
     assert!(broken(root.path(), &folder).contains("model.safetensors"));
     fs::write(folder.join("config.json"), "{").unwrap();
     assert!(broken(root.path(), &folder).contains("config.json"));
@@ -117,10 +93,7 @@ fn folders_that_are_no_checkpoints_are_told_what_they_lack() {
     assert!(broken(root.path(), &folder).contains("too much"));
     for name in ["mixtral", "gemma3", "bloom", "falcon"] {
         let text = broken(root.path(), &fixture_folder(name));
-        assert!(
-            text.contains("not supported") && text.contains("config.json"),
-            "{text}"
-        );
+        assert!(text.contains("not supported") && text.contains("config.json"), "{text}");
     }
 }
 
@@ -128,21 +101,14 @@ fn folders_that_are_no_checkpoints_are_told_what_they_lack() {
 fn an_index_cannot_lead_out_of_the_folder() {
     let root = tempfile::tempdir().unwrap();
     let folder = copy_of_llama(root.path());
-    fs::rename(
-        folder.join("model.safetensors"),
-        root.path().join("model.safetensors"),
-    )
-    .unwrap();
+    fs::rename(folder.join("model.safetensors"), root.path().join("model.safetensors")).unwrap();
     let index = r#"{"weight_map": {"model.norm.weight": "../model.safetensors"}}"#;
     fs::write(folder.join("model.safetensors.index.json"), index).unwrap();
     assert!(broken(root.path(), &folder).contains("../model.safetensors"));
     let index = r#"{"weight_map": {"model.norm.weight": "model.safetensors"}}"#;
     fs::write(folder.join("model.safetensors.index.json"), index).unwrap();
     let text = broken(root.path(), &folder);
-    assert!(
-        text.contains("model.safetensors.index.json has no tensor"),
-        "{text}"
-    );
+    assert!(text.contains("model.safetensors.index.json has no tensor"), "{text}");
 }
 
 #[test]
@@ -160,10 +126,7 @@ fn a_gguf_file_without_what_it_needs_says_so() {
     assert!(with("llama.expert_count", WriteValue::U32(8)).contains("expert_count"));
     assert!(with("llama.rope.scaling.type", "longrope".into()).contains("longrope"));
     let tokens = with("tokenizer.ggml.tokens", WriteValue::Texts(vec!["a".into()]));
-    assert!(
-        tokens.contains("model.embed_tokens.weight") && tokens.contains("[1, 64]"),
-        "{tokens}"
-    );
+    assert!(tokens.contains("model.embed_tokens.weight") && tokens.contains("[1, 64]"), "{tokens}");
     let write = |writer: &GgufWriter| {
         fs::write(&path, writer.to_bytes()).unwrap();
         broken(root.path(), &path)
@@ -188,15 +151,9 @@ fn a_file_that_shrinks_after_it_was_opened_is_an_error() {
     let bytes = fs::read(&path).unwrap();
     fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
     let span = Span::new(0, 4).unwrap();
-    assert!(matches!(
-        model.weights(Part::Blocks(span)),
-        Err(LoadError::Changed { .. })
-    ));
+    assert!(matches!(model.weights(Part::Blocks(span)), Err(LoadError::Changed { .. })));
     fs::remove_file(&path).unwrap();
-    assert!(matches!(
-        model.weights(Part::Embedding),
-        Err(LoadError::Io { .. })
-    ));
+    assert!(matches!(model.weights(Part::Embedding), Err(LoadError::Io { .. })));
 }
 
 #[test]
@@ -204,24 +161,12 @@ fn a_norm_that_is_quantized_is_refused() {
     let root = tempfile::tempdir().unwrap();
     let model = open(root.path(), &fixture_folder("llama")).unwrap();
     let norm = Weight::new(WeightType::Q8_0, vec![64], vec![0; 68]).unwrap();
-    let weights = all_weights(&model).and(
-        [("model.norm.weight".to_owned(), norm)]
-            .into_iter()
-            .collect(),
-    );
+    let weights =
+        all_weights(&model).and([("model.norm.weight".to_owned(), norm)].into_iter().collect());
     let path = root.path().join("norm.gguf");
-    fs::write(
-        &path,
-        GgufWriter::of_model(model.config(), &weights)
-            .unwrap()
-            .to_bytes(),
-    )
-    .unwrap();
+    fs::write(&path, GgufWriter::of_model(model.config(), &weights).unwrap().to_bytes()).unwrap();
     let text = broken(root.path(), &path);
-    assert!(
-        text.contains("model.norm.weight") && text.contains("Q8_0"),
-        "{text}"
-    );
+    assert!(text.contains("model.norm.weight") && text.contains("Q8_0"), "{text}");
 }
 
 #[test]
@@ -230,21 +175,13 @@ fn a_safetensors_file_may_have_tensors_that_nobody_asks_for() {
     let folder = copy_of_llama(root.path());
     let model = open(root.path(), &folder).unwrap();
     let weights = all_weights(&model);
-    let extra = [(
-        "model.layers.0.self_attn.rotary_emb.inv_freq",
-        &[1][..],
-        &[0; 4][..],
-    )];
-    let own = weights
-        .iter()
-        .map(|(name, weight)| (name, weight.shape(), weight.bytes()));
+    let extra = [("model.layers.0.self_attn.rotary_emb.inv_freq", &[1][..], &[0; 4][..])];
+    let own = weights.iter().map(|(name, weight)| (name, weight.shape(), weight.bytes()));
     write_safetensors(&root.path().join("extra.safetensors"), own.chain(extra));
     let target = folder.join("model.safetensors");
     fs::rename(root.path().join("extra.safetensors"), target).unwrap();
     assert_eq!(
-        all_weights(&open(root.path(), &folder).unwrap())
-            .iter()
-            .count(),
+        all_weights(&open(root.path(), &folder).unwrap()).iter().count(),
         weights.iter().count()
     );
 }

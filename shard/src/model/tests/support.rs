@@ -11,12 +11,7 @@ pub(crate) fn fixture_folder(name: &str) -> PathBuf {
 /// Opens a whole model with a cache in `root`.
 pub(crate) fn open(root: &Path, path: &Path) -> Result<Model, OpenModelError> {
     let source = ModelSource::parse(path.to_str().unwrap()).unwrap();
-    Model::open(
-        &source,
-        &Cache::new(root.join("cache")),
-        PartsNeeded::everything(),
-        &Silent,
-    )
+    Model::open(&source, &Cache::new(root.join("cache")), PartsNeeded::everything(), &Silent)
 }
 
 /// The tensors of all parts.
@@ -50,33 +45,19 @@ pub(crate) fn write_safetensors<'a>(
 /// A fixture spread over three files: the ends, the even blocks, the odd blocks.
 pub(crate) fn write_sharded(folder: &Path, fixture: &str, weights: &Weights) {
     fs::create_dir_all(folder).unwrap();
-    fs::copy(
-        fixture_folder(fixture).join("config.json"),
-        folder.join("config.json"),
-    )
-    .unwrap();
+    fs::copy(fixture_folder(fixture).join("config.json"), folder.join("config.json")).unwrap();
     let file_of = |name: &str| match name.strip_prefix("model.layers.") {
         None => "ends.safetensors",
         Some(rest) if rest.starts_with(['0', '2']) => "blocks-a.safetensors",
         Some(_) => "blocks-b.safetensors",
     };
-    for file in [
-        "ends.safetensors",
-        "blocks-a.safetensors",
-        "blocks-b.safetensors",
-    ] {
+    for file in ["ends.safetensors", "blocks-a.safetensors", "blocks-b.safetensors"] {
         let own = weights.iter().filter(|(name, _)| file_of(name) == file);
         let tensors = own.map(|(name, weight)| (name, weight.shape(), weight.bytes()));
         write_safetensors(&folder.join(file), tensors);
     }
-    let map: serde_json::Map<_, _> = weights
-        .iter()
-        .map(|(name, _)| (name.to_owned(), file_of(name).into()))
-        .collect();
+    let map: serde_json::Map<_, _> =
+        weights.iter().map(|(name, _)| (name.to_owned(), file_of(name).into())).collect();
     let index = serde_json::json!({"metadata": {"total_size": 0}, "weight_map": map});
-    fs::write(
-        folder.join("model.safetensors.index.json"),
-        index.to_string(),
-    )
-    .unwrap();
+    fs::write(folder.join("model.safetensors.index.json"), index.to_string()).unwrap();
 }

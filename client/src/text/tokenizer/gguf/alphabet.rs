@@ -21,9 +21,7 @@ pub(in super::super) fn byte_of(character: char) -> Option<u8> {
 #[cfg(test)]
 pub(in super::super) fn character_of(byte: u8) -> char {
     let all = (0..=0x143).filter_map(char::from_u32);
-    all.into_iter()
-        .find(|&c| byte_of(c) == Some(byte))
-        .expect("each byte has a character")
+    all.into_iter().find(|&c| byte_of(c) == Some(byte)).expect("each byte has a character")
 }
 
 #[cfg(test)]
@@ -32,10 +30,8 @@ mod tests {
 
     #[test]
     fn each_byte_has_one_character() {
-        let bytes: Vec<u8> = (0..=0x10ffff)
-            .filter_map(char::from_u32)
-            .filter_map(byte_of)
-            .collect();
+        let bytes: Vec<u8> =
+            (0..=0x10ffff).filter_map(char::from_u32).filter_map(byte_of).collect();
         assert_eq!(bytes.len(), 256);
         for byte in 0..=255 {
             assert_eq!(byte_of(character_of(byte)), Some(byte));

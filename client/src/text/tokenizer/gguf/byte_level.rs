@@ -55,36 +55,26 @@ enum Words {
 }
 
 impl Before {
-    const PLAIN: Self = Self {
-        words: Words::Gpt2,
-        compose: false,
-        whole_words: false,
-        add_bos: false,
-    };
+    const PLAIN: Self =
+        Self { words: Words::Gpt2, compose: false, whole_words: false, add_bos: false };
 
     /// What a name in `tokenizer.ggml.pre` means; files from before that key had GPT-2's way.
     fn named(name: Option<&str>) -> Result<Self, LoadTokenizerError> {
         Ok(match name {
             None | Some("default" | "gpt-2") => Self::PLAIN,
-            Some("smollm" | "starcoder" | "refact" | "command-r") => Self {
-                words: Words::Gpt2Digits,
-                ..Self::PLAIN
-            },
+            Some("smollm" | "starcoder" | "refact" | "command-r") => {
+                Self { words: Words::Gpt2Digits, ..Self::PLAIN }
+            }
             Some("llama3" | "llama-v3" | "llama-bpe") => Self {
                 words: Words::Pattern(LLAMA3_WORDS),
                 whole_words: true,
                 add_bos: true,
                 ..Self::PLAIN
             },
-            Some("qwen2") => Self {
-                words: Words::Pattern(QWEN2_WORDS),
-                compose: true,
-                ..Self::PLAIN
-            },
-            Some("deepseek-r1-qwen") => Self {
-                words: Words::Pattern(QWEN2_WORDS),
-                ..Self::PLAIN
-            },
+            Some("qwen2") => {
+                Self { words: Words::Pattern(QWEN2_WORDS), compose: true, ..Self::PLAIN }
+            }
+            Some("deepseek-r1-qwen") => Self { words: Words::Pattern(QWEN2_WORDS), ..Self::PLAIN },
             Some("tekken") => Self {
                 words: Words::Pattern(TEKKEN_WORDS),
                 whole_words: true,
@@ -92,9 +82,7 @@ impl Before {
                 ..Self::PLAIN
             },
             Some(name) => {
-                return Err(LoadTokenizerError::UnknownPreTokenizer {
-                    name: name.to_owned(),
-                });
+                return Err(LoadTokenizerError::UnknownPreTokenizer { name: name.to_owned() });
             }
         })
     }
@@ -117,12 +105,7 @@ pub(super) fn load(metadata: &GgufTokenizer) -> Result<Parts, LoadTokenizerError
     }
     pipeline.with_pre_tokenizer(Some(words(&before.words).map_err(build)?));
     let around: Around = super::around(metadata, before.add_bos)?;
-    Ok(Parts {
-        pipeline,
-        decoding: Decoding::ByteLevel,
-        special,
-        around,
-    })
+    Ok(Parts { pipeline, decoding: Decoding::ByteLevel, special, around })
 }
 
 /// Splits into words, then writes each byte as a character.

@@ -31,10 +31,8 @@ pub(super) fn load(metadata: &GgufTokenizer) -> Result<Parts, LoadTokenizerError
     } else {
         super::listed_merges(metadata, &vocabulary)?
     };
-    let mut model = BPE::builder()
-        .vocab_and_merges(vocabulary, merges)
-        .fuse_unk(true)
-        .byte_fallback(true);
+    let mut model =
+        BPE::builder().vocab_and_merges(vocabulary, merges).fuse_unk(true).byte_fallback(true);
     if let Some(unknown) = unknown(metadata)? {
         model = model.unk_token(unknown);
     }
@@ -48,20 +46,11 @@ pub(super) fn load(metadata: &GgufTokenizer) -> Result<Parts, LoadTokenizerError
         steps.push(Prepend::new(SPACE.to_owned()).into());
     }
     steps.push(Replace::new(" ", SPACE).map_err(build)?.into());
-    pipeline
-        .with_normalizer(Some(Sequence::new(steps)))
-        .map_err(build)?;
+    pipeline.with_normalizer(Some(Sequence::new(steps))).map_err(build)?;
 
     let around = super::around(metadata, true)?;
-    let decoding = Decoding::SentencePiece {
-        strip_space: space_prefix,
-    };
-    Ok(Parts {
-        pipeline,
-        decoding,
-        special,
-        around,
-    })
+    let decoding = Decoding::SentencePiece { strip_space: space_prefix };
+    Ok(Parts { pipeline, decoding, special, around })
 }
 
 /// The token for characters that neither the vocabulary nor its bytes cover: the first, unless the
@@ -98,10 +87,7 @@ fn recovered_merges(
     let mut merges = Vec::new();
     for (id, (token, &score)) in tokens.iter().zip(scores).enumerate() {
         if token.len() > TOKEN_BYTES_MAX {
-            return Err(LoadTokenizerError::TokenTooLong {
-                id,
-                bytes: token.len(),
-            });
+            return Err(LoadTokenizerError::TokenTooLong { id, bytes: token.len() });
         }
         let mut ways: Vec<_> = token
             .char_indices()
