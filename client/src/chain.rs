@@ -19,7 +19,7 @@ pub enum Chain {
     /// Everything in this process.
     Local(LocalChain),
     /// Over the servers of a swarm.
-    Remote(RemoteChain),
+    Remote(Box<RemoteChain>),
 }
 
 /// Where the time of one or more steps went.

@@ -18,7 +18,7 @@
 //!
 //! let prompt = model.encode("The capital of France is")?;
 //! let request = Generate { max_tokens: 20, ..Generate::new(prompt) };
-//! let mut generation = request.start(model, Chain::Remote(chain))?;
+//! let mut generation = request.start(model, Chain::Remote(Box::new(chain)))?;
 //! while let Some(token) = generation.next().await? {
 //!     print!("{}", token.text);
 //! }

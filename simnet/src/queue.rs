@@ -25,7 +25,7 @@ impl<E> Queue<E> {
     }
 
     /// The next event and its time.
-    pub fn next(&mut self) -> Option<(Time, E)> {
+    pub fn pop(&mut self) -> Option<(Time, E)> {
         let ((at, _), event) = self.events.pop_first()?;
         Some((at, event))
     }

@@ -102,7 +102,7 @@ impl World {
     /// If that takes more events than a sound run needs.
     pub fn run(&mut self) {
         for _ in 0..EVENTS_MAX {
-            let Some((at, event)) = self.queue.next() else {
+            let Some((at, event)) = self.queue.pop() else {
                 return;
             };
             self.now = at;

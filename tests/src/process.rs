@@ -8,7 +8,7 @@ mod output;
 use std::ffi::OsStr;
 use std::fs;
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -193,10 +193,7 @@ impl Running {
     fn wait(&mut self, deadline: Instant) -> Option<ExitStatus> {
         if self.status.is_none() {
             let left = deadline.saturating_duration_since(Instant::now());
-            self.status = match self.ended.recv_timeout(left) {
-                Ok(status) => Some(status),
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-            };
+            self.status = self.ended.recv_timeout(left).ok();
         }
         self.status
     }

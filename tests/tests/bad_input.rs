@@ -1,5 +1,7 @@
 //! Bad input gets one clear line and a failure, and servers that run go on serving.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fs;
 use std::path::Path;
 use std::time::Duration;

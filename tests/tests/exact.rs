@@ -1,6 +1,8 @@
 //! Every checkpoint gives what another implementation stored, in one process and over swarms of
 //! server processes, however the blocks are split; and splitting changes no bit.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::path::Path;
 
 use safetensors::SafeTensors;

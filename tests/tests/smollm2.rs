@@ -3,6 +3,8 @@
 //!
 //! The model comes through the catalogue, by pip, the first time, and stays beside the build.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::path::Path;
 
 use serde_json::Value;

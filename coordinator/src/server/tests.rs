@@ -58,14 +58,23 @@ fn drain(server: &mut Server) -> Vec<Output> {
 fn refusal(outputs: &[Output]) -> Option<ErrorCode> {
     outputs.iter().find_map(|output| match output {
         Output::Send { message: ServerMessage::Error(error), .. } => Some(error.code),
-        _ => None,
+        Output::Send { .. }
+        | Output::Connect { .. }
+        | Output::Push { .. }
+        | Output::OpenCache { .. }
+        | Output::Compute(_)
+        | Output::Forget { .. } => None,
     })
 }
 
 fn job(outputs: &[Output]) -> Option<JobId> {
     outputs.iter().find_map(|output| match output {
         Output::Compute(job) => Some(job.id),
-        _ => None,
+        Output::Send { .. }
+        | Output::Connect { .. }
+        | Output::Push { .. }
+        | Output::OpenCache { .. }
+        | Output::Forget { .. } => None,
     })
 }
 
@@ -79,7 +88,8 @@ fn compute(server: &mut Server, job: JobId, tokens: u32) -> Vec<Output> {
 
 #[test]
 fn what_a_server_cannot_serve_it_refuses_with_a_reason() {
-    let refused: [(&str, fn(&mut OpenSession), ErrorCode); 5] = [
+    type Spoil = fn(&mut OpenSession);
+    let refused: [(&str, Spoil, ErrorCode); 5] = [
         ("model", |open| open.model = ModelId::from_bytes([0; 32]), ErrorCode::UnknownModel),
         ("blocks", |open| open.blocks = Span::new(1, 6).unwrap(), ErrorCode::BlocksNotServed),
         ("no tokens", |open| open.tokens_max = 0, ErrorCode::ContextExceeded),

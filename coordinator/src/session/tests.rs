@@ -79,9 +79,11 @@ fn every_hop_learns_who_pushes_to_it_and_to_whom_it_pushes() {
     let mut session = open();
     let opens: Vec<_> = drain(&mut session)
         .into_iter()
-        .map(|output| match output {
-            Output::Send { message: ClientMessage::Open(open), .. } => open,
-            other => panic!("{other:?}"),
+        .map(|output| {
+            let Output::Send { message: ClientMessage::Open(open), .. } = output else {
+                panic!("{output:?}");
+            };
+            open
         })
         .collect();
     let hops = hops();

@@ -13,11 +13,11 @@ use super::activation::residual;
 use super::format::{BLOCK_VALUES, SUPER_VALUES};
 use super::{WeightView, matmul};
 
-/// `output = input * weight^T`, from `[tokens, columns]` to `[tokens, rows]`, as [`matmul`] but with
+/// `output = input * weight^T`, from `[tokens, columns]` to `[tokens, rows]`, as [`fn@matmul`] but with
 /// activations that are rounded twice where the weights are quantized.
 ///
 /// # Panics
-/// As [`matmul`].
+/// As [`fn@matmul`].
 pub fn matmul_refined(weight: WeightView<'_>, input: &[f32], output: &mut [f32]) {
     let leave_over: fn(&[f32], &mut [f32]) = match weight.kind {
         WeightType::F32 | WeightType::F16 | WeightType::BF16 => {

@@ -54,7 +54,8 @@ impl Opened {
         Ok(match &self.blocks {
             Blocks::Local(blocks) => Chain::Local(blocks.open(tokens)?),
             Blocks::Swarm(swarm) => {
-                Chain::Remote(RemoteChain::open(Arc::clone(swarm), &self.model, tokens).await?)
+                let chain = RemoteChain::open(Arc::clone(swarm), &self.model, tokens).await?;
+                Chain::Remote(Box::new(chain))
             }
         })
     }

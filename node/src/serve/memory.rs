@@ -41,7 +41,7 @@ pub(super) fn blocks_that_fit(
     let config = model.config();
     let tokens = wanted(model, kv_tokens);
     let blocks = model.manifest().blocks_bytes();
-    let token_bytes = config.kv_token_bytes_per_block() as u64;
+    let token_bytes = config.kv_token_bytes_per_block();
     let count = budget::blocks_that_fit(&blocks, token_bytes, tokens as u64, free_bytes);
     if count == 0 {
         bail!(
@@ -64,7 +64,7 @@ pub(super) fn kv_tokens(
         return tokens as usize;
     }
     let weights: u64 = (0..block_count).map(|block| model.manifest().block_bytes(block)).sum();
-    let token_bytes = model.config().kv_token_bytes_per_block() as u64 * u64::from(block_count);
+    let token_bytes = model.config().kv_token_bytes_per_block() * u64::from(block_count);
     let room = free_bytes.saturating_sub(weights) / token_bytes.max(1);
     let room = usize::try_from(room).unwrap_or(usize::MAX);
     wanted(model, None).min(room).max(KV_TOKENS_MIN)

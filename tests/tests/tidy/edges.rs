@@ -143,8 +143,8 @@ impl Graph {
         let names: BTreeMap<_, _> =
             metadata.packages.iter().map(|p| (p.id.as_str(), p.name.as_str())).collect();
         let name = |id: &str| (*names.get(id).expect("each id is of a package")).to_owned();
-        let mut graph = Self::default();
-        graph.members = metadata.workspace_members.iter().map(|id| name(id)).collect();
+        let members = metadata.workspace_members.iter().map(|id| name(id)).collect();
+        let mut graph = Self { members, ..Self::default() };
         for node in &metadata.resolve.nodes {
             for dependency in &node.deps {
                 graph.direct.entry(name(&node.id)).or_default().insert(name(&dependency.pkg));

@@ -103,7 +103,9 @@ fn collect(root: &Path, folder: &Path, depth: usize, files: &mut Vec<File>) {
             continue;
         }
         let ending = name.rsplit_once('.').map_or("", |(_, ending)| ending);
-        let in_ci = path.parent().is_some_and(|parent| parent.ends_with(".ci"));
+        let in_ci = path
+            .parent()
+            .is_some_and(|parent| parent.file_name().is_some_and(|name| name == ".ci"));
         if TEXT_ENDINGS.contains(&ending) || in_ci {
             let relative = path.strip_prefix(root).unwrap().to_string_lossy().replace('\\', "/");
             files.push(File { path: relative, text: fs::read_to_string(&path).unwrap() });
