@@ -315,7 +315,10 @@ impl Session {
 
     fn refused(&mut self, hop: usize, error: SessionError) -> Result<(), ProtocolViolation> {
         self.check_id(error.session)?;
-        self.fail(hop, FailureReason::Refused { code: error.code, detail: error.detail });
+        // Who cannot reach the next hop is not at fault: the next hop is.
+        let next_hop = error.code == ErrorCode::NextHopUnreachable && hop + 1 < self.hops.len();
+        let at_fault = if next_hop { hop + 1 } else { hop };
+        self.fail(at_fault, FailureReason::Refused { code: error.code, detail: error.detail });
         Ok(())
     }
 

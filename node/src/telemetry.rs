@@ -32,7 +32,9 @@ pub fn start(filter: Option<&str>) {
 /// warnings of the libraries through.
 fn parse(filter: &str) -> Result<EnvFilter, tracing_subscriber::filter::ParseError> {
     let filter = match filter {
-        "error" | "warn" | "info" | "debug" | "trace" => format!("warn,umbel={filter}"),
+        "error" | "warn" | "info" | "debug" | "trace" => {
+            format!("warn,libp2p_kad=error,umbel={filter}")
+        }
         other => other.to_owned(),
     };
     EnvFilter::try_new(filter)

@@ -163,6 +163,20 @@ fn a_refusal_names_the_hop_and_closes_the_others() {
 }
 
 #[test]
+fn a_hop_that_cannot_reach_the_next_one_is_not_the_one_at_fault() {
+    let mut session = ready();
+    let error = SessionError {
+        session: SESSION,
+        step: None,
+        code: ErrorCode::NextHopUnreachable,
+        detail: "its link closed".to_owned(),
+    };
+    let message = ServerMessage::Error(error);
+    session.handle(Input::Received { hop: 0, message }, at(2)).unwrap();
+    assert_eq!(failure(&mut session).hop, hops()[1].hop);
+}
+
+#[test]
 fn a_lost_link_fails_the_session_at_any_time() {
     let mut session = open();
     session.handle(Input::LinkLost { hop: 1 }, at(1)).unwrap();

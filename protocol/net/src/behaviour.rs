@@ -56,10 +56,6 @@ const QUIC_CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 /// client has at most 64 sessions on a server, with a link each.
 const STREAMS_MAX: u32 = 256;
 
-/// The largest datagram that path discovery looks for. Loopback and many data centres carry far
-/// more than the 1,500 bytes of Ethernet, and a hidden state of 16 KiB then takes fewer packets.
-const QUIC_MTU_MAX: u16 = 16_384;
-
 /// How long a question to the hash table may take.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -178,7 +174,7 @@ fn tune_quic(mut config: quic::Config) -> quic::Config {
     config.max_stream_data = QUIC_STREAM_WINDOW_BYTES;
     config.max_connection_data = QUIC_CONNECTION_WINDOW_BYTES;
     config.max_concurrent_stream_limit = STREAMS_MAX;
-    config.mtu_upper_bound(QUIC_MTU_MAX)
+    config
 }
 
 fn set_up(part: &'static str, error: &(dyn std::error::Error + 'static)) -> StartNetworkError {

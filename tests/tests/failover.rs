@@ -1,0 +1,86 @@
+//! A server dies in the middle of an answer, and the answer is the same.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::sync::Arc;
+
+use umbel_client::{
+    Chain, ClientModel, Generate, GenerateError, LocalModel, RemoteChain, Swarm, SwarmConfig,
+};
+use umbel_shard::{Cache, Model, ModelSource, PartsNeeded, Silent};
+use umbel_tests::swarm::{Server, cache, checkpoint, serve};
+
+const TOKENS: u32 = 24;
+
+fn request() -> Generate {
+    Generate { max_tokens: TOKENS, ignore_eos: true, ..Generate::new(vec![5, 17, 99, 140, 3]) }
+}
+
+fn model(name: &str) -> Arc<ClientModel> {
+    let source = ModelSource::parse(name).unwrap();
+    let model = Model::open(&source, &Cache::new(cache()), PartsNeeded::everything(), &Silent);
+    Arc::new(ClientModel::from_shard(model.unwrap()).unwrap())
+}
+
+/// What one process answers.
+async fn undisturbed(model: &Arc<ClientModel>) -> Vec<u32> {
+    let local =
+        Arc::new(LocalModel::load(model.shard(), 256, umbel_client::Device::shared()).unwrap());
+    let chain = Chain::Local(local.open(64).unwrap());
+    let mut generation = request().start(Arc::clone(model), chain).unwrap();
+    while generation.next().await.unwrap().is_some() {}
+    generation.tokens().to_vec()
+}
+
+async fn join(server: &Server) -> Arc<Swarm> {
+    let join = vec![server.address().parse().unwrap()];
+    Arc::new(Swarm::join(SwarmConfig { join, mdns: false }).await.unwrap())
+}
+
+/// Ends the server of the last hop of `chain`.
+fn kill_last_hop(chain: &Chain, servers: &mut Vec<Server>) {
+    let (peer, _) = chain.route().pop().unwrap();
+    let peer = peer.unwrap().to_string();
+    let doomed = servers.iter().position(|server| server.address().ends_with(&peer)).unwrap();
+    servers.remove(doomed).kill();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_goes_on_over_another_server_and_no_token_differs() {
+    let folder = checkpoint("llama");
+    let first = serve(&[&folder, "--blocks", "0..2"]);
+    let second = ["--blocks", "2..4", "--join", first.address()];
+    let second = [&[folder.as_str()], &second[..]].concat();
+    let mut servers = vec![serve(&second), serve(&second)];
+    let model = model(&folder);
+    let chain = RemoteChain::open(join(&first).await, &model, 64).await.unwrap();
+    let mut generation =
+        request().start(Arc::clone(&model), Chain::Remote(Box::new(chain))).unwrap();
+    for _ in 0..7 {
+        generation.next().await.unwrap().unwrap();
+    }
+    kill_last_hop(generation.chain(), &mut servers);
+    while generation.next().await.unwrap().is_some() {}
+    assert_eq!(generation.tokens(), undisturbed(&model).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_for_which_nobody_is_left_ends_with_the_blocks_that_are_missing() {
+    let folder = checkpoint("llama");
+    let first = serve(&[&folder, "--blocks", "0..2"]);
+    let mut servers = vec![serve(&[&folder, "--blocks", "2..4", "--join", first.address()])];
+    let model = model(&folder);
+    let chain = RemoteChain::open(join(&first).await, &model, 64).await.unwrap();
+    let mut generation = request().start(model, Chain::Remote(Box::new(chain))).unwrap();
+    generation.next().await.unwrap().unwrap();
+    kill_last_hop(generation.chain(), &mut servers);
+    let failure = loop {
+        match generation.next().await {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("it went on without its last blocks"),
+            Err(failure) => break failure,
+        }
+    };
+    let GenerateError::Step(failure) = failure else { panic!("{failure}") };
+    assert_eq!(failure.no_route().unwrap().missing[0].to_string(), "2..4");
+}
