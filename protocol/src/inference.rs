@@ -3,12 +3,18 @@
 //! A client opens a link to each server of its route and the session on each link; it sends steps
 //! to the first server. Each server pushes its result to the next one over a link of their own,
 //! and the last one answers the client. A session ends with its client's link.
+//!
+//! A route is mended while its session lasts: a server keeps a journal of its results, from which
+//! it refills the one that takes a failed neighbour's place ([`Redirect`], [`Adopt`]). So the same
+//! session has another name on each server, and a server that is used twice is not confused.
 
+mod repair;
 mod step;
 mod wire;
 
 use crate::{ErrorCode, ModelId, PeerId, SessionId, Span, StepId};
 
+pub use repair::{Adopt, Destination, Neighbour, NextHop, Redirect, Trouble};
 pub use step::{HOPS_MAX, HopTiming, Step};
 
 /// Most bytes of the words that go with an error; longer ones are cut when they are sent.
@@ -26,12 +32,21 @@ pub enum ClientMessage {
         /// Which session.
         session: SessionId,
     },
+    /// Send results elsewhere; the answer is [`ServerMessage::Redirected`].
+    Redirect(Redirect),
+    /// Take pushes from another server; the answer is [`ServerMessage::Adopted`].
+    Adopt(Adopt),
+    /// Say that you are there; the answer is [`ServerMessage::Pong`].
+    Ping {
+        /// Which session.
+        session: SessionId,
+    },
 }
 
 /// What a session needs of one server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OpenSession {
-    /// Its name, drawn by the client.
+    /// Its name on this server, drawn by the client.
     pub session: SessionId,
     /// The model that the server must serve.
     pub model: ModelId,
@@ -41,18 +56,10 @@ pub struct OpenSession {
     pub tokens_max: u32,
     /// The only server that may push steps into the session. `None`: the client sends them.
     pub previous: Option<PeerId>,
-    /// Where results go. `None`: to the client.
-    pub next: Option<NextHop>,
-}
-
-/// A server and where it can be reached.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NextHop {
-    /// Its name.
-    pub peer: PeerId,
-    /// Multiaddresses, the best first: at most 16 of at most 256 bytes each; what is beyond that
-    /// is not sent.
-    pub addresses: Vec<String>,
+    /// Where results go.
+    pub next: Destination,
+    /// Tokens whose results the destination has already, so that a replay stops here.
+    pub next_position: u32,
 }
 
 /// What a server answers to a client, on the same link.
@@ -74,6 +81,39 @@ pub enum ServerMessage {
         /// Which session.
         session: SessionId,
     },
+    /// Results go where they were redirected.
+    Redirected {
+        /// Which session.
+        session: SessionId,
+        /// Whether it was a mirror that was asked for.
+        mirror: bool,
+        /// Whether the journal held everything that the destination lacks. If not, nothing was
+        /// sent, and results are dropped until the steps that lead to them come anew.
+        complete: bool,
+    },
+    /// Pushes are taken from the server that was named.
+    Adopted {
+        /// Which session.
+        session: SessionId,
+        /// Tokens in the cache once every waiting step is computed.
+        position: u32,
+    },
+    /// The server is there.
+    Pong {
+        /// Which session.
+        session: SessionId,
+        /// Tokens in the cache once every waiting step is computed.
+        received: u32,
+        /// Tokens in the cache.
+        computed: u32,
+    },
+    /// The server is about to leave, or to drop these blocks: take another, in peace.
+    Draining {
+        /// Which session.
+        session: SessionId,
+    },
+    /// The session stays open, but cannot go on with a neighbour.
+    Trouble(Trouble),
 }
 
 /// Why a session is not open any more.

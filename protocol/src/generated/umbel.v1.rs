@@ -224,7 +224,7 @@ impl DType {
 /// What a client says on a link of the session protocol.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ClientMessage {
-    #[prost(oneof = "client_message::Message", tags = "1, 2, 3")]
+    #[prost(oneof = "client_message::Message", tags = "1, 2, 3, 4, 5, 6")]
     pub message: ::core::option::Option<client_message::Message>,
 }
 /// Nested message and enum types in `ClientMessage`.
@@ -237,12 +237,18 @@ pub mod client_message {
         Step(super::Step),
         #[prost(message, tag = "3")]
         Close(super::CloseSession),
+        #[prost(message, tag = "4")]
+        Redirect(super::Redirect),
+        #[prost(message, tag = "5")]
+        Adopt(super::Adopt),
+        #[prost(message, tag = "6")]
+        Ping(super::Ping),
     }
 }
 /// What a server answers on the same link.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ServerMessage {
-    #[prost(oneof = "server_message::Message", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "server_message::Message", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
     pub message: ::core::option::Option<server_message::Message>,
 }
 /// Nested message and enum types in `ServerMessage`.
@@ -257,6 +263,16 @@ pub mod server_message {
         Error(super::SessionError),
         #[prost(message, tag = "4")]
         Closed(super::SessionClosed),
+        #[prost(message, tag = "5")]
+        Redirected(super::Redirected),
+        #[prost(message, tag = "6")]
+        Adopted(super::Adopted),
+        #[prost(message, tag = "7")]
+        Pong(super::Pong),
+        #[prost(message, tag = "8")]
+        Draining(super::SessionDraining),
+        #[prost(message, tag = "9")]
+        Trouble(super::Trouble),
     }
 }
 /// What a server says on a link of the push protocol to the next server of a route.
@@ -293,6 +309,12 @@ pub struct OpenSession {
     /// Where results go. Absent: to the client.
     #[prost(message, optional, tag = "6")]
     pub next: ::core::option::Option<NextHop>,
+    /// Results go nowhere for now; then there is no next.
+    #[prost(bool, tag = "7")]
+    pub held: bool,
+    /// Tokens whose results the destination has already.
+    #[prost(uint32, tag = "8")]
+    pub next_position: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NextHop {
@@ -302,6 +324,45 @@ pub struct NextHop {
     /// Multiaddresses, in the order in which to try them.
     #[prost(string, repeated, tag = "2")]
     pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// What the session is called there: 16 bytes. Absent: as here.
+    #[prost(bytes = "bytes", optional, tag = "3")]
+    pub session: ::core::option::Option<::prost::bytes::Bytes>,
+}
+/// Results go elsewhere from now on. What the journal holds of them is sent at once.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Redirect {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub session: ::prost::bytes::Bytes,
+    /// Absent: to the client.
+    #[prost(message, optional, tag = "2")]
+    pub next: ::core::option::Option<NextHop>,
+    /// Results go nowhere for now; then there is no next.
+    #[prost(bool, tag = "3")]
+    pub held: bool,
+    /// Tokens whose results the destination has already.
+    #[prost(uint32, tag = "4")]
+    pub next_position: u32,
+    /// Tokens that the client has had an answer for: their results are sent as a replay.
+    #[prost(uint32, tag = "5")]
+    pub settled: u32,
+    /// This destination takes results besides the one there is, not in its place.
+    #[prost(bool, tag = "6")]
+    pub mirror: bool,
+}
+/// Pushes come from another server from now on.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Adopt {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub session: ::prost::bytes::Bytes,
+    /// Public key, 32 bytes. Absent: the client itself sends the steps.
+    #[prost(bytes = "bytes", optional, tag = "2")]
+    pub previous: ::core::option::Option<::prost::bytes::Bytes>,
+}
+/// Is the server there, and how far has it come?
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Ping {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub session: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Step {
@@ -319,6 +380,10 @@ pub struct Step {
     /// One entry for each hop that has computed the step, in order.
     #[prost(message, repeated, tag = "5")]
     pub trace: ::prost::alloc::vec::Vec<HopTiming>,
+    /// The tokens have been through here before, on a route that has failed: they fill the cache,
+    /// and who has had their results does not get them again.
+    #[prost(bool, tag = "6")]
+    pub replay: bool,
 }
 /// What a hop says of the time that it took.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -371,4 +436,82 @@ pub struct SessionError {
 pub struct SessionClosed {
     #[prost(bytes = "bytes", tag = "1")]
     pub session: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Redirected {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub session: ::prost::bytes::Bytes,
+    #[prost(bool, tag = "2")]
+    pub mirror: bool,
+    /// The journal held everything that the new destination lacks. If not, nothing was sent, and
+    /// results are dropped until the steps that lead to them come anew.
+    #[prost(bool, tag = "3")]
+    pub complete: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Adopted {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub session: ::prost::bytes::Bytes,
+    /// Tokens in the cache once every waiting step is computed.
+    #[prost(uint32, tag = "2")]
+    pub position: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Pong {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub session: ::prost::bytes::Bytes,
+    /// Tokens in the cache once every waiting step is computed.
+    #[prost(uint32, tag = "2")]
+    pub received: u32,
+    /// Tokens in the cache.
+    #[prost(uint32, tag = "3")]
+    pub computed: u32,
+}
+/// The server is about to leave, or to drop these blocks: the client may take another, in peace.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SessionDraining {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub session: ::prost::bytes::Bytes,
+}
+/// The session stays open, but it cannot go on with this neighbour.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Trouble {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub session: ::prost::bytes::Bytes,
+    #[prost(enumeration = "Neighbour", tag = "2")]
+    pub neighbour: i32,
+    #[prost(enumeration = "ErrorCode", tag = "3")]
+    pub code: i32,
+    /// For people.
+    #[prost(string, tag = "4")]
+    pub detail: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Neighbour {
+    Unspecified = 0,
+    Previous = 1,
+    Next = 2,
+}
+impl Neighbour {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "NEIGHBOUR_UNSPECIFIED",
+            Self::Previous => "NEIGHBOUR_PREVIOUS",
+            Self::Next => "NEIGHBOUR_NEXT",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "NEIGHBOUR_UNSPECIFIED" => Some(Self::Unspecified),
+            "NEIGHBOUR_PREVIOUS" => Some(Self::Previous),
+            "NEIGHBOUR_NEXT" => Some(Self::Next),
+            _ => None,
+        }
+    }
 }

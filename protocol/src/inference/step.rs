@@ -21,6 +21,9 @@ pub struct Step {
     pub hidden: Tensor,
     /// What each hop so far said of its time, in order.
     pub trace: Vec<HopTiming>,
+    /// Whether the tokens were answered before, on a route that has failed: they fill the cache,
+    /// and who has had their results does not get them again.
+    pub replay: bool,
 }
 
 impl Step {

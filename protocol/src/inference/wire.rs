@@ -1,13 +1,15 @@
 //! Between the messages of a session and their frames.
 
+mod repair;
+
 use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message;
 
 use super::{
-    ClientMessage, DETAIL_BYTES_MAX, HOPS_MAX, HopTiming, NextHop, OpenSession, PushMessage,
-    ServerMessage, SessionError, Step,
+    ClientMessage, DETAIL_BYTES_MAX, HOPS_MAX, HopTiming, OpenSession, PushMessage, ServerMessage,
+    SessionError, Step,
 };
 use crate::error::{ErrorCode, ProtocolViolation};
 use crate::frame::Frame;
@@ -27,6 +29,12 @@ impl ClientMessage {
                 let session = wire::session_bytes(session);
                 client_message::Message::Close(v1::CloseSession { session })
             }
+            Self::Redirect(redirect) => client_message::Message::Redirect(redirect.into()),
+            Self::Adopt(adopt) => client_message::Message::Adopt(adopt.into()),
+            Self::Ping { session } => {
+                let session = wire::session_bytes(session);
+                client_message::Message::Ping(v1::Ping { session })
+            }
         };
         let header = v1::ClientMessage { message: Some(message) }.encode_to_vec().into();
         Frame { header, payload }
@@ -38,20 +46,24 @@ impl ClientMessage {
     /// [`ProtocolViolation`] where there is none that makes sense.
     pub fn decode(frame: Frame) -> Result<Self, ProtocolViolation> {
         let Frame { header, payload } = frame;
-        let message = wire::decode_header::<v1::ClientMessage>(header, "client's message")?.message;
+        const MESSAGE: &str = "client's message";
+        let message = wire::decode_header::<v1::ClientMessage>(header, MESSAGE)?.message;
+        let message = message.ok_or(ProtocolViolation::UnknownKind { message: MESSAGE })?;
+        if let client_message::Message::Step(step) = message {
+            return Ok(Self::Step(step_from_wire(step, payload)?));
+        }
+        wire::no_payload(&payload, MESSAGE)?;
         match message {
-            Some(client_message::Message::Open(open)) => {
-                wire::no_payload(&payload, "Open")?;
-                Ok(Self::Open(open.try_into()?))
-            }
-            Some(client_message::Message::Step(step)) => {
-                Ok(Self::Step(step_from_wire(step, payload)?))
-            }
-            Some(client_message::Message::Close(v1::CloseSession { session })) => {
-                wire::no_payload(&payload, "Close")?;
+            client_message::Message::Step(_) => unreachable!("it was read above"),
+            client_message::Message::Open(open) => Ok(Self::Open(open.try_into()?)),
+            client_message::Message::Close(v1::CloseSession { session }) => {
                 Ok(Self::Close { session: wire::session_id(&session)? })
             }
-            None => Err(ProtocolViolation::UnknownKind { message: "client's message" }),
+            client_message::Message::Redirect(redirect) => Ok(Self::Redirect(redirect.try_into()?)),
+            client_message::Message::Adopt(adopt) => Ok(Self::Adopt(adopt.try_into()?)),
+            client_message::Message::Ping(v1::Ping { session }) => {
+                Ok(Self::Ping { session: wire::session_id(&session)? })
+            }
         }
     }
 }
@@ -72,6 +84,23 @@ impl ServerMessage {
                 let session = wire::session_bytes(session);
                 server_message::Message::Closed(v1::SessionClosed { session })
             }
+            Self::Redirected { session, mirror, complete } => {
+                let session = wire::session_bytes(session);
+                server_message::Message::Redirected(v1::Redirected { session, mirror, complete })
+            }
+            Self::Adopted { session, position } => {
+                let session = wire::session_bytes(session);
+                server_message::Message::Adopted(v1::Adopted { session, position })
+            }
+            Self::Pong { session, received, computed } => {
+                let session = wire::session_bytes(session);
+                server_message::Message::Pong(v1::Pong { session, received, computed })
+            }
+            Self::Draining { session } => {
+                let session = wire::session_bytes(session);
+                server_message::Message::Draining(v1::SessionDraining { session })
+            }
+            Self::Trouble(trouble) => server_message::Message::Trouble(trouble.into()),
         };
         let header = v1::ServerMessage { message: Some(message) }.encode_to_vec().into();
         Frame { header, payload }
@@ -83,25 +112,36 @@ impl ServerMessage {
     /// [`ProtocolViolation`] where there is none that makes sense.
     pub fn decode(frame: Frame) -> Result<Self, ProtocolViolation> {
         let Frame { header, payload } = frame;
-        let message = wire::decode_header::<v1::ServerMessage>(header, "server's message")?.message;
-        match message {
-            Some(server_message::Message::Opened(v1::SessionOpened { session, tokens_max })) => {
-                wire::no_payload(&payload, "Opened")?;
-                Ok(Self::Opened { session: wire::session_id(&session)?, tokens_max })
-            }
-            Some(server_message::Message::Output(step)) => {
-                Ok(Self::Output(step_from_wire(step, payload)?))
-            }
-            Some(server_message::Message::Error(error)) => {
-                wire::no_payload(&payload, "Error")?;
-                Ok(Self::Error(error.try_into()?))
-            }
-            Some(server_message::Message::Closed(v1::SessionClosed { session })) => {
-                wire::no_payload(&payload, "Closed")?;
-                Ok(Self::Closed { session: wire::session_id(&session)? })
-            }
-            None => Err(ProtocolViolation::UnknownKind { message: "server's message" }),
+        const MESSAGE: &str = "server's message";
+        let message = wire::decode_header::<v1::ServerMessage>(header, MESSAGE)?.message;
+        let message = message.ok_or(ProtocolViolation::UnknownKind { message: MESSAGE })?;
+        if let server_message::Message::Output(step) = message {
+            return Ok(Self::Output(step_from_wire(step, payload)?));
         }
+        wire::no_payload(&payload, MESSAGE)?;
+        Ok(match message {
+            server_message::Message::Output(_) => unreachable!("it was read above"),
+            server_message::Message::Opened(v1::SessionOpened { session, tokens_max }) => {
+                Self::Opened { session: wire::session_id(&session)?, tokens_max }
+            }
+            server_message::Message::Error(error) => Self::Error(error.try_into()?),
+            server_message::Message::Closed(v1::SessionClosed { session }) => {
+                Self::Closed { session: wire::session_id(&session)? }
+            }
+            server_message::Message::Redirected(v1::Redirected { session, mirror, complete }) => {
+                Self::Redirected { session: wire::session_id(&session)?, mirror, complete }
+            }
+            server_message::Message::Adopted(v1::Adopted { session, position }) => {
+                Self::Adopted { session: wire::session_id(&session)?, position }
+            }
+            server_message::Message::Pong(v1::Pong { session, received, computed }) => {
+                Self::Pong { session: wire::session_id(&session)?, received, computed }
+            }
+            server_message::Message::Draining(v1::SessionDraining { session }) => {
+                Self::Draining { session: wire::session_id(&session)? }
+            }
+            server_message::Message::Trouble(trouble) => Self::Trouble(trouble.try_into()?),
+        })
     }
 }
 
@@ -134,16 +174,16 @@ impl PushMessage {
 
 impl From<OpenSession> for v1::OpenSession {
     fn from(open: OpenSession) -> Self {
+        let (next, held) = repair::destination_to_wire(open.next, open.session);
         Self {
             session: wire::session_bytes(open.session),
             model: wire::model_bytes(open.model),
             blocks: Some(wire::span_to_wire(open.blocks)),
             tokens_max: open.tokens_max,
             previous: open.previous.map(wire::peer_bytes),
-            next: open.next.map(|next| v1::NextHop {
-                peer: wire::peer_bytes(next.peer),
-                addresses: wire::addresses_to_wire(next.addresses),
-            }),
+            next,
+            held,
+            next_position: open.next_position,
         }
     }
 }
@@ -152,20 +192,15 @@ impl TryFrom<v1::OpenSession> for OpenSession {
     type Error = ProtocolViolation;
 
     fn try_from(open: v1::OpenSession) -> Result<Self, ProtocolViolation> {
-        let next = |next: v1::NextHop| {
-            let peer = wire::peer_id(&next.peer)?;
-            Ok::<_, ProtocolViolation>(NextHop {
-                peer,
-                addresses: wire::addresses(next.addresses)?,
-            })
-        };
+        let session = wire::session_id(&open.session)?;
         Ok(Self {
-            session: wire::session_id(&open.session)?,
+            session,
             model: wire::model_id(&open.model)?,
             blocks: wire::span(open.blocks)?,
             tokens_max: open.tokens_max,
             previous: open.previous.map(|peer| wire::peer_id(&peer)).transpose()?,
-            next: open.next.map(next).transpose()?,
+            next: repair::destination(open.next, open.held, session)?,
+            next_position: open.next_position,
         })
     }
 }
@@ -212,6 +247,7 @@ fn step_to_wire(step: Step, payload: &mut Bytes) -> v1::Step {
         position: step.position,
         hidden: Some(wire::tensor_to_wire(&step.hidden)),
         trace: step.trace.iter().take(HOPS_MAX).map(timing).collect(),
+        replay: step.replay,
     }
 }
 
@@ -238,6 +274,7 @@ fn step_from_wire(step: v1::Step, payload: Bytes) -> Result<Step, ProtocolViolat
         position: step.position,
         hidden,
         trace,
+        replay: step.replay,
     };
     match step.end_position() {
         Some(_) => Ok(step),

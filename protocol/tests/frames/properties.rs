@@ -11,7 +11,8 @@ use umbel_protocol::directory::{DirectoryAnswer, DirectoryRequest};
 use umbel_protocol::error::{ErrorCode, ProtocolViolation};
 use umbel_protocol::frame::{Frame, FrameDecoder};
 use umbel_protocol::inference::{
-    ClientMessage, HopTiming, NextHop, OpenSession, PushMessage, ServerMessage, SessionError, Step,
+    Adopt, ClientMessage, Destination, HopTiming, Neighbour, NextHop, OpenSession, PushMessage,
+    Redirect, ServerMessage, SessionError, Step, Trouble,
 };
 use umbel_protocol::{DType, ModelId, PeerId, SessionId, Span, StepId, Tensor};
 
@@ -39,19 +40,47 @@ fn durations() -> impl Strategy<Value = Duration> {
     any::<u64>().prop_map(Duration::from_nanos)
 }
 
+fn destinations() -> impl Strategy<Value = Destination> {
+    let next = (peers(), vec("[ -~]{0,256}", 0..=16), sessions())
+        .prop_map(|(peer, addresses, session)| NextHop { peer, addresses, session });
+    prop_oneof![
+        Just(Destination::Client),
+        Just(Destination::Held),
+        next.prop_map(Destination::Server)
+    ]
+}
+
 fn opens() -> impl Strategy<Value = OpenSession> {
-    let next = (peers(), vec("[ -~]{0,256}", 0..=16))
-        .prop_map(|(peer, addresses)| NextHop { peer, addresses });
-    (sessions(), models(), spans(), any::<u32>(), option::of(peers()), option::of(next)).prop_map(
-        |(session, model, blocks, tokens_max, previous, next)| OpenSession {
+    let numbers = (any::<u32>(), any::<u32>());
+    (sessions(), models(), spans(), numbers, option::of(peers()), destinations()).prop_map(
+        |(session, model, blocks, (tokens_max, next_position), previous, next)| OpenSession {
             session,
             model,
             blocks,
             tokens_max,
             previous,
             next,
+            next_position,
         },
     )
+}
+
+fn redirects() -> impl Strategy<Value = Redirect> {
+    (sessions(), destinations(), any::<u32>(), any::<u32>(), any::<bool>()).prop_map(
+        |(session, next, next_position, settled, mirror)| Redirect {
+            session,
+            next,
+            next_position,
+            settled,
+            mirror,
+        },
+    )
+}
+
+fn troubles() -> impl Strategy<Value = Trouble> {
+    let neighbour = prop_oneof![Just(Neighbour::Previous), Just(Neighbour::Next)];
+    (sessions(), neighbour, codes(), "\\PC{0,100}")
+        .prop_map(|(session, neighbour, code, detail)| Trouble { session, neighbour, code, detail })
 }
 
 fn timings() -> impl Strategy<Value = HopTiming> {
@@ -76,15 +105,15 @@ fn tensors() -> impl Strategy<Value = Tensor> {
 }
 
 fn steps() -> impl Strategy<Value = Step> {
-    (sessions(), any::<u64>(), 0..u32::MAX - 9, tensors(), vec(timings(), 0..=64)).prop_map(
-        |(session, step, position, hidden, trace)| Step {
+    (sessions(), any::<u64>(), 0..u32::MAX - 9, tensors(), vec(timings(), 0..=64), any::<bool>())
+        .prop_map(|(session, step, position, hidden, trace, replay)| Step {
             session,
             step: StepId(step),
             position,
             hidden,
             trace,
-        },
-    )
+            replay,
+        })
 }
 
 fn codes() -> impl Strategy<Value = ErrorCode> {
@@ -117,12 +146,26 @@ fn messages() -> impl Strategy<Value = Message> {
         opens().prop_map(ClientMessage::Open),
         steps().prop_map(ClientMessage::Step),
         sessions().prop_map(|session| ClientMessage::Close { session }),
+        redirects().prop_map(ClientMessage::Redirect),
+        (sessions(), option::of(peers()))
+            .prop_map(|(session, previous)| ClientMessage::Adopt(Adopt { session, previous })),
+        sessions().prop_map(|session| ClientMessage::Ping { session }),
     ];
     let server = prop_oneof![
         opened,
         steps().prop_map(ServerMessage::Output),
         error.prop_map(ServerMessage::Error),
         sessions().prop_map(|session| ServerMessage::Closed { session }),
+        (sessions(), any::<bool>(), any::<bool>()).prop_map(|(session, mirror, complete)| {
+            ServerMessage::Redirected { session, mirror, complete }
+        }),
+        (sessions(), any::<u32>())
+            .prop_map(|(session, position)| ServerMessage::Adopted { session, position }),
+        (sessions(), any::<u32>(), any::<u32>()).prop_map(|(session, received, computed)| {
+            ServerMessage::Pong { session, received, computed }
+        }),
+        sessions().prop_map(|session| ServerMessage::Draining { session }),
+        troubles().prop_map(ServerMessage::Trouble),
     ];
     let request = prop_oneof![
         announcements().prop_map(DirectoryRequest::Announce),
@@ -193,6 +236,7 @@ fn step_of(position: u32, shape: Vec<u32>, bytes: usize) -> ClientMessage {
         position,
         hidden: Tensor::new(DType::F32, shape, vec![0; bytes].into()).unwrap(),
         trace: Vec::new(),
+        replay: false,
     })
 }
 
@@ -219,7 +263,7 @@ fn a_payload_that_the_header_does_not_ask_for_is_a_violation() {
     assert!(matches!(decoded, Err(ProtocolViolation::InvalidTensor(_))), "{decoded:?}");
     let mut frame = ClientMessage::Close { session: SessionId::new(1) }.encode();
     frame.payload = Bytes::from_static(&[0]);
-    let violation = ProtocolViolation::UnexpectedPayload { message: "Close", bytes: 1 };
+    let violation = ProtocolViolation::UnexpectedPayload { message: "client's message", bytes: 1 };
     assert_eq!(ClientMessage::decode(frame), Err(violation));
 }
 

@@ -9,7 +9,8 @@ use umbel_protocol::directory::{DirectoryAnswer, DirectoryRequest};
 use umbel_protocol::error::{ErrorCode, ProtocolViolation};
 use umbel_protocol::frame::{Frame, Limits, encode_prefix};
 use umbel_protocol::inference::{
-    ClientMessage, HopTiming, NextHop, OpenSession, PushMessage, ServerMessage, SessionError, Step,
+    Adopt, ClientMessage, Destination, HopTiming, Neighbour, NextHop, OpenSession, PushMessage,
+    Redirect, ServerMessage, SessionError, Step, Trouble,
 };
 use umbel_protocol::{DType, ModelId, PeerId, SessionId, Span, StepId, Tensor};
 
@@ -69,13 +70,26 @@ pub(crate) fn samples() -> Vec<Sample> {
     vec![
         client("client_open", ClientMessage::Open(open(session))),
         client("client_open_alone", ClientMessage::Open(open_alone(session))),
+        client("client_open_refill", ClientMessage::Open(open_refill(session))),
         client("client_step", ClientMessage::Step(step(session))),
         client("client_close", ClientMessage::Close { session }),
+        client("client_redirect", ClientMessage::Redirect(redirect(session))),
+        client("client_adopt", ClientMessage::Adopt(Adopt { session, previous: Some(peer(1)) })),
+        client("client_ping", ClientMessage::Ping { session }),
         server("server_opened", ServerMessage::Opened { session, tokens_max: 2_048 }),
         server("server_output", ServerMessage::Output(step(session))),
         server("server_error", ServerMessage::Error(error(session))),
         server("server_closed", ServerMessage::Closed { session }),
+        server(
+            "server_redirected",
+            ServerMessage::Redirected { session, mirror: true, complete: true },
+        ),
+        server("server_adopted", ServerMessage::Adopted { session, position: 130 }),
+        server("server_pong", ServerMessage::Pong { session, received: 133, computed: 130 }),
+        server("server_draining", ServerMessage::Draining { session }),
+        server("server_trouble", ServerMessage::Trouble(trouble(session))),
         sample("push_step", Message::Push(PushMessage::Step(step(session)))),
+        sample("push_replay", Message::Push(PushMessage::Step(replay(session)))),
         sample("request_announce", Message::Request(DirectoryRequest::Announce(signed()))),
         sample("request_lookup", Message::Request(DirectoryRequest::Lookup { model: Some(MODEL) })),
         sample("request_lookup_all", Message::Request(DirectoryRequest::Lookup { model: None })),
@@ -84,6 +98,8 @@ pub(crate) fn samples() -> Vec<Sample> {
         sample("answer_found_none", Message::Answer(DirectoryAnswer::Found(Vec::new()))),
     ]
 }
+
+const OTHER: SessionId = SessionId::new(0x1112_1314_1516_1718_191a_1b1c_1d1e_1f20);
 
 const MODEL: ModelId = ModelId::from_bytes([0xab; 32]);
 
@@ -104,12 +120,32 @@ fn open(session: SessionId) -> OpenSession {
         blocks: span(10, 20),
         tokens_max: 2_048,
         previous: Some(peer(1)),
-        next: Some(NextHop { peer: peer(2), addresses }),
+        next: Destination::Server(NextHop { peer: peer(2), addresses, session }),
+        next_position: 0,
+    }
+}
+
+fn open_refill(session: SessionId) -> OpenSession {
+    let next = NextHop { peer: peer(2), addresses: Vec::new(), session: OTHER };
+    OpenSession { next: Destination::Server(next), next_position: 12, ..open(session) }
+}
+
+fn redirect(session: SessionId) -> Redirect {
+    let OpenSession { next, next_position, .. } = open_refill(session);
+    Redirect { session, next, next_position, settled: 130, mirror: true }
+}
+
+fn trouble(session: SessionId) -> Trouble {
+    Trouble {
+        session,
+        neighbour: Neighbour::Next,
+        code: ErrorCode::NextHopUnreachable,
+        detail: "it closed the link".to_owned(),
     }
 }
 
 fn open_alone(session: SessionId) -> OpenSession {
-    OpenSession { blocks: span(0, 30), previous: None, next: None, ..open(session) }
+    OpenSession { blocks: span(0, 30), previous: None, next: Destination::Client, ..open(session) }
 }
 
 fn step(session: SessionId) -> Step {
@@ -129,7 +165,12 @@ fn step(session: SessionId) -> Step {
         position: 130,
         hidden: Tensor::new(DType::BF16, vec![3, 2], payload).expect("12 bytes"),
         trace: vec![first, second],
+        replay: false,
     }
+}
+
+fn replay(session: SessionId) -> Step {
+    Step { replay: true, trace: Vec::new(), ..step(session) }
 }
 
 fn error(session: SessionId) -> SessionError {
