@@ -6,6 +6,7 @@
 
 #![warn(missing_docs)]
 
+pub mod journal;
 pub mod random;
 pub mod route;
 pub mod server;

@@ -2,9 +2,13 @@
 //!
 //! The machine admits sessions by its KV budget, keeps the order of steps, hands one job at a time
 //! to the accelerator, and sends each result to the next hop, or to the client from the last one.
+//! Of what it sends it keeps a journal, from which it refills whoever takes the next hop's place.
 
 mod admission;
+mod drain;
+mod mend;
 mod schedule;
+mod served;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -16,22 +20,29 @@ use umbel_protocol::inference::{
 use umbel_protocol::{ModelId, PeerId, SessionId, Span, StepId, Tensor};
 
 use crate::time::Time;
-use admission::Admission;
+use admission::Refusal;
+use drain::Shards;
 use schedule::{QueuedStep, Schedule};
+use served::Served;
 
-/// Most sessions at once. Each holds a few hundred bytes here; its KV cache is budgeted apart.
+/// Most sessions at once. Each holds a few hundred bytes here; its KV cache and its journal are
+/// budgeted apart.
 pub const SESSIONS_MAX: usize = 256;
 
 /// Most sessions of one client at once, so that one cannot take every place.
 pub const SESSIONS_PER_CLIENT_MAX: usize = 64;
 
-/// Most steps of one session that wait: enough to keep every stage of a long route busy with the
-/// chunks of one prompt, and little enough to hold (64 MiB each at most).
-pub const STEPS_QUEUED_PER_SESSION_MAX: usize = 16;
+/// Most steps of one session that wait: the replay of a context of 32,768 tokens in chunks of 512.
+/// Together they have at most twice the tokens of the session.
+pub const STEPS_QUEUED_PER_SESSION_MAX: usize = 64;
 
 /// How long a session keeps its cache without a step. A reader may think for minutes between two
 /// questions; Petals gives 5 minutes.
 pub const SESSION_LEASE: Duration = Duration::from_secs(30 * 60);
+
+/// How long clients have to move away from blocks that are given up: a replay of a long context
+/// through slow servers takes tens of seconds.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What a server offers.
 #[derive(Debug, Clone)]
@@ -40,7 +51,7 @@ pub struct ServerConfig {
     pub peer: PeerId,
     /// The model that it serves.
     pub model: ModelId,
-    /// The blocks that it serves.
+    /// The blocks that it serves first, as shard 0.
     pub span: Span,
     /// Elements of one token's hidden state.
     pub hidden_size: u32,
@@ -48,6 +59,9 @@ pub struct ServerConfig {
     pub context_tokens: u32,
     /// Tokens of KV cache for all sessions together, each counted once per block of the span.
     pub kv_tokens_max: u32,
+    /// Bytes of results that are kept for the failure of a next hop; beyond them the largest
+    /// journal is forgotten, and its session is refilled from further upstream.
+    pub journal_bytes_max: usize,
 }
 
 /// A link to a client, as the body numbers it.
@@ -57,6 +71,10 @@ pub struct LinkId(pub u64);
 /// A job for the accelerator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct JobId(pub u64);
+
+/// Blocks that the server holds: one lot, or two while it moves from one span to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct ShardId(pub u32);
 
 /// What happens to a server.
 #[derive(Debug)]
@@ -95,9 +113,23 @@ pub enum Input {
     PushFailed {
         /// Whose.
         session: SessionId,
+        /// What the session is called there.
+        to: SessionId,
         /// What the network said.
         detail: String,
     },
+    /// Other blocks have been loaded: new sessions open on them, and the clients of those before
+    /// are asked to leave.
+    Serve {
+        /// Their name, never used before.
+        shard: ShardId,
+        /// The blocks.
+        span: Span,
+        /// As in [`ServerConfig`].
+        kv_tokens_max: u32,
+    },
+    /// The server is to leave: no session opens any more, and the clients are asked to leave.
+    Drain,
 }
 
 /// A step that the accelerator refused.
@@ -124,20 +156,31 @@ pub enum Output {
     Connect {
         /// Whose.
         session: SessionId,
-        /// To whom.
+        /// To whom, and what the session is called there.
         next: NextHop,
     },
-    /// Hand a step on to the next hop of its session.
+    /// Hand a step on over the link that was opened for this session and name.
     Push {
-        /// Who that is.
-        next: PeerId,
+        /// Whose.
+        session: SessionId,
+        /// What it is called there.
+        to: SessionId,
         /// What.
         step: Step,
+    },
+    /// Close the link to a next hop.
+    Disconnect {
+        /// Whose.
+        session: SessionId,
+        /// What it is called there.
+        to: SessionId,
     },
     /// Make room for a session's keys and values.
     OpenCache {
         /// Whose.
         session: SessionId,
+        /// On which shard.
+        shard: ShardId,
         /// In these blocks.
         blocks: Span,
         /// For this many tokens.
@@ -145,10 +188,15 @@ pub enum Output {
     },
     /// Compute a step; the answer is [`Input::Computed`].
     Compute(Job),
-    /// The session is over: free its cache and its link to the next hop.
+    /// The session is over: free its cache.
     Forget {
         /// Which one.
         session: SessionId,
+    },
+    /// No session uses a shard that was given up: its blocks may be dropped.
+    Drained {
+        /// Which one.
+        shard: ShardId,
     },
 }
 
@@ -168,26 +216,14 @@ pub struct Job {
     pub hidden: Tensor,
 }
 
-#[derive(Debug)]
-struct Served {
-    client: PeerId,
-    link: LinkId,
-    blocks: Span,
-    tokens_max: u32,
-    previous: Option<PeerId>,
-    next: Option<PeerId>,
-    /// Tokens in the cache once every waiting step is computed.
-    position: u32,
-    last_used: Time,
-}
-
 /// All sessions of one server.
 #[derive(Debug)]
 pub struct Server {
     config: ServerConfig,
-    admission: Admission,
+    shards: Shards,
     sessions: BTreeMap<SessionId, Served>,
     schedule: Schedule,
+    journal_bytes: usize,
     outputs: VecDeque<Output>,
 }
 
@@ -196,10 +232,11 @@ impl Server {
     #[must_use]
     pub fn new(config: ServerConfig) -> Self {
         Self {
-            admission: Admission::new(&config),
+            shards: Shards::new(config.span, config.kv_tokens_max),
             config,
             sessions: BTreeMap::new(),
             schedule: Schedule::default(),
+            journal_bytes: 0,
             outputs: VecDeque::new(),
         }
     }
@@ -211,21 +248,15 @@ impl Server {
     /// it was said. Sessions of others are not touched.
     pub fn handle(&mut self, input: Input, now: Time) -> Result<(), ProtocolViolation> {
         match input {
-            Input::Received { link, from, message: ClientMessage::Open(open) } => {
-                self.open(link, from, open, now)?;
-            }
-            Input::Received { link, message: ClientMessage::Step(step), .. } => {
-                self.client_step(link, step, now)?;
-            }
-            Input::Received { link, message: ClientMessage::Close { session }, .. } => {
-                self.client_close(link, session)?;
-            }
+            Input::Received { link, from, message } => self.received(link, from, message, now)?,
             Input::Pushed { from, step } => self.pushed(from, step, now)?,
             Input::Computed { job, result, compute } => self.computed(job, result, compute, now),
             Input::LinkClosed { link } => self.link_closed(link),
-            Input::PushFailed { session, detail } => {
-                self.fail(session, None, ErrorCode::NextHopUnreachable, detail);
+            Input::PushFailed { session, to, detail } => self.push_failed(session, to, detail),
+            Input::Serve { shard, span, kv_tokens_max } => {
+                self.serve(shard, span, kv_tokens_max, now);
             }
+            Input::Drain => self.drain(now),
         }
         self.compute_next(now);
         Ok(())
@@ -234,10 +265,12 @@ impl Server {
     /// When [`Server::handle_timeout`] is to be called, if nothing happens before.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Time> {
-        self.sessions.values().map(|served| served.last_used + SESSION_LEASE).min()
+        let lease = self.sessions.values().map(|served| served.last_used + SESSION_LEASE).min();
+        lease.into_iter().chain(self.shards.deadline()).min()
     }
 
-    /// Ends sessions that nobody has used for the length of a lease.
+    /// Ends sessions that nobody has used for the length of a lease, and those that have not left
+    /// blocks that are given up.
     pub fn handle_timeout(&mut self, now: Time) {
         let idle = |served: &Served| now.since(served.last_used) >= SESSION_LEASE;
         let ended: Vec<_> =
@@ -246,6 +279,7 @@ impl Server {
             let detail = format!("no step for {} minutes", SESSION_LEASE.as_secs() / 60);
             self.fail(session, None, ErrorCode::LeaseEnded, detail);
         }
+        self.end_drain(now);
     }
 
     /// What to do next; drain it before waiting.
@@ -253,10 +287,10 @@ impl Server {
         self.outputs.pop_front()
     }
 
-    /// Tokens of KV cache that no session has reserved.
+    /// Tokens of KV cache that no session has reserved, on the blocks on which sessions open.
     #[must_use]
-    pub const fn kv_tokens_free(&self) -> u32 {
-        self.admission.kv_tokens_free()
+    pub fn kv_tokens_free(&self) -> u32 {
+        self.shards.current().admission.kv_tokens_free()
     }
 
     /// Steps that wait or are being computed.
@@ -271,6 +305,29 @@ impl Server {
         self.sessions.len()
     }
 
+    /// Bytes of all journals.
+    #[must_use]
+    pub const fn journal_bytes(&self) -> usize {
+        self.journal_bytes
+    }
+
+    fn received(
+        &mut self,
+        link: LinkId,
+        from: PeerId,
+        message: ClientMessage,
+        now: Time,
+    ) -> Result<(), ProtocolViolation> {
+        match message {
+            ClientMessage::Open(open) => self.open(link, from, open, now),
+            ClientMessage::Step(step) => self.client_step(link, step, now),
+            ClientMessage::Close { session } => self.client_close(link, session),
+            ClientMessage::Redirect(redirect) => self.redirect(link, redirect),
+            ClientMessage::Adopt(adopt) => self.adopt(link, adopt),
+            ClientMessage::Ping { session } => self.ping(link, session),
+        }
+    }
+
     fn open(
         &mut self,
         link: LinkId,
@@ -283,30 +340,21 @@ impl Server {
             return Err(ProtocolViolation::Unexpected { message: "Open" });
         }
         let of_client = self.sessions.values().filter(|served| served.client == client).count();
-        if let Err(refusal) = self.admission.admit(&self.config, &open, of_client) {
+        let open_count = self.sessions.len();
+        if let Err(refusal) = self.shards.admit(&self.config, &open, open_count, of_client) {
             self.send_error(link, session, None, refusal.code, refusal.detail);
             return Ok(());
         }
         tracing::info!(%session, %client, blocks = %open.blocks, tokens = open.tokens_max, "opened");
+        let shard = self.shards.current().id;
         let (blocks, tokens) = (open.blocks, open.tokens_max);
-        self.outputs.push_back(Output::OpenCache { session, blocks, tokens });
-        let message = ServerMessage::Opened { session, tokens_max: tokens };
-        self.outputs.push_back(Output::Send { link, message });
-        let next = open.next.as_ref().map(|next| next.peer);
-        if let Some(next) = open.next {
+        self.outputs.push_back(Output::OpenCache { session, shard, blocks, tokens });
+        self.send(link, ServerMessage::Opened { session, tokens_max: tokens });
+        let (served, next) = Served::new(client, link, shard, open, now);
+        self.sessions.insert(session, served);
+        if let Some(next) = next {
             self.outputs.push_back(Output::Connect { session, next });
         }
-        let served = Served {
-            client,
-            link,
-            blocks,
-            tokens_max: tokens,
-            previous: open.previous,
-            next,
-            position: 0,
-            last_used: now,
-        };
-        self.sessions.insert(session, served);
         Ok(())
     }
 
@@ -325,7 +373,9 @@ impl Server {
         if served.link != link || served.previous.is_some() {
             return Err(ProtocolViolation::NotAllowed { message: "Step" });
         }
-        self.enqueue(step, now);
+        if let Err((session, step, refusal)) = self.enqueue(step, now) {
+            self.fail(session, Some(step), refusal.code, refusal.detail);
+        }
         Ok(())
     }
 
@@ -343,34 +393,20 @@ impl Server {
         Ok(())
     }
 
-    fn pushed(&mut self, from: PeerId, step: Step, now: Time) -> Result<(), ProtocolViolation> {
-        match self.sessions.get(&step.session) {
-            // It may have ended here while the step was on its way; its client knows.
-            None => Ok(()),
-            Some(served) if served.previous != Some(from) => {
-                Err(ProtocolViolation::NotAllowed { message: "Push" })
-            }
-            Some(_) => {
-                self.enqueue(step, now);
-                Ok(())
-            }
-        }
-    }
-
-    fn enqueue(&mut self, step: Step, now: Time) {
+    /// Puts a step into the queue.
+    fn enqueue(&mut self, step: Step, now: Time) -> Result<(), (SessionId, StepId, Refusal)> {
         let session = step.session;
         let Some(served) = self.sessions.get_mut(&session) else {
-            return;
+            return Ok(());
         };
         served.last_used = now;
         let waiting = self.schedule.waiting(session);
-        match schedule::check(&step, served, self.config.hidden_size, waiting) {
-            Ok(end) => {
-                served.position = end;
-                self.schedule.push(QueuedStep { step, received: now });
-            }
-            Err(refusal) => self.fail(session, Some(step.step), refusal.code, refusal.detail),
-        }
+        let end = schedule::check(&step, served, self.config.hidden_size, waiting)
+            .map_err(|refusal| (session, step.step, refusal))?;
+        served.received = end;
+        served.awaits_refill = false;
+        self.schedule.push(QueuedStep { step, received: now });
+        Ok(())
     }
 
     fn compute_next(&mut self, now: Time) {
@@ -408,25 +444,25 @@ impl Server {
             }
         };
         let mut trace = running.trace;
-        trace.push(HopTiming {
-            peer: self.config.peer,
-            span: served.blocks,
-            queue: running.started.since(running.received),
-            compute,
-            hop: now.since(running.received),
-            link_round_trip: None,
-        });
+        if !running.replay {
+            trace.push(HopTiming {
+                peer: self.config.peer,
+                span: served.blocks,
+                queue: running.started.since(running.received),
+                compute,
+                hop: now.since(running.received),
+                link_round_trip: None,
+            });
+        }
         let step = Step {
             session: running.session,
             step: running.step,
             position: running.position,
             hidden,
             trace,
+            replay: running.replay,
         };
-        self.outputs.push_back(match &served.next {
-            Some(next) => Output::Push { next: *next, step },
-            None => Output::Send { link: served.link, message: ServerMessage::Output(step) },
-        });
+        self.deliver(step);
     }
 
     fn link_closed(&mut self, link: LinkId) {
@@ -448,10 +484,19 @@ impl Server {
 
     fn forget(&mut self, session: SessionId) -> Option<Served> {
         let served = self.sessions.remove(&session)?;
-        self.admission.release(served.blocks, served.tokens_max);
+        self.shards.release(served.shard, served.blocks, served.tokens_max);
         self.schedule.abandon(session);
+        self.journal_bytes -= served.journal.bytes();
+        for to in served.destinations() {
+            self.outputs.push_back(Output::Disconnect { session, to });
+        }
         self.outputs.push_back(Output::Forget { session });
+        self.report_drained();
         Some(served)
+    }
+
+    fn send(&mut self, link: LinkId, message: ServerMessage) {
+        self.outputs.push_back(Output::Send { link, message });
     }
 
     fn send_error(
@@ -462,8 +507,7 @@ impl Server {
         code: ErrorCode,
         detail: String,
     ) {
-        let message = ServerMessage::Error(SessionError { session, step, code, detail });
-        self.outputs.push_back(Output::Send { link, message });
+        self.send(link, ServerMessage::Error(SessionError { session, step, code, detail }));
     }
 }
 

@@ -1,64 +1,104 @@
-//! The client's role: one session along one route.
+//! The client's role: one session along a route that may change under it.
 //!
-//! The machine opens the session on every hop at once, then sends one step at a time to the first
-//! hop; each hop pushes its result to the next, and the last one answers here.
+//! The machine asks its body for a route, opens the session on every hop, and sends one step at a
+//! time to the first; each hop pushes its result to the next, and the last one answers here. When
+//! a hop fails, its blocks are routed anew while the others keep their caches: the hop before them
+//! sends what its journal holds to the replacement, which computes it once more. The client is the
+//! hop before the first, with a journal of its own. To open a session is to mend an empty route.
 
-use std::collections::VecDeque;
+mod failure;
+mod inbox;
+mod mend;
+mod place;
+mod spare;
+mod watch;
+
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
-use umbel_protocol::error::{ErrorCode, ProtocolViolation};
-use umbel_protocol::inference::{
-    ClientMessage, HopTiming, NextHop, OpenSession, ServerMessage, SessionError, Step,
-};
-use umbel_protocol::{ModelId, PeerId, SessionId, StepId, Tensor};
+use umbel_protocol::error::ProtocolViolation;
+use umbel_protocol::inference::{ClientMessage, HopTiming, ServerMessage, Step};
+use umbel_protocol::{ModelId, PeerId, SessionId, Span, StepId, Tensor};
 
-use crate::route::Hop;
+use crate::journal::{Journal, Outlet};
+use crate::route::{Hop, NoRoute};
 use crate::time::Time;
+use place::Place;
+use spare::{Asked, Spare};
 
-/// How long the hops may take to open a session: they only count their KV cache, so this is a
-/// generous round trip to the far side of the world over a slow link.
-pub const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
+pub use failure::{FailureReason, HopFailure, SessionFailure};
 
-/// How long a step may take: 512 tokens of prefill through a large model on slow processors take
-/// minutes, and a hop that dies is noticed sooner, by its link (Petals: `step_timeout`).
-pub const STEP_TIMEOUT: Duration = Duration::from_secs(300);
+/// How long a hop may take to open a session where nobody knows how far away it is: it only counts
+/// its KV cache, so this is a generous dial and round trip to the far side of the world.
+pub const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The least that a hop has to open a session, however near it is.
+pub const OPEN_TIMEOUT_MIN: Duration = Duration::from_millis(1_500);
+
+/// Most replacements between two answers. Every one excludes a server, so a session that needs
+/// more is in a swarm that fails faster than it can be mended.
+pub const MENDS_MAX: u32 = 32;
+
+/// How often a client asks for another server in the place of one that is about to leave.
+const RELIEF_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What a session needs to know to begin.
 #[derive(Debug, Clone)]
 pub struct SessionConfig {
-    /// Drawn at random by the body.
-    pub session: SessionId,
     /// Which model the hops must serve.
     pub model: ModelId,
+    /// Blocks of the model.
+    pub block_count: u32,
     /// Tokens for which each hop keeps room.
     pub tokens_max: u32,
-    /// The client's own id: who may send the first hop its steps is decided by the link itself.
-    pub hops: Vec<RouteHop>,
+    /// Bytes of what was sent to the first hop that are kept for its failure. Beyond them the
+    /// session fails with its first hop, and the caller begins a new one from its tokens.
+    pub journal_bytes_max: usize,
+    /// Whether each hop is to have a spare that computes along, so that its failure costs no
+    /// replay. It doubles what the swarm computes for this session.
+    pub standby: bool,
 }
 
-/// A hop and where it can be reached.
+/// A hop of a route, where it can be reached, and what the session is to be called there.
 #[derive(Debug, Clone)]
 pub struct RouteHop {
     /// Who computes what.
     pub hop: Hop,
-    /// Multiaddresses, for the hop before it.
+    /// Multiaddresses, the best first.
     pub addresses: Vec<String>,
+    /// Drawn at random by the body: who knows it may push into the session.
+    pub session: SessionId,
+    /// The last round trip from here to there, if one was measured.
+    pub round_trip: Option<Duration>,
 }
+
+/// One hop of one session. A server that takes a place twice has two of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HopId(pub u32);
 
 /// What happens to a session.
 #[derive(Debug)]
 pub enum Input {
-    /// A message came from the hop with this index.
+    /// Hops for the blocks of [`Output::Route`], in order.
+    Routed {
+        /// They tile those blocks.
+        hops: Vec<RouteHop>,
+    },
+    /// Nobody serves all the blocks of [`Output::Route`], and waiting did not help.
+    NoRoute(NoRoute),
+    /// A hop said something.
     Received {
-        /// Index of the hop in the route.
-        hop: usize,
+        /// Which one.
+        hop: HopId,
         /// What it said.
         message: ServerMessage,
     },
-    /// The link to this hop is gone.
+    /// The link to a hop is gone, or could not be opened.
     LinkLost {
-        /// Index of the hop in the route.
-        hop: usize,
+        /// Which one.
+        hop: HopId,
+        /// What the network said.
+        detail: String,
     },
     /// The caller wants these tokens computed, after the cache is cut to `position`.
     Step {
@@ -74,12 +114,28 @@ pub enum Input {
 /// What a session wants done.
 #[derive(Debug)]
 pub enum Output {
-    /// Send this to the hop with this index.
+    /// Find hops for these blocks; the answer is [`Input::Routed`] or [`Input::NoRoute`].
+    Route(RouteWanted),
+    /// Open a link to a hop. What is sent before it stands waits for it.
+    Connect {
+        /// Its name from now on.
+        hop: HopId,
+        /// To whom.
+        peer: PeerId,
+        /// Where.
+        addresses: Vec<String>,
+    },
+    /// Send this to a hop.
     Send {
-        /// Index of the hop in the route.
-        hop: usize,
+        /// Which one.
+        hop: HopId,
         /// What to say.
         message: ClientMessage,
+    },
+    /// Close the link to a hop once everything is sent.
+    Disconnect {
+        /// Which one.
+        hop: HopId,
     },
     /// Every hop has opened the session: steps may come.
     Ready,
@@ -92,150 +148,151 @@ pub enum Output {
         /// From handing the step in to its answer.
         total: Duration,
     },
-    /// The session is over; only a new one on another route helps.
+    /// A hop failed, by a fault of its own or of the way to it.
+    Blame(HopFailure),
+    /// The session is over; only a new one helps.
     Failed(SessionFailure),
 }
 
-/// Why a session ended before its caller closed it.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{peer} ({blocks}) failed the session: {reason}", peer = hop.peer, blocks = hop.blocks)]
-pub struct SessionFailure {
-    /// The hop at fault, as far as can be told.
-    pub hop: Hop,
-    /// What it did.
-    pub reason: FailureReason,
-}
-
-/// What a hop did to fail a session.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum FailureReason {
-    /// Its link closed.
-    #[error("its link closed")]
-    LinkLost,
-    /// It answered with an error.
-    #[error("{code}: {detail}")]
-    Refused {
-        /// The kind of error, which says whether another server may do better.
-        code: ErrorCode,
-        /// Its own words.
-        detail: String,
-    },
-    /// It did not answer in time.
-    #[error("it did not answer within {} s", after.as_secs())]
-    TimedOut {
-        /// How long the client waited.
-        after: Duration,
-    },
-    /// It broke the protocol.
-    #[error("it broke the protocol: {0}")]
-    Violation(ProtocolViolation),
+/// What is asked of a route or of a part of one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouteWanted {
+    /// The blocks to cover.
+    pub blocks: Span,
+    /// The server whose results enter; `None`: the client.
+    pub before: Option<PeerId>,
+    /// The server that takes the results; `None`: the client.
+    pub after: Option<PeerId>,
+    /// Servers that have failed this session lately, or are on its route already.
+    pub avoided: BTreeSet<PeerId>,
+    /// Whether the session cannot go on without: then it is worth waiting for a server.
+    pub needed: bool,
 }
 
 #[derive(Debug)]
 enum State {
-    Opening { opened: Vec<bool>, deadline: Time },
+    /// The first route is not open yet.
+    Opening,
     Idle,
-    Stepping { step: StepId, position: u32, shape: Vec<u32>, sent: Time },
+    Stepping(Stepping),
     Over,
 }
 
-/// One session of one client, along one route.
+/// The step that is on its way.
+#[derive(Debug)]
+struct Stepping {
+    step: StepId,
+    position: u32,
+    shape: Vec<u32>,
+    begun: Time,
+    /// It waits for the route to be mended.
+    unsent: Option<Step>,
+}
+
+/// One session of one client.
 #[derive(Debug)]
 pub struct Session {
-    id: SessionId,
-    hops: Vec<Hop>,
-    tokens_max: u32,
+    config: SessionConfig,
+    /// The hops in the order of their blocks; there are gaps while the route is mended.
+    places: Vec<Place>,
+    next_hop: u32,
     state: State,
     next_step: StepId,
+    /// Tokens that have been answered.
+    settled: u32,
+    journal: Journal,
+    outlet: Outlet,
+    /// The hop that the outlet leads to.
+    fed: Option<HopId>,
+    /// What a route is being looked for.
+    asking: Option<Asked>,
+    spares: Vec<Spare>,
+    /// The spare of the first hop, which this side feeds.
+    mirror: Option<(HopId, Outlet)>,
+    avoided: BTreeSet<PeerId>,
+    mends: u32,
+    last_failure: Option<HopFailure>,
     outputs: VecDeque<Output>,
 }
 
 impl Session {
-    /// A session that asks every hop to open it.
-    ///
-    /// # Panics
-    /// If there is no hop: a route always has one.
+    /// A session that asks for a route, and then every hop of it to open the session.
     #[must_use]
-    pub fn open(config: SessionConfig, local: PeerId, now: Time) -> Self {
-        assert!(!config.hops.is_empty(), "a route has a hop");
-        let hops: Vec<Hop> = config.hops.iter().map(|hop| hop.hop).collect();
-        let opens = hops.iter().enumerate().map(|(index, hop)| Output::Send {
-            hop: index,
-            message: ClientMessage::Open(OpenSession {
-                session: config.session,
-                model: config.model,
-                blocks: hop.blocks,
-                tokens_max: config.tokens_max,
-                previous: index.checked_sub(1).map(|before| hops[before].peer),
-                next: config
-                    .hops
-                    .get(index + 1)
-                    .map(|next| NextHop { peer: next.hop.peer, addresses: next.addresses.clone() }),
-            }),
-        });
-        tracing::debug!(session = %config.session, client = %local, hops = hops.len(), "open");
-        Self {
-            id: config.session,
-            tokens_max: config.tokens_max,
-            state: State::Opening { opened: vec![false; hops.len()], deadline: now + OPEN_TIMEOUT },
+    pub fn open(config: SessionConfig, now: Time) -> Self {
+        let mut session = Self {
+            config,
+            places: Vec::new(),
+            next_hop: 0,
+            state: State::Opening,
             next_step: StepId::default(),
-            outputs: opens.collect(),
-            hops,
-        }
+            settled: 0,
+            journal: Journal::default(),
+            outlet: Outlet::new(0),
+            fed: None,
+            asking: None,
+            spares: Vec::new(),
+            mirror: None,
+            avoided: BTreeSet::new(),
+            mends: 0,
+            last_failure: None,
+            outputs: VecDeque::new(),
+        };
+        session.mend(now);
+        session
     }
 
     /// Takes note of what happened.
     ///
     /// # Errors
-    /// [`ProtocolViolation`] where a hop said what it must not; the session has failed by then.
+    /// [`ProtocolViolation`] where a hop said what it must not; it has lost its place by then.
     ///
     /// # Panics
-    /// If the caller steps a session that is not idle, or names a hop that is not of the route.
+    /// If the caller steps a session that is not ready and idle, or beyond the tokens before.
     pub fn handle(&mut self, input: Input, now: Time) -> Result<(), ProtocolViolation> {
         if matches!(self.state, State::Over) {
             return Ok(());
         }
+        let mut result = Ok(());
         match input {
+            Input::Routed { hops } => self.routed(hops, now),
+            Input::NoRoute(no_route) => self.not_routed(no_route, now),
             Input::Received { hop, message } => {
-                let result = self.received(hop, message, now);
-                if let Err(violation) = &result {
-                    self.fail(hop, FailureReason::Violation(violation.clone()));
+                if let Some(index) = self.index_of(hop) {
+                    result = self.received(index, message, now);
+                    if let (Err(violation), Some(index)) = (&result, self.index_of(hop)) {
+                        self.drop_place(index, FailureReason::Violation(violation.clone()));
+                    }
+                } else {
+                    self.spare_received(hop, message, now);
                 }
-                return result;
             }
-            Input::LinkLost { hop } => self.fail(hop, FailureReason::LinkLost),
+            Input::LinkLost { hop, detail } => {
+                let reason = FailureReason::LinkLost { detail };
+                match self.index_of(hop) {
+                    Some(index) => self.drop_place(index, reason),
+                    None => self.drop_spare(hop, &reason, now),
+                }
+            }
             Input::Step { position, hidden } => self.step(position, hidden, now),
             Input::Close => self.close(),
         }
-        Ok(())
+        self.mend(now);
+        result
     }
 
     /// When [`Session::handle_timeout`] is to be called, if nothing happens before.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Time> {
-        match &self.state {
-            State::Opening { deadline, .. } => Some(*deadline),
-            State::Stepping { sent, .. } => Some(*sent + STEP_TIMEOUT),
-            State::Idle | State::Over => None,
-        }
+        self.next_deadline()
     }
 
-    /// Gives up what has taken too long.
+    /// Asks those who have been silent, and gives up those who stay so.
     pub fn handle_timeout(&mut self, now: Time) {
-        if self.poll_timeout().is_none_or(|deadline| now < deadline) {
+        if matches!(self.state, State::Over) {
             return;
         }
-        match &self.state {
-            State::Opening { opened, .. } => {
-                let late = opened.iter().position(|opened| !opened).unwrap_or_default();
-                self.fail(late, FailureReason::TimedOut { after: OPEN_TIMEOUT });
-            }
-            // Any hop may be the slow one; the first is as good a guess as any.
-            State::Stepping { .. } => {
-                self.fail(0, FailureReason::TimedOut { after: STEP_TIMEOUT });
-            }
-            State::Idle | State::Over => {}
-        }
+        self.watch(now);
+        self.mend(now);
     }
 
     /// What to do next; drain it before waiting.
@@ -243,122 +300,70 @@ impl Session {
         self.outputs.pop_front()
     }
 
-    /// The name of this session.
+    /// The hops, in the order of their blocks; some are missing while the route is mended.
     #[must_use]
-    pub const fn id(&self) -> SessionId {
-        self.id
-    }
-
-    /// The hops, in the order of their blocks.
-    #[must_use]
-    pub fn hops(&self) -> &[Hop] {
-        &self.hops
+    pub fn hops(&self) -> Vec<Hop> {
+        self.places.iter().map(|place| place.hop).collect()
     }
 
     /// Tokens for which the hops keep room.
     #[must_use]
     pub const fn tokens_max(&self) -> u32 {
-        self.tokens_max
+        self.config.tokens_max
     }
 
-    fn received(
-        &mut self,
-        hop: usize,
-        message: ServerMessage,
-        now: Time,
-    ) -> Result<(), ProtocolViolation> {
-        match message {
-            ServerMessage::Opened { session, .. } => self.opened(hop, session),
-            ServerMessage::Output(step) => self.stepped(hop, step, now),
-            ServerMessage::Error(error) => self.refused(hop, error),
-            // The farewell to a session that this side closed, late.
-            ServerMessage::Closed { .. } => Ok(()),
-        }
-    }
-
-    fn opened(&mut self, hop: usize, session: SessionId) -> Result<(), ProtocolViolation> {
-        self.check_id(session)?;
-        let State::Opening { opened, .. } = &mut self.state else {
-            return Err(ProtocolViolation::Unexpected { message: "Opened" });
-        };
-        opened[hop] = true;
-        if opened.iter().all(|opened| *opened) {
-            self.state = State::Idle;
-            self.outputs.push_back(Output::Ready);
-        }
-        Ok(())
-    }
-
-    fn stepped(&mut self, hop: usize, answer: Step, now: Time) -> Result<(), ProtocolViolation> {
-        self.check_id(answer.session)?;
-        let State::Stepping { step, position, shape, sent } = &self.state else {
-            return Err(ProtocolViolation::Unexpected { message: "Output" });
-        };
-        if hop + 1 != self.hops.len() || answer.step != *step || answer.position != *position {
-            return Err(ProtocolViolation::Unexpected { message: "Output" });
-        }
-        if answer.hidden.shape() != shape.as_slice() {
-            return Err(ProtocolViolation::WrongShape {
-                expected: shape.clone(),
-                found: answer.hidden.shape().to_vec(),
-            });
-        }
-        let total = now.since(*sent);
-        self.state = State::Idle;
-        self.outputs.push_back(Output::Stepped {
-            hidden: answer.hidden,
-            trace: answer.trace,
-            total,
-        });
-        Ok(())
-    }
-
-    fn refused(&mut self, hop: usize, error: SessionError) -> Result<(), ProtocolViolation> {
-        self.check_id(error.session)?;
-        // Who cannot reach the next hop is not at fault: the next hop is.
-        let next_hop = error.code == ErrorCode::NextHopUnreachable && hop + 1 < self.hops.len();
-        let at_fault = if next_hop { hop + 1 } else { hop };
-        self.fail(at_fault, FailureReason::Refused { code: error.code, detail: error.detail });
-        Ok(())
-    }
-
-    fn check_id(&self, session: SessionId) -> Result<(), ProtocolViolation> {
-        if session == self.id { Ok(()) } else { Err(ProtocolViolation::UnknownSession { session }) }
+    /// How many hops have lost their place since the last answer.
+    #[must_use]
+    pub const fn mends(&self) -> u32 {
+        self.mends
     }
 
     fn step(&mut self, position: u32, hidden: Tensor, now: Time) {
         assert!(matches!(self.state, State::Idle), "a step begins when the one before it ended");
+        assert!(position <= self.settled, "a step begins where the cache ends, or before");
         let step = self.next_step;
         self.next_step = step.next();
-        self.state = State::Stepping { step, position, shape: hidden.shape().to_vec(), sent: now };
-        let message = ClientMessage::Step(Step {
-            session: self.id,
-            step,
-            position,
-            hidden,
-            trace: Vec::new(),
-        });
-        self.outputs.push_back(Output::Send { hop: 0, message });
+        self.settled = position;
+        self.journal.record(step, position, hidden.clone());
+        if self.journal.bytes() > self.config.journal_bytes_max {
+            self.journal.evict();
+        }
+        let shape = hidden.shape().to_vec();
+        let session = self.places.first().map_or(SessionId::new(0), |place| place.session);
+        let (trace, replay) = (Vec::new(), false);
+        let unsent = Step { session, step, position, hidden, trace, replay };
+        self.mirror_step(&unsent);
+        for place in &mut self.places {
+            place.watch.begin(now);
+        }
+        self.state =
+            State::Stepping(Stepping { step, position, shape, begun: now, unsent: Some(unsent) });
     }
 
     fn close(&mut self) {
         self.state = State::Over;
-        self.send_close_except(None);
+        let spares = std::mem::take(&mut self.spares).into_iter().map(|spare| spare.place);
+        for place in std::mem::take(&mut self.places).into_iter().chain(spares) {
+            self.leave(&place);
+        }
     }
 
-    fn fail(&mut self, hop: usize, reason: FailureReason) {
-        let failure = SessionFailure { hop: self.hops[hop], reason };
-        tracing::debug!(session = %self.id, %failure, "session failed");
-        self.state = State::Over;
-        self.send_close_except(Some(hop));
+    fn fail(&mut self, failure: SessionFailure) {
+        tracing::debug!(%failure, "session failed");
+        self.close();
         self.outputs.push_back(Output::Failed(failure));
     }
 
-    fn send_close_except(&mut self, except: Option<usize>) {
-        for hop in (0..self.hops.len()).filter(|hop| Some(*hop) != except) {
-            let message = ClientMessage::Close { session: self.id };
-            self.outputs.push_back(Output::Send { hop, message });
-        }
+    /// Says farewell to a hop.
+    fn leave(&mut self, place: &Place) {
+        let hop = place.id;
+        let message = ClientMessage::Close { session: place.session };
+        self.outputs.push_back(Output::Send { hop, message });
+        self.outputs.push_back(Output::Disconnect { hop });
+    }
+
+    fn index_of(&self, hop: HopId) -> Option<usize> {
+        self.places.iter().position(|place| place.id == hop)
     }
 }
 

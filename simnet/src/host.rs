@@ -1,5 +1,6 @@
 //! A server of the simulated world: the production machine and a toy accelerator.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use umbel_coordinator::Time;
@@ -17,9 +18,20 @@ pub struct Speed {
     pub per_token: Duration,
 }
 
+/// Whether a server runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Condition {
+    /// It runs.
+    Up,
+    /// It stands still, and goes on later as if nothing had been.
+    Frozen,
+    /// It is gone, with everything that it held.
+    Down,
+}
+
 /// One server.
 #[derive(Debug)]
-pub struct Host {
+pub struct Host<E> {
     /// The machine that production runs.
     pub server: Server,
     /// Its accelerator.
@@ -28,19 +40,45 @@ pub struct Host {
     pub speed: Speed,
     /// Its name.
     pub peer: PeerId,
+    /// With what it starts.
+    pub config: ServerConfig,
+    /// Whether it runs.
+    pub condition: Condition,
+    /// How often it has started: what was meant for an earlier life is lost.
+    pub life: u32,
     /// The timer that is armed.
     pub armed: Option<Time>,
     /// The job that is computed, and its result.
     pub computing: Option<(JobId, Tensor, Duration)>,
+    /// What waits while it is frozen.
+    pub held: VecDeque<E>,
+    /// Whether it has been told to leave.
+    pub leaving: bool,
 }
 
-impl Host {
+impl<E> Host<E> {
     /// An idle server.
     #[must_use]
     pub fn new(config: ServerConfig, speed: Speed) -> Self {
-        let peer = config.peer;
-        let server = Server::new(config);
-        Self { server, oracle: Oracle::default(), speed, peer, armed: None, computing: None }
+        Self {
+            server: Server::new(config.clone()),
+            oracle: Oracle::default(),
+            speed,
+            peer: config.peer,
+            config,
+            condition: Condition::Up,
+            life: 0,
+            armed: None,
+            computing: None,
+            held: VecDeque::new(),
+            leaving: false,
+        }
+    }
+
+    /// Starts it anew, with nothing of what it held.
+    pub fn restart(&mut self) {
+        let life = self.life + 1;
+        *self = Self { life, ..Self::new(self.config.clone(), self.speed) };
     }
 
     /// How long a step of `tokens` through `blocks` blocks takes.

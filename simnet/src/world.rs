@@ -1,24 +1,28 @@
-//! The world: clients, servers, the links between them, and what happens next.
+//! The world: clients, servers, the links between them, what fails, and what happens next.
 
 mod client;
+mod fault;
+mod route;
+mod server;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
+use umbel_coordinator::Time;
 use umbel_coordinator::random::Random;
-use umbel_coordinator::server::{ComputeFailure, Input, Job, JobId, LinkId, Output, ServerConfig};
-use umbel_coordinator::session::RouteHop;
-use umbel_coordinator::{Route, Time};
-use umbel_protocol::inference::{ClientMessage, PushMessage, ServerMessage, Step};
-use umbel_protocol::{ModelId, PeerId, SessionId, Tensor};
+use umbel_coordinator::server::{LinkId, ServerConfig};
+use umbel_coordinator::session::{HopId, Input, RouteWanted};
+use umbel_protocol::inference::{ClientMessage, ServerMessage, Step};
+use umbel_protocol::{ModelId, PeerId, SessionId};
 
-use crate::host::{Host, Speed};
+use crate::host::{Condition, Host, Speed};
 use crate::link::Link;
 use crate::queue::Queue;
 use crate::seed::Seed;
 
 pub use client::{Client, Plan};
+pub use fault::Fault;
 
 /// Most events of one run: a run that needs more does not end.
 const EVENTS_MAX: usize = 5_000_000;
@@ -41,59 +45,97 @@ enum Place {
     Server(usize),
 }
 
+/// A session link, as both its ends number it: the client and its hop.
+type SessionLink = (usize, HopId);
+
+/// A push link: the server that pushes, its name of the session, and the other server's name.
+type PushLink = (usize, SessionId, SessionId);
+
 #[derive(Debug)]
-enum Event {
-    ToServer { server: usize, client: usize, message: ClientMessage },
-    Pushed { server: usize, from: PeerId, step: Step },
-    ToClient { client: usize, hop: usize, message: ServerMessage },
-    Computed { server: usize },
-    ServerTimer { server: usize },
+pub enum Event {
+    Session { link: SessionLink, message: ClientMessage },
+    SessionClosed { link: SessionLink },
+    Pushed { link: PushLink, step: Step },
+    Answer { link: SessionLink, message: ServerMessage },
+    LinkLost { link: SessionLink },
+    PushLost { link: PushLink },
+    Computed { server: usize, life: u32 },
+    ServerTimer { server: usize, life: u32 },
     ClientTimer { client: usize },
+    Route { client: usize, wanted: RouteWanted, since: Time },
+    Start { client: usize },
+    Fault(Fault),
+}
+
+/// The far end of a link: which server, in which of its lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct End {
+    server: usize,
+    life: u32,
 }
 
 /// Everything there is.
 #[derive(Debug)]
 pub struct World {
     /// The servers.
-    pub hosts: Vec<Host>,
+    pub hosts: Vec<Host<Event>>,
     /// The clients.
     pub clients: Vec<Client>,
-    links: Links,
-    ways: BTreeMap<(Place, Place), Link>,
-    queue: Queue<Event>,
-    jitter: Random,
-    trace: Sha256,
     /// The moment of the event that happened last.
     pub now: Time,
+    model: ModelId,
+    block_count: u32,
+    links: Links,
+    ways: BTreeMap<(Place, Place), Link>,
+    sessions: BTreeMap<SessionLink, End>,
+    pushes: BTreeMap<PushLink, End>,
+    peers: BTreeMap<PeerId, usize>,
+    queue: Queue<Event>,
+    jitter: Random,
+    routes: Random,
+    names: Random,
+    trace: Sha256,
 }
 
 impl World {
     /// A world without anybody in it.
     #[must_use]
-    pub fn new(seed: Seed, links: Links) -> Self {
+    pub fn new(seed: Seed, model: ModelId, block_count: u32, links: Links) -> Self {
         Self {
             hosts: Vec::new(),
             clients: Vec::new(),
+            now: Time::START,
+            model,
+            block_count,
             links,
             ways: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            pushes: BTreeMap::new(),
+            peers: BTreeMap::new(),
             queue: Queue::default(),
             jitter: seed.stream("jitter"),
+            routes: seed.stream("routes"),
+            names: seed.stream("names"),
             trace: Sha256::new(),
-            now: Time::START,
         }
     }
 
     /// Adds a server.
     pub fn serve(&mut self, config: ServerConfig, speed: Speed) {
+        self.peers.insert(config.peer, self.hosts.len());
         self.hosts.push(Host::new(config, speed));
     }
 
-    /// Adds a client that opens a session along `route` at once and then follows its plan.
-    pub fn open(&mut self, session: SessionId, model: ModelId, route: &Route, plan: Plan) {
-        let hops = route.hops().iter().map(|hop| RouteHop { hop: *hop, addresses: Vec::new() });
+    /// Adds a client that begins at a moment and follows its plan.
+    pub fn join(&mut self, at: Time, plan: Plan) {
         let client = self.clients.len();
-        self.clients.push(Client::open(client, session, model, hops.collect(), plan, self.now));
-        self.drive_client(client);
+        self.clients.push(Client::new(client, self.model, self.block_count, plan));
+        self.queue.plan(at, Event::Start { client });
+    }
+
+    /// Lets something fail at a moment.
+    pub fn plan(&mut self, at: Time, fault: Fault) {
+        self.queue.plan(at, Event::Fault(fault));
     }
 
     /// Lets everything happen, until nothing more will.
@@ -106,6 +148,8 @@ impl World {
                 return;
             };
             self.now = at;
+            self.trace.update(at.elapsed().as_nanos().to_le_bytes());
+            self.trace.update(format!("{event:?}"));
             self.happen(event);
         }
         panic!("the world does not come to rest");
@@ -118,103 +162,31 @@ impl World {
     }
 
     fn happen(&mut self, event: Event) {
-        self.trace.update(self.now.elapsed().as_nanos().to_le_bytes());
-        self.trace.update(format!("{event:?}"));
+        let Some(event) = self.hold_if_frozen(event) else {
+            return;
+        };
         match event {
-            Event::ToServer { server, client, message } => {
-                let link = LinkId(client as u64);
-                let from = self.clients[client].peer;
-                self.tell_server(server, Input::Received { link, from, message });
+            Event::Session { link, message } => self.session_message(link, message),
+            Event::SessionClosed { link } => self.session_closed(link),
+            Event::Pushed { link, step } => self.pushed(link, step),
+            Event::PushLost { link } => self.push_lost(link),
+            Event::Computed { server, life } => self.computed(server, life),
+            Event::ServerTimer { server, life } => self.server_timer(server, life),
+            Event::Answer { link: (client, hop), message } => {
+                self.tell_client(client, Input::Received { hop, message });
             }
-            Event::Pushed { server, from, step } => {
-                self.tell_server(server, Input::Pushed { from, step });
+            Event::LinkLost { link: (client, hop) } => {
+                let detail = "the link closed".to_owned();
+                self.tell_client(client, Input::LinkLost { hop, detail });
             }
-            Event::Computed { server } => {
-                let computing = self.hosts[server].computing.take();
-                let (job, hidden, compute) = computing.expect("a job was being computed");
-                let result: Result<Tensor, ComputeFailure> = Ok(hidden);
-                self.tell_server(server, Input::Computed { job, result, compute });
-            }
-            Event::ServerTimer { server } => {
-                self.hosts[server].armed = None;
-                self.hosts[server].server.handle_timeout(self.now);
-                self.drive_server(server);
-            }
-            Event::ToClient { client, hop, message } => {
-                self.clients[client].received(hop, message, self.now);
-                self.drive_client(client);
-            }
-            Event::ClientTimer { client } => {
-                self.clients[client].timeout(self.now);
-                self.drive_client(client);
-            }
+            Event::ClientTimer { client } => self.client_timer(client),
+            Event::Route { client, wanted, since } => self.answer_route(client, wanted, since),
+            Event::Start { client } => self.start_client(client),
+            Event::Fault(fault) => self.fail(fault),
         }
     }
 
-    fn tell_server(&mut self, server: usize, input: Input) {
-        let result = self.hosts[server].server.handle(input, self.now);
-        assert_eq!(result, Ok(()), "honest peers keep to the protocol");
-        self.drive_server(server);
-    }
-
-    fn drive_server(&mut self, server: usize) {
-        while let Some(output) = self.hosts[server].server.poll() {
-            match output {
-                Output::Send { link, message } => self.answer(server, link, message),
-                Output::Push { next, step } => {
-                    let to = self.server_of(next);
-                    let from = self.hosts[server].peer;
-                    let bytes = frame_bytes(&PushMessage::Step(step.clone()).encode());
-                    let event = Event::Pushed { server: to, from, step };
-                    self.send(Place::Server(server), Place::Server(to), bytes, event);
-                }
-                Output::OpenCache { session, blocks, .. } => {
-                    self.hosts[server].oracle.open(session, blocks);
-                }
-                Output::Forget { session } => self.hosts[server].oracle.forget(session),
-                Output::Compute(job) => self.compute(server, &job),
-                Output::Connect { .. } => {}
-            }
-        }
-        let host = &mut self.hosts[server];
-        if let Some(at) = host.server.poll_timeout()
-            && host.armed.is_none_or(|armed| at < armed)
-        {
-            host.armed = Some(at);
-            self.queue.plan(at, Event::ServerTimer { server });
-        }
-    }
-
-    fn answer(&mut self, server: usize, link: LinkId, message: ServerMessage) {
-        let client = usize::try_from(link.0).expect("links are numbered by clients");
-        let peer = self.hosts[server].peer;
-        let hop = self.clients[client].hop_of(peer).expect("only hops of the route are asked");
-        let bytes = frame_bytes(&message.clone().encode());
-        let event = Event::ToClient { client, hop, message };
-        self.send(Place::Server(server), Place::Client(client), bytes, event);
-    }
-
-    fn compute(&mut self, server: usize, job: &Job) {
-        let host = &mut self.hosts[server];
-        let hidden = host.oracle.step(job.session, job.blocks, job.position, &job.hidden);
-        let duration = host.duration(job.blocks.block_count(), job.hidden.shape()[0]);
-        let id: JobId = job.id;
-        host.computing = Some((id, hidden, duration));
-        self.queue.plan(self.now + duration, Event::Computed { server });
-    }
-
-    fn drive_client(&mut self, client: usize) {
-        while let Some((hop, message)) = self.clients[client].next_message(self.now) {
-            let to = self.server_of(self.clients[client].peer_of(hop));
-            let bytes = frame_bytes(&message.clone().encode());
-            let event = Event::ToServer { server: to, client, message };
-            self.send(Place::Client(client), Place::Server(to), bytes, event);
-        }
-        if let Some(at) = self.clients[client].arm() {
-            self.queue.plan(at, Event::ClientTimer { client });
-        }
-    }
-
+    /// Sends something on its way; it is lost where the other end is down by then.
     fn send(&mut self, from: Place, to: Place, bytes: usize, event: Event) {
         let links = self.links;
         let way = self
@@ -225,13 +197,25 @@ impl World {
         self.queue.plan(arrival, event);
     }
 
-    fn server_of(&self, peer: PeerId) -> usize {
-        self.hosts.iter().position(|host| host.peer == peer).expect("every hop is in the world")
+    fn end_of(&self, peer: PeerId) -> End {
+        let server = self.peers[&peer];
+        End { server, life: self.hosts[server].life }
+    }
+
+    /// Whether the far end of a link still lives the life in which it was opened.
+    fn stands(&self, end: End) -> bool {
+        let host = &self.hosts[end.server];
+        host.life == end.life && host.condition != Condition::Down
     }
 }
 
-fn frame_bytes(frame: &umbel_protocol::frame::Frame) -> usize {
-    8 + frame.header.len() + frame.payload.len()
+fn link_id((client, hop): SessionLink) -> LinkId {
+    LinkId(((client as u64) << 32) | u64::from(hop.0))
+}
+
+fn session_link(link: LinkId) -> SessionLink {
+    let hop = u32::try_from(link.0 & u64::from(u32::MAX)).expect("it is masked");
+    (usize::try_from(link.0 >> 32).expect("clients are counted in 32 bits"), HopId(hop))
 }
 
 #[cfg(test)]

@@ -10,12 +10,11 @@ use super::{SESSIONS_MAX, SESSIONS_PER_CLIENT_MAX, ServerConfig};
 /// up to whole pages here, so that the arena beneath can always give what was admitted.
 pub(super) const PAGE_TOKENS: u32 = 16;
 
-/// The KV budget of a server: tokens times blocks.
+/// The KV budget of a shard: tokens times blocks.
 #[derive(Debug)]
 pub(super) struct Admission {
-    blocks: u32,
+    span: Span,
     token_blocks_free: u64,
-    session_count: usize,
 }
 
 /// Why a session or a step is not taken.
@@ -26,10 +25,10 @@ pub(super) struct Refusal {
 }
 
 impl Admission {
-    pub(super) fn new(config: &ServerConfig) -> Self {
-        let blocks = config.span.block_count();
-        let tokens = config.kv_tokens_max / PAGE_TOKENS * PAGE_TOKENS;
-        Self { blocks, token_blocks_free: u64::from(tokens) * u64::from(blocks), session_count: 0 }
+    pub(super) fn new(span: Span, kv_tokens_max: u32) -> Self {
+        let tokens = kv_tokens_max / PAGE_TOKENS * PAGE_TOKENS;
+        let token_blocks_free = u64::from(tokens) * u64::from(span.block_count());
+        Self { span, token_blocks_free }
     }
 
     /// Reserves room for a session, or says why there is none.
@@ -37,22 +36,23 @@ impl Admission {
         &mut self,
         config: &ServerConfig,
         open: &OpenSession,
+        session_count: usize,
         sessions_of_client: usize,
     ) -> Result<(), Refusal> {
         let refuse = |code, detail| Err(Refusal { code, detail });
         if open.model != config.model {
             return refuse(ErrorCode::UnknownModel, format!("this server serves {}", config.model));
         }
-        if !config.span.covers(open.blocks) {
-            let detail = format!("this server serves blocks {}", config.span);
+        if !self.span.covers(open.blocks) {
+            let detail = format!("this server serves blocks {}", self.span);
             return refuse(ErrorCode::BlocksNotServed, detail);
         }
         if open.tokens_max == 0 || open.tokens_max > config.context_tokens {
             let detail = format!("the model's context has {} tokens", config.context_tokens);
             return refuse(ErrorCode::ContextExceeded, detail);
         }
-        if self.session_count >= SESSIONS_MAX || sessions_of_client >= SESSIONS_PER_CLIENT_MAX {
-            let detail = format!("{} sessions are open", self.session_count);
+        if session_count >= SESSIONS_MAX || sessions_of_client >= SESSIONS_PER_CLIENT_MAX {
+            let detail = format!("{session_count} sessions are open");
             return refuse(ErrorCode::Busy, detail);
         }
         let wanted = token_blocks(open.blocks, open.tokens_max);
@@ -61,20 +61,18 @@ impl Admission {
             return refuse(ErrorCode::KvFull, detail);
         }
         self.token_blocks_free -= wanted;
-        self.session_count += 1;
         Ok(())
     }
 
     /// Takes back what a session had reserved.
     pub(super) fn release(&mut self, blocks: Span, tokens_max: u32) {
         self.token_blocks_free += token_blocks(blocks, tokens_max);
-        self.session_count -= 1;
     }
 
     /// Tokens for which a session through every block of the span would still find room.
     #[expect(clippy::cast_possible_truncation, reason = "at most the 32 bits of the budget")]
     pub(super) const fn kv_tokens_free(&self) -> u32 {
-        (self.token_blocks_free / self.blocks as u64) as u32
+        (self.token_blocks_free / self.span.block_count() as u64) as u32
     }
 }
 

@@ -7,7 +7,8 @@ use umbel_protocol::inference::{HopTiming, Step};
 use umbel_protocol::{SessionId, StepId, Tensor};
 
 use super::admission::Refusal;
-use super::{JobId, STEPS_QUEUED_PER_SESSION_MAX, Served};
+use super::served::Served;
+use super::{JobId, STEPS_QUEUED_PER_SESSION_MAX};
 use crate::time::Time;
 
 /// A step that waits for the accelerator.
@@ -25,6 +26,7 @@ pub(super) struct Running {
     pub(super) step: StepId,
     pub(super) position: u32,
     pub(super) trace: Vec<HopTiming>,
+    pub(super) replay: bool,
     pub(super) received: Time,
     pub(super) started: Time,
     /// Its session ended while it ran, so nobody waits for the result.
@@ -37,6 +39,13 @@ pub(super) struct Started {
     pub(super) session: SessionId,
     pub(super) position: u32,
     pub(super) hidden: Tensor,
+}
+
+/// What waits of one session.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Waiting {
+    pub(super) steps: usize,
+    pub(super) tokens: u64,
 }
 
 /// The queue in front of the accelerator. It is bounded by the sessions and their steps.
@@ -66,6 +75,7 @@ impl Schedule {
             step: step.step,
             position: step.position,
             trace: step.trace,
+            replay: step.replay,
             received,
             started: now,
             abandoned: false,
@@ -81,8 +91,13 @@ impl Schedule {
         running
     }
 
-    pub(super) fn waiting(&self, session: SessionId) -> usize {
-        self.waiting.iter().filter(|queued| queued.step.session == session).count()
+    /// How many steps of a session wait, and how many tokens they have.
+    pub(super) fn waiting(&self, session: SessionId) -> Waiting {
+        let of_session = self.waiting.iter().filter(|queued| queued.step.session == session);
+        of_session.fold(Waiting::default(), |waiting, queued| Waiting {
+            steps: waiting.steps + 1,
+            tokens: waiting.tokens + u64::from(queued.step.token_count()),
+        })
     }
 
     /// Forgets the steps of a session that has ended.
@@ -103,7 +118,7 @@ pub(super) fn check(
     step: &Step,
     served: &Served,
     hidden_size: u32,
-    waiting: usize,
+    waiting: Waiting,
 ) -> Result<u32, Refusal> {
     let refuse = |code, detail| Err(Refusal { code, detail });
     let &[tokens, hidden] = step.hidden.shape() else {
@@ -114,10 +129,10 @@ pub(super) fn check(
         let detail = format!("hidden states are [tokens, {hidden_size}], not [{tokens}, {hidden}]");
         return refuse(ErrorCode::WrongShape, detail);
     }
-    if step.position > served.position {
+    if step.position > served.received {
         let detail = format!(
             "the cache has {} tokens, the step begins at {}",
-            served.position, step.position
+            served.received, step.position
         );
         return refuse(ErrorCode::WrongPosition, detail);
     }
@@ -126,8 +141,10 @@ pub(super) fn check(
         let detail = format!("the session was opened for {} tokens", served.tokens_max);
         return refuse(ErrorCode::ContextExceeded, detail);
     };
-    if waiting >= STEPS_QUEUED_PER_SESSION_MAX {
-        let detail = format!("{waiting} steps of the session wait");
+    // A replay brings the whole context once more while a step may wait: never more than twice.
+    let too_many_tokens = waiting.tokens + u64::from(tokens) > 2 * u64::from(served.tokens_max);
+    if waiting.steps >= STEPS_QUEUED_PER_SESSION_MAX || too_many_tokens {
+        let detail = format!("{} steps of the session wait", waiting.steps);
         return refuse(ErrorCode::Busy, detail);
     }
     Ok(end)

@@ -357,6 +357,10 @@ pub struct Adopt {
     /// Public key, 32 bytes. Absent: the client itself sends the steps.
     #[prost(bytes = "bytes", optional, tag = "2")]
     pub previous: ::core::option::Option<::prost::bytes::Bytes>,
+    /// The cache and the journal are of no use: both begin anew, and steps are dropped until one
+    /// comes for position 0.
+    #[prost(bool, tag = "3")]
+    pub empty: bool,
 }
 /// Is the server there, and how far has it come?
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -48,6 +48,9 @@ pub struct Adopt {
     pub session: SessionId,
     /// Who pushes. `None`: the client itself sends the steps.
     pub previous: Option<PeerId>,
+    /// Whether cache and journal are of no use: both begin anew, and steps are dropped until one
+    /// comes for position 0.
+    pub empty: bool,
 }
 
 /// One of the two servers beside a server on a route.

@@ -147,8 +147,9 @@ fn messages() -> impl Strategy<Value = Message> {
         steps().prop_map(ClientMessage::Step),
         sessions().prop_map(|session| ClientMessage::Close { session }),
         redirects().prop_map(ClientMessage::Redirect),
-        (sessions(), option::of(peers()))
-            .prop_map(|(session, previous)| ClientMessage::Adopt(Adopt { session, previous })),
+        (sessions(), option::of(peers()), any::<bool>()).prop_map(|(session, previous, empty)| {
+            ClientMessage::Adopt(Adopt { session, previous, empty })
+        }),
         sessions().prop_map(|session| ClientMessage::Ping { session }),
     ];
     let server = prop_oneof![

@@ -74,7 +74,7 @@ pub(crate) fn samples() -> Vec<Sample> {
         client("client_step", ClientMessage::Step(step(session))),
         client("client_close", ClientMessage::Close { session }),
         client("client_redirect", ClientMessage::Redirect(redirect(session))),
-        client("client_adopt", ClientMessage::Adopt(Adopt { session, previous: Some(peer(1)) })),
+        client("client_adopt", ClientMessage::Adopt(adopt(session))),
         client("client_ping", ClientMessage::Ping { session }),
         server("server_opened", ServerMessage::Opened { session, tokens_max: 2_048 }),
         server("server_output", ServerMessage::Output(step(session))),
@@ -133,6 +133,10 @@ fn open_refill(session: SessionId) -> OpenSession {
 fn redirect(session: SessionId) -> Redirect {
     let OpenSession { next, next_position, .. } = open_refill(session);
     Redirect { session, next, next_position, settled: 130, mirror: true }
+}
+
+fn adopt(session: SessionId) -> Adopt {
+    Adopt { session, previous: Some(peer(1)), empty: true }
 }
 
 fn trouble(session: SessionId) -> Trouble {

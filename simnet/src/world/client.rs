@@ -4,11 +4,17 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use umbel_coordinator::Time;
-use umbel_coordinator::session::{Input, Output, RouteHop, Session, SessionConfig, SessionFailure};
-use umbel_protocol::inference::{ClientMessage, ServerMessage};
-use umbel_protocol::{ModelId, PeerId, SessionId, Tensor};
+use umbel_coordinator::session::{
+    HopFailure, Input, Output, Session, SessionConfig, SessionFailure,
+};
+use umbel_protocol::{ModelId, PeerId, Tensor};
 
+use super::server::frame_bytes;
+use super::{Event, Place, World};
 use crate::oracle::embed;
+
+/// Bytes that a client keeps of what it sent: more than any plan has.
+const JOURNAL_BYTES_MAX: usize = 64 << 20;
 
 /// Steps to take, each from a position on with these tokens; a position below the end of the last
 /// step is a rollback.
@@ -18,6 +24,8 @@ pub struct Plan {
     pub tokens_max: u32,
     /// Position and tokens of each step.
     pub steps: VecDeque<(u32, Vec<u32>)>,
+    /// Whether each hop is to have a spare.
+    pub standby: bool,
 }
 
 /// One client with one session.
@@ -31,85 +39,118 @@ pub struct Client {
     pub durations: Vec<Duration>,
     /// How the session ended, if it failed.
     pub failure: Option<SessionFailure>,
-    session: Session,
+    /// Hops that failed on the way.
+    pub blamed: Vec<HopFailure>,
+    session: Option<Session>,
+    config: SessionConfig,
     plan: Plan,
     armed: Option<Time>,
 }
 
 impl Client {
-    pub(super) fn open(
-        index: usize,
-        session: SessionId,
-        model: ModelId,
-        hops: Vec<RouteHop>,
-        plan: Plan,
-        now: Time,
-    ) -> Self {
+    pub(super) fn new(index: usize, model: ModelId, block_count: u32, plan: Plan) -> Self {
         let mut key = [0xc1; 32];
         key[..8].copy_from_slice(&(index as u64).to_le_bytes());
-        let peer = PeerId::from_public_key(key);
-        let config = SessionConfig { session, model, tokens_max: plan.tokens_max, hops };
         Self {
-            peer,
+            peer: PeerId::from_public_key(key),
             answers: Vec::new(),
             durations: Vec::new(),
             failure: None,
-            session: Session::open(config, peer, now),
+            blamed: Vec::new(),
+            session: None,
+            config: SessionConfig {
+                model,
+                block_count,
+                tokens_max: plan.tokens_max,
+                journal_bytes_max: JOURNAL_BYTES_MAX,
+                standby: plan.standby,
+            },
             plan,
             armed: None,
         }
     }
 
-    pub(super) fn received(&mut self, hop: usize, message: ServerMessage, now: Time) {
-        let result = self.session.handle(Input::Received { hop, message }, now);
-        assert_eq!(result, Ok(()), "honest peers keep to the protocol");
-    }
-
-    pub(super) fn timeout(&mut self, now: Time) {
-        self.armed = None;
-        self.session.handle_timeout(now);
-    }
-
-    /// The next message to send. Answers lead to the next step of the plan, the last to the end.
-    pub(super) fn next_message(&mut self, now: Time) -> Option<(usize, ClientMessage)> {
-        loop {
-            match self.session.poll()? {
-                Output::Send { hop, message } => return Some((hop, message)),
-                Output::Ready => self.next_step(now),
-                Output::Stepped { hidden, total, .. } => {
-                    self.answers.push(hidden);
-                    self.durations.push(total);
-                    self.next_step(now);
-                }
-                Output::Failed(failure) => self.failure = Some(failure),
-            }
-        }
-    }
-
-    /// The time of a timer that has to be armed anew.
-    pub(super) fn arm(&mut self) -> Option<Time> {
-        let at = self.session.poll_timeout()?;
-        if self.armed.is_some_and(|armed| armed <= at) {
-            return None;
-        }
-        self.armed = Some(at);
-        Some(at)
-    }
-
-    pub(super) fn hop_of(&self, peer: PeerId) -> Option<usize> {
-        self.session.hops().iter().position(|hop| hop.peer == peer)
-    }
-
-    pub(super) fn peer_of(&self, hop: usize) -> PeerId {
-        self.session.hops()[hop].peer
-    }
-
-    fn next_step(&mut self, now: Time) {
-        let input = match self.plan.steps.pop_front() {
+    fn next_input(&mut self) -> Input {
+        match self.plan.steps.pop_front() {
             Some((position, tokens)) => Input::Step { position, hidden: embed(&tokens) },
             None => Input::Close,
-        };
-        let result = self.session.handle(input, now);
-        assert_eq!(result, Ok(()), "the client does not wrong itself");
+        }
+    }
+}
+
+impl World {
+    pub(super) fn start_client(&mut self, client: usize) {
+        let of = &mut self.clients[client];
+        of.session = Some(Session::open(of.config.clone(), self.now));
+        self.drive_client(client);
+    }
+
+    pub(super) fn tell_client(&mut self, client: usize, input: Input) {
+        if let Some(session) = &mut self.clients[client].session {
+            let result = session.handle(input, self.now);
+            assert_eq!(result, Ok(()), "honest peers keep to the protocol");
+            self.drive_client(client);
+        }
+    }
+
+    pub(super) fn client_timer(&mut self, client: usize) {
+        let of = &mut self.clients[client];
+        of.armed = None;
+        if let Some(session) = &mut of.session {
+            session.handle_timeout(self.now);
+            self.drive_client(client);
+        }
+    }
+
+    fn drive_client(&mut self, client: usize) {
+        while let Some(output) = self.clients[client].session.as_mut().and_then(Session::poll) {
+            let of = &mut self.clients[client];
+            match output {
+                Output::Route(wanted) => self.ask_route(client, wanted),
+                Output::Connect { hop, peer, .. } => {
+                    let end = self.end_of(peer);
+                    self.sessions.insert((client, hop), end);
+                }
+                Output::Send { hop, message } => {
+                    let link = (client, hop);
+                    if let Some(end) = self.sessions.get(&link).copied() {
+                        let bytes = frame_bytes(&message.clone().encode());
+                        let event = Event::Session { link, message };
+                        self.send(Place::Client(client), Place::Server(end.server), bytes, event);
+                    }
+                }
+                Output::Disconnect { hop } => {
+                    let link = (client, hop);
+                    if let Some(end) = self.sessions.get(&link).copied() {
+                        let event = Event::SessionClosed { link };
+                        self.send(Place::Client(client), Place::Server(end.server), 0, event);
+                    }
+                }
+                Output::Ready => self.next_step(client),
+                Output::Stepped { hidden, total, .. } => {
+                    of.answers.push(hidden);
+                    of.durations.push(total);
+                    self.next_step(client);
+                }
+                Output::Blame(failure) => of.blamed.push(failure),
+                Output::Failed(failure) => of.failure = Some(failure),
+            }
+        }
+        let of = &mut self.clients[client];
+        let deadline = of.session.as_ref().and_then(Session::poll_timeout);
+        if let Some(at) = deadline
+            && of.armed.is_none_or(|armed| at < armed)
+        {
+            of.armed = Some(at);
+            self.queue.plan(at, Event::ClientTimer { client });
+        }
+    }
+
+    fn next_step(&mut self, client: usize) {
+        let input = self.clients[client].next_input();
+        if let Some(session) = &mut self.clients[client].session {
+            let result = session.handle(input, self.now);
+            assert_eq!(result, Ok(()), "the client does not wrong itself");
+        }
     }
 }

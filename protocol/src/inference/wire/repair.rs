@@ -78,6 +78,7 @@ impl From<Adopt> for v1::Adopt {
         Self {
             session: wire::session_bytes(adopt.session),
             previous: adopt.previous.map(wire::peer_bytes),
+            empty: adopt.empty,
         }
     }
 }
@@ -89,6 +90,7 @@ impl TryFrom<v1::Adopt> for Adopt {
         Ok(Self {
             session: wire::session_id(&adopt.session)?,
             previous: adopt.previous.map(|peer| wire::peer_id(&peer)).transpose()?,
+            empty: adopt.empty,
         })
     }
 }

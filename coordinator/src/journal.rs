@@ -1,0 +1,233 @@
+//! What a hop has sent on, kept so that it can be sent again to whoever takes the next hop's place.
+
+use std::collections::VecDeque;
+
+use bytes::BytesMut;
+use umbel_protocol::inference::Step;
+use umbel_protocol::{SessionId, StepId, Tensor};
+
+/// Tokens of one step of a replay: as many as the chunks in which clients send their prompts.
+pub const REPLAY_CHUNK_TOKENS: u32 = 512;
+
+/// The results of one session, by position, without gaps.
+#[derive(Debug, Default)]
+pub struct Journal {
+    entries: VecDeque<Entry>,
+    bytes: usize,
+    begin: u32,
+}
+
+#[derive(Debug, Clone)]
+struct Entry {
+    step: StepId,
+    position: u32,
+    hidden: Tensor,
+}
+
+/// Results on their way out of a journal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recorded {
+    /// The step that they were part of, or the last one of several.
+    pub step: StepId,
+    /// Where the first one belongs.
+    pub position: u32,
+    /// `[tokens, hidden]`.
+    pub hidden: Tensor,
+    /// Whether the client has had an answer for all of them.
+    pub replay: bool,
+}
+
+impl Journal {
+    /// Takes up the results of a step, and forgets what was there from its position on.
+    pub fn record(&mut self, step: StepId, position: u32, hidden: Tensor) {
+        if position < self.begin || position > self.end() {
+            self.entries.clear();
+            self.bytes = 0;
+            self.begin = position;
+        }
+        self.truncate(position);
+        self.bytes += hidden.payload().len();
+        self.entries.push_back(Entry { step, position, hidden });
+    }
+
+    /// The first position that is kept.
+    #[must_use]
+    pub const fn begin(&self) -> u32 {
+        self.begin
+    }
+
+    /// The position after the last one that is kept.
+    #[must_use]
+    pub fn end(&self) -> u32 {
+        self.entries.back().map_or(self.begin, Entry::end)
+    }
+
+    /// Bytes of the tensors that are kept.
+    #[must_use]
+    pub const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Forgets everything, but not how far it came.
+    pub fn evict(&mut self) {
+        self.begin = self.end();
+        self.entries.clear();
+        self.bytes = 0;
+    }
+
+    /// Everything from `from` on, in order: what lies below `settled` as a replay in large chunks,
+    /// the rest in the steps that it came in. `None` where some of it is no longer kept.
+    #[must_use]
+    pub fn replay(&self, from: u32, settled: u32) -> Option<Vec<Recorded>> {
+        if from < self.begin {
+            return None;
+        }
+        let mut chunks = Vec::new();
+        let mut pending: Vec<Entry> = Vec::new();
+        let mut tokens = 0;
+        for entry in self.entries.iter().filter(|entry| entry.end() > from) {
+            let entry = entry.from(from);
+            let (settled_part, open_part) = entry.split(settled);
+            if let Some(part) = settled_part {
+                if tokens + part.tokens() > REPLAY_CHUNK_TOKENS {
+                    chunks.extend(merge(&mut pending));
+                    tokens = 0;
+                }
+                tokens += part.tokens();
+                pending.push(part);
+            }
+            if let Some(part) = open_part {
+                chunks.extend(merge(&mut pending));
+                let Entry { step, position, hidden } = part;
+                chunks.push(Recorded { step, position, hidden, replay: false });
+            }
+        }
+        chunks.extend(merge(&mut pending));
+        Some(chunks)
+    }
+
+    fn truncate(&mut self, position: u32) {
+        while let Some(last) = self.entries.pop_back() {
+            self.bytes -= last.hidden.payload().len();
+            if last.position >= position {
+                continue;
+            }
+            let (kept, _) = last.split(position);
+            let kept = kept.expect("it begins before the position");
+            self.bytes += kept.hidden.payload().len();
+            self.entries.push_back(kept);
+            return;
+        }
+    }
+}
+
+impl Entry {
+    fn tokens(&self) -> u32 {
+        self.hidden.shape()[0]
+    }
+
+    fn end(&self) -> u32 {
+        self.position + self.tokens()
+    }
+
+    /// The part that begins at `position` at the earliest; it has some.
+    fn from(&self, position: u32) -> Self {
+        let (_, after) = self.split(position);
+        after.expect("it ends after the position")
+    }
+
+    /// The parts before and from `position`.
+    fn split(&self, position: u32) -> (Option<Self>, Option<Self>) {
+        let cut = position.clamp(self.position, self.end()) - self.position;
+        let part = |from: u32, to: u32| {
+            let (step, position) = (self.step, self.position + from);
+            (from < to).then(|| Self { step, position, hidden: rows(&self.hidden, from, to) })
+        };
+        (part(0, cut), part(cut, self.tokens()))
+    }
+}
+
+/// The rows `[from, to)` of a tensor of shape `[tokens, hidden]`, without a copy.
+fn rows(hidden: &Tensor, from: u32, to: u32) -> Tensor {
+    let tokens = hidden.shape()[0] as usize;
+    let row_bytes = hidden.payload().len() / tokens;
+    let payload = hidden.payload().slice(from as usize * row_bytes..to as usize * row_bytes);
+    let shape = vec![to - from, hidden.shape()[1]];
+    Tensor::new(hidden.dtype(), shape, payload).expect("whole rows of a tensor are one")
+}
+
+/// Consecutive parts as one.
+fn merge(parts: &mut Vec<Entry>) -> Option<Recorded> {
+    let (first, last) = (parts.first()?, parts.last()?);
+    let (position, step, dtype) = (first.position, last.step, first.hidden.dtype());
+    let shape = vec![last.end() - position, first.hidden.shape()[1]];
+    let hidden = if parts.len() == 1 {
+        first.hidden.clone()
+    } else {
+        let mut payload = BytesMut::new();
+        for part in parts.iter() {
+            payload.extend_from_slice(part.hidden.payload());
+        }
+        Tensor::new(dtype, shape, payload.freeze()).expect("the rows of a session are of one kind")
+    };
+    parts.clear();
+    Some(Recorded { step, position, hidden, replay: true })
+}
+
+/// What of the results goes on to a destination that has some of them already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outlet {
+    /// Tokens whose results the destination has.
+    next_position: u32,
+}
+
+impl Outlet {
+    /// An outlet to a destination that has the results of so many tokens.
+    #[must_use]
+    pub const fn new(next_position: u32) -> Self {
+        Self { next_position }
+    }
+
+    /// The part of `step` that goes on: of a replay what is new; nothing of a step beyond a gap,
+    /// since what fills the gap brings this step again.
+    pub fn pass(&mut self, mut step: Step) -> Option<Step> {
+        let end = step.end_position()?;
+        let gap = step.position > self.next_position;
+        let known = step.replay && end <= self.next_position;
+        if gap || known {
+            return None;
+        }
+        if step.replay && step.position < self.next_position {
+            let from = self.next_position - step.position;
+            step.hidden = rows(&step.hidden, from, end - step.position);
+            step.position = self.next_position;
+        }
+        self.next_position = end;
+        Some(step)
+    }
+
+    /// What `journal` holds for a destination that has `next_position` tokens, as steps for the
+    /// session that is called `session` there. `None` where it does not hold all of it.
+    pub fn refill(
+        &mut self,
+        journal: &Journal,
+        settled: u32,
+        session: SessionId,
+    ) -> Option<Vec<Step>> {
+        let chunks = journal.replay(self.next_position, settled)?;
+        let step = |recorded: Recorded| Step {
+            session,
+            step: recorded.step,
+            position: recorded.position,
+            hidden: recorded.hidden,
+            trace: Vec::new(),
+            replay: recorded.replay,
+        };
+        let steps: Vec<_> = chunks.into_iter().map(step).collect();
+        self.next_position = self.next_position.max(journal.end());
+        Some(steps)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,102 @@
+//! A journal against the plain list of the rows that it should hold.
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use umbel_protocol::DType;
+
+use super::*;
+
+/// A row for each value.
+fn tensor(values: &[u8]) -> Tensor {
+    let rows = u32::try_from(values.len()).unwrap();
+    let payload: Vec<u8> = values.iter().flat_map(|value| [*value; 4]).collect();
+    Tensor::new(DType::F32, vec![rows, 1], Bytes::from(payload)).unwrap()
+}
+
+fn values(hidden: &Tensor) -> Vec<u8> {
+    hidden.payload().chunks(4).map(|row| row[0]).collect()
+}
+
+fn step(position: u32, rows: &[u8], replay: bool) -> Step {
+    let session = SessionId::new(1);
+    let hidden = tensor(rows);
+    Step { session, step: StepId(0), position, hidden, trace: Vec::new(), replay }
+}
+
+proptest! {
+    #[test]
+    fn a_journal_holds_the_newest_row_of_each_position(
+        steps in proptest::collection::vec((0.0..1.0f64, 1usize..700, any::<bool>()), 1..12),
+        from in 0.0..1.0f64,
+        settled in 0.0..1.0f64,
+    ) {
+        let mut journal = Journal::default();
+        let mut expected: Vec<u8> = Vec::new();
+        for (number, (back, count, rolls_back)) in steps.iter().enumerate() {
+            let position = if *rolls_back { (expected.len() as f64 * back) as usize } else { expected.len() };
+            let rows = vec![u8::try_from(number).unwrap(); *count];
+            expected.truncate(position);
+            expected.extend(&rows);
+            journal.record(StepId(number as u64), u32::try_from(position).unwrap(), tensor(&rows));
+        }
+        let end = expected.len();
+        prop_assert_eq!(journal.end() as usize, end);
+        prop_assert_eq!(journal.bytes(), 4 * end);
+        let from = (end as f64 * from) as usize;
+        let settled = u32::try_from((end as f64 * settled) as usize).unwrap();
+        let chunks = journal.replay(u32::try_from(from).unwrap(), settled).unwrap();
+        let mut position = from;
+        for chunk in &chunks {
+            prop_assert_eq!(chunk.position as usize, position);
+            let rows = values(&chunk.hidden);
+            position += rows.len();
+            let chunk_end = chunk.position + u32::try_from(rows.len()).unwrap();
+            prop_assert_eq!(chunk.replay, chunk_end <= settled);
+            prop_assert!(!chunk.replay || rows.len() <= 700, "one step, or a chunk at most");
+            prop_assert_eq!(&rows, &expected[chunk.position as usize..position]);
+            if !chunk.replay {
+                prop_assert!(chunk.position >= settled);
+                prop_assert_eq!(chunk.step.0, u64::from(rows[0]), "the step that it came in");
+            }
+        }
+        prop_assert_eq!(position, end);
+    }
+}
+
+#[test]
+fn what_was_evicted_cannot_be_replayed_but_what_came_after_can() {
+    let mut journal = Journal::default();
+    journal.record(StepId(0), 0, tensor(&[1, 2, 3]));
+    journal.evict();
+    assert_eq!((journal.begin(), journal.end(), journal.bytes()), (3, 3, 0));
+    journal.record(StepId(1), 3, tensor(&[4]));
+    assert_eq!(journal.replay(0, 3), None);
+    assert_eq!(journal.replay(3, 3).unwrap().len(), 1);
+    journal.record(StepId(2), 0, tensor(&[9]));
+    assert_eq!(journal.replay(0, 1).unwrap().len(), 1, "begun anew");
+}
+
+#[test]
+fn an_outlet_sends_each_replayed_row_once_and_nothing_beyond_a_gap() {
+    let mut outlet = Outlet::new(2);
+    assert_eq!(outlet.pass(step(3, &[3], false)), None, "a gap");
+    assert_eq!(outlet.pass(step(0, &[0, 1], true)), None, "it has those");
+    let cut = outlet.pass(step(0, &[0, 1, 2, 3], true)).unwrap();
+    assert_eq!((cut.position, values(&cut.hidden)), (2, vec![2, 3]));
+    let rolled_back = outlet.pass(step(1, &[7], false)).unwrap();
+    assert_eq!((rolled_back.position, values(&rolled_back.hidden)), (1, vec![7]));
+    assert!(outlet.pass(step(2, &[8], false)).is_some());
+    assert_eq!(outlet.pass(step(4, &[8], false)), None, "a gap");
+}
+
+#[test]
+fn a_refill_leaves_no_gap_to_what_follows() {
+    let mut journal = Journal::default();
+    journal.record(StepId(0), 0, tensor(&[1, 2, 3]));
+    let mut outlet = Outlet::new(0);
+    let steps = outlet.refill(&journal, 2, SessionId::new(5)).unwrap();
+    let shown: Vec<_> =
+        steps.iter().map(|step| (step.position, values(&step.hidden), step.replay)).collect();
+    assert_eq!(shown, [(0, vec![1, 2], true), (2, vec![3], false)]);
+    assert!(outlet.pass(step(3, &[4], false)).is_some());
+}

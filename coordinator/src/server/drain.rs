@@ -1,0 +1,126 @@
+//! The blocks that a server holds, and how sessions leave those that it gives up.
+
+use umbel_protocol::Span;
+use umbel_protocol::error::ErrorCode;
+use umbel_protocol::inference::{OpenSession, ServerMessage};
+
+use super::admission::{Admission, Refusal};
+use super::{DRAIN_TIMEOUT, Output, Server, ServerConfig, ShardId};
+use crate::time::Time;
+
+/// A lot of blocks with its KV budget.
+#[derive(Debug)]
+pub(super) struct Shard {
+    pub(super) id: ShardId,
+    pub(super) admission: Admission,
+    /// By when the last session has to leave, where it is given up.
+    leave_by: Option<Time>,
+}
+
+/// The blocks on which sessions open, and those that are given up.
+#[derive(Debug)]
+pub(super) struct Shards {
+    current: Shard,
+    former: Vec<Shard>,
+}
+
+impl Shards {
+    pub(super) fn new(span: Span, kv_tokens_max: u32) -> Self {
+        let admission = Admission::new(span, kv_tokens_max);
+        let current = Shard { id: ShardId::default(), admission, leave_by: None };
+        Self { current, former: Vec::new() }
+    }
+
+    pub(super) const fn current(&self) -> &Shard {
+        &self.current
+    }
+
+    /// When the next shard has to be empty.
+    pub(super) fn deadline(&self) -> Option<Time> {
+        self.all().filter_map(|shard| shard.leave_by).min()
+    }
+
+    pub(super) fn admit(
+        &mut self,
+        config: &ServerConfig,
+        open: &OpenSession,
+        session_count: usize,
+        sessions_of_client: usize,
+    ) -> Result<(), Refusal> {
+        if self.current.leave_by.is_some() {
+            let detail = "this server is about to leave".to_owned();
+            return Err(Refusal { code: ErrorCode::Draining, detail });
+        }
+        self.current.admission.admit(config, open, session_count, sessions_of_client)
+    }
+
+    pub(super) fn release(&mut self, shard: ShardId, blocks: Span, tokens_max: u32) {
+        let all = std::iter::once(&mut self.current).chain(&mut self.former);
+        let of = all.into_iter().find(|of| of.id == shard);
+        of.expect("a session's shard is there").admission.release(blocks, tokens_max);
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Shard> {
+        std::iter::once(&self.current).chain(&self.former)
+    }
+}
+
+impl Server {
+    /// Opens sessions on other blocks from now on.
+    pub(super) fn serve(&mut self, id: ShardId, span: Span, kv_tokens_max: u32, now: Time) {
+        let admission = Admission::new(span, kv_tokens_max);
+        let new = Shard { id, admission, leave_by: None };
+        let mut old = std::mem::replace(&mut self.shards.current, new);
+        old.leave_by = Some(now + DRAIN_TIMEOUT);
+        self.ask_to_leave(old.id);
+        self.shards.former.push(old);
+        self.report_drained();
+    }
+
+    /// Opens no session any more.
+    pub(super) fn drain(&mut self, now: Time) {
+        let current = &mut self.shards.current;
+        if current.leave_by.is_some() {
+            return;
+        }
+        current.leave_by = Some(now + DRAIN_TIMEOUT);
+        let id = current.id;
+        self.ask_to_leave(id);
+        self.report_drained();
+    }
+
+    /// Ends the sessions that have not left in time.
+    pub(super) fn end_drain(&mut self, now: Time) {
+        let late = |shard: &&Shard| shard.leave_by.is_some_and(|by| by <= now);
+        let shards: Vec<_> = self.shards.all().filter(late).map(|shard| shard.id).collect();
+        for shard in shards {
+            let of_shard = self.sessions.iter().filter(|(_, served)| served.shard == shard);
+            let sessions: Vec<_> = of_shard.map(|(id, _)| *id).collect();
+            for session in sessions {
+                let detail = "the server gives up these blocks".to_owned();
+                self.fail(session, None, ErrorCode::Draining, detail);
+            }
+        }
+    }
+
+    /// Says once of each shard that is given up that nobody uses it any more.
+    pub(super) fn report_drained(&mut self) {
+        let is_used = |id: ShardId| self.sessions.values().any(|served| served.shard == id);
+        let former = std::mem::take(&mut self.shards.former);
+        let (kept, empty): (Vec<_>, Vec<_>) =
+            former.into_iter().partition(|shard| is_used(shard.id));
+        self.shards.former = kept;
+        let current = &self.shards.current;
+        let leaves = current.leave_by.is_some() && !is_used(current.id);
+        let empty = empty.into_iter().map(|shard| shard.id).chain(leaves.then_some(current.id));
+        self.outputs.extend(empty.map(|shard| Output::Drained { shard }));
+    }
+
+    fn ask_to_leave(&mut self, shard: ShardId) {
+        let of_shard = self.sessions.iter().filter(|(_, served)| served.shard == shard);
+        let messages: Vec<_> = of_shard.map(|(session, served)| (served.link, *session)).collect();
+        for (link, session) in messages {
+            self.send(link, ServerMessage::Draining { session });
+        }
+    }
+}

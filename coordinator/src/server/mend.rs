@@ -1,0 +1,172 @@
+//! What a server does when the route around it changes.
+
+use umbel_protocol::error::{ErrorCode, ProtocolViolation};
+use umbel_protocol::inference::{Adopt, Neighbour, Redirect, ServerMessage, Step, Trouble};
+use umbel_protocol::{PeerId, SessionId};
+
+use super::served::{Delivery, Served};
+use super::{LinkId, Output, Server};
+use crate::time::Time;
+
+impl Server {
+    pub(super) fn pushed(
+        &mut self,
+        from: PeerId,
+        step: Step,
+        now: Time,
+    ) -> Result<(), ProtocolViolation> {
+        let Some(served) = self.sessions.get(&step.session) else {
+            // It may have ended here while the step was on its way; its client knows.
+            return Ok(());
+        };
+        if served.previous != Some(from) {
+            // What a server that was replaced still had under way comes too late.
+            let late = served.former == Some(from);
+            return if late {
+                Ok(())
+            } else {
+                Err(ProtocolViolation::NotAllowed { message: "Push" })
+            };
+        }
+        if served.awaits_refill && step.position > 0 {
+            return Ok(());
+        }
+        let link = served.link;
+        if let Err((session, _, refusal)) = self.enqueue(step, now) {
+            tracing::info!(%session, %from, code = %refusal.code, "refused a push");
+            let (neighbour, code, detail) = (Neighbour::Previous, refusal.code, refusal.detail);
+            self.send(link, ServerMessage::Trouble(Trouble { session, neighbour, code, detail }));
+        }
+        Ok(())
+    }
+
+    pub(super) fn redirect(
+        &mut self,
+        link: LinkId,
+        redirect: Redirect,
+    ) -> Result<(), ProtocolViolation> {
+        let (session, mirror) = (redirect.session, redirect.mirror);
+        let Some(served) = self.own(link, session, "Redirect")? else {
+            return Ok(());
+        };
+        let redirected = served.redirect(redirect);
+        let complete = redirected.complete;
+        tracing::debug!(%session, mirror, complete, "redirected");
+        if let Some(to) = redirected.disconnect {
+            self.outputs.push_back(Output::Disconnect { session, to });
+        }
+        if let Some(next) = redirected.connect {
+            self.outputs.push_back(Output::Connect { session, next });
+        }
+        self.send_all(session, link, redirected.deliveries);
+        self.send(link, ServerMessage::Redirected { session, mirror, complete });
+        Ok(())
+    }
+
+    pub(super) fn adopt(&mut self, link: LinkId, adopt: Adopt) -> Result<(), ProtocolViolation> {
+        let Adopt { session, previous, empty } = adopt;
+        let Some(served) = self.own(link, session, "Adopt")? else {
+            return Ok(());
+        };
+        if served.previous != previous {
+            served.former = served.previous;
+            served.previous = previous;
+        }
+        let journal_bytes = served.journal.bytes();
+        if empty {
+            served.empty();
+        }
+        let position = served.received;
+        if empty {
+            self.journal_bytes -= journal_bytes;
+            self.schedule.abandon(session);
+        }
+        self.send(link, ServerMessage::Adopted { session, position });
+        Ok(())
+    }
+
+    pub(super) fn ping(
+        &mut self,
+        link: LinkId,
+        session: SessionId,
+    ) -> Result<(), ProtocolViolation> {
+        let Some(served) = self.own(link, session, "Ping")? else {
+            return Ok(());
+        };
+        let (received, computed) = (served.received, served.computed);
+        self.send(link, ServerMessage::Pong { session, received, computed });
+        Ok(())
+    }
+
+    pub(super) fn push_failed(&mut self, session: SessionId, to: SessionId, detail: String) {
+        let Some(served) = self.sessions.get_mut(&session) else {
+            return;
+        };
+        let link = served.link;
+        let message = match served.lose(to) {
+            None => return,
+            Some(true) => ServerMessage::Redirected { session, mirror: true, complete: false },
+            Some(false) => ServerMessage::Trouble(Trouble {
+                session,
+                neighbour: Neighbour::Next,
+                code: ErrorCode::NextHopUnreachable,
+                detail,
+            }),
+        };
+        self.outputs.push_back(Output::Disconnect { session, to });
+        self.send(link, message);
+    }
+
+    /// Sends what was computed where it goes, and keeps it in the journal.
+    pub(super) fn deliver(&mut self, step: Step) {
+        let session = step.session;
+        let served = self.sessions.get_mut(&session).expect("a step of it was running");
+        let before = served.journal.bytes();
+        let deliveries = served.computed(step);
+        let (link, after) = (served.link, served.journal.bytes());
+        self.journal_bytes = self.journal_bytes + after - before;
+        self.evict_journals();
+        self.send_all(session, link, deliveries);
+    }
+
+    fn send_all(&mut self, session: SessionId, link: LinkId, deliveries: Vec<Delivery>) {
+        for delivery in deliveries {
+            match delivery {
+                Delivery::Client(step) => self.send(link, ServerMessage::Output(step)),
+                Delivery::Server(step) => {
+                    self.outputs.push_back(Output::Push { session, to: step.session, step });
+                }
+            }
+        }
+    }
+
+    fn evict_journals(&mut self) {
+        while self.journal_bytes > self.config.journal_bytes_max {
+            let largest = self.sessions.values_mut().max_by_key(|served| served.journal.bytes());
+            let Some(served) = largest.filter(|served| served.journal.bytes() > 0) else {
+                return;
+            };
+            self.journal_bytes -= served.journal.bytes();
+            served.journal.evict();
+        }
+    }
+
+    /// The session of this link with this name; the client is told where there is none.
+    fn own(
+        &mut self,
+        link: LinkId,
+        session: SessionId,
+        message: &'static str,
+    ) -> Result<Option<&mut Served>, ProtocolViolation> {
+        match self.sessions.get(&session).map(|served| served.link) {
+            Some(owner) if owner != link => Err(ProtocolViolation::NotAllowed { message }),
+            Some(_) => Ok(self.sessions.get_mut(&session)),
+            None => {
+                // It may have ended here while the message was on its way.
+                let detail = "the session is not open here".to_owned();
+                self.send_error(link, session, None, ErrorCode::UnknownSession, detail);
+                Ok(None)
+            }
+        }
+    }
+}

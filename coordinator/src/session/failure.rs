@@ -1,0 +1,124 @@
+//! Why hops lose their places, and sessions end.
+
+use std::time::Duration;
+
+use umbel_protocol::PeerId;
+use umbel_protocol::error::{ErrorCode, ProtocolViolation};
+
+use crate::route::{Hop, NoRoute};
+
+/// Why a session ended before its caller closed it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SessionFailure {
+    /// Some blocks are served by nobody any more.
+    #[error("{no_route}{}", because(.last.as_ref()))]
+    NoRoute {
+        /// Which ones.
+        no_route: NoRoute,
+        /// The last hop that failed before, if one did.
+        last: Option<HopFailure>,
+    },
+    /// A hop refused what every hop would refuse, or too many have failed.
+    #[error(transparent)]
+    Hop(HopFailure),
+    /// The first hop failed after more tokens than this side keeps: begin anew from the tokens.
+    #[error("what was sent to the first server is no longer kept")]
+    JournalLost,
+}
+
+fn because(last: Option<&HopFailure>) -> String {
+    last.map_or_else(String::new, |failure| format!(" (the last one to fail: {failure})"))
+}
+
+/// A hop that lost its place.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{peer} ({blocks}) failed the session: {reason}", peer = hop.peer, blocks = hop.blocks)]
+pub struct HopFailure {
+    /// The hop.
+    pub hop: Hop,
+    /// What it did.
+    pub reason: FailureReason,
+}
+
+/// What a hop did to lose its place.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FailureReason {
+    /// Its link closed, or could not be opened.
+    #[error("{detail}")]
+    LinkLost {
+        /// What the network said.
+        detail: String,
+    },
+    /// It answered with an error.
+    #[error("{code}: {detail}")]
+    Refused {
+        /// The kind of error, which says whether another server may do better.
+        code: ErrorCode,
+        /// Its own words.
+        detail: String,
+    },
+    /// It did not open the session in time.
+    #[error("it did not open the session within {:.1} s", after.as_secs_f64())]
+    NotOpened {
+        /// How long the client waited.
+        after: Duration,
+    },
+    /// It does not say that it is there.
+    #[error("it was silent for {:.1} s", after.as_secs_f64())]
+    Silent {
+        /// How long the client waited.
+        after: Duration,
+    },
+    /// Nothing reaches it from the hop before it.
+    #[error("nothing reaches it from {from}: {detail}")]
+    Unreachable {
+        /// The hop before it.
+        from: PeerId,
+        /// What that hop said.
+        detail: String,
+    },
+    /// It computes far slower than it did.
+    #[error("it has computed one step for {:.1} s", after.as_secs_f64())]
+    Slow {
+        /// For how long.
+        after: Duration,
+    },
+    /// It is about to leave, and another has taken its place.
+    #[error("it is about to leave")]
+    Leaving,
+    /// It broke the protocol.
+    #[error("it broke the protocol: {0}")]
+    Violation(ProtocolViolation),
+}
+
+impl FailureReason {
+    /// Whether the server is worse than others for it; not where it only has no room, forgot the
+    /// session, or leaves.
+    #[must_use]
+    pub fn is_fault(&self) -> bool {
+        match self {
+            Self::Leaving => false,
+            Self::Refused { code, .. } => match code {
+                ErrorCode::Internal | ErrorCode::NextHopUnreachable | ErrorCode::Unknown(_) => true,
+                ErrorCode::Busy
+                | ErrorCode::KvFull
+                | ErrorCode::UnknownModel
+                | ErrorCode::BlocksNotServed
+                | ErrorCode::UnknownSession
+                | ErrorCode::ContextExceeded
+                | ErrorCode::WrongShape
+                | ErrorCode::WrongPosition
+                | ErrorCode::NotAllowed
+                | ErrorCode::Draining
+                | ErrorCode::LeaseEnded
+                | ErrorCode::Violation => false,
+            },
+            Self::LinkLost { .. }
+            | Self::NotOpened { .. }
+            | Self::Silent { .. }
+            | Self::Unreachable { .. }
+            | Self::Slow { .. }
+            | Self::Violation(_) => true,
+        }
+    }
+}

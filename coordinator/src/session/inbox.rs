@@ -1,0 +1,161 @@
+//! What hops say.
+
+use umbel_protocol::SessionId;
+use umbel_protocol::error::{ErrorCode, ProtocolViolation, Retry};
+use umbel_protocol::inference::{Neighbour, ServerMessage, SessionError, Step, Trouble};
+
+use super::place::{Fill, Opening, Target};
+use super::{FailureReason, HopFailure, Output, Session, SessionFailure, State};
+use crate::time::Time;
+
+impl Session {
+    /// Takes note of what the hop at `index` says.
+    pub(super) fn received(
+        &mut self,
+        index: usize,
+        message: ServerMessage,
+        now: Time,
+    ) -> Result<(), ProtocolViolation> {
+        self.places[index].watch.heard(now);
+        let named = match &message {
+            ServerMessage::Opened { session, .. }
+            | ServerMessage::Closed { session }
+            | ServerMessage::Redirected { session, .. }
+            | ServerMessage::Adopted { session, .. }
+            | ServerMessage::Pong { session, .. }
+            | ServerMessage::Draining { session } => *session,
+            ServerMessage::Output(step) => step.session,
+            ServerMessage::Error(error) => error.session,
+            ServerMessage::Trouble(trouble) => trouble.session,
+        };
+        self.check_name(index, named)?;
+        let place = &mut self.places[index];
+        match message {
+            ServerMessage::Opened { .. } => {
+                let Opening::Asked { .. } = place.opening else {
+                    return Err(ProtocolViolation::Unexpected { message: "Opened" });
+                };
+                place.opening = Opening::Open;
+                place.watch.begin(now);
+                // What it was opened with is what it knows, unless that has changed since.
+                place.previous_known = true;
+            }
+            ServerMessage::Adopted { position, .. } => {
+                place.previous_known = true;
+                if position < self.settled && place.fill == Fill::Full {
+                    place.must_be_filled();
+                }
+            }
+            ServerMessage::Redirected { mirror: false, complete: false, .. } => {
+                // Its journal is gone: it must compute everything once more.
+                place.must_be_filled();
+            }
+            ServerMessage::Redirected { mirror: true, complete: false, .. } => {
+                let feeder = place.id;
+                self.mirror_lost(feeder, now);
+            }
+            ServerMessage::Redirected { .. } | ServerMessage::Closed { .. } => {}
+            ServerMessage::Pong { received, computed, .. } => {
+                place.watch.pong(received, computed, now);
+                self.check_progress(now);
+            }
+            ServerMessage::Draining { .. } => place.leaving = true,
+            ServerMessage::Output(step) => return self.stepped(index, step, now),
+            ServerMessage::Error(error) => self.refused(index, error),
+            ServerMessage::Trouble(trouble) => self.trouble(index, trouble),
+        }
+        Ok(())
+    }
+
+    fn check_name(&self, index: usize, session: SessionId) -> Result<(), ProtocolViolation> {
+        if session == self.places[index].session {
+            Ok(())
+        } else {
+            Err(ProtocolViolation::UnknownSession { session })
+        }
+    }
+
+    fn stepped(&mut self, index: usize, answer: Step, now: Time) -> Result<(), ProtocolViolation> {
+        if index + 1 != self.places.len() || answer.step >= self.next_step {
+            return Err(ProtocolViolation::Unexpected { message: "Output" });
+        }
+        let State::Stepping(stepping) = &self.state else {
+            // After a failover the same answer may come over the old way and the new one.
+            return Ok(());
+        };
+        if answer.step != stepping.step {
+            return Ok(());
+        }
+        if answer.position != stepping.position {
+            return Err(ProtocolViolation::Unexpected { message: "Output" });
+        }
+        if answer.hidden.shape() != stepping.shape.as_slice() {
+            return Err(ProtocolViolation::WrongShape {
+                expected: stepping.shape.clone(),
+                found: answer.hidden.shape().to_vec(),
+            });
+        }
+        let total = now.since(stepping.begun);
+        let tokens = stepping.shape[0];
+        self.settled = stepping.position + tokens;
+        self.state = State::Idle;
+        for place in &mut self.places {
+            let own = |timing: &&_| {
+                let timing: &umbel_protocol::inference::HopTiming = timing;
+                timing.peer == place.hop.peer && timing.span == place.hop.blocks
+            };
+            if let Some(timing) = answer.trace.iter().find(own) {
+                place.watch.computed(timing, tokens);
+            }
+            if let Fill::Filling { proof } = place.fill
+                && answer.step >= proof
+            {
+                place.fill = Fill::Full;
+            }
+        }
+        if self.is_whole() && self.places.iter().all(|place| place.fill == Fill::Full) {
+            self.mends = 0;
+            self.avoided.clear();
+        }
+        let (hidden, trace) = (answer.hidden, answer.trace);
+        self.outputs.push_back(Output::Stepped { hidden, trace, total });
+        Ok(())
+    }
+
+    fn refused(&mut self, index: usize, error: SessionError) {
+        let SessionError { code, detail, .. } = error;
+        let reason = FailureReason::Refused { code, detail };
+        if code.retry() == Retry::Never {
+            let hop = self.places.remove(index).hop;
+            self.fail(SessionFailure::Hop(HopFailure { hop, reason }));
+        } else {
+            self.drop_place(index, reason);
+        }
+    }
+
+    fn trouble(&mut self, index: usize, trouble: Trouble) {
+        let Trouble { neighbour, code, detail, .. } = trouble;
+        match neighbour {
+            Neighbour::Next => {
+                let told = std::mem::replace(&mut self.places[index].next, Target::Held);
+                let Target::Hop(next) = told else {
+                    return;
+                };
+                let from = self.places[index].hop.peer;
+                if let Some(next) = self.index_of(next) {
+                    self.drop_place(next, FailureReason::Unreachable { from, detail });
+                }
+            }
+            // Not what it expected, but maybe nobody's fault: it is filled anew.
+            Neighbour::Previous if code == ErrorCode::WrongPosition => {
+                self.places[index].must_be_filled();
+                self.mends += 1;
+            }
+            Neighbour::Previous => {
+                if let Some(previous) = index.checked_sub(1) {
+                    self.drop_place(previous, FailureReason::Refused { code, detail });
+                }
+            }
+        }
+    }
+}

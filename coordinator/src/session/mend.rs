@@ -1,0 +1,306 @@
+//! Gaps in the route, and how they are closed.
+//!
+//! All hops of a mended route are opened and have agreed on their neighbours before anything is
+//! sent again, so that no result meets a hop that does not expect it.
+
+use umbel_protocol::Span;
+use umbel_protocol::inference::{Adopt, ClientMessage, Destination, OpenSession, Redirect, Step};
+
+use super::place::{Fill, Opening, Place, Target};
+use super::spare::Asked;
+use super::{
+    FailureReason, HopFailure, HopId, MENDS_MAX, Output, RouteHop, RouteWanted, Session,
+    SessionFailure, State,
+};
+use crate::journal::Outlet;
+use crate::route::NoRoute;
+use crate::time::Time;
+
+impl Session {
+    /// Takes the next step towards a whole route, where one is wanted.
+    pub(super) fn mend(&mut self, now: Time) {
+        if matches!(self.state, State::Over) {
+            return;
+        }
+        if self.mends > MENDS_MAX
+            && let Some(failure) = self.last_failure.take()
+        {
+            self.fail(SessionFailure::Hop(failure));
+            return;
+        }
+        self.relieve();
+        let gap = self.gap();
+        // An idle session waits with its repair until it is needed.
+        if gap.is_some() && matches!(self.state, State::Idle) {
+            return;
+        }
+        if let Some(blocks) = gap {
+            self.ask(Asked::Gap(blocks), now);
+        }
+        self.tell_neighbours(now);
+        if self.is_mended() {
+            self.resume(now);
+            self.tend_spares(now);
+        }
+    }
+
+    /// Takes a place away from a hop.
+    ///
+    /// If there is a spare for it, that one takes it at once.
+    pub(super) fn drop_place(&mut self, index: usize, reason: FailureReason) {
+        let place = self.places.remove(index);
+        self.promote_spares(place.id);
+        let failure = HopFailure { hop: place.hop, reason };
+        tracing::info!(%failure, "a hop is replaced");
+        self.leave(&place);
+        self.avoided.insert(place.hop.peer);
+        self.mends += 1;
+        if failure.reason.is_fault() {
+            self.outputs.push_back(Output::Blame(failure.clone()));
+        }
+        self.last_failure = Some(failure);
+    }
+
+    pub(super) fn routed(&mut self, hops: Vec<RouteHop>, now: Time) {
+        match self.asking.take() {
+            None => {}
+            Some(Asked::Gap(asked)) => {
+                for route in hops {
+                    let blocks = route.hop.blocks;
+                    let taken = |place: &Place| place.hop.blocks.intersection(blocks).is_some();
+                    if self.places.iter().any(taken) || !asked.covers(blocks) {
+                        tracing::debug!(%blocks, "a hop was offered for blocks that have one");
+                        continue;
+                    }
+                    let place = self.new_place(route, now);
+                    self.places.push(place);
+                }
+                self.sort_places();
+            }
+            Some(Asked::Spare(of)) => self.spares_routed(of, hops, now),
+        }
+    }
+
+    pub(super) fn not_routed(&mut self, no_route: NoRoute, now: Time) {
+        match self.asking.take() {
+            None => {}
+            Some(Asked::Gap(_)) => {
+                let last = self.last_failure.take();
+                self.fail(SessionFailure::NoRoute { no_route, last });
+            }
+            Some(Asked::Spare(of)) => self.put_off_spares(of, now),
+        }
+    }
+
+    /// A place with a link to its server under way.
+    pub(super) fn new_place(&mut self, route: RouteHop, now: Time) -> Place {
+        let id = HopId(self.next_hop);
+        self.next_hop += 1;
+        let (peer, addresses) = (route.hop.peer, route.addresses.clone());
+        self.outputs.push_back(Output::Connect { hop: id, peer, addresses });
+        Place::new(id, route, now)
+    }
+
+    pub(super) fn sort_places(&mut self) {
+        self.places.sort_by_key(|place| place.hop.blocks.start());
+    }
+
+    pub(super) fn is_whole(&self) -> bool {
+        self.gap().is_none()
+    }
+
+    /// Whether every block has a hop that is open and knows who feeds it.
+    pub(super) fn is_mended(&self) -> bool {
+        self.is_whole() && self.places.iter().all(|place| place.is_open() && place.previous_known)
+    }
+
+    /// The first blocks that no hop has.
+    fn gap(&self) -> Option<Span> {
+        let mut covered = 0;
+        for place in &self.places {
+            let blocks = place.hop.blocks;
+            if blocks.start() > covered {
+                return Span::new(covered, blocks.start()).ok();
+            }
+            covered = blocks.end();
+        }
+        Span::new(covered, self.config.block_count).ok()
+    }
+
+    /// Asks for hops, unless it is asked already.
+    pub(super) fn ask(&mut self, asked: Asked, now: Time) {
+        let blocks = match asked {
+            Asked::Gap(blocks) => Some(blocks),
+            Asked::Spare(of) => self.index_of(of).map(|index| self.places[index].hop.blocks),
+        };
+        let Some(blocks) = blocks.filter(|_| self.asking.is_none()) else {
+            return;
+        };
+        let before = self.places.iter().rfind(|place| place.hop.blocks.end() <= blocks.start());
+        let after = self.places.iter().find(|place| place.hop.blocks.start() >= blocks.end());
+        let on_route = self.places.iter().map(|place| place.hop.peer);
+        let spares = self.spares.iter().map(|spare| spare.place.hop.peer);
+        tracing::debug!(%blocks, at = ?now, "a route is wanted");
+        self.asking = Some(asked);
+        self.outputs.push_back(Output::Route(RouteWanted {
+            blocks,
+            before: before.map(|place| place.hop.peer),
+            after: after.map(|place| place.hop.peer),
+            avoided: self.avoided.iter().copied().chain(on_route).chain(spares).collect(),
+            needed: matches!(asked, Asked::Gap(_)),
+        }));
+    }
+
+    /// Opens what is not open, and says who pushes to whom.
+    fn tell_neighbours(&mut self, now: Time) {
+        for index in 0..self.places.len() {
+            let previous = self.previous_of(index);
+            match self.places[index].opening {
+                Opening::Wanted => self.open_place(index, now),
+                Opening::Open => self.introduce(index, previous),
+                Opening::Asked { .. } => {}
+            }
+        }
+    }
+
+    /// Tells an open hop who feeds it, where that has changed, and that what it holds is of no use,
+    /// where nobody knows what that is.
+    fn introduce(&mut self, index: usize, previous: Option<HopId>) {
+        let peer = index.checked_sub(1).map(|before| self.places[before].hop.peer);
+        let place = &mut self.places[index];
+        let changed = place.previous != previous;
+        if changed && place.fill != Fill::Full {
+            // It may be behind a rollback that its former feeder has not passed on.
+            place.must_be_filled();
+        }
+        let stale = place.fill == Fill::Wanted && !place.is_empty;
+        if !changed && !stale {
+            return;
+        }
+        (place.previous, place.previous_known) = (previous, false);
+        place.is_empty |= stale;
+        let adopt = Adopt { session: place.session, previous: peer, empty: stale };
+        let (hop, message) = (place.id, ClientMessage::Adopt(adopt));
+        self.outputs.push_back(Output::Send { hop, message });
+    }
+
+    fn open_place(&mut self, index: usize, now: Time) {
+        let next = self.target_of(index);
+        let (destination, next_position) = self.destination_of(index, next);
+        let previous = self.previous_of(index);
+        let peer = index.checked_sub(1).map(|before| self.places[before].hop.peer);
+        let place = &mut self.places[index];
+        (place.opening, place.previous) = (Opening::Asked { at: now }, previous);
+        place.next = next;
+        let open = OpenSession {
+            session: place.session,
+            model: self.config.model,
+            blocks: place.hop.blocks,
+            tokens_max: self.config.tokens_max,
+            previous: peer,
+            next: destination,
+            next_position,
+        };
+        let (hop, message) = (place.id, ClientMessage::Open(open));
+        self.outputs.push_back(Output::Send { hop, message });
+    }
+
+    /// Lets everything flow again: every hop sends where the mended route wants it, beginning with
+    /// what the hop after it lacks; so does the client.
+    fn resume(&mut self, now: Time) {
+        let proof = self.next_step;
+        for index in 0..self.places.len() {
+            let next = self.target_of(index);
+            let refill = self.places.get(index + 1).is_some_and(|after| after.fill == Fill::Wanted);
+            let place = &self.places[index];
+            if place.next != next || (refill && !place.is_new) {
+                self.redirect(index, next);
+            }
+        }
+        if self.feed().is_none() {
+            self.fail(SessionFailure::JournalLost);
+            return;
+        }
+        for place in &mut self.places {
+            place.is_new = false;
+            if place.fill == Fill::Wanted {
+                (place.fill, place.is_empty) = (Fill::Filling { proof }, false);
+                place.watch.begin(now);
+            }
+        }
+        if matches!(self.state, State::Opening) {
+            self.state = State::Idle;
+            self.outputs.push_back(Output::Ready);
+        }
+    }
+
+    fn redirect(&mut self, index: usize, next: Target) {
+        let (destination, next_position) = self.destination_of(index, next);
+        let place = &mut self.places[index];
+        place.next = next;
+        let redirect = Redirect {
+            session: place.session,
+            next: destination,
+            next_position,
+            settled: self.settled,
+            mirror: false,
+        };
+        let (hop, message) = (place.id, ClientMessage::Redirect(redirect));
+        self.outputs.push_back(Output::Send { hop, message });
+    }
+
+    /// Sends the first hop what it lacks, and the step that waits. `None` where this side does not
+    /// have it any more.
+    fn feed(&mut self) -> Option<()> {
+        let first = self.places.first().expect("a whole route has a hop");
+        let (hop, session) = (first.id, first.session);
+        let mut unsent = match &mut self.state {
+            State::Stepping(stepping) => stepping.unsent.take(),
+            State::Opening | State::Idle | State::Over => None,
+        };
+        if let Some((_, outlet)) = self.mirror.take_if(|(mirror, _)| *mirror == hop) {
+            // It has had everything, what waits too.
+            (self.outlet, self.fed, unsent) = (outlet, Some(hop), None);
+        }
+        let mut steps = Vec::new();
+        if self.fed == Some(hop) && first.fill != Fill::Wanted {
+            steps.extend(unsent.and_then(|step| self.outlet.pass(Step { session, ..step })));
+        } else {
+            let filled = if first.fill == Fill::Full { self.settled } else { 0 };
+            self.outlet = Outlet::new(filled);
+            steps = self.outlet.refill(&self.journal, self.settled, session)?;
+        }
+        self.fed = Some(hop);
+        let send = |step| Output::Send { hop, message: ClientMessage::Step(step) };
+        self.outputs.extend(steps.into_iter().map(send));
+        Some(())
+    }
+
+    /// Who feeds the hop at `index`; `None` is the client.
+    fn previous_of(&self, index: usize) -> Option<HopId> {
+        index.checked_sub(1).map(|before| self.places[before].id)
+    }
+
+    /// Where the results of the hop at `index` are to go.
+    fn target_of(&self, index: usize) -> Target {
+        let end = self.places[index].hop.blocks.end();
+        if end == self.config.block_count {
+            return Target::Client;
+        }
+        let next = self.places.get(index + 1).filter(|next| next.hop.blocks.start() == end);
+        next.map_or(Target::Held, |next| Target::Hop(next.id))
+    }
+
+    /// The same in the protocol's words, and how much of the results is there already.
+    fn destination_of(&self, index: usize, target: Target) -> (Destination, u32) {
+        match target {
+            Target::Client => (Destination::Client, self.settled),
+            Target::Held => (Destination::Held, 0),
+            Target::Hop(_) => {
+                let next = &self.places[index + 1];
+                let full = next.fill == Fill::Full;
+                (next.as_destination(), if full { self.settled } else { 0 })
+            }
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! A place on the route, and what its server has been told.
+
+use umbel_protocol::inference::{Destination, NextHop};
+use umbel_protocol::{SessionId, StepId};
+
+use super::watch::Watch;
+use super::{HopId, RouteHop};
+use crate::route::Hop;
+use crate::time::Time;
+
+/// One hop of the route.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) id: HopId,
+    pub(super) hop: Hop,
+    pub(super) session: SessionId,
+    pub(super) addresses: Vec<String>,
+    pub(super) opening: Opening,
+    /// Who feeds it, as it was told; `None` is the client.
+    pub(super) previous: Option<HopId>,
+    /// Whether it has said that it takes steps from there.
+    pub(super) previous_known: bool,
+    /// Where its results go, as it was told.
+    pub(super) next: Target,
+    pub(super) fill: Fill,
+    /// It has nothing in its cache that could be of an earlier state.
+    pub(super) is_empty: bool,
+    /// It has not taken part in a whole route yet, so that its opening says all that it was told.
+    pub(super) is_new: bool,
+    /// It is about to leave: another is to take its place before it does.
+    pub(super) leaving: bool,
+    /// When to look for a spare next.
+    pub(super) spare_at: Time,
+    pub(super) watch: Watch,
+}
+
+/// How far the opening has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Opening {
+    /// It has not been asked yet.
+    Wanted,
+    /// It has been asked.
+    Asked { at: Time },
+    /// The session is open.
+    Open,
+}
+
+/// Where results go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Target {
+    Client,
+    Hop(HopId),
+    Held,
+}
+
+/// What is known of a hop's cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fill {
+    /// It holds every token that has been answered.
+    Full,
+    /// It is being filled; an answer to this step or a later one proves that it is full.
+    Filling { proof: StepId },
+    /// Nobody fills it yet.
+    Wanted,
+}
+
+impl Place {
+    pub(super) fn new(id: HopId, route: RouteHop, now: Time) -> Self {
+        Self {
+            id,
+            hop: route.hop,
+            session: route.session,
+            addresses: route.addresses,
+            opening: Opening::Wanted,
+            previous: None,
+            previous_known: false,
+            next: Target::Held,
+            fill: Fill::Wanted,
+            is_empty: true,
+            is_new: true,
+            leaving: false,
+            spare_at: now,
+            watch: Watch::new(route.round_trip, now),
+        }
+    }
+
+    pub(super) const fn is_open(&self) -> bool {
+        matches!(self.opening, Opening::Open)
+    }
+
+    /// Its cache is not what it should be.
+    pub(super) const fn must_be_filled(&mut self) {
+        self.fill = Fill::Wanted;
+        self.is_empty = false;
+    }
+
+    pub(super) fn as_destination(&self) -> Destination {
+        Destination::Server(NextHop {
+            peer: self.hop.peer,
+            addresses: self.addresses.clone(),
+            session: self.session,
+        })
+    }
+}

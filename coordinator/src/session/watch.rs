@@ -1,0 +1,248 @@
+//! Who is still there: pings while a step is on its way, and patience that follows their answers.
+
+use std::time::Duration;
+
+use umbel_protocol::inference::{ClientMessage, HopTiming};
+
+use super::place::{Opening, Place};
+use super::{FailureReason, OPEN_TIMEOUT, OPEN_TIMEOUT_MIN, Output, Session, State};
+use crate::time::Time;
+
+/// Silence of a hop, during a step, after which it is asked whether it is there: a step of decode
+/// is over by then on most routes, so that those are never disturbed.
+const PING_AFTER: Duration = Duration::from_millis(50);
+
+/// The least time that a hop has to answer a ping. A busy machine wakes a process up within some
+/// tens of milliseconds, and a hop that is given up in error costs a replay.
+const PATIENCE_MIN: Duration = Duration::from_millis(200);
+
+/// The time to answer the first ping, where nobody knows how far away a hop is.
+const PATIENCE_UNKNOWN: Duration = Duration::from_secs(1);
+
+/// The most: beyond it, a way is too bad for decoding along it.
+const PATIENCE_MAX: Duration = Duration::from_secs(5);
+
+/// A timer that fires this late says more of this machine than of the hops: they are asked again.
+const LATE: Duration = Duration::from_millis(100);
+
+/// The least time that a tensor has to come from one hop to the next; a link that breaks is
+/// noticed sooner, by who sends on it.
+const TRANSFER_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The slowest link that is worth waiting for: 1 Mbit/s.
+const TRANSFER_BYTES_PER_SECOND: u32 = 125_000;
+
+/// The least time that a hop has to compute a step: others' prompts may come before it.
+const COMPUTE_PATIENCE: Duration = Duration::from_secs(15);
+
+/// How much longer than before a token may take a hop.
+const SLOWER_MAX: u32 = 20;
+
+/// Time to compute a step at a hop that has not computed one yet: 512 tokens of prefill through a
+/// large model on slow processors take minutes (Petals: `step_timeout`).
+const COMPUTE_PATIENCE_UNKNOWN: Duration = Duration::from_secs(300);
+
+/// When a hop was heard of, and how far it has come.
+#[derive(Debug)]
+pub(super) struct Watch {
+    heard: Time,
+    pinged: Option<Time>,
+    round_trip: Option<RoundTrip>,
+    received: u32,
+    computed: u32,
+    progressed: Time,
+    /// What a token took it to compute, smoothed.
+    token: Option<Duration>,
+}
+
+/// A smoothed round trip and its variation, as TCP keeps them (RFC 6298).
+#[derive(Debug, Clone, Copy)]
+struct RoundTrip {
+    smoothed: Duration,
+    variation: Duration,
+}
+
+impl Watch {
+    pub(super) fn new(round_trip: Option<Duration>, now: Time) -> Self {
+        let first = |sample: Duration| RoundTrip { smoothed: sample, variation: sample / 2 };
+        Self {
+            heard: now,
+            pinged: None,
+            round_trip: round_trip.map(first),
+            received: 0,
+            computed: 0,
+            progressed: now,
+            token: None,
+        }
+    }
+
+    /// Something is expected of the hop from now on.
+    pub(super) const fn begin(&mut self, now: Time) {
+        self.heard = now;
+        self.progressed = now;
+        self.pinged = None;
+    }
+
+    pub(super) const fn heard(&mut self, now: Time) {
+        self.heard = now;
+    }
+
+    pub(super) fn pong(&mut self, received: u32, computed: u32, now: Time) {
+        if let Some(pinged) = self.pinged.take() {
+            let sample = now.since(pinged);
+            let trip = self
+                .round_trip
+                .get_or_insert(RoundTrip { smoothed: sample, variation: sample / 2 });
+            let deviation = sample.abs_diff(trip.smoothed);
+            trip.variation = trip.variation * 3 / 4 + deviation / 4;
+            trip.smoothed = trip.smoothed * 7 / 8 + sample / 8;
+        }
+        if (received, computed) != (self.received, self.computed) {
+            (self.received, self.computed) = (received, computed);
+            self.progressed = now;
+        }
+    }
+
+    /// What a step of so many tokens took the hop.
+    pub(super) fn computed(&mut self, timing: &HopTiming, tokens: u32) {
+        let sample = timing.compute / tokens.max(1);
+        self.token = Some(self.token.map_or(sample, |token| token * 7 / 8 + sample / 8));
+    }
+
+    pub(super) fn open_timeout(&self) -> Duration {
+        self.round_trip.map_or(OPEN_TIMEOUT, |trip| (trip.smoothed * 8).max(OPEN_TIMEOUT_MIN))
+    }
+
+    fn patience(&self) -> Duration {
+        self.round_trip.map_or(PATIENCE_UNKNOWN, |trip| {
+            (trip.smoothed + trip.variation * 4).saturating_mul(2).clamp(PATIENCE_MIN, PATIENCE_MAX)
+        })
+    }
+
+    /// When the hop is to be asked, or given up.
+    fn deadline(&self) -> Time {
+        let rest = self.round_trip.map_or(PING_AFTER, |trip| trip.smoothed.max(PING_AFTER));
+        self.pinged.map_or(self.heard + rest, |pinged| pinged + self.patience())
+    }
+}
+
+/// What is to be done about a hop.
+#[derive(Debug)]
+enum Due {
+    Nothing,
+    Ping,
+    Fail(FailureReason),
+}
+
+impl Place {
+    /// When something is to be done about it; `awaited`: whether anything is expected of it.
+    fn deadline(&self, awaited: bool) -> Option<Time> {
+        match self.opening {
+            Opening::Wanted => None,
+            Opening::Asked { at } => Some(at + self.watch.open_timeout()),
+            Opening::Open => awaited.then(|| self.watch.deadline()),
+        }
+    }
+
+    fn due(&mut self, awaited: bool, now: Time) -> Due {
+        if self.deadline(awaited).is_none_or(|deadline| now < deadline) {
+            return Due::Nothing;
+        }
+        if let Opening::Asked { .. } = self.opening {
+            return Due::Fail(FailureReason::NotOpened { after: self.watch.open_timeout() });
+        }
+        match self.watch.pinged {
+            Some(pinged) if now.since(pinged) < self.watch.patience() + LATE => {
+                Due::Fail(FailureReason::Silent { after: now.since(self.watch.heard) })
+            }
+            Some(_) | None => {
+                self.watch.pinged = Some(now);
+                Due::Ping
+            }
+        }
+    }
+}
+
+impl Session {
+    pub(super) fn next_deadline(&self) -> Option<Time> {
+        if matches!(self.state, State::Over) {
+            return None;
+        }
+        let awaited = self.awaits();
+        let places = self.places.iter().filter_map(|place| place.deadline(awaited));
+        let spares = self
+            .spares
+            .iter()
+            .filter_map(|spare| spare.place.deadline(awaited || self.is_relief(spare)));
+        places.chain(spares).chain(self.next_search()).min()
+    }
+
+    pub(super) fn watch(&mut self, now: Time) {
+        let awaited = self.awaits();
+        let mut due = Vec::new();
+        for place in &mut self.places {
+            due.push((place.id, place.session, place.due(awaited, now)));
+        }
+        for number in 0..self.spares.len() {
+            let awaited = awaited || self.is_relief(&self.spares[number]);
+            let place = &mut self.spares[number].place;
+            due.push((place.id, place.session, place.due(awaited, now)));
+        }
+        for (hop, session, due) in due {
+            match due {
+                Due::Nothing => {}
+                Due::Ping => {
+                    let message = ClientMessage::Ping { session };
+                    self.outputs.push_back(Output::Send { hop, message });
+                }
+                Due::Fail(reason) => match self.index_of(hop) {
+                    Some(index) => self.drop_place(index, reason),
+                    None => self.drop_spare(hop, &reason, now),
+                },
+            }
+        }
+    }
+
+    /// Whether the hops are expected to answer.
+    const fn awaits(&self) -> bool {
+        match self.state {
+            State::Opening | State::Stepping(_) => true,
+            State::Idle | State::Over => false,
+        }
+    }
+
+    /// Gives up the hop at which the step on its way has stood still for too long.
+    pub(super) fn check_progress(&mut self, now: Time) {
+        let State::Stepping(stepping) = &self.state else {
+            return;
+        };
+        let end = stepping.position + stepping.shape[0];
+        let row_bytes = 4 * stepping.shape[1];
+        let Some(index) = self.places.iter().position(|place| place.watch.computed < end) else {
+            return;
+        };
+        let (place, before) = (&self.places[index], index.checked_sub(1));
+        let waited = now.since(place.watch.progressed);
+        if place.watch.received < end {
+            // Without a hop before it, the link itself says whether it stands.
+            let Some(before) = before else { return };
+            let bytes = row_bytes.saturating_mul(end - place.watch.received);
+            let transfer = Duration::from_secs(1) * (bytes / TRANSFER_BYTES_PER_SECOND);
+            // The hop before may itself have come to its end only now.
+            let waited = waited.min(now.since(self.places[before].watch.progressed));
+            if waited > TRANSFER_PATIENCE + transfer + place.watch.patience() {
+                let from = self.places[before].hop.peer;
+                let detail = format!("a step is under way for {:.1} s", waited.as_secs_f64());
+                self.drop_place(index, FailureReason::Unreachable { from, detail });
+            }
+            return;
+        }
+        let tokens = place.watch.received.saturating_sub(place.watch.computed).max(1);
+        let patience = place.watch.token.map_or(COMPUTE_PATIENCE_UNKNOWN, |token| {
+            COMPUTE_PATIENCE + token.saturating_mul(tokens.saturating_mul(SLOWER_MAX))
+        });
+        if waited > patience {
+            self.drop_place(index, FailureReason::Slow { after: waited });
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! Who serves what, as clients learn it.
+
+use std::time::Duration;
+
+use umbel_coordinator::Hop;
+use umbel_coordinator::Time;
+use umbel_coordinator::route::NoRoute;
+use umbel_coordinator::session::{Input, RouteHop, RouteWanted};
+use umbel_protocol::{PeerId, SessionId, Span};
+
+use super::{Event, World};
+use crate::host::Condition;
+
+/// How long it takes to learn who serves what.
+const LOOKUP: Duration = Duration::from_millis(100);
+
+/// How often a client that needs a route asks again.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// How long a client waits for a route to appear.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// After how long a client forgives servers that have failed it.
+const FORGIVEN: Duration = Duration::from_secs(2);
+
+impl World {
+    pub(super) fn ask_route(&mut self, client: usize, wanted: RouteWanted) {
+        let since = self.now;
+        self.queue.plan(self.now + LOOKUP, Event::Route { client, wanted, since });
+    }
+
+    pub(super) fn answer_route(&mut self, client: usize, wanted: RouteWanted, since: Time) {
+        let waited = self.now.since(since);
+        if let Some(hops) = self.random_route(&wanted, waited >= FORGIVEN) {
+            let hops = hops.into_iter().map(|hop| self.route_hop(hop)).collect();
+            self.tell_client(client, Input::Routed { hops });
+        } else if wanted.needed && waited < PATIENCE {
+            self.queue.plan(self.now + AGAIN, Event::Route { client, wanted, since });
+        } else {
+            let no_route = NoRoute { block_count: self.block_count, missing: vec![wanted.blocks] };
+            self.tell_client(client, Input::NoRoute(no_route));
+        }
+    }
+
+    /// Any route at all through servers that seem to be there: a frozen one does, and so does one
+    /// that has gone down just now.
+    fn random_route(&mut self, wanted: &RouteWanted, forgiving: bool) -> Option<Vec<Hop>> {
+        let mut hops: Vec<Hop> = Vec::new();
+        let mut boundary = wanted.blocks.start();
+        while boundary < wanted.blocks.end() {
+            let usable: Vec<(PeerId, Span)> = self
+                .hosts
+                .iter()
+                .filter(|host| host.condition != Condition::Down && !host.leaving)
+                .filter(|host| host.config.span.contains(boundary))
+                .filter(|host| forgiving || !wanted.avoided.contains(&host.peer))
+                .filter(|host| hops.iter().all(|hop| hop.peer != host.peer))
+                .map(|host| (host.peer, host.config.span))
+                .collect();
+            if usable.is_empty() {
+                return None;
+            }
+            let (peer, span) = usable[self.routes.below(usable.len())];
+            let furthest = span.end().min(wanted.blocks.end());
+            let extra = self.routes.below((furthest - boundary) as usize);
+            // Mostly as far as it goes, now and then less.
+            let end = if self.routes.below(4) == 0 {
+                boundary + 1 + u32::try_from(extra).expect("below a span")
+            } else {
+                furthest
+            };
+            hops.push(Hop { peer, blocks: Span::new(boundary, end).expect("it goes on") });
+            boundary = end;
+        }
+        Some(hops)
+    }
+
+    fn route_hop(&mut self, hop: Hop) -> RouteHop {
+        let name = (u128::from(self.names.bits()) << 64) | u128::from(self.names.bits());
+        let round_trip = Some((self.links.delay + self.links.jitter) * 2);
+        RouteHop { hop, addresses: Vec::new(), session: SessionId::new(name), round_trip }
+    }
+}
