@@ -9,4 +9,5 @@ pub mod link;
 pub mod oracle;
 pub mod queue;
 pub mod seed;
+pub mod workload;
 pub mod world;

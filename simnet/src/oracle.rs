@@ -8,7 +8,10 @@ use umbel_protocol::{DType, SessionId, Span, Tensor};
 /// Elements of a hidden state: the 32 bytes of a hash, taken for eight numbers.
 pub const HIDDEN_SIZE: u32 = 8;
 
-type Hash = [u8; 32];
+/// Bytes of it.
+pub const TOKEN_BYTES: usize = 32;
+
+type Hash = [u8; TOKEN_BYTES];
 
 /// The keys and values of one session: at each block a chain of hashes over its positions.
 #[derive(Debug, Default)]

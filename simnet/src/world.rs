@@ -1,41 +1,77 @@
 //! The world: clients, servers, the links between them, what fails, and what happens next.
 
+mod announce;
+mod check;
 mod client;
 mod fault;
+mod links;
 mod route;
 mod server;
+mod trace;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use sha2::{Digest as _, Sha256};
 use umbel_coordinator::Time;
 use umbel_coordinator::random::Random;
-use umbel_coordinator::server::{LinkId, ServerConfig};
-use umbel_coordinator::session::{HopId, Input, RouteWanted};
+use umbel_coordinator::server::ServerConfig;
+use umbel_coordinator::session::{Input, RouteWanted};
 use umbel_protocol::inference::{ClientMessage, ServerMessage, Step};
-use umbel_protocol::{ModelId, PeerId, SessionId};
+use umbel_protocol::{ModelId, PeerId};
 
 use crate::host::{Condition, Host, Speed};
-use crate::link::Link;
+use crate::link::LinkClass;
+use crate::oracle;
 use crate::queue::Queue;
 use crate::seed::Seed;
+use crate::workload::{Plan, Workload};
 
-pub use client::{Client, Plan};
-pub use fault::Fault;
+pub use check::Totals;
+pub use client::{Answer, Client};
+pub use fault::{Fault, Hazard};
+pub use links::Topology;
+pub use route::Planner;
 
-/// Most events of one run: a run that needs more does not end.
-const EVENTS_MAX: usize = 5_000_000;
+use announce::Announcements;
+use links::{End, Links, PushLink, SessionLink};
+use trace::Trace;
 
-/// Delay, jitter and bandwidth of every link of a world.
-#[derive(Debug, Clone, Copy)]
-pub struct Links {
-    /// One way.
-    pub delay: Duration,
-    /// Added by chance, at most.
-    pub jitter: Duration,
-    /// Bytes that leave in a second.
-    pub bytes_per_second: f64,
+/// What a world is made for.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The model that every server serves.
+    pub model: ModelId,
+    /// Its blocks.
+    pub block_count: u32,
+    /// Bytes of one token's hidden state on a link. (Those of the oracle are fewer.)
+    pub token_bytes: usize,
+    /// The links.
+    pub topology: Topology,
+    /// How clients find routes.
+    pub planner: Planner,
+    /// How long that takes them.
+    pub lookup: Duration,
+    /// Failures that come with the steps of the clients.
+    pub hazard: Option<Hazard>,
+    /// Most events of a run: one that needs more does not end.
+    pub events_max: u64,
+}
+
+impl Settings {
+    /// Everything small, every link the same, and routes at random.
+    #[must_use]
+    pub fn new(model: ModelId, block_count: u32, links: LinkClass) -> Self {
+        Self {
+            model,
+            block_count,
+            token_bytes: oracle::TOKEN_BYTES,
+            topology: Topology::new(links),
+            planner: Planner::Random,
+            lookup: Duration::from_millis(100),
+            hazard: None,
+            events_max: 5_000_000,
+        }
+    }
 }
 
 /// A place in the world: a client or a server, by index.
@@ -45,33 +81,89 @@ enum Place {
     Server(usize),
 }
 
-/// A session link, as both its ends number it: the client and its hop.
-type SessionLink = (usize, HopId);
-
-/// A push link: the server that pushes, its name of the session, and the other server's name.
-type PushLink = (usize, SessionId, SessionId);
-
+/// Something that is going to happen.
 #[derive(Debug)]
 pub enum Event {
-    Session { link: SessionLink, message: ClientMessage },
-    SessionClosed { link: SessionLink },
-    Pushed { link: PushLink, step: Step },
-    Answer { link: SessionLink, message: ServerMessage },
-    LinkLost { link: SessionLink },
-    PushLost { link: PushLink },
-    Computed { server: usize, life: u32 },
-    ServerTimer { server: usize, life: u32 },
-    ClientTimer { client: usize },
-    Route { client: usize, wanted: RouteWanted, since: Time },
-    Start { client: usize },
+    /// A client's message arrives.
+    Session {
+        /// On this link.
+        link: SessionLink,
+        /// The message.
+        message: ClientMessage,
+    },
+    /// A client has closed a link.
+    SessionClosed {
+        /// This one.
+        link: SessionLink,
+    },
+    /// A step arrives that another server pushed.
+    Pushed {
+        /// On this link.
+        link: PushLink,
+        /// The step.
+        step: Step,
+    },
+    /// A server's message arrives.
+    Answer {
+        /// On this link.
+        link: SessionLink,
+        /// The message.
+        message: ServerMessage,
+    },
+    /// A client learns that a link is gone.
+    LinkLost {
+        /// This one.
+        link: SessionLink,
+    },
+    /// A server learns that its link to a next hop is gone.
+    PushLost {
+        /// This one.
+        link: PushLink,
+    },
+    /// An accelerator has finished.
+    Computed {
+        /// Whose.
+        server: usize,
+        /// In which of its lives.
+        life: u32,
+    },
+    /// A server's timer fires.
+    ServerTimer {
+        /// Whose.
+        server: usize,
+        /// In which of its lives.
+        life: u32,
+    },
+    /// A client's timer fires.
+    ClientTimer {
+        /// Whose.
+        client: usize,
+    },
+    /// A client has looked for a route.
+    Route {
+        /// Who.
+        client: usize,
+        /// Which of its sessions, counted from the first.
+        session: u32,
+        /// For what.
+        wanted: RouteWanted,
+        /// Since when.
+        since: Time,
+    },
+    /// A client begins a session.
+    Start {
+        /// Who.
+        client: usize,
+    },
+    /// A server says what it serves.
+    Announce {
+        /// Which one.
+        server: usize,
+        /// In which of its lives.
+        life: u32,
+    },
+    /// Something fails, or ceases to.
     Fault(Fault),
-}
-
-/// The far end of a link: which server, in which of its lives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct End {
-    server: usize,
-    life: u32,
 }
 
 /// Everything there is.
@@ -83,54 +175,67 @@ pub struct World {
     pub clients: Vec<Client>,
     /// The moment of the event that happened last.
     pub now: Time,
-    model: ModelId,
-    block_count: u32,
+    /// What was counted.
+    pub totals: Totals,
+    settings: Settings,
     links: Links,
-    ways: BTreeMap<(Place, Place), Link>,
-    sessions: BTreeMap<SessionLink, End>,
-    pushes: BTreeMap<PushLink, End>,
     peers: BTreeMap<PeerId, usize>,
+    announcements: Announcements,
+    /// Clients that have not come to their end.
+    busy_clients: usize,
     queue: Queue<Event>,
-    jitter: Random,
+    seed: Seed,
     routes: Random,
     names: Random,
-    trace: Sha256,
+    hazards: Random,
+    trace: Trace,
 }
 
 impl World {
     /// A world without anybody in it.
     #[must_use]
-    pub fn new(seed: Seed, model: ModelId, block_count: u32, links: Links) -> Self {
+    pub fn new(seed: Seed, settings: Settings) -> Self {
         Self {
             hosts: Vec::new(),
             clients: Vec::new(),
             now: Time::START,
-            model,
-            block_count,
-            links,
-            ways: BTreeMap::new(),
-            sessions: BTreeMap::new(),
-            pushes: BTreeMap::new(),
+            totals: Totals::default(),
+            links: Links::new(settings.topology.clone(), seed.stream("links")),
+            settings,
             peers: BTreeMap::new(),
+            announcements: Announcements::default(),
+            busy_clients: 0,
             queue: Queue::default(),
-            jitter: seed.stream("jitter"),
+            seed,
             routes: seed.stream("routes"),
             names: seed.stream("names"),
-            trace: Sha256::new(),
+            hazards: seed.stream("hazards"),
+            trace: Trace::default(),
         }
     }
 
-    /// Adds a server.
-    pub fn serve(&mut self, config: ServerConfig, speed: Speed) {
-        self.peers.insert(config.peer, self.hosts.len());
-        self.hosts.push(Host::new(config, speed));
+    /// Adds a server; its number is that of servers before it.
+    pub fn serve(&mut self, config: ServerConfig, speed: Speed, group: usize) {
+        let server = self.hosts.len();
+        self.peers.insert(config.peer, server);
+        self.hosts.push(Host::new(config, speed, group));
+        self.links.add_server();
+        self.begin_announcing(server);
     }
 
     /// Adds a client that begins at a moment and follows its plan.
-    pub fn join(&mut self, at: Time, plan: Plan) {
+    pub fn join(&mut self, at: Time, plan: Plan, group: usize) {
         let client = self.clients.len();
-        self.clients.push(Client::new(client, self.model, self.block_count, plan));
-        self.queue.plan(at, Event::Start { client });
+        self.clients.push(Client::new(client, &self.settings, group, plan));
+        self.begin(at, client);
+    }
+
+    /// Adds a client that begins at a moment and has one session after another.
+    pub fn work(&mut self, at: Time, workload: Workload, group: usize) {
+        let client = self.clients.len();
+        let random = self.seed.stream(&format!("client {client}"));
+        self.clients.push(Client::with_workload(client, &self.settings, group, workload, random));
+        self.begin(at, client);
     }
 
     /// Lets something fail at a moment.
@@ -143,22 +248,24 @@ impl World {
     /// # Panics
     /// If that takes more events than a sound run needs.
     pub fn run(&mut self) {
-        for _ in 0..EVENTS_MAX {
-            let Some((at, event)) = self.queue.pop() else {
-                return;
-            };
+        while let Some((at, event)) = self.queue.pop() {
             self.now = at;
-            self.trace.update(at.elapsed().as_nanos().to_le_bytes());
-            self.trace.update(format!("{event:?}"));
+            self.totals.events += 1;
+            assert!(self.totals.events <= self.settings.events_max, "the world comes to rest");
+            self.trace.happened(at, &event);
             self.happen(event);
         }
-        panic!("the world does not come to rest");
     }
 
-    /// The hash of everything that happened, in order, with its time.
+    /// The hash of everything that was said and happened, in order, with its time.
     #[must_use]
     pub fn trace(&self) -> [u8; 32] {
-        self.trace.clone().finalize().into()
+        self.trace.hash()
+    }
+
+    fn begin(&mut self, at: Time, client: usize) {
+        self.busy_clients += 1;
+        self.queue.plan(at, Event::Start { client });
     }
 
     fn happen(&mut self, event: Event) {
@@ -172,29 +279,38 @@ impl World {
             Event::PushLost { link } => self.push_lost(link),
             Event::Computed { server, life } => self.computed(server, life),
             Event::ServerTimer { server, life } => self.server_timer(server, life),
-            Event::Answer { link: (client, hop), message } => {
-                self.tell_client(client, Input::Received { hop, message });
+            Event::Answer { link, message } => {
+                self.tell_client_of(link, |hop| Input::Received { hop, message });
             }
-            Event::LinkLost { link: (client, hop) } => {
+            Event::LinkLost { link } => {
                 let detail = "the link closed".to_owned();
-                self.tell_client(client, Input::LinkLost { hop, detail });
+                self.tell_client_of(link, |hop| Input::LinkLost { hop, detail });
             }
             Event::ClientTimer { client } => self.client_timer(client),
-            Event::Route { client, wanted, since } => self.answer_route(client, wanted, since),
+            Event::Route { client, session, wanted, since } => {
+                self.answer_route(client, session, wanted, since);
+            }
             Event::Start { client } => self.start_client(client),
+            Event::Announce { server, life } => self.announce(server, life),
             Event::Fault(fault) => self.fail(fault),
         }
     }
 
     /// Sends something on its way; it is lost where the other end is down by then.
     fn send(&mut self, from: Place, to: Place, bytes: usize, event: Event) {
-        let links = self.links;
-        let way = self
-            .ways
-            .entry((from, to))
-            .or_insert_with(|| Link::new(links.delay, links.jitter, links.bytes_per_second));
-        let arrival = way.send(bytes, self.now, &mut self.jitter);
+        let (from, to) = (self.seat(from), self.seat(to));
+        let arrival = self.links.send(from, to, bytes, self.now);
+        self.totals.bytes_sent += bytes as u64;
         self.queue.plan(arrival, event);
+    }
+
+    /// Where a place is, and in which of its lives.
+    fn seat(&self, place: Place) -> links::Seat {
+        let (group, life) = match place {
+            Place::Client(client) => (self.clients[client].group, 0),
+            Place::Server(server) => (self.hosts[server].group, self.hosts[server].life),
+        };
+        links::Seat { place, group, life }
     }
 
     fn end_of(&self, peer: PeerId) -> End {
@@ -207,15 +323,12 @@ impl World {
         let host = &self.hosts[end.server];
         host.life == end.life && host.condition != Condition::Down
     }
-}
 
-fn link_id((client, hop): SessionLink) -> LinkId {
-    LinkId(((client as u64) << 32) | u64::from(hop.0))
-}
-
-fn session_link(link: LinkId) -> SessionLink {
-    let hop = u32::try_from(link.0 & u64::from(u32::MAX)).expect("it is masked");
-    (usize::try_from(link.0 >> 32).expect("clients are counted in 32 bits"), HopId(hop))
+    /// Bytes of a frame on a link of the modelled network.
+    const fn frame_bytes(&self, frame: &umbel_protocol::frame::Frame) -> usize {
+        let tokens = frame.payload.len() / oracle::TOKEN_BYTES;
+        8 + frame.header.len() + tokens * self.settings.token_bytes
+    }
 }
 
 #[cfg(test)]

@@ -1,86 +1,153 @@
-//! A client of the simulated world: the production machine and a plan of steps.
+//! A client of the simulated world: the production machine, and what it is used for.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use umbel_coordinator::Time;
+use umbel_coordinator::random::Random;
 use umbel_coordinator::session::{
-    HopFailure, Input, Output, Session, SessionConfig, SessionFailure,
+    HopFailure, HopId, Input, Output, Session, SessionConfig, SessionFailure,
 };
-use umbel_protocol::{ModelId, PeerId, Tensor};
+use umbel_protocol::inference::ClientMessage;
+use umbel_protocol::{PeerId, SessionId, Span, Tensor};
 
-use super::server::frame_bytes;
-use super::{Event, Place, World};
-use crate::oracle::embed;
+use super::links::SessionLink;
+use super::{Event, Place, Settings, World};
+use crate::oracle::{Oracle, embed};
+use crate::workload::{Plan, Workload};
 
 /// Bytes that a client keeps of what it sent: more than any plan has.
 const JOURNAL_BYTES_MAX: usize = 64 << 20;
 
-/// Steps to take, each from a position on with these tokens; a position below the end of the last
-/// step is a rollback.
-#[derive(Debug, Clone, Default)]
-pub struct Plan {
-    /// Tokens for which room is asked.
-    pub tokens_max: u32,
-    /// Position and tokens of each step.
-    pub steps: VecDeque<(u32, Vec<u32>)>,
-    /// Whether each hop is to have a spare.
-    pub standby: bool,
+/// Most failures of hops that a client keeps in words.
+const BLAMED_MAX: usize = 64;
+
+/// The session's name at the oracle beside the swarm.
+const REFERENCE: SessionId = SessionId::new(0);
+
+/// A step that was answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Answer {
+    /// When.
+    pub at: Time,
+    /// From handing it in.
+    pub took: Duration,
+    /// Its tokens.
+    pub tokens: u32,
 }
 
-/// One client with one session.
+/// One client with one session after another.
 #[derive(Debug)]
 pub struct Client {
     /// Its name.
     pub peer: PeerId,
-    /// What came back for each step.
-    pub answers: Vec<Tensor>,
-    /// How long each step took.
-    pub durations: Vec<Duration>,
-    /// How the session ended, if it failed.
-    pub failure: Option<SessionFailure>,
-    /// Hops that failed on the way.
+    /// Where it stands.
+    pub group: usize,
+    /// What was answered.
+    pub answers: Vec<Answer>,
+    /// How sessions ended that failed.
+    pub failures: Vec<SessionFailure>,
+    /// Hops that failed on the way; the first of them.
     pub blamed: Vec<HopFailure>,
+    /// Sessions that came to their end.
+    pub sessions_done: u32,
+    /// Sessions that have begun.
+    pub(super) sessions_begun: u32,
     session: Option<Session>,
     config: SessionConfig,
     plan: Plan,
+    workload: Option<(Workload, Random)>,
+    /// What the swarm's answers must equal.
+    reference: Oracle,
+    expected: Option<Tensor>,
+    /// Hops of earlier sessions, so that links have names of their own.
+    hops_before: u32,
+    hops_used: u32,
     armed: Option<Time>,
 }
 
 impl Client {
-    pub(super) fn new(index: usize, model: ModelId, block_count: u32, plan: Plan) -> Self {
+    pub(super) fn new(index: usize, settings: &Settings, group: usize, plan: Plan) -> Self {
         let mut key = [0xc1; 32];
         key[..8].copy_from_slice(&(index as u64).to_le_bytes());
         Self {
             peer: PeerId::from_public_key(key),
+            group,
             answers: Vec::new(),
-            durations: Vec::new(),
-            failure: None,
+            failures: Vec::new(),
             blamed: Vec::new(),
+            sessions_done: 0,
+            sessions_begun: 0,
             session: None,
             config: SessionConfig {
-                model,
-                block_count,
+                model: settings.model,
+                block_count: settings.block_count,
                 tokens_max: plan.tokens_max,
                 journal_bytes_max: JOURNAL_BYTES_MAX,
                 standby: plan.standby,
             },
             plan,
+            workload: None,
+            reference: Oracle::default(),
+            expected: None,
+            hops_before: 0,
+            hops_used: 0,
             armed: None,
         }
     }
 
+    pub(super) fn with_workload(
+        index: usize,
+        settings: &Settings,
+        group: usize,
+        workload: Workload,
+        random: Random,
+    ) -> Self {
+        let mut client = Self::new(index, settings, group, Plan::default());
+        client.workload = Some((workload, random));
+        client
+    }
+
+    pub(super) const fn tokens_max(&self) -> u32 {
+        self.config.tokens_max
+    }
+
+    /// The link of a hop of the session that runs.
+    const fn link(&self, client: usize, hop: HopId) -> SessionLink {
+        (client, HopId(self.hops_before + hop.0))
+    }
+
+    /// What the session is to do next.
     fn next_input(&mut self) -> Input {
-        match self.plan.steps.pop_front() {
-            Some((position, tokens)) => Input::Step { position, hidden: embed(&tokens) },
-            None => Input::Close,
-        }
+        let Some((position, tokens)) = self.plan.steps.pop_front() else {
+            return Input::Close;
+        };
+        let (hidden, blocks) = (embed(&tokens), Span::new(0, self.config.block_count));
+        let blocks = blocks.expect("a model has blocks");
+        self.expected = Some(self.reference.step(REFERENCE, blocks, position, &hidden));
+        Input::Step { position, hidden }
+    }
+
+    /// The plan of the next session, if there is to be one; and when.
+    fn next_session(&mut self, now: Time) -> Option<Time> {
+        let (workload, random) = self.workload.as_mut()?;
+        let at = now + workload.pause.draw(random);
+        (at < workload.until && self.sessions_begun < workload.sessions).then_some(at)
     }
 }
 
 impl World {
     pub(super) fn start_client(&mut self, client: usize) {
         let of = &mut self.clients[client];
+        if let Some((workload, random)) = &mut of.workload {
+            of.plan = workload.plan(random);
+            of.config.tokens_max = of.plan.tokens_max;
+            of.config.standby = of.plan.standby;
+        }
+        let blocks = Span::new(0, of.config.block_count).expect("a model has blocks");
+        of.reference.open(REFERENCE, blocks);
+        of.sessions_begun += 1;
+        of.hops_before += of.hops_used;
+        of.hops_used = 0;
         of.session = Some(Session::open(of.config.clone(), self.now));
         self.drive_client(client);
     }
@@ -88,13 +155,25 @@ impl World {
     pub(super) fn tell_client(&mut self, client: usize, input: Input) {
         if let Some(session) = &mut self.clients[client].session {
             let result = session.handle(input, self.now);
-            assert_eq!(result, Ok(()), "honest peers keep to the protocol");
+            assert!(result.is_ok() || self.totals.lies > 0, "honest servers keep to the protocol");
+            self.totals.violations += u64::from(result.is_err());
             self.drive_client(client);
+        }
+    }
+
+    /// Tells the session to which a link belongs, if that is still the one that runs.
+    pub(super) fn tell_client_of(&mut self, link: SessionLink, input: impl FnOnce(HopId) -> Input) {
+        let (client, hop) = link;
+        if let Some(hop) = hop.0.checked_sub(self.clients[client].hops_before) {
+            self.tell_client(client, input(HopId(hop)));
         }
     }
 
     pub(super) fn client_timer(&mut self, client: usize) {
         let of = &mut self.clients[client];
+        if of.armed != Some(self.now) {
+            return;
+        }
         of.armed = None;
         if let Some(session) = &mut of.session {
             session.handle_timeout(self.now);
@@ -103,38 +182,43 @@ impl World {
     }
 
     fn drive_client(&mut self, client: usize) {
+        let mut over = false;
         while let Some(output) = self.clients[client].session.as_mut().and_then(Session::poll) {
             let of = &mut self.clients[client];
             match output {
                 Output::Route(wanted) => self.ask_route(client, wanted),
-                Output::Connect { hop, peer, .. } => {
-                    let end = self.end_of(peer);
-                    self.sessions.insert((client, hop), end);
-                }
-                Output::Send { hop, message } => {
-                    let link = (client, hop);
-                    if let Some(end) = self.sessions.get(&link).copied() {
-                        let bytes = frame_bytes(&message.clone().encode());
-                        let event = Event::Session { link, message };
-                        self.send(Place::Client(client), Place::Server(end.server), bytes, event);
-                    }
-                }
+                Output::Connect { hop, peer, .. } => self.connect_hop(client, hop, peer),
+                Output::Send { hop, message } => self.send_to_hop(client, hop, message),
                 Output::Disconnect { hop } => {
-                    let link = (client, hop);
-                    if let Some(end) = self.sessions.get(&link).copied() {
+                    let link = of.link(client, hop);
+                    if let Some(end) = self.links.session(link) {
                         let event = Event::SessionClosed { link };
                         self.send(Place::Client(client), Place::Server(end.server), 0, event);
                     }
                 }
-                Output::Ready => self.next_step(client),
+                Output::Ready => over |= self.next_step(client),
                 Output::Stepped { hidden, total, .. } => {
-                    of.answers.push(hidden);
-                    of.durations.push(total);
-                    self.next_step(client);
+                    let (at, took, tokens) = (self.now, total, hidden.shape()[0]);
+                    if of.expected.take() != Some(hidden) {
+                        self.broken(format!("client {client}: an answer is not the oracle's"));
+                    }
+                    self.clients[client].answers.push(Answer { at, took, tokens });
+                    over |= self.next_step(client);
                 }
-                Output::Blame(failure) => of.blamed.push(failure),
-                Output::Failed(failure) => of.failure = Some(failure),
+                Output::Blame(failure) => {
+                    self.totals.blames += 1;
+                    if of.blamed.len() < BLAMED_MAX {
+                        of.blamed.push(failure);
+                    }
+                }
+                Output::Failed(failure) => {
+                    of.failures.push(failure);
+                    over = true;
+                }
             }
+        }
+        if over {
+            self.end_session(client);
         }
         let of = &mut self.clients[client];
         let deadline = of.session.as_ref().and_then(Session::poll_timeout);
@@ -146,11 +230,57 @@ impl World {
         }
     }
 
-    fn next_step(&mut self, client: usize) {
+    fn connect_hop(&mut self, client: usize, hop: HopId, peer: PeerId) {
+        let end = self.end_of(peer);
+        let of = &mut self.clients[client];
+        of.hops_used = of.hops_used.max(hop.0 + 1);
+        let link = of.link(client, hop);
+        let class = self.links.class(of.group, self.hosts[end.server].group);
+        if class.dialable {
+            self.links.open_session(link, end);
+        } else {
+            self.queue.plan(self.now + class.delay * 2, Event::LinkLost { link });
+        }
+    }
+
+    fn send_to_hop(&mut self, client: usize, hop: HopId, message: ClientMessage) {
+        let link = self.clients[client].link(client, hop);
+        if let Some(end) = self.links.session(link) {
+            if let ClientMessage::Step(step) = &message {
+                self.note_step(step);
+            }
+            let frame = message.clone().encode();
+            self.trace.sent(&frame);
+            let bytes = self.frame_bytes(&frame);
+            let event = Event::Session { link, message };
+            self.send(Place::Client(client), Place::Server(end.server), bytes, event);
+        }
+    }
+
+    /// Begins the next step, or closes the session where there is none; whether it did.
+    fn next_step(&mut self, client: usize) -> bool {
         let input = self.clients[client].next_input();
+        let closes = matches!(input, Input::Close);
         if let Some(session) = &mut self.clients[client].session {
             let result = session.handle(input, self.now);
             assert_eq!(result, Ok(()), "the client does not wrong itself");
+        }
+        if closes {
+            self.clients[client].sessions_done += 1;
+        } else {
+            self.endanger(client);
+        }
+        closes
+    }
+
+    fn end_session(&mut self, client: usize) {
+        let now = self.now;
+        let of = &mut self.clients[client];
+        (of.session, of.expected, of.armed) = (None, None, None);
+        of.reference.forget(REFERENCE);
+        match of.next_session(now) {
+            Some(at) => self.queue.plan(at, Event::Start { client }),
+            None => self.busy_clients -= 1,
         }
     }
 }

@@ -1,7 +1,11 @@
 //! What goes wrong.
 
+use std::time::Duration;
+
+use umbel_coordinator::Time;
 use umbel_coordinator::server::Input;
 
+use super::links::End;
 use super::{Event, Place, World};
 use crate::host::Condition;
 
@@ -21,7 +25,7 @@ pub enum Fault {
         /// Which server.
         server: usize,
     },
-    /// It goes on.
+    /// It goes on, at full speed.
     Thaw {
         /// Which server.
         server: usize,
@@ -36,13 +40,40 @@ pub enum Fault {
         /// Which server.
         server: usize,
     },
-    /// It computes so many times slower.
+    /// It computes so many times slower than it could.
     Slow {
         /// Which server.
         server: usize,
         /// How many times.
         factor: u32,
     },
+    /// Its answers have the wrong shape from now on, until it is started anew.
+    Lie {
+        /// Which server.
+        server: usize,
+    },
+    /// Nothing passes between two groups until a moment, and then it comes.
+    Part {
+        /// One group.
+        a: usize,
+        /// The other.
+        b: usize,
+        /// The end.
+        until: Time,
+    },
+}
+
+/// Servers that fail while they are used, as often as steps are taken.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Hazard {
+    /// How likely each server that a session uses, its spares too, fails during a step.
+    pub probability: f64,
+    /// The time from the beginning of a step in which that happens.
+    pub within: Duration,
+    /// Whether its links close at once.
+    pub noticed: bool,
+    /// After how long another stands in its place.
+    pub replaced: Duration,
 }
 
 impl World {
@@ -57,17 +88,21 @@ impl World {
             Fault::Restart { server } => {
                 self.crash(server, true);
                 self.hosts[server].restart();
+                self.links.forget_pushes_from(server);
+                self.begin_announcing(server);
             }
             Fault::Leave { server } if self.hosts[server].condition == Condition::Up => {
                 self.hosts[server].leaving = true;
+                self.totals.leaves += 1;
                 self.tell_server(server, Input::Drain);
             }
             Fault::Leave { .. } => {}
-            Fault::Slow { server, factor } => {
-                let speed = &mut self.hosts[server].speed;
-                (speed.per_block, speed.per_token) =
-                    (speed.per_block * factor, speed.per_token * factor);
+            Fault::Slow { server, factor } => self.hosts[server].slower = factor.max(1),
+            Fault::Lie { server } => {
+                self.hosts[server].lies = true;
+                self.totals.lies += 1;
             }
+            Fault::Part { a, b, until } => self.links.part(a, b, until),
         }
     }
 
@@ -79,26 +114,40 @@ impl World {
         host.condition = Condition::Down;
         host.held.clear();
         host.computing = None;
+        self.totals.crashes += 1;
         if !noticed {
             return;
         }
         let place = Place::Server(server);
-        let life = self.hosts[server].life;
-        let here = |end: &super::End| end.server == server && end.life == life;
-        let sessions: Vec<_> =
-            self.sessions.iter().filter(|(_, end)| here(end)).map(|(link, _)| *link).collect();
+        let (sessions, pushes) = self.links.ends_at(End { server, life: self.hosts[server].life });
         for link in sessions {
             self.send(place, Place::Client(link.0), 0, Event::LinkLost { link });
         }
-        let pushes: Vec<_> =
-            self.pushes.iter().filter(|(_, end)| here(end)).map(|(link, _)| *link).collect();
         for link in pushes {
             self.send(place, Place::Server(link.0), 0, Event::PushLost { link });
         }
     }
 
+    /// Lets the servers that a client uses fail by chance during the step that begins.
+    pub(super) fn endanger(&mut self, client: usize) {
+        let Some(hazard) = self.settings.hazard else {
+            return;
+        };
+        let ends: Vec<_> = self.links.ends_of_client(client).collect();
+        for end in ends {
+            if !self.stands(end) || self.hazards.unit() >= hazard.probability {
+                continue;
+            }
+            let (server, noticed) = (end.server, hazard.noticed);
+            let at = self.now + hazard.within.mul_f64(self.hazards.unit());
+            self.plan(at, Fault::Crash { server, noticed });
+            self.plan(at + hazard.replaced, Fault::Restart { server });
+        }
+    }
+
     fn thaw(&mut self, server: usize) {
         let host = &mut self.hosts[server];
+        host.slower = 1;
         if host.condition != Condition::Frozen {
             return;
         }
@@ -112,11 +161,13 @@ impl World {
     pub(super) fn hold_if_frozen(&mut self, event: Event) -> Option<Event> {
         let end = match &event {
             Event::Session { link, .. } | Event::SessionClosed { link } => {
-                self.sessions.get(link).map(|end| end.server)
+                self.links.session(*link).map(|end| end.server)
             }
-            Event::Pushed { link, .. } => self.pushes.get(link).map(|end| end.server),
+            Event::Pushed { link, .. } => self.links.push(*link).map(|end| end.server),
             Event::PushLost { link } => Some(link.0),
-            Event::Computed { server, .. } | Event::ServerTimer { server, .. } => Some(*server),
+            Event::Computed { server, .. }
+            | Event::ServerTimer { server, .. }
+            | Event::Announce { server, .. } => Some(*server),
             Event::Answer { .. }
             | Event::LinkLost { .. }
             | Event::ClientTimer { .. }

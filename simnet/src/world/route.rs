@@ -1,18 +1,16 @@
-//! Who serves what, as clients learn it.
+//! How clients find routes.
 
 use std::time::Duration;
 
-use umbel_coordinator::Hop;
 use umbel_coordinator::Time;
 use umbel_coordinator::route::NoRoute;
 use umbel_coordinator::session::{Input, RouteHop, RouteWanted};
+use umbel_coordinator::{Hop, route};
+use umbel_protocol::announcement::Announcement;
 use umbel_protocol::{PeerId, SessionId, Span};
 
 use super::{Event, World};
 use crate::host::Condition;
-
-/// How long it takes to learn who serves what.
-const LOOKUP: Duration = Duration::from_millis(100);
 
 /// How often a client that needs a route asks again.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -23,21 +21,47 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// After how long a client forgives servers that have failed it.
 const FORGIVEN: Duration = Duration::from_secs(2);
 
+/// Who chooses routes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Planner {
+    /// Chance, among all servers that seem to be there: routes that nobody would choose.
+    Random,
+    /// The planner of production, from what servers have announced, which may be a minute old.
+    Announced,
+}
+
 impl World {
     pub(super) fn ask_route(&mut self, client: usize, wanted: RouteWanted) {
-        let since = self.now;
-        self.queue.plan(self.now + LOOKUP, Event::Route { client, wanted, since });
+        let (since, session) = (self.now, self.clients[client].sessions_begun);
+        let event = Event::Route { client, session, wanted, since };
+        self.queue.plan(self.now + self.settings.lookup, event);
     }
 
-    pub(super) fn answer_route(&mut self, client: usize, wanted: RouteWanted, since: Time) {
+    pub(super) fn answer_route(
+        &mut self,
+        client: usize,
+        session: u32,
+        wanted: RouteWanted,
+        since: Time,
+    ) {
+        if self.clients[client].sessions_begun != session {
+            return;
+        }
         let waited = self.now.since(since);
-        if let Some(hops) = self.random_route(&wanted, waited >= FORGIVEN) {
-            let hops = hops.into_iter().map(|hop| self.route_hop(hop)).collect();
+        let forgiving = waited >= FORGIVEN;
+        let hops = match self.settings.planner {
+            Planner::Random => self.random_route(&wanted, forgiving),
+            Planner::Announced => self.planned_route(client, &wanted, forgiving),
+        };
+        if let Some(hops) = hops {
+            let hops = hops.into_iter().map(|hop| self.route_hop(client, hop)).collect();
             self.tell_client(client, Input::Routed { hops });
         } else if wanted.needed && waited < PATIENCE {
-            self.queue.plan(self.now + AGAIN, Event::Route { client, wanted, since });
+            let event = Event::Route { client, session, wanted, since };
+            self.queue.plan(self.now + AGAIN, event);
         } else {
-            let no_route = NoRoute { block_count: self.block_count, missing: vec![wanted.blocks] };
+            let block_count = self.settings.block_count;
+            let no_route = NoRoute { block_count, missing: vec![wanted.blocks] };
             self.tell_client(client, Input::NoRoute(no_route));
         }
     }
@@ -75,9 +99,38 @@ impl World {
         Some(hops)
     }
 
-    fn route_hop(&mut self, hop: Hop) -> RouteHop {
+    /// The route that a client of production would take: the planner is shown a model of the
+    /// wanted blocks alone.
+    fn planned_route(
+        &mut self,
+        client: usize,
+        wanted: &RouteWanted,
+        forgiving: bool,
+    ) -> Option<Vec<Hop>> {
+        let request = self.route_request(client, wanted, forgiving);
+        let (blocks, first) = (wanted.blocks, wanted.blocks.start());
+        let part = |said: &Announcement| {
+            let span = said.span.intersection(blocks)?;
+            let span = Span::new(span.start() - first, span.end() - first).ok()?;
+            Some(Announcement { span, block_count: blocks.block_count(), ..said.clone() })
+        };
+        let known: Vec<_> = self.announcements.known(self.now).filter_map(part).collect();
+        let route = route::plan_route(&request, &known, &mut self.routes).ok()?;
+        let back = |hop: &Hop| {
+            let blocks = Span::new(hop.blocks.start() + first, hop.blocks.end() + first).ok()?;
+            Some(Hop { peer: hop.peer, blocks })
+        };
+        route.hops().iter().map(back).collect()
+    }
+
+    fn route_hop(&mut self, client: usize, hop: Hop) -> RouteHop {
         let name = (u128::from(self.names.bits()) << 64) | u128::from(self.names.bits());
-        let round_trip = Some((self.links.delay + self.links.jitter) * 2);
+        let class = self.links.class(self.clients[client].group, self.group_of(hop.peer));
+        let round_trip = Some((class.delay + class.jitter) * 2);
         RouteHop { hop, addresses: Vec::new(), session: SessionId::new(name), round_trip }
+    }
+
+    pub(super) fn group_of(&self, peer: PeerId) -> usize {
+        self.hosts[self.peers[&peer]].group
     }
 }

@@ -2,14 +2,15 @@
 
 use umbel_coordinator::server::{ComputeFailure, Input, Job, Output};
 use umbel_protocol::inference::{ClientMessage, PushMessage, ServerMessage, Step};
-use umbel_protocol::{SessionId, Tensor};
+use umbel_protocol::{PeerId, SessionId, Tensor};
 
-use super::{Event, Place, PushLink, SessionLink, World, link_id, session_link};
+use super::links::{PushLink, SessionLink, link_id, session_link};
+use super::{Event, Place, World};
 use crate::host::Condition;
 
 impl World {
     pub(super) fn session_message(&mut self, link: SessionLink, message: ClientMessage) {
-        let Some(&end) = self.sessions.get(&link) else {
+        let Some(end) = self.links.session(link) else {
             return;
         };
         if self.stands(end) {
@@ -27,7 +28,7 @@ impl World {
     }
 
     pub(super) fn session_closed(&mut self, link: SessionLink) {
-        if let Some(end) = self.sessions.remove(&link)
+        if let Some(end) = self.links.close_session(link)
             && self.stands(end)
         {
             self.tell_server(end.server, Input::LinkClosed { link: link_id(link) });
@@ -35,7 +36,7 @@ impl World {
     }
 
     pub(super) fn pushed(&mut self, link: PushLink, step: Step) {
-        let Some(&end) = self.pushes.get(&link) else {
+        let Some(end) = self.links.push(link) else {
             return;
         };
         if self.stands(end) {
@@ -87,7 +88,7 @@ impl World {
 
     pub(super) fn tell_server(&mut self, server: usize, input: Input) {
         let result = self.hosts[server].server.handle(input, self.now);
-        assert_eq!(result, Ok(()), "honest peers keep to the protocol");
+        assert_eq!(result, Ok(()), "honest clients keep to the protocol");
         self.drive_server(server);
     }
 
@@ -96,17 +97,21 @@ impl World {
             match output {
                 Output::Send { link, message } => self.answer(server, session_link(link), message),
                 Output::Connect { session, next } => {
-                    let end = self.end_of(next.peer);
-                    self.pushes.insert((server, session, next.session), end);
+                    self.connect_push((server, session, next.session), next.peer);
                 }
                 Output::Push { session, to, step } => self.push(server, session, to, step),
                 Output::Disconnect { session, to } => {
-                    self.pushes.remove(&(server, session, to));
+                    self.links.close_push((server, session, to));
                 }
-                Output::OpenCache { session, blocks, .. } => {
+                Output::OpenCache { session, blocks, tokens, .. } => {
                     self.hosts[server].oracle.open(session, blocks);
+                    self.reserve(server, session, blocks, tokens);
                 }
-                Output::Forget { session } => self.hosts[server].oracle.forget(session),
+                Output::Forget { session } => {
+                    let host = &mut self.hosts[server];
+                    host.oracle.forget(session);
+                    host.reserved.remove(&session);
+                }
                 Output::Compute(job) => self.compute(server, &job),
                 Output::Drained { .. } => {
                     if self.hosts[server].leaving {
@@ -116,6 +121,7 @@ impl World {
                 }
             }
         }
+        self.check_server(server);
         let host = &mut self.hosts[server];
         if let Some(at) = host.server.poll_timeout()
             && host.armed.is_none_or(|armed| at < armed)
@@ -126,32 +132,55 @@ impl World {
         }
     }
 
+    fn connect_push(&mut self, link: PushLink, peer: PeerId) {
+        let end = self.end_of(peer);
+        let class = self.links.class(self.hosts[link.0].group, self.hosts[end.server].group);
+        if class.dialable {
+            self.links.open_push(link, end);
+        } else {
+            self.queue.plan(self.now + class.delay * 2, Event::PushLost { link });
+        }
+    }
+
     fn answer(&mut self, server: usize, link: SessionLink, message: ServerMessage) {
-        let bytes = frame_bytes(&message.clone().encode());
+        let frame = message.clone().encode();
+        self.trace.sent(&frame);
+        let bytes = self.frame_bytes(&frame);
         let event = Event::Answer { link, message };
         self.send(Place::Server(server), Place::Client(link.0), bytes, event);
     }
 
     fn push(&mut self, server: usize, session: SessionId, to: SessionId, step: Step) {
         let link = (server, session, to);
-        let Some(end) = self.pushes.get(&link).copied() else {
+        let Some(end) = self.links.push(link) else {
             return;
         };
-        let bytes = frame_bytes(&PushMessage::Step(step.clone()).encode());
+        self.note_step(&step);
+        let frame = PushMessage::Step(step.clone()).encode();
+        self.trace.sent(&frame);
+        let bytes = self.frame_bytes(&frame);
         let event = Event::Pushed { link, step };
         self.send(Place::Server(server), Place::Server(end.server), bytes, event);
     }
 
     fn compute(&mut self, server: usize, job: &Job) {
+        let tokens = job.hidden.shape()[0];
+        self.check_room(server, job.session, job.position + tokens);
         let host = &mut self.hosts[server];
-        let hidden = host.oracle.step(job.session, job.blocks, job.position, &job.hidden);
-        let duration = host.duration(job.blocks.block_count(), job.hidden.shape()[0]);
+        let mut hidden = host.oracle.step(job.session, job.blocks, job.position, &job.hidden);
+        if host.lies {
+            hidden = cut_short(&hidden);
+        }
+        let duration = host.duration(job.blocks.block_count(), job.position, tokens);
         host.computing = Some((job.id, hidden, duration));
         let life = host.life;
         self.queue.plan(self.now + duration, Event::Computed { server, life });
     }
 }
 
-pub(super) fn frame_bytes(frame: &umbel_protocol::frame::Frame) -> usize {
-    8 + frame.header.len() + frame.payload.len()
+/// The same tokens with hidden states that are too short.
+fn cut_short(hidden: &Tensor) -> Tensor {
+    let [tokens, width] = [hidden.shape()[0], hidden.shape()[1] - 1];
+    let bytes = hidden.payload().slice(..4 * tokens as usize * width as usize);
+    Tensor::new(hidden.dtype(), vec![tokens, width], bytes).expect("as many bytes as numbers")
 }

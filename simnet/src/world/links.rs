@@ -1,0 +1,189 @@
+//! All links: who is connected to whom, and how long messages take between groups.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use umbel_coordinator::Time;
+use umbel_coordinator::random::Random;
+use umbel_coordinator::server::LinkId;
+use umbel_coordinator::session::HopId;
+use umbel_protocol::SessionId;
+
+use super::Place;
+use crate::link::{Link, LinkClass};
+
+/// A session link, as both its ends number it: the client, and its hop counted over its sessions.
+pub(crate) type SessionLink = (usize, HopId);
+
+/// A push link: the server that pushes, its name of the session, and the other server's name.
+pub(crate) type PushLink = (usize, SessionId, SessionId);
+
+/// The links between groups of servers and clients.
+#[derive(Debug, Clone)]
+pub struct Topology {
+    /// Between any two groups of which nothing else is said.
+    pub usual: LinkClass,
+    /// From one group to another.
+    pub between: BTreeMap<(usize, usize), LinkClass>,
+}
+
+impl Topology {
+    /// The same link everywhere.
+    #[must_use]
+    pub const fn new(usual: LinkClass) -> Self {
+        Self { usual, between: BTreeMap::new() }
+    }
+
+    /// From one group to another.
+    #[must_use]
+    pub fn class(&self, from: usize, to: usize) -> LinkClass {
+        self.between.get(&(from, to)).copied().unwrap_or(self.usual)
+    }
+}
+
+/// The far end of a link: which server, in which of its lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct End {
+    pub(super) server: usize,
+    pub(super) life: u32,
+}
+
+/// A place in one of its lives.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Seat {
+    pub(super) place: Place,
+    pub(super) group: usize,
+    pub(super) life: u32,
+}
+
+/// One direction of a way, with the lives of its ends for which it stands.
+#[derive(Debug)]
+struct Way {
+    lives: (u32, u32),
+    link: Link,
+}
+
+/// Who is linked to whom.
+#[derive(Debug)]
+pub(super) struct Links {
+    topology: Topology,
+    random: Random,
+    ways: BTreeMap<(Place, Place), Way>,
+    sessions: BTreeMap<SessionLink, End>,
+    pushes: BTreeMap<PushLink, End>,
+    /// By server, the links that end there.
+    ends: Vec<(BTreeSet<SessionLink>, BTreeSet<PushLink>)>,
+    /// Groups that are parted from one another, and until when.
+    parted: BTreeMap<(usize, usize), Time>,
+}
+
+impl Links {
+    pub(super) const fn new(topology: Topology, random: Random) -> Self {
+        Self {
+            topology,
+            random,
+            ways: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            pushes: BTreeMap::new(),
+            ends: Vec::new(),
+            parted: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn add_server(&mut self) {
+        self.ends.push((BTreeSet::new(), BTreeSet::new()));
+    }
+
+    pub(super) fn class(&self, from: usize, to: usize) -> LinkClass {
+        self.topology.class(from, to)
+    }
+
+    /// When a message that is sent now arrives. The first one from a client, or from a server to
+    /// another, waits for the round trip of the handshake.
+    pub(super) fn send(&mut self, from: Seat, to: Seat, bytes: usize, now: Time) -> Time {
+        let lives = (from.life, to.life);
+        let key = (from.place, to.place);
+        if self.ways.get(&key).is_none_or(|way| way.lives != lives) {
+            let class = self.topology.class(from.group, to.group);
+            let answers = matches!(to.place, Place::Client(_));
+            let stands = if answers { now } else { now + class.delay * 2 };
+            self.ways.insert(key, Way { lives, link: Link::new(class, stands) });
+        }
+        let way = self.ways.get_mut(&key).expect("it was just made");
+        let arrival = way.link.send(bytes, now, &mut self.random);
+        let groups = (from.group.min(to.group), from.group.max(to.group));
+        match self.parted.get(&groups) {
+            Some(&until) if now < until => arrival.max(until),
+            Some(_) | None => arrival,
+        }
+    }
+
+    /// Nothing passes between two groups until a moment; then it comes, late.
+    pub(super) fn part(&mut self, a: usize, b: usize, until: Time) {
+        self.parted.insert((a.min(b), a.max(b)), until);
+    }
+
+    pub(super) fn open_session(&mut self, link: SessionLink, end: End) {
+        self.sessions.insert(link, end);
+        self.ends[end.server].0.insert(link);
+    }
+
+    pub(super) fn session(&self, link: SessionLink) -> Option<End> {
+        self.sessions.get(&link).copied()
+    }
+
+    pub(super) fn close_session(&mut self, link: SessionLink) -> Option<End> {
+        let end = self.sessions.remove(&link)?;
+        self.ends[end.server].0.remove(&link);
+        Some(end)
+    }
+
+    /// The far ends of a client's links.
+    pub(super) fn ends_of_client(&self, client: usize) -> impl Iterator<Item = End> {
+        let links = (client, HopId(0))..=(client, HopId(u32::MAX));
+        self.sessions.range(links).map(|(_, end)| *end)
+    }
+
+    pub(super) fn open_push(&mut self, link: PushLink, end: End) {
+        self.pushes.insert(link, end);
+        self.ends[end.server].1.insert(link);
+    }
+
+    pub(super) fn push(&self, link: PushLink) -> Option<End> {
+        self.pushes.get(&link).copied()
+    }
+
+    pub(super) fn close_push(&mut self, link: PushLink) {
+        if let Some(end) = self.pushes.remove(&link) {
+            self.ends[end.server].1.remove(&link);
+        }
+    }
+
+    /// The links that end at a server.
+    pub(super) fn ends_at(&self, end: End) -> (Vec<SessionLink>, Vec<PushLink>) {
+        let (sessions, pushes) = &self.ends[end.server];
+        let of_life = |other: Option<&End>| other == Some(&end);
+        (
+            sessions.iter().filter(|link| of_life(self.sessions.get(link))).copied().collect(),
+            pushes.iter().filter(|link| of_life(self.pushes.get(link))).copied().collect(),
+        )
+    }
+
+    /// Forgets what a server pushed over in an earlier life.
+    pub(super) fn forget_pushes_from(&mut self, server: usize) {
+        let (least, most) = (SessionId::new(0), SessionId::new(u128::MAX));
+        let links = self.pushes.range((server, least, least)..=(server, most, most));
+        let links: Vec<_> = links.map(|(link, _)| *link).collect();
+        for link in links {
+            self.close_push(link);
+        }
+    }
+}
+
+pub(super) fn link_id((client, hop): SessionLink) -> LinkId {
+    LinkId(((client as u64) << 32) | u64::from(hop.0))
+}
+
+pub(super) fn session_link(link: LinkId) -> SessionLink {
+    let hop = u32::try_from(link.0 & u64::from(u32::MAX)).expect("it is masked");
+    (usize::try_from(link.0 >> 32).expect("clients are counted in 32 bits"), HopId(hop))
+}
