@@ -7,7 +7,11 @@
 pub mod host;
 pub mod link;
 pub mod oracle;
+pub mod plot;
 pub mod queue;
+pub mod report;
+pub mod scenario;
 pub mod seed;
+pub mod table;
 pub mod workload;
 pub mod world;
