@@ -315,6 +315,9 @@ pub struct OpenSession {
     /// Tokens whose results the destination has already.
     #[prost(uint32, tag = "8")]
     pub next_position: u32,
+    /// The first step whose results the destination lacks; what is left of earlier ones is outdated.
+    #[prost(uint64, tag = "9")]
+    pub next_step: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NextHop {
@@ -348,6 +351,9 @@ pub struct Redirect {
     /// This destination takes results besides the one there is, not in its place.
     #[prost(bool, tag = "6")]
     pub mirror: bool,
+    /// The first step whose results the destination lacks; what is left of earlier ones is outdated.
+    #[prost(uint64, tag = "7")]
+    pub next_step: u64,
 }
 /// Pushes come from another server from now on.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

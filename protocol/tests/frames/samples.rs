@@ -122,17 +122,23 @@ fn open(session: SessionId) -> OpenSession {
         previous: Some(peer(1)),
         next: Destination::Server(NextHop { peer: peer(2), addresses, session }),
         next_position: 0,
+        next_step: StepId(0),
     }
 }
 
 fn open_refill(session: SessionId) -> OpenSession {
     let next = NextHop { peer: peer(2), addresses: Vec::new(), session: OTHER };
-    OpenSession { next: Destination::Server(next), next_position: 12, ..open(session) }
+    OpenSession {
+        next: Destination::Server(next),
+        next_position: 12,
+        next_step: StepId(9),
+        ..open(session)
+    }
 }
 
 fn redirect(session: SessionId) -> Redirect {
-    let OpenSession { next, next_position, .. } = open_refill(session);
-    Redirect { session, next, next_position, settled: 130, mirror: true }
+    let OpenSession { next, next_position, next_step, .. } = open_refill(session);
+    Redirect { session, next, next_position, next_step, settled: 130, mirror: true }
 }
 
 fn adopt(session: SessionId) -> Adopt {

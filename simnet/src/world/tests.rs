@@ -136,3 +136,52 @@ fn with_spares_too() {
         check(seed, true);
     }
 }
+
+#[test]
+fn one_seed_gives_one_trace() {
+    assert_eq!(run(Seed(7), false).0.trace(), run(Seed(7), false).0.trace());
+    assert_ne!(run(Seed(7), false).0.trace(), run(Seed(8), false).0.trace());
+}
+
+/// Two servers of half the blocks each, without jitter.
+fn halves(kv_tokens_max: u32) -> World {
+    let links = Links { delay: ms(50), jitter: Duration::ZERO, bytes_per_second: 1e9 };
+    let mut world = World::new(Seed(1), MODEL, BLOCKS, links);
+    for (name, (start, end)) in [(1, (0, 3)), (2, (3, 6))] {
+        let speed = Speed { per_block: ms(1), per_token: Duration::ZERO };
+        world.serve(server(name, start, end, kv_tokens_max), speed);
+    }
+    world
+}
+
+fn singles(count: u32) -> Plan {
+    let steps = (0..count).map(|position| (position, vec![position])).collect();
+    Plan { tokens_max: 100, steps, standby: false }
+}
+
+#[test]
+fn a_token_costs_one_trip_round_the_ring() {
+    let mut world = halves(512);
+    world.join(Time::START, singles(20));
+    world.run();
+    let [first, .., last] = world.clients[0].durations.as_slice() else { panic!("20 steps") };
+    // Three ways of 50 ms and six blocks of 1 ms; the bytes add microseconds.
+    for duration in [first, last] {
+        let beyond = duration.checked_sub(ms(156)).unwrap();
+        assert!(beyond < Duration::from_micros(10), "{duration:?}");
+    }
+}
+
+#[test]
+fn a_session_for_which_there_is_no_room_waits_and_the_others_go_on() {
+    let mut world = halves(160);
+    for _ in 0..2 {
+        world.join(Time::START, singles(5));
+    }
+    world.run();
+    for client in &world.clients {
+        assert_eq!((client.failure.as_ref(), client.answers.len()), (None, 5));
+    }
+    assert!(world.clients.iter().all(|client| client.blamed.is_empty()), "nobody is at fault");
+    assert!(world.hosts.iter().all(|host| host.server.session_count() == 0));
+}
