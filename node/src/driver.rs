@@ -12,24 +12,25 @@ use std::time::Instant;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 use umbel_coordinator::Time;
-use umbel_coordinator::server::{Input, LinkId, Output, Server};
+use umbel_coordinator::server::{Input, LinkId, Output, Server, ShardId};
 use umbel_net::Network;
 use umbel_protocol::frame::Frame;
 use umbel_protocol::inference::{ClientMessage, PushMessage, Step};
-use umbel_protocol::{PeerId, SessionId};
+use umbel_protocol::{PeerId, SessionId, Span};
 
-use crate::compute::{Command, Computed};
+use crate::compute::{Command, Computed, Shard};
 use links::{EVENTS_WAITING_MAX, FRAMES_WAITING_MAX};
 
 /// What happens on the links and in the engine.
-#[derive(Debug)]
 enum Event {
     Accepted { link: LinkId, answers: mpsc::Sender<Frame>, close: watch::Sender<bool> },
     Received { link: LinkId, from: PeerId, message: ClientMessage },
     Pushed { from: PeerId, step: Step, close: watch::Sender<bool> },
     Computed(Computed),
     LinkClosed { link: LinkId },
-    PushFailed { session: SessionId, detail: String },
+    PushFailed { session: SessionId, to: SessionId, link: u64, detail: String },
+    Serve { id: ShardId, span: Span, kv_tokens_max: u32, shard: Box<Shard> },
+    Drain,
 }
 
 /// What a server has to spare, for its announcements.
@@ -47,11 +48,22 @@ pub struct Driver {
     network: Network,
     compute: mpsc::Sender<Command>,
     links: BTreeMap<LinkId, OpenLink>,
-    pushes: BTreeMap<SessionId, mpsc::Sender<Frame>>,
+    /// By the session's name here and at the next hop.
+    pushes: BTreeMap<(SessionId, SessionId), PushLink>,
+    push_links: u64,
+    drained: mpsc::UnboundedSender<ShardId>,
     tell: mpsc::Sender<Event>,
     events: mpsc::Receiver<Event>,
     load: watch::Sender<Load>,
     started: Instant,
+}
+
+/// A link to a next hop.
+struct PushLink {
+    /// Which of all that there have been: what is said of an earlier one comes too late.
+    number: u64,
+    peer: PeerId,
+    frames: mpsc::Sender<Frame>,
 }
 
 struct OpenLink {
@@ -71,6 +83,24 @@ impl Completion {
     }
 }
 
+/// What the rest of the node asks of a driver that runs.
+#[derive(Clone)]
+pub struct Handle(mpsc::Sender<Event>);
+
+impl Handle {
+    /// Opens sessions on other blocks from now on.
+    pub async fn serve(&self, id: ShardId, span: Span, kv_tokens_max: u32, shard: Shard) {
+        let shard = Box::new(shard);
+        // A driver that has ended serves nothing any more.
+        let _ended = self.0.send(Event::Serve { id, span, kv_tokens_max, shard }).await;
+    }
+
+    /// Opens no session any more, and asks the clients to leave.
+    pub async fn drain(&self) {
+        let _ended = self.0.send(Event::Drain).await;
+    }
+}
+
 /// The queue through which everything reaches the driver.
 pub struct Events {
     tell: mpsc::Sender<Event>,
@@ -83,6 +113,12 @@ impl Events {
     pub fn new() -> Self {
         let (tell, events) = mpsc::channel(EVENTS_WAITING_MAX);
         Self { tell, events }
+    }
+
+    /// The end of it for the rest of the node.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        Handle(self.tell.clone())
     }
 
     /// The end of it for the engine.
@@ -99,27 +135,32 @@ impl Default for Events {
 }
 
 impl Driver {
-    /// A driver that listens for links as soon as it runs.
+    /// A driver that listens for links as soon as it runs, and where it says which blocks no
+    /// session uses any more.
     #[must_use]
     pub fn new(
         server: Server,
         network: Network,
         compute: mpsc::Sender<Command>,
         events: Events,
-    ) -> Self {
+    ) -> (Self, mpsc::UnboundedReceiver<ShardId>) {
+        let (drained, drained_shards) = mpsc::unbounded_channel();
         let load = watch::Sender::new(load(&server));
         let Events { tell, events } = events;
-        Self {
+        let driver = Self {
             server,
             network,
             compute,
             links: BTreeMap::new(),
             pushes: BTreeMap::new(),
+            push_links: 0,
+            drained,
             tell,
             events,
             load,
             started: Instant::now(),
-        }
+        };
+        (driver, drained_shards)
     }
 
     /// What the server has to spare, as it changes.
@@ -178,9 +219,16 @@ impl Driver {
                 self.tell_server(Input::Computed { job, result, compute });
             }
             Event::LinkClosed { link } => self.close(link),
-            Event::PushFailed { session, detail } => {
-                self.tell_server(Input::PushFailed { session, detail });
+            Event::PushFailed { session, to, link, detail } => {
+                if self.pushes.get(&(session, to)).is_some_and(|push| push.number == link) {
+                    self.tell_server(Input::PushFailed { session, to, detail });
+                }
             }
+            Event::Serve { id, span, kv_tokens_max, shard } => {
+                self.command(Command::Add { id, shard: *shard });
+                self.tell_server(Input::Serve { shard: id, span, kv_tokens_max });
+            }
+            Event::Drain => self.tell_server(Input::Drain),
         }
     }
 
@@ -202,17 +250,25 @@ impl Driver {
             match output {
                 Output::Send { link, message } => self.send(link, message.encode()),
                 Output::Connect { session, next } => {
-                    let push = links::push(&self.network, session, next, self.tell.clone());
-                    self.pushes.insert(session, push);
+                    let (number, to, peer) = (self.push_links, next.session, next.peer);
+                    self.push_links += 1;
+                    let tell = self.tell.clone();
+                    let frames = links::push(&self.network, session, number, next, tell);
+                    self.pushes.insert((session, to), PushLink { number, peer, frames });
                 }
-                Output::Push { next, step } => self.push(next, step),
-                Output::OpenCache { session, blocks, tokens } => {
-                    self.command(Command::Open { session, blocks, tokens });
+                Output::Push { session, to, step } => self.push(session, to, step),
+                Output::Disconnect { session, to } => {
+                    self.pushes.remove(&(session, to));
+                }
+                Output::OpenCache { session, shard, blocks, tokens } => {
+                    self.command(Command::Open { session, shard, blocks, tokens });
                 }
                 Output::Compute(job) => self.command(Command::Step(job)),
-                Output::Forget { session } => {
-                    self.pushes.remove(&session);
-                    self.command(Command::Forget { session });
+                Output::Forget { session } => self.command(Command::Forget { session }),
+                Output::Drained { shard } => {
+                    self.command(Command::Drop { id: shard });
+                    // Nobody may wait for it.
+                    let _ended = self.drained.send(shard);
                 }
             }
         }
@@ -233,17 +289,16 @@ impl Driver {
         self.close(link);
     }
 
-    fn push(&mut self, next: PeerId, mut step: Step) {
-        if let Some(own) = step.trace.last_mut() {
-            own.link_round_trip = self.network.round_trip(next);
-        }
-        let session = step.session;
-        let Some(push) = self.pushes.get(&session) else {
+    fn push(&mut self, session: SessionId, to: SessionId, mut step: Step) {
+        let Some(push) = self.pushes.get(&(session, to)) else {
             return;
         };
-        if push.try_send(PushMessage::Step(step).encode()).is_err() {
-            let detail = format!("{next} leaves {FRAMES_WAITING_MAX} steps unread");
-            self.tell_server(Input::PushFailed { session, detail });
+        if let Some(own) = step.trace.last_mut() {
+            own.link_round_trip = self.network.round_trip(push.peer);
+        }
+        if push.frames.try_send(PushMessage::Step(step).encode()).is_err() {
+            let detail = format!("{} leaves {FRAMES_WAITING_MAX} steps unread", push.peer);
+            self.tell_server(Input::PushFailed { session, to, detail });
         }
     }
 
