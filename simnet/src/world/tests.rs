@@ -39,6 +39,9 @@ fn announcement(config: &ServerConfig) -> Announcement {
         draining: false,
         issued: UnixTime::after_epoch(Duration::ZERO),
         expires: UnixTime::after_epoch(Duration::from_secs(60)),
+        next_hops: Vec::new(),
+        adapters: Vec::new(),
+        moving_to: None,
     }
 }
 
