@@ -146,6 +146,9 @@ impl Announcer {
             draining,
             issued,
             expires: issued + LIFETIME,
+            next_hops: Vec::new(),
+            adapters: Vec::new(),
+            moving_to: None,
         };
         announcement.sign(self.network.signing_key())
     }

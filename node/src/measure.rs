@@ -45,5 +45,6 @@ pub fn throughput(blocks: &HostedSpan, arena: &KvArena) -> Result<Throughput, Fo
     Ok(Throughput {
         decode_tokens_per_second: rate(1, decode[decode.len() / 2]),
         prefill_tokens_per_second: rate(PREFILL_TOKENS, prefill),
+        ..Throughput::default()
     })
 }

@@ -281,6 +281,9 @@ async fn a_forged_announcement_is_not_taken() {
         draining: false,
         issued: now,
         expires: now + Duration::from_secs(60),
+        next_hops: Vec::new(),
+        adapters: Vec::new(),
+        moving_to: None,
     };
     let own = announcement.clone().sign(stranger.network.signing_key());
     let mut signature = *own.signature();

@@ -17,12 +17,15 @@ fn server(name: u8, start: u32, end: u32, decode: f32) -> Announcement {
         block_count: 8,
         addresses: Vec::new(),
         version: String::new(),
-        throughput: Throughput { decode_tokens_per_second: decode, prefill_tokens_per_second: 0.0 },
+        throughput: Throughput { decode_tokens_per_second: decode, ..Throughput::default() },
         kv_tokens_free: 1_000,
         queue_depth: 0,
         draining: false,
         issued: UnixTime::after_epoch(Duration::ZERO),
         expires: UnixTime::after_epoch(Duration::from_secs(60)),
+        next_hops: Vec::new(),
+        adapters: Vec::new(),
+        moving_to: None,
     }
 }
 
