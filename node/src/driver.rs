@@ -7,7 +7,7 @@
 mod links;
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
@@ -19,6 +19,7 @@ use umbel_protocol::inference::{ClientMessage, PushMessage, Step};
 use umbel_protocol::{PeerId, SessionId, Span};
 
 use crate::compute::{Command, Computed, Shard};
+use crate::measure;
 use links::{EVENTS_WAITING_MAX, FRAMES_WAITING_MAX};
 
 /// What happens on the links and in the engine.
@@ -40,6 +41,8 @@ pub struct Load {
     pub kv_tokens_free: u32,
     /// Steps that wait or are being computed.
     pub queue_depth: u32,
+    /// How long one token takes through one block, smoothed; `None` before the first.
+    pub decode_per_block: Option<Duration>,
 }
 
 /// Runs the machine of one server.
@@ -55,6 +58,9 @@ pub struct Driver {
     tell: mpsc::Sender<Event>,
     events: mpsc::Receiver<Event>,
     load: watch::Sender<Load>,
+    decode: Option<Duration>,
+    /// Blocks of the job that the engine works on.
+    computing_blocks: u32,
     started: Instant,
 }
 
@@ -85,19 +91,21 @@ impl Completion {
 
 /// What the rest of the node asks of a driver that runs.
 #[derive(Clone)]
-pub struct Handle(mpsc::Sender<Event>);
+pub struct Handle {
+    tell: mpsc::Sender<Event>,
+}
 
 impl Handle {
     /// Opens sessions on other blocks from now on.
     pub async fn serve(&self, id: ShardId, span: Span, kv_tokens_max: u32, shard: Shard) {
         let shard = Box::new(shard);
         // A driver that has ended serves nothing any more.
-        let _ended = self.0.send(Event::Serve { id, span, kv_tokens_max, shard }).await;
+        let _ended = self.tell.send(Event::Serve { id, span, kv_tokens_max, shard }).await;
     }
 
     /// Opens no session any more, and asks the clients to leave.
     pub async fn drain(&self) {
-        let _ended = self.0.send(Event::Drain).await;
+        let _ended = self.tell.send(Event::Drain).await;
     }
 }
 
@@ -118,7 +126,7 @@ impl Events {
     /// The end of it for the rest of the node.
     #[must_use]
     pub fn handle(&self) -> Handle {
-        Handle(self.tell.clone())
+        Handle { tell: self.tell.clone() }
     }
 
     /// The end of it for the engine.
@@ -145,7 +153,7 @@ impl Driver {
         events: Events,
     ) -> (Self, mpsc::UnboundedReceiver<ShardId>) {
         let (drained, drained_shards) = mpsc::unbounded_channel();
-        let load = watch::Sender::new(load(&server));
+        let load = watch::Sender::new(load(&server, None));
         let Events { tell, events } = events;
         let driver = Self {
             server,
@@ -158,6 +166,8 @@ impl Driver {
             tell,
             events,
             load,
+            decode: None,
+            computing_blocks: 1,
             started: Instant::now(),
         };
         (driver, drained_shards)
@@ -186,7 +196,7 @@ impl Driver {
                 () = sleep_until(deadline) => self.server.handle_timeout(self.now()),
             }
             self.drain();
-            let load = load(&self.server);
+            let load = load(&self.server, self.decode);
             self.load.send_if_modified(|last| std::mem::replace(last, load) != load);
         }
     }
@@ -216,6 +226,11 @@ impl Driver {
                 }
             }
             Event::Computed(Computed { job, result, compute }) => {
+                let tokens = result.as_ref().map_or(0, |hidden| hidden.shape()[0]);
+                if tokens == 1 {
+                    let smoothed = measure::smooth(self.decode, compute, self.computing_blocks);
+                    self.decode = Some(smoothed);
+                }
                 self.tell_server(Input::Computed { job, result, compute });
             }
             Event::LinkClosed { link } => self.close(link),
@@ -263,7 +278,10 @@ impl Driver {
                 Output::OpenCache { session, shard, blocks, tokens } => {
                     self.command(Command::Open { session, shard, blocks, tokens });
                 }
-                Output::Compute(job) => self.command(Command::Step(job)),
+                Output::Compute(job) => {
+                    self.computing_blocks = job.blocks.block_count();
+                    self.command(Command::Step(job));
+                }
                 Output::Forget { session } => self.command(Command::Forget { session }),
                 Output::Drained { shard } => {
                     self.command(Command::Drop { id: shard });
@@ -307,10 +325,11 @@ impl Driver {
     }
 }
 
-fn load(server: &Server) -> Load {
+fn load(server: &Server, decode: Option<Duration>) -> Load {
     Load {
         kv_tokens_free: server.kv_tokens_free(),
         queue_depth: u32::try_from(server.queue_depth()).unwrap_or(u32::MAX),
+        decode_per_block: decode,
     }
 }
 

@@ -7,5 +7,6 @@
 //! | [`fuzz`] | what the fuzz targets check of each decoder of foreign bytes |
 
 pub mod fuzz;
+pub mod faults;
 pub mod process;
 pub mod swarm;

@@ -52,8 +52,7 @@ impl ServedSpan {
         (!announcement.draining).then_some(Self {
             peer: announcement.peer,
             span: Some(announcement.span),
-            // The announcement's own field of this name belongs here as soon as there is one.
-            moving_to: None,
+            moving_to: announcement.moving_to,
             rate: if rate > 0.0 { rate } else { RATE_UNKNOWN },
         })
     }

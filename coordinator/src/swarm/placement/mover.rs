@@ -59,6 +59,8 @@ pub struct MoverConfig {
     pub block_limit: u32,
     /// Most blocks that it can hold in memory at once, while it moves.
     pub held_max: u32,
+    /// Mean time between two looks; [`LOOK_INTERVAL`] is usual.
+    pub look_interval: Duration,
     /// For the moments at which it looks.
     pub seed: u64,
 }
@@ -161,7 +163,7 @@ impl Mover {
             outputs: VecDeque::new(),
             config,
         };
-        mover.rest(now, LOOK_INTERVAL);
+        mover.rest(now, mover.config.look_interval);
         mover
     }
 
@@ -269,7 +271,7 @@ impl Mover {
             .filter(|found| found.steps == 1 || self.plans < PLANS_MAX)
             .filter(|found| self.holds_both(found.to) || view.keeps_what_is_left(self.span, None));
         let Some(intended) = found else {
-            return self.rest(now, LOOK_INTERVAL);
+            return self.rest(now, self.config.look_interval);
         };
         tracing::debug!(from = %self.span, to = %intended.to, gain = intended.gain, "intend");
         self.plans += usize::from(intended.steps > 1);
@@ -293,7 +295,7 @@ impl Mover {
         if !stands(view) && !stands(&self.without_weaker(view, own, intended)) {
             tracing::debug!(to = %to, "give way");
             self.outputs.push_back(Output::Announce { moving_to: None });
-            return self.rest(now, LOOK_INTERVAL);
+            return self.rest(now, self.config.look_interval);
         }
         if room {
             self.state = State::Loading { to, alone: false };
@@ -348,7 +350,7 @@ impl Mover {
         self.failures = 0;
         self.moved = Some(now);
         if alone {
-            self.rest(now, LOOK_INTERVAL);
+            self.rest(now, self.config.look_interval);
         } else {
             self.state = State::Draining { old, until: now + DRAIN_MAX };
         }
@@ -362,7 +364,7 @@ impl Mover {
 
     fn drop_old(&mut self, old: Span, now: Time) {
         self.outputs.push_back(Output::DropOld(old));
-        self.rest(now, LOOK_INTERVAL);
+        self.rest(now, self.config.look_interval);
     }
 
     fn load_failed(&mut self, to: Span, alone: bool, now: Time) {
