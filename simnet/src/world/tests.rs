@@ -1,8 +1,6 @@
 //! Sessions of many clients over random routes give what the oracle gives in one piece.
 
-use std::collections::BTreeSet;
-
-use umbel_coordinator::route::{RouteRequest, cost::Costs, plan_route};
+use umbel_coordinator::route::{RouteRequest, plan_route};
 use umbel_protocol::announcement::{Announcement, Throughput, UnixTime};
 use umbel_protocol::error::ErrorCode;
 use umbel_protocol::{Span, Tensor};
@@ -93,12 +91,7 @@ fn run(seed: Seed) -> (World, Vec<Plan>) {
     }
     let plans: Vec<_> = (0..8).map(|_| plan(&mut random)).collect();
     for (plan, number) in plans.iter().zip(0..) {
-        let request = RouteRequest {
-            block_count: BLOCKS,
-            tokens_max: plan.tokens_max,
-            excluded: BTreeSet::new(),
-            costs: Costs::default(),
-        };
+        let request = RouteRequest::new(Span::new(0, BLOCKS).unwrap(), plan.tokens_max);
         let route = plan_route(&request, &servers, &mut random).unwrap();
         world.open(SessionId::new(number), MODEL, &route, plan.clone());
     }
@@ -141,7 +134,7 @@ fn halves(kv_tokens_max: u32) -> (World, Route) {
         hops.push(umbel_coordinator::Hop { peer: config.peer, blocks: span });
         world.serve(config, Speed { per_block: ms(1), per_token: Duration::ZERO });
     }
-    (world, Route::new(hops, BLOCKS).unwrap())
+    (world, Route::new(hops, Span::new(0, BLOCKS).unwrap()).unwrap())
 }
 
 #[test]
