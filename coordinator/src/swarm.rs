@@ -2,6 +2,7 @@
 
 pub mod directory;
 pub mod flow;
+pub mod health;
 pub mod placement;
 
 pub use directory::Directory;

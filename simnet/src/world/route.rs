@@ -37,7 +37,7 @@ impl World {
         } else if wanted.needed && waited < PATIENCE {
             self.queue.plan(self.now + AGAIN, Event::Route { client, wanted, since });
         } else {
-            let no_route = NoRoute { block_count: self.block_count, missing: vec![wanted.blocks] };
+            let no_route = NoRoute { blocks: wanted.blocks, missing: vec![wanted.blocks] };
             self.tell_client(client, Input::NoRoute(no_route));
         }
     }

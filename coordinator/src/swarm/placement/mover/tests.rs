@@ -23,7 +23,14 @@ impl Bench {
     /// Serves blocks 0..4 of 8 at rate 50.
     fn new(name: u8, held_max: u32) -> Self {
         let config =
-            MoverConfig { peer: peer(name), span: span(0, 4), block_limit: 4, held_max, seed: 1 };
+            MoverConfig {
+                peer: peer(name),
+                span: span(0, 4),
+                block_limit: 4,
+                held_max,
+                look_interval: LOOK_INTERVAL,
+                seed: 1,
+            };
         Self { mover: Mover::new(config, Time::START), now: Time::START }
     }
 
