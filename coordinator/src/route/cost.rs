@@ -91,16 +91,17 @@ impl Costs {
         let alone = self.block_time(server);
         // Steps that wait are computed together where that is faster.
         let each = if batch > 0.0 { time_of_one(batch).min(alone) } else { alone };
-        let queue = each * server.span.block_count() * server.queue_depth.min(QUEUE_DEPTH_MAX);
+        let steps = server.queue_depth.min(QUEUE_DEPTH_MAX);
+        let queue = each.saturating_mul(server.span.block_count()).saturating_mul(steps);
         let room = if server.kv_tokens_free < tokens_max { NO_ROOM } else { Duration::ZERO };
         let moving = if server.moving_to.is_some() { MOVING } else { Duration::ZERO };
-        queue + room + moving
+        queue.saturating_add(room).saturating_add(moving)
     }
 
     /// Time that `server` takes to decode one token through `blocks`.
     #[must_use]
     pub fn compute(&self, server: &Announcement, blocks: Span) -> Duration {
-        self.block_time(server) * blocks.block_count()
+        self.block_time(server).saturating_mul(blocks.block_count())
     }
 }
 

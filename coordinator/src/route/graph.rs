@@ -23,8 +23,16 @@ pub(super) const HERD_SPREAD: f64 = 0.05;
 pub(super) struct Graph {
     pub(super) blocks: Span,
     pub(super) vertices: Vec<Vertex>,
-    /// The known ways into each vertex, in the order of where they come from.
-    ways: Vec<Vec<Way>>,
+    ways: Vec<Ways>,
+}
+
+/// What is known of the ways into a vertex.
+#[derive(Debug, Clone, Default)]
+struct Ways {
+    /// The shortest first.
+    open: Vec<Way>,
+    /// Where these come from and where there is no way from, in order.
+    known: Vec<usize>,
 }
 
 /// A server; all costs in seconds.
@@ -87,22 +95,24 @@ impl Graph {
         Self { blocks: request.blocks, vertices, ways }
     }
 
-    /// The known ways into a vertex.
+    /// The known ways into a vertex, the shortest first.
     pub(super) fn ways_into(&self, to: usize) -> &[Way] {
-        &self.ways[to]
+        &self.ways[to].open
     }
 
     /// Whether something is known of the way between two vertices.
     pub(super) fn is_known(&self, from: usize, to: usize) -> bool {
-        self.ways[to].binary_search_by_key(&from, |way| way.from).is_ok()
+        self.ways[to].known.binary_search(&from).is_ok()
     }
 
     /// Seconds from the result of one vertex until another computes.
     pub(super) fn between(&self, from: usize, to: usize) -> f64 {
         let (earlier, later) = (&self.vertices[from], &self.vertices[to]);
-        let way = match self.ways[to].binary_search_by_key(&from, |way| way.from) {
-            Ok(index) => self.ways[to][index].delay,
-            Err(_) => earlier.star + later.star,
+        let way = if self.is_known(from, to) {
+            let way = self.ways_into(to).iter().find(|way| way.from == from);
+            way.map_or(f64::INFINITY, |way| way.delay)
+        } else {
+            earlier.star + later.star
         };
         earlier.depart + way + later.arrive
     }
@@ -167,7 +177,7 @@ fn vertex(
     let here = (server.peer, Some(server));
     let into = ends.before.map_or(own, |before| end_delay(costs, before, here));
     let out = ends.after.map_or(own, |after| end_delay(costs, here, after));
-    let arrive = seconds(transfer + costs.wait(server, request.tokens_max));
+    let arrive = seconds(transfer.saturating_add(costs.wait(server, request.tokens_max)));
     Vertex {
         peer: server.peer,
         span,
@@ -200,11 +210,7 @@ fn end_delay(
     known.map_or_else(star, one_way).as_secs_f64()
 }
 
-fn known_ways(
-    costs: &Costs,
-    servers: &[(&Announcement, Span)],
-    vertices: &[Vertex],
-) -> Vec<Vec<Way>> {
+fn known_ways(costs: &Costs, servers: &[(&Announcement, Span)], vertices: &[Vertex]) -> Vec<Ways> {
     let index = PeerIndex::new(vertices);
     let mut ways: Vec<Vec<Way>> = vec![Vec::new(); vertices.len()];
     let mut add = |from: usize, to: usize, rank: Rank, delay: f64| {
@@ -232,12 +238,20 @@ fn known_ways(
             add(from, to, Rank::Unreachable, f64::INFINITY);
         }
     }
-    for ways in &mut ways {
+    ways.into_iter().map(Ways::new).collect()
+}
+
+impl Ways {
+    /// Of what was said of the ways into one vertex, what counts most.
+    fn new(mut ways: Vec<Way>) -> Self {
         // Stable, so that of two figures by the same server the first counts.
         ways.sort_by_key(|way| (way.from, way.rank));
         ways.dedup_by_key(|way| way.from);
+        let known = ways.iter().map(|way| way.from).collect();
+        ways.retain(|way| way.delay.is_finite());
+        ways.sort_by(|a, b| a.delay.total_cmp(&b.delay));
+        Self { open: ways, known }
     }
-    ways
 }
 
 /// Whether there is a boundary at which `earlier` can be left and `later` be entered.

@@ -81,14 +81,11 @@ impl Search<'_> {
         for (index, vertex) in graph.vertices.iter().enumerate() {
             let (mut spent, mut from) = (self.spent[index], Came::Itself);
             let (first, end) = self.entries[index];
-            // Nothing is cheaper to come from than the soonest, without any way.
             let may_enter = (first..end).contains(&block);
             if may_enter && is_first {
                 (spent, from) = (vertex.first, Came::Start);
             } else if may_enter
-                && soonest + vertex.arrive < spent
-                && let Some((by_way, other)) = self.cheapest_way_into(index)
-                && by_way < spent
+                && let Some((by_way, other)) = self.cheapest_way_into(index, soonest, spent)
             {
                 (spent, from) = (by_way, Came::Vertex(other));
             }
@@ -119,20 +116,26 @@ impl Search<'_> {
         self.cheapest[..sorted].sort_unstable_by(order);
     }
 
-    fn cheapest_way_into(&self, to: usize) -> Option<(f64, u32)> {
+    /// From which vertex to enter `to` below `limit` seconds, and at what cost; `soonest` is the
+    /// least at which any can be left.
+    fn cheapest_way_into(&self, to: usize, soonest: f64, limit: f64) -> Option<(f64, u32)> {
         let vertex = &self.graph.vertices[to];
-        let mut best = (f64::INFINITY, to);
+        let mut best = (limit - vertex.arrive, None);
+        if let Some((left, from)) = self.cheapest_star_into(to, best.0 - vertex.star) {
+            best = (left + vertex.star, Some(from));
+        }
         for way in self.graph.ways_into(to) {
+            // The ways get longer from here on.
+            if soonest + way.delay >= best.0 {
+                break;
+            }
             let seconds = self.left[way.from] + way.delay;
             if seconds < best.0 {
-                best = (seconds, way.from);
+                best = (seconds, Some(way.from));
             }
         }
-        if let Some((left, from)) = self.cheapest_star_into(to, best.0 - vertex.star) {
-            best = (left + vertex.star, from);
-        }
-        let from = u32::try_from(best.1).expect("far fewer servers than 32 bits count");
-        best.0.is_finite().then_some((best.0 + vertex.arrive, from))
+        let from = u32::try_from(best.1?).expect("far fewer servers than 32 bits count");
+        Some((best.0 + vertex.arrive, from))
     }
 
     /// The cheapest vertex below `limit` of which nothing is known about the way to `to`.

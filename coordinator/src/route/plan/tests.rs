@@ -180,6 +180,20 @@ fn what_was_measured_counts_more_than_what_is_announced() {
 }
 
 #[test]
+fn no_figure_is_too_large_to_be_reckoned_with() {
+    let mut server = server(1, 0, 4_096, f32::MIN_POSITIVE);
+    server.block_count = 4_096;
+    server.queue_depth = u32::MAX;
+    server.throughput.decode_batch_tokens_per_second = f32::MIN_POSITIVE;
+    server.throughput.network_bytes_per_second = 1;
+    let mut request = RouteRequest { token_bytes: u32::MAX, ..request(4_096) };
+    request.costs.round_trips.insert(peer(1), Duration::MAX);
+    assert_eq!(names(&plan(&request, std::slice::from_ref(&server)).unwrap()), [1]);
+    request.costs.block_times.insert(peer(1), Duration::MAX);
+    assert_eq!(names(&plan(&request, &[server]).unwrap()), [1]);
+}
+
+#[test]
 fn large_states_go_round_a_narrow_network() {
     let [mut narrow, wide] = [server(1, 0, 8, 1_000.0), server(2, 0, 8, 300.0)];
     narrow.throughput.network_bytes_per_second = 100_000;
@@ -199,6 +213,18 @@ fn two_equal_servers_share_their_clients() {
         })
         .count();
     assert!((400..600).contains(&first), "{first} of 1000");
+}
+
+#[test]
+fn the_dearest_of_many_servers_is_found_where_no_other_has_a_way() {
+    let mut servers: Vec<_> = (1..=100).map(|name| server(name, 0, 4, 300.0)).collect();
+    servers[99].queue_depth = 50;
+    servers.push(server(101, 4, 8, 300.0));
+    let mut request = request(8);
+    for name in 1..=99 {
+        request.costs.unreachable.insert((peer(name), peer(101)));
+    }
+    assert_eq!(names(&plan(&request, &servers).unwrap()), [100, 101]);
 }
 
 #[test]
@@ -247,7 +273,7 @@ fn cases() -> impl Strategy<Value = Case> {
                 }
                 let mut request = RouteRequest { token_bytes, ..request(BLOCKS) };
                 request.before = before.then_some(peer(1));
-                request.after = after.then_some(peer(6));
+                request.after = after.then_some(peer(5));
                 let costs = &mut request.costs;
                 costs.round_trips = own.iter().map(|(of, trip)| (peer(*of), ms(*trip))).collect();
                 for (from, to, round_trip) in measured.into_iter().take(2) {
@@ -361,5 +387,28 @@ proptest! {
         let graph = Graph::new(&case.request, &servers, 0.0, &mut Random::new(0));
         let found = best_visits(&graph).map_or(f64::INFINITY, |visits| graph.seconds(&visits));
         prop_assert!(found.is_infinite() && best.is_infinite() || (found - best).abs() < 1e-6);
+    }
+
+    /// With servers so near each other that the shortest path keeps returning.
+    #[test]
+    fn the_route_is_the_best_also_where_paths_return(
+        spans in proptest::collection::vec((0u32..BLOCKS, 1u32..4, 0usize..4), 1..6),
+    ) {
+        let servers: Vec<_> = [(0, BLOCKS, 1)]
+            .into_iter()
+            .chain(spans)
+            .zip(1..)
+            .map(|((start, count, rate), name)| {
+                server(name, start, start + count, [2.0, 5.0, 20.0, 1_000.0][rate])
+            })
+            .collect();
+        let mut request = request(BLOCKS);
+        request.costs.round_trips = (1..8).map(|name| (peer(name), ms(10))).collect();
+        let case = Case { request, servers };
+        let best = case.brute_force(&mut Vec::new(), 0);
+        let servers: Vec<_> = case.servers.iter().collect();
+        let graph = Graph::new(&case.request, &servers, 0.0, &mut Random::new(0));
+        let visits = best_visits(&graph).unwrap();
+        prop_assert!((graph.seconds(&visits) - best).abs() < 1e-6, "{best}: {visits:?}");
     }
 }
