@@ -30,12 +30,20 @@ const PEERS_ASKED_MAX: usize = 8;
 const MDNS_WAIT: Duration = Duration::from_secs(5);
 
 /// How to come into a swarm.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct SwarmConfig {
     /// Addresses of peers, any one of which is enough.
     pub join: Vec<Multiaddr>,
     /// Whether to look for peers on the local network as well.
     pub mdns: bool,
+    /// How long a session whose server has failed waits for another that serves the same blocks.
+    pub patience: Duration,
+}
+
+impl Default for SwarmConfig {
+    fn default() -> Self {
+        Self { join: Vec::new(), mdns: false, patience: route::PATIENCE }
+    }
 }
 
 /// A swarm, as a client sees it.
@@ -43,6 +51,7 @@ pub struct Swarm {
     network: Network,
     view: Mutex<View>,
     joined: Vec<PeerId>,
+    patience: Duration,
     started: Instant,
 }
 
@@ -63,6 +72,7 @@ impl Swarm {
     /// [`JoinSwarmError`] where none of the addresses can be reached.
     pub async fn join(config: SwarmConfig) -> Result<Self, JoinSwarmError> {
         let identity = Identity::ephemeral();
+        let patience = config.patience;
         let network = Network::start(NetworkConfig {
             mdns: config.mdns,
             ..NetworkConfig::new(identity, Role::Client)
@@ -79,7 +89,7 @@ impl Swarm {
             unreachable: BTreeMap::new(),
             random: Random::new(getrandom::u64().unwrap_or_default()),
         };
-        Ok(Self { network, view: Mutex::new(view), joined, started: Instant::now() })
+        Ok(Self { network, view: Mutex::new(view), joined, patience, started: Instant::now() })
     }
 
     /// This client's own name.

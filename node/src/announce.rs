@@ -12,9 +12,7 @@ use umbel_client::swarm::unix_time;
 use umbel_coordinator::random::Random;
 use umbel_coordinator::swarm::Directory;
 use umbel_net::{AcceptError, Link, LinkProtocol, Network};
-use umbel_protocol::announcement::{
-    Announcement, NextHopLatency, SignedAnnouncement, Throughput,
-};
+use umbel_protocol::announcement::{Announcement, NextHopLatency, SignedAnnouncement, Throughput};
 use umbel_protocol::directory::{DirectoryAnswer, DirectoryRequest};
 use umbel_protocol::{ModelId, PeerId, Span};
 

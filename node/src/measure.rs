@@ -71,8 +71,8 @@ pub fn smooth(known: Option<Duration>, compute: Duration, blocks: u32) -> Durati
 /// What was measured at the start, with what was seen of decode since.
 #[must_use]
 pub fn refine(measured: Throughput, per_block: Option<Duration>) -> Throughput {
-    let decode = per_block
-        .map_or(measured.decode_tokens_per_second, |per_block| rate(1, 1, per_block));
+    let decode =
+        per_block.map_or(measured.decode_tokens_per_second, |per_block| rate(1, 1, per_block));
     Throughput { decode_tokens_per_second: decode, ..measured }
 }
 

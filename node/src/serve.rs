@@ -1,8 +1,8 @@
 //! A server from start to stop: join, choose blocks, load them, announce, serve, move, leave.
 
 mod balance;
-mod memory;
 mod loading;
+mod memory;
 
 use std::io::Write as _;
 use std::path::Path;
@@ -20,9 +20,9 @@ use umbel_shard::{Model, ModelSource, PartsNeeded};
 
 use crate::announce::{Announcer, Offer};
 use crate::args::ServeArguments;
+use crate::compute;
 use crate::config::Config;
 use crate::driver::{Driver, Events, Load};
-use crate::compute;
 use crate::shutdown::Shutdown;
 use balance::Balancer;
 use loading::{Loaded, Loader};

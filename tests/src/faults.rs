@@ -115,9 +115,8 @@ impl Replicated {
     /// Where the model cannot be opened.
     pub async fn start(name: &str, spans: &[&str]) -> anyhow::Result<Self> {
         let source = ModelSource::parse(name)?;
-        let open = move || {
-            Model::open(&source, &Cache::new(cache()), PartsNeeded::everything(), &Silent)
-        };
+        let open =
+            move || Model::open(&source, &Cache::new(cache()), PartsNeeded::everything(), &Silent);
         let model = tokio::task::spawn_blocking(open).await??;
         let mut swarm = Self {
             model: Arc::new(ClientModel::from_shard(model)?),
@@ -219,7 +218,8 @@ impl Replicated {
             }
         }
         // Killed from a thread of its own, so that the answer goes on meanwhile.
-        let killing = tokio::task::spawn_blocking(move || killed.into_iter().for_each(Server::kill));
+        let killing =
+            tokio::task::spawn_blocking(move || killed.into_iter().for_each(Server::kill));
         let mut after = Vec::new();
         while let Some(wait) = wait_for_token(&mut generation).await? {
             after.push(wait);
@@ -246,7 +246,7 @@ impl Replicated {
     /// Where no session can be opened.
     pub async fn begin(&self, workload: &Workload) -> anyhow::Result<Generation> {
         let join = vec![self.servers[0].address().parse()?];
-        let swarm = Arc::new(Swarm::join(SwarmConfig { join, mdns: false }).await?);
+        let swarm = Arc::new(Swarm::join(SwarmConfig { join, ..SwarmConfig::default() }).await?);
         let tokens = u32::try_from(workload.prompt.len())? + workload.tokens + 16;
         let chain = if workload.standby {
             RemoteChain::open_with_standby(swarm, &self.model, tokens).await?
@@ -278,7 +278,7 @@ impl Replicated {
         let wanted = 2 * self.spans.len();
         loop {
             let join = vec![self.servers[0].address().parse()?];
-            let swarm = Swarm::join(SwarmConfig { join, mdns: false }).await?;
+            let swarm = Swarm::join(SwarmConfig { join, ..SwarmConfig::default() }).await?;
             let known = swarm.announcements(None).await;
             let here = |server: &Server| {
                 known.iter().any(|known| server.address().ends_with(&known.peer.to_string()))

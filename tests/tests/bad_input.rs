@@ -10,7 +10,7 @@ use bytes::Bytes;
 use umbel_client::swarm::{exchange, unix_time};
 use umbel_net::{Identity, Link, LinkProtocol, Multiaddr, Network, NetworkConfig, Role};
 use umbel_protocol::announcement::{Announcement, SignedAnnouncement, Throughput};
-use umbel_protocol::inference::{Destination, ClientMessage, OpenSession, ServerMessage, Step};
+use umbel_protocol::inference::{ClientMessage, Destination, OpenSession, ServerMessage, Step};
 use umbel_protocol::{DType, ErrorCode, Frame, ModelId, SessionId, Span, StepId, Tensor};
 use umbel_tests::process::Output;
 use umbel_tests::swarm::{Server, checkpoint, report, serve, umbel};

@@ -1,8 +1,8 @@
 //! Routes through a swarm, by what its servers say and by what was seen of them.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 use umbel_coordinator::route::{Costs, NoRoute, Route, RouteRequest, plan_route};
 use umbel_coordinator::session::{FailureReason, HopFailure, RouteHop, RouteWanted};
 use umbel_protocol::{ModelId, PeerId, SessionId};
@@ -11,7 +11,7 @@ use super::{Swarm, View, unix_time};
 
 /// How long a session that has begun waits for a server that can go on with it: one that is
 /// started again, or that takes up the blocks of one that has failed, needs half a minute.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How often it looks again.
 const AGAIN: Duration = Duration::from_millis(100);
@@ -34,26 +34,29 @@ pub(crate) struct Search {
     pub(crate) tokens_max: u32,
     pub(crate) token_bytes: u32,
     pub(crate) wanted: RouteWanted,
-    /// Whether to wait for a server where there is none.
-    pub(crate) patient: bool,
+    /// Since when the session has been waiting for a server; `None` where it does not wait.
+    pub(crate) since: Option<Instant>,
 }
 
 impl Swarm {
     /// Finds hops: from what is known if that is enough, else after asking, and in the end after
     /// waiting.
     pub(crate) async fn search(&self, search: Search) -> Result<Vec<RouteHop>, NoRoute> {
-        let begun = Instant::now();
         let mut refreshed: Option<Instant> = None;
         loop {
-            let forgiving = begun.elapsed() >= FORGIVEN;
+            let waited = search.since.map(|since| since.elapsed());
+            // In the end those that have failed before are not tried any more.
+            let forgiving =
+                waited.is_some_and(|waited| waited >= FORGIVEN && waited < self.patience);
             let no_route = match self.plan(&search, forgiving) {
                 Ok(hops) => return Ok(hops),
                 Err(no_route) => no_route,
             };
-            if !search.wanted.needed || (!search.patient && refreshed.is_some()) {
-                return Err(no_route);
-            }
-            if begun.elapsed() >= PATIENCE {
+            let go_on = match waited {
+                Some(waited) => waited < self.patience,
+                None => refreshed.is_none(),
+            };
+            if !search.wanted.needed || !go_on {
                 return Err(no_route);
             }
             if refreshed.is_none_or(|at| at.elapsed() >= REFRESH) {

@@ -63,6 +63,8 @@ pub(super) struct Driver {
     hops: watch::Sender<Vec<Hop>>,
     failures: watch::Sender<Vec<HopFailure>>,
     started: Instant,
+    /// Since when there has been no answer after a failure.
+    troubled: Option<Instant>,
     over: bool,
 }
 
@@ -96,6 +98,7 @@ impl Driver {
             hops,
             failures,
             started: Instant::now(),
+            troubled: None,
             over: false,
         };
         (driver, views.0, views.1)
@@ -188,6 +191,7 @@ impl Driver {
                     }
                 }
                 Output::Stepped { hidden, trace, total } => {
+                    self.troubled = None;
                     self.swarm.praise(trace.iter().map(|hop| hop.peer));
                     if let Some(answer) = self.answer.take() {
                         let _gone = answer.send(Ok(Stepped { hidden, trace, total }));
@@ -206,7 +210,7 @@ impl Driver {
             tokens_max: self.tokens_max,
             token_bytes: self.token_bytes,
             // Who has not begun yet learns at once what is missing; who has begun waits.
-            patient: wanted.needed && self.ready.is_none(),
+            since: self.ready.is_none().then(|| self.troubled.unwrap_or_else(Instant::now)),
             wanted,
         };
         tokio::spawn(async move {
@@ -226,7 +230,8 @@ impl Driver {
         }
     }
 
-    fn blame(&self, failure: HopFailure) {
+    fn blame(&mut self, failure: HopFailure) {
+        self.troubled.get_or_insert_with(Instant::now);
         tracing::warn!(%failure, "another server takes the place of one that failed");
         self.swarm.blame(&failure);
         self.failures.send_modify(|failures| failures.push(failure));

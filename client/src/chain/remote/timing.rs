@@ -28,10 +28,9 @@ pub(super) fn divide(
     // Where a link has not been measured yet, all count the same.
     let sum: f64 = weights.iter().sum();
     let even = 1.0 / trace.len().max(1) as f64;
-    let share =
-        |weight: f64| {
-            if sum.is_finite() && sum > 0.0 { weight / sum } else { even }
-        };
+    let share = |weight: f64| {
+        if sum.is_finite() && sum > 0.0 { weight / sum } else { even }
+    };
     let hops = trace
         .iter()
         .zip(&weights)

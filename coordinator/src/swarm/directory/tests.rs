@@ -63,9 +63,15 @@ fn a_server_that_goes_on_has_not_returned() {
 #[test]
 fn a_server_that_was_leaving_or_gone_or_elsewhere_has_returned() {
     assert_eq!(after(|a| a.draining = true, |_| {}), Inserted::Returned(announcement(1, 0).peer));
-    assert_eq!(after(|a| a.expires = unix(19), |_| {}), Inserted::Returned(announcement(1, 0).peer));
+    assert_eq!(
+        after(|a| a.expires = unix(19), |_| {}),
+        Inserted::Returned(announcement(1, 0).peer)
+    );
     assert_eq!(after(|_| {}, |a| a.addresses.clear()), Inserted::Returned(announcement(1, 0).peer));
-    assert_eq!(after(|_| {}, |a| a.span = Span::new(4, 8).unwrap()), Inserted::Returned(announcement(1, 0).peer));
+    assert_eq!(
+        after(|_| {}, |a| a.span = Span::new(4, 8).unwrap()),
+        Inserted::Returned(announcement(1, 0).peer)
+    );
 }
 
 #[test]

@@ -22,15 +22,14 @@ struct Bench {
 impl Bench {
     /// Serves blocks 0..4 of 8 at rate 50.
     fn new(name: u8, held_max: u32) -> Self {
-        let config =
-            MoverConfig {
-                peer: peer(name),
-                span: span(0, 4),
-                block_limit: 4,
-                held_max,
-                look_interval: LOOK_INTERVAL,
-                seed: 1,
-            };
+        let config = MoverConfig {
+            peer: peer(name),
+            span: span(0, 4),
+            block_limit: 4,
+            held_max,
+            look_interval: LOOK_INTERVAL,
+            seed: 1,
+        };
         Self { mover: Mover::new(config, Time::START), now: Time::START }
     }
 
