@@ -6,9 +6,8 @@ pub mod remote;
 use std::time::Duration;
 
 use umbel_coordinator::route::NoRoute;
-use umbel_coordinator::session::{FailureReason, SessionFailure};
+use umbel_coordinator::session::SessionFailure;
 use umbel_engine::HiddenStates;
-use umbel_protocol::error::Retry;
 use umbel_protocol::{PeerId, Span};
 
 use local::{LocalChain, LocalStepError};
@@ -98,28 +97,19 @@ impl Chain {
         match self {
             Self::Local(chain) => vec![(None, chain.blocks())],
             Self::Remote(chain) => {
-                chain.hops().iter().map(|hop| (Some(hop.peer), hop.blocks)).collect()
+                chain.hops().into_iter().map(|hop| (Some(hop.peer), hop.blocks)).collect()
             }
         }
     }
 
-    /// Takes another route after `error`, with an empty cache.
+    /// Begins anew with an empty cache, after a step has failed.
     ///
     /// # Errors
-    /// [`StepError`] where there is no other route.
-    pub async fn reopen(&mut self, error: &StepError) -> Result<(), StepError> {
+    /// [`StepError`] where there is no route.
+    pub async fn reopen(&mut self) -> Result<(), StepError> {
         match self {
             Self::Local(_) => Ok(()),
-            Self::Remote(chain) => {
-                let failed = match error {
-                    StepError::Session(failure) => Some(failure.hop.peer),
-                    StepError::Compute(_)
-                    | StepError::Interrupted
-                    | StepError::Open(_)
-                    | StepError::Malformed { .. } => None,
-                };
-                Ok(chain.reopen(failed).await?)
-            }
+            Self::Remote(chain) => Ok(chain.reopen().await?),
         }
     }
 
@@ -141,7 +131,7 @@ pub enum StepError {
     /// An earlier step was given up half-way, so nobody knows what the cache holds.
     #[error("an earlier step of this session was interrupted: open a new one")]
     Interrupted,
-    /// A server failed the session.
+    /// The session could not be kept up.
     #[error(transparent)]
     Session(#[from] SessionFailure),
     /// No new session could be opened.
@@ -162,15 +152,14 @@ impl From<OpenChainError> for StepError {
 }
 
 impl StepError {
-    /// Whether another route may do better.
+    /// Whether the tokens can be computed once more, in a new session: what the session itself
+    /// could mend, it has.
     #[must_use]
-    pub fn may_fail_over(&self) -> bool {
+    pub fn may_begin_anew(&self) -> bool {
         match self {
-            Self::Session(failure) => match &failure.reason {
-                FailureReason::Refused { code, .. } => code.retry() != Retry::Never,
-                FailureReason::LinkLost
-                | FailureReason::TimedOut { .. }
-                | FailureReason::Violation(_) => true,
+            Self::Session(failure) => match failure {
+                SessionFailure::JournalLost => true,
+                SessionFailure::NoRoute { .. } | SessionFailure::Hop(_) => false,
             },
             Self::Malformed { .. } => true,
             Self::Compute(_) | Self::Interrupted | Self::Open(_) => false,
@@ -180,16 +169,17 @@ impl StepError {
     /// The blocks that nobody serves, where that is the trouble.
     #[must_use]
     pub fn no_route(&self) -> Option<&NoRoute> {
-        match self {
+        let failure = match self {
+            Self::Session(failure) => failure,
             Self::Open(error) => match error.as_ref() {
-                OpenChainError::NoRoute(no_route) => Some(no_route),
-                OpenChainError::Link { .. }
-                | OpenChainError::NotServed { .. }
-                | OpenChainError::Session(_) => None,
+                OpenChainError::Session(failure) => failure,
+                OpenChainError::NotServed { .. } => return None,
             },
-            Self::Compute(_) | Self::Interrupted | Self::Session(_) | Self::Malformed { .. } => {
-                None
-            }
+            Self::Compute(_) | Self::Interrupted | Self::Malformed { .. } => return None,
+        };
+        match failure {
+            SessionFailure::NoRoute { no_route, .. } => Some(no_route),
+            SessionFailure::Hop(_) | SessionFailure::JournalLost => None,
         }
     }
 }

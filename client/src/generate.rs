@@ -14,8 +14,8 @@ use crate::text::tokenizer::TextStream;
 /// burden on a link.
 pub const PREFILL_CHUNK_TOKENS: u32 = 512;
 
-/// How often one generation may move to another route before it gives up.
-const FAILOVERS_MAX: u32 = 8;
+/// How often one generation may begin anew in another session before it gives up.
+const RESTARTS_MAX: u32 = 8;
 
 /// What to generate.
 #[derive(Debug, Clone)]
@@ -125,7 +125,7 @@ impl Generate {
             computed: shared.min(self.prompt.len() - 1),
             new_count: 0,
             finished: None,
-            failovers: 0,
+            restarts: 0,
             context,
             request: self,
             model,
@@ -149,13 +149,13 @@ pub struct Generation {
     new_count: u32,
     context: usize,
     finished: Option<FinishReason>,
-    failovers: u32,
+    restarts: u32,
 }
 
 impl Generation {
     /// The next token; `None` once the generation has finished.
     ///
-    /// A chain that fails is replaced and refilled from the tokens so far, which changes no token.
+    /// A server that fails is replaced and refilled, which changes no token.
     ///
     /// # Errors
     /// [`GenerateError`] where no chain can be had any more.
@@ -201,16 +201,17 @@ impl Generation {
         (self.chain, self.tokens)
     }
 
-    /// Takes every token that is not in the cache through the chain, and fails over where needed.
+    /// Takes every token that is not in the cache through the chain, and begins anew where that
+    /// helps: a session mends its route by itself, as long as it keeps what it has sent.
     async fn compute(&mut self) -> Result<(HiddenStates, StepTime), GenerateError> {
         loop {
             match self.compute_once().await {
                 Err(GenerateError::Step(error))
-                    if error.may_fail_over() && self.failovers < FAILOVERS_MAX =>
+                    if error.may_begin_anew() && self.restarts < RESTARTS_MAX =>
                 {
-                    self.failovers += 1;
-                    tracing::warn!(error = %error, "the chain failed; replaying on another");
-                    self.chain.reopen(&error).await?;
+                    self.restarts += 1;
+                    tracing::warn!(error = %error, "the chain failed; beginning anew");
+                    self.chain.reopen().await?;
                     self.computed = 0;
                 }
                 result => return result,

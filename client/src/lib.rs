@@ -13,7 +13,7 @@
 //! let source = ModelSource::parse("smollm2-135m")?;
 //! let model = Arc::new(ClientModel::open(&source, &cache, &Silent)?);
 //! let join = "/ip4/127.0.0.1/udp/4001/quic-v1".parse()?;
-//! let swarm = Arc::new(Swarm::join(SwarmConfig { join: vec![join], mdns: false }).await?);
+//! let swarm = Arc::new(Swarm::join(SwarmConfig { join: vec![join], ..SwarmConfig::default() }).await?);
 //! let chain = RemoteChain::open(swarm, &model, 100).await?;
 //!
 //! let prompt = model.encode("The capital of France is")?;

@@ -1,13 +1,18 @@
 //! A swarm that has been joined: who is in it, and links to them.
 
 pub mod exchange;
+pub(crate) mod route;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures::future::join_all;
+use umbel_coordinator::Time;
+use umbel_coordinator::random::Random;
 use umbel_coordinator::swarm::Directory;
+use umbel_coordinator::swarm::directory::Inserted;
+use umbel_coordinator::swarm::health::Health;
 use umbel_net::{
     Identity, JoinError, Link, LinkProtocol, Multiaddr, Network, NetworkConfig, OpenLinkError,
     Role, StartNetworkError,
@@ -25,19 +30,39 @@ const PEERS_ASKED_MAX: usize = 8;
 const MDNS_WAIT: Duration = Duration::from_secs(5);
 
 /// How to come into a swarm.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct SwarmConfig {
     /// Addresses of peers, any one of which is enough.
     pub join: Vec<Multiaddr>,
     /// Whether to look for peers on the local network as well.
     pub mdns: bool,
+    /// How long a session whose server has failed waits for another that serves the same blocks.
+    pub patience: Duration,
+}
+
+impl Default for SwarmConfig {
+    fn default() -> Self {
+        Self { join: Vec::new(), mdns: false, patience: route::PATIENCE }
+    }
 }
 
 /// A swarm, as a client sees it.
 pub struct Swarm {
     network: Network,
-    directory: Mutex<Directory>,
+    view: Mutex<View>,
     joined: Vec<PeerId>,
+    patience: Duration,
+    started: Instant,
+}
+
+/// What is known of the others: by what they say, and by what was seen.
+#[derive(Debug)]
+struct View {
+    directory: Directory,
+    health: Health,
+    /// Pairs of servers of which the first could not reach the second, and when.
+    unreachable: BTreeMap<(PeerId, PeerId), Time>,
+    random: Random,
 }
 
 impl Swarm {
@@ -47,6 +72,7 @@ impl Swarm {
     /// [`JoinSwarmError`] where none of the addresses can be reached.
     pub async fn join(config: SwarmConfig) -> Result<Self, JoinSwarmError> {
         let identity = Identity::ephemeral();
+        let patience = config.patience;
         let network = Network::start(NetworkConfig {
             mdns: config.mdns,
             ..NetworkConfig::new(identity, Role::Client)
@@ -57,7 +83,13 @@ impl Swarm {
         } else {
             network.join(&config.join).await?
         };
-        Ok(Self { network, directory: Mutex::new(Directory::new()), joined })
+        let view = View {
+            directory: Directory::new(),
+            health: Health::new(),
+            unreachable: BTreeMap::new(),
+            random: Random::new(getrandom::u64().unwrap_or_default()),
+        };
+        Ok(Self { network, view: Mutex::new(view), joined, patience, started: Instant::now() })
     }
 
     /// This client's own name.
@@ -92,11 +124,6 @@ impl Swarm {
         self.known(model)
     }
 
-    /// The servers of a model.
-    pub(crate) async fn servers(&self, model: ModelId) -> Vec<Announcement> {
-        self.announcements(Some(model)).await
-    }
-
     /// The last round trip to a peer, if there has been one.
     #[must_use]
     pub fn round_trip(&self, peer: PeerId) -> Option<Duration> {
@@ -118,9 +145,9 @@ impl Swarm {
     }
 
     fn known(&self, model: Option<ModelId>) -> Vec<Announcement> {
-        let mut directory = self.directory();
-        directory.expire(unix_time());
-        directory.announcements(model).cloned().collect()
+        let mut view = self.view();
+        view.directory.expire(unix_time());
+        view.directory.announcements(model).cloned().collect()
     }
 
     async fn ask(&self, peer: PeerId, addresses: Vec<String>, model: Option<ModelId>) {
@@ -145,17 +172,27 @@ impl Swarm {
     }
 
     fn take_up(&self, from: PeerId, found: exchange::Found) {
-        let (mut directory, now) = (self.directory(), unix_time());
+        let (now, unix_now) = (self.now(), unix_time());
+        let mut view = self.view();
         for signed in found {
-            if let Err(error) = directory.insert(signed, now) {
-                let error: &dyn std::error::Error = &error;
-                tracing::warn!(%from, error, "refused an announcement");
+            let View { directory, health, .. } = &mut *view;
+            match directory.insert(signed, unix_now) {
+                Ok(Inserted::Returned(peer)) => health.returned(peer, now),
+                Ok(Inserted::News | Inserted::Known) => {}
+                Err(error) => {
+                    let error: &dyn std::error::Error = &error;
+                    tracing::warn!(%from, error, "refused an announcement");
+                }
             }
         }
     }
 
-    fn directory(&self) -> MutexGuard<'_, Directory> {
-        self.directory.lock().unwrap_or_else(PoisonError::into_inner)
+    fn now(&self) -> Time {
+        Time::after_start(self.started.elapsed())
+    }
+
+    fn view(&self) -> MutexGuard<'_, View> {
+        self.view.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

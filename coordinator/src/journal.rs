@@ -179,22 +179,25 @@ fn merge(parts: &mut Vec<Entry>) -> Option<Recorded> {
 pub struct Outlet {
     /// Tokens whose results the destination has.
     next_position: u32,
+    /// The first step whose results it lacks.
+    next_step: StepId,
 }
 
 impl Outlet {
-    /// An outlet to a destination that has the results of so many tokens.
+    /// An outlet to a destination that has the results of so many tokens, and of every step
+    /// before this one.
     #[must_use]
-    pub const fn new(next_position: u32) -> Self {
-        Self { next_position }
+    pub const fn new(next_position: u32, next_step: StepId) -> Self {
+        Self { next_position, next_step }
     }
 
     /// The part of `step` that goes on: of a replay what is new; nothing of a step beyond a gap,
-    /// since what fills the gap brings this step again.
+    /// since what fills the gap brings this step again; nothing of a step that is over.
     pub fn pass(&mut self, mut step: Step) -> Option<Step> {
         let end = step.end_position()?;
         let gap = step.position > self.next_position;
         let known = step.replay && end <= self.next_position;
-        if gap || known {
+        if gap || known || step.step < self.next_step {
             return None;
         }
         if step.replay && step.position < self.next_position {
@@ -223,7 +226,8 @@ impl Outlet {
             trace: Vec::new(),
             replay: recorded.replay,
         };
-        let steps: Vec<_> = chunks.into_iter().map(step).collect();
+        let wanted = |recorded: &Recorded| recorded.step >= self.next_step;
+        let steps = chunks.into_iter().filter(wanted).map(step).collect();
         self.next_position = self.next_position.max(journal.end());
         Some(steps)
     }

@@ -227,7 +227,7 @@ impl Session {
             next_step: StepId::default(),
             settled: 0,
             journal: Journal::default(),
-            outlet: Outlet::new(0),
+            outlet: Outlet::new(0, StepId::default()),
             fed: None,
             asking: None,
             spares: Vec::new(),

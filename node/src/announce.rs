@@ -12,11 +12,12 @@ use umbel_client::swarm::unix_time;
 use umbel_coordinator::random::Random;
 use umbel_coordinator::swarm::Directory;
 use umbel_net::{AcceptError, Link, LinkProtocol, Network};
-use umbel_protocol::announcement::{Announcement, SignedAnnouncement, Throughput};
+use umbel_protocol::announcement::{Announcement, NextHopLatency, SignedAnnouncement, Throughput};
 use umbel_protocol::directory::{DirectoryAnswer, DirectoryRequest};
 use umbel_protocol::{ModelId, PeerId, Span};
 
 use crate::driver::Load;
+use crate::measure;
 
 /// How often a server announces itself anew and asks another peer for news.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -36,8 +37,11 @@ const QUESTIONS_MAX: usize = 16;
 /// How long a directory link may stay silent.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 
-/// What a server says of itself and does not change.
-#[derive(Debug, Clone)]
+/// Round trips that an announcement tells of.
+const NEXT_HOPS_MAX: usize = 16;
+
+/// What a server says of itself, besides its load.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Offer {
     /// The model.
     pub model: ModelId,
@@ -49,6 +53,10 @@ pub struct Offer {
     pub block_count: u32,
     /// Measured.
     pub throughput: Throughput,
+    /// The blocks that it is about to serve instead.
+    pub moving_to: Option<Span>,
+    /// Whether it is about to leave.
+    pub draining: bool,
 }
 
 /// The server's view of the swarm, and its voice in it.
@@ -92,22 +100,28 @@ impl Announcer {
         Ok(())
     }
 
-    /// Announces `offer` again and again, until the future is dropped.
-    pub async fn run(self, offer: Offer, load: watch::Receiver<Load>) {
+    /// Announces `offer` again and again, and at once when it changes, until the future is dropped.
+    pub async fn run(self, mut offer: watch::Receiver<Offer>, load: watch::Receiver<Load>) {
         let mut random = Random::new(getrandom::u64().unwrap_or_default());
-        self.network.provide(*offer.model.as_bytes()).await;
+        let model = *offer.borrow().model.as_bytes();
+        self.network.provide(model).await;
         let mut ticks = tokio::time::interval(INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            ticks.tick().await;
-            self.announce(&offer, *load.borrow(), false).await;
+            tokio::select! {
+                _ = ticks.tick() => {}
+                Ok(()) = offer.changed() => {}
+            }
+            let current = offer.borrow_and_update().clone();
+            let load = *load.borrow();
+            self.announce(&current, load).await;
             self.ask_one(&mut random).await;
         }
     }
 
-    /// Says once what `offer` says; `draining` where no new session should come.
-    pub async fn announce(&self, offer: &Offer, load: Load, draining: bool) {
-        let signed = self.sign(offer, load, draining);
+    /// Says once what `offer` says.
+    pub async fn announce(&self, offer: &Offer, load: Load) {
+        let signed = self.sign(offer, load);
         {
             let mut directory = self.directory();
             let now = unix_time();
@@ -130,8 +144,9 @@ impl Announcer {
         while tellings.join_next().await.is_some() {}
     }
 
-    fn sign(&self, offer: &Offer, load: Load, draining: bool) -> SignedAnnouncement {
+    fn sign(&self, offer: &Offer, load: Load) -> SignedAnnouncement {
         let issued = unix_time();
+
         let announcement = Announcement {
             peer: self.network.peer_id(),
             model: offer.model,
@@ -140,14 +155,34 @@ impl Announcer {
             block_count: offer.block_count,
             addresses: self.network.listen_addresses().iter().map(ToString::to_string).collect(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            throughput: offer.throughput,
+            throughput: measure::refine(offer.throughput, load.decode_per_block),
             kv_tokens_free: load.kv_tokens_free,
             queue_depth: load.queue_depth,
-            draining,
+            draining: offer.draining,
             issued,
             expires: issued + LIFETIME,
+            next_hops: self.next_hops(offer),
+            adapters: Vec::new(),
+            moving_to: offer.moving_to,
         };
         announcement.sign(self.network.signing_key())
+    }
+
+    /// Round trips to the servers that may follow on a route, those first that begin where this one
+    /// ends.
+    fn next_hops(&self, offer: &Offer) -> Vec<NextHopLatency> {
+        let end = offer.span.end();
+        let own = self.network.peer_id();
+        let directory = self.directory();
+        let follows = |other: &&Announcement| other.peer != own && other.span.end() > end;
+        let mut others: Vec<_> =
+            directory.announcements(Some(offer.model)).filter(follows).collect();
+        others.sort_by_key(|other| (other.span.start().abs_diff(end), other.peer));
+        let measured = |other: &Announcement| {
+            let round_trip = self.network.round_trip(other.peer)?;
+            Some(NextHopLatency { peer: other.peer, round_trip })
+        };
+        others.into_iter().filter_map(measured).take(NEXT_HOPS_MAX).collect()
     }
 
     async fn ask_one(&self, random: &mut Random) {

@@ -213,6 +213,20 @@ pub struct ServeArguments {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(16..))]
     pub kv_tokens: Option<u32>,
 
+    /// Stay with the blocks that were chosen at the start, also where others are needed more; with
+    /// --blocks a server always does.
+    #[arg(long)]
+    pub no_rebalance: bool,
+
+    /// Mean seconds between two looks at whether other blocks are needed more.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub rebalance_interval: u32,
+
+    /// Seconds that clients have to move to other servers when this one is told to stop; a second
+    /// Ctrl-C stops it at once.
+    #[arg(long, value_name = "SECONDS", default_value_t = 20)]
+    pub drain_timeout: u32,
+
     /// Do not look for peers on the local network.
     #[arg(long)]
     pub no_mdns: bool,

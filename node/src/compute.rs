@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
-use umbel_coordinator::server::{ComputeFailure, Job, JobId};
+use umbel_coordinator::server::{ComputeFailure, Job, JobId, ShardId};
 use umbel_engine::{HiddenStates, HostedSpan, KvArena, KvTable};
 use umbel_protocol::error::ErrorCode;
 use umbel_protocol::{SessionId, Span, Tensor};
@@ -14,13 +14,34 @@ use umbel_protocol::{SessionId, Span, Tensor};
 /// one job for all of them.
 pub const COMMANDS_WAITING_MAX: usize = 2 * umbel_coordinator::server::SESSIONS_MAX + 16;
 
+/// Blocks and the arena of their keys and values.
+pub struct Shard {
+    /// The blocks.
+    pub blocks: HostedSpan,
+    /// Room for the keys and values of all sessions on them.
+    pub arena: KvArena,
+}
+
 /// What the thread is told.
-#[derive(Debug)]
 pub enum Command {
+    /// Take up blocks on which sessions will open.
+    Add {
+        /// Their name.
+        id: ShardId,
+        /// The blocks.
+        shard: Shard,
+    },
+    /// Drop blocks that no session uses any more.
+    Drop {
+        /// Their name.
+        id: ShardId,
+    },
     /// Make room for a session.
     Open {
         /// Whose.
         session: SessionId,
+        /// On which blocks of those that are held.
+        shard: ShardId,
         /// In which blocks.
         blocks: Span,
         /// For how many tokens.
@@ -51,12 +72,12 @@ pub struct Computed {
 /// # Panics
 /// If the system cannot start a thread.
 pub fn start(
-    blocks: HostedSpan,
-    arena: KvArena,
+    shard: Shard,
     done: impl Fn(Computed) + Send + 'static,
 ) -> (mpsc::Sender<Command>, JoinHandle<()>) {
     let (send, receive) = mpsc::channel(COMMANDS_WAITING_MAX);
-    let engine = Engine { blocks, arena, tables: BTreeMap::new() };
+    let shards = BTreeMap::from([(ShardId::default(), shard)]);
+    let engine = Engine { shards, tables: BTreeMap::new() };
     let thread = std::thread::Builder::new()
         .name("compute".to_owned())
         .spawn(move || engine.run(receive, done))
@@ -65,16 +86,23 @@ pub fn start(
 }
 
 struct Engine {
-    blocks: HostedSpan,
-    arena: KvArena,
-    tables: BTreeMap<SessionId, KvTable>,
+    shards: BTreeMap<ShardId, Shard>,
+    tables: BTreeMap<SessionId, (ShardId, KvTable)>,
 }
 
 impl Engine {
     fn run(mut self, mut commands: mpsc::Receiver<Command>, done: impl Fn(Computed)) {
         while let Some(command) = commands.blocking_recv() {
             match command {
-                Command::Open { session, blocks, tokens } => self.open(session, blocks, tokens),
+                Command::Add { id, shard } => {
+                    self.shards.insert(id, shard);
+                }
+                Command::Drop { id } => {
+                    self.shards.remove(&id);
+                }
+                Command::Open { session, shard, blocks, tokens } => {
+                    self.open(session, shard, blocks, tokens);
+                }
                 Command::Step(job) => {
                     let started = Instant::now();
                     let id = job.id;
@@ -82,18 +110,21 @@ impl Engine {
                     done(Computed { job: id, result, compute: started.elapsed() });
                 }
                 Command::Forget { session } => {
-                    if let Some(table) = self.tables.remove(&session) {
-                        self.arena.close(table);
+                    if let Some((shard, table)) = self.tables.remove(&session)
+                        && let Some(shard) = self.shards.get(&shard)
+                    {
+                        shard.arena.close(table);
                     }
                 }
             }
         }
     }
 
-    fn open(&mut self, session: SessionId, blocks: Span, tokens: u32) {
-        match self.arena.open(blocks, tokens as usize) {
+    fn open(&mut self, session: SessionId, id: ShardId, blocks: Span, tokens: u32) {
+        let shard = self.shards.get(&id).expect("blocks are held as long as sessions use them");
+        match shard.arena.open(blocks, tokens as usize) {
             Ok(table) => {
-                self.tables.insert(session, table);
+                self.tables.insert(session, (id, table));
             }
             // Admission counts as the arena does, so this is a bug; the session's first step will
             // report it to the client.
@@ -102,19 +133,20 @@ impl Engine {
     }
 
     fn step(&mut self, job: &Job) -> Result<Tensor, ComputeFailure> {
-        let table = self.tables.get_mut(&job.session).ok_or_else(|| ComputeFailure {
+        let (id, table) = self.tables.get_mut(&job.session).ok_or_else(|| ComputeFailure {
             code: ErrorCode::Internal,
             detail: "the session has no cache".to_owned(),
         })?;
+        let blocks = &self.shards.get(id).expect("sessions use only what is held").blocks;
         let hidden =
-            HiddenStates::from_wire(&job.hidden, self.blocks.hidden_size()).map_err(|error| {
+            HiddenStates::from_wire(&job.hidden, blocks.hidden_size()).map_err(|error| {
                 ComputeFailure { code: ErrorCode::WrongShape, detail: error.to_string() }
             })?;
         table.truncate(job.position as usize).map_err(|error| ComputeFailure {
             code: ErrorCode::WrongPosition,
             detail: error.to_string(),
         })?;
-        let hidden = self.blocks.forward(table, &hidden).map_err(|error| ComputeFailure {
+        let hidden = blocks.forward(table, &hidden).map_err(|error| ComputeFailure {
             code: ErrorCode::Internal,
             detail: error.to_string(),
         })?;

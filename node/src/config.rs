@@ -61,6 +61,16 @@ impl Config {
         Cache::new(&self.cache_dir).with_hub(self.hub.clone())
     }
 
+    /// What computes, by name: figures that are measured hold for it alone.
+    #[must_use]
+    pub fn device_name(&self) -> String {
+        let threads = self.threads.map_or_else(
+            || std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
+            usize::from,
+        );
+        format!("cpu-{threads}")
+    }
+
     /// The threads that compute.
     ///
     /// # Errors

@@ -7,29 +7,31 @@
 mod links;
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 use umbel_coordinator::Time;
-use umbel_coordinator::server::{Input, LinkId, Output, Server};
+use umbel_coordinator::server::{Input, LinkId, Output, Server, ShardId};
 use umbel_net::Network;
 use umbel_protocol::frame::Frame;
 use umbel_protocol::inference::{ClientMessage, PushMessage, Step};
-use umbel_protocol::{PeerId, SessionId};
+use umbel_protocol::{PeerId, SessionId, Span};
 
-use crate::compute::{Command, Computed};
+use crate::compute::{Command, Computed, Shard};
+use crate::measure;
 use links::{EVENTS_WAITING_MAX, FRAMES_WAITING_MAX};
 
 /// What happens on the links and in the engine.
-#[derive(Debug)]
 enum Event {
     Accepted { link: LinkId, answers: mpsc::Sender<Frame>, close: watch::Sender<bool> },
     Received { link: LinkId, from: PeerId, message: ClientMessage },
     Pushed { from: PeerId, step: Step, close: watch::Sender<bool> },
     Computed(Computed),
     LinkClosed { link: LinkId },
-    PushFailed { session: SessionId, detail: String },
+    PushFailed { session: SessionId, to: SessionId, link: u64, detail: String },
+    Serve { id: ShardId, span: Span, kv_tokens_max: u32, shard: Box<Shard> },
+    Drain,
 }
 
 /// What a server has to spare, for its announcements.
@@ -39,6 +41,8 @@ pub struct Load {
     pub kv_tokens_free: u32,
     /// Steps that wait or are being computed.
     pub queue_depth: u32,
+    /// How long one token takes through one block, smoothed; `None` before the first.
+    pub decode_per_block: Option<Duration>,
 }
 
 /// Runs the machine of one server.
@@ -47,11 +51,25 @@ pub struct Driver {
     network: Network,
     compute: mpsc::Sender<Command>,
     links: BTreeMap<LinkId, OpenLink>,
-    pushes: BTreeMap<SessionId, mpsc::Sender<Frame>>,
+    /// By the session's name here and at the next hop.
+    pushes: BTreeMap<(SessionId, SessionId), PushLink>,
+    push_links: u64,
+    drained: mpsc::UnboundedSender<ShardId>,
     tell: mpsc::Sender<Event>,
     events: mpsc::Receiver<Event>,
     load: watch::Sender<Load>,
+    decode: Option<Duration>,
+    /// Blocks of the job that the engine works on.
+    computing_blocks: u32,
     started: Instant,
+}
+
+/// A link to a next hop.
+struct PushLink {
+    /// Which of all that there have been: what is said of an earlier one comes too late.
+    number: u64,
+    peer: PeerId,
+    frames: mpsc::Sender<Frame>,
 }
 
 struct OpenLink {
@@ -71,6 +89,26 @@ impl Completion {
     }
 }
 
+/// What the rest of the node asks of a driver that runs.
+#[derive(Clone)]
+pub struct Handle {
+    tell: mpsc::Sender<Event>,
+}
+
+impl Handle {
+    /// Opens sessions on other blocks from now on.
+    pub async fn serve(&self, id: ShardId, span: Span, kv_tokens_max: u32, shard: Shard) {
+        let shard = Box::new(shard);
+        // A driver that has ended serves nothing any more.
+        let _ended = self.tell.send(Event::Serve { id, span, kv_tokens_max, shard }).await;
+    }
+
+    /// Opens no session any more, and asks the clients to leave.
+    pub async fn drain(&self) {
+        let _ended = self.tell.send(Event::Drain).await;
+    }
+}
+
 /// The queue through which everything reaches the driver.
 pub struct Events {
     tell: mpsc::Sender<Event>,
@@ -83,6 +121,12 @@ impl Events {
     pub fn new() -> Self {
         let (tell, events) = mpsc::channel(EVENTS_WAITING_MAX);
         Self { tell, events }
+    }
+
+    /// The end of it for the rest of the node.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        Handle { tell: self.tell.clone() }
     }
 
     /// The end of it for the engine.
@@ -99,27 +143,34 @@ impl Default for Events {
 }
 
 impl Driver {
-    /// A driver that listens for links as soon as it runs.
+    /// A driver that listens for links as soon as it runs, and where it says which blocks no
+    /// session uses any more.
     #[must_use]
     pub fn new(
         server: Server,
         network: Network,
         compute: mpsc::Sender<Command>,
         events: Events,
-    ) -> Self {
-        let load = watch::Sender::new(load(&server));
+    ) -> (Self, mpsc::UnboundedReceiver<ShardId>) {
+        let (drained, drained_shards) = mpsc::unbounded_channel();
+        let load = watch::Sender::new(load(&server, None));
         let Events { tell, events } = events;
-        Self {
+        let driver = Self {
             server,
             network,
             compute,
             links: BTreeMap::new(),
             pushes: BTreeMap::new(),
+            push_links: 0,
+            drained,
             tell,
             events,
             load,
+            decode: None,
+            computing_blocks: 1,
             started: Instant::now(),
-        }
+        };
+        (driver, drained_shards)
     }
 
     /// What the server has to spare, as it changes.
@@ -145,7 +196,7 @@ impl Driver {
                 () = sleep_until(deadline) => self.server.handle_timeout(self.now()),
             }
             self.drain();
-            let load = load(&self.server);
+            let load = load(&self.server, self.decode);
             self.load.send_if_modified(|last| std::mem::replace(last, load) != load);
         }
     }
@@ -175,12 +226,24 @@ impl Driver {
                 }
             }
             Event::Computed(Computed { job, result, compute }) => {
+                let tokens = result.as_ref().map_or(0, |hidden| hidden.shape()[0]);
+                if tokens == 1 {
+                    let smoothed = measure::smooth(self.decode, compute, self.computing_blocks);
+                    self.decode = Some(smoothed);
+                }
                 self.tell_server(Input::Computed { job, result, compute });
             }
             Event::LinkClosed { link } => self.close(link),
-            Event::PushFailed { session, detail } => {
-                self.tell_server(Input::PushFailed { session, detail });
+            Event::PushFailed { session, to, link, detail } => {
+                if self.pushes.get(&(session, to)).is_some_and(|push| push.number == link) {
+                    self.tell_server(Input::PushFailed { session, to, detail });
+                }
             }
+            Event::Serve { id, span, kv_tokens_max, shard } => {
+                self.command(Command::Add { id, shard: *shard });
+                self.tell_server(Input::Serve { shard: id, span, kv_tokens_max });
+            }
+            Event::Drain => self.tell_server(Input::Drain),
         }
     }
 
@@ -202,17 +265,28 @@ impl Driver {
             match output {
                 Output::Send { link, message } => self.send(link, message.encode()),
                 Output::Connect { session, next } => {
-                    let push = links::push(&self.network, session, next, self.tell.clone());
-                    self.pushes.insert(session, push);
+                    let (number, to, peer) = (self.push_links, next.session, next.peer);
+                    self.push_links += 1;
+                    let tell = self.tell.clone();
+                    let frames = links::push(&self.network, session, number, next, tell);
+                    self.pushes.insert((session, to), PushLink { number, peer, frames });
                 }
-                Output::Push { next, step } => self.push(next, step),
-                Output::OpenCache { session, blocks, tokens } => {
-                    self.command(Command::Open { session, blocks, tokens });
+                Output::Push { session, to, step } => self.push(session, to, step),
+                Output::Disconnect { session, to } => {
+                    self.pushes.remove(&(session, to));
                 }
-                Output::Compute(job) => self.command(Command::Step(job)),
-                Output::Forget { session } => {
-                    self.pushes.remove(&session);
-                    self.command(Command::Forget { session });
+                Output::OpenCache { session, shard, blocks, tokens } => {
+                    self.command(Command::Open { session, shard, blocks, tokens });
+                }
+                Output::Compute(job) => {
+                    self.computing_blocks = job.blocks.block_count();
+                    self.command(Command::Step(job));
+                }
+                Output::Forget { session } => self.command(Command::Forget { session }),
+                Output::Drained { shard } => {
+                    self.command(Command::Drop { id: shard });
+                    // Nobody may wait for it.
+                    let _ended = self.drained.send(shard);
                 }
             }
         }
@@ -233,17 +307,16 @@ impl Driver {
         self.close(link);
     }
 
-    fn push(&mut self, next: PeerId, mut step: Step) {
-        if let Some(own) = step.trace.last_mut() {
-            own.link_round_trip = self.network.round_trip(next);
-        }
-        let session = step.session;
-        let Some(push) = self.pushes.get(&session) else {
+    fn push(&mut self, session: SessionId, to: SessionId, mut step: Step) {
+        let Some(push) = self.pushes.get(&(session, to)) else {
             return;
         };
-        if push.try_send(PushMessage::Step(step).encode()).is_err() {
-            let detail = format!("{next} leaves {FRAMES_WAITING_MAX} steps unread");
-            self.tell_server(Input::PushFailed { session, detail });
+        if let Some(own) = step.trace.last_mut() {
+            own.link_round_trip = self.network.round_trip(push.peer);
+        }
+        if push.frames.try_send(PushMessage::Step(step).encode()).is_err() {
+            let detail = format!("{} leaves {FRAMES_WAITING_MAX} steps unread", push.peer);
+            self.tell_server(Input::PushFailed { session, to, detail });
         }
     }
 
@@ -252,10 +325,11 @@ impl Driver {
     }
 }
 
-fn load(server: &Server) -> Load {
+fn load(server: &Server, decode: Option<Duration>) -> Load {
     Load {
         kv_tokens_free: server.kv_tokens_free(),
         queue_depth: u32::try_from(server.queue_depth()).unwrap_or(u32::MAX),
+        decode_per_block: decode,
     }
 }
 

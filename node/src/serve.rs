@@ -1,34 +1,31 @@
-//! A server from start to stop: join, choose blocks, load them, announce, serve, leave.
+//! A server from start to stop: join, choose blocks, load them, announce, serve, move, leave.
 
+mod balance;
+mod loading;
 mod memory;
 
 use std::io::Write as _;
 use std::path::Path;
-use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use tokio::sync::watch;
 use umbel_coordinator::server::{Server, ServerConfig};
 use umbel_coordinator::swarm::placement::thinnest_span;
-use umbel_engine::{Device, HostedSpan, KvArena};
 use umbel_net::{
     Identity, LoadIdentityError, Multiaddr, Network, NetworkConfig, Role, StartNetworkError,
 };
-use umbel_protocol::announcement::Throughput;
 use umbel_protocol::{PeerId, Span};
-use umbel_shard::{Model, ModelSource, Part, PartsNeeded};
+use umbel_shard::{Model, ModelSource, PartsNeeded};
 
 use crate::announce::{Announcer, Offer};
 use crate::args::ServeArguments;
+use crate::compute;
 use crate::config::Config;
 use crate::driver::{Driver, Events, Load};
-use crate::progress::Shown;
 use crate::shutdown::Shutdown;
-use crate::{compute, measure};
-
-/// How long the swarm is told, at the end, that this server leaves.
-const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
+use balance::Balancer;
+use loading::{Loaded, Loader};
 
 /// Servers of one user on one machine that find an identity without being given one.
 const IDENTITIES_MAX: usize = 64;
@@ -38,56 +35,93 @@ const IDENTITIES_MAX: usize = 64;
 /// # Errors
 /// Where the model, the network or the memory does not allow it.
 pub async fn serve(arguments: ServeArguments, config: &Config) -> anyhow::Result<()> {
-    let mut shutdown = Shutdown::listen().context("signals cannot be caught")?;
-    let with_stdin = arguments.stop_with_stdin;
-    let mut stop = pin!(async {
-        tokio::select! {
-            signal = shutdown.requested() => tracing::info!(signal, "stopping"),
-            () = stdin_closed(with_stdin) => tracing::info!("stopping, as stdin has closed"),
-        }
-    });
+    let mut stop = Stop {
+        signals: Shutdown::listen().context("signals cannot be caught")?,
+        stdin: Box::pin(stdin_closed(arguments.stop_with_stdin)),
+    };
+    let drain_timeout = Duration::from_secs(arguments.drain_timeout.into());
     let serving = tokio::select! {
         serving = Serving::start(arguments, config) => serving?,
-        () = &mut stop => return Ok(()),
+        () = stop.requested() => return Ok(()),
     };
-    let Serving { network, announcer, offer, driver } = serving;
+    let Serving { network, announcer, offer, driver, mut balancer } = serving;
     let load = driver.load();
+    let handle = balancer.handle();
     let mut driving = tokio::spawn(driver.run());
+    {
+        let announced = offer.subscribe();
+        let announcing = announce_and_say_so(&announcer, announced, &load, &network);
+        tokio::select! {
+            () = announcing => {}
+            result = &mut driving => result.context("the server's own task failed")??,
+            () = balancer.run(&announcer, &offer) => {}
+            () = stop.requested() => {}
+        }
+    }
+    // Whoever asks from now on hears that this server leaves.
+    offer.send_modify(|offer| {
+        offer.draining = true;
+        offer.moving_to = None;
+    });
+    let leaving = offer.borrow().clone();
+    let load = *load.borrow();
+    handle.drain().await;
     tokio::select! {
-        () = announce_and_say_so(&announcer, &offer, &load, &network) => {}
-        result = &mut driving => result.context("the server's own task failed")??,
-        () = &mut stop => {}
+        () = async {
+            tokio::join!(announcer.announce(&leaving, load), balancer.drained());
+        } => {}
+        () = tokio::time::sleep(drain_timeout) => {
+            tracing::warn!("sessions were still open: nobody else serves their blocks");
+        }
+        () = stop.requested() => {}
     }
     driving.abort();
-    let load = *load.borrow();
-    let farewell = announcer.announce(&offer, load, true);
-    let _in_vain = tokio::time::timeout(FAREWELL_TIMEOUT, farewell).await;
     network.shutdown().await;
     Ok(())
+}
+
+/// What ends a server.
+struct Stop {
+    signals: Shutdown,
+    stdin: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl Stop {
+    /// Waits for the next signal, or for the end of stdin.
+    async fn requested(&mut self) {
+        tokio::select! {
+            signal = self.signals.requested() => tracing::info!(signal, "stopping"),
+            () = &mut self.stdin => {
+                tracing::info!("stopping, as stdin has closed");
+                self.stdin = Box::pin(std::future::pending());
+            }
+        }
+    }
 }
 
 /// Announces the server, prints its address, and announces it again and again.
 async fn announce_and_say_so(
     announcer: &Announcer,
-    offer: &Offer,
+    offer: watch::Receiver<Offer>,
     load: &watch::Receiver<Load>,
     network: &Network,
 ) {
     // Who reads the line may ask any peer at once, and that peer shall know of this server.
-    let first = *load.borrow();
-    announcer.announce(offer, first, false).await;
+    let (current, first) = (offer.borrow().clone(), *load.borrow());
+    announcer.announce(&current, first).await;
     if let Err(error) = writeln!(std::io::stdout(), "ready {}", network.preferred_address()) {
         tracing::warn!(%error, "nobody reads stdout");
     }
-    announcer.clone().run(offer.clone(), load.clone()).await;
+    announcer.clone().run(offer, load.clone()).await;
 }
 
 /// A server that is ready to serve.
 struct Serving {
     network: Network,
     announcer: Announcer,
-    offer: Offer,
+    offer: watch::Sender<Offer>,
     driver: Driver,
+    balancer: Balancer,
 }
 
 impl Serving {
@@ -103,12 +137,10 @@ impl Serving {
         tokio::spawn(announcer.clone().answer());
         announcer.ask_all(&joined).await;
 
-        let model = open_model(source.clone(), config, PartsNeeded::nothing()).await?;
-        let kv_tokens = arguments.kv_tokens;
-        let (span, kv_tokens) = choose(&arguments, &model, &announcer, kv_tokens)?;
-        let model = open_model(source, config, PartsNeeded::span(span)).await?;
-        let device = config.device()?;
-        let (blocks, arena, throughput) = load(&model, span, kv_tokens, device).await?;
+        let loader = Loader { source, config: config.clone(), device: config.device()? };
+        let model = loader.open(PartsNeeded::nothing()).await?;
+        let (span, kv_tokens) = choose(&arguments, &model, &announcer, arguments.kv_tokens)?;
+        let Loaded { shard, throughput } = loader.load(span, kv_tokens).await?;
         tracing::info!(
             model = model.name(),
             blocks = %span,
@@ -119,19 +151,24 @@ impl Serving {
             "loaded"
         );
 
-        let offer = Offer {
+        let offer = watch::Sender::new(Offer {
             model: model.id(),
             model_name: model.name().to_owned(),
             span,
             block_count: model.config().block_count,
             throughput,
-        };
+            moving_to: None,
+            draining: false,
+        });
         let server = Server::new(server_config(&model, network.peer_id(), span, kv_tokens)?);
         let events = Events::new();
-        let completion = events.completion();
-        let (compute, _thread) = compute::start(blocks, arena, move |done| completion.done(done));
-        let driver = Driver::new(server, network.clone(), compute, events);
-        Ok(Self { network, announcer, offer, driver })
+        let (completion, handle) = (events.completion(), events.handle());
+        let (compute, _thread) = compute::start(shard, move |done| completion.done(done));
+        let (driver, drained) = Driver::new(server, network.clone(), compute, events);
+        let peer = network.peer_id();
+        let balancer =
+            Balancer::new(peer, &arguments, &model, span, kv_tokens, loader, handle, drained);
+        Ok(Self { network, announcer, offer, driver, balancer })
     }
 }
 
@@ -149,6 +186,7 @@ fn server_config(
         hidden_size: u32::try_from(config.hidden_size)?,
         context_tokens: u32::try_from(config.context_tokens)?,
         kv_tokens_max: u32::try_from(kv_tokens)?,
+        journal_bytes_max: memory::journal_bytes()?,
     })
 }
 
@@ -188,18 +226,6 @@ fn identity(named: Option<&Path>, data_dir: &Path) -> anyhow::Result<Identity> {
     bail!("{IDENTITIES_MAX} servers of this user run already: name a file with --identity")
 }
 
-async fn open_model(
-    source: ModelSource,
-    config: &Config,
-    parts: PartsNeeded,
-) -> anyhow::Result<Model> {
-    let config = config.clone();
-    let open = move || -> anyhow::Result<Model> {
-        Ok(Model::open(&source, &config.cache(), parts, &Shown::default())?)
-    };
-    tokio::task::spawn_blocking(open).await?
-}
-
 /// Which blocks to serve, and room for how many tokens.
 fn choose(
     arguments: &ServeArguments,
@@ -225,23 +251,6 @@ fn choose(
     let servers = announcer.servers(model.id());
     let span = thinnest_span(block_count, count, &servers).context("the model has no blocks")?;
     Ok((span, memory::kv_tokens(model, count, kv_tokens, free_bytes)))
-}
-
-async fn load(
-    model: &Model,
-    span: Span,
-    kv_tokens: usize,
-    device: Device,
-) -> anyhow::Result<(HostedSpan, KvArena, Throughput)> {
-    let weights = model.weights(Part::Blocks(span))?;
-    let config = model.config().clone();
-    let load = move || -> anyhow::Result<_> {
-        let blocks = HostedSpan::load(&config, &weights, span)?.on(device);
-        let arena = KvArena::new(&config, span, kv_tokens);
-        let throughput = measure::throughput(&blocks, &arena)?;
-        Ok((blocks, arena, throughput))
-    };
-    tokio::task::spawn_blocking(load).await?
 }
 
 /// Waits until whoever holds the other end of stdin is gone, if that is asked for.

@@ -60,6 +60,8 @@ pub struct OpenSession {
     pub next: Destination,
     /// Tokens whose results the destination has already, so that a replay stops here.
     pub next_position: u32,
+    /// The first step whose results the destination lacks: nothing of earlier ones goes there.
+    pub next_step: StepId,
 }
 
 /// What a server answers to a client, on the same link.

@@ -332,4 +332,6 @@ impl World {
 }
 
 #[cfg(test)]
+mod known;
+#[cfg(test)]
 mod tests;

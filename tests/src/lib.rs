@@ -6,6 +6,7 @@
 //! | [`swarm`] | servers on loopback, and commands that ask them |
 //! | [`fuzz`] | what the fuzz targets check of each decoder of foreign bytes |
 
+pub mod faults;
 pub mod fuzz;
 pub mod process;
 pub mod swarm;

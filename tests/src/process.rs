@@ -23,7 +23,7 @@ pub use binary::umbel_binary;
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long a process may take to end once it was told to.
-const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+const STOP_TIMEOUT: Duration = Duration::from_secs(45);
 
 /// How long a command may take unless the test says otherwise.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(120);
@@ -105,7 +105,7 @@ impl UmbelProcess {
     /// Asks it to stop (SIGTERM), and waits until it has.
     ///
     /// # Errors
-    /// Where it does not within 20 seconds; it is then killed.
+    /// Where it does not within 45 seconds; it is then killed.
     pub fn terminate(mut self) -> anyhow::Result<Output> {
         self.running.signal(libc::SIGTERM);
         self.running.finish(Instant::now() + STOP_TIMEOUT)
@@ -114,6 +114,16 @@ impl UmbelProcess {
     /// Ends it without a word to anyone (SIGKILL), and waits until it has ended.
     pub fn kill(mut self) {
         self.running.kill();
+    }
+
+    /// Lets it stand still (SIGSTOP), as a machine does whose lid is closed.
+    pub fn freeze(&mut self) {
+        self.running.signal(libc::SIGSTOP);
+    }
+
+    /// Lets it go on (SIGCONT).
+    pub fn thaw(&mut self) {
+        self.running.signal(libc::SIGCONT);
     }
 
     /// Whether it is still running.

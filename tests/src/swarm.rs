@@ -17,6 +17,7 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(300);
 pub struct Server {
     process: UmbelProcess,
     _identity: TempDir,
+    tag: String,
 }
 
 impl Deref for Server {
@@ -34,6 +35,17 @@ impl DerefMut for Server {
 }
 
 impl Server {
+    /// What a test calls it.
+    #[must_use]
+    pub fn tag(&self) -> &str {
+        &self.tag
+    }
+
+    /// Calls it something.
+    pub fn set_tag(&mut self, tag: &str) {
+        tag.clone_into(&mut self.tag);
+    }
+
     /// Ends it without a word to anyone.
     pub fn kill(self) {
         self.process.kill();
@@ -74,7 +86,7 @@ pub fn serve_on(listen: &[&str], arguments: &[&str]) -> Server {
     }
     all.extend(arguments.iter().map(|&argument| argument.to_owned()));
     let process = UmbelProcess::start(&all).unwrap_or_else(|error| panic!("{error:#}"));
-    Server { process, _identity: identity }
+    Server { process, _identity: identity, tag: String::new() }
 }
 
 /// Runs `umbel` with these arguments to its end.

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use umbel_client::swarm::{exchange, unix_time};
 use umbel_net::{Identity, Link, LinkProtocol, Multiaddr, Network, NetworkConfig, Role};
 use umbel_protocol::announcement::{Announcement, SignedAnnouncement, Throughput};
-use umbel_protocol::inference::{ClientMessage, OpenSession, ServerMessage, Step};
+use umbel_protocol::inference::{ClientMessage, Destination, OpenSession, ServerMessage, Step};
 use umbel_protocol::{DType, ErrorCode, Frame, ModelId, SessionId, Span, StepId, Tensor};
 use umbel_tests::process::Output;
 use umbel_tests::swarm::{Server, checkpoint, report, serve, umbel};
@@ -239,13 +239,16 @@ async fn a_tensor_of_the_wrong_shape_ends_its_own_session_alone() {
         blocks: Span::new(0, 4).unwrap(),
         tokens_max: 16,
         previous: None,
-        next: None,
+        next: Destination::Client,
+        next_position: 0,
+        next_step: StepId(0),
     };
     for shape in [vec![1, 63], vec![1, 65], vec![64], vec![2, 2, 64]] {
         let values: u32 = shape.iter().product();
         let payload = Bytes::from(vec![0; 4 * values as usize]);
         let hidden = Tensor::new(DType::F32, shape.clone(), payload).unwrap();
-        let step = Step { session, step: StepId(0), position: 0, hidden, trace: Vec::new() };
+        let (step, trace) = (StepId(0), Vec::new());
+        let step = Step { session, step, position: 0, hidden, trace, replay: false };
         let frames =
             vec![ClientMessage::Open(open.clone()).encode(), ClientMessage::Step(step).encode()];
         let answers = stranger.say(LinkProtocol::Session, frames).await;
@@ -281,6 +284,9 @@ async fn a_forged_announcement_is_not_taken() {
         draining: false,
         issued: now,
         expires: now + Duration::from_secs(60),
+        next_hops: Vec::new(),
+        adapters: Vec::new(),
+        moving_to: None,
     };
     let own = announcement.clone().sign(stranger.network.signing_key());
     let mut signature = *own.signature();

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use umbel_client::{
     Chain, ClientModel, Generate, GenerateError, LocalModel, RemoteChain, Swarm, SwarmConfig,
@@ -34,7 +35,9 @@ async fn undisturbed(model: &Arc<ClientModel>) -> Vec<u32> {
 
 async fn join(server: &Server) -> Arc<Swarm> {
     let join = vec![server.address().parse().unwrap()];
-    Arc::new(Swarm::join(SwarmConfig { join, mdns: false }).await.unwrap())
+    // Long enough to look around, and not more than a test needs.
+    let config = SwarmConfig { join, patience: Duration::from_secs(5), ..SwarmConfig::default() };
+    Arc::new(Swarm::join(config).await.unwrap())
 }
 
 /// Ends the server of the last hop of `chain`.

@@ -78,7 +78,7 @@ fn what_was_evicted_cannot_be_replayed_but_what_came_after_can() {
 
 #[test]
 fn an_outlet_sends_each_replayed_row_once_and_nothing_beyond_a_gap() {
-    let mut outlet = Outlet::new(2);
+    let mut outlet = Outlet::new(2, StepId(0));
     assert_eq!(outlet.pass(step(3, &[3], false)), None, "a gap");
     assert_eq!(outlet.pass(step(0, &[0, 1], true)), None, "it has those");
     let cut = outlet.pass(step(0, &[0, 1, 2, 3], true)).unwrap();
@@ -93,10 +93,21 @@ fn an_outlet_sends_each_replayed_row_once_and_nothing_beyond_a_gap() {
 fn a_refill_leaves_no_gap_to_what_follows() {
     let mut journal = Journal::default();
     journal.record(StepId(0), 0, tensor(&[1, 2, 3]));
-    let mut outlet = Outlet::new(0);
+    let mut outlet = Outlet::new(0, StepId(0));
     let steps = outlet.refill(&journal, 2, SessionId::new(5)).unwrap();
     let shown: Vec<_> =
         steps.iter().map(|step| (step.position, values(&step.hidden), step.replay)).collect();
     assert_eq!(shown, [(0, vec![1, 2], true), (2, vec![3], false)]);
     assert!(outlet.pass(step(3, &[4], false)).is_some());
+}
+
+#[test]
+fn nothing_of_a_step_that_is_over_goes_to_who_has_its_results() {
+    let mut journal = Journal::default();
+    journal.record(StepId(3), 0, tensor(&[1, 2, 3]));
+    let mut outlet = Outlet::new(1, StepId(4));
+    assert!(outlet.refill(&journal, 1, SessionId::new(5)).unwrap().is_empty());
+    assert_eq!(outlet.pass(step(1, &[9], false)), None, "step 0");
+    let newer = Step { step: StepId(4), ..step(1, &[9], false) };
+    assert!(outlet.pass(newer).is_some());
 }

@@ -1,37 +1,70 @@
 //! The route of least time.
 
+mod no_route;
+
 use std::collections::BTreeSet;
-use std::fmt;
+use std::time::Duration;
 
 use umbel_protocol::announcement::Announcement;
 use umbel_protocol::{PeerId, Span};
 
-use super::cost::{self, Costs};
+use super::cost::Costs;
+use super::graph::{self, Graph, HERD_SPREAD};
+use super::path::{Entry, Path, shortest_path};
 use super::{Hop, Route};
 use crate::random::Random;
 
-/// How much dearer a server may be made to look by chance, so that clients who read the same
-/// announcements do not all take the same of two nearly equal servers.
-const HERD_SPREAD: f64 = 0.05;
+pub use no_route::NoRoute;
+
+/// Most searches for one route. A path that returns to a server takes two more; a thousand random
+/// servers need hardly ever more than one, and what is found by then is a route in any case.
+const SEARCHES_MAX: usize = 15;
 
 /// What is asked of a route.
 #[derive(Debug, Clone)]
 pub struct RouteRequest {
-    /// Blocks of the model.
-    pub block_count: u32,
+    /// The blocks that it covers: the whole model, or the gap that a failed hop left.
+    pub blocks: Span,
     /// Tokens for which each server must have room.
     pub tokens_max: u32,
-    /// Servers that the client has reason not to use.
+    /// The server whose results enter the route; `None` where the client's do. It is not used
+    /// again, but if its announcement is among the servers, its next hops are.
+    pub before: Option<PeerId>,
+    /// The server that takes the results of the route; `None` where the client does.
+    pub after: Option<PeerId>,
+    /// Servers that the client has reason not to use, such as the other hops of a route of which
+    /// a gap is filled.
     pub excluded: BTreeSet<PeerId>,
+    /// Bytes of one token's hidden states on the wire.
+    pub token_bytes: u32,
     /// What the client has measured.
     pub costs: Costs,
 }
 
-/// The route of least time through `servers`.
+impl RouteRequest {
+    /// A route from the client through `blocks` and back to it, of which nothing more is known.
+    #[must_use]
+    pub const fn new(blocks: Span, tokens_max: u32) -> Self {
+        Self {
+            blocks,
+            tokens_max,
+            before: None,
+            after: None,
+            excluded: BTreeSet::new(),
+            token_bytes: 0,
+            costs: Costs::new(),
+        }
+    }
+}
+
+/// The route on which one token takes the least time from the client, or the server before, to
+/// the client, or the server after.
 ///
-/// Shortest path over the boundaries between blocks: a server with span `[s, e)` is an edge from
-/// each boundary in `[s, e)` to each later one up to `e`. A peer computes at most one span of a
-/// route: where a much faster one would interrupt it, the path stays where it was.
+/// Time is waiting and computing on each server and the way between them: as the client's traces
+/// show it, as one of the two servers announces it, or else estimated from the client's own round
+/// trips. A server may be entered and left at any block of its span, and has one place on a route.
+/// Servers without room are used where there is no other way. The route is the best one but for
+/// [a spread](HERD_SPREAD) of chance.
 ///
 /// # Errors
 /// [`NoRoute`] with the blocks that nobody serves.
@@ -40,126 +73,103 @@ pub fn plan_route<'a>(
     servers: impl IntoIterator<Item = &'a Announcement>,
     random: &mut Random,
 ) -> Result<Route, NoRoute> {
-    let whole = Span::new(0, request.block_count)
-        .map_err(|_| NoRoute { block_count: 0, missing: Vec::new() })?;
-    let servers: Vec<_> = servers
-        .into_iter()
-        .filter(|server| !server.draining && !request.excluded.contains(&server.peer))
-        .filter_map(|server| Some((server, server.span.intersection(whole)?)))
-        .collect();
-    shortest_path(request, &servers, random).ok_or_else(|| NoRoute {
-        block_count: request.block_count,
-        missing: missing(whole, &servers),
-    })
+    let servers: Vec<_> = servers.into_iter().collect();
+    let graph = Graph::new(request, &servers, HERD_SPREAD, random);
+    let visits = best_visits(&graph).ok_or_else(|| NoRoute::of(request, &servers))?;
+    Ok(route(&graph, &visits))
 }
 
-/// The cheapest known way to have computed all blocks before a boundary.
-#[derive(Clone, Copy)]
-struct Reached {
-    seconds: f64,
-    last: Option<Hop>,
-}
-
-fn shortest_path(
+/// Time that one token is expected to take along `route`, or `None` where the request excludes
+/// one of its servers, or one cannot be reached, or is not among `servers`.
+#[must_use]
+pub fn route_time<'a>(
     request: &RouteRequest,
-    servers: &[(&Announcement, Span)],
-    random: &mut Random,
-) -> Option<Route> {
-    let edges: Vec<_> = servers
-        .iter()
-        .map(|(server, span)| {
-            let dearer = 1.0 + HERD_SPREAD * random.unit();
-            let reach = request.costs.reach(server, request.tokens_max).as_secs_f64() * dearer;
-            let block = Span::new(span.start(), span.start() + 1).expect("one block");
-            (server.peer, *span, reach, cost::compute(server, block).as_secs_f64() * dearer)
-        })
-        .collect();
-    let mut reached: Vec<Option<Reached>> = vec![None; request.block_count as usize + 1];
-    reached[0] = Some(Reached { seconds: 0.0, last: None });
-    for start in 0..request.block_count {
-        let Some(Reached { seconds, .. }) = reached[start as usize] else {
-            continue;
+    servers: impl IntoIterator<Item = &'a Announcement>,
+    route: &Route,
+) -> Option<Duration> {
+    let servers: Vec<_> = servers.into_iter().collect();
+    let graph = Graph::new(request, &servers, 0.0, &mut Random::new(0));
+    let visit = |hop: &Hop| {
+        let is_hop =
+            |vertex: &graph::Vertex| vertex.peer == hop.peer && vertex.span.covers(hop.blocks);
+        Some((graph.vertices.iter().position(is_hop)?, hop.blocks))
+    };
+    let visits: Vec<_> = route.hops().iter().map(visit).collect::<Option<_>>()?;
+    Duration::try_from_secs_f64(graph.seconds(&visits)).ok()
+}
+
+pub(super) fn route(graph: &Graph, visits: &[(usize, Span)]) -> Route {
+    let hop = |&(vertex, blocks): &(usize, Span)| Hop { peer: graph.vertices[vertex].peer, blocks };
+    let hops = visits.iter().map(hop).collect();
+    Route::new(hops, graph.blocks).expect("visits of different vertices tile the blocks")
+}
+
+/// A shortest path may return to a server that it left; a route may not. Every route enters that
+/// server either before the return or not before it, so both are searched, the cheaper path first
+/// (branch and bound), until the cheapest path is a route.
+fn best_visits(graph: &Graph) -> Option<Vec<(usize, Span)>> {
+    let entries: Vec<Entry> =
+        graph.vertices.iter().map(|vertex| (vertex.span.start(), vertex.span.end())).collect();
+    let path = shortest_path(graph, &entries)?;
+    let mut best = as_route(graph, &path);
+    let mut open = vec![(path, entries)];
+    let mut searches = 1;
+    while let Some(cheapest) = index_of_cheapest(&open) {
+        let (path, entries) = open.swap_remove(cheapest);
+        if path.seconds >= best.seconds || searches >= SEARCHES_MAX {
+            break;
+        }
+        let Some((vertex, boundary)) = first_return(&path.visits) else {
+            return Some(path.visits);
         };
-        for &(peer, span, reach, per_block) in edges.iter().filter(|edge| edge.1.contains(start)) {
-            for end in start + 1..=span.end() {
-                let seconds = seconds + reach + per_block * f64::from(end - start);
-                let best = &mut reached[end as usize];
-                if best.is_none_or(|best| seconds < best.seconds) {
-                    let blocks = Span::new(start, end).expect("the end is beyond the start");
-                    *best = Some(Reached { seconds, last: Some(Hop { peer, blocks }) });
+        let (first, end) = entries[vertex];
+        for entry in [(first, boundary), (boundary, end)] {
+            let mut entries = entries.clone();
+            entries[vertex] = entry;
+            searches += 1;
+            if let Some(path) = shortest_path(graph, &entries) {
+                let route = as_route(graph, &path);
+                if route.seconds < best.seconds {
+                    best = route;
                 }
+                open.push((path, entries));
             }
         }
     }
-    let mut hops = Vec::new();
-    let mut boundary = request.block_count;
-    while boundary > 0 {
-        let hop = reached[boundary as usize]?.last?;
-        boundary = hop.blocks.start();
-        hops.push(hop);
-    }
-    hops.reverse();
-    Route::new(without_returns(hops), request.block_count)
+    Some(best.visits)
 }
 
-/// Lets a peer to which the path returns keep the blocks between: it serves them too, since what
-/// it serves is one span, and a session has one place on a peer.
-fn without_returns(hops: Vec<Hop>) -> Vec<Hop> {
-    let mut kept: Vec<Hop> = Vec::with_capacity(hops.len());
-    for hop in hops {
-        if let Some(first) = kept.iter().position(|earlier| earlier.peer == hop.peer) {
+fn index_of_cheapest(open: &[(Path, Vec<Entry>)]) -> Option<usize> {
+    (0..open.len()).min_by(|&a, &b| open[a].0.seconds.total_cmp(&open[b].0.seconds))
+}
+
+/// The first vertex to which the visits return, and the boundary at which they do.
+fn first_return(visits: &[(usize, Span)]) -> Option<(usize, u32)> {
+    let (mut seen, mut visits) = (BTreeSet::new(), visits.iter());
+    let (vertex, span) = visits.find(|(vertex, _)| !seen.insert(*vertex))?;
+    Some((*vertex, span.start()))
+}
+
+fn as_route(graph: &Graph, path: &Path) -> Path {
+    let visits = without_returns(&path.visits);
+    Path { seconds: graph.seconds(&visits), visits }
+}
+
+/// Lets a vertex to which the visits return keep the blocks between: it serves them too, since
+/// what it serves is one span.
+pub(super) fn without_returns(visits: &[(usize, Span)]) -> Vec<(usize, Span)> {
+    let mut kept: Vec<(usize, Span)> = Vec::with_capacity(visits.len());
+    for &(vertex, span) in visits {
+        if let Some(first) = kept.iter().position(|(earlier, _)| *earlier == vertex) {
             kept.truncate(first + 1);
-            let start = kept[first].blocks.start();
-            kept[first].blocks = Span::new(start, hop.blocks.end()).expect("it ends later");
+            let start = kept[first].1.start();
+            kept[first].1 = Span::new(start, span.end()).expect("it ends later");
         } else {
-            kept.push(hop);
+            kept.push((vertex, span));
         }
     }
     kept
 }
-
-fn missing(whole: Span, servers: &[(&Announcement, Span)]) -> Vec<Span> {
-    let mut missing: Vec<Span> = Vec::new();
-    for block in whole.blocks() {
-        if servers.iter().any(|(_, span)| span.contains(block)) {
-            continue;
-        }
-        match missing.last_mut() {
-            Some(last) if last.end() == block => {
-                *last = Span::new(last.start(), block + 1).expect("it grows");
-            }
-            _ => missing.push(Span::new(block, block + 1).expect("one block")),
-        }
-    }
-    missing
-}
-
-/// No route tiles the model.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NoRoute {
-    /// Blocks of the model.
-    pub block_count: u32,
-    /// The blocks that no usable server serves, in order.
-    pub missing: Vec<Span>,
-}
-
-impl fmt::Display for NoRoute {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("no server of the swarm serves ")?;
-        match self.missing.as_slice() {
-            [one] if one.block_count() == 1 => write!(f, "block {}", one.start())?,
-            spans => {
-                f.write_str("blocks ")?;
-                for (index, span) in spans.iter().enumerate() {
-                    write!(f, "{}{span}", if index == 0 { "" } else { ", " })?;
-                }
-            }
-        }
-        write!(f, " of the model's {}", self.block_count)
-    }
-}
-
-impl std::error::Error for NoRoute {}
 
 #[cfg(test)]
 mod tests;

@@ -84,7 +84,7 @@ impl Served {
             last_used: now,
             awaits_refill: false,
             next,
-            outlet: Outlet::new(open.next_position),
+            outlet: Outlet::new(open.next_position, open.next_step),
             mirror: None,
         };
         (served, connect)
@@ -147,7 +147,7 @@ impl Served {
         }
         redirected.connect = connect.filter(|_| self.next != next);
         self.next = next;
-        self.outlet = Outlet::new(redirect.next_position);
+        self.outlet = Outlet::new(redirect.next_position, redirect.next_step);
         let to = match next {
             Next::Held => return redirected,
             Next::Client => redirect.session,
@@ -170,7 +170,7 @@ impl Served {
         let Next::Server(to) = next else {
             return redirected;
         };
-        let mut outlet = Outlet::new(redirect.next_position);
+        let mut outlet = Outlet::new(redirect.next_position, redirect.next_step);
         let Some(steps) = outlet.refill(&self.journal, redirect.settled, to) else {
             redirected.complete = false;
             return redirected;

@@ -3,8 +3,8 @@
 //! All hops of a mended route are opened and have agreed on their neighbours before anything is
 //! sent again, so that no result meets a hop that does not expect it.
 
-use umbel_protocol::Span;
 use umbel_protocol::inference::{Adopt, ClientMessage, Destination, OpenSession, Redirect, Step};
+use umbel_protocol::{Span, StepId};
 
 use super::place::{Fill, Opening, Place, Target};
 use super::spare::Asked;
@@ -186,7 +186,7 @@ impl Session {
 
     fn open_place(&mut self, index: usize, now: Time) {
         let next = self.target_of(index);
-        let (destination, next_position) = self.destination_of(index, next);
+        let (destination, next_position, next_step) = self.destination_of(index, next);
         let previous = self.previous_of(index);
         let peer = index.checked_sub(1).map(|before| self.places[before].hop.peer);
         let place = &mut self.places[index];
@@ -200,6 +200,7 @@ impl Session {
             previous: peer,
             next: destination,
             next_position,
+            next_step,
         };
         let (hop, message) = (place.id, ClientMessage::Open(open));
         self.outputs.push_back(Output::Send { hop, message });
@@ -235,13 +236,14 @@ impl Session {
     }
 
     fn redirect(&mut self, index: usize, next: Target) {
-        let (destination, next_position) = self.destination_of(index, next);
+        let (destination, next_position, next_step) = self.destination_of(index, next);
         let place = &mut self.places[index];
         place.next = next;
         let redirect = Redirect {
             session: place.session,
             next: destination,
             next_position,
+            next_step,
             settled: self.settled,
             mirror: false,
         };
@@ -266,8 +268,8 @@ impl Session {
         if self.fed == Some(hop) && first.fill != Fill::Wanted {
             steps.extend(unsent.and_then(|step| self.outlet.pass(Step { session, ..step })));
         } else {
-            let filled = if first.fill == Fill::Full { self.settled } else { 0 };
-            self.outlet = Outlet::new(filled);
+            let (next_position, next_step) = self.filled(first);
+            self.outlet = Outlet::new(next_position, next_step);
             steps = self.outlet.refill(&self.journal, self.settled, session)?;
         }
         self.fed = Some(hop);
@@ -291,16 +293,32 @@ impl Session {
         next.map_or(Target::Held, |next| Target::Hop(next.id))
     }
 
-    /// The same in the protocol's words, and how much of the results is there already.
-    fn destination_of(&self, index: usize, target: Target) -> (Destination, u32) {
+    /// The same in the protocol's words, and what of the results is there already.
+    fn destination_of(&self, index: usize, target: Target) -> (Destination, u32, StepId) {
         match target {
-            Target::Client => (Destination::Client, self.settled),
-            Target::Held => (Destination::Held, 0),
+            Target::Client => (Destination::Client, self.settled, self.open_step()),
+            Target::Held => (Destination::Held, 0, StepId::default()),
             Target::Hop(_) => {
                 let next = &self.places[index + 1];
-                let full = next.fill == Fill::Full;
-                (next.as_destination(), if full { self.settled } else { 0 })
+                let (next_position, next_step) = self.filled(next);
+                (next.as_destination(), next_position, next_step)
             }
+        }
+    }
+
+    /// What a hop has in its cache for certain: tokens, and all steps before this one.
+    fn filled(&self, place: &Place) -> (u32, StepId) {
+        match place.fill {
+            Fill::Full => (self.settled, self.open_step()),
+            Fill::Filling { .. } | Fill::Wanted => (0, StepId::default()),
+        }
+    }
+
+    /// The step that is on its way, or else the next one.
+    fn open_step(&self) -> StepId {
+        match &self.state {
+            State::Stepping(stepping) => stepping.step,
+            State::Opening | State::Idle | State::Over => self.next_step,
         }
     }
 }

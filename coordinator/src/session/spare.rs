@@ -3,10 +3,10 @@
 //! A spare is fed the same results as the hop whose place it may take, and computes them without
 //! sending anything on. So it takes the place without a replay.
 
-use umbel_protocol::Span;
 use umbel_protocol::inference::{
     ClientMessage, Destination, OpenSession, Redirect, ServerMessage, Step,
 };
+use umbel_protocol::{Span, StepId};
 
 use super::place::{Fill, Opening, Place};
 use super::{FailureReason, HopId, Output, RELIEF_INTERVAL, RouteHop, Session, State};
@@ -94,6 +94,7 @@ impl Session {
             previous: before.map(|before| before.hop.peer),
             next: Destination::Held,
             next_position: 0,
+            next_step: StepId::default(),
         };
         let (hop, message) = (place.id, ClientMessage::Open(open));
         self.outputs.push_back(Output::Send { hop, message });
@@ -208,6 +209,7 @@ impl Session {
                         session: place.session,
                         next: self.spares[number].place.as_destination(),
                         next_position: 0,
+                        next_step: StepId::default(),
                         settled: self.settled,
                         mirror: true,
                     };
@@ -221,7 +223,7 @@ impl Session {
     /// Feeds the spare of the first hop from this side's own journal.
     fn feed_own_spare(&mut self, number: usize) {
         let place = &self.spares[number].place;
-        let mut outlet = Outlet::new(0);
+        let mut outlet = Outlet::new(0, StepId::default());
         // Where the journal is gone, so is the spare's use; it is filled if it is ever needed.
         let Some(steps) = outlet.refill(&self.journal, self.settled, place.session) else {
             return;

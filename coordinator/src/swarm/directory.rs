@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 use umbel_protocol::announcement::{Announcement, AnnouncementError, SignedAnnouncement, UnixTime};
 use umbel_protocol::{ModelId, PeerId};
 
+use super::health::Health;
+use crate::Time;
+
 /// Most announcements that a directory keeps: at 4 KiB each, 4 MiB; a swarm of the thousand
 /// servers that the public network of Petals never reached fits.
 pub const ANNOUNCEMENTS_MAX: usize = 1024;
@@ -27,8 +30,12 @@ struct Entry {
 /// What an announcement did to the directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Inserted {
-    /// The server, or this announcement of it, was not known before.
+    /// A newer announcement of a server that was known, at the same place and with the same blocks.
     News,
+    /// The server was not known, or its announcement had expired or said that it was leaving, or
+    /// it now listens elsewhere or serves other blocks: it has probably started anew, and
+    /// [`Health::returned`] should hear of it.
+    Returned(PeerId),
     /// The same or a newer announcement was here already.
     Known,
 }
@@ -51,15 +58,32 @@ impl Directory {
     ) -> Result<Inserted, RefusedAnnouncement> {
         let announcement = signed.verify(now)?;
         let key = (announcement.peer, announcement.model);
-        if let Some(known) = self.entries.get(&key) {
-            if known.announcement.issued >= announcement.issued {
-                return Ok(Inserted::Known);
+        let inserted = match self.entries.get(&key).map(|known| &known.announcement) {
+            Some(known) if known.issued >= announcement.issued => return Ok(Inserted::Known),
+            Some(known) if is_same_run(known, &announcement, now) => Inserted::News,
+            Some(_) => Inserted::Returned(announcement.peer),
+            None => {
+                self.make_room(announcement.peer, now)?;
+                Inserted::Returned(announcement.peer)
             }
-        } else {
-            self.make_room(announcement.peer, now)?;
-        }
+        };
         self.entries.insert(key, Entry { announcement, signed });
-        Ok(Inserted::News)
+        Ok(inserted)
+    }
+
+    /// The servers of `model` that a route may use: announced, not expired, not about to leave,
+    /// and not failing. Whoever plans a route takes its servers from here and nowhere else, so
+    /// that a peer which failed is gone for all in the same moment.
+    pub fn candidates<'a>(
+        &'a self,
+        health: &'a Health,
+        model: ModelId,
+        now: Time,
+        unix_now: UnixTime,
+    ) -> impl Iterator<Item = &'a Announcement> {
+        self.announcements(Some(model)).filter(move |server| {
+            server.expires > unix_now && !server.draining && health.is_usable(server.peer, now)
+        })
     }
 
     /// Forgets what has expired.
@@ -101,6 +125,14 @@ impl Directory {
     }
 }
 
+/// Whether `newer` reads as if the server had gone on since `known`.
+fn is_same_run(known: &Announcement, newer: &Announcement, now: UnixTime) -> bool {
+    known.expires > now
+        && (!known.draining || newer.draining)
+        && known.addresses == newer.addresses
+        && known.span == newer.span
+}
+
 /// An announcement that the directory did not take.
 #[derive(Debug, thiserror::Error)]
 pub enum RefusedAnnouncement {
@@ -114,3 +146,6 @@ pub enum RefusedAnnouncement {
         peer: PeerId,
     },
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,16 +1,161 @@
-//! Which span a server should take.
+//! Which span a server should take, and when it should take another.
+//!
+//! Every server decides for itself, from its own view of the swarm, by the throughput of the whole
+//! ([`crate::swarm::flow`]). Throughput alone is a poor guide: it stays the same while the second
+//! of two weak places is mended, so a search that follows it stops on the first plateau. The rule
+//! follows a balance instead: blocks without a server first, then the power mean of what the
+//! blocks get, of an order low enough that the weakest blocks decide. Where no move of its own
+//! helps, a server looks a few moves ahead: it steps aside if another can then do the rest.
+//!
+//! A longer span never lowers the throughput, because the server may always leave the additional
+//! blocks to others; so a server takes as many blocks as it has room for.
 
-use umbel_protocol::Span;
+mod ahead;
+mod balance;
+mod choose;
+mod mover;
+mod moving;
+
 use umbel_protocol::announcement::Announcement;
+use umbel_protocol::{PeerId, Span};
 
-/// The throughput, in tokens a second, that an announcement without a measurement counts for.
-const THROUGHPUT_UNKNOWN: f32 = 1.0;
+use crate::random::Random;
 
-/// The `count` consecutive blocks of `block_count` where the swarm is thinnest.
-///
-/// Of all windows, the one whose throughputs per block, sorted, are lexicographically least: it
-/// holds the weakest block, then the second weakest, and so on (the rule of Petals,
-/// `block_selection.py`). Among equals the first wins. Servers that are draining do not count.
+pub use choose::choose_span;
+pub use mover::{
+    DRAIN_MAX, Input, LOOK_INTERVAL, MOVE_INTERVAL_MIN, Mover, MoverConfig, Output, READY_MAX,
+    SETTLE, Sight,
+};
+pub use moving::{Move, consider_move};
+
+/// The rate, in block-tokens a second, that an announcement without a measurement counts for.
+const RATE_UNKNOWN: f64 = 1.0;
+
+/// What is known of another server.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ServedSpan {
+    /// The server.
+    pub peer: PeerId,
+    /// The blocks that it serves; `None` where it is still loading its first ones.
+    pub span: Option<Span>,
+    /// The blocks that it is loading and will serve in place of `span`.
+    pub moving_to: Option<Span>,
+    /// Tokens a second through one block, shared by the blocks of its span.
+    pub rate: f64,
+}
+
+impl ServedSpan {
+    /// What an announcement says; `None` where the server is about to leave.
+    #[must_use]
+    pub fn of(announcement: &Announcement) -> Option<Self> {
+        let rate = f64::from(announcement.throughput.decode_tokens_per_second);
+        (!announcement.draining).then_some(Self {
+            peer: announcement.peer,
+            span: Some(announcement.span),
+            moving_to: announcement.moving_to,
+            rate: if rate > 0.0 { rate } else { RATE_UNKNOWN },
+        })
+    }
+
+    /// The blocks that it will serve when it has loaded what it is loading.
+    fn will_serve(&self) -> Option<Span> {
+        self.moving_to.or(self.span)
+    }
+
+    /// Whether it serves `block` now and has no intention to leave it.
+    fn keeps(&self, block: u32) -> bool {
+        self.span.is_some_and(|span| span.contains(block))
+            && self.moving_to.is_none_or(|span| span.contains(block))
+    }
+}
+
+/// What one server knows of the others that serve its model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct View {
+    block_count: u32,
+    servers: Vec<ServedSpan>,
+}
+
+impl View {
+    /// The servers of a model with `block_count` blocks. Whoever claims blocks that the model does
+    /// not have is left out.
+    #[must_use]
+    pub fn new(block_count: u32, servers: impl IntoIterator<Item = ServedSpan>) -> Self {
+        let fits = |span: Option<Span>| span.is_none_or(|span| span.end() <= block_count);
+        let mut servers: Vec<_> = servers
+            .into_iter()
+            .filter(|server| fits(server.span) && fits(server.moving_to))
+            .collect();
+        servers.sort_by_key(|server| server.peer);
+        Self { block_count, servers }
+    }
+
+    /// Blocks of the model.
+    #[must_use]
+    pub const fn block_count(&self) -> u32 {
+        self.block_count
+    }
+
+    /// The servers, in the order of their ids.
+    #[must_use]
+    pub fn servers(&self) -> &[ServedSpan] {
+        &self.servers
+    }
+
+    /// The same view without this peer.
+    #[must_use]
+    pub fn without(mut self, peer: PeerId) -> Self {
+        self.servers.retain(|server| server.peer != peer);
+        self
+    }
+
+    /// Whether every block that a server gives up by going from one span to another is kept by
+    /// another server: one that serves it now and has no intention to leave it.
+    #[must_use]
+    pub fn keeps_what_is_left(&self, from: Span, to: Option<Span>) -> bool {
+        let left = from.blocks().filter(|block| to.is_none_or(|to| !to.contains(*block)));
+        let mut left = left;
+        left.all(|block| self.servers.iter().any(|server| server.keeps(block)))
+    }
+
+    /// Where everybody will be, and how fast they are.
+    fn will_serve(&self) -> impl Iterator<Item = (Span, f64)> {
+        self.servers.iter().filter_map(|server| Some((server.will_serve()?, server.rate)))
+    }
+}
+
+/// What a server knows of itself.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Own<'a> {
+    /// Tokens a second through one block.
+    pub rate: f64,
+    /// Most blocks that it can serve.
+    pub block_limit: u32,
+    /// For each block of the model, the bytes that are not on disk yet; a block beyond the end of
+    /// the slice costs nothing.
+    pub missing_bytes: &'a [u64],
+    /// How fast it downloads; 0 where that is not known, and then downloads cost nothing.
+    pub bytes_per_second: f64,
+}
+
+impl Own<'_> {
+    /// Seconds until the blocks of `span` that are not in `held` are on disk.
+    #[expect(clippy::cast_precision_loss, reason = "a number of bytes fits the mantissa")]
+    fn download_seconds(&self, span: Span, held: Option<Span>) -> f64 {
+        let wanted = span.blocks().filter(|block| held.is_none_or(|held| !held.contains(*block)));
+        let bytes: u64 =
+            wanted.filter_map(|block| self.missing_bytes.get(block as usize)).copied().sum();
+        if self.bytes_per_second > 0.0 { bytes as f64 / self.bytes_per_second } else { 0.0 }
+    }
+
+    /// The spans that it can serve, as long as they can be.
+    fn spans(&self, block_count: u32) -> impl Iterator<Item = Span> + use<> {
+        slides(self.block_limit.min(block_count), block_count)
+    }
+}
+
+/// The `count` blocks of `block_count`, out of which a server with nothing on disk yet should
+/// make its span: the first of those that [`choose_span`] holds for equal.
 ///
 /// `None` where `count` or `block_count` is 0. More blocks than there are means all of them.
 #[must_use]
@@ -19,34 +164,24 @@ pub fn thinnest_span<'a>(
     count: u32,
     servers: impl IntoIterator<Item = &'a Announcement>,
 ) -> Option<Span> {
-    let count = count.min(block_count);
-    let throughputs = throughput_per_block(block_count, servers);
-    let window = |start: u32| {
-        let mut window = throughputs[start as usize..(start + count) as usize].to_vec();
-        window.sort_by(f32::total_cmp);
-        window
-    };
-    let start = (0..=block_count - count).min_by(|&a, &b| {
-        window(a).iter().map(|v| v.to_bits()).cmp(window(b).iter().map(|v| v.to_bits()))
-    })?;
-    Span::new(start, start + count).ok()
+    let view = View::new(block_count, servers.into_iter().filter_map(ServedSpan::of));
+    let rate = typical_rate(&view);
+    let own = Own { rate, block_limit: count, missing_bytes: &[], bytes_per_second: 0.0 };
+    choose_span(&view, &own, &mut Random::new(0))
 }
 
-/// Tokens a second that pass through each block, summed over its servers.
-#[must_use]
-pub fn throughput_per_block<'a>(
-    block_count: u32,
-    servers: impl IntoIterator<Item = &'a Announcement>,
-) -> Vec<f32> {
-    let mut throughputs = vec![0.0; block_count as usize];
-    for server in servers.into_iter().filter(|server| !server.draining) {
-        let decode = server.throughput.decode_tokens_per_second;
-        let decode = if decode > 0.0 { decode } else { THROUGHPUT_UNKNOWN };
-        for block in server.span.blocks() {
-            if let Some(throughput) = throughputs.get_mut(block as usize) {
-                *throughput += decode;
-            }
-        }
-    }
-    throughputs
+/// The rate of the server in the middle, for one that has not measured its own yet.
+fn typical_rate(view: &View) -> f64 {
+    let mut rates: Vec<f64> = view.servers.iter().map(|server| server.rate).collect();
+    rates.sort_by(f64::total_cmp);
+    rates.get(rates.len() / 2).copied().unwrap_or(RATE_UNKNOWN)
 }
+
+/// Every span of `count` blocks.
+fn slides(count: u32, block_count: u32) -> impl Iterator<Item = Span> + use<> {
+    let starts = if count == 0 { 0..0 } else { 0..block_count + 1 - count.min(block_count) };
+    starts.filter_map(move |start| Span::new(start, start + count.min(block_count)).ok())
+}
+
+#[cfg(test)]
+mod tests;

@@ -76,7 +76,7 @@ async fn contenders(
     }];
     for &count in &arguments.servers {
         let servers = LocalSwarm::start(name, model.config().block_count, count, config).await?;
-        let join = SwarmConfig { join: vec![servers.address().clone()], mdns: false };
+        let join = SwarmConfig { join: vec![servers.address().clone()], ..SwarmConfig::default() };
         let swarm = Blocks::Swarm(Arc::new(Swarm::join(join).await?));
         contenders.push(Contender {
             name: format!("swarm of {count}"),

@@ -22,7 +22,7 @@ pub(super) async fn run(arguments: DemoArguments, config: &Config) -> anyhow::Re
     for (blocks, address) in servers.servers() {
         eprintln!("  blocks {blocks:<8} {address}");
     }
-    let join = SwarmConfig { join: vec![servers.address().clone()], mdns: false };
+    let join = SwarmConfig { join: vec![servers.address().clone()], ..SwarmConfig::default() };
     let swarm = Arc::new(Swarm::join(join).await?);
     let opened = Opened { model, blocks: Blocks::Swarm(swarm) };
     let mut conversation = Conversation::new(&opened, sampling, arguments.max_tokens, None);

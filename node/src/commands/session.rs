@@ -42,7 +42,8 @@ impl Opened {
             let blocks = load_blocks(&model, config).await?;
             return Ok(Self { model, blocks: Blocks::Local(blocks) });
         }
-        let join = SwarmConfig { join: chain.join.clone(), mdns: chain.mdns };
+        let join =
+            SwarmConfig { join: chain.join.clone(), mdns: chain.mdns, ..SwarmConfig::default() };
         let swarm = Arc::new(Swarm::join(join).await?);
         let model = open_ends(source, config, PartsNeeded::ends()).await?;
         Ok(Self { model, blocks: Blocks::Swarm(swarm) })

@@ -13,7 +13,8 @@ use crate::args::StatusArguments;
 use crate::config::Config;
 
 pub(super) async fn run(arguments: StatusArguments, _config: &Config) -> anyhow::Result<()> {
-    let swarm = Swarm::join(SwarmConfig { join: arguments.join.clone(), mdns: false }).await?;
+    let swarm =
+        Swarm::join(SwarmConfig { join: arguments.join.clone(), ..SwarmConfig::default() }).await?;
     let mut servers = swarm.announcements(None).await;
     swarm.leave().await;
     servers.sort_by_key(|server| (server.model, server.span, server.peer));

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use umbel_coordinator::server::LinkId;
+use umbel_coordinator::server::{LinkId, STEPS_QUEUED_PER_SESSION_MAX};
 use umbel_net::{AcceptError, Link, LinkProtocol, LinkReceiver, LinkSender, Network};
 use umbel_protocol::frame::Frame;
 use umbel_protocol::inference::{ClientMessage, NextHop, PushMessage};
@@ -18,7 +18,7 @@ pub(super) const EVENTS_WAITING_MAX: usize = 256;
 
 /// Frames that wait for one link: as many as the steps of a session that may wait, and the
 /// messages around them.
-pub(super) const FRAMES_WAITING_MAX: usize = 64;
+pub(super) const FRAMES_WAITING_MAX: usize = 2 * STEPS_QUEUED_PER_SESSION_MAX;
 
 /// Links of clients, and of servers that push, that are open at once: a few for every session.
 const LINKS_MAX: usize = 1024;
@@ -65,6 +65,7 @@ pub(super) fn accept(
 pub(super) fn push(
     network: &Network,
     session: SessionId,
+    number: u64,
     next: NextHop,
     tell: mpsc::Sender<Event>,
 ) -> mpsc::Sender<Frame> {
@@ -92,7 +93,8 @@ pub(super) fn push(
         let outcome: Result<(), String> = outcome.await;
         if let Err(reason) = outcome {
             let detail = format!("cannot push to {}: {reason}", next.peer);
-            let _ended = tell.send(Event::PushFailed { session, detail }).await;
+            let (to, link) = (next.session, number);
+            let _ended = tell.send(Event::PushFailed { session, to, link, detail }).await;
         }
     });
     send

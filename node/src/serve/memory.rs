@@ -7,6 +7,10 @@ use umbel_shard::{Model, budget};
 /// How much of the free memory a server takes: the rest is for the system's own ups and downs.
 const SHARE: f64 = 0.8;
 
+/// One part in so many of the free memory is for journals: the results that a next hop may need once
+/// more are small beside weights and KV cache.
+const JOURNAL_PART: u64 = 16;
+
 /// Tokens of KV cache without a wish, in contexts of the model: four conversations at full length.
 const CONTEXTS: usize = 4;
 
@@ -30,6 +34,11 @@ pub(super) fn free_bytes() -> anyhow::Result<u64> {
     )]
     let share = (available as f64 * SHARE) as u64;
     Ok(share)
+}
+
+/// Bytes of results that are kept for the failure of next hops.
+pub(super) fn journal_bytes() -> anyhow::Result<usize> {
+    Ok(usize::try_from(free_bytes()? / JOURNAL_PART).unwrap_or(usize::MAX))
 }
 
 /// How many blocks fit, with the KV cache that was asked for or a default one.

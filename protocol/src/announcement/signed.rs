@@ -5,11 +5,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use ed25519_dalek::Signature;
 
-use super::{Announcement, AnnouncementError, Throughput, UnixTime};
+use prost::Message as _;
+
+use super::{Announcement, AnnouncementError, NextHopLatency, Throughput, UnixTime};
 use crate::generated as v1;
 use crate::{PeerId, wire};
 
-/// Most bytes of an announcement: 16 addresses of 256 bytes would just fit; 500 bytes are usual.
+/// Most bytes of an announcement. 500 bytes are usual; 16 next hops take 700, 16 adapters with
+/// the longest names 1,060, and 8 relayed addresses of 230 bytes fit beside them. What does not
+/// fit is cut when it is signed.
 pub const ANNOUNCEMENT_BYTES_MAX: usize = 4 << 10;
 
 /// Most bytes of a model's name.
@@ -17,6 +21,16 @@ pub const MODEL_NAME_BYTES_MAX: usize = 96;
 
 /// Most bytes of the software's version.
 pub const VERSION_BYTES_MAX: usize = 64;
+
+/// Most next hops of an announcement: a server can keep so many figures fresh with a ping every
+/// few seconds, and they take a sixth of the announcement.
+pub const NEXT_HOPS_MAX: usize = 16;
+
+/// Most adapters of an announcement.
+pub const ADAPTERS_MAX: usize = 16;
+
+/// Most bytes of an adapter's name: that of a repository at Hugging Face usually has 20 to 50.
+pub const ADAPTER_BYTES_MAX: usize = 64;
 
 /// Most blocks of a model. The deepest known ones have 126 (Llama 3.1 405B) to 160; readers may
 /// spend time and memory in proportion to this.
@@ -113,12 +127,38 @@ pub(super) fn signed_message(bytes: &[u8]) -> Vec<u8> {
     [DOMAIN, bytes].concat()
 }
 
+/// Takes from the lists what must go for the bytes to be few enough. Without lists, and with one
+/// address, an announcement has at most 900 bytes.
+pub(super) fn cut_to_size(announcement: &mut v1::Announcement) {
+    while announcement.encoded_len() > ANNOUNCEMENT_BYTES_MAX {
+        if announcement.next_hops.pop().is_some() {
+            continue;
+        }
+        if announcement.addresses.len() > 1 {
+            announcement.addresses.pop();
+        } else if announcement.adapters.pop().is_none() {
+            return;
+        }
+    }
+}
+
+/// Whether an adapter can be announced under this name: a shortened one would be another's.
+pub(super) fn is_adapter_name(name: &str) -> bool {
+    !name.is_empty() && name.len() <= ADAPTER_BYTES_MAX && !name.chars().any(char::is_control)
+}
+
 fn parse(
     announcement: v1::Announcement,
     peer: PeerId,
 ) -> Result<Announcement, crate::ProtocolViolation> {
     wire::not_longer("the model's name", MODEL_NAME_BYTES_MAX, &announcement.model_name)?;
     wire::not_longer("the version", VERSION_BYTES_MAX, &announcement.version)?;
+    wire::at_most("next hops", NEXT_HOPS_MAX, announcement.next_hops.len())?;
+    wire::at_most("adapters", ADAPTERS_MAX, announcement.adapters.len())?;
+    for adapter in &announcement.adapters {
+        wire::not_longer("an adapter's name", ADAPTER_BYTES_MAX, adapter)?;
+        wire::required((!adapter.is_empty()).then_some(()), "an adapter's name")?;
+    }
     let time = |ns| UnixTime::after_epoch(Duration::from_nanos(ns));
     Ok(Announcement {
         peer,
@@ -131,12 +171,24 @@ fn parse(
         throughput: Throughput {
             decode_tokens_per_second: announcement.decode_tokens_per_second,
             prefill_tokens_per_second: announcement.prefill_tokens_per_second,
+            decode_batch_tokens_per_second: announcement.decode_batch_tokens_per_second,
+            network_bytes_per_second: announcement.network_bytes_per_second,
         },
         kv_tokens_free: announcement.kv_tokens_free,
         queue_depth: announcement.queue_depth,
         draining: announcement.draining,
         issued: time(announcement.issued_ns),
         expires: time(announcement.expires_ns),
+        next_hops: announcement.next_hops.iter().map(next_hop).collect::<Result<_, _>>()?,
+        adapters: announcement.adapters,
+        moving_to: announcement.moving_to.map(|span| wire::span(Some(span))).transpose()?,
+    })
+}
+
+fn next_hop(next: &v1::NextHopLatency) -> Result<NextHopLatency, crate::ProtocolViolation> {
+    Ok(NextHopLatency {
+        peer: wire::peer_id(&next.peer)?,
+        round_trip: Duration::from_nanos(next.round_trip_ns),
     })
 }
 
@@ -157,18 +209,25 @@ fn check_time(announcement: &Announcement, now: UnixTime) -> Result<(), Announce
 }
 
 fn check_claims(announcement: &Announcement) -> Result<(), AnnouncementError> {
-    let &Announcement { peer, span, block_count, throughput, .. } = announcement;
-    if span.end() > block_count || block_count > BLOCK_COUNT_MAX {
-        return Err(AnnouncementError::WrongBlocks { peer, span, block_count });
+    let &Announcement { peer, span, block_count, throughput, moving_to, .. } = announcement;
+    for span in [Some(span), moving_to].into_iter().flatten() {
+        if span.end() > block_count || block_count > BLOCK_COUNT_MAX {
+            return Err(AnnouncementError::WrongBlocks { peer, span, block_count });
+        }
     }
-    let Throughput { decode_tokens_per_second, prefill_tokens_per_second } = throughput;
-    let is_speed = |speed: f32| speed.is_finite() && speed >= 0.0;
-    if !is_speed(decode_tokens_per_second) || !is_speed(prefill_tokens_per_second) {
+    let Throughput {
+        decode_tokens_per_second: decode,
+        prefill_tokens_per_second: prefill,
+        decode_batch_tokens_per_second: batch,
+        network_bytes_per_second: _,
+    } = throughput;
+    if [decode, prefill, batch].iter().any(|speed| !speed.is_finite() || *speed < 0.0) {
         return Err(AnnouncementError::WrongThroughput { peer });
     }
     let texts =
         [("its model's name", &announcement.model_name), ("its version", &announcement.version)];
-    for (field, text) in texts {
+    let adapters = announcement.adapters.iter().map(|name| ("an adapter's name", name));
+    for (field, text) in texts.into_iter().chain(adapters) {
         if text.chars().any(char::is_control) {
             return Err(AnnouncementError::ControlCharacters { peer, field });
         }

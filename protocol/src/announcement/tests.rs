@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use proptest::collection::vec;
+use proptest::prelude::*;
 
 use super::*;
 
@@ -21,13 +23,41 @@ fn announcement() -> Announcement {
         block_count: 30,
         addresses: vec!["/ip4/10.0.0.7/udp/4001/quic-v1".to_owned()],
         version: crate::version::SOFTWARE.to_owned(),
-        throughput: Throughput { decode_tokens_per_second: 900.5, prefill_tokens_per_second: 0.0 },
+        throughput: Throughput { decode_tokens_per_second: 900.5, ..Throughput::default() },
         kv_tokens_free: 8_192,
         queue_depth: 1,
         draining: false,
         issued: NOW,
         expires: NOW + Duration::from_secs(60),
+        next_hops: Vec::new(),
+        adapters: Vec::new(),
+        moving_to: None,
     }
+}
+
+/// As the server says it that has everything to say.
+fn full() -> Announcement {
+    let mut full = announcement();
+    full.throughput.decode_batch_tokens_per_second = 3_600.0;
+    full.throughput.network_bytes_per_second = 12_500_000;
+    full.next_hops = (0..16).map(next_hop).collect();
+    full.adapters = (0..16).map(|number| format!("umbel/adapter-{number}")).collect();
+    full.moving_to = Some(Span::new(20, 30).unwrap());
+    full
+}
+
+fn next_hop(name: u8) -> NextHopLatency {
+    let round_trip = Duration::from_millis(300) * u32::from(name);
+    NextHopLatency { peer: PeerId::from_public_key([name; 32]), round_trip }
+}
+
+/// What a server signs that keeps to no limits.
+fn unchecked(change: impl FnOnce(&mut v1::Announcement)) -> SignedAnnouncement {
+    let mut wire = v1::Announcement::decode(full().sign(&key()).bytes().clone()).unwrap();
+    change(&mut wire);
+    let bytes = Bytes::from(wire.encode_to_vec());
+    let signature = key().sign(&signed::signed_message(&bytes)).to_bytes();
+    SignedAnnouncement::new(bytes, signature)
 }
 
 fn refused(change: impl FnOnce(&mut Announcement)) -> AnnouncementError {
@@ -41,6 +71,17 @@ fn what_was_signed_is_what_is_read() {
     let signed = announcement().sign(&key());
     assert_eq!(signed.verify(NOW), Ok(announcement()));
     assert!(signed.bytes().len() < 500);
+    let signed = full().sign(&key());
+    assert_eq!(signed.verify(NOW), Ok(full()));
+    assert!(signed.bytes().len() < 1_500);
+}
+
+#[test]
+fn a_server_that_has_measured_less_says_less() {
+    let read = announcement().sign(&key()).verify(NOW).unwrap();
+    assert_eq!(read.throughput.decode_batch_tokens_per_second.to_bits(), 0);
+    assert_eq!(read.throughput.network_bytes_per_second, 0);
+    assert!(read.next_hops.is_empty() && read.adapters.is_empty() && read.moving_to.is_none());
 }
 
 #[test]
@@ -119,19 +160,44 @@ fn claims_that_cannot_be_are_refused() {
     // One that does not cut what it signs to the limits.
     for (decode, name) in [(f32::NAN, "a"), (f32::INFINITY, "a"), (-1.0, "a"), (1.0, "a\u{1b}[2J")]
     {
-        let mut wire =
-            v1::Announcement::decode(announcement().sign(&key()).bytes().clone()).unwrap();
-        wire.decode_tokens_per_second = decode;
-        name.clone_into(&mut wire.model_name);
-        let bytes = Bytes::from(wire.encode_to_vec());
-        let signature = key().sign(&signed::signed_message(&bytes)).to_bytes();
-        let error = SignedAnnouncement::new(bytes, signature).verify(NOW).unwrap_err();
+        let signed = unchecked(|wire| {
+            wire.decode_batch_tokens_per_second = decode;
+            name.clone_into(&mut wire.model_name);
+        });
+        let error = signed.verify(NOW).unwrap_err();
         let expected = match name {
             "a" => AnnouncementError::WrongThroughput { peer },
             _ => AnnouncementError::ControlCharacters { peer, field: "its model's name" },
         };
         assert_eq!(error, expected);
     }
+}
+
+#[test]
+fn a_server_cannot_move_beyond_the_model() {
+    let span = Span::new(25, 31).unwrap();
+    assert_eq!(
+        refused(|a| a.moving_to = Some(span)),
+        AnnouncementError::WrongBlocks { peer: PeerId::of(&key()), span, block_count: 30 }
+    );
+    let empty = unchecked(|wire| wire.moving_to = Some(v1::Span { start: 7, end: 7 }));
+    assert!(matches!(empty.verify(NOW), Err(AnnouncementError::Malformed(_))));
+}
+
+#[test]
+fn lists_beyond_their_limits_are_refused() {
+    let malformed = |change: fn(&mut v1::Announcement)| {
+        let read = unchecked(change).verify(NOW);
+        assert!(matches!(read, Err(AnnouncementError::Malformed(_))), "{read:?}");
+    };
+    malformed(|wire| wire.next_hops.push(wire.next_hops[0].clone()));
+    malformed(|wire| wire.next_hops[3].peer = Bytes::from_static(&[1; 31]));
+    malformed(|wire| wire.adapters.push("one-too-many".to_owned()));
+    malformed(|wire| wire.adapters[3] = "a".repeat(ADAPTER_BYTES_MAX + 1));
+    malformed(|wire| wire.adapters[3] = String::new());
+    let garbled = unchecked(|wire| wire.adapters[3] = "a\u{7}".to_owned()).verify(NOW);
+    let (peer, field) = (PeerId::of(&key()), "an adapter's name");
+    assert_eq!(garbled, Err(AnnouncementError::ControlCharacters { peer, field }));
 }
 
 #[test]
@@ -149,6 +215,37 @@ fn what_is_too_long_is_cut_when_it_is_signed() {
 }
 
 #[test]
+fn lists_are_cut_to_their_limits_when_they_are_signed() {
+    let mut long = full();
+    long.next_hops = (0..40).map(next_hop).collect();
+    long.adapters = (0..40).map(|number| format!("umbel/adapter-{number}")).collect();
+    long.adapters[1] = "a".repeat(ADAPTER_BYTES_MAX + 1);
+    long.adapters[2] = "a\n".to_owned();
+    long.adapters[3] = String::new();
+    long.throughput.decode_batch_tokens_per_second = f32::INFINITY;
+    let read = long.sign(&key()).verify(NOW).unwrap();
+    assert_eq!(read.next_hops, long.next_hops[..NEXT_HOPS_MAX]);
+    assert_eq!(read.adapters[0], long.adapters[0]);
+    assert_eq!(read.adapters[1..], long.adapters[4..19]);
+    assert_eq!(read.throughput.decode_batch_tokens_per_second.to_bits(), 0);
+}
+
+#[test]
+fn what_does_not_fit_is_cut_in_the_order_of_its_use() {
+    let mut large = full();
+    large.addresses = (0..16).map(|name| format!("{name:0>256}")).collect();
+    large.adapters = (0..16).map(|name| format!("{name:0>64}")).collect();
+    let signed = large.sign(&key());
+    let read = signed.verify(NOW).unwrap();
+    let bytes = signed.bytes().len();
+    assert!((ANNOUNCEMENT_BYTES_MAX - 260..=ANNOUNCEMENT_BYTES_MAX).contains(&bytes), "{bytes}");
+    assert!(read.next_hops.is_empty());
+    assert_eq!(read.addresses, large.addresses[..read.addresses.len()]);
+    assert!((8..16).contains(&read.addresses.len()), "{}", read.addresses.len());
+    assert_eq!(read.adapters, large.adapters);
+}
+
+#[test]
 fn the_largest_announcement_is_refused_by_its_size() {
     let bytes = Bytes::from(vec![0; ANNOUNCEMENT_BYTES_MAX + 1]);
     let error = SignedAnnouncement::new(bytes, [0; 64]).verify(NOW);
@@ -162,4 +259,49 @@ fn a_field_of_a_newer_version_keeps_the_signature() {
     let bytes = Bytes::from([announcement().sign(&key()).bytes().as_ref(), &newer].concat());
     let signature = key().sign(&signed::signed_message(&bytes)).to_bytes();
     assert_eq!(SignedAnnouncement::new(bytes, signature).verify(NOW), Ok(announcement()));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn what_a_server_says_is_what_is_read(
+        hops in vec((any::<[u8; 32]>(), any::<u64>()), 0..=NEXT_HOPS_MAX),
+        adapters in vec("[a-zäß/-]{1,32}", 0..=ADAPTERS_MAX),
+        (batch, network) in (0.0f32..1e9, any::<u64>()),
+        moving_to in proptest::option::of((0u32..20, 1u32..10)),
+    ) {
+        let mut said = announcement();
+        said.throughput.decode_batch_tokens_per_second = batch;
+        said.throughput.network_bytes_per_second = network;
+        said.next_hops = hops
+            .into_iter()
+            .map(|(peer, round_trip)| NextHopLatency {
+                peer: PeerId::from_public_key(peer),
+                round_trip: Duration::from_nanos(round_trip),
+            })
+            .collect();
+        said.adapters = adapters;
+        said.moving_to =
+            moving_to.map(|(start, count)| Span::new(start, start + count).unwrap());
+        prop_assert_eq!(said.sign(&key()).verify(NOW), Ok(said));
+    }
+
+    /// A server may sign whatever it likes.
+    #[test]
+    fn perturbed_bytes_that_are_signed_never_panic(
+        changes in vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+    ) {
+        let mut bytes = full().sign(&key()).bytes().to_vec();
+        // Past the peer, without which the signature would be wrong.
+        for (index, byte) in changes {
+            let index = 34 + index.index(bytes.len() - 34);
+            bytes[index] = byte;
+        }
+        let signature = key().sign(&signed::signed_message(&bytes)).to_bytes();
+        if let Ok(read) = SignedAnnouncement::new(bytes.into(), signature).verify(NOW) {
+            prop_assert!(read.span.end() <= read.block_count);
+            prop_assert!(read.moving_to.is_none_or(|span| span.end() <= read.block_count));
+        }
+    }
 }

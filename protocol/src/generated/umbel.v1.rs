@@ -52,6 +52,30 @@ pub struct Announcement {
     pub issued_ns: u64,
     #[prost(uint64, tag = "14")]
     pub expires_ns: u64,
+    /// Through one block, with eight sessions in each batch. 0: not measured.
+    #[prost(float, tag = "15")]
+    pub decode_batch_tokens_per_second: f32,
+    /// In the slower direction. 0: not measured.
+    #[prost(uint64, tag = "16")]
+    pub network_bytes_per_second: u64,
+    /// To servers that are likely to follow on a route. None: not measured.
+    #[prost(message, repeated, tag = "17")]
+    pub next_hops: ::prost::alloc::vec::Vec<NextHopLatency>,
+    /// Names of the adapters that sessions may ask for. None: the bare model alone.
+    #[prost(string, repeated, tag = "18")]
+    pub adapters: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// What the server is loading and will serve instead of the span. Absent: it stays.
+    #[prost(message, optional, tag = "19")]
+    pub moving_to: ::core::option::Option<Span>,
+}
+/// How far another server is.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NextHopLatency {
+    /// 32 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub peer: ::prost::bytes::Bytes,
+    #[prost(uint64, tag = "2")]
+    pub round_trip_ns: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SignedAnnouncement {
@@ -315,6 +339,9 @@ pub struct OpenSession {
     /// Tokens whose results the destination has already.
     #[prost(uint32, tag = "8")]
     pub next_position: u32,
+    /// The first step whose results the destination lacks; what is left of earlier ones is outdated.
+    #[prost(uint64, tag = "9")]
+    pub next_step: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NextHop {
@@ -348,6 +375,9 @@ pub struct Redirect {
     /// This destination takes results besides the one there is, not in its place.
     #[prost(bool, tag = "6")]
     pub mirror: bool,
+    /// The first step whose results the destination lacks; what is left of earlier ones is outdated.
+    #[prost(uint64, tag = "7")]
+    pub next_step: u64,
 }
 /// Pushes come from another server from now on.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

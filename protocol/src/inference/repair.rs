@@ -1,6 +1,6 @@
 //! How a route is mended while its session lasts.
 
-use crate::{ErrorCode, PeerId, SessionId};
+use crate::{ErrorCode, PeerId, SessionId, StepId};
 
 /// A server, where it can be reached, and what the session is called there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +34,9 @@ pub struct Redirect {
     pub next: Destination,
     /// Tokens whose results the destination has already.
     pub next_position: u32,
+    /// The first step whose results the destination lacks. What this server has of earlier ones
+    /// may be older than a rollback that the destination has seen, so nothing of it goes there.
+    pub next_step: StepId,
     /// Tokens that the client has had an answer for: their results are sent as a replay.
     pub settled: u32,
     /// Whether the destination takes results besides the one there is, not in its place; with

@@ -184,6 +184,7 @@ impl From<OpenSession> for v1::OpenSession {
             next,
             held,
             next_position: open.next_position,
+            next_step: open.next_step.0,
         }
     }
 }
@@ -201,6 +202,7 @@ impl TryFrom<v1::OpenSession> for OpenSession {
             previous: open.previous.map(|peer| wire::peer_id(&peer)).transpose()?,
             next: repair::destination(open.next, open.held, session)?,
             next_position: open.next_position,
+            next_step: StepId(open.next_step),
         })
     }
 }

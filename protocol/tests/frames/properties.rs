@@ -51,26 +51,31 @@ fn destinations() -> impl Strategy<Value = Destination> {
 }
 
 fn opens() -> impl Strategy<Value = OpenSession> {
-    let numbers = (any::<u32>(), any::<u32>());
+    let numbers = (any::<u32>(), any::<u32>(), any::<u64>());
     (sessions(), models(), spans(), numbers, option::of(peers()), destinations()).prop_map(
-        |(session, model, blocks, (tokens_max, next_position), previous, next)| OpenSession {
-            session,
-            model,
-            blocks,
-            tokens_max,
-            previous,
-            next,
-            next_position,
+        |(session, model, blocks, (tokens_max, next_position, next_step), previous, next)| {
+            OpenSession {
+                session,
+                model,
+                blocks,
+                tokens_max,
+                previous,
+                next,
+                next_position,
+                next_step: StepId(next_step),
+            }
         },
     )
 }
 
 fn redirects() -> impl Strategy<Value = Redirect> {
-    (sessions(), destinations(), any::<u32>(), any::<u32>(), any::<bool>()).prop_map(
-        |(session, next, next_position, settled, mirror)| Redirect {
+    let numbers = (any::<u32>(), any::<u32>(), any::<u64>());
+    (sessions(), destinations(), numbers, any::<bool>()).prop_map(
+        |(session, next, (next_position, settled, next_step), mirror)| Redirect {
             session,
             next,
             next_position,
+            next_step: StepId(next_step),
             settled,
             mirror,
         },

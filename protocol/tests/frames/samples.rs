@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ed25519_dalek::SigningKey;
-use umbel_protocol::announcement::{Announcement, SignedAnnouncement, Throughput, UnixTime};
+use umbel_protocol::announcement::{
+    Announcement, NextHopLatency, SignedAnnouncement, Throughput, UnixTime,
+};
 use umbel_protocol::directory::{DirectoryAnswer, DirectoryRequest};
 use umbel_protocol::error::{ErrorCode, ProtocolViolation};
 use umbel_protocol::frame::{Frame, Limits, encode_prefix};
@@ -91,6 +93,10 @@ pub(crate) fn samples() -> Vec<Sample> {
         sample("push_step", Message::Push(PushMessage::Step(step(session)))),
         sample("push_replay", Message::Push(PushMessage::Step(replay(session)))),
         sample("request_announce", Message::Request(DirectoryRequest::Announce(signed()))),
+        sample(
+            "request_announce_full",
+            Message::Request(DirectoryRequest::Announce(signed_full())),
+        ),
         sample("request_lookup", Message::Request(DirectoryRequest::Lookup { model: Some(MODEL) })),
         sample("request_lookup_all", Message::Request(DirectoryRequest::Lookup { model: None })),
         sample("answer_announced", Message::Answer(DirectoryAnswer::Announced)),
@@ -122,17 +128,23 @@ fn open(session: SessionId) -> OpenSession {
         previous: Some(peer(1)),
         next: Destination::Server(NextHop { peer: peer(2), addresses, session }),
         next_position: 0,
+        next_step: StepId(0),
     }
 }
 
 fn open_refill(session: SessionId) -> OpenSession {
     let next = NextHop { peer: peer(2), addresses: Vec::new(), session: OTHER };
-    OpenSession { next: Destination::Server(next), next_position: 12, ..open(session) }
+    OpenSession {
+        next: Destination::Server(next),
+        next_position: 12,
+        next_step: StepId(9),
+        ..open(session)
+    }
 }
 
 fn redirect(session: SessionId) -> Redirect {
-    let OpenSession { next, next_position, .. } = open_refill(session);
-    Redirect { session, next, next_position, settled: 130, mirror: true }
+    let OpenSession { next, next_position, next_step, .. } = open_refill(session);
+    Redirect { session, next, next_position, next_step, settled: 130, mirror: true }
 }
 
 fn adopt(session: SessionId) -> Adopt {
@@ -186,9 +198,9 @@ fn error(session: SessionId) -> SessionError {
     }
 }
 
-fn signed() -> SignedAnnouncement {
+fn announcement() -> Announcement {
     let issued = UnixTime::after_epoch(Duration::from_secs(1_800_000_000));
-    let announcement = Announcement {
+    Announcement {
         peer: peer(1),
         model: MODEL,
         model_name: "SmolLM2-135M-Instruct".to_owned(),
@@ -199,12 +211,31 @@ fn signed() -> SignedAnnouncement {
         throughput: Throughput {
             decode_tokens_per_second: 900.5,
             prefill_tokens_per_second: 4_000.0,
+            ..Throughput::default()
         },
         kv_tokens_free: 8_192,
         queue_depth: 1,
         draining: true,
         issued,
         expires: issued + Duration::from_secs(60),
-    };
-    announcement.sign(&SigningKey::from_bytes(&[1; 32]))
+        next_hops: Vec::new(),
+        adapters: Vec::new(),
+        moving_to: None,
+    }
+}
+
+fn signed() -> SignedAnnouncement {
+    announcement().sign(&SigningKey::from_bytes(&[1; 32]))
+}
+
+/// With every field that the first release did not have.
+fn signed_full() -> SignedAnnouncement {
+    let mut full = announcement();
+    full.throughput.decode_batch_tokens_per_second = 3_600.5;
+    full.throughput.network_bytes_per_second = 12_500_000;
+    let round_trip = Duration::from_micros(18_250);
+    full.next_hops = [2, 3].map(|seed| NextHopLatency { peer: peer(seed), round_trip }).to_vec();
+    full.adapters = ["umbel/haiku".to_owned(), "umbel/grüße".to_owned()].to_vec();
+    full.moving_to = Some(span(20, 30));
+    full.sign(&SigningKey::from_bytes(&[1; 32]))
 }

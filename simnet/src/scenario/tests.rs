@@ -41,11 +41,11 @@ fn a_bad_file_is_refused_with_its_reason() {
 #[test]
 fn a_small_soak_breaks_nothing_and_ends_all_its_sessions() {
     let mut soak = built_in("soak");
-    (soak.servers[0].count, soak.clients[0].count) = (60, 3);
-    (soak.phases.faults_minutes, soak.phases.quiet_minutes) = (1.0, 0.2);
+    (soak.servers[0].count, soak.clients[0].count) = (60, 2);
+    (soak.phases.faults_minutes, soak.phases.quiet_minutes) = (0.8, 0.2);
     for fault in &mut soak.faults {
-        // As much in a minute as else in ten.
-        fault.every_minutes = 1.0;
+        // As much in less than a minute as else in ten.
+        fault.every_minutes = 0.8;
         fault.for_seconds = [1.0, 20.0];
     }
     for clients in &mut soak.clients {

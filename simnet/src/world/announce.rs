@@ -64,12 +64,16 @@ impl World {
             throughput: Throughput {
                 decode_tokens_per_second: rate(1),
                 prefill_tokens_per_second: rate(512),
+                ..Throughput::default()
             },
             kv_tokens_free: host.server.kv_tokens_free(),
             queue_depth: u32::try_from(host.server.queue_depth()).expect("it is bounded"),
             draining: host.leaving,
             issued: unix(self.now),
             expires: unix(self.now + LIFETIME),
+            next_hops: Vec::new(),
+            adapters: Vec::new(),
+            moving_to: None,
         };
         self.announcements.newest.insert(server, announcement);
         self.queue.plan(self.now + ANNOUNCE_INTERVAL, Event::Announce { server, life });
@@ -88,10 +92,15 @@ impl World {
             (host.peer, self.links.class(group, host.group).delay * 2)
         };
         RouteRequest {
-            block_count: wanted.blocks.block_count(),
-            tokens_max: of.tokens_max(),
+            before: wanted.before,
+            after: wanted.after,
             excluded: if forgiving { BTreeSet::new() } else { wanted.avoided.clone() },
-            costs: Costs { round_trips: self.hosts.iter().map(round_trip).collect() },
+            token_bytes: u32::try_from(self.settings.token_bytes).unwrap_or(u32::MAX),
+            costs: Costs {
+                round_trips: self.hosts.iter().map(round_trip).collect(),
+                ..Costs::new()
+            },
+            ..RouteRequest::new(wanted.blocks, of.tokens_max())
         }
     }
 }

@@ -237,6 +237,8 @@ impl World {
         let link = of.link(client, hop);
         let class = self.links.class(of.group, self.hosts[end.server].group);
         if class.dialable {
+            let ends = (self.seat(Place::Client(client)), self.seat(Place::Server(end.server)));
+            self.links.dial(ends.0, ends.1, self.now);
             self.links.open_session(link, end);
         } else {
             self.queue.plan(self.now + class.delay * 2, Event::LinkLost { link });

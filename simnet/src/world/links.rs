@@ -97,9 +97,9 @@ impl Links {
         self.topology.class(from, to)
     }
 
-    /// When a message that is sent now arrives. The first one from a client, or from a server to
-    /// another, waits for the round trip of the handshake.
-    pub(super) fn send(&mut self, from: Seat, to: Seat, bytes: usize, now: Time) -> Time {
+    /// Opens the way from one place to another, where it is not open: that takes a round trip, but
+    /// not for a server that answers its client.
+    pub(super) fn dial(&mut self, from: Seat, to: Seat, now: Time) {
         let lives = (from.life, to.life);
         let key = (from.place, to.place);
         if self.ways.get(&key).is_none_or(|way| way.lives != lives) {
@@ -108,7 +108,12 @@ impl Links {
             let stands = if answers { now } else { now + class.delay * 2 };
             self.ways.insert(key, Way { lives, link: Link::new(class, stands) });
         }
-        let way = self.ways.get_mut(&key).expect("it was just made");
+    }
+
+    /// When a message that is sent now arrives.
+    pub(super) fn send(&mut self, from: Seat, to: Seat, bytes: usize, now: Time) -> Time {
+        self.dial(from, to, now);
+        let way = self.ways.get_mut(&(from.place, to.place)).expect("it was just made");
         let arrival = way.link.send(bytes, now, &mut self.random);
         let groups = (from.group.min(to.group), from.group.max(to.group));
         match self.parted.get(&groups) {

@@ -6,7 +6,6 @@ use umbel_coordinator::Time;
 use umbel_coordinator::route::NoRoute;
 use umbel_coordinator::session::{Input, RouteHop, RouteWanted};
 use umbel_coordinator::{Hop, route};
-use umbel_protocol::announcement::Announcement;
 use umbel_protocol::{PeerId, SessionId, Span};
 
 use super::{Event, World};
@@ -60,8 +59,7 @@ impl World {
             let event = Event::Route { client, session, wanted, since };
             self.queue.plan(self.now + AGAIN, event);
         } else {
-            let block_count = self.settings.block_count;
-            let no_route = NoRoute { block_count, missing: vec![wanted.blocks] };
+            let no_route = NoRoute { blocks: wanted.blocks, missing: vec![wanted.blocks] };
             self.tell_client(client, Input::NoRoute(no_route));
         }
     }
@@ -99,8 +97,7 @@ impl World {
         Some(hops)
     }
 
-    /// The route that a client of production would take: the planner is shown a model of the
-    /// wanted blocks alone.
+    /// The route that a client of production would take.
     fn planned_route(
         &mut self,
         client: usize,
@@ -108,19 +105,9 @@ impl World {
         forgiving: bool,
     ) -> Option<Vec<Hop>> {
         let request = self.route_request(client, wanted, forgiving);
-        let (blocks, first) = (wanted.blocks, wanted.blocks.start());
-        let part = |said: &Announcement| {
-            let span = said.span.intersection(blocks)?;
-            let span = Span::new(span.start() - first, span.end() - first).ok()?;
-            Some(Announcement { span, block_count: blocks.block_count(), ..said.clone() })
-        };
-        let known: Vec<_> = self.announcements.known(self.now).filter_map(part).collect();
-        let route = route::plan_route(&request, &known, &mut self.routes).ok()?;
-        let back = |hop: &Hop| {
-            let blocks = Span::new(hop.blocks.start() + first, hop.blocks.end() + first).ok()?;
-            Some(Hop { peer: hop.peer, blocks })
-        };
-        route.hops().iter().map(back).collect()
+        let known = self.announcements.known(self.now);
+        let route = route::plan_route(&request, known, &mut self.routes).ok()?;
+        Some(route.hops().to_vec())
     }
 
     fn route_hop(&mut self, client: usize, hop: Hop) -> RouteHop {

@@ -136,6 +136,8 @@ impl World {
         let end = self.end_of(peer);
         let class = self.links.class(self.hosts[link.0].group, self.hosts[end.server].group);
         if class.dialable {
+            let ends = (self.seat(Place::Server(link.0)), self.seat(Place::Server(end.server)));
+            self.links.dial(ends.0, ends.1, self.now);
             self.links.open_push(link, end);
         } else {
             self.queue.plan(self.now + class.delay * 2, Event::PushLost { link });

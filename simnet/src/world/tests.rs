@@ -12,7 +12,7 @@ fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
 }
 
-fn at(milliseconds: u64) -> Time {
+pub(super) fn at(milliseconds: u64) -> Time {
     Time::after_start(ms(milliseconds))
 }
 
@@ -126,4 +126,47 @@ fn with_spares_too() {
     for seed in 0..50 {
         check(seed, true);
     }
+}
+
+/// Two servers of half the blocks each, without jitter.
+fn halves(kv_tokens_max: u32) -> World {
+    let links = LinkClass::new(ms(50), Duration::ZERO, 1e9);
+    let mut world = World::new(Seed(1), Settings::new(MODEL, BLOCKS, links));
+    for (name, (start, end)) in [(1, (0, 3)), (2, (3, 6))] {
+        let speed = Speed::new(ms(1), Duration::ZERO);
+        world.serve(server(name, start, end, kv_tokens_max), speed, 0);
+    }
+    world
+}
+
+fn singles(count: u32) -> Plan {
+    let steps = (0..count).map(|position| (position, vec![position])).collect();
+    Plan { tokens_max: 100, steps, standby: false }
+}
+
+#[test]
+fn a_token_costs_one_trip_round_the_ring() {
+    let mut world = halves(512);
+    world.join(Time::START, singles(20), 0);
+    world.run();
+    let [first, .., last] = world.clients[0].answers.as_slice() else { panic!("20 steps") };
+    // Three ways of 50 ms and six blocks of 1 ms; the bytes add microseconds.
+    for duration in [first, last] {
+        let beyond = duration.took.checked_sub(ms(156)).unwrap();
+        assert!(beyond < Duration::from_micros(10), "{duration:?}");
+    }
+}
+
+#[test]
+fn a_session_for_which_there_is_no_room_waits_and_the_others_go_on() {
+    let mut world = halves(160);
+    for _ in 0..2 {
+        world.join(Time::START, singles(5), 0);
+    }
+    world.run();
+    for client in &world.clients {
+        assert_eq!((client.failures.as_slice(), client.answers.len()), (&[][..], 5));
+    }
+    assert!(world.clients.iter().all(|client| client.blamed.is_empty()), "nobody is at fault");
+    assert!(world.hosts.iter().all(|host| host.server.session_count() == 0));
 }

@@ -3,7 +3,7 @@
 use super::super::{Adopt, DETAIL_BYTES_MAX, Destination, Neighbour, NextHop, Redirect, Trouble};
 use crate::error::{ErrorCode, ProtocolViolation};
 use crate::generated as v1;
-use crate::{SessionId, wire};
+use crate::{SessionId, StepId, wire};
 
 /// A destination as `next` and `held`, in a session that is called `here` here.
 pub(super) fn destination_to_wire(
@@ -54,6 +54,7 @@ impl From<Redirect> for v1::Redirect {
             next_position: redirect.next_position,
             settled: redirect.settled,
             mirror: redirect.mirror,
+            next_step: redirect.next_step.0,
         }
     }
 }
@@ -67,6 +68,7 @@ impl TryFrom<v1::Redirect> for Redirect {
             session,
             next: destination(redirect.next, redirect.held, session)?,
             next_position: redirect.next_position,
+            next_step: StepId(redirect.next_step),
             settled: redirect.settled,
             mirror: redirect.mirror,
         })

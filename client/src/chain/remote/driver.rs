@@ -1,0 +1,273 @@
+//! The body of [`umbel_coordinator::session`]: links, routes and the clock against the machine.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use umbel_coordinator::route::NoRoute;
+use umbel_coordinator::session::{
+    HopFailure, HopId, Input, Output, RouteHop, RouteWanted, Session, SessionConfig, SessionFailure,
+};
+use umbel_coordinator::{Hop, Time};
+use umbel_protocol::inference::{ClientMessage, HopTiming, ServerMessage};
+use umbel_protocol::{ModelId, Tensor};
+
+use super::links::{self, HopLink};
+use crate::swarm::Swarm;
+use crate::swarm::route::Search;
+
+/// Events of all hops that wait for the session: a few of each hop.
+const EVENTS_WAITING_MAX: usize = 256;
+
+/// How long the farewells may take.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// What the caller asks for.
+pub(super) enum Command {
+    Step { position: u32, hidden: Tensor, answer: Answer },
+    Close { done: oneshot::Sender<()> },
+}
+
+type Answer = oneshot::Sender<Result<Stepped, SessionFailure>>;
+
+/// A step that went through the whole route.
+pub(super) struct Stepped {
+    pub(super) hidden: Tensor,
+    pub(super) trace: Vec<HopTiming>,
+    pub(super) total: Duration,
+}
+
+/// What happens to the session.
+pub(super) enum Event {
+    Message { hop: HopId, message: ServerMessage },
+    Lost { hop: HopId, detail: String },
+    Routed(Result<Vec<RouteHop>, NoRoute>),
+}
+
+pub(super) struct Driver {
+    swarm: Arc<Swarm>,
+    model: ModelId,
+    tokens_max: u32,
+    token_bytes: u32,
+    session: Session,
+    links: BTreeMap<HopId, HopLink>,
+    /// Links over which something may still have to be said.
+    closing: JoinSet<()>,
+    tell: mpsc::Sender<Event>,
+    events: mpsc::Receiver<Event>,
+    commands: mpsc::Receiver<Command>,
+    ready: Option<oneshot::Sender<Result<(), SessionFailure>>>,
+    answer: Option<Answer>,
+    hops: watch::Sender<Vec<Hop>>,
+    failures: watch::Sender<Vec<HopFailure>>,
+    started: Instant,
+    /// Since when there has been no answer after a failure.
+    troubled: Option<Instant>,
+    over: bool,
+}
+
+/// The hops of the moment, and those that have failed.
+type Views = (watch::Receiver<Vec<Hop>>, watch::Receiver<Vec<HopFailure>>);
+
+impl Driver {
+    pub(super) fn new(
+        swarm: Arc<Swarm>,
+        config: SessionConfig,
+        token_bytes: u32,
+        commands: mpsc::Receiver<Command>,
+        ready: oneshot::Sender<Result<(), SessionFailure>>,
+    ) -> (Self, watch::Receiver<Vec<Hop>>, watch::Receiver<Vec<HopFailure>>) {
+        let (tell, events) = mpsc::channel(EVENTS_WAITING_MAX);
+        let (hops, failures) = (watch::Sender::new(Vec::new()), watch::Sender::new(Vec::new()));
+        let views: Views = (hops.subscribe(), failures.subscribe());
+        let driver = Self {
+            swarm,
+            model: config.model,
+            tokens_max: config.tokens_max,
+            token_bytes,
+            session: Session::open(config, Time::START),
+            links: BTreeMap::new(),
+            closing: JoinSet::new(),
+            tell,
+            events,
+            commands,
+            ready: Some(ready),
+            answer: None,
+            hops,
+            failures,
+            started: Instant::now(),
+            troubled: None,
+            over: false,
+        };
+        (driver, views.0, views.1)
+    }
+
+    /// Drives the session until it is over, or its caller is gone.
+    pub(super) async fn run(mut self) {
+        self.drain();
+        while !self.over {
+            let deadline = self.session.poll_timeout().map(Time::elapsed);
+            // A step waits for the answer of the one before it, also where nobody waits for that.
+            let idle = self.answer.is_none();
+            tokio::select! {
+                biased;
+                event = self.events.recv() => {
+                    self.happen(event.expect("the driver itself holds a sender"));
+                }
+                command = self.commands.recv(), if idle => match command {
+                    Some(Command::Step { position, hidden, answer }) => {
+                        self.answer = Some(answer);
+                        self.tell(Input::Step { position, hidden });
+                    }
+                    Some(Command::Close { done }) => {
+                        self.close().await;
+                        // The caller may not wait for it.
+                        let _gone = done.send(());
+                        return;
+                    }
+                    None => {
+                        self.close().await;
+                        return;
+                    }
+                },
+                () = sleep_until(self.started, deadline) => {
+                    self.session.handle_timeout(self.now());
+                }
+            }
+            self.drain();
+            self.report_hops();
+            while self.closing.try_join_next().is_some() {}
+        }
+        while self.closing.join_next().await.is_some() {}
+    }
+
+    fn now(&self) -> Time {
+        Time::after_start(self.started.elapsed())
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Message { hop, message } => self.tell(Input::Received { hop, message }),
+            Event::Lost { hop, detail } => {
+                self.links.remove(&hop);
+                self.tell(Input::LinkLost { hop, detail });
+            }
+            Event::Routed(Ok(hops)) => self.tell(Input::Routed { hops }),
+            Event::Routed(Err(no_route)) => self.tell(Input::NoRoute(no_route)),
+        }
+    }
+
+    fn tell(&mut self, input: Input) {
+        if let Err(violation) = self.session.handle(input, self.now()) {
+            tracing::warn!(%violation, "a server broke the protocol");
+        }
+    }
+
+    fn drain(&mut self) {
+        while let Some(output) = self.session.poll() {
+            match output {
+                Output::Route(wanted) => self.search(wanted),
+                Output::Connect { hop, peer, addresses } => {
+                    let (swarm, tell) = (Arc::clone(&self.swarm), self.tell.clone());
+                    self.links.insert(hop, links::open(swarm, hop, peer, addresses, tell));
+                }
+                Output::Send { hop, message } => self.send(hop, message),
+                Output::Disconnect { hop } => {
+                    if let Some(link) = self.links.remove(&hop) {
+                        let writer = link.close();
+                        self.closing.spawn(async move {
+                            // A server that reads no more must not be waited for.
+                            let _late = tokio::time::timeout(FAREWELL, writer).await;
+                        });
+                    }
+                }
+                Output::Ready => {
+                    self.report_hops();
+                    if let Some(ready) = self.ready.take() {
+                        // Its caller may be gone; then the commands end too.
+                        let _gone = ready.send(Ok(()));
+                    }
+                }
+                Output::Stepped { hidden, trace, total } => {
+                    self.troubled = None;
+                    self.swarm.praise(trace.iter().map(|hop| hop.peer));
+                    if let Some(answer) = self.answer.take() {
+                        let _gone = answer.send(Ok(Stepped { hidden, trace, total }));
+                    }
+                }
+                Output::Blame(failure) => self.blame(failure),
+                Output::Failed(failure) => self.fail(failure),
+            }
+        }
+    }
+
+    fn search(&self, wanted: RouteWanted) {
+        let (swarm, tell) = (Arc::clone(&self.swarm), self.tell.clone());
+        let search = Search {
+            model: self.model,
+            tokens_max: self.tokens_max,
+            token_bytes: self.token_bytes,
+            // Who has not begun yet learns at once what is missing; who has begun waits.
+            since: self.ready.is_none().then(|| self.troubled.unwrap_or_else(Instant::now)),
+            wanted,
+        };
+        tokio::spawn(async move {
+            let routed = swarm.search(search).await;
+            let _over = tell.send(Event::Routed(routed)).await;
+        });
+    }
+
+    fn send(&mut self, hop: HopId, message: ClientMessage) {
+        let Some(link) = self.links.get(&hop) else {
+            return;
+        };
+        if link.frames.try_send(message.encode()).is_err() {
+            self.links.remove(&hop);
+            let detail = "it leaves what is sent to it unread".to_owned();
+            self.tell(Input::LinkLost { hop, detail });
+        }
+    }
+
+    fn blame(&mut self, failure: HopFailure) {
+        self.troubled.get_or_insert_with(Instant::now);
+        tracing::warn!(%failure, "another server takes the place of one that failed");
+        self.swarm.blame(&failure);
+        self.failures.send_modify(|failures| failures.push(failure));
+    }
+
+    fn fail(&mut self, failure: SessionFailure) {
+        self.over = true;
+        if let Some(ready) = self.ready.take() {
+            let _gone = ready.send(Err(failure.clone()));
+        }
+        if let Some(answer) = self.answer.take() {
+            let _gone = answer.send(Err(failure));
+        }
+    }
+
+    fn report_hops(&self) {
+        let hops = self.session.hops();
+        self.hops.send_if_modified(|known| {
+            let changed = *known != hops;
+            *known = hops;
+            changed
+        });
+    }
+
+    async fn close(&mut self) {
+        self.tell(Input::Close);
+        self.drain();
+        while self.closing.join_next().await.is_some() {}
+    }
+}
+
+async fn sleep_until(started: Instant, deadline: Option<Duration>) {
+    match deadline {
+        Some(after) => {
+            tokio::time::sleep_until(tokio::time::Instant::from_std(started + after)).await;
+        }
+        None => std::future::pending().await,
+    }
+}

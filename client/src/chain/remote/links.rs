@@ -1,0 +1,106 @@
+//! The tasks that open, read and write the links to hops.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinHandle};
+use umbel_coordinator::session::HopId;
+use umbel_net::{LinkProtocol, LinkReceiver, LinkSender};
+use umbel_protocol::PeerId;
+use umbel_protocol::frame::Frame;
+use umbel_protocol::inference::ServerMessage;
+
+use super::driver::Event;
+use crate::swarm::Swarm;
+
+/// Frames that wait for one link: the replay of a context of 32,768 tokens in chunks of 512, and
+/// the messages around it.
+const FRAMES_WAITING_MAX: usize = 128;
+
+/// A link to a hop, open or about to be.
+pub(super) struct HopLink {
+    pub(super) frames: mpsc::Sender<Frame>,
+    writer: JoinHandle<()>,
+    reader: AbortHandle,
+}
+
+impl HopLink {
+    /// Lets what waits be sent; the task ends when it is. What comes back interests nobody.
+    pub(super) fn close(self) -> JoinHandle<()> {
+        self.reader.abort();
+        self.writer
+    }
+}
+
+/// Opens a link; what is sent to it before it stands waits.
+pub(super) fn open(
+    swarm: Arc<Swarm>,
+    hop: HopId,
+    peer: PeerId,
+    addresses: Vec<String>,
+    tell: mpsc::Sender<Event>,
+) -> HopLink {
+    let (frames, waiting) = mpsc::channel(FRAMES_WAITING_MAX);
+    let (opened, receiver) = tokio::sync::oneshot::channel();
+    let lost = tell.clone();
+    let writer = tokio::spawn(async move {
+        let sent = async {
+            let link = swarm
+                .open_link(peer, &addresses, LinkProtocol::Session)
+                .await
+                .map_err(|error| chain(&error))?;
+            let (sender, receiver) = link.split();
+            // Nobody reads a link that was given up while it was dialled.
+            let _given_up = opened.send(receiver);
+            write(sender, waiting).await
+        };
+        if let Err(detail) = sent.await {
+            let _over = lost.send(Event::Lost { hop, detail }).await;
+        }
+    });
+    let reader = tokio::spawn(async move {
+        if let Ok(receiver) = receiver.await {
+            let detail = read(hop, receiver, &tell).await;
+            let _over = tell.send(Event::Lost { hop, detail }).await;
+        }
+    });
+    HopLink { frames, writer, reader: reader.abort_handle() }
+}
+
+async fn write(mut sender: LinkSender, mut frames: mpsc::Receiver<Frame>) -> Result<(), String> {
+    while let Some(frame) = frames.recv().await {
+        sender.send(frame).await.map_err(|error| chain(&error))?;
+    }
+    sender.close().await;
+    Ok(())
+}
+
+/// Hands on what a hop says, and returns why it says no more.
+async fn read(hop: HopId, mut receiver: LinkReceiver, tell: &mpsc::Sender<Event>) -> String {
+    loop {
+        let message = match receiver.receive().await {
+            Ok(Some(frame)) => ServerMessage::decode(frame).map_err(|error| chain(&error)),
+            Ok(None) => Err("the link closed".to_owned()),
+            Err(error) => Err(chain(&error)),
+        };
+        match message {
+            Ok(message) => {
+                if tell.send(Event::Message { hop, message }).await.is_err() {
+                    return "the session is over".to_owned();
+                }
+            }
+            Err(detail) => return detail,
+        }
+    }
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

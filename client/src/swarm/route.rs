@@ -1,0 +1,161 @@
+//! Routes through a swarm, by what its servers say and by what was seen of them.
+
+use std::time::{Duration, Instant};
+
+use tokio::time::sleep;
+use umbel_coordinator::route::{Costs, NoRoute, Route, RouteRequest, plan_route};
+use umbel_coordinator::session::{FailureReason, HopFailure, RouteHop, RouteWanted};
+use umbel_protocol::{ModelId, PeerId, SessionId};
+
+use super::{Swarm, View, unix_time};
+
+/// How long a session that has begun waits for a server that can go on with it: one that is
+/// started again, or that takes up the blocks of one that has failed, needs half a minute.
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How often it looks again.
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// How often the others are asked for news meanwhile.
+const REFRESH: Duration = Duration::from_secs(2);
+
+/// After how long servers that have failed the session, or serve it already, will do.
+const FORGIVEN: Duration = Duration::from_secs(2);
+
+/// How long two servers are kept apart after one could not reach the other.
+const UNREACHABLE: Duration = Duration::from_secs(60);
+
+/// Most pairs that are remembered, so that a hostile server cannot fill the memory with them.
+const UNREACHABLE_MAX: usize = 1_024;
+
+/// What is looked for.
+pub(crate) struct Search {
+    pub(crate) model: ModelId,
+    pub(crate) tokens_max: u32,
+    pub(crate) token_bytes: u32,
+    pub(crate) wanted: RouteWanted,
+    /// Since when the session has been waiting for a server; `None` where it does not wait.
+    pub(crate) since: Option<Instant>,
+}
+
+impl Swarm {
+    /// Finds hops: from what is known if that is enough, else after asking, and in the end after
+    /// waiting.
+    pub(crate) async fn search(&self, search: Search) -> Result<Vec<RouteHop>, NoRoute> {
+        let mut refreshed: Option<Instant> = None;
+        loop {
+            let waited = search.since.map(|since| since.elapsed());
+            // In the end those that have failed before are not tried any more.
+            let forgiving =
+                waited.is_some_and(|waited| waited >= FORGIVEN && waited < self.patience);
+            let no_route = match self.plan(&search, forgiving) {
+                Ok(hops) => return Ok(hops),
+                Err(no_route) => no_route,
+            };
+            let go_on = match waited {
+                Some(waited) => waited < self.patience,
+                None => refreshed.is_none(),
+            };
+            if !search.wanted.needed || !go_on {
+                return Err(no_route);
+            }
+            if refreshed.is_none_or(|at| at.elapsed() >= REFRESH) {
+                // Who does not answer must not keep the others' news from being used.
+                let asked = tokio::time::timeout(REFRESH, self.refresh(search.model));
+                let _in_part = asked.await;
+                refreshed = Some(Instant::now());
+            } else {
+                sleep(AGAIN).await;
+            }
+        }
+    }
+
+    /// Asks those who are there who serves a model.
+    pub(crate) async fn refresh(&self, model: ModelId) {
+        self.announcements(Some(model)).await;
+    }
+
+    /// Whether no server of a model is known.
+    pub(crate) fn knows_nobody(&self, model: ModelId) -> bool {
+        self.known(Some(model)).is_empty()
+    }
+
+    /// Takes note of a hop that has failed.
+    pub(crate) fn blame(&self, failure: &HopFailure) {
+        let now = self.now();
+        let mut view = self.view();
+        let View { health, random, unreachable, .. } = &mut *view;
+        match &failure.reason {
+            // It may well be the one that complains; only their being together is to be avoided.
+            FailureReason::Unreachable { from, .. } => {
+                unreachable.retain(|_, since| now.since(*since) < UNREACHABLE);
+                if unreachable.len() < UNREACHABLE_MAX {
+                    unreachable.insert((*from, failure.hop.peer), now);
+                }
+            }
+            FailureReason::LinkLost { .. }
+            | FailureReason::Refused { .. }
+            | FailureReason::NotOpened { .. }
+            | FailureReason::Silent { .. }
+            | FailureReason::Slow { .. }
+            | FailureReason::Leaving
+            | FailureReason::Violation(_) => health.failed(failure.hop.peer, now, random),
+        }
+    }
+
+    /// Takes note of servers that have done what was asked of them.
+    pub(crate) fn praise(&self, peers: impl Iterator<Item = PeerId>) {
+        let now = self.now();
+        let mut view = self.view();
+        peers.for_each(|peer| view.health.succeeded(peer, now));
+    }
+
+    fn plan(&self, search: &Search, forgiving: bool) -> Result<Vec<RouteHop>, NoRoute> {
+        let Search { wanted, .. } = search;
+        let (now, unix_now) = (self.now(), unix_time());
+        let mut view = self.view();
+        let View { directory, health, unreachable, random } = &mut *view;
+        directory.expire(unix_now);
+        unreachable.retain(|_, since| now.since(*since) < UNREACHABLE);
+        let candidates: Vec<_> =
+            directory.candidates(health, search.model, now, unix_now).cloned().collect();
+        let round_trips = candidates
+            .iter()
+            .filter_map(|server| Some((server.peer, self.network.round_trip(server.peer)?)))
+            .collect();
+        let request = RouteRequest {
+            blocks: wanted.blocks,
+            tokens_max: search.tokens_max,
+            before: wanted.before,
+            after: wanted.after,
+            excluded: if forgiving { Default::default() } else { wanted.avoided.clone() },
+            token_bytes: search.token_bytes,
+            costs: Costs {
+                round_trips,
+                unreachable: unreachable.keys().copied().collect(),
+                ..Costs::default()
+            },
+        };
+        let route: Route = plan_route(&request, &candidates, random)?;
+        tracing::debug!(%route, "planned");
+        let hops = route.hops().iter().map(|&hop| {
+            health.begin_trial(hop.peer, now);
+            let server = candidates.iter().find(|server| server.peer == hop.peer);
+            RouteHop {
+                hop,
+                addresses: server.map(|server| server.addresses.clone()).unwrap_or_default(),
+                session: random_session(),
+                round_trip: self.network.round_trip(hop.peer),
+            }
+        });
+        Ok(hops.collect())
+    }
+}
+
+/// The name of a session is also the secret that allows a push into it, so it comes from the
+/// system.
+fn random_session() -> SessionId {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).expect("the system has randomness");
+    SessionId::new(u128::from_le_bytes(bytes))
+}

@@ -1,0 +1,54 @@
+//! Where a server that joins should go.
+
+use umbel_protocol::Span;
+
+use super::balance::{Balance, count};
+use super::{Own, View};
+use crate::random::Random;
+use crate::swarm::flow::Supply;
+
+/// How long a server is expected to serve the span that it takes, in seconds: four hours, an
+/// evening of a volunteer. A download counts as time in which the server gives nothing, so its
+/// cost is its own share of the throughput times the download's part of this.
+pub(super) const STAY_SECONDS: f64 = 4.0 * 3600.0;
+
+/// Values that differ by less than this part are equal, and chance decides.
+const EQUAL: f64 = 1e-9;
+
+/// The span that a server which joins should serve.
+///
+/// The order is: fewest blocks without a server, in the fewest stretches; then the most for the
+/// weakest blocks, less what the download costs; then chance. `None` where the model has no blocks
+/// or the server has room for none.
+#[must_use]
+pub fn choose_span(view: &View, own: &Own<'_>, random: &mut Random) -> Option<Span> {
+    let mut supply = Supply::new(view.block_count);
+    for (span, rate) in view.will_serve() {
+        supply.add(span, rate);
+    }
+    let share = own.rate / count(supply.block_count());
+    let mut best: Option<(Span, Balance)> = None;
+    let mut equals = 1;
+    for span in own.spans(view.block_count) {
+        supply.add(span, own.rate);
+        let mut balance = Balance::of(&supply);
+        supply.remove(span, own.rate);
+        balance.mean -= share * own.download_seconds(span, None) / STAY_SECONDS;
+        let order = best.map_or(std::cmp::Ordering::Greater, |(_, best)| compare(balance, best));
+        equals = if order.is_eq() { equals + 1 } else { 1 };
+        if order.is_gt() || (order.is_eq() && random.below(equals) == 0) {
+            best = Some((span, balance));
+        }
+    }
+    best.map(|(span, _)| span)
+}
+
+/// Greater is better.
+fn compare(a: Balance, b: Balance) -> std::cmp::Ordering {
+    let by_mean = if (a.mean - b.mean).abs() <= EQUAL * a.mean.abs().max(b.mean.abs()) {
+        std::cmp::Ordering::Equal
+    } else {
+        a.mean.total_cmp(&b.mean)
+    };
+    b.unserved.cmp(&a.unserved).then(b.gaps.cmp(&a.gaps)).then(by_mean)
+}

@@ -1,0 +1,203 @@
+use super::super::ServedSpan;
+use super::*;
+
+fn span(start: u32, end: u32) -> Span {
+    Span::new(start, end).unwrap()
+}
+
+fn peer(name: u8) -> PeerId {
+    PeerId::from_public_key([name; 32])
+}
+
+fn server(name: u8, start: u32, end: u32, rate: f64) -> ServedSpan {
+    ServedSpan { peer: peer(name), span: Some(span(start, end)), moving_to: None, rate }
+}
+
+/// A mover, its clock, and what it said.
+struct Bench {
+    mover: Mover,
+    now: Time,
+}
+
+impl Bench {
+    /// Serves blocks 0..4 of 8 at rate 50.
+    fn new(name: u8, held_max: u32) -> Self {
+        let config = MoverConfig {
+            peer: peer(name),
+            span: span(0, 4),
+            block_limit: 4,
+            held_max,
+            look_interval: LOOK_INTERVAL,
+            seed: 1,
+        };
+        Self { mover: Mover::new(config, Time::START), now: Time::START }
+    }
+
+    /// Lets its timer run out; what it says.
+    fn wait(&mut self) -> Vec<Output> {
+        self.now = self.mover.poll_timeout().expect("a timer is armed");
+        self.mover.handle_timeout(self.now);
+        self.said()
+    }
+
+    fn hear(&mut self, input: Input) -> Vec<Output> {
+        self.mover.handle(input, self.now);
+        self.said()
+    }
+
+    fn see(&mut self, servers: &[ServedSpan]) -> Vec<Output> {
+        let view = View::new(8, servers.iter().copied());
+        let sight = Sight { view, rate: 50.0, missing_bytes: Vec::new(), bytes_per_second: 0.0 };
+        self.hear(Input::Seen(sight))
+    }
+
+    fn said(&mut self) -> Vec<Output> {
+        std::iter::from_fn(|| self.mover.poll()).collect()
+    }
+
+    /// Looks at a swarm in which blocks 4..8 are weak, and announces that it goes there.
+    fn intend(&mut self, servers: &[ServedSpan]) -> Span {
+        assert_eq!(self.wait(), [Output::Look]);
+        let said = self.see(servers);
+        let [Output::Announce { moving_to: Some(to) }] = said[..] else {
+            panic!("no intention: {said:?}");
+        };
+        to
+    }
+}
+
+fn weak_end() -> [ServedSpan; 2] {
+    [server(1, 0, 4, 100.0), server(2, 4, 8, 10.0)]
+}
+
+#[test]
+fn a_server_makes_the_new_before_it_breaks_the_old() {
+    let mut bench = Bench::new(9, 8);
+    let to = bench.intend(&weak_end());
+    assert!(!bench.mover.is_resting());
+    assert_eq!(bench.wait(), [Output::Look]);
+    assert_eq!(bench.see(&weak_end()), [Output::Load(to)]);
+    assert_eq!(bench.hear(Input::Loaded), []);
+    assert_eq!(bench.wait(), [Output::Look]);
+    assert_eq!(bench.see(&weak_end()), [Output::Serve(to)]);
+    assert_eq!(bench.hear(Input::Drained), [Output::DropOld(span(0, 4))]);
+    assert!(bench.mover.is_resting() && bench.mover.span() == to);
+}
+
+#[test]
+fn old_sessions_do_not_hold_a_server_for_ever() {
+    let mut bench = Bench::new(9, 8);
+    let to = bench.intend(&weak_end());
+    bench.wait();
+    bench.see(&weak_end());
+    bench.hear(Input::Loaded);
+    bench.wait();
+    assert_eq!(bench.see(&weak_end()), [Output::Serve(to)]);
+    assert_eq!(bench.wait(), [Output::DropOld(span(0, 4))]);
+}
+
+#[test]
+fn a_server_without_room_for_both_drains_first() {
+    let mut bench = Bench::new(9, 4);
+    let to = bench.intend(&weak_end());
+    bench.wait();
+    assert_eq!(bench.see(&weak_end()), [Output::Drain]);
+    let dropped = Output::DropOld(span(0, 4));
+    assert_eq!(bench.hear(Input::Drained), [dropped, Output::Load(to)]);
+    assert_eq!(bench.hear(Input::Loaded), [Output::Serve(to)]);
+}
+
+#[test]
+fn a_server_that_serves_nothing_any_more_goes_back_when_the_load_fails() {
+    let mut bench = Bench::new(9, 4);
+    bench.intend(&weak_end());
+    bench.wait();
+    bench.see(&weak_end());
+    bench.hear(Input::Drained);
+    assert_eq!(bench.hear(Input::LoadFailed), []);
+    assert_eq!(bench.wait(), [Output::Load(span(0, 4))]);
+    assert_eq!(bench.hear(Input::Loaded), [Output::Serve(span(0, 4))]);
+}
+
+#[test]
+fn of_two_that_intend_the_same_exactly_one_goes_on() {
+    let (mut first, mut second) = (Bench::new(3, 8), Bench::new(4, 8));
+    let others = [server(1, 0, 4, 100.0), server(2, 4, 8, 100.0)];
+    let see = |name: u8, moving_to: Option<Span>| {
+        let other = ServedSpan { moving_to, ..server(name, 0, 4, 50.0) };
+        [others[0], others[1], other]
+    };
+    let (a, b) = (first.intend(&see(4, None)), second.intend(&see(3, None)));
+    first.wait();
+    second.wait();
+    let went = first.see(&see(4, Some(b)));
+    let stayed = second.see(&see(3, Some(a)));
+    assert_eq!(went, [Output::Load(a)]);
+    assert_eq!(stayed, [Output::Announce { moving_to: None }]);
+}
+
+#[test]
+fn a_loaded_span_waits_while_the_old_one_is_needed_and_is_given_up_in_the_end() {
+    let mut bench = Bench::new(9, 8);
+    let to = bench.intend(&weak_end());
+    bench.wait();
+    bench.see(&weak_end());
+    bench.hear(Input::Loaded);
+    // The other server of blocks 0..4 has gone.
+    let alone = [server(2, 4, 8, 10.0)];
+    let said = loop {
+        assert_eq!(bench.wait(), [Output::Look]);
+        let said = bench.see(&alone);
+        if !said.is_empty() {
+            break said;
+        }
+    };
+    assert_eq!(said, [Output::Announce { moving_to: None }, Output::DropOld(to)]);
+    assert!(bench.now.elapsed() < LOOK_INTERVAL + SETTLE + READY_MAX * 3);
+}
+
+#[test]
+fn failed_loads_are_tried_less_and_less_often() {
+    let mut bench = Bench::new(9, 8);
+    let mut waits = Vec::new();
+    for _ in 0..6 {
+        bench.intend(&weak_end());
+        bench.wait();
+        bench.see(&weak_end());
+        assert_eq!(bench.hear(Input::LoadFailed), [Output::Announce { moving_to: None }]);
+        waits.push(bench.mover.poll_timeout().unwrap().since(bench.now));
+    }
+    assert!(waits[5] > waits[0] * 4, "{waits:?}");
+}
+
+#[test]
+fn a_server_that_moved_stays_for_a_while() {
+    let mut bench = Bench::new(9, 8);
+    bench.intend(&weak_end());
+    bench.wait();
+    bench.see(&weak_end());
+    bench.hear(Input::Loaded);
+    bench.wait();
+    bench.see(&weak_end());
+    bench.hear(Input::Drained);
+    let moved = bench.now;
+    // Now the start is weak.
+    let weak_start = [server(1, 0, 4, 10.0), server(2, 4, 8, 100.0)];
+    loop {
+        assert_eq!(bench.wait(), [Output::Look]);
+        if !bench.see(&weak_start).is_empty() {
+            break;
+        }
+    }
+    assert!(bench.now.since(moved) >= MOVE_INTERVAL_MIN);
+}
+
+#[test]
+fn what_comes_unasked_is_ignored() {
+    let mut bench = Bench::new(9, 8);
+    assert_eq!(bench.see(&weak_end()), []);
+    assert_eq!(bench.hear(Input::Loaded), []);
+    assert_eq!(bench.hear(Input::Drained), []);
+    assert_eq!(bench.hear(Input::LoadFailed), []);
+    assert!(bench.mover.is_resting());
+}

@@ -1,0 +1,108 @@
+//! Whether a server that serves should go elsewhere.
+
+use umbel_protocol::Span;
+
+use super::ahead::Future;
+use super::balance::{Balance, count, throughput_bound};
+use super::choose::STAY_SECONDS;
+use super::{Own, View};
+
+/// A swarm that carries this part of what any placement of its servers could is left alone: what
+/// is missing is less than the error of measured rates.
+const ENOUGH: f64 = 0.98;
+
+/// The least that a move must bring, as a part of what the server alone adds to a swarm where it
+/// fits perfectly. Rates are measured within some 5%, so a smaller gain may be none.
+const GAIN_MIN: f64 = 0.1;
+
+/// A move that the server thinks worth its cost.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Move {
+    /// The span to serve.
+    pub to: Span,
+    /// Blocks that have no server now and have one afterwards.
+    pub newly_served: usize,
+    /// By how much the balance of the swarm rises, in tokens a second, less the cost of the
+    /// download; where others must follow, by how much its throughput rises when they have.
+    pub gain: f64,
+    /// How many servers must move, this one included and first, for the gain.
+    pub steps: usize,
+}
+
+/// The best move of a server that serves `current`, if one is worth it.
+///
+/// `view` is of the others. Intentions count as if they were carried out, except that a block is
+/// left only where another server keeps it.
+#[must_use]
+pub fn consider_move(view: &View, own: &Own<'_>, current: Span) -> Option<Move> {
+    let mut future = Future::new(view, own.rate, current);
+    let now = Balance::of(&future.supply);
+    if now.unserved == 0 && future.supply.throughput() >= ENOUGH * bound(view, own) {
+        return None;
+    }
+    let mut best: Option<Move> = None;
+    for to in own.spans(view.block_count()).filter(|to| *to != current) {
+        let Some(found) = single(&mut future, view, own, now, to) else {
+            continue;
+        };
+        if best.is_none_or(|best| (found.newly_served, found.gain) > (best.newly_served, best.gain))
+        {
+            best = Some(found);
+        }
+    }
+    best.or_else(|| future.plan(view, own))
+}
+
+/// The move of a server to `to`, judged by itself, if it is worth its cost.
+pub(super) fn judge(view: &View, own: &Own<'_>, current: Span, to: Span) -> Option<Move> {
+    let mut future = Future::new(view, own.rate, current);
+    let now = Balance::of(&future.supply);
+    single(&mut future, view, own, now, to)
+}
+
+fn single(future: &mut Future, view: &View, own: &Own<'_>, now: Balance, to: Span) -> Option<Move> {
+    let current = future.own();
+    if !view.keeps_what_is_left(current, Some(to)) {
+        return None;
+    }
+    let after = future.after(to, Balance::of);
+    let gain = after.mean - now.mean - cost(own, view, current, to);
+    let newly_served = now.unserved.checked_sub(after.unserved)?;
+    // While blocks have no server nothing is carried, and only filling them is worth a download.
+    let pays = if now.unserved > 0 { newly_served > 0 } else { gain > 0.0 };
+    pays.then_some(Move { to, newly_served, gain, steps: 1 })
+}
+
+/// What a move must bring, in tokens a second.
+pub(super) fn cost(own: &Own<'_>, view: &View, current: Span, to: Span) -> f64 {
+    let share = own.rate / f64::from(view.block_count());
+    share * GAIN_MIN.max(own.download_seconds(to, Some(current)) / STAY_SECONDS)
+}
+
+/// The most that any placement of these servers could carry.
+fn bound(view: &View, own: &Own<'_>) -> f64 {
+    let others = view.will_serve().map(|(span, rate)| (span.block_count(), rate));
+    let own = (own.block_limit.min(view.block_count()), own.rate);
+    throughput_bound(view.block_count(), others.chain([own]))
+}
+
+/// How much the swarm gains where another server carries out its intention, with us at `current`:
+/// the same number as that server would find. It decides who of two gives way.
+pub(super) fn gain_of_other(view: &View, rate: f64, current: Span, other: usize) -> (usize, f64) {
+    let server = view.servers()[other];
+    let (Some(from), Some(to)) = (server.span, server.moving_to) else {
+        return (0, 0.0);
+    };
+    let mut future = Future::new(view, rate, current);
+    future.supply.remove(to, server.rate);
+    let after = {
+        future.supply.add(to, server.rate);
+        let after = Balance::of(&future.supply);
+        future.supply.remove(to, server.rate);
+        after
+    };
+    future.supply.add(from, server.rate);
+    let now = Balance::of(&future.supply);
+    let share = server.rate / count(future.supply.block_count());
+    (now.unserved.saturating_sub(after.unserved), after.mean - now.mean - share * GAIN_MIN)
+}

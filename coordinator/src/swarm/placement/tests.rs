@@ -1,0 +1,131 @@
+use proptest::prelude::*;
+
+use super::balance::throughput_bound;
+use super::*;
+use crate::swarm::flow::Supply;
+
+fn span(start: u32, end: u32) -> Span {
+    Span::new(start, end).unwrap()
+}
+
+fn server(name: u8, start: u32, end: u32, rate: f64) -> ServedSpan {
+    let peer = PeerId::from_public_key([name; 32]);
+    ServedSpan { peer, span: Some(span(start, end)), moving_to: None, rate }
+}
+
+fn own(block_limit: u32, rate: f64) -> Own<'static> {
+    Own { rate, block_limit, missing_bytes: &[], bytes_per_second: 0.0 }
+}
+
+fn throughput(view: &View, own: Option<(Span, f64)>) -> f64 {
+    let mut supply = Supply::new(view.block_count());
+    for (span, rate) in view.will_serve().chain(own) {
+        supply.add(span, rate);
+    }
+    supply.throughput()
+}
+
+#[test]
+fn a_newcomer_fills_the_gap() {
+    let view = View::new(8, [server(1, 0, 3, 90.0), server(2, 5, 8, 10.0)]);
+    let chosen = choose_span(&view, &own(2, 10.0), &mut Random::new(1));
+    assert_eq!(chosen, Some(span(3, 5)));
+}
+
+#[test]
+fn a_newcomer_that_cannot_fill_the_gap_begins_at_an_end_of_it() {
+    let view = View::new(8, [server(1, 0, 2, 90.0)]);
+    for seed in 0..20 {
+        let chosen = choose_span(&view, &own(3, 10.0), &mut Random::new(seed)).unwrap();
+        assert!(chosen == span(2, 5) || chosen == span(5, 8), "{chosen}");
+    }
+}
+
+#[test]
+fn a_newcomer_takes_what_is_on_disk_among_equals() {
+    let view = View::new(8, []);
+    let missing = [1 << 30, 1 << 30, 1 << 30, 1 << 30, 1 << 30, 0, 0, 0];
+    let own = Own { missing_bytes: &missing, bytes_per_second: 1e7, ..own(3, 10.0) };
+    assert_eq!(choose_span(&view, &own, &mut Random::new(1)), Some(span(5, 8)));
+}
+
+#[test]
+fn room_for_no_block_is_no_span() {
+    let random = &mut Random::new(1);
+    assert_eq!(choose_span(&View::new(8, []), &own(0, 1.0), random), None);
+    assert_eq!(choose_span(&View::new(0, []), &own(3, 1.0), random), None);
+    assert_eq!(choose_span(&View::new(2, []), &own(3, 1.0), random), Some(span(0, 2)));
+}
+
+#[test]
+fn a_server_leaves_where_it_is_not_needed() {
+    let others = [server(1, 0, 4, 100.0), server(2, 4, 8, 20.0)];
+    let found = consider_move(&View::new(8, others), &own(4, 50.0), span(0, 4)).unwrap();
+    assert!(found.to.covers(span(4, 7)) && found.steps == 1, "{found:?}");
+}
+
+#[test]
+fn a_server_stays_where_nobody_else_is() {
+    let others = [server(1, 4, 8, 1.0)];
+    assert_eq!(consider_move(&View::new(8, others), &own(4, 500.0), span(0, 4)), None);
+}
+
+#[test]
+fn a_block_whose_other_server_is_leaving_is_not_left() {
+    let leaving = ServedSpan { moving_to: Some(span(4, 8)), ..server(1, 0, 4, 100.0) };
+    let view = View::new(8, [leaving, server(2, 4, 8, 1.0)]);
+    assert_eq!(consider_move(&view, &own(4, 50.0), span(0, 4)), None);
+}
+
+#[test]
+fn a_download_that_costs_more_than_the_gain_is_not_made() {
+    let others = [server(1, 0, 4, 100.0), server(2, 4, 8, 20.0)];
+    let missing = [1 << 30; 8];
+    let own = Own { missing_bytes: &missing, bytes_per_second: 1e4, ..own(4, 50.0) };
+    assert_eq!(consider_move(&View::new(8, others), &own, span(0, 4)), None);
+}
+
+#[test]
+fn a_hole_is_filled_by_moving_up_one_after_the_other() {
+    // Block 6 has no server; the server next to it is needed at block 3, but ours can move there.
+    let view = View::new(7, [server(1, 0, 2, 9.0), server(2, 3, 6, 9.0)]);
+    let found = consider_move(&view, &own(3, 9.0), span(0, 3));
+    assert_eq!(found.map(|found| (found.to, found.steps)), Some((span(1, 4), 2)));
+}
+
+proptest! {
+    #[test]
+    fn no_placement_is_above_the_bound(
+        servers in prop::collection::vec((0u32..8, 1u32..9, 1u32..30), 1..7),
+    ) {
+        let spans: Vec<_> = servers
+            .iter()
+            .map(|(start, length, rate)| (span(*start, (start + length).min(8)), f64::from(*rate)))
+            .collect();
+        let mut supply = Supply::new(8);
+        for (span, rate) in &spans {
+            supply.add(*span, *rate);
+        }
+        let held = spans.iter().map(|(span, rate)| (span.block_count(), *rate));
+        prop_assert!(supply.throughput() <= throughput_bound(8, held) * (1.0 + 1e-9));
+    }
+
+    #[test]
+    fn a_move_alone_never_lowers_the_throughput_by_much_or_leaves_a_block(
+        servers in prop::collection::vec((0u32..12, 1u32..7, 1u32..30), 1..9),
+        start in 0u32..12,
+        limit in 1u32..7,
+    ) {
+        let servers = (1u8..).zip(&servers).map(|(name, (start, length, rate))| {
+            server(name, *start, (start + length).min(12), f64::from(*rate))
+        });
+        let view = View::new(12, servers);
+        let current = span(start, (start + limit).min(12));
+        if let Some(found) = consider_move(&view, &own(limit, 10.0), current) {
+            prop_assert!(view.keeps_what_is_left(current, Some(found.to)));
+            let before = throughput(&view, Some((current, 10.0)));
+            let after = throughput(&view, Some((found.to, 10.0)));
+            prop_assert!(after >= before * 0.69, "{before} {after}");
+        }
+    }
+}

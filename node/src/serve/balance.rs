@@ -1,0 +1,204 @@
+//! The body of [`umbel_coordinator::swarm::placement::Mover`]: moving to other blocks while serving.
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use umbel_coordinator::Time;
+use umbel_coordinator::server::ShardId;
+use umbel_coordinator::swarm::placement::{
+    Input, Mover, MoverConfig, Output, ServedSpan, Sight, View,
+};
+use umbel_protocol::{PeerId, Span};
+use umbel_shard::Model;
+
+use super::loading::{Loaded, Loader};
+use crate::announce::{Announcer, Offer};
+use crate::args::ServeArguments;
+use crate::driver::Handle;
+
+/// Looks for blocks that need this server more, and moves to them.
+pub(super) struct Balancer {
+    /// `None` where the server stays with its blocks.
+    mover: Option<Mover>,
+    block_bytes: Vec<u64>,
+    kv_tokens: usize,
+    loader: Loader,
+    handle: Handle,
+    drained: mpsc::UnboundedReceiver<ShardId>,
+    current: ShardId,
+    loading: Option<JoinHandle<anyhow::Result<Loaded>>>,
+    loaded: Option<Loaded>,
+    started: Instant,
+}
+
+impl Balancer {
+    pub(super) fn new(
+        peer: PeerId,
+        arguments: &ServeArguments,
+        model: &Model,
+        span: Span,
+        kv_tokens: usize,
+        loader: Loader,
+        handle: Handle,
+        drained: mpsc::UnboundedReceiver<ShardId>,
+    ) -> Self {
+        let pinned = arguments.no_rebalance || arguments.blocks.is_some();
+        let block_count = model.config().block_count;
+        let mover = (!pinned && span.block_count() < block_count).then(|| {
+            let config = MoverConfig {
+                peer,
+                span,
+                block_limit: span.block_count(),
+                // Weights are mapped, so the old blocks need no memory that the system cannot take
+                // back; the KV cache of both is allocated as sessions use it.
+                held_max: 2 * span.block_count(),
+                look_interval: Duration::from_secs(arguments.rebalance_interval.into()),
+                seed: getrandom::u64().unwrap_or_default(),
+            };
+            Mover::new(config, Time::START)
+        });
+        let block_bytes = (0..block_count).map(|block| model.manifest().block_bytes(block));
+        Self {
+            mover,
+            block_bytes: block_bytes.collect(),
+            kv_tokens,
+            loader,
+            handle,
+            drained,
+            current: ShardId::default(),
+            loading: None,
+            loaded: None,
+            started: Instant::now(),
+        }
+    }
+
+    pub(super) fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Moves as the swarm needs it, until the future is dropped.
+    pub(super) async fn run(&mut self, announcer: &Announcer, offer: &watch::Sender<Offer>) {
+        if self.mover.is_none() {
+            return std::future::pending().await;
+        }
+        loop {
+            while let Some(output) = self.mover.as_mut().and_then(Mover::poll) {
+                self.act(output, announcer, offer).await;
+            }
+            let deadline = self.mover.as_ref().and_then(Mover::poll_timeout).map(Time::elapsed);
+            let started = self.started;
+            let input = tokio::select! {
+                result = finished(&mut self.loading) => {
+                    self.loading = None;
+                    match result {
+                        Ok(loaded) => {
+                            self.loaded = Some(loaded);
+                            Some(Input::Loaded)
+                        }
+                        Err(error) => {
+                            tracing::warn!(error = format!("{error:#}"), "blocks were not loaded");
+                            Some(Input::LoadFailed)
+                        }
+                    }
+                }
+                Some(shard) = self.drained.recv() => {
+                    (shard < self.current).then_some(Input::Drained)
+                }
+                () = sleep_until(started, deadline) => None,
+            };
+            let now = self.now();
+            let Some(mover) = &mut self.mover else { return };
+            match input {
+                Some(input) => mover.handle(input, now),
+                None => mover.handle_timeout(now),
+            }
+        }
+    }
+
+    /// Waits until no session uses the blocks on which sessions were opened last.
+    pub(super) async fn drained(&mut self) {
+        while let Some(shard) = self.drained.recv().await {
+            if shard == self.current {
+                return;
+            }
+        }
+    }
+
+    async fn act(&mut self, output: Output, announcer: &Announcer, offer: &watch::Sender<Offer>) {
+        match output {
+            Output::Look => {
+                let sight = self.sight(announcer, &offer.borrow().clone());
+                let now = self.now();
+                if let Some(mover) = &mut self.mover {
+                    mover.handle(Input::Seen(sight), now);
+                }
+            }
+            Output::Announce { moving_to } => {
+                tracing::info!(to = ?moving_to.map(|span| span.to_string()), "intend to move");
+                offer.send_modify(|offer| offer.moving_to = moving_to);
+            }
+            Output::Load(span) => {
+                let (loader, kv_tokens) = (self.loader.clone(), self.kv_tokens);
+                let load = async move { loader.load(span, kv_tokens).await };
+                self.loading = Some(tokio::spawn(load));
+            }
+            Output::Serve(span) => self.serve(span, offer).await,
+            // The driver drops blocks as soon as no session uses them; those that were loaded and
+            // never served go here.
+            Output::DropOld(_) => self.loaded = None,
+            // It holds two spans at any time, so it never has to give one up first.
+            Output::Drain => tracing::warn!("there is room for both spans"),
+        }
+    }
+
+    async fn serve(&mut self, span: Span, offer: &watch::Sender<Offer>) {
+        let Some(Loaded { shard, throughput }) = self.loaded.take() else {
+            return;
+        };
+        self.current = ShardId(self.current.0 + 1);
+        let kv_tokens = u32::try_from(self.kv_tokens).unwrap_or(u32::MAX);
+        self.handle.serve(self.current, span, kv_tokens, shard).await;
+        tracing::info!(blocks = %span, "serving other blocks");
+        offer.send_modify(|offer| {
+            offer.span = span;
+            offer.moving_to = None;
+            offer.throughput = throughput;
+        });
+    }
+
+    fn sight(&self, announcer: &Announcer, offer: &Offer) -> Sight {
+        let servers = announcer.servers(offer.model);
+        let view = View::new(offer.block_count, servers.iter().filter_map(ServedSpan::of));
+        Sight {
+            view,
+            rate: f64::from(offer.throughput.decode_tokens_per_second).max(1.0),
+            // What is on disk is not told apart, so a move counts as if all of it were fetched.
+            missing_bytes: self.block_bytes.clone(),
+            bytes_per_second: 0.0,
+        }
+    }
+
+    fn now(&self) -> Time {
+        Time::after_start(self.started.elapsed())
+    }
+}
+
+/// The blocks that are being loaded, once they are.
+async fn finished(
+    loading: &mut Option<JoinHandle<anyhow::Result<Loaded>>>,
+) -> anyhow::Result<Loaded> {
+    match loading {
+        Some(task) => task.await?,
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep_until(started: Instant, deadline: Option<Duration>) {
+    match deadline {
+        Some(after) => {
+            tokio::time::sleep_until(tokio::time::Instant::from_std(started + after)).await;
+        }
+        None => std::future::pending().await,
+    }
+}

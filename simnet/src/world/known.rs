@@ -1,0 +1,52 @@
+//! Faults of the machines that this world has found and that are not mended yet. Each test fails as
+//! soon as its fault is mended; then it loses its `should_panic` and moves to the others.
+
+use std::time::Duration;
+
+use umbel_protocol::{PeerId, Span};
+
+use super::tests::at;
+use super::*;
+use crate::oracle::HIDDEN_SIZE;
+use crate::table::failures;
+use crate::workload::tokens;
+
+/// A ping goes behind a prompt that is still leaving: a hop is given up for silence while it has
+/// not even been asked. Every other hop is, in turn, until the session fails.
+#[test]
+#[should_panic(expected = "silent")]
+fn a_long_prompt_over_a_slow_link_reaches_its_hop() {
+    let link = LinkClass::new(Duration::from_millis(5), Duration::ZERO, 12.5e6);
+    let model = ModelId::from_bytes([9; 32]);
+    let settings = Settings { token_bytes: 28_672, ..Settings::new(model, 1, link) };
+    let mut world = World::new(Seed(0), settings);
+    for name in [1, 2] {
+        let config = ServerConfig {
+            peer: PeerId::from_public_key([name; 32]),
+            model,
+            span: Span::new(0, 1).unwrap(),
+            hidden_size: HIDDEN_SIZE,
+            context_tokens: 1_024,
+            kv_tokens_max: 4_096,
+            journal_bytes_max: 1 << 20,
+        };
+        world.serve(config, Speed::new(Duration::from_millis(1), Duration::ZERO), 0);
+    }
+    let prompt = tokens(512, &mut Seed(0).stream("prompt"));
+    let plan = Plan { tokens_max: 512, steps: [(0, prompt)].into(), standby: false };
+    world.join(at(0), plan, 0);
+    world.run();
+    let failures: Vec<_> = world.clients[0].failures.iter().map(ToString::to_string).collect();
+    assert!(failures.is_empty(), "{failures:?}");
+}
+
+/// The first hop's link closes, its spare takes the place, and the next step begins before the
+/// spare has agreed on its neighbours: the step is not mirrored, since the spare is none any more,
+/// and then not sent, since a mirror has had everything. The session waits for a server's lease.
+#[test]
+#[should_panic(expected = "waited")]
+fn a_step_that_begins_while_a_spare_takes_over_is_sent() {
+    let world = failures::generate(120, 2e-2, true, true, Seed(94));
+    let longest = world.clients[0].answers.iter().map(|answer| answer.took).max().unwrap();
+    assert!(longest < Duration::from_secs(60), "a step waited for {longest:?}");
+}

@@ -1,0 +1,64 @@
+//! Kills and freezes servers of a real swarm while it answers, and says how long each answer stood
+//! still: `cargo run --release -p umbel-tests --example kill_runs -- RUNS PROMPT_TOKENS [standby]`.
+
+#![allow(clippy::print_stdout, reason = "what it measures is what it is for")]
+
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use umbel_coordinator::random::Random;
+use umbel_tests::faults::{Fault, Replicated, Workload};
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let runs: u64 = arguments.next().map_or(Ok(50), |runs| runs.parse()).context("RUNS")?;
+    let prompt: u32 =
+        arguments.next().map_or(Ok(512), |tokens| tokens.parse()).context("PROMPT_TOKENS")?;
+    let standby = arguments.next().is_some_and(|word| word == "standby");
+    let mut swarm = Replicated::start("smollm2-135m", &["0..10", "10..20", "20..30"]).await?;
+    let prompt = (0..prompt).map(|i| 1_000 + i * 7_919 % 40_000).collect();
+    let workload = Workload { prompt, tokens: 24, prefill_chunk: 128, standby };
+    let expected = swarm.undisturbed(&workload).await?;
+    println!("{:>4} {:24} {:>9} {:>9} {:>5}", "seed", "fault", "gap ms", "usual ms", "hops");
+    let (mut gaps, mut different) = (Vec::new(), 0);
+    for seed in 0..runs {
+        let fault = Fault::of_run(seed);
+        let outcome = swarm.run(&workload, fault, &mut Random::new(seed)).await;
+        swarm.restore().await?;
+        let outcome = outcome.with_context(|| format!("seed {seed}: {fault}"))?;
+        let same = outcome.tokens == expected;
+        different += usize::from(!same);
+        let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
+        println!(
+            "{seed:>4} {:24} {:>9.1} {:>9.1} {:>5}{}",
+            fault.to_string(),
+            ms(outcome.gap),
+            ms(outcome.usual),
+            outcome.failures,
+            if same { "" } else { "  ANOTHER ANSWER" },
+        );
+        if !matches!(fault, Fault::KillDuringPrefill(_)) {
+            gaps.push(outcome.gap);
+        }
+    }
+    gaps.sort();
+    let quantile = |share: f64| {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "an index"
+        )]
+        let index = (share * (gaps.len().max(1) - 1) as f64).round() as usize;
+        gaps.get(index).map_or(0.0, |gap| gap.as_secs_f64() * 1e3)
+    };
+    println!(
+        "gap p50 {:.0} ms, p99 {:.0} ms; identical answers: {} of {runs}",
+        quantile(0.5),
+        quantile(0.99),
+        runs - different as u64
+    );
+    ensure!(different == 0, "{different} answers differ");
+    Ok(())
+}

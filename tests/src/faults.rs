@@ -1,0 +1,327 @@
+//! A swarm of real processes with two servers for each block, in which servers are killed and
+//! frozen while it answers.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use umbel_client::{
+    Chain, ClientModel, Device, Generate, Generation, LocalModel, RemoteChain, Swarm, SwarmConfig,
+};
+use umbel_coordinator::random::Random;
+use umbel_shard::{Cache, Model, ModelSource, PartsNeeded, Silent};
+
+use crate::swarm::{Server, cache, serve};
+
+/// How long one answer may take, on a machine that does other things as well.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(240);
+
+/// How long it takes at most until a server that was started is known to the others.
+const KNOWN_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What is done to the servers of a route while it answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The first, a middle or the last hop is killed between two tokens.
+    Kill(Place),
+    /// The first and the last hop are killed at once.
+    KillTwo,
+    /// A hop is killed while the prompt is computed.
+    KillDuringPrefill(Place),
+    /// A hop stands still.
+    Freeze(Place),
+}
+
+/// A hop of a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// The one that the client feeds.
+    First,
+    /// One between two others.
+    Middle,
+    /// The one that answers.
+    Last,
+}
+
+impl Fault {
+    /// The fault of a run: all kinds come up in turn.
+    #[must_use]
+    pub const fn of_run(number: u64) -> Self {
+        let place = match number / 4 % 3 {
+            0 => Place::First,
+            1 => Place::Middle,
+            _ => Place::Last,
+        };
+        match number % 4 {
+            0 => Self::Kill(place),
+            1 => Self::KillTwo,
+            2 => Self::KillDuringPrefill(place),
+            _ => Self::Freeze(place),
+        }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Kill(place) => write!(f, "kill {place:?}"),
+            Self::KillTwo => f.write_str("kill two"),
+            Self::KillDuringPrefill(place) => write!(f, "kill {place:?} in prefill"),
+            Self::Freeze(place) => write!(f, "freeze {place:?}"),
+        }
+    }
+}
+
+/// What is asked of the swarm.
+#[derive(Debug, Clone)]
+pub struct Workload {
+    /// Token ids.
+    pub prompt: Vec<u32>,
+    /// New tokens.
+    pub tokens: u32,
+    /// Tokens of the prompt in one step.
+    pub prefill_chunk: u32,
+    /// Whether each hop has a spare that computes along.
+    pub standby: bool,
+}
+
+/// What came of a run.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// The prompt and the answer.
+    pub tokens: Vec<u32>,
+    /// The longest wait for a token after the fault.
+    pub gap: Duration,
+    /// The usual wait for a token.
+    pub usual: Duration,
+    /// Hops that lost their places.
+    pub failures: usize,
+}
+
+/// A swarm with two servers for each span.
+pub struct Replicated {
+    model: Arc<ClientModel>,
+    name: String,
+    spans: Vec<String>,
+    servers: Vec<Server>,
+    extra: Vec<String>,
+}
+
+impl Replicated {
+    /// Starts two servers for each of these spans of a model.
+    ///
+    /// # Errors
+    /// Where the model cannot be opened.
+    pub async fn start(name: &str, spans: &[&str]) -> anyhow::Result<Self> {
+        let source = ModelSource::parse(name)?;
+        let open =
+            move || Model::open(&source, &Cache::new(cache()), PartsNeeded::everything(), &Silent);
+        let model = tokio::task::spawn_blocking(open).await??;
+        let mut swarm = Self {
+            model: Arc::new(ClientModel::from_shard(model)?),
+            name: name.to_owned(),
+            spans: spans.iter().map(|span| (*span).to_owned()).collect(),
+            servers: Vec::new(),
+            extra: vec!["--kv-tokens".to_owned(), "4096".to_owned()],
+        };
+        swarm.restore().await?;
+        Ok(swarm)
+    }
+
+    /// The model.
+    #[must_use]
+    pub const fn model(&self) -> &Arc<ClientModel> {
+        &self.model
+    }
+
+    /// The servers that run.
+    #[must_use]
+    pub fn servers(&self) -> &[Server] {
+        &self.servers
+    }
+
+    /// What one process answers.
+    ///
+    /// # Errors
+    /// Where it cannot.
+    pub async fn undisturbed(&self, workload: &Workload) -> anyhow::Result<Vec<u32>> {
+        let tokens = workload.prompt.len() + workload.tokens as usize + 16;
+        let local = LocalModel::load(self.model.shard(), tokens, Device::shared())?;
+        let chain = Chain::Local(Arc::new(local).open(u32::try_from(tokens)?)?);
+        let mut generation = request(workload).start(Arc::clone(&self.model), chain)?;
+        while generation.next().await?.is_some() {}
+        Ok(generation.tokens().to_vec())
+    }
+
+    /// Lets the swarm answer, and does something to it meanwhile.
+    ///
+    /// # Errors
+    /// Where there is no answer.
+    pub async fn run(
+        &mut self,
+        workload: &Workload,
+        fault: Fault,
+        random: &mut Random,
+    ) -> anyhow::Result<Outcome> {
+        let mut frozen = Vec::new();
+        let outcome = tokio::time::timeout(
+            ANSWER_TIMEOUT,
+            self.disturbed(workload, fault, random, &mut frozen),
+        );
+        let outcome = outcome.await;
+        for address in &frozen {
+            let server = self.servers.iter_mut().find(|server| server.address() == address);
+            server.context("a frozen server is there")?.thaw();
+        }
+        outcome.context("the answer did not end in time")?
+    }
+
+    async fn disturbed(
+        &mut self,
+        workload: &Workload,
+        fault: Fault,
+        random: &mut Random,
+        frozen: &mut Vec<String>,
+    ) -> anyhow::Result<Outcome> {
+        let mut generation = self.begin(workload).await?;
+        if let Fault::KillDuringPrefill(place) = fault {
+            let doomed = self.index_of(&generation, place)?;
+            let delay = Duration::from_millis(30 + random.below(400) as u64);
+            let server = self.servers.remove(doomed);
+            let killing = tokio::task::spawn_blocking(move || {
+                std::thread::sleep(delay);
+                server.kill();
+            });
+            generation.next().await?.context("there is a first token")?;
+            killing.await?;
+        } else {
+            generation.next().await?.context("there is a first token")?;
+        }
+        let before = 2 + random.below((workload.tokens / 3) as usize);
+        let mut waits = Vec::new();
+        for _ in 0..before {
+            waits.push(wait_for_token(&mut generation).await?.context("the answer goes on")?);
+        }
+        let mut killed = Vec::new();
+        match fault {
+            Fault::Kill(place) => killed.push(self.take(&generation, place)?),
+            Fault::KillTwo => {
+                killed.push(self.take(&generation, Place::First)?);
+                killed.push(self.take(&generation, Place::Last)?);
+            }
+            Fault::KillDuringPrefill(_) => {}
+            Fault::Freeze(place) => {
+                let index = self.index_of(&generation, place)?;
+                self.servers[index].freeze();
+                frozen.push(self.servers[index].address().to_owned());
+            }
+        }
+        // Killed from a thread of its own, so that the answer goes on meanwhile.
+        let killing =
+            tokio::task::spawn_blocking(move || killed.into_iter().for_each(Server::kill));
+        let mut after = Vec::new();
+        while let Some(wait) = wait_for_token(&mut generation).await? {
+            after.push(wait);
+        }
+        killing.await?;
+        waits.sort();
+        let failures = match generation.chain() {
+            Chain::Remote(chain) => chain.failures().len(),
+            Chain::Local(_) => 0,
+        };
+        let tokens = generation.tokens().to_vec();
+        generation.into_chain().0.close().await;
+        Ok(Outcome {
+            tokens,
+            gap: after.into_iter().max().unwrap_or_default(),
+            usual: waits[waits.len() / 2],
+            failures,
+        })
+    }
+
+    /// An answer that is about to begin.
+    ///
+    /// # Errors
+    /// Where no session can be opened.
+    pub async fn begin(&self, workload: &Workload) -> anyhow::Result<Generation> {
+        let join = vec![self.servers[0].address().parse()?];
+        let swarm = Arc::new(Swarm::join(SwarmConfig { join, ..SwarmConfig::default() }).await?);
+        let tokens = u32::try_from(workload.prompt.len())? + workload.tokens + 16;
+        let chain = if workload.standby {
+            RemoteChain::open_with_standby(swarm, &self.model, tokens).await?
+        } else {
+            RemoteChain::open(swarm, &self.model, tokens).await?
+        };
+        let chain = Chain::Remote(Box::new(chain));
+        Ok(request(workload).start(Arc::clone(&self.model), chain)?)
+    }
+
+    /// Starts servers in the place of those that are gone, and waits until all are known.
+    ///
+    /// # Errors
+    /// Where they do not become known to each other in time.
+    pub async fn restore(&mut self) -> anyhow::Result<()> {
+        for span in &self.spans.clone() {
+            while self.servers.iter().filter(|server| server.tag() == span).count() < 2 {
+                let mut arguments = vec![self.name.as_str(), "--blocks", span];
+                arguments.extend(self.extra.iter().map(String::as_str));
+                for server in &self.servers {
+                    arguments.extend(["--join", server.address()]);
+                }
+                let mut server = serve(&arguments);
+                server.set_tag(span);
+                self.servers.push(server);
+            }
+        }
+        let deadline = Instant::now() + KNOWN_TIMEOUT;
+        let wanted = 2 * self.spans.len();
+        loop {
+            let join = vec![self.servers[0].address().parse()?];
+            let swarm = Swarm::join(SwarmConfig { join, ..SwarmConfig::default() }).await?;
+            let known = swarm.announcements(None).await;
+            let here = |server: &Server| {
+                known.iter().any(|known| server.address().ends_with(&known.peer.to_string()))
+            };
+            if self.servers.iter().filter(|server| here(server)).count() == wanted {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!("only {} of {wanted} servers are known", known.len());
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    fn take(&mut self, generation: &Generation, place: Place) -> anyhow::Result<Server> {
+        let index = self.index_of(generation, place)?;
+        Ok(self.servers.remove(index))
+    }
+
+    fn index_of(&self, generation: &Generation, place: Place) -> anyhow::Result<usize> {
+        let route = generation.chain().route();
+        let hop = match place {
+            Place::First => route.first(),
+            Place::Middle => route.get(route.len() / 2),
+            Place::Last => route.last(),
+        };
+        let peer = hop.and_then(|(peer, _)| *peer).context("a hop of a remote route")?;
+        let peer = peer.to_string();
+        let index = self.servers.iter().position(|server| server.address().ends_with(&peer));
+        index.context("every hop is a server of this swarm")
+    }
+}
+
+fn request(workload: &Workload) -> Generate {
+    Generate {
+        max_tokens: workload.tokens,
+        ignore_eos: true,
+        prefill_chunk: workload.prefill_chunk,
+        ..Generate::new(workload.prompt.clone())
+    }
+}
+
+async fn wait_for_token(generation: &mut Generation) -> anyhow::Result<Option<Duration>> {
+    let begun = Instant::now();
+    Ok(generation.next().await?.map(|_| begun.elapsed()))
+}
