@@ -7,6 +7,7 @@
 pub mod host;
 pub mod link;
 pub mod oracle;
+pub mod placement;
 pub mod queue;
 pub mod seed;
 pub mod world;

@@ -122,10 +122,10 @@ proptest! {
         let view = View::new(12, servers);
         let current = span(start, (start + limit).min(12));
         if let Some(found) = consider_move(&view, &own(limit, 10.0), current) {
-            prop_assert!(view.keeps_what_is_left(current, Some(found.to)));
+            prop_assert!(view.keeps_what_is_left(current, found.to));
             let before = throughput(&view, Some((current, 10.0)));
             let after = throughput(&view, Some((found.to, 10.0)));
-            prop_assert!(after >= before * 0.69, "{before} {after}");
+            prop_assert!(after >= before * 0.49, "{before} {after}");
         }
     }
 }
