@@ -42,14 +42,14 @@ impl Scenario {
 pub const SCENARIOS: [Scenario; 3] = [
     Scenario {
         name: "wide and narrow",
-        reason: "it adds up what servers announce for each of their blocks, as if a server could \
-                 give it to all of them at once, so a wide one hides how little it can give",
+        reason: "it counts each server as if it gave the same to all of its blocks, though one that \
+                 has help on one side can give more to the other",
         run: wide_and_narrow,
     },
     Scenario {
-        name: "one of many leaves",
-        reason: "a hole is not filled while the throughput is zero both before and after the \
-                 simulated move, and a gain of less than a third is not taken",
+        name: "ten and six",
+        reason: "it moves only for a gain of more than a third, so a quarter of the throughput \
+                 stays unused for good",
         run: small_gains,
     },
     Scenario {
@@ -84,7 +84,7 @@ fn finish(trial: &mut Trial) -> Outcome {
     Outcome { throughput: trial.throughput(), bound: trial.bound(), tally: trial.tally, least }
 }
 
-/// One fast server holds everything, and eight slow ones of eight blocks join.
+/// Ten servers with room for 8 to 32 of 64 blocks join one after the other.
 fn wide_and_narrow(seed: Seed, rule: Rule) -> Outcome {
     let mut trial = Trial::new(seed, 64, rule);
     for count in [8, 32, 8, 24, 8, 16, 8, 32, 8, 24] {
@@ -102,7 +102,7 @@ fn small_gains(seed: Seed, rule: Rule) -> Outcome {
     placed(seed, rule, 40, &servers)
 }
 
-/// Six servers in a row, one block of overlap at the start, and a hole of one block at the end.
+/// Four servers in a row, one block of overlap in the middle, and a hole of one at the end.
 fn chain_of_shifts(seed: Seed, rule: Rule) -> Outcome {
     let servers: Vec<_> =
         [0, 8, 15, 23].into_iter().map(|start| (machine(1000.0, 8), start)).collect();

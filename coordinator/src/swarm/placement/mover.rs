@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use umbel_protocol::{PeerId, Span};
 
-use super::moving::{self, Move, consider_move};
+use super::moving::{self, Move, consider_move, still_pays};
 use super::{Own, View};
 use crate::random::Random;
 use crate::time::Time;
@@ -47,6 +47,9 @@ const BACKOFF_MAX: Duration = Duration::from_secs(3600);
 /// Moves that need others to follow which a server makes until the servers of the swarm change.
 /// Moves that pay by themselves end by themselves, because each raises the balance; these need not.
 const PLANS_MAX: usize = 8;
+
+/// How often the same view is looked into for a sequence of moves, each time along other ways.
+const TRIES_MAX: usize = 5;
 
 /// What a mover needs to know to begin.
 #[derive(Debug, Clone)]
@@ -146,8 +149,8 @@ pub struct Mover {
     plans: usize,
     /// The others when the last view came, and what they intended.
     known: Vec<(PeerId, Option<Span>)>,
-    /// What was seen when no move was worth it: nothing comes of looking at it again.
-    settled: Option<Sight>,
+    /// What was seen when no move was found, and how often.
+    settled: Option<(Sight, usize)>,
     outputs: VecDeque<Output>,
 }
 
@@ -256,7 +259,12 @@ impl Mover {
     }
 
     fn consider(&mut self, sight: Sight, now: Time) {
-        if self.settled.as_ref() == Some(&sight) {
+        let tries = match self.settled.take() {
+            Some((seen, tries)) if seen == sight => tries,
+            Some(_) | None => 0,
+        };
+        if tries >= TRIES_MAX {
+            self.settled = Some((sight, tries));
             return self.rest(now, LOOK_INTERVAL);
         }
         let view = &sight.view;
@@ -269,12 +277,15 @@ impl Mover {
             self.plans = 0;
         }
         let rested = self.moved.is_none_or(|moved| now.since(moved) >= MOVE_INTERVAL_MIN);
-        let best = consider_move(view, &self.own(&sight), self.span);
+        let best = {
+            let own = own(&self.config, &sight);
+            consider_move(view, &own, self.span, &mut self.random)
+        };
         let found = best
             .filter(|found| rested || found.newly_served > 0)
             .filter(|found| found.steps == 1 || self.plans < PLANS_MAX);
         let Some(intended) = found else {
-            self.settled = best.is_none().then_some(sight);
+            self.settled = best.is_none().then_some((sight, tries + 1));
             return self.rest(now, LOOK_INTERVAL);
         };
         tracing::debug!(from = %self.span, to = %intended.to, gain = intended.gain, "intend");
@@ -286,15 +297,10 @@ impl Mover {
 
     /// The others have heard of the intention, and theirs have come in.
     fn settle(&mut self, sight: &Sight, intended: Move, now: Time) {
-        let (view, own, to) = (&sight.view, &self.own(sight), intended.to);
-        let stands = |view: &View| {
-            if intended.steps == 1 {
-                moving::judge(view, own, self.span, to).is_some()
-            } else {
-                consider_move(view, own, self.span).is_some_and(|found| found.to == to)
-            }
-        };
-        if !stands(view) && !stands(&self.without_weaker(view, own, intended)) {
+        let (view, own, to) = (&sight.view, &own(&self.config, sight), intended.to);
+        let rest = self.without_weaker(view, own, intended);
+        let mut stands = |view: &View| still_pays(view, own, self.span, intended, &mut self.random);
+        if !stands(view) && !stands(&rest) {
             tracing::debug!(to = %to, "give way");
             self.outputs.push_back(Output::Announce { moving_to: None });
             return self.rest(now, LOOK_INTERVAL);
@@ -384,15 +390,6 @@ impl Mover {
         }
     }
 
-    fn own<'a>(&self, sight: &'a Sight) -> Own<'a> {
-        Own {
-            rate: sight.rate,
-            block_limit: self.config.block_limit,
-            missing_bytes: &sight.missing_bytes,
-            bytes_per_second: sight.bytes_per_second,
-        }
-    }
-
     fn rest(&mut self, now: Time, about: Duration) {
         self.state = State::Resting { until: now + self.about(about) };
     }
@@ -405,6 +402,15 @@ impl Mover {
     fn holds_both(&self, to: Span) -> bool {
         let shared = self.span.intersection(to).map_or(0, Span::block_count);
         self.span.block_count() + to.block_count() - shared <= self.config.held_max
+    }
+}
+
+fn own<'a>(config: &MoverConfig, sight: &'a Sight) -> Own<'a> {
+    Own {
+        rate: sight.rate,
+        block_limit: config.block_limit,
+        missing_bytes: &sight.missing_bytes,
+        bytes_per_second: sight.bytes_per_second,
     }
 }
 
