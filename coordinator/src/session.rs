@@ -207,10 +207,12 @@ pub struct Session {
     /// What a route is being looked for.
     asking: Option<Asked>,
     spares: Vec<Spare>,
-    /// The spare of the first hop, which this side feeds.
-    mirror: Option<(HopId, Outlet)>,
+    /// The spare of the first hop, which this side feeds, and the session's name there.
+    mirror: Option<(HopId, SessionId, Outlet)>,
     avoided: BTreeSet<PeerId>,
     mends: u32,
+    /// What links are taken to carry.
+    link_bytes_per_second: u32,
     last_failure: Option<HopFailure>,
     outputs: VecDeque<Output>,
 }
@@ -234,6 +236,7 @@ impl Session {
             mirror: None,
             avoided: BTreeSet::new(),
             mends: 0,
+            link_bytes_per_second: watch::LINK_BYTES_PER_SECOND,
             last_failure: None,
             outputs: VecDeque::new(),
         };
@@ -333,8 +336,13 @@ impl Session {
         let (trace, replay) = (Vec::new(), false);
         let unsent = Step { session, step, position, hidden, trace, replay };
         self.mirror_step(&unsent);
+        let bytes = unsent.hidden.payload().len();
         for place in &mut self.places {
             place.watch.begin(now);
+        }
+        if let Some(last) = self.places.last_mut() {
+            // The answer is as large, and a pong goes behind it.
+            last.watch.sends(bytes);
         }
         self.state =
             State::Stepping(Stepping { step, position, shape, begun: now, unsent: Some(unsent) });

@@ -7,6 +7,7 @@
 pub mod host;
 pub mod link;
 pub mod oracle;
+pub mod placement;
 pub mod plot;
 pub mod queue;
 pub mod report;

@@ -260,7 +260,7 @@ impl Session {
             State::Stepping(stepping) => stepping.unsent.take(),
             State::Opening | State::Idle | State::Over => None,
         };
-        if let Some((_, outlet)) = self.mirror.take_if(|(mirror, _)| *mirror == hop) {
+        if let Some((.., outlet)) = self.mirror.take_if(|(mirror, ..)| *mirror == hop) {
             // It has had everything, what waits too.
             (self.outlet, self.fed, unsent) = (outlet, Some(hop), None);
         }
@@ -273,9 +273,20 @@ impl Session {
             steps = self.outlet.refill(&self.journal, self.settled, session)?;
         }
         self.fed = Some(hop);
-        let send = |step| Output::Send { hop, message: ClientMessage::Step(step) };
-        self.outputs.extend(steps.into_iter().map(send));
+        for step in steps {
+            self.send_step(hop, step);
+        }
         Some(())
+    }
+
+    /// Sends tokens to a hop, which cannot answer a ping before they have left.
+    pub(super) fn send_step(&mut self, hop: HopId, step: Step) {
+        let bytes = step.hidden.payload().len();
+        let spares = self.spares.iter_mut().map(|spare| &mut spare.place);
+        if let Some(place) = self.places.iter_mut().chain(spares).find(|place| place.id == hop) {
+            place.watch.sends(bytes);
+        }
+        self.outputs.push_back(Output::Send { hop, message: ClientMessage::Step(step) });
     }
 
     /// Who feeds the hop at `index`; `None` is the client.

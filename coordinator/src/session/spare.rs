@@ -169,7 +169,7 @@ impl Session {
         tracing::debug!(peer = %spare.place.hop.peer, %reason, "a spare is given up");
         self.leave(&spare.place);
         self.avoided.insert(spare.place.hop.peer);
-        self.mirror.take_if(|(mirror, _)| *mirror == hop);
+        self.mirror.take_if(|(mirror, ..)| *mirror == hop);
         self.put_off_spares(spare.of, now);
     }
 
@@ -228,24 +228,21 @@ impl Session {
         let Some(steps) = outlet.refill(&self.journal, self.settled, place.session) else {
             return;
         };
-        let hop = place.id;
-        let send = |step| Output::Send { hop, message: ClientMessage::Step(step) };
-        self.outputs.extend(steps.into_iter().map(send));
-        self.mirror = Some((hop, outlet));
+        let (hop, session) = (place.id, place.session);
+        for step in steps {
+            self.send_step(hop, step);
+        }
+        self.mirror = Some((hop, session, outlet));
     }
 
-    /// Sends a step to the spare of the first hop too.
+    /// Sends a step to the spare of the first hop too, also while that one takes the place.
     pub(super) fn mirror_step(&mut self, step: &Step) {
-        let Some((hop, outlet)) = &mut self.mirror else {
+        let Some((hop, session, outlet)) = &mut self.mirror else {
             return;
         };
-        let hop = *hop;
-        let Some(spare) = self.spares.iter().find(|spare| spare.place.id == hop) else {
-            return;
-        };
-        let copy = Step { session: spare.place.session, ..step.clone() };
+        let (hop, copy) = (*hop, Step { session: *session, ..step.clone() });
         if let Some(step) = outlet.pass(copy) {
-            self.outputs.push_back(Output::Send { hop, message: ClientMessage::Step(step) });
+            self.send_step(hop, step);
         }
     }
 

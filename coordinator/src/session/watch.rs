@@ -5,7 +5,7 @@ use std::time::Duration;
 use umbel_protocol::inference::{ClientMessage, HopTiming};
 
 use super::place::{Opening, Place};
-use super::{FailureReason, OPEN_TIMEOUT, OPEN_TIMEOUT_MIN, Output, Session, State};
+use super::{FailureReason, HopId, OPEN_TIMEOUT, OPEN_TIMEOUT_MIN, Output, Session, State};
 use crate::time::Time;
 
 /// Silence of a hop, during a step, after which it is asked whether it is there: a step of decode
@@ -22,15 +22,19 @@ const PATIENCE_UNKNOWN: Duration = Duration::from_secs(1);
 /// The most: beyond it, a way is too bad for decoding along it.
 const PATIENCE_MAX: Duration = Duration::from_secs(5);
 
+/// How fast a link is taken to be until it proves slower: 100 Mbit/s. A ping goes behind what is
+/// still leaving, so its answer may take that much longer.
+pub(super) const LINK_BYTES_PER_SECOND: u32 = 12_500_000;
+
+/// The slowest that a link is taken to be: 1 Mbit/s.
+const LINK_BYTES_PER_SECOND_MIN: u32 = 125_000;
+
 /// A timer that fires this late says more of this machine than of the hops: they are asked again.
 const LATE: Duration = Duration::from_millis(100);
 
 /// The least time that a tensor has to come from one hop to the next; a link that breaks is
 /// noticed sooner, by who sends on it.
 const TRANSFER_PATIENCE: Duration = Duration::from_secs(5);
-
-/// The slowest link that is worth waiting for: 1 Mbit/s.
-const TRANSFER_BYTES_PER_SECOND: u32 = 125_000;
 
 /// The least time that a hop has to compute a step: others' prompts may come before it.
 const COMPUTE_PATIENCE: Duration = Duration::from_secs(15);
@@ -53,6 +57,8 @@ pub(super) struct Watch {
     progressed: Time,
     /// What a token took it to compute, smoothed.
     token: Option<Duration>,
+    /// Bytes on the link, in one direction or the other, since it was last heard of.
+    bytes: usize,
 }
 
 /// A smoothed round trip and its variation, as TCP keeps them (RFC 6298).
@@ -73,6 +79,7 @@ impl Watch {
             computed: 0,
             progressed: now,
             token: None,
+            bytes: 0,
         }
     }
 
@@ -81,15 +88,24 @@ impl Watch {
         self.heard = now;
         self.progressed = now;
         self.pinged = None;
+        self.bytes = 0;
     }
 
     pub(super) const fn heard(&mut self, now: Time) {
         self.heard = now;
     }
 
+    /// So many bytes are about to go over the link.
+    pub(super) const fn sends(&mut self, bytes: usize) {
+        self.bytes = self.bytes.saturating_add(bytes);
+    }
+
     pub(super) fn pong(&mut self, received: u32, computed: u32, now: Time) {
         if let Some(pinged) = self.pinged.take() {
-            let sample = now.since(pinged);
+            // What went before the ping says nothing of the next one.
+            let laden = std::mem::take(&mut self.bytes) > 0;
+            let sample =
+                if laden { PATIENCE_MIN.min(now.since(pinged)) } else { now.since(pinged) };
             let trip = self
                 .round_trip
                 .get_or_insert(RoundTrip { smoothed: sample, variation: sample / 2 });
@@ -113,16 +129,19 @@ impl Watch {
         self.round_trip.map_or(OPEN_TIMEOUT, |trip| (trip.smoothed * 8).max(OPEN_TIMEOUT_MIN))
     }
 
-    fn patience(&self) -> Duration {
-        self.round_trip.map_or(PATIENCE_UNKNOWN, |trip| {
+    /// How long an answer may take, over links of so many bytes a second.
+    fn patience(&self, link: u32) -> Duration {
+        let empty = self.round_trip.map_or(PATIENCE_UNKNOWN, |trip| {
             (trip.smoothed + trip.variation * 4).saturating_mul(2).clamp(PATIENCE_MIN, PATIENCE_MAX)
-        })
+        });
+        let bytes = u32::try_from(self.bytes).unwrap_or(u32::MAX);
+        empty + Duration::from_secs(1).mul_f64(f64::from(bytes) / f64::from(link))
     }
 
     /// When the hop is to be asked, or given up.
-    fn deadline(&self) -> Time {
+    fn deadline(&self, link: u32) -> Time {
         let rest = self.round_trip.map_or(PING_AFTER, |trip| trip.smoothed.max(PING_AFTER));
-        self.pinged.map_or(self.heard + rest, |pinged| pinged + self.patience())
+        self.pinged.map_or(self.heard + rest, |pinged| pinged + self.patience(link))
     }
 }
 
@@ -136,23 +155,23 @@ enum Due {
 
 impl Place {
     /// When something is to be done about it; `awaited`: whether anything is expected of it.
-    fn deadline(&self, awaited: bool) -> Option<Time> {
+    fn deadline(&self, awaited: bool, link: u32) -> Option<Time> {
         match self.opening {
             Opening::Wanted => None,
             Opening::Asked { at } => Some(at + self.watch.open_timeout()),
-            Opening::Open => awaited.then(|| self.watch.deadline()),
+            Opening::Open => awaited.then(|| self.watch.deadline(link)),
         }
     }
 
-    fn due(&mut self, awaited: bool, now: Time) -> Due {
-        if self.deadline(awaited).is_none_or(|deadline| now < deadline) {
+    fn due(&mut self, awaited: bool, link: u32, now: Time) -> Due {
+        if self.deadline(awaited, link).is_none_or(|deadline| now < deadline) {
             return Due::Nothing;
         }
         if let Opening::Asked { .. } = self.opening {
             return Due::Fail(FailureReason::NotOpened { after: self.watch.open_timeout() });
         }
         match self.watch.pinged {
-            Some(pinged) if now.since(pinged) < self.watch.patience() + LATE => {
+            Some(pinged) if now.since(pinged) < self.watch.patience(link) + LATE => {
                 Due::Fail(FailureReason::Silent { after: now.since(self.watch.heard) })
             }
             Some(_) | None => {
@@ -168,25 +187,25 @@ impl Session {
         if matches!(self.state, State::Over) {
             return None;
         }
-        let awaited = self.awaits();
-        let places = self.places.iter().filter_map(|place| place.deadline(awaited));
+        let (awaited, link) = (self.awaits(), self.link_bytes_per_second);
+        let places = self.places.iter().filter_map(|place| place.deadline(awaited, link));
         let spares = self
             .spares
             .iter()
-            .filter_map(|spare| spare.place.deadline(awaited || self.is_relief(spare)));
+            .filter_map(|spare| spare.place.deadline(awaited || self.is_relief(spare), link));
         places.chain(spares).chain(self.next_search()).min()
     }
 
     pub(super) fn watch(&mut self, now: Time) {
-        let awaited = self.awaits();
+        let (awaited, link) = (self.awaits(), self.link_bytes_per_second);
         let mut due = Vec::new();
         for place in &mut self.places {
-            due.push((place.id, place.session, place.due(awaited, now)));
+            due.push((place.id, place.session, place.due(awaited, link, now)));
         }
         for number in 0..self.spares.len() {
             let awaited = awaited || self.is_relief(&self.spares[number]);
             let place = &mut self.spares[number].place;
-            due.push((place.id, place.session, place.due(awaited, now)));
+            due.push((place.id, place.session, place.due(awaited, link, now)));
         }
         for (hop, session, due) in due {
             match due {
@@ -195,11 +214,25 @@ impl Session {
                     let message = ClientMessage::Ping { session };
                     self.outputs.push_back(Output::Send { hop, message });
                 }
-                Due::Fail(reason) => match self.index_of(hop) {
-                    Some(index) => self.drop_place(index, reason),
-                    None => self.drop_spare(hop, &reason, now),
-                },
+                Due::Fail(reason) => {
+                    self.doubt_links(hop, &reason);
+                    match self.index_of(hop) {
+                        Some(index) => self.drop_place(index, reason),
+                        None => self.drop_spare(hop, &reason, now),
+                    }
+                }
             }
+        }
+    }
+
+    /// Takes links to be slower, where one who seemed silent was still being sent something: a
+    /// session over slow links must not give up one good server after another.
+    fn doubt_links(&mut self, hop: HopId, reason: &FailureReason) {
+        let laden = |place: &&Place| place.id == hop && place.watch.bytes > 0;
+        let is_laden = self.places.iter().any(|place| laden(&place));
+        if is_laden && matches!(reason, FailureReason::Silent { .. }) {
+            let slower = self.link_bytes_per_second / 4;
+            self.link_bytes_per_second = slower.max(LINK_BYTES_PER_SECOND_MIN);
         }
     }
 
@@ -224,16 +257,19 @@ impl Session {
         let (place, before) = (&self.places[index], index.checked_sub(1));
         let waited = now.since(place.watch.progressed);
         if place.watch.received < end {
-            // Without a hop before it, the link itself says whether it stands.
-            let Some(before) = before else { return };
             let bytes = row_bytes.saturating_mul(end - place.watch.received);
-            let transfer = Duration::from_secs(1) * (bytes / TRANSFER_BYTES_PER_SECOND);
+            let transfer = Duration::from_secs(1) * (bytes / LINK_BYTES_PER_SECOND_MIN);
             // The hop before may itself have come to its end only now.
-            let waited = waited.min(now.since(self.places[before].watch.progressed));
-            if waited > TRANSFER_PATIENCE + transfer + place.watch.patience() {
-                let from = self.places[before].hop.peer;
+            let since = before.map_or(Duration::MAX, |b| now.since(self.places[b].watch.progressed));
+            let waited = waited.min(since);
+            let patience = place.watch.patience(self.link_bytes_per_second);
+            if waited > TRANSFER_PATIENCE + transfer + patience {
                 let detail = format!("a step is under way for {:.1} s", waited.as_secs_f64());
-                self.drop_place(index, FailureReason::Unreachable { from, detail });
+                let reason = match before.map(|before| self.places[before].hop.peer) {
+                    Some(from) => FailureReason::Unreachable { from, detail },
+                    None => FailureReason::LinkLost { detail },
+                };
+                self.drop_place(index, reason);
             }
             return;
         }

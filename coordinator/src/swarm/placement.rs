@@ -112,9 +112,8 @@ impl View {
     /// Whether every block that a server gives up by going from one span to another is kept by
     /// another server: one that serves it now and has no intention to leave it.
     #[must_use]
-    pub fn keeps_what_is_left(&self, from: Span, to: Option<Span>) -> bool {
-        let left = from.blocks().filter(|block| to.is_none_or(|to| !to.contains(*block)));
-        let mut left = left;
+    pub fn keeps_what_is_left(&self, from: Span, to: Span) -> bool {
+        let mut left = from.blocks().filter(|block| !to.contains(*block));
         left.all(|block| self.servers.iter().any(|server| server.keeps(block)))
     }
 

@@ -4,14 +4,14 @@
 //! own, announces what it intends, waits until the others must have heard it, and looks again: of
 //! two that intend the same, one gives way. It then loads the new span beside the old one, serves
 //! it, and drops the old one only when its sessions have ended (make before break). A server
-//! without room for both drains first, and only where every block it serves is kept by another.
+//! without room for both first withdraws to the blocks that both spans have.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use umbel_protocol::{PeerId, Span};
 
-use super::moving::{self, Move, consider_move};
+use super::moving::{self, Move, consider_move, still_pays};
 use super::{Own, View};
 use crate::random::Random;
 use crate::time::Time;
@@ -46,7 +46,10 @@ const BACKOFF_MAX: Duration = Duration::from_secs(3600);
 
 /// Moves that need others to follow which a server makes until the servers of the swarm change.
 /// Moves that pay by themselves end by themselves, because each raises the balance; these need not.
-const PLANS_MAX: usize = 3;
+const PLANS_MAX: usize = 8;
+
+/// How often the same view is looked into for a sequence of moves, each time along other ways.
+const TRIES_MAX: usize = 5;
 
 /// What a mover needs to know to begin.
 #[derive(Debug, Clone)]
@@ -66,7 +69,7 @@ pub struct MoverConfig {
 }
 
 /// What a server sees when it looks.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Sight {
     /// The others; this server is left out of it, if it is in there.
     pub view: View,
@@ -101,14 +104,18 @@ pub enum Output {
         /// The span that will be served.
         moving_to: Option<Span>,
     },
-    /// Announce that no new sessions are taken, and say [`Input::Drained`] when the old ones ended.
-    Drain,
+    /// Announce only these blocks, or, where there are none, that no new sessions are taken; keep
+    /// the intention announced; say [`Input::Drained`] when the sessions on other blocks ended.
+    Withdraw {
+        /// The blocks that the span served and the one to be loaded have in common.
+        to: Option<Span>,
+    },
     /// Fetch this span and load it into memory, beside what is there.
     Load(Span),
     /// Announce this span, without an intention, and take new sessions on it; say
     /// [`Input::Drained`] when those on the span before have ended.
     Serve(Span),
-    /// Free this span, except the blocks that are also of the span now served.
+    /// Free this span, except the blocks that are also of the span now announced.
     DropOld(Span),
 }
 
@@ -118,9 +125,9 @@ enum State {
     Resting { until: Time },
     /// Has announced an intention.
     Settling { intended: Move, until: Time },
-    /// Drains before it loads, because there is no room for both.
-    Retiring { to: Span, until: Time },
-    /// Loads beside what it serves, or, where `alone`, serves nothing meanwhile.
+    /// Drains what it leaves before it loads, because there is no room for both.
+    Withdrawing { to: Span, until: Time },
+    /// Loads beside what it serves; where `alone`, that is no longer its whole span.
     Loading { to: Span, alone: bool },
     /// A load failed and there is nothing to serve until the next one.
     Empty { to: Span, until: Time },
@@ -144,6 +151,8 @@ pub struct Mover {
     plans: usize,
     /// The others when the last view came, and what they intended.
     known: Vec<(PeerId, Option<Span>)>,
+    /// What was seen when no move was found, and how often.
+    settled: Option<(Sight, usize)>,
     outputs: VecDeque<Output>,
 }
 
@@ -160,6 +169,7 @@ impl Mover {
             failures: 0,
             plans: 0,
             known: Vec::new(),
+            settled: None,
             outputs: VecDeque::new(),
             config,
         };
@@ -176,7 +186,7 @@ impl Mover {
                 self.state = State::Ready { to, until: now, give_up: now + self.about(READY_MAX) };
             }
             (Input::LoadFailed, State::Loading { to, alone }) => self.load_failed(to, alone, now),
-            (Input::Drained, State::Retiring { to, .. }) => self.drained_before_load(to),
+            (Input::Drained, State::Withdrawing { to, .. }) => self.drained_before_load(to),
             (Input::Drained, State::Draining { old, .. }) => self.drop_old(old, now),
             (Input::Loaded | Input::LoadFailed | Input::Drained, _) => {}
         }
@@ -189,7 +199,7 @@ impl Mover {
             _ if self.looking => None,
             State::Resting { until }
             | State::Settling { until, .. }
-            | State::Retiring { until, .. }
+            | State::Withdrawing { until, .. }
             | State::Empty { until, .. }
             | State::Ready { until, .. }
             | State::Draining { until, .. } => Some(until),
@@ -207,7 +217,7 @@ impl Mover {
                 self.looking = true;
                 self.outputs.push_back(Output::Look);
             }
-            State::Retiring { to, .. } => self.drained_before_load(to),
+            State::Withdrawing { to, .. } => self.drained_before_load(to),
             State::Empty { to, .. } => {
                 self.state = State::Loading { to, alone: true };
                 self.outputs.push_back(Output::Load(to));
@@ -238,25 +248,28 @@ impl Mover {
         if !std::mem::take(&mut self.looking) {
             return;
         }
-        let view = sight.view.without(self.config.peer);
-        let own = Own {
-            rate: sight.rate,
-            block_limit: self.config.block_limit,
-            missing_bytes: &sight.missing_bytes,
-            bytes_per_second: sight.bytes_per_second,
-        };
+        let sight = Sight { view: sight.view.without(self.config.peer), ..sight };
         match self.state {
-            State::Resting { .. } => self.consider(&view, &own, now),
-            State::Settling { intended, .. } => self.settle(&view, &own, intended, now),
-            State::Ready { to, give_up, .. } => self.go_over(&view, to, give_up, now),
-            State::Retiring { .. }
+            State::Resting { .. } => self.consider(sight, now),
+            State::Settling { intended, .. } => self.settle(&sight, intended, now),
+            State::Ready { to, give_up, .. } => self.go_over(&sight.view, to, give_up, now),
+            State::Withdrawing { .. }
             | State::Loading { .. }
             | State::Empty { .. }
             | State::Draining { .. } => {}
         }
     }
 
-    fn consider(&mut self, view: &View, own: &Own<'_>, now: Time) {
+    fn consider(&mut self, sight: Sight, now: Time) {
+        let tries = match self.settled.take() {
+            Some((seen, tries)) if seen == sight => tries,
+            Some(_) | None => 0,
+        };
+        if tries >= TRIES_MAX {
+            self.settled = Some((sight, tries));
+            return self.rest(now, self.config.look_interval);
+        }
+        let view = &sight.view;
         let peers = |known: &[(PeerId, Option<Span>)]| -> Vec<PeerId> {
             known.iter().map(|(peer, _)| *peer).collect()
         };
@@ -266,11 +279,15 @@ impl Mover {
             self.plans = 0;
         }
         let rested = self.moved.is_none_or(|moved| now.since(moved) >= MOVE_INTERVAL_MIN);
-        let found = consider_move(view, own, self.span)
+        let best = {
+            let own = own(&self.config, &sight);
+            consider_move(view, &own, self.span, &mut self.random)
+        };
+        let found = best
             .filter(|found| rested || found.newly_served > 0)
-            .filter(|found| found.steps == 1 || self.plans < PLANS_MAX)
-            .filter(|found| self.holds_both(found.to) || view.keeps_what_is_left(self.span, None));
+            .filter(|found| found.steps == 1 || self.plans < PLANS_MAX);
         let Some(intended) = found else {
+            self.settled = best.is_none().then_some((sight, tries + 1));
             return self.rest(now, self.config.look_interval);
         };
         tracing::debug!(from = %self.span, to = %intended.to, gain = intended.gain, "intend");
@@ -281,28 +298,21 @@ impl Mover {
     }
 
     /// The others have heard of the intention, and theirs have come in.
-    fn settle(&mut self, view: &View, own: &Own<'_>, intended: Move, now: Time) {
-        let to = intended.to;
-        let room = self.holds_both(to);
-        let stands = |view: &View| {
-            (room || view.keeps_what_is_left(self.span, None))
-                && if intended.steps == 1 {
-                    moving::judge(view, own, self.span, to).is_some()
-                } else {
-                    consider_move(view, own, self.span).is_some_and(|found| found.to == to)
-                }
-        };
-        if !stands(view) && !stands(&self.without_weaker(view, own, intended)) {
+    fn settle(&mut self, sight: &Sight, intended: Move, now: Time) {
+        let (view, own, to) = (&sight.view, &own(&self.config, sight), intended.to);
+        let rest = self.without_weaker(view, own, intended);
+        let mut stands = |view: &View| still_pays(view, own, self.span, intended, &mut self.random);
+        if !stands(view) && !stands(&rest) {
             tracing::debug!(to = %to, "give way");
             self.outputs.push_back(Output::Announce { moving_to: None });
             return self.rest(now, self.config.look_interval);
         }
-        if room {
+        if self.holds_both(to) {
             self.state = State::Loading { to, alone: false };
             self.outputs.push_back(Output::Load(to));
         } else {
-            self.state = State::Retiring { to, until: now + DRAIN_MAX };
-            self.outputs.push_back(Output::Drain);
+            self.state = State::Withdrawing { to, until: now + DRAIN_MAX };
+            self.outputs.push_back(Output::Withdraw { to: self.span.intersection(to) });
         }
     }
 
@@ -332,7 +342,7 @@ impl Mover {
 
     /// The new span is loaded: serves it if nobody needs what is left.
     fn go_over(&mut self, view: &View, to: Span, give_up: Time, now: Time) {
-        if view.keeps_what_is_left(self.span, Some(to)) {
+        if view.keeps_what_is_left(self.span, to) {
             self.serve(to, false, now);
         } else if now >= give_up {
             self.outputs.push_back(Output::Announce { moving_to: None });
@@ -347,6 +357,7 @@ impl Mover {
     fn serve(&mut self, to: Span, alone: bool, now: Time) {
         self.outputs.push_back(Output::Serve(to));
         let old = std::mem::replace(&mut self.span, to);
+        self.settled = None;
         self.failures = 0;
         self.moved = Some(now);
         if alone {
@@ -393,6 +404,15 @@ impl Mover {
     fn holds_both(&self, to: Span) -> bool {
         let shared = self.span.intersection(to).map_or(0, Span::block_count);
         self.span.block_count() + to.block_count() - shared <= self.config.held_max
+    }
+}
+
+fn own<'a>(config: &MoverConfig, sight: &'a Sight) -> Own<'a> {
+    Own {
+        rate: sight.rate,
+        block_limit: config.block_limit,
+        missing_bytes: &sight.missing_bytes,
+        bytes_per_second: sight.bytes_per_second,
     }
 }
 

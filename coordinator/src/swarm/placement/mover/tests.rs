@@ -97,11 +97,11 @@ fn old_sessions_do_not_hold_a_server_for_ever() {
 }
 
 #[test]
-fn a_server_without_room_for_both_drains_first() {
+fn a_server_without_room_for_both_withdraws_to_what_they_share_first() {
     let mut bench = Bench::new(9, 4);
     let to = bench.intend(&weak_end());
     bench.wait();
-    assert_eq!(bench.see(&weak_end()), [Output::Drain]);
+    assert_eq!(bench.see(&weak_end()), [Output::Withdraw { to: span(0, 4).intersection(to) }]);
     let dropped = Output::DropOld(span(0, 4));
     assert_eq!(bench.hear(Input::Drained), [dropped, Output::Load(to)]);
     assert_eq!(bench.hear(Input::Loaded), [Output::Serve(to)]);
