@@ -200,7 +200,7 @@ pub struct Partition {
 #[derive(Debug, thiserror::Error)]
 pub enum ScenarioError {
     /// It is not the TOML of a scenario.
-    #[error("the scenario cannot be read: {0}")]
+    #[error("the scenario cannot be read")]
     Syntax(#[from] toml::de::Error),
     /// No world is like that.
     #[error("{field} must be {must}")]

@@ -29,7 +29,9 @@ fn every_built_in_scenario_can_be_built() {
 fn a_bad_file_is_refused_with_its_reason() {
     let text = BUILT_IN[0].1;
     let refused = |text: &str| Scenario::parse(text).unwrap_err().to_string();
-    assert!(refused(&text.replace("about", "abuot")).contains("abuot"));
+    let unknown = Scenario::parse(&text.replace("about", "abuot")).unwrap_err();
+    let source = std::error::Error::source(&unknown).unwrap().to_string();
+    assert!(source.contains("abuot"), "{source}");
     let halves = text.replacen("share = 0.1", "share = 1.5", 1);
     assert_eq!(refused(&halves), "faults.share must be from 0 to 1");
     let mut scenario = built_in("partition");
