@@ -51,6 +51,8 @@ pub struct SessionConfig {
     pub block_count: u32,
     /// Tokens for which each hop keeps room.
     pub tokens_max: u32,
+    /// Bytes of the hidden state of a token on the wire.
+    pub token_bytes: u32,
     /// Bytes of what was sent to the first hop that are kept for its failure. Beyond them the
     /// session fails with its first hop, and the caller begins a new one from its tokens.
     pub journal_bytes_max: usize,
@@ -336,13 +338,13 @@ impl Session {
         let (trace, replay) = (Vec::new(), false);
         let unsent = Step { session, step, position, hidden, trace, replay };
         self.mirror_step(&unsent);
-        let bytes = unsent.hidden.payload().len();
+        let bytes = self.step_bytes(&unsent);
         for place in &mut self.places {
             place.watch.begin(now);
         }
         if let Some(last) = self.places.last_mut() {
             // The answer is as large, and a pong goes behind it.
-            last.watch.sends(bytes);
+            last.watch.expects(bytes);
         }
         self.state =
             State::Stepping(Stepping { step, position, shape, begun: now, unsent: Some(unsent) });

@@ -151,13 +151,13 @@ impl Running {
             model,
             block_count: wanted.block_count,
             tokens_max: wanted.tokens_max,
+            token_bytes: wanted.token_bytes,
             journal_bytes_max: JOURNAL_BYTES_MAX,
             standby: wanted.standby,
         };
         let (commands, receive) = mpsc::channel(COMMANDS_WAITING_MAX);
         let (ready, opened) = oneshot::channel();
-        let (driver, hops, failures) =
-            Driver::new(swarm, config, wanted.token_bytes, receive, ready);
+        let (driver, hops, failures) = Driver::new(swarm, config, receive, ready);
         tokio::spawn(driver.run());
         match opened.await {
             Ok(Ok(())) => Ok(Self { commands, hops, failures }),

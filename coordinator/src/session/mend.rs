@@ -281,12 +281,17 @@ impl Session {
 
     /// Sends tokens to a hop, which cannot answer a ping before they have left.
     pub(super) fn send_step(&mut self, hop: HopId, step: Step) {
-        let bytes = step.hidden.payload().len();
+        let bytes = self.step_bytes(&step);
         let spares = self.spares.iter_mut().map(|spare| &mut spare.place);
         if let Some(place) = self.places.iter_mut().chain(spares).find(|place| place.id == hop) {
             place.watch.sends(bytes);
         }
         self.outputs.push_back(Output::Send { hop, message: ClientMessage::Step(step) });
+    }
+
+    /// What a step weighs on the wire.
+    pub(super) fn step_bytes(&self, step: &Step) -> usize {
+        self.config.token_bytes as usize * step.token_count() as usize
     }
 
     /// Who feeds the hop at `index`; `None` is the client.

@@ -57,8 +57,12 @@ pub(super) struct Watch {
     progressed: Time,
     /// What a token took it to compute, smoothed.
     token: Option<Duration>,
-    /// Bytes on the link, in one direction or the other, since it was last heard of.
+    /// Bytes of the answer that is expected, behind which a pong may have to wait.
+    answer_bytes: usize,
+    /// Bytes sent since the last ping that was answered.
     bytes: usize,
+    /// How many of them went before the ping that is under way.
+    bytes_before_ping: usize,
 }
 
 /// A smoothed round trip and its variation, as TCP keeps them (RFC 6298).
@@ -79,7 +83,9 @@ impl Watch {
             computed: 0,
             progressed: now,
             token: None,
+            answer_bytes: 0,
             bytes: 0,
+            bytes_before_ping: 0,
         }
     }
 
@@ -88,7 +94,12 @@ impl Watch {
         self.heard = now;
         self.progressed = now;
         self.pinged = None;
-        self.bytes = 0;
+        self.answer_bytes = 0;
+    }
+
+    /// An answer of so many bytes is to come.
+    pub(super) const fn expects(&mut self, bytes: usize) {
+        self.answer_bytes = bytes;
     }
 
     pub(super) const fn heard(&mut self, now: Time) {
@@ -102,8 +113,10 @@ impl Watch {
 
     pub(super) fn pong(&mut self, received: u32, computed: u32, now: Time) {
         if let Some(pinged) = self.pinged.take() {
-            // What went before the ping says nothing of the next one.
-            let laden = std::mem::take(&mut self.bytes) > 0;
+            // What went before the ping is through, and its time is not that of the way.
+            let laden = std::mem::take(&mut self.bytes_before_ping);
+            self.bytes = self.bytes.saturating_sub(laden);
+            let laden = laden > 0;
             let sample =
                 if laden { PATIENCE_MIN.min(now.since(pinged)) } else { now.since(pinged) };
             let trip = self
@@ -134,7 +147,7 @@ impl Watch {
         let empty = self.round_trip.map_or(PATIENCE_UNKNOWN, |trip| {
             (trip.smoothed + trip.variation * 4).saturating_mul(2).clamp(PATIENCE_MIN, PATIENCE_MAX)
         });
-        let bytes = u32::try_from(self.bytes).unwrap_or(u32::MAX);
+        let bytes = u32::try_from(self.bytes + self.answer_bytes).unwrap_or(u32::MAX);
         empty + Duration::from_secs(1).mul_f64(f64::from(bytes) / f64::from(link))
     }
 
@@ -176,6 +189,7 @@ impl Place {
             }
             Some(_) | None => {
                 self.watch.pinged = Some(now);
+                self.watch.bytes_before_ping = self.watch.bytes;
                 Due::Ping
             }
         }
@@ -228,7 +242,7 @@ impl Session {
     /// Takes links to be slower, where one who seemed silent was still being sent something: a
     /// session over slow links must not give up one good server after another.
     fn doubt_links(&mut self, hop: HopId, reason: &FailureReason) {
-        let laden = |place: &&Place| place.id == hop && place.watch.bytes > 0;
+        let laden = |place: &&Place| place.id == hop && place.watch.bytes + place.watch.answer_bytes > 0;
         let is_laden = self.places.iter().any(|place| laden(&place));
         if is_laden && matches!(reason, FailureReason::Silent { .. }) {
             let slower = self.link_bytes_per_second / 4;
@@ -260,7 +274,8 @@ impl Session {
             let bytes = row_bytes.saturating_mul(end - place.watch.received);
             let transfer = Duration::from_secs(1) * (bytes / LINK_BYTES_PER_SECOND_MIN);
             // The hop before may itself have come to its end only now.
-            let since = before.map_or(Duration::MAX, |b| now.since(self.places[b].watch.progressed));
+            let since =
+                before.map_or(Duration::MAX, |b| now.since(self.places[b].watch.progressed));
             let waited = waited.min(since);
             let patience = place.watch.patience(self.link_bytes_per_second);
             if waited > TRANSFER_PATIENCE + transfer + patience {

@@ -148,7 +148,7 @@ impl Balancer {
             // never served go here.
             Output::DropOld(_) => self.loaded = None,
             // It holds two spans at any time, so it never has to give one up first.
-            Output::Drain => tracing::warn!("there is room for both spans"),
+            Output::Withdraw { .. } => tracing::warn!("there is room for both spans"),
         }
     }
 

@@ -82,6 +82,7 @@ impl Client {
                 model: settings.model,
                 block_count: settings.block_count,
                 tokens_max: plan.tokens_max,
+                token_bytes: u32::try_from(settings.token_bytes).unwrap_or(u32::MAX),
                 journal_bytes_max: JOURNAL_BYTES_MAX,
                 standby: plan.standby,
             },

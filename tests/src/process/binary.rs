@@ -18,9 +18,10 @@ pub fn umbel_binary() -> anyhow::Result<PathBuf> {
     Ok(binary)
 }
 
-/// `target/debug`, from `target/debug/deps/test`.
+/// `target/debug`, from `target/debug/deps/test` or `target/debug/examples/example`.
 pub(crate) fn profile_folder(test: &Path) -> Option<&Path> {
-    test.ancestors().find(|folder| folder.ends_with("deps"))?.parent()
+    let is_inside = |folder: &&Path| folder.ends_with("deps") || folder.ends_with("examples");
+    test.ancestors().find(is_inside)?.parent()
 }
 
 #[cfg(test)]
@@ -31,6 +32,8 @@ mod tests {
     fn the_target_folder_is_found_from_a_test_in_it() {
         let test = Path::new("/a/target/release/deps/swarm-0123");
         assert_eq!(profile_folder(test), Some(Path::new("/a/target/release")));
+        let example = Path::new("/a/target/release/examples/kill_runs");
+        assert_eq!(profile_folder(example), Some(Path::new("/a/target/release")));
         assert_eq!(profile_folder(Path::new("/usr/bin/test")), None);
     }
 }

@@ -75,7 +75,6 @@ impl Driver {
     pub(super) fn new(
         swarm: Arc<Swarm>,
         config: SessionConfig,
-        token_bytes: u32,
         commands: mpsc::Receiver<Command>,
         ready: oneshot::Sender<Result<(), SessionFailure>>,
     ) -> (Self, watch::Receiver<Vec<Hop>>, watch::Receiver<Vec<HopFailure>>) {
@@ -86,7 +85,7 @@ impl Driver {
             swarm,
             model: config.model,
             tokens_max: config.tokens_max,
-            token_bytes,
+            token_bytes: config.token_bytes,
             session: Session::open(config, Time::START),
             links: BTreeMap::new(),
             closing: JoinSet::new(),
