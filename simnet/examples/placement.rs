@@ -27,6 +27,9 @@ const SWARMS: [(usize, u32); 10] = [
     (1000, 40),
 ];
 
+/// How long it takes until all have joined.
+const JOINS: Duration = Duration::from_secs(1000);
+
 fn main() {
     let mut arguments = std::env::args().skip(1).map(|argument| argument.parse::<u64>());
     let mut next = |default| arguments.next().and_then(Result::ok).unwrap_or(default);
@@ -106,7 +109,7 @@ fn play(count: usize, limit: u32, seed: Seed, rule: Rule) {
     let mut trial = Trial::new(seed, fleet.block_count, rule);
     for machine in &fleet.machines {
         trial.join(*machine);
-        trial.wait(Duration::from_secs(10));
+        trial.wait(JOINS / u32::try_from(count).expect("a size fits"));
     }
     let name = format!("{count:7} {limit:5} {:4}", seed.0);
     report(&name, "joins", &mut trial, fleet.block_count, seed, rule);

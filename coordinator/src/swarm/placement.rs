@@ -153,8 +153,8 @@ impl Own<'_> {
     }
 }
 
-/// The `count` blocks of `block_count`, out of which a server with nothing on disk yet should
-/// make its span: the first of those that [`choose_span`] holds for equal.
+/// The `count` consecutive blocks that a server should take of which no more is known: what
+/// [`choose_span`] says where downloads cost nothing and the server is as fast as the middle one.
 ///
 /// `None` where `count` or `block_count` is 0. More blocks than there are means all of them.
 #[must_use]

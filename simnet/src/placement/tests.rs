@@ -1,3 +1,5 @@
+//! Whole swarms place themselves, and come near the best.
+
 use std::time::Duration;
 
 use umbel_coordinator::swarm::placement::{ServedSpan, View};

@@ -1,3 +1,5 @@
+//! Throughputs, against a plain maximum flow.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -46,7 +46,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(3600);
 
 /// Moves that need others to follow which a server makes until the servers of the swarm change.
 /// Moves that pay by themselves end by themselves, because each raises the balance; these need not.
-const PLANS_MAX: usize = 8;
+const PLANS_MAX: usize = 4;
 
 /// How often the same view is looked into for a sequence of moves, each time along other ways.
 const TRIES_MAX: usize = 5;

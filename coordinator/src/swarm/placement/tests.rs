@@ -1,3 +1,5 @@
+//! Where servers go, in swarms small enough to see why.
+
 use proptest::prelude::*;
 
 use super::balance::throughput_bound;

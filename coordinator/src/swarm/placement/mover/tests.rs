@@ -1,3 +1,5 @@
+//! The order in which a server moves, with views made by hand.
+
 use super::super::ServedSpan;
 use super::*;
 
