@@ -25,6 +25,7 @@ use crate::route::{Hop, NoRoute};
 use crate::time::Time;
 use place::Place;
 use spare::{Asked, Spare};
+use watch::Patience;
 
 pub use failure::{FailureReason, HopFailure, SessionFailure};
 
@@ -213,8 +214,7 @@ pub struct Session {
     mirror: Option<(HopId, SessionId, Outlet)>,
     avoided: BTreeSet<PeerId>,
     mends: u32,
-    /// What links are taken to carry.
-    link_bytes_per_second: u32,
+    patience: Patience,
     last_failure: Option<HopFailure>,
     outputs: VecDeque<Output>,
 }
@@ -238,7 +238,7 @@ impl Session {
             mirror: None,
             avoided: BTreeSet::new(),
             mends: 0,
-            link_bytes_per_second: watch::LINK_BYTES_PER_SECOND,
+            patience: Patience::new(),
             last_failure: None,
             outputs: VecDeque::new(),
         };

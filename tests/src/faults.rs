@@ -141,6 +141,11 @@ impl Replicated {
         &self.servers
     }
 
+    /// Takes out the server that has run longest.
+    pub fn remove_oldest(&mut self) -> Server {
+        self.servers.remove(0)
+    }
+
     /// What one process answers.
     ///
     /// # Errors

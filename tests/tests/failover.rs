@@ -8,7 +8,9 @@ use std::time::Duration;
 use umbel_client::{
     Chain, ClientModel, Generate, GenerateError, LocalModel, RemoteChain, Swarm, SwarmConfig,
 };
+use umbel_coordinator::random::Random;
 use umbel_shard::{Cache, Model, ModelSource, PartsNeeded, Silent};
+use umbel_tests::faults::{Fault, Replicated, Workload};
 use umbel_tests::swarm::{Server, cache, checkpoint, serve};
 
 const TOKENS: u32 = 24;
@@ -65,6 +67,91 @@ async fn an_answer_goes_on_over_another_server_and_no_token_differs() {
     kill_last_hop(generation.chain(), &mut servers);
     while generation.next().await.unwrap().is_some() {}
     assert_eq!(generation.tokens(), undisturbed(&model).await);
+}
+
+/// Short enough for every run of the tests; `examples/kill_runs.rs` does the same at length.
+fn workload() -> Workload {
+    let prompt = (0..48).map(|i| 1_000 + i * 7_919 % 40_000).collect();
+    Workload { prompt, tokens: 16, prefill_chunk: 16, standby: false }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_and_frozen_servers_of_a_real_model_change_no_token() {
+    let mut swarm =
+        Replicated::start("smollm2-135m", &["0..10", "10..20", "20..30"]).await.unwrap();
+    let workload = workload();
+    let expected = swarm.undisturbed(&workload).await.unwrap();
+    // Every kind of fault; every second one with spares.
+    for seed in 0..6 {
+        let fault = Fault::of_run(seed);
+        let workload = Workload { standby: seed % 2 == 1, ..workload.clone() };
+        let outcome = swarm.run(&workload, fault, &mut Random::new(seed)).await;
+        let outcome = outcome.unwrap_or_else(|error| panic!("seed {seed}, {fault}: {error:#}"));
+        assert_eq!(outcome.tokens, expected, "seed {seed}, {fault}");
+        assert!(outcome.failures >= 1, "seed {seed}, {fault}: nothing failed");
+        swarm.restore().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_server_is_restarted_in_turn_while_clients_generate() {
+    let folder = checkpoint("llama");
+    let mut swarm = Replicated::start(&folder, &["0..2", "2..4"]).await.unwrap();
+    let workload = Workload {
+        prompt: vec![5, 17, 99, 140, 3],
+        tokens: 24,
+        prefill_chunk: 512,
+        standby: false,
+    };
+    let expected = swarm.undisturbed(&workload).await.unwrap();
+    for _ in 0..4 {
+        let mut generation = swarm.begin(&workload).await.unwrap();
+        for _ in 0..6 {
+            generation.next().await.unwrap().unwrap();
+        }
+        // The oldest goes, politely; the answer goes on meanwhile.
+        let leaving = swarm.remove_oldest();
+        let gone = tokio::task::spawn_blocking(move || leaving.terminate());
+        while generation.next().await.unwrap().is_some() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(generation.tokens(), expected);
+        generation.into_chain().0.close().await;
+        let output = gone.await.unwrap();
+        assert!(output.status.success(), "{}", output.stderr);
+        swarm.restore().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_moves_to_blocks_that_nobody_serves_while_clients_generate() {
+    let folder = checkpoint("llama");
+    let anchor = serve(&[&folder, "--blocks", "0..2"]);
+    let mover = |join: &str| {
+        let arguments = ["--block-count", "2", "--rebalance-interval", "1", "--join", join];
+        serve(&[&[folder.as_str()], &arguments[..]].concat())
+    };
+    let pinned = serve(&[&folder, "--blocks", "2..4", "--join", anchor.address()]);
+    // Both halves have a server; a third doubles one of them, and moves when the other loses its own.
+    let third = mover(anchor.address());
+    let model = model(&folder);
+    let config = SwarmConfig {
+        join: vec![anchor.address().parse().unwrap()],
+        patience: Duration::from_secs(120),
+        ..SwarmConfig::default()
+    };
+    let swarm = Arc::new(Swarm::join(config).await.unwrap());
+    let chain = RemoteChain::open(swarm, &model, 64).await.unwrap();
+    let mut generation =
+        request().start(Arc::clone(&model), Chain::Remote(Box::new(chain))).unwrap();
+    for _ in 0..4 {
+        generation.next().await.unwrap().unwrap();
+    }
+    pinned.kill();
+    while generation.next().await.unwrap().is_some() {}
+    assert_eq!(generation.tokens(), undisturbed(&model).await);
+    third.assert_no_errors();
+    anchor.assert_no_errors();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep;
 use umbel_coordinator::route::{Costs, NoRoute, Route, RouteRequest, plan_route};
 use umbel_coordinator::session::{FailureReason, HopFailure, RouteHop, RouteWanted};
+use umbel_coordinator::swarm::health::Health;
 use umbel_protocol::{ModelId, PeerId, SessionId};
 
 use super::{Swarm, View, unix_time};
@@ -117,8 +118,11 @@ impl Swarm {
         let View { directory, health, unreachable, random } = &mut *view;
         directory.expire(unix_now);
         unreachable.retain(|_, since| now.since(*since) < UNREACHABLE);
+        // Where nobody else is left, a server that has failed is better than none.
+        let blank = Health::new();
+        let trusted = if forgiving { &blank } else { &*health };
         let candidates: Vec<_> =
-            directory.candidates(health, search.model, now, unix_now).cloned().collect();
+            directory.candidates(trusted, search.model, now, unix_now).cloned().collect();
         let round_trips = candidates
             .iter()
             .filter_map(|server| Some((server.peer, self.network.round_trip(server.peer)?)))

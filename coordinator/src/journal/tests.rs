@@ -26,14 +26,14 @@ fn step(position: u32, rows: &[u8], replay: bool) -> Step {
 proptest! {
     #[test]
     fn a_journal_holds_the_newest_row_of_each_position(
-        steps in proptest::collection::vec((0.0..1.0f64, 1usize..700, any::<bool>()), 1..12),
-        from in 0.0..1.0f64,
-        settled in 0.0..1.0f64,
+        steps in proptest::collection::vec((0..100usize, 1usize..700, any::<bool>()), 1..12),
+        from in 0..100usize,
+        settled in 0..100usize,
     ) {
         let mut journal = Journal::default();
         let mut expected: Vec<u8> = Vec::new();
         for (number, (back, count, rolls_back)) in steps.iter().enumerate() {
-            let position = if *rolls_back { (expected.len() as f64 * back) as usize } else { expected.len() };
+            let position = if *rolls_back { expected.len() * back / 100 } else { expected.len() };
             let rows = vec![u8::try_from(number).unwrap(); *count];
             expected.truncate(position);
             expected.extend(&rows);
@@ -42,8 +42,8 @@ proptest! {
         let end = expected.len();
         prop_assert_eq!(journal.end() as usize, end);
         prop_assert_eq!(journal.bytes(), 4 * end);
-        let from = (end as f64 * from) as usize;
-        let settled = u32::try_from((end as f64 * settled) as usize).unwrap();
+        let from = end * from / 100;
+        let settled = u32::try_from(end * settled / 100).unwrap();
         let chunks = journal.replay(u32::try_from(from).unwrap(), settled).unwrap();
         let mut position = from;
         for chunk in &chunks {

@@ -99,6 +99,7 @@ impl Session {
         let tokens = stepping.shape[0];
         self.settled = stepping.position + tokens;
         self.state = State::Idle;
+        self.patience.answered();
         for place in &mut self.places {
             let own = |timing: &&_| {
                 let timing: &umbel_protocol::inference::HopTiming = timing;

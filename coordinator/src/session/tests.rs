@@ -1,1 +1,301 @@
-//! Tests.
+//! The client's machine against hops that do well, badly, and nothing. That whole swarms of them
+//! under faults keep every answer is shown by the simulation.
+
+use bytes::Bytes;
+use umbel_protocol::error::ErrorCode;
+use umbel_protocol::inference::SessionError;
+use umbel_protocol::{DType, Span};
+
+use super::*;
+
+fn peer(name: u8) -> PeerId {
+    PeerId::from_public_key([name; 32])
+}
+
+fn route_hop(name: u8, start: u32, end: u32) -> RouteHop {
+    RouteHop {
+        hop: Hop { peer: peer(name), blocks: Span::new(start, end).unwrap() },
+        addresses: vec![format!("/memory/{name}")],
+        session: SessionId::new(name.into()),
+        round_trip: Some(Duration::from_millis(10)),
+    }
+}
+
+fn tensor(tokens: u32) -> Tensor {
+    Tensor::new(DType::F32, vec![tokens, 2], Bytes::from(vec![0; 8 * tokens as usize])).unwrap()
+}
+
+fn at(milliseconds: u64) -> Time {
+    Time::after_start(Duration::from_millis(milliseconds))
+}
+
+fn open() -> Session {
+    let config = SessionConfig {
+        model: ModelId::from_bytes([3; 32]),
+        block_count: 6,
+        tokens_max: 100,
+        token_bytes: 8,
+        journal_bytes_max: 1 << 20,
+        standby: false,
+    };
+    Session::open(config, Time::START)
+}
+
+fn drain(session: &mut Session) -> Vec<Output> {
+    std::iter::from_fn(|| session.poll()).collect()
+}
+
+fn sent(outputs: &[Output]) -> Vec<(u32, &ClientMessage)> {
+    fn send(output: &Output) -> Option<(u32, &ClientMessage)> {
+        let Output::Send { hop, message } = output else { return None };
+        Some((hop.0, message))
+    }
+    outputs.iter().filter_map(send).collect()
+}
+
+fn say(session: &mut Session, hop: u32, message: ServerMessage) -> Vec<Output> {
+    session.handle(Input::Received { hop: HopId(hop), message }, at(1)).unwrap();
+    drain(session)
+}
+
+fn opened(name: u8) -> ServerMessage {
+    ServerMessage::Opened { session: SessionId::new(name.into()), tokens_max: 100 }
+}
+
+fn answer(name: u8, step: u64, position: u32, tokens: u32) -> ServerMessage {
+    ServerMessage::Output(Step {
+        session: SessionId::new(name.into()),
+        step: StepId(step),
+        position,
+        hidden: tensor(tokens),
+        trace: Vec::new(),
+        replay: false,
+    })
+}
+
+fn refusal(name: u8, code: ErrorCode) -> ServerMessage {
+    let session = SessionId::new(name.into());
+    ServerMessage::Error(SessionError { session, step: None, code, detail: "why".to_owned() })
+}
+
+fn blamed(outputs: &[Output]) -> Vec<PeerId> {
+    let blame = |output: &Output| {
+        let Output::Blame(failure) = output else { return None };
+        Some(failure.hop.peer)
+    };
+    outputs.iter().filter_map(blame).collect()
+}
+
+fn wanted(outputs: &[Output]) -> Option<&RouteWanted> {
+    outputs.iter().find_map(|output| {
+        let Output::Route(wanted) = output else { return None };
+        Some(wanted)
+    })
+}
+
+/// A session that hops 0, 1 and 2 (peers 1, 2 and 3) have opened.
+fn ready() -> Session {
+    let mut session = open();
+    drain(&mut session);
+    let hops = vec![route_hop(1, 0, 2), route_hop(2, 2, 4), route_hop(3, 4, 6)];
+    session.handle(Input::Routed { hops }, at(0)).unwrap();
+    drain(&mut session);
+    say(&mut session, 0, opened(1));
+    say(&mut session, 1, opened(2));
+    let outputs = say(&mut session, 2, opened(3));
+    assert!(matches!(outputs.as_slice(), [Output::Ready]), "{outputs:?}");
+    session
+}
+
+/// The same with one answered step of three tokens, and another of one token under way.
+fn stepping() -> Session {
+    let mut session = ready();
+    session.handle(Input::Step { position: 0, hidden: tensor(3) }, at(1)).unwrap();
+    drain(&mut session);
+    let outputs = say(&mut session, 2, answer(3, 0, 0, 3));
+    assert!(matches!(outputs.as_slice(), [Output::Stepped { .. }]), "{outputs:?}");
+    session.handle(Input::Step { position: 3, hidden: tensor(1) }, at(1)).unwrap();
+    drain(&mut session);
+    session
+}
+
+#[test]
+fn every_hop_learns_who_pushes_to_it_and_where_its_results_go() {
+    let mut session = open();
+    let outputs = drain(&mut session);
+    assert_eq!(wanted(&outputs).unwrap().blocks, Span::new(0, 6).unwrap());
+    let hops = vec![route_hop(1, 0, 2), route_hop(2, 2, 6)];
+    session.handle(Input::Routed { hops }, at(0)).unwrap();
+    let outputs = drain(&mut session);
+    let [(0, ClientMessage::Open(first)), (1, ClientMessage::Open(second))] = sent(&outputs)[..]
+    else {
+        panic!("{outputs:?}");
+    };
+    assert_eq!((first.previous, second.previous), (None, Some(peer(1))));
+    let umbel_protocol::inference::Destination::Server(next) = &first.next else {
+        panic!("{first:?}");
+    };
+    assert_eq!((next.peer, next.session), (peer(2), SessionId::new(2)));
+    assert_eq!(second.next, umbel_protocol::inference::Destination::Client);
+}
+
+#[test]
+fn a_middle_hop_is_replaced_and_only_the_one_before_it_replays() {
+    let mut session = stepping();
+    let detail = "gone".to_owned();
+    session.handle(Input::LinkLost { hop: HopId(1), detail }, at(2)).unwrap();
+    let outputs = drain(&mut session);
+    assert_eq!(blamed(&outputs), [peer(2)]);
+    let gap = wanted(&outputs).unwrap();
+    assert_eq!(
+        (gap.blocks, gap.before, gap.after),
+        (Span::new(2, 4).unwrap(), Some(peer(1)), Some(peer(3)))
+    );
+    assert!(gap.avoided.contains(&peer(2)) && gap.needed);
+    session.handle(Input::Routed { hops: vec![route_hop(4, 2, 4)] }, at(2)).unwrap();
+    let outputs = drain(&mut session);
+    let told: Vec<_> = sent(&outputs).into_iter().map(|(hop, _)| hop).collect();
+    assert_eq!(told, [3, 2], "the new hop opens, the last one adopts it");
+    say(&mut session, 3, opened(4));
+    let adopted = ServerMessage::Adopted { session: SessionId::new(3), position: 3 };
+    let outputs = say(&mut session, 2, adopted);
+    let [(0, ClientMessage::Redirect(redirect))] = sent(&outputs)[..] else {
+        panic!("{outputs:?}");
+    };
+    assert_eq!((redirect.next_position, redirect.settled, redirect.mirror), (0, 3, false));
+    let outputs = say(&mut session, 2, answer(3, 1, 3, 1));
+    assert!(matches!(outputs.as_slice(), [Output::Stepped { .. }]), "{outputs:?}");
+}
+
+#[test]
+fn the_client_itself_replays_for_the_first_hop() {
+    let mut session = stepping();
+    let detail = "gone".to_owned();
+    session.handle(Input::LinkLost { hop: HopId(0), detail }, at(2)).unwrap();
+    session.handle(Input::Routed { hops: vec![route_hop(4, 0, 2)] }, at(2)).unwrap();
+    drain(&mut session);
+    let adopted = ServerMessage::Adopted { session: SessionId::new(2), position: 3 };
+    say(&mut session, 1, adopted);
+    let outputs = say(&mut session, 3, opened(4));
+    let steps: Vec<_> = sent(&outputs)
+        .into_iter()
+        .map(|(hop, message)| {
+            let ClientMessage::Step(step) = message else { panic!("{message:?}") };
+            (hop, step.position, step.replay)
+        })
+        .collect();
+    assert_eq!(steps, [(3, 0, true), (3, 3, false)]);
+}
+
+#[test]
+fn the_same_answer_over_two_ways_is_heard_once() {
+    let mut session = stepping();
+    assert_eq!(say(&mut session, 2, answer(3, 1, 3, 1)).len(), 1);
+    assert!(say(&mut session, 2, answer(3, 1, 3, 1)).is_empty());
+    assert!(say(&mut session, 2, answer(3, 0, 0, 3)).is_empty());
+}
+
+#[test]
+fn an_answer_that_was_not_asked_for_costs_its_hop_the_place() {
+    let wrong = [
+        (0, answer(1, 1, 3, 1), "not the last hop"),
+        (2, answer(3, 2, 4, 1), "a step to come"),
+        (2, answer(3, 1, 4, 1), "another position"),
+        (2, answer(3, 1, 3, 2), "another shape"),
+        (2, opened(3), "opened twice"),
+        (2, opened(9), "whose?"),
+    ];
+    for (hop, message, why) in wrong {
+        let mut session = stepping();
+        let name = [1, 2, 3][hop as usize];
+        let input = Input::Received { hop: HopId(hop), message };
+        assert!(session.handle(input, at(3)).is_err(), "{why}");
+        let outputs = drain(&mut session);
+        assert_eq!(blamed(&outputs), [peer(name)], "{why}");
+        assert!(wanted(&outputs).is_some(), "{why}");
+    }
+}
+
+#[test]
+fn no_room_is_nobodys_fault_but_another_server_is_asked() {
+    let mut session = open();
+    drain(&mut session);
+    session.handle(Input::Routed { hops: vec![route_hop(1, 0, 6)] }, at(0)).unwrap();
+    drain(&mut session);
+    let outputs = say(&mut session, 0, refusal(1, ErrorCode::KvFull));
+    assert!(blamed(&outputs).is_empty());
+    assert!(wanted(&outputs).unwrap().avoided.contains(&peer(1)));
+    let no_route = NoRoute { blocks: Span::new(0, 6).unwrap(), missing: Vec::new() };
+    session.handle(Input::NoRoute(no_route), at(2)).unwrap();
+    let outputs = drain(&mut session);
+    let [Output::Failed(failure)] = outputs.as_slice() else { panic!("{outputs:?}") };
+    assert!(failure.to_string().contains("why"), "{failure}");
+}
+
+#[test]
+fn what_every_server_would_refuse_ends_the_session() {
+    let mut session = stepping();
+    let outputs = say(&mut session, 0, refusal(1, ErrorCode::ContextExceeded));
+    let failed = |output: &Output| matches!(output, Output::Failed(SessionFailure::Hop(_)));
+    assert!(outputs.iter().any(failed), "{outputs:?}");
+}
+
+#[test]
+fn a_silent_hop_is_asked_and_then_given_up() {
+    let mut session = stepping();
+    let mut asked = Vec::new();
+    let mut outputs = Vec::new();
+    for _ in 0..20 {
+        let now = session.poll_timeout().unwrap();
+        session.handle_timeout(now);
+        outputs = drain(&mut session);
+        for (hop, message) in sent(&outputs) {
+            if let ClientMessage::Ping { .. } = message {
+                asked.push(hop);
+            }
+        }
+        if !blamed(&outputs).is_empty() {
+            break;
+        }
+        for (hop, name) in [(0, 1), (2, 3)] {
+            let session_id = SessionId::new(name);
+            let pong = ServerMessage::Pong { session: session_id, received: 4, computed: 4 };
+            let input = Input::Received { hop: HopId(hop), message: pong };
+            session.handle(input, now).unwrap();
+        }
+    }
+    assert!(asked.contains(&1), "{asked:?}");
+    assert_eq!(blamed(&outputs), [peer(2)]);
+}
+
+#[test]
+fn an_idle_session_waits_for_nothing_and_mends_when_it_is_needed() {
+    let mut session = ready();
+    assert_eq!(session.poll_timeout(), None);
+    let outputs = say(&mut session, 1, refusal(2, ErrorCode::LeaseEnded));
+    assert!(wanted(&outputs).is_none() && blamed(&outputs).is_empty(), "{outputs:?}");
+    session.handle(Input::Step { position: 0, hidden: tensor(1) }, at(5)).unwrap();
+    assert!(wanted(&drain(&mut session)).is_some());
+}
+
+#[test]
+fn a_hop_that_leaves_keeps_its_place_until_another_has_caught_up() {
+    let mut session = ready();
+    let draining = ServerMessage::Draining { session: SessionId::new(2) };
+    let outputs = say(&mut session, 1, draining);
+    assert!(!wanted(&outputs).unwrap().needed);
+    session.handle(Input::Routed { hops: vec![route_hop(4, 2, 4)] }, at(2)).unwrap();
+    drain(&mut session);
+    let outputs = say(&mut session, 3, opened(4));
+    assert!(session.hops().iter().any(|hop| hop.peer == peer(4)), "nothing to catch up with");
+    assert!(blamed(&outputs).is_empty(), "it is no fault");
+}
+
+#[test]
+fn what_comes_after_the_end_is_not_heard() {
+    let mut session = ready();
+    session.handle(Input::Close, at(2)).unwrap();
+    assert_eq!(sent(&drain(&mut session)).len(), 3, "a farewell for each hop");
+    assert!(say(&mut session, 2, answer(3, 0, 0, 3)).is_empty());
+    assert_eq!(session.poll_timeout(), None);
+}

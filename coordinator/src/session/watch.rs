@@ -10,11 +10,18 @@ use crate::time::Time;
 
 /// Silence of a hop, during a step, after which it is asked whether it is there: a step of decode
 /// is over by then on most routes, so that those are never disturbed.
-const PING_AFTER: Duration = Duration::from_millis(50);
+const PING_AFTER: Duration = Duration::from_millis(40);
 
 /// The least time that a hop has to answer a ping. A busy machine wakes a process up within some
 /// tens of milliseconds, and a hop that is given up in error costs a replay.
-const PATIENCE_MIN: Duration = Duration::from_millis(200);
+const PATIENCE_MIN: Duration = Duration::from_millis(150);
+
+/// How many times a session may double its patience, when hops keep falling silent: on a machine or
+/// a way that is too busy for its first patience, giving up one good hop after another helps nobody.
+const DOUBLINGS_MAX: u32 = 4;
+
+/// After so many answers without a silent hop one doubling is taken back.
+const CALM_STEPS: u32 = 100;
 
 /// The time to answer the first ping, where nobody knows how far away a hop is.
 const PATIENCE_UNKNOWN: Duration = Duration::from_secs(1);
@@ -24,7 +31,7 @@ const PATIENCE_MAX: Duration = Duration::from_secs(5);
 
 /// How fast a link is taken to be until it proves slower: 100 Mbit/s. A ping goes behind what is
 /// still leaving, so its answer may take that much longer.
-pub(super) const LINK_BYTES_PER_SECOND: u32 = 12_500_000;
+const LINK_BYTES_PER_SECOND: u32 = 12_500_000;
 
 /// The slowest that a link is taken to be: 1 Mbit/s.
 const LINK_BYTES_PER_SECOND_MIN: u32 = 125_000;
@@ -142,19 +149,69 @@ impl Watch {
         self.round_trip.map_or(OPEN_TIMEOUT, |trip| (trip.smoothed * 8).max(OPEN_TIMEOUT_MIN))
     }
 
-    /// How long an answer may take, over links of so many bytes a second.
-    fn patience(&self, link: u32) -> Duration {
+    /// How long an answer may take.
+    fn patience(&self, patience: Patience) -> Duration {
         let empty = self.round_trip.map_or(PATIENCE_UNKNOWN, |trip| {
             (trip.smoothed + trip.variation * 4).saturating_mul(2).clamp(PATIENCE_MIN, PATIENCE_MAX)
         });
         let bytes = u32::try_from(self.bytes + self.answer_bytes).unwrap_or(u32::MAX);
-        empty + Duration::from_secs(1).mul_f64(f64::from(bytes) / f64::from(link))
+        let link = patience.link_bytes_per_second;
+        empty * (1 << patience.doublings)
+            + Duration::from_secs(1).mul_f64(f64::from(bytes) / f64::from(link))
     }
 
     /// When the hop is to be asked, or given up.
-    fn deadline(&self, link: u32) -> Time {
+    fn deadline(&self, patience: Patience) -> Time {
         let rest = self.round_trip.map_or(PING_AFTER, |trip| trip.smoothed.max(PING_AFTER));
-        self.pinged.map_or(self.heard + rest, |pinged| pinged + self.patience(link))
+        self.pinged.map_or(self.heard + rest, |pinged| pinged + self.patience(patience))
+    }
+}
+
+/// How patient a session is with its hops.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    /// What links are taken to carry.
+    link_bytes_per_second: u32,
+    doublings: u32,
+    /// Hops that have fallen silent since the route was whole.
+    silent: u32,
+    calm_steps: u32,
+}
+
+impl Patience {
+    pub(super) const fn new() -> Self {
+        Self {
+            link_bytes_per_second: LINK_BYTES_PER_SECOND,
+            doublings: 0,
+            silent: 0,
+            calm_steps: 0,
+        }
+    }
+
+    /// A hop was given up for its silence; whether it was still being sent something.
+    fn silent(&mut self, laden: bool) {
+        self.silent += 1;
+        if laden {
+            let slower = self.link_bytes_per_second / 4;
+            self.link_bytes_per_second = slower.max(LINK_BYTES_PER_SECOND_MIN);
+        }
+    }
+
+    /// The route is whole again. Hops that fell silent together count once.
+    pub(super) fn mended(&mut self) {
+        if std::mem::take(&mut self.silent) > 0 {
+            self.doublings = (self.doublings + 1).min(DOUBLINGS_MAX);
+            self.calm_steps = 0;
+        }
+    }
+
+    /// A step was answered.
+    pub(super) fn answered(&mut self) {
+        self.calm_steps += 1;
+        if self.calm_steps >= CALM_STEPS {
+            self.calm_steps = 0;
+            self.doublings = self.doublings.saturating_sub(1);
+        }
     }
 }
 
@@ -168,23 +225,23 @@ enum Due {
 
 impl Place {
     /// When something is to be done about it; `awaited`: whether anything is expected of it.
-    fn deadline(&self, awaited: bool, link: u32) -> Option<Time> {
+    fn deadline(&self, awaited: bool, patience: Patience) -> Option<Time> {
         match self.opening {
             Opening::Wanted => None,
             Opening::Asked { at } => Some(at + self.watch.open_timeout()),
-            Opening::Open => awaited.then(|| self.watch.deadline(link)),
+            Opening::Open => awaited.then(|| self.watch.deadline(patience)),
         }
     }
 
-    fn due(&mut self, awaited: bool, link: u32, now: Time) -> Due {
-        if self.deadline(awaited, link).is_none_or(|deadline| now < deadline) {
+    fn due(&mut self, awaited: bool, patience: Patience, now: Time) -> Due {
+        if self.deadline(awaited, patience).is_none_or(|deadline| now < deadline) {
             return Due::Nothing;
         }
         if let Opening::Asked { .. } = self.opening {
             return Due::Fail(FailureReason::NotOpened { after: self.watch.open_timeout() });
         }
         match self.watch.pinged {
-            Some(pinged) if now.since(pinged) < self.watch.patience(link) + LATE => {
+            Some(pinged) if now.since(pinged) < self.watch.patience(patience) + LATE => {
                 Due::Fail(FailureReason::Silent { after: now.since(self.watch.heard) })
             }
             Some(_) | None => {
@@ -201,25 +258,25 @@ impl Session {
         if matches!(self.state, State::Over) {
             return None;
         }
-        let (awaited, link) = (self.awaits(), self.link_bytes_per_second);
-        let places = self.places.iter().filter_map(|place| place.deadline(awaited, link));
+        let (awaited, patience) = (self.awaits(), self.patience);
+        let places = self.places.iter().filter_map(|place| place.deadline(awaited, patience));
         let spares = self
             .spares
             .iter()
-            .filter_map(|spare| spare.place.deadline(awaited || self.is_relief(spare), link));
+            .filter_map(|spare| spare.place.deadline(awaited || self.is_relief(spare), patience));
         places.chain(spares).chain(self.next_search()).min()
     }
 
     pub(super) fn watch(&mut self, now: Time) {
-        let (awaited, link) = (self.awaits(), self.link_bytes_per_second);
+        let (awaited, patience) = (self.awaits(), self.patience);
         let mut due = Vec::new();
         for place in &mut self.places {
-            due.push((place.id, place.session, place.due(awaited, link, now)));
+            due.push((place.id, place.session, place.due(awaited, patience, now)));
         }
         for number in 0..self.spares.len() {
             let awaited = awaited || self.is_relief(&self.spares[number]);
             let place = &mut self.spares[number].place;
-            due.push((place.id, place.session, place.due(awaited, link, now)));
+            due.push((place.id, place.session, place.due(awaited, patience, now)));
         }
         for (hop, session, due) in due {
             match due {
@@ -229,7 +286,7 @@ impl Session {
                     self.outputs.push_back(Output::Send { hop, message });
                 }
                 Due::Fail(reason) => {
-                    self.doubt_links(hop, &reason);
+                    self.doubt(hop, &reason);
                     match self.index_of(hop) {
                         Some(index) => self.drop_place(index, reason),
                         None => self.drop_spare(hop, &reason, now),
@@ -239,14 +296,12 @@ impl Session {
         }
     }
 
-    /// Takes links to be slower, where one who seemed silent was still being sent something: a
-    /// session over slow links must not give up one good server after another.
-    fn doubt_links(&mut self, hop: HopId, reason: &FailureReason) {
-        let laden = |place: &&Place| place.id == hop && place.watch.bytes + place.watch.answer_bytes > 0;
-        let is_laden = self.places.iter().any(|place| laden(&place));
-        if is_laden && matches!(reason, FailureReason::Silent { .. }) {
-            let slower = self.link_bytes_per_second / 4;
-            self.link_bytes_per_second = slower.max(LINK_BYTES_PER_SECOND_MIN);
+    /// Is more patient from now on, where a hop has been given up for its silence alone.
+    fn doubt(&mut self, hop: HopId, reason: &FailureReason) {
+        let laden = |place: &Place| place.watch.bytes + place.watch.answer_bytes > 0;
+        let is_laden = self.places.iter().any(|place| place.id == hop && laden(place));
+        if matches!(reason, FailureReason::Silent { .. }) {
+            self.patience.silent(is_laden);
         }
     }
 
@@ -277,7 +332,7 @@ impl Session {
             let since =
                 before.map_or(Duration::MAX, |b| now.since(self.places[b].watch.progressed));
             let waited = waited.min(since);
-            let patience = place.watch.patience(self.link_bytes_per_second);
+            let patience = place.watch.patience(self.patience);
             if waited > TRANSFER_PATIENCE + transfer + patience {
                 let detail = format!("a step is under way for {:.1} s", waited.as_secs_f64());
                 let reason = match before.map(|before| self.places[before].hop.peer) {
