@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use futures::future::join_all;
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use umbel_coordinator::Time;
 use umbel_coordinator::random::Random;
 use umbel_coordinator::swarm::Directory;
@@ -25,6 +26,9 @@ use exchange::{LookupError, lookup};
 /// Most peers that are asked for what they know in one refresh: enough that some have news that
 /// others lack, few enough for a swarm of thousands.
 const PEERS_ASKED_MAX: usize = 8;
+
+/// How long the others may still take to say whom they know, once one of them has.
+const GRACE: Duration = Duration::from_millis(500);
 
 /// How long a client without an address waits for servers on the local network to show up.
 const MDNS_WAIT: Duration = Duration::from_secs(5);
@@ -115,8 +119,7 @@ impl Swarm {
                 .filter(|(peer, _)| asked.insert(*peer))
                 .take(PEERS_ASKED_MAX)
                 .collect();
-            join_all(peers.into_iter().map(|(peer, addresses)| self.ask(peer, addresses, model)))
-                .await;
+            self.ask_some(peers, model).await;
         }
         if let Some(model) = model.filter(|model| self.known(Some(*model)).is_empty()) {
             self.ask_providers(model, &mut asked).await;
@@ -150,12 +153,40 @@ impl Swarm {
         view.directory.announcements(model).cloned().collect()
     }
 
-    async fn ask(&self, peer: PeerId, addresses: Vec<String>, model: Option<ModelId>) {
+    /// Asks peers at once, and waits for all of them, but not long once one has answered: some may
+    /// be gone, which takes seconds to find out.
+    async fn ask_some(&self, peers: Vec<(PeerId, Vec<String>)>, model: Option<ModelId>) {
+        let ask = |(peer, addresses)| self.ask(peer, addresses, model);
+        let mut asked: FuturesUnordered<_> = peers.into_iter().map(ask).collect();
+        let grace = tokio::time::sleep(Duration::MAX);
+        let mut grace = std::pin::pin!(grace);
+        let mut answered = false;
+        loop {
+            tokio::select! {
+                answer = asked.next() => match answer {
+                    None => return,
+                    Some(true) if !answered => {
+                        answered = true;
+                        grace.as_mut().reset(tokio::time::Instant::now() + GRACE);
+                    }
+                    Some(_) => {}
+                },
+                () = &mut grace => return,
+            }
+        }
+    }
+
+    /// Asks a peer whom it knows, and says whether it answered.
+    async fn ask(&self, peer: PeerId, addresses: Vec<String>, model: Option<ModelId>) -> bool {
         match lookup(&self.network, peer, &addresses, model).await {
-            Ok(found) => self.take_up(peer, found),
+            Ok(found) => {
+                self.take_up(peer, found);
+                true
+            }
             Err(error) => {
                 let error: &dyn std::error::Error = &error;
                 tracing::debug!(%peer, error, "a peer did not say whom it knows");
+                false
             }
         }
     }
@@ -168,7 +199,8 @@ impl Swarm {
             .filter(|peer| asked.insert(*peer))
             .take(PEERS_ASKED_MAX)
             .collect();
-        join_all(peers.into_iter().map(|peer| self.ask(peer, Vec::new(), Some(model)))).await;
+        let peers = peers.into_iter().map(|peer| (peer, Vec::new())).collect();
+        self.ask_some(peers, Some(model)).await;
     }
 
     fn take_up(&self, from: PeerId, found: exchange::Found) {

@@ -214,6 +214,8 @@ pub struct Session {
     mirror: Option<(HopId, SessionId, Outlet)>,
     avoided: BTreeSet<PeerId>,
     mends: u32,
+    /// When the route was last not whole.
+    mended_at: Time,
     patience: Patience,
     last_failure: Option<HopFailure>,
     outputs: VecDeque<Output>,
@@ -238,6 +240,7 @@ impl Session {
             mirror: None,
             avoided: BTreeSet::new(),
             mends: 0,
+            mended_at: now,
             patience: Patience::new(),
             last_failure: None,
             outputs: VecDeque::new(),

@@ -27,10 +27,14 @@ fn model(name: &str) -> Arc<ClientModel> {
 
 /// What one process answers.
 async fn undisturbed(model: &Arc<ClientModel>) -> Vec<u32> {
+    answer_of_one_process(model, request()).await
+}
+
+async fn answer_of_one_process(model: &Arc<ClientModel>, request: Generate) -> Vec<u32> {
     let local =
         Arc::new(LocalModel::load(model.shard(), 256, umbel_client::Device::shared()).unwrap());
-    let chain = Chain::Local(local.open(64).unwrap());
-    let mut generation = request().start(Arc::clone(model), chain).unwrap();
+    let chain = Chain::Local(local.open(128).unwrap());
+    let mut generation = request.start(Arc::clone(model), chain).unwrap();
     while generation.next().await.unwrap().is_some() {}
     generation.tokens().to_vec()
 }
@@ -124,34 +128,33 @@ async fn every_server_is_restarted_in_turn_while_clients_generate() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_moves_to_blocks_that_nobody_serves_while_clients_generate() {
+async fn a_server_moves_to_blocks_that_are_given_up_while_clients_generate() {
     let folder = checkpoint("llama");
-    let anchor = serve(&[&folder, "--blocks", "0..2"]);
-    let mover = |join: &str| {
-        let arguments = ["--block-count", "2", "--rebalance-interval", "1", "--join", join];
-        serve(&[&[folder.as_str()], &arguments[..]].concat())
-    };
-    let pinned = serve(&[&folder, "--blocks", "2..4", "--join", anchor.address()]);
-    // Both halves have a server; a third doubles one of them, and moves when the other loses its own.
-    let third = mover(anchor.address());
+    let leaving = serve(&[&folder, "--blocks", "2..4"]);
+    let with = |arguments: &[&str]| serve(&[&[folder.as_str()], arguments].concat());
+    let mover = ["--block-count", "2", "--rebalance-interval", "1", "--join", leaving.address()];
+    // It takes the half that has no server yet; then that half gets another one.
+    let mover = with(&mover);
+    let anchor =
+        with(&["--blocks", "0..2", "--join", leaving.address(), "--join", mover.address()]);
     let model = model(&folder);
-    let config = SwarmConfig {
-        join: vec![anchor.address().parse().unwrap()],
-        patience: Duration::from_secs(120),
-        ..SwarmConfig::default()
-    };
-    let swarm = Arc::new(Swarm::join(config).await.unwrap());
-    let chain = RemoteChain::open(swarm, &model, 64).await.unwrap();
-    let mut generation =
-        request().start(Arc::clone(&model), Chain::Remote(Box::new(chain))).unwrap();
-    for _ in 0..4 {
-        generation.next().await.unwrap().unwrap();
+    let long = || Generate { max_tokens: 100, ..request() };
+    let expected = answer_of_one_process(&model, long()).await;
+    let chain = RemoteChain::open(join(&anchor).await, &model, 128).await.unwrap();
+    let mut generation = long().start(Arc::clone(&model), Chain::Remote(Box::new(chain))).unwrap();
+    generation.next().await.unwrap().unwrap();
+    let gone = tokio::task::spawn_blocking(move || leaving.terminate());
+    // Slowly enough that the answer lasts until after the move.
+    while generation.next().await.unwrap().is_some() {
+        tokio::time::sleep(Duration::from_millis(150)).await;
     }
-    pinned.kill();
-    while generation.next().await.unwrap().is_some() {}
-    assert_eq!(generation.tokens(), undisturbed(&model).await);
-    third.assert_no_errors();
-    anchor.assert_no_errors();
+    assert_eq!(generation.tokens(), expected);
+    let (last, blocks) = generation.chain().route().pop().unwrap();
+    assert!(mover.address().ends_with(&last.unwrap().to_string()), "{}", mover.stderr());
+    assert_eq!(blocks.end(), 4);
+    let output = gone.await.unwrap();
+    assert!(output.status.success(), "{}", output.stderr);
+    mover.assert_no_errors();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -53,11 +53,11 @@ impl Swarm {
                 Ok(hops) => return Ok(hops),
                 Err(no_route) => no_route,
             };
-            let go_on = match waited {
+            let go_on = match waited.filter(|_| search.wanted.needed) {
                 Some(waited) => waited < self.patience,
                 None => refreshed.is_none(),
             };
-            if !search.wanted.needed || !go_on {
+            if !go_on {
                 return Err(no_route);
             }
             if refreshed.is_none_or(|at| at.elapsed() >= REFRESH) {

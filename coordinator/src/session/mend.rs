@@ -32,13 +32,16 @@ impl Session {
         let gap = self.gap();
         // An idle session waits with its repair until it is needed.
         if gap.is_some() && matches!(self.state, State::Idle) {
+            self.mended_at = now;
             return;
         }
         if let Some(blocks) = gap {
             self.ask(Asked::Gap(blocks), now);
         }
         self.tell_neighbours(now);
-        if self.is_mended() {
+        if !self.is_mended() {
+            self.mended_at = now;
+        } else {
             self.resume(now);
             self.tend_spares(now);
         }

@@ -324,7 +324,8 @@ impl Session {
             return;
         };
         let (place, before) = (&self.places[index], index.checked_sub(1));
-        let waited = now.since(place.watch.progressed);
+        // While the route is mended nothing can go on.
+        let waited = now.since(place.watch.progressed.max(self.mended_at));
         if place.watch.received < end {
             let bytes = row_bytes.saturating_mul(end - place.watch.received);
             let transfer = Duration::from_secs(1) * (bytes / LINK_BYTES_PER_SECOND_MIN);

@@ -293,7 +293,8 @@ impl Mover {
         tracing::debug!(from = %self.span, to = %intended.to, gain = intended.gain, "intend");
         self.plans += usize::from(intended.steps > 1);
         self.outputs.push_back(Output::Announce { moving_to: Some(intended.to) });
-        let until = now + SETTLE + SETTLE.mul_f64(self.random.unit() / 2.0);
+        let settle = self.settle_time();
+        let until = now + settle + settle.mul_f64(self.random.unit() / 2.0);
         self.state = State::Settling { intended, until };
     }
 
@@ -394,6 +395,11 @@ impl Mover {
 
     fn rest(&mut self, now: Time, about: Duration) {
         self.state = State::Resting { until: now + self.about(about) };
+    }
+
+    /// How long an intention is announced; less where servers look more often than usual.
+    fn settle_time(&self) -> Duration {
+        SETTLE.min(self.config.look_interval / 3)
     }
 
     /// Half to one and a half of a duration.
