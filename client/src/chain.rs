@@ -133,7 +133,7 @@ pub enum StepError {
     Interrupted,
     /// The session could not be kept up.
     #[error(transparent)]
-    Session(#[from] SessionFailure),
+    Session(Box<SessionFailure>),
     /// No new session could be opened.
     #[error(transparent)]
     Open(#[from] Box<OpenChainError>),
@@ -151,13 +151,19 @@ impl From<OpenChainError> for StepError {
     }
 }
 
+impl From<SessionFailure> for StepError {
+    fn from(failure: SessionFailure) -> Self {
+        Self::Session(Box::new(failure))
+    }
+}
+
 impl StepError {
     /// Whether the tokens can be computed once more, in a new session: what the session itself
     /// could mend, it has.
     #[must_use]
     pub fn may_begin_anew(&self) -> bool {
         match self {
-            Self::Session(failure) => match failure {
+            Self::Session(failure) => match failure.as_ref() {
                 SessionFailure::JournalLost => true,
                 SessionFailure::NoRoute { .. } | SessionFailure::Hop(_) => false,
             },
@@ -170,7 +176,7 @@ impl StepError {
     #[must_use]
     pub fn no_route(&self) -> Option<&NoRoute> {
         let failure = match self {
-            Self::Session(failure) => failure,
+            Self::Session(failure) => failure.as_ref(),
             Self::Open(error) => match error.as_ref() {
                 OpenChainError::Session(failure) => failure,
                 OpenChainError::NotServed { .. } => return None,

@@ -84,7 +84,7 @@ pub struct HopId(pub u32);
 pub enum Input {
     /// Hops for the blocks of [`Output::Route`], in order.
     Routed {
-        /// They tile those blocks.
+        /// They tile those blocks, or those of neighbours as well.
         hops: Vec<RouteHop>,
     },
     /// Nobody serves all the blocks of [`Output::Route`], and waiting did not help.
@@ -162,10 +162,10 @@ pub enum Output {
 pub struct RouteWanted {
     /// The blocks to cover.
     pub blocks: Span,
-    /// The server whose results enter; `None`: the client.
-    pub before: Option<PeerId>,
-    /// The server that takes the results; `None`: the client.
-    pub after: Option<PeerId>,
+    /// The hop whose results enter; `None`: the client. Hops for its blocks too take its place.
+    pub before: Option<Hop>,
+    /// The hop that takes the results; `None`: the client. Hops for its blocks too take its place.
+    pub after: Option<Hop>,
     /// Servers that have failed this session lately, or are on its route already.
     pub avoided: BTreeSet<PeerId>,
     /// Whether the session cannot go on without: then it is worth waiting for a server.

@@ -167,7 +167,7 @@ impl Serving {
         let (driver, drained) = Driver::new(server, network.clone(), compute, events);
         let peer = network.peer_id();
         let balancer =
-            Balancer::new(peer, &arguments, &model, span, kv_tokens, loader, handle, drained);
+            Balancer::new(peer, &arguments, &model, (span, kv_tokens), loader, (handle, drained));
         Ok(Self { network, announcer, offer, driver, balancer })
     }
 }

@@ -1,5 +1,6 @@
 //! Kills and freezes servers of a real swarm while it answers, and says how long each answer stood
-//! still: `cargo run --release -p umbel-tests --example kill_runs -- RUNS PROMPT_TOKENS [standby]`.
+//! still: `cargo run --release -p umbel-tests --example kill_runs -- 0..50 512 [standby] [log]`
+//! takes the seeds and the tokens of the prompt.
 
 #![allow(clippy::print_stdout, reason = "what it measures is what it is for")]
 
@@ -11,18 +12,25 @@ use umbel_tests::faults::{Fault, Replicated, Workload};
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let mut arguments = std::env::args().skip(1);
-    let runs: u64 = arguments.next().map_or(Ok(50), |runs| runs.parse()).context("RUNS")?;
-    let prompt: u32 =
-        arguments.next().map_or(Ok(512), |tokens| tokens.parse()).context("PROMPT_TOKENS")?;
-    let standby = arguments.next().is_some_and(|word| word == "standby");
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let has = |word: &str| arguments.iter().any(|argument| argument == word);
+    let (seeds, prompt) = match arguments.as_slice() {
+        [seeds, prompt, ..] => (seeds.as_str(), prompt.as_str()),
+        _ => ("0..50", "512"),
+    };
+    let (first, end) = seeds.split_once("..").context("seeds as 0..50")?;
+    let seeds = first.parse::<u64>()?..end.parse::<u64>()?;
+    let (runs, prompt, standby) = (seeds.clone().count(), prompt.parse::<u32>()?, has("standby"));
+    if has("log") {
+        umbel_node::telemetry::start(Some("umbel=debug"));
+    }
     let mut swarm = Replicated::start("smollm2-135m", &["0..10", "10..20", "20..30"]).await?;
     let prompt = (0..prompt).map(|i| 1_000 + i * 7_919 % 40_000).collect();
     let workload = Workload { prompt, tokens: 24, prefill_chunk: 128, standby };
     let expected = swarm.undisturbed(&workload).await?;
     println!("{:>4} {:24} {:>9} {:>9} {:>5}", "seed", "fault", "gap ms", "usual ms", "hops");
     let (mut gaps, mut different) = (Vec::new(), 0);
-    for seed in 0..runs {
+    for seed in seeds {
         let fault = Fault::of_run(seed);
         let outcome = swarm.run(&workload, fault, &mut Random::new(seed)).await;
         swarm.restore().await?;
@@ -57,7 +65,7 @@ async fn main() -> anyhow::Result<()> {
         "gap p50 {:.0} ms, p99 {:.0} ms; identical answers: {} of {runs}",
         quantile(0.5),
         quantile(0.99),
-        runs - different as u64
+        runs - different
     );
     ensure!(different == 0, "{different} answers differ");
     Ok(())

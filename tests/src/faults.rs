@@ -194,12 +194,14 @@ impl Replicated {
             let doomed = self.index_of(&generation, place)?;
             let delay = Duration::from_millis(30 + random.below(400) as u64);
             let server = self.servers.remove(doomed);
-            let killing = tokio::task::spawn_blocking(move || {
-                std::thread::sleep(delay);
-                server.kill();
+            // The moment is drawn, and the prompt is under way meanwhile.
+            let moment = tokio::time::Instant::now() + delay;
+            let killing = tokio::spawn(async move {
+                tokio::time::interval_at(moment, delay).tick().await;
+                tokio::task::spawn_blocking(move || server.kill()).await
             });
             generation.next().await?.context("there is a first token")?;
-            killing.await?;
+            killing.await??;
         } else {
             generation.next().await?.context("there is a first token")?;
         }
@@ -280,6 +282,7 @@ impl Replicated {
             }
         }
         let deadline = Instant::now() + KNOWN_TIMEOUT;
+        let mut looks = tokio::time::interval(Duration::from_millis(200));
         let wanted = 2 * self.spans.len();
         loop {
             let join = vec![self.servers[0].address().parse()?];
@@ -294,7 +297,7 @@ impl Replicated {
             if Instant::now() > deadline {
                 bail!("only {} of {wanted} servers are known", known.len());
             }
-            tokio::time::sleep(Duration::from_millis(200)).await;
+            looks.tick().await;
         }
     }
 

@@ -116,8 +116,9 @@ async fn every_server_is_restarted_in_turn_while_clients_generate() {
         // The oldest goes, politely; the answer goes on meanwhile.
         let leaving = swarm.remove_oldest();
         let gone = tokio::task::spawn_blocking(move || leaving.terminate());
+        let mut pace = tokio::time::interval(Duration::from_millis(20));
         while generation.next().await.unwrap().is_some() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            pace.tick().await;
         }
         assert_eq!(generation.tokens(), expected);
         generation.into_chain().0.close().await;
@@ -145,8 +146,9 @@ async fn a_server_moves_to_blocks_that_are_given_up_while_clients_generate() {
     generation.next().await.unwrap().unwrap();
     let gone = tokio::task::spawn_blocking(move || leaving.terminate());
     // Slowly enough that the answer lasts until after the move.
+    let mut pace = tokio::time::interval(Duration::from_millis(150));
     while generation.next().await.unwrap().is_some() {
-        tokio::time::sleep(Duration::from_millis(150)).await;
+        pace.tick().await;
     }
     assert_eq!(generation.tokens(), expected);
     let (last, blocks) = generation.chain().route().pop().unwrap();

@@ -3,10 +3,11 @@
 use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
+use umbel_coordinator::Hop;
 use umbel_coordinator::route::{Costs, NoRoute, Route, RouteRequest, plan_route};
 use umbel_coordinator::session::{FailureReason, HopFailure, RouteHop, RouteWanted};
 use umbel_coordinator::swarm::health::Health;
-use umbel_protocol::{ModelId, PeerId, SessionId};
+use umbel_protocol::{ModelId, PeerId, SessionId, Span};
 
 use super::{Swarm, View, unix_time};
 
@@ -30,6 +31,7 @@ const UNREACHABLE: Duration = Duration::from_secs(60);
 const UNREACHABLE_MAX: usize = 1_024;
 
 /// What is looked for.
+#[derive(Clone)]
 pub(crate) struct Search {
     pub(crate) model: ModelId,
     pub(crate) tokens_max: u32,
@@ -53,6 +55,9 @@ impl Swarm {
                 Ok(hops) => return Ok(hops),
                 Err(no_route) => no_route,
             };
+            if let Some(hops) = self.plan_with_neighbours(&search) {
+                return Ok(hops);
+            }
             let go_on = match waited.filter(|_| search.wanted.needed) {
                 Some(waited) => waited < self.patience,
                 None => refreshed.is_none(),
@@ -111,6 +116,27 @@ impl Swarm {
         peers.for_each(|peer| view.health.succeeded(peer, now));
     }
 
+    /// Hops for the gap and a neighbour's blocks, where that neighbour serves the gap as well.
+    fn plan_with_neighbours(&self, search: &Search) -> Option<Vec<RouteHop>> {
+        let wanted = &search.wanted;
+        let (gap, before, after) = (wanted.blocks, wanted.before, wanted.after);
+        let with = |neighbour: Hop, start: u32, end: u32| {
+            let mut wider = wanted.clone();
+            wider.blocks = Span::new(start, end).ok()?;
+            wider.avoided.remove(&neighbour.peer);
+            Some(wider)
+        };
+        let with_after = after.and_then(|hop| with(hop, gap.start(), hop.blocks.end()));
+        let with_after = with_after.map(|wider| RouteWanted { after: None, ..wider });
+        let with_before = before.and_then(|hop| with(hop, hop.blocks.start(), gap.end()));
+        let with_before = with_before.map(|wider| RouteWanted { before: None, ..wider });
+        with_after
+            .into_iter()
+            .chain(with_before)
+            .filter(|_| wanted.needed)
+            .find_map(|wanted| self.plan(&Search { wanted, ..search.clone() }, false).ok())
+    }
+
     fn plan(&self, search: &Search, forgiving: bool) -> Result<Vec<RouteHop>, NoRoute> {
         let Search { wanted, .. } = search;
         let (now, unix_now) = (self.now(), unix_time());
@@ -130,8 +156,8 @@ impl Swarm {
         let request = RouteRequest {
             blocks: wanted.blocks,
             tokens_max: search.tokens_max,
-            before: wanted.before,
-            after: wanted.after,
+            before: wanted.before.map(|hop| hop.peer),
+            after: wanted.after.map(|hop| hop.peer),
             excluded: if forgiving { Default::default() } else { wanted.avoided.clone() },
             token_bytes: search.token_bytes,
             costs: Costs {

@@ -67,14 +67,16 @@ impl Session {
     pub(super) fn routed(&mut self, hops: Vec<RouteHop>, now: Time) {
         match self.asking.take() {
             None => {}
-            Some(Asked::Gap(asked)) => {
+            Some(Asked::Gap(_)) => {
+                // Where only a neighbour serves the gap too, it comes with its own blocks.
+                let replaced = |place: &Place| {
+                    let blocks = place.hop.blocks;
+                    hops.iter().any(|route| route.hop.blocks.intersection(blocks).is_some())
+                };
+                while let Some(index) = self.places.iter().position(replaced) {
+                    self.drop_place(index, FailureReason::Leaving);
+                }
                 for route in hops {
-                    let blocks = route.hop.blocks;
-                    let taken = |place: &Place| place.hop.blocks.intersection(blocks).is_some();
-                    if self.places.iter().any(taken) || !asked.covers(blocks) {
-                        tracing::debug!(%blocks, "a hop was offered for blocks that have one");
-                        continue;
-                    }
                     let place = self.new_place(route, now);
                     self.places.push(place);
                 }
@@ -147,8 +149,8 @@ impl Session {
         self.asking = Some(asked);
         self.outputs.push_back(Output::Route(RouteWanted {
             blocks,
-            before: before.map(|place| place.hop.peer),
-            after: after.map(|place| place.hop.peer),
+            before: before.map(|place| place.hop),
+            after: after.map(|place| place.hop),
             avoided: self.avoided.iter().copied().chain(on_route).chain(spares).collect(),
             needed: matches!(asked, Asked::Gap(_)),
         }));

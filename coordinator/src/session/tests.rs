@@ -148,7 +148,7 @@ fn a_middle_hop_is_replaced_and_only_the_one_before_it_replays() {
     assert_eq!(blamed(&outputs), [peer(2)]);
     let gap = wanted(&outputs).unwrap();
     assert_eq!(
-        (gap.blocks, gap.before, gap.after),
+        (gap.blocks, gap.before.map(|hop| hop.peer), gap.after.map(|hop| hop.peer)),
         (Span::new(2, 4).unwrap(), Some(peer(1)), Some(peer(3)))
     );
     assert!(gap.avoided.contains(&peer(2)) && gap.needed);
@@ -165,6 +165,21 @@ fn a_middle_hop_is_replaced_and_only_the_one_before_it_replays() {
     assert_eq!((redirect.next_position, redirect.settled, redirect.mirror), (0, 3, false));
     let outputs = say(&mut session, 2, answer(3, 1, 3, 1));
     assert!(matches!(outputs.as_slice(), [Output::Stepped { .. }]), "{outputs:?}");
+}
+
+#[test]
+fn a_neighbour_that_takes_the_gap_as_well_gives_its_old_place_up() {
+    let mut session = stepping();
+    let detail = "gone".to_owned();
+    session.handle(Input::LinkLost { hop: HopId(1), detail }, at(2)).unwrap();
+    drain(&mut session);
+    let wider = RouteHop { session: SessionId::new(7), ..route_hop(3, 2, 6) };
+    session.handle(Input::Routed { hops: vec![wider] }, at(2)).unwrap();
+    let outputs = drain(&mut session);
+    assert!(blamed(&outputs).is_empty() && wanted(&outputs).is_none(), "{outputs:?}");
+    let outputs = say(&mut session, 3, opened(7));
+    assert!(matches!(sent(&outputs)[..], [(0, ClientMessage::Redirect(_))]), "{outputs:?}");
+    assert!(matches!(say(&mut session, 3, answer(7, 1, 3, 1))[..], [Output::Stepped { .. }]));
 }
 
 #[test]

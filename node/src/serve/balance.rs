@@ -33,15 +33,14 @@ pub(super) struct Balancer {
 }
 
 impl Balancer {
+    /// Of a server that serves `span` with room for so many tokens.
     pub(super) fn new(
         peer: PeerId,
         arguments: &ServeArguments,
         model: &Model,
-        span: Span,
-        kv_tokens: usize,
+        (span, kv_tokens): (Span, usize),
         loader: Loader,
-        handle: Handle,
-        drained: mpsc::UnboundedReceiver<ShardId>,
+        (handle, drained): (Handle, mpsc::UnboundedReceiver<ShardId>),
     ) -> Self {
         let pinned = arguments.no_rebalance || arguments.blocks.is_some();
         let block_count = model.config().block_count;

@@ -92,8 +92,8 @@ impl World {
             (host.peer, self.links.class(group, host.group).delay * 2)
         };
         RouteRequest {
-            before: wanted.before,
-            after: wanted.after,
+            before: wanted.before.map(|hop| hop.peer),
+            after: wanted.after.map(|hop| hop.peer),
             excluded: if forgiving { BTreeSet::new() } else { wanted.avoided.clone() },
             token_bytes: u32::try_from(self.settings.token_bytes).unwrap_or(u32::MAX),
             costs: Costs {
