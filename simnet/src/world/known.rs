@@ -1,5 +1,4 @@
-//! Faults of the machines that this world has found and that are not mended yet. Each test fails as
-//! soon as its fault is mended; then it loses its `should_panic` and moves to the others.
+//! Faults of the machines that this world has found. Each is mended; its test stays.
 
 use std::time::Duration;
 
@@ -11,8 +10,8 @@ use crate::oracle::HIDDEN_SIZE;
 use crate::table::failures;
 use crate::workload::tokens;
 
-/// A ping goes behind a prompt that is still leaving: a hop is given up for silence while it has
-/// not even been asked. Every other hop is, in turn, until the session fails.
+/// A ping goes behind a prompt that is still leaving: a hop was given up for silence while it had
+/// not even been asked, and every other hop in turn.
 #[test]
 fn a_long_prompt_over_a_slow_link_reaches_its_hop() {
     let link = LinkClass::new(Duration::from_millis(5), Duration::ZERO, 12.5e6);
@@ -40,8 +39,8 @@ fn a_long_prompt_over_a_slow_link_reaches_its_hop() {
 }
 
 /// The first hop's link closes, its spare takes the place, and the next step begins before the
-/// spare has agreed on its neighbours: the step is not mirrored, since the spare is none any more,
-/// and then not sent, since a mirror has had everything. The session waits for a server's lease.
+/// spare has agreed on its neighbours: the step was not mirrored, since the spare was none any more,
+/// and then not sent, since a mirror has had everything.
 #[test]
 fn a_step_that_begins_while_a_spare_takes_over_is_sent() {
     let world = failures::generate(120, 2e-2, true, true, Seed(94));
