@@ -30,6 +30,10 @@ const PEERS_ASKED_MAX: usize = 8;
 /// How long the others may still take to say whom they know, once one of them has.
 const GRACE: Duration = Duration::from_millis(500);
 
+/// How long a peer that did not answer is used last: by then its announcement has expired if it is
+/// gone.
+const DOUBT: Duration = Duration::from_secs(60);
+
 /// How long a client without an address waits for servers on the local network to show up.
 const MDNS_WAIT: Duration = Duration::from_secs(5);
 
@@ -64,6 +68,8 @@ pub struct Swarm {
 struct View {
     directory: Directory,
     health: Health,
+    /// Peers that did not answer when others did, and when: routes use them last.
+    doubtful: BTreeMap<PeerId, Time>,
     /// Pairs of servers of which the first could not reach the second, and when.
     unreachable: BTreeMap<(PeerId, PeerId), Time>,
     random: Random,
@@ -90,6 +96,7 @@ impl Swarm {
         let view = View {
             directory: Directory::new(),
             health: Health::new(),
+            doubtful: BTreeMap::new(),
             unreachable: BTreeMap::new(),
             random: Random::new(getrandom::u64().unwrap_or_default()),
         };
@@ -156,7 +163,9 @@ impl Swarm {
     /// Asks peers at once, and waits for all of them, but not long once one has answered: some may
     /// be gone, which takes seconds to find out.
     async fn ask_some(&self, peers: Vec<(PeerId, Vec<String>)>, model: Option<ModelId>) {
-        let ask = |(peer, addresses)| self.ask(peer, addresses, model);
+        let now = self.now();
+        let mut silent: BTreeSet<_> = peers.iter().map(|(peer, _)| *peer).collect();
+        let ask = |(peer, addresses)| async move { (peer, self.ask(peer, addresses, model).await) };
         let mut asked: FuturesUnordered<_> = peers.into_iter().map(ask).collect();
         let grace = tokio::time::sleep(Duration::MAX);
         let mut grace = std::pin::pin!(grace);
@@ -164,15 +173,24 @@ impl Swarm {
         loop {
             tokio::select! {
                 answer = asked.next() => match answer {
-                    None => return,
-                    Some(true) if !answered => {
+                    None => break,
+                    Some((_, false)) => {}
+                    Some((peer, true)) => {
+                        silent.remove(&peer);
+                        if !answered {
+                            grace.as_mut().reset(tokio::time::Instant::now() + GRACE);
+                        }
                         answered = true;
-                        grace.as_mut().reset(tokio::time::Instant::now() + GRACE);
                     }
-                    Some(_) => {}
                 },
-                () = &mut grace => return,
+                () = &mut grace => break,
             }
+        }
+        let mut view = self.view();
+        view.doubtful.retain(|_, since| now.since(*since) < DOUBT);
+        // Where nobody answers, that says more of this side.
+        if answered {
+            view.doubtful.extend(silent.into_iter().map(|peer| (peer, now)));
         }
     }
 
@@ -181,6 +199,7 @@ impl Swarm {
         match lookup(&self.network, peer, &addresses, model).await {
             Ok(found) => {
                 self.take_up(peer, found);
+                self.view().doubtful.remove(&peer);
                 true
             }
             Err(error) => {

@@ -31,7 +31,7 @@ pub use failure::{FailureReason, HopFailure, SessionFailure};
 
 /// How long a hop may take to open a session where nobody knows how far away it is: it only counts
 /// its KV cache, so this is a generous dial and round trip to the far side of the world.
-pub const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+pub const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The least that a hop has to open a session, however near it is.
 pub const OPEN_TIMEOUT_MIN: Duration = Duration::from_millis(1_500);

@@ -7,6 +7,7 @@ use umbel_coordinator::Hop;
 use umbel_coordinator::route::{Costs, NoRoute, Route, RouteRequest, plan_route};
 use umbel_coordinator::session::{FailureReason, HopFailure, RouteHop, RouteWanted};
 use umbel_coordinator::swarm::health::Health;
+use umbel_protocol::announcement::Announcement;
 use umbel_protocol::{ModelId, PeerId, SessionId, Span};
 
 use super::{Swarm, View, unix_time};
@@ -137,18 +138,30 @@ impl Swarm {
             .find_map(|wanted| self.plan(&Search { wanted, ..search.clone() }, false).ok())
     }
 
+    /// Hops among those who answer, or else among all.
     fn plan(&self, search: &Search, forgiving: bool) -> Result<Vec<RouteHop>, NoRoute> {
+        self.plan_among(search, forgiving, true)
+            .or_else(|_| self.plan_among(search, forgiving, false))
+    }
+
+    fn plan_among(
+        &self,
+        search: &Search,
+        forgiving: bool,
+        sure: bool,
+    ) -> Result<Vec<RouteHop>, NoRoute> {
         let Search { wanted, .. } = search;
         let (now, unix_now) = (self.now(), unix_time());
         let mut view = self.view();
-        let View { directory, health, unreachable, random } = &mut *view;
+        let View { directory, health, doubtful, unreachable, random } = &mut *view;
         directory.expire(unix_now);
         unreachable.retain(|_, since| now.since(*since) < UNREACHABLE);
         // Where nobody else is left, a server that has failed is better than none.
         let blank = Health::new();
         let trusted = if forgiving { &blank } else { &*health };
-        let candidates: Vec<_> =
-            directory.candidates(trusted, search.model, now, unix_now).cloned().collect();
+        let candidates = directory.candidates(trusted, search.model, now, unix_now);
+        let answers = |server: &&Announcement| !sure || !doubtful.contains_key(&server.peer);
+        let candidates: Vec<_> = candidates.filter(answers).cloned().collect();
         let round_trips = candidates
             .iter()
             .filter_map(|server| Some((server.peer, self.network.round_trip(server.peer)?)))
