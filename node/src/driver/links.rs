@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use umbel_client::swarm::exchange::{chain, multiaddrs};
 use umbel_coordinator::server::{LinkId, STEPS_QUEUED_PER_SESSION_MAX};
 use umbel_net::{AcceptError, Link, LinkProtocol, LinkReceiver, LinkSender, Network};
 use umbel_protocol::frame::Frame;
@@ -72,7 +73,7 @@ pub(super) fn push(
     let (send, mut frames) = mpsc::channel::<Frame>(FRAMES_WAITING_MAX);
     let network = network.clone();
     tokio::spawn(async move {
-        let addresses = umbel_client::swarm::exchange::multiaddrs(&next.addresses);
+        let addresses = multiaddrs(&next.addresses);
         let outcome = async {
             let link = network
                 .open_link(next.peer, &addresses, LinkProtocol::Push)
@@ -179,15 +180,4 @@ async fn write(mut sender: LinkSender, mut frames: mpsc::Receiver<Frame>) {
             return;
         }
     }
-}
-
-/// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

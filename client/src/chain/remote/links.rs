@@ -12,6 +12,7 @@ use umbel_protocol::inference::ServerMessage;
 
 use super::driver::Event;
 use crate::swarm::Swarm;
+use crate::swarm::exchange::chain;
 
 /// Frames that wait for one link: the replay of a context of 32,768 tokens in chunks of 512, and
 /// the messages around it.
@@ -92,15 +93,4 @@ async fn read(hop: HopId, mut receiver: LinkReceiver, tell: &mpsc::Sender<Event>
             Err(detail) => return detail,
         }
     }
-}
-
-/// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
