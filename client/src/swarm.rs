@@ -25,7 +25,7 @@ use exchange::{LookupError, lookup};
 
 /// Most peers that are asked for what they know in one refresh: enough that some have news that
 /// others lack, few enough for a swarm of thousands.
-const PEERS_ASKED_MAX: usize = 8;
+const PEERS_ASKED_MAX: usize = 16;
 
 /// How long the others may still take to say whom they know, once one of them has.
 const GRACE: Duration = Duration::from_millis(500);
@@ -117,7 +117,9 @@ impl Swarm {
         let mut asked = BTreeSet::new();
         // First those that were named, then those that they named.
         for _ in 0..2 {
-            let known = self.known(model);
+            let mut known = self.known(model);
+            // Who has spoken last is likeliest to be there.
+            known.sort_by_key(|server| std::cmp::Reverse(server.issued));
             let peers: Vec<_> = self
                 .joined
                 .iter()

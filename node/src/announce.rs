@@ -134,10 +134,13 @@ impl Announcer {
         told.truncate(PEERS_TOLD_MAX);
         let mut tellings = JoinSet::new();
         for (peer, addresses) in told {
-            let (network, signed) = (self.network.clone(), signed.clone());
+            let (this, signed, model) = (self.clone(), signed.clone(), offer.model);
             tellings.spawn(async move {
-                if let Err(error) = announce(&network, peer, &addresses, signed).await {
+                if let Err(error) = announce(&this.network, peer, &addresses, signed).await {
                     tracing::debug!(%peer, %error, "a peer was not told");
+                    // Whoever is there says so again within ten seconds; the others should not
+                    // hear of one that is not.
+                    this.directory().remove(peer, model);
                 }
             });
         }

@@ -42,6 +42,14 @@ pub(crate) struct Search {
     pub(crate) since: Option<Instant>,
 }
 
+/// Among whom hops are looked for.
+#[derive(Debug, Clone, Copy)]
+enum Among {
+    Connected,
+    NotDoubtful,
+    All,
+}
+
 impl Swarm {
     /// Finds hops: from what is known if that is enough, else after asking, and in the end after
     /// waiting.
@@ -138,17 +146,25 @@ impl Swarm {
             .find_map(|wanted| self.plan(&Search { wanted, ..search.clone() }, false).ok())
     }
 
-    /// Hops among those who answer, or else among all.
+    /// Hops among those who answer, or else among all. A session that waits takes those first with
+    /// whom there is a connection: what others have announced may be a minute old.
     fn plan(&self, search: &Search, forgiving: bool) -> Result<Vec<RouteHop>, NoRoute> {
-        self.plan_among(search, forgiving, true)
-            .or_else(|_| self.plan_among(search, forgiving, false))
+        let connected = search.since.map(|_| Among::Connected);
+        let mut last = None;
+        for among in connected.into_iter().chain([Among::NotDoubtful, Among::All]) {
+            match self.plan_among(search, forgiving, among) {
+                Ok(hops) => return Ok(hops),
+                Err(no_route) => last = Some(no_route),
+            }
+        }
+        Err(last.expect("it was tried among all"))
     }
 
     fn plan_among(
         &self,
         search: &Search,
         forgiving: bool,
-        sure: bool,
+        among: Among,
     ) -> Result<Vec<RouteHop>, NoRoute> {
         let Search { wanted, .. } = search;
         let (now, unix_now) = (self.now(), unix_time());
@@ -160,7 +176,14 @@ impl Swarm {
         let blank = Health::new();
         let trusted = if forgiving { &blank } else { &*health };
         let candidates = directory.candidates(trusted, search.model, now, unix_now);
-        let answers = |server: &&Announcement| !sure || !doubtful.contains_key(&server.peer);
+        let answers = |server: &&Announcement| {
+            let doubtful = doubtful.contains_key(&server.peer);
+            match among {
+                Among::Connected => !doubtful && self.network.round_trip(server.peer).is_some(),
+                Among::NotDoubtful => !doubtful,
+                Among::All => true,
+            }
+        };
         let candidates: Vec<_> = candidates.filter(answers).cloned().collect();
         let round_trips = candidates
             .iter()
