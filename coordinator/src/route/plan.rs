@@ -64,7 +64,7 @@ impl RouteRequest {
 /// show it, as one of the two servers announces it, or else estimated from the client's own round
 /// trips. A server may be entered and left at any block of its span, and has one place on a route.
 /// Servers without room are used where there is no other way. The route is the best one but for
-/// [a spread](HERD_SPREAD) of chance.
+/// a spread of 5% by chance.
 ///
 /// # Errors
 /// [`NoRoute`] with the blocks that nobody serves.
