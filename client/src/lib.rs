@@ -29,6 +29,7 @@
 #![warn(missing_docs)]
 
 pub mod chain;
+pub mod clock;
 pub mod generate;
 pub mod model;
 pub mod swarm;

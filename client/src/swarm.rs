@@ -5,7 +5,7 @@ pub(crate) mod route;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
@@ -21,6 +21,7 @@ use umbel_net::{
 use umbel_protocol::announcement::{Announcement, UnixTime};
 use umbel_protocol::{ModelId, PeerId};
 
+use crate::clock::Clock;
 use exchange::{LookupError, lookup};
 
 /// Most peers that are asked for what they know in one refresh: enough that some have news that
@@ -60,7 +61,7 @@ pub struct Swarm {
     view: Mutex<View>,
     joined: Vec<PeerId>,
     patience: Duration,
-    started: Instant,
+    clock: Clock,
 }
 
 /// What is known of the others: by what they say, and by what was seen.
@@ -68,7 +69,8 @@ pub struct Swarm {
 struct View {
     directory: Directory,
     health: Health,
-    /// Peers that did not answer when others did, and when: routes use them last.
+    /// Peers that did not answer when others did, and when: routes use them last. Two rounds of
+    /// [`PEERS_ASKED_MAX`] are asked every two seconds at most, so there are at most 960.
     doubtful: BTreeMap<PeerId, Time>,
     /// Pairs of servers of which the first could not reach the second, and when.
     unreachable: BTreeMap<(PeerId, PeerId), Time>,
@@ -100,7 +102,7 @@ impl Swarm {
             unreachable: BTreeMap::new(),
             random: Random::new(getrandom::u64().unwrap_or_default()),
         };
-        Ok(Self { network, view: Mutex::new(view), joined, patience, started: Instant::now() })
+        Ok(Self { network, view: Mutex::new(view), joined, patience, clock: Clock::start() })
     }
 
     /// This client's own name.
@@ -165,13 +167,11 @@ impl Swarm {
     /// Asks peers at once, and waits for all of them, but not long once one has answered: some may
     /// be gone, which takes seconds to find out.
     async fn ask_some(&self, peers: Vec<(PeerId, Vec<String>)>, model: Option<ModelId>) {
-        let now = self.now();
+        let now = self.clock.now();
         let mut silent: BTreeSet<_> = peers.iter().map(|(peer, _)| *peer).collect();
         let ask = |(peer, addresses)| async move { (peer, self.ask(peer, addresses, model).await) };
         let mut asked: FuturesUnordered<_> = peers.into_iter().map(ask).collect();
-        let grace = tokio::time::sleep(Duration::MAX);
-        let mut grace = std::pin::pin!(grace);
-        let mut answered = false;
+        let mut answered = None;
         loop {
             tokio::select! {
                 answer = asked.next() => match answer {
@@ -179,19 +179,16 @@ impl Swarm {
                     Some((_, false)) => {}
                     Some((peer, true)) => {
                         silent.remove(&peer);
-                        if !answered {
-                            grace.as_mut().reset(tokio::time::Instant::now() + GRACE);
-                        }
-                        answered = true;
+                        answered.get_or_insert_with(|| self.clock.now());
                     }
                 },
-                () = &mut grace => break,
+                () = self.clock.wait_until(answered.map(|at| at + GRACE)) => break,
             }
         }
         let mut view = self.view();
         view.doubtful.retain(|_, since| now.since(*since) < DOUBT);
         // Where nobody answers, that says more of this side.
-        if answered {
+        if answered.is_some() {
             view.doubtful.extend(silent.into_iter().map(|peer| (peer, now)));
         }
     }
@@ -225,7 +222,7 @@ impl Swarm {
     }
 
     fn take_up(&self, from: PeerId, found: exchange::Found) {
-        let (now, unix_now) = (self.now(), unix_time());
+        let (now, unix_now) = (self.clock.now(), unix_time());
         let mut view = self.view();
         for signed in found {
             let View { directory, health, .. } = &mut *view;
@@ -238,10 +235,6 @@ impl Swarm {
                 }
             }
         }
-    }
-
-    fn now(&self) -> Time {
-        Time::after_start(self.started.elapsed())
     }
 
     fn view(&self) -> MutexGuard<'_, View> {

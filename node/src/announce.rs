@@ -28,6 +28,9 @@ const LIFETIME: Duration = Duration::from_secs(60);
 /// Peers that are told of an announcement; the others hear of it when they ask.
 const PEERS_TOLD_MAX: usize = 16;
 
+/// How long an announcement waits until others have taken it up.
+const TELLING: Duration = Duration::from_secs(2);
+
 /// Directory links that are served at once.
 const LINKS_MAX: usize = 256;
 
@@ -144,7 +147,10 @@ impl Announcer {
                 }
             });
         }
-        while tellings.join_next().await.is_some() {}
+        let told = async { while tellings.join_next().await.is_some() {} };
+        // Who is gone takes longer to find out, and nobody is to wait for that.
+        let _not_by_all = tokio::time::timeout(TELLING, told).await;
+        tellings.detach_all();
     }
 
     fn sign(&self, offer: &Offer, load: Load) -> SignedAnnouncement {

@@ -7,11 +7,12 @@
 mod links;
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
-use umbel_coordinator::Time;
+use tokio::task::AbortHandle;
+use umbel_client::clock::Clock;
 use umbel_coordinator::server::{Input, LinkId, Output, Server, ShardId};
 use umbel_net::Network;
 use umbel_protocol::frame::Frame;
@@ -21,6 +22,9 @@ use umbel_protocol::{PeerId, SessionId, Span};
 use crate::compute::{Command, Computed, Shard};
 use crate::measure;
 use links::{EVENTS_WAITING_MAX, FRAMES_WAITING_MAX};
+
+/// Shards of which it is still to be heard that nobody uses them: a server holds two at once.
+const DRAINED_WAITING_MAX: usize = 8;
 
 /// What happens on the links and in the engine.
 enum Event {
@@ -54,14 +58,14 @@ pub struct Driver {
     /// By the session's name here and at the next hop.
     pushes: BTreeMap<(SessionId, SessionId), PushLink>,
     push_links: u64,
-    drained: mpsc::UnboundedSender<ShardId>,
+    drained: mpsc::Sender<ShardId>,
     tell: mpsc::Sender<Event>,
     events: mpsc::Receiver<Event>,
     load: watch::Sender<Load>,
     decode: Option<Duration>,
     /// Blocks of the job that the engine works on.
     computing_blocks: u32,
-    started: Instant,
+    clock: Clock,
 }
 
 /// A link to a next hop.
@@ -70,6 +74,15 @@ struct PushLink {
     number: u64,
     peer: PeerId,
     frames: mpsc::Sender<Frame>,
+    task: AbortHandle,
+}
+
+impl Drop for PushLink {
+    fn drop(&mut self) {
+        // What still waits is outdated; and a client that has its results redirected again and
+        // again must not leave dials behind.
+        self.task.abort();
+    }
 }
 
 struct OpenLink {
@@ -151,8 +164,8 @@ impl Driver {
         network: Network,
         compute: mpsc::Sender<Command>,
         events: Events,
-    ) -> (Self, mpsc::UnboundedReceiver<ShardId>) {
-        let (drained, drained_shards) = mpsc::unbounded_channel();
+    ) -> (Self, mpsc::Receiver<ShardId>) {
+        let (drained, drained_shards) = mpsc::channel(DRAINED_WAITING_MAX);
         let load = watch::Sender::new(load(&server, None));
         let Events { tell, events } = events;
         let driver = Self {
@@ -168,7 +181,7 @@ impl Driver {
             load,
             decode: None,
             computing_blocks: 1,
-            started: Instant::now(),
+            clock: Clock::start(),
         };
         (driver, drained_shards)
     }
@@ -186,23 +199,17 @@ impl Driver {
     pub async fn run(mut self) -> Result<(), umbel_net::AcceptError> {
         let _acceptors = links::accept(&self.network, &self.tell)?;
         loop {
-            let deadline = self.server.poll_timeout().map(Time::elapsed);
-            let deadline =
-                deadline.map(|after| tokio::time::Instant::from_std(self.started + after));
+            let deadline = self.server.poll_timeout();
             tokio::select! {
                 event = self.events.recv() => {
                     self.handle(event.expect("the driver itself holds a sender"));
                 }
-                () = sleep_until(deadline) => self.server.handle_timeout(self.now()),
+                () = self.clock.wait_until(deadline) => self.server.handle_timeout(self.clock.now()),
             }
             self.drain();
             let load = load(&self.server, self.decode);
             self.load.send_if_modified(|last| std::mem::replace(last, load) != load);
         }
-    }
-
-    fn now(&self) -> Time {
-        Time::after_start(self.started.elapsed())
     }
 
     fn handle(&mut self, event: Event) {
@@ -212,14 +219,15 @@ impl Driver {
             }
             Event::Received { link, from, message } => {
                 let result =
-                    self.server.handle(Input::Received { link, from, message }, self.now());
+                    self.server.handle(Input::Received { link, from, message }, self.clock.now());
                 if let Err(violation) = result {
                     tracing::warn!(%from, %violation, "closing a client's link");
                     self.close(link);
                 }
             }
             Event::Pushed { from, step, close } => {
-                if let Err(violation) = self.server.handle(Input::Pushed { from, step }, self.now())
+                if let Err(violation) =
+                    self.server.handle(Input::Pushed { from, step }, self.clock.now())
                 {
                     tracing::warn!(%from, %violation, "closing a server's link");
                     close.send_replace(true);
@@ -249,7 +257,7 @@ impl Driver {
 
     /// Tells the machine of something that no peer said, so that nobody can be at fault.
     fn tell_server(&mut self, input: Input) {
-        let result = self.server.handle(input, self.now());
+        let result = self.server.handle(input, self.clock.now());
         debug_assert!(result.is_ok(), "only what a peer says can break the protocol");
     }
 
@@ -268,8 +276,8 @@ impl Driver {
                     let (number, to, peer) = (self.push_links, next.session, next.peer);
                     self.push_links += 1;
                     let tell = self.tell.clone();
-                    let frames = links::push(&self.network, session, number, next, tell);
-                    self.pushes.insert((session, to), PushLink { number, peer, frames });
+                    let (frames, task) = links::push(&self.network, session, number, next, tell);
+                    self.pushes.insert((session, to), PushLink { number, peer, frames, task });
                 }
                 Output::Push { session, to, step } => self.push(session, to, step),
                 Output::Disconnect { session, to } => {
@@ -285,8 +293,8 @@ impl Driver {
                 Output::Forget { session } => self.command(Command::Forget { session }),
                 Output::Drained { shard } => {
                     self.command(Command::Drop { id: shard });
-                    // Nobody may wait for it.
-                    let _ended = self.drained.send(shard);
+                    // Nobody may wait for it, and who does has a timeout.
+                    let _unheard = self.drained.try_send(shard);
                 }
             }
         }
@@ -330,12 +338,5 @@ fn load(server: &Server, decode: Option<Duration>) -> Load {
         kv_tokens_free: server.kv_tokens_free(),
         queue_depth: u32::try_from(server.queue_depth()).unwrap_or(u32::MAX),
         decode_per_block: decode,
-    }
-}
-
-async fn sleep_until(deadline: Option<tokio::time::Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        None => std::future::pending().await,
     }
 }

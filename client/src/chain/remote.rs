@@ -126,7 +126,7 @@ impl RemoteChain {
         self.running.hops.borrow().clone()
     }
 
-    /// The hops that have lost their places so far, and why.
+    /// The last hops that have failed, and why; 64 at most.
     #[must_use]
     pub fn failures(&self) -> Vec<HopFailure> {
         self.running.failures.borrow().clone()

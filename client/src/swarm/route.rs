@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::time::sleep;
 use umbel_coordinator::Hop;
 use umbel_coordinator::route::{Costs, NoRoute, Route, RouteRequest, plan_route};
 use umbel_coordinator::session::{FailureReason, HopFailure, RouteHop, RouteWanted};
@@ -80,7 +79,8 @@ impl Swarm {
                 let _in_part = asked.await;
                 refreshed = Some(Instant::now());
             } else {
-                sleep(AGAIN).await;
+                // No event tells: breakers open again and doubts end with time alone.
+                tokio::time::sleep(AGAIN).await;
             }
         }
     }
@@ -97,7 +97,7 @@ impl Swarm {
 
     /// Takes note of a hop that has failed.
     pub(crate) fn blame(&self, failure: &HopFailure) {
-        let now = self.now();
+        let now = self.clock.now();
         let mut view = self.view();
         let View { health, random, unreachable, .. } = &mut *view;
         match &failure.reason {
@@ -120,7 +120,7 @@ impl Swarm {
 
     /// Takes note of servers that have done what was asked of them.
     pub(crate) fn praise(&self, peers: impl Iterator<Item = PeerId>) {
-        let now = self.now();
+        let now = self.clock.now();
         let mut view = self.view();
         peers.for_each(|peer| view.health.succeeded(peer, now));
     }
@@ -167,7 +167,7 @@ impl Swarm {
         among: Among,
     ) -> Result<Vec<RouteHop>, NoRoute> {
         let Search { wanted, .. } = search;
-        let (now, unix_now) = (self.now(), unix_time());
+        let (now, unix_now) = (self.clock.now(), unix_time());
         let mut view = self.view();
         let View { directory, health, doubtful, unreachable, random } = &mut *view;
         directory.expire(unix_now);

@@ -47,7 +47,9 @@ impl Session {
                 }
             }
             ServerMessage::Redirected { mirror: false, complete: false, .. } => {
-                // Its journal is gone: it must compute everything once more.
+                // Its journal is gone: it must compute everything once more. One that says so
+                // again and again is no better than one that fails.
+                self.mends += 1;
                 place.must_be_filled();
             }
             ServerMessage::Redirected { mirror: true, complete: false, .. } => {

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use umbel_client::swarm::exchange::{chain, multiaddrs};
 use umbel_coordinator::server::{LinkId, STEPS_QUEUED_PER_SESSION_MAX};
 use umbel_net::{AcceptError, Link, LinkProtocol, LinkReceiver, LinkSender, Network};
@@ -62,17 +62,17 @@ pub(super) fn accept(
 }
 
 /// Opens a link to the next hop of a session; what is sent to the result goes over it. It closes
-/// when the sender is dropped.
+/// when the sender is dropped or the task is aborted.
 pub(super) fn push(
     network: &Network,
     session: SessionId,
     number: u64,
     next: NextHop,
     tell: mpsc::Sender<Event>,
-) -> mpsc::Sender<Frame> {
+) -> (mpsc::Sender<Frame>, AbortHandle) {
     let (send, mut frames) = mpsc::channel::<Frame>(FRAMES_WAITING_MAX);
     let network = network.clone();
-    tokio::spawn(async move {
+    let task = tokio::spawn(async move {
         let addresses = multiaddrs(&next.addresses);
         let outcome = async {
             let link = network
@@ -98,7 +98,7 @@ pub(super) fn push(
             let _ended = tell.send(Event::PushFailed { session, to, link, detail }).await;
         }
     });
-    send
+    (send, task.abort_handle())
 }
 
 async fn serve_client(id: LinkId, peer: PeerId, link: Link, tell: mpsc::Sender<Event>) {

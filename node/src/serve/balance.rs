@@ -1,9 +1,10 @@
 //! The body of [`umbel_coordinator::swarm::placement::Mover`]: moving to other blocks while serving.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use umbel_client::clock::Clock;
 use umbel_coordinator::Time;
 use umbel_coordinator::server::ShardId;
 use umbel_coordinator::swarm::placement::{
@@ -25,11 +26,11 @@ pub(super) struct Balancer {
     kv_tokens: usize,
     loader: Loader,
     handle: Handle,
-    drained: mpsc::UnboundedReceiver<ShardId>,
+    drained: mpsc::Receiver<ShardId>,
     current: ShardId,
     loading: Option<JoinHandle<anyhow::Result<Loaded>>>,
     loaded: Option<Loaded>,
-    started: Instant,
+    clock: Clock,
 }
 
 impl Balancer {
@@ -40,7 +41,7 @@ impl Balancer {
         model: &Model,
         (span, kv_tokens): (Span, usize),
         loader: Loader,
-        (handle, drained): (Handle, mpsc::UnboundedReceiver<ShardId>),
+        (handle, drained): (Handle, mpsc::Receiver<ShardId>),
     ) -> Self {
         let pinned = arguments.no_rebalance || arguments.blocks.is_some();
         let block_count = model.config().block_count;
@@ -68,7 +69,7 @@ impl Balancer {
             current: ShardId::default(),
             loading: None,
             loaded: None,
-            started: Instant::now(),
+            clock: Clock::start(),
         }
     }
 
@@ -85,8 +86,8 @@ impl Balancer {
             while let Some(output) = self.mover.as_mut().and_then(Mover::poll) {
                 self.act(output, announcer, offer).await;
             }
-            let deadline = self.mover.as_ref().and_then(Mover::poll_timeout).map(Time::elapsed);
-            let started = self.started;
+            let deadline = self.mover.as_ref().and_then(Mover::poll_timeout);
+            let clock = self.clock;
             let input = tokio::select! {
                 result = finished(&mut self.loading) => {
                     self.loading = None;
@@ -104,9 +105,9 @@ impl Balancer {
                 Some(shard) = self.drained.recv() => {
                     (shard < self.current).then_some(Input::Drained)
                 }
-                () = sleep_until(started, deadline) => None,
+                () = clock.wait_until(deadline) => None,
             };
-            let now = self.now();
+            let now = self.clock.now();
             let Some(mover) = &mut self.mover else { return };
             match input {
                 Some(input) => mover.handle(input, now),
@@ -128,7 +129,7 @@ impl Balancer {
         match output {
             Output::Look => {
                 let sight = self.sight(announcer, &offer.borrow().clone());
-                let now = self.now();
+                let now = self.clock.now();
                 if let Some(mover) = &mut self.mover {
                     mover.handle(Input::Seen(sight), now);
                 }
@@ -177,10 +178,6 @@ impl Balancer {
             bytes_per_second: 0.0,
         }
     }
-
-    fn now(&self) -> Time {
-        Time::after_start(self.started.elapsed())
-    }
 }
 
 /// The blocks that are being loaded, once they are.
@@ -189,15 +186,6 @@ async fn finished(
 ) -> anyhow::Result<Loaded> {
     match loading {
         Some(task) => task.await?,
-        None => std::future::pending().await,
-    }
-}
-
-async fn sleep_until(started: Instant, deadline: Option<Duration>) {
-    match deadline {
-        Some(after) => {
-            tokio::time::sleep_until(tokio::time::Instant::from_std(started + after)).await;
-        }
         None => std::future::pending().await,
     }
 }

@@ -15,11 +15,15 @@ use umbel_protocol::inference::{ClientMessage, HopTiming, ServerMessage};
 use umbel_protocol::{ModelId, Tensor};
 
 use super::links::{self, HopLink};
+use crate::clock::Clock;
 use crate::swarm::Swarm;
 use crate::swarm::route::Search;
 
 /// Events of all hops that wait for the session: a few of each hop.
 const EVENTS_WAITING_MAX: usize = 256;
+
+/// Most failures that are remembered for whoever asks: the newest.
+const FAILURES_MAX: usize = 64;
 
 /// How long the farewells may take.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -62,14 +66,11 @@ pub(super) struct Driver {
     answer: Option<Answer>,
     hops: watch::Sender<Vec<Hop>>,
     failures: watch::Sender<Vec<HopFailure>>,
-    started: Instant,
+    clock: Clock,
     /// Since when there has been no answer after a failure.
     troubled: Option<Instant>,
     over: bool,
 }
-
-/// The hops of the moment, and those that have failed.
-type Views = (watch::Receiver<Vec<Hop>>, watch::Receiver<Vec<HopFailure>>);
 
 impl Driver {
     pub(super) fn new(
@@ -80,7 +81,7 @@ impl Driver {
     ) -> (Self, watch::Receiver<Vec<Hop>>, watch::Receiver<Vec<HopFailure>>) {
         let (tell, events) = mpsc::channel(EVENTS_WAITING_MAX);
         let (hops, failures) = (watch::Sender::new(Vec::new()), watch::Sender::new(Vec::new()));
-        let views: Views = (hops.subscribe(), failures.subscribe());
+        let views = (hops.subscribe(), failures.subscribe());
         let driver = Self {
             swarm,
             model: config.model,
@@ -96,7 +97,7 @@ impl Driver {
             answer: None,
             hops,
             failures,
-            started: Instant::now(),
+            clock: Clock::start(),
             troubled: None,
             over: false,
         };
@@ -107,10 +108,11 @@ impl Driver {
     pub(super) async fn run(mut self) {
         self.drain();
         while !self.over {
-            let deadline = self.session.poll_timeout().map(Time::elapsed);
+            let deadline = self.session.poll_timeout();
             // A step waits for the answer of the one before it, also where nobody waits for that.
             let idle = self.answer.is_none();
             tokio::select! {
+                // What has come is heard before anybody is given up for silence.
                 biased;
                 event = self.events.recv() => {
                     self.happen(event.expect("the driver itself holds a sender"));
@@ -131,8 +133,8 @@ impl Driver {
                         return;
                     }
                 },
-                () = sleep_until(self.started, deadline) => {
-                    self.session.handle_timeout(self.now());
+                () = self.clock.wait_until(deadline) => {
+                    self.session.handle_timeout(self.clock.now());
                 }
             }
             self.drain();
@@ -140,10 +142,6 @@ impl Driver {
             while self.closing.try_join_next().is_some() {}
         }
         while self.closing.join_next().await.is_some() {}
-    }
-
-    fn now(&self) -> Time {
-        Time::after_start(self.started.elapsed())
     }
 
     fn happen(&mut self, event: Event) {
@@ -159,7 +157,7 @@ impl Driver {
     }
 
     fn tell(&mut self, input: Input) {
-        if let Err(violation) = self.session.handle(input, self.now()) {
+        if let Err(violation) = self.session.handle(input, self.clock.now()) {
             tracing::warn!(%violation, "a server broke the protocol");
         }
     }
@@ -233,7 +231,12 @@ impl Driver {
         self.troubled.get_or_insert_with(Instant::now);
         tracing::warn!(%failure, "another server takes the place of one that failed");
         self.swarm.blame(&failure);
-        self.failures.send_modify(|failures| failures.push(failure));
+        self.failures.send_modify(|failures| {
+            if failures.len() >= FAILURES_MAX {
+                failures.remove(0);
+            }
+            failures.push(failure);
+        });
     }
 
     fn fail(&mut self, failure: SessionFailure) {
@@ -259,14 +262,5 @@ impl Driver {
         self.tell(Input::Close);
         self.drain();
         while self.closing.join_next().await.is_some() {}
-    }
-}
-
-async fn sleep_until(started: Instant, deadline: Option<Duration>) {
-    match deadline {
-        Some(after) => {
-            tokio::time::sleep_until(tokio::time::Instant::from_std(started + after)).await;
-        }
-        None => std::future::pending().await,
     }
 }
