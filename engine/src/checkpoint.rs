@@ -23,7 +23,7 @@ impl Checkpoint<'_> {
     ) -> Result<Linear, LoadTensorError> {
         let weight = self.weight(&format!("{name}.weight"), &[rows, columns])?;
         let bias = bias.then(|| self.vector(&format!("{name}.bias"), rows)).transpose()?;
-        Ok(Linear::new(weight, bias))
+        Ok(Linear::new(&weight, bias))
     }
 
     /// The norm over `size` values whose weight is `{name}.weight`.

@@ -17,16 +17,23 @@
 //! | [`mod@rope`] | rotary positions |
 //! | `normalize`, `swiglu` | what is computed value by value |
 //! | `format`, `activation` | how weights are written; activations as integers |
-//! | `portable`, `x86` | the inner loops: on any machine; with AVX2, FMA and F16C |
+//! | [`mod@packed`] | weights as this machine multiplies them fastest |
+//! | `portable`, `x86`, `avx512` | the inner loops: on any machine; with AVX2, FMA and F16C; with AVX-512 |
+//! | `parallel` | work that is divided among threads |
 
 mod activation;
 pub mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 pub mod dequantize;
 mod exponential;
 mod format;
 pub mod instruction;
 pub mod matmul;
 mod normalize;
+pub mod packed;
+#[allow(dead_code, reason = "the packed kernels are divided by it")]
+mod parallel;
 mod portable;
 pub mod refined;
 pub mod rope;
@@ -41,6 +48,7 @@ pub use dequantize::dequantize_row;
 pub use instruction::InstructionSet;
 pub use matmul::{WeightView, matmul, matmul_with};
 pub use normalize::rms_norm;
+pub use packed::{Arithmetic, PackedMatrix};
 pub use refined::matmul_refined;
 pub use rope::{RopeTable, rope};
 pub use swiglu::{add, swiglu, swiglu_with};

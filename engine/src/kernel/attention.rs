@@ -169,15 +169,20 @@ impl<P: KvPages> Kernel<'_, P> {
     }
 
     fn attend_page(&self, query: PageQuery<'_>, softmax: &mut Softmax, sum: &mut [f32]) {
+        // Heads that fill no registers are in no model that we know of.
+        let fills_registers = sum.len().is_multiple_of(LANES);
         match self.set {
-            InstructionSet::Portable => portable::attention::attend(query, softmax, sum),
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx2(avx2) if sum.len().is_multiple_of(LANES) => {
-                avx2.attend(query, softmax, sum);
+            InstructionSet::Avx2(avx2) if fills_registers => avx2.attend(query, softmax, sum),
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx512(avx512) if fills_registers => {
+                avx512.avx2().attend(query, softmax, sum);
             }
-            // Heads of other sizes are in no model that we know of.
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx2(_) => portable::attention::attend(query, softmax, sum),
+            InstructionSet::Avx2(_) | InstructionSet::Avx512(_) => {
+                portable::attention::attend(query, softmax, sum);
+            }
+            InstructionSet::Portable => portable::attention::attend(query, softmax, sum),
         }
     }
 }

@@ -3,6 +3,8 @@
 use std::sync::OnceLock;
 
 #[cfg(target_arch = "x86_64")]
+pub use super::avx512::Avx512;
+#[cfg(target_arch = "x86_64")]
 pub use super::x86::Avx2;
 
 /// The instructions that a kernel uses; the results of two sets differ in rounding.
@@ -13,6 +15,9 @@ pub enum InstructionSet {
     /// AVX2 with FMA and F16C: x86-64-v3, so Haswell (2013), Zen (2017) and later.
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
+    /// AVX-512 with BF16 and VNNI, beside AVX2.
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512),
 }
 
 impl InstructionSet {
@@ -20,16 +25,16 @@ impl InstructionSet {
     #[must_use]
     pub fn detected() -> Self {
         static DETECTED: OnceLock<InstructionSet> = OnceLock::new();
-        *DETECTED.get_or_init(Self::detect)
+        *DETECTED.get_or_init(|| *Self::all().last().expect("every machine has the portable set"))
     }
 
-    #[cfg(target_arch = "x86_64")]
-    fn detect() -> Self {
-        Avx2::detect().map_or(Self::Portable, Self::Avx2)
-    }
-
-    #[cfg(not(target_arch = "x86_64"))]
-    fn detect() -> Self {
-        Self::Portable
+    /// All sets that this machine has, the best one last.
+    #[must_use]
+    pub fn all() -> Vec<Self> {
+        #[cfg(target_arch = "x86_64")]
+        let wide = [Avx2::detect().map(Self::Avx2), Avx512::detect().map(Self::Avx512)];
+        #[cfg(not(target_arch = "x86_64"))]
+        let wide = [];
+        std::iter::once(Self::Portable).chain(wide.into_iter().flatten()).collect()
     }
 }

@@ -158,6 +158,8 @@ fn multiply_share(
                 InstructionSet::Portable => portable::multiply(panel, outputs),
                 #[cfg(target_arch = "x86_64")]
                 InstructionSet::Avx2(avx2) => avx2.multiply(panel, outputs),
+                #[cfg(target_arch = "x86_64")]
+                InstructionSet::Avx512(avx512) => avx512.avx2().multiply(panel, outputs),
             }
         }
     }

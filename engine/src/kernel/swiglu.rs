@@ -29,6 +29,8 @@ pub fn swiglu_with(set: InstructionSet, gate: &[f32], up: &[f32], output: &mut [
             InstructionSet::Portable => self::gate(gate, up, output),
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx2(avx2) => avx2.gate(gate, up, output),
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx512(avx512) => avx512.avx2().gate(gate, up, output),
         },
     );
 }

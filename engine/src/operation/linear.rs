@@ -6,22 +6,22 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use umbel_shard::Weight;
 
 use super::{computed, rows_of, values};
-use crate::kernel;
+use crate::kernel::{Arithmetic, PackedMatrix};
 
 /// `input * weight^T + bias`, the `Linear` of PyTorch; its weight is `[rows, columns]`.
 ///
 /// A clone shares the weight. Nothing is dequantized but what a kernel holds in registers.
 #[derive(Debug, Clone)]
 pub(crate) struct Linear {
-    weight: Weight,
+    weight: Arc<PackedMatrix>,
     bias: Option<Arc<[f32]>>,
 }
 
 impl Linear {
     /// `bias`, where there is one, has a value for each row of the matrix `weight`.
-    pub(crate) fn new(weight: Weight, bias: Option<Vec<f32>>) -> Self {
+    pub(crate) fn new(weight: &Weight, bias: Option<Vec<f32>>) -> Self {
         assert!(bias.as_ref().is_none_or(|bias| bias.len() == weight.rows()), "one bias for a row");
-        Self { weight, bias: bias.map(Into::into) }
+        Self { weight: Arc::new(PackedMatrix::pack(weight)), bias: bias.map(Into::into) }
     }
 
     /// From `[tokens, columns]` to `[tokens, rows]`.
@@ -40,7 +40,7 @@ impl CustomOp1 for Linear {
         let tokens = rows_of(self.name(), layout, columns)?;
         let input = values(self.name(), storage, layout)?;
         let mut output = vec![0.0; tokens * rows];
-        kernel::matmul_refined(kernel::WeightView::of(&self.weight), input, &mut output);
+        self.weight.multiply(Arithmetic::default(), input, &mut output);
         if let Some(bias) = &self.bias {
             for row in output.chunks_exact_mut(rows) {
                 row.iter_mut().zip(&**bias).for_each(|(value, bias)| *value += bias);
