@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use umbel_client::Sampling;
 use umbel_net::Multiaddr;
 use umbel_protocol::Span;
+use umbel_shard::WeightType;
 
 /// The model of every command that names none.
 pub const DEFAULT_MODEL: &str = "smollm2-135m";
@@ -347,15 +348,40 @@ pub struct StatusArguments {
     pub json: bool,
 }
 
+/// The shape of a random model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum RandomShape {
+    /// That of SmolLM2-135M: 30 blocks of hidden size 576.
+    #[value(name = "135m")]
+    M135,
+    /// 1.1 billion parameters: 16 blocks of hidden size 2048.
+    #[value(name = "1b")]
+    B1,
+    /// That of Llama 3.1 8B: 32 blocks of hidden size 4096.
+    #[value(name = "8b")]
+    B8,
+}
+
 /// `umbel bench`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  umbel bench\n  umbel bench --servers 1,2,4 --new-tokens 128 --rounds 5"
+    after_help = "Examples:\n  umbel bench\n  umbel bench --servers 1,2,4 --new-tokens 128 --rounds 5\n  \
+                  umbel bench --random-model 1b --weights q8_0"
 )]
 pub struct BenchArguments {
     /// Which model.
     #[command(flatten)]
     pub model: ModelArguments,
+
+    /// A model of this shape with random weights instead, made on the first use and kept in the
+    /// cache folder: real speed, meaningless tokens.
+    #[arg(long, value_name = "SHAPE", conflicts_with_all = ["model", "model_option"])]
+    pub random_model: Option<RandomShape>,
+
+    /// How the random weights are written: f32, f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0, q4_k, q5_k
+    /// or q6_k.
+    #[arg(long, value_name = "TYPE", default_value = "bf16", requires = "random_model")]
+    pub weights: WeightType,
 
     /// Swarms of how many servers are measured beside the single process.
     #[arg(long, value_name = "N,N,...", value_delimiter = ',', default_value = "1,2,4")]

@@ -1,5 +1,7 @@
 //! `umbel bench`
 
+mod random;
+
 use std::io::Write as _;
 use std::sync::Arc;
 
@@ -14,7 +16,10 @@ use crate::args::BenchArguments;
 use crate::config::Config;
 
 pub(super) async fn run(arguments: BenchArguments, config: &Config) -> anyhow::Result<()> {
-    let name = arguments.model.name();
+    let name = &match arguments.random_model {
+        Some(shape) => random::model(shape, arguments.weights, &config.cache_dir)?,
+        None => arguments.model.name().to_owned(),
+    };
     let model = open_ends(ModelSource::parse(name)?, config, PartsNeeded::everything()).await?;
     let context = model.config().context_tokens;
     if arguments.prompt_tokens == 0 || arguments.new_tokens < 2 {
