@@ -45,7 +45,8 @@ pub struct SwarmConfig {
     pub join: Vec<Multiaddr>,
     /// Whether to look for peers on the local network as well.
     pub mdns: bool,
-    /// How long a session whose server has failed waits for another that serves the same blocks.
+    /// How long a session waits for a server of blocks that nobody serves, before its first token
+    /// and after a failure.
     pub patience: Duration,
 }
 
@@ -156,6 +157,11 @@ impl Swarm {
         protocol: LinkProtocol,
     ) -> Result<Link, OpenLinkError> {
         self.network.open_link(peer, &exchange::multiaddrs(addresses), protocol).await
+    }
+
+    /// Finds out at once, where that is possible, whether a peer that is silent has ended.
+    pub(crate) fn probe(&self, peer: PeerId) {
+        self.network.probe(peer);
     }
 
     fn known(&self, model: Option<ModelId>) -> Vec<Announcement> {
