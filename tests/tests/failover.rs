@@ -196,6 +196,14 @@ async fn a_server_moves_to_blocks_that_are_given_up_while_clients_generate() {
     let chain = RemoteChain::open(join(&anchor).await, &model, 128).await.unwrap();
     let mut generation = long().start(Arc::clone(&model), Chain::Remote(Box::new(chain))).unwrap();
     generation.next().await.unwrap().unwrap();
+    // Others ask meanwhile; sessions that they open are on the old blocks, and then on the new.
+    let workload =
+        Workload { prompt: request().prompt, tokens: TOKENS, prefill_chunk: 512, standby: false };
+    let others = vec![join(&anchor).await, join(&anchor).await, join(&anchor).await];
+    let model = Arc::clone(&model);
+    let expected_by_others = undisturbed(&model).await;
+    let question = Question { model, workload, expected: expected_by_others };
+    let clients = Clients::start(others, &question);
     let gone = tokio::task::spawn_blocking(move || leaving.terminate());
     // Slowly enough that the answer lasts until after the move.
     let mut pace = tokio::time::interval(Duration::from_millis(150));
@@ -203,6 +211,7 @@ async fn a_server_moves_to_blocks_that_are_given_up_while_clients_generate() {
         pace.tick().await;
     }
     assert_eq!(generation.tokens(), expected);
+    clients.stop().await.unwrap();
     let (last, blocks) = generation.chain().route().pop().unwrap();
     assert!(mover.address().ends_with(&last.unwrap().to_string()), "{}", mover.stderr());
     assert_eq!(blocks.end(), 4);
