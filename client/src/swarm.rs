@@ -45,7 +45,8 @@ pub struct SwarmConfig {
     pub join: Vec<Multiaddr>,
     /// Whether to look for peers on the local network as well.
     pub mdns: bool,
-    /// How long a session whose server has failed waits for another that serves the same blocks.
+    /// How long a session waits for a server of blocks that nobody serves, before its first token
+    /// and after a failure.
     pub patience: Duration,
 }
 
@@ -116,7 +117,7 @@ impl Swarm {
     /// Peers that do not answer are passed over: an empty answer means that nobody who could be
     /// reached knows of a server.
     pub async fn announcements(&self, model: Option<ModelId>) -> Vec<Announcement> {
-        let mut asked = BTreeSet::new();
+        let (mut asked, mut answered) = (BTreeSet::new(), false);
         // First those that were named, then those that they named.
         for _ in 0..2 {
             let mut known = self.known(model);
@@ -130,10 +131,10 @@ impl Swarm {
                 .filter(|(peer, _)| asked.insert(*peer))
                 .take(PEERS_ASKED_MAX)
                 .collect();
-            self.ask_some(peers, model).await;
+            answered |= self.ask_some(peers, model, answered).await;
         }
         if let Some(model) = model.filter(|model| self.known(Some(*model)).is_empty()) {
-            self.ask_providers(model, &mut asked).await;
+            self.ask_providers(model, &mut asked, answered).await;
         }
         self.known(model)
     }
@@ -158,20 +159,30 @@ impl Swarm {
         self.network.open_link(peer, &exchange::multiaddrs(addresses), protocol).await
     }
 
+    /// Finds out at once, where that is possible, whether a peer that is silent has ended.
+    pub(crate) fn probe(&self, peer: PeerId) {
+        self.network.probe(peer);
+    }
+
     fn known(&self, model: Option<ModelId>) -> Vec<Announcement> {
         let mut view = self.view();
         view.directory.expire(unix_time());
         view.directory.announcements(model).cloned().collect()
     }
 
-    /// Asks peers at once, and waits for all of them, but not long once one has answered: some may
-    /// be gone, which takes seconds to find out.
-    async fn ask_some(&self, peers: Vec<(PeerId, Vec<String>)>, model: Option<ModelId>) {
+    /// Asks peers at once, and waits for all of them, but not long once one has answered, or if others
+    /// have before: some may be gone, which takes seconds to find out. Says whether one answered.
+    async fn ask_some(
+        &self,
+        peers: Vec<(PeerId, Vec<String>)>,
+        model: Option<ModelId>,
+        others_have: bool,
+    ) -> bool {
         let now = self.clock.now();
         let mut silent: BTreeSet<_> = peers.iter().map(|(peer, _)| *peer).collect();
         let ask = |(peer, addresses)| async move { (peer, self.ask(peer, addresses, model).await) };
         let mut asked: FuturesUnordered<_> = peers.into_iter().map(ask).collect();
-        let mut answered = None;
+        let (mut one_has, mut answered) = (false, others_have.then_some(now));
         loop {
             tokio::select! {
                 answer = asked.next() => match answer {
@@ -179,6 +190,7 @@ impl Swarm {
                     Some((_, false)) => {}
                     Some((peer, true)) => {
                         silent.remove(&peer);
+                        one_has = true;
                         answered.get_or_insert_with(|| self.clock.now());
                     }
                 },
@@ -191,6 +203,7 @@ impl Swarm {
         if answered.is_some() {
             view.doubtful.extend(silent.into_iter().map(|peer| (peer, now)));
         }
+        one_has
     }
 
     /// Asks a peer whom it knows, and says whether it answered.
@@ -210,7 +223,7 @@ impl Swarm {
     }
 
     /// Asks the DHT who serves a model of which the peers that were asked know nothing.
-    async fn ask_providers(&self, model: ModelId, asked: &mut BTreeSet<PeerId>) {
+    async fn ask_providers(&self, model: ModelId, asked: &mut BTreeSet<PeerId>, answered: bool) {
         let providers = self.network.find_providers(*model.as_bytes()).await;
         let peers: Vec<_> = providers
             .into_iter()
@@ -218,7 +231,7 @@ impl Swarm {
             .take(PEERS_ASKED_MAX)
             .collect();
         let peers = peers.into_iter().map(|peer| (peer, Vec::new())).collect();
-        self.ask_some(peers, Some(model)).await;
+        self.ask_some(peers, Some(model), answered).await;
     }
 
     fn take_up(&self, from: PeerId, found: exchange::Found) {

@@ -162,7 +162,7 @@ impl Announcer {
             model_name: offer.model_name.clone(),
             span: offer.span,
             block_count: offer.block_count,
-            addresses: self.network.listen_addresses().iter().map(ToString::to_string).collect(),
+            addresses: self.network.announced_addresses().iter().map(ToString::to_string).collect(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             throughput: measure::refine(offer.throughput, load.decode_per_block),
             kv_tokens_free: load.kv_tokens_free,

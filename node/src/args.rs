@@ -100,6 +100,15 @@ pub struct ChainArguments {
     /// Look for servers on the local network by mDNS if no address is given.
     #[arg(long, conflicts_with_all = ["join", "local"])]
     pub mdns: bool,
+
+    /// Have a spare compute along for each server of the route, where there is one, so that a
+    /// failure costs no replay. It doubles what the swarm computes.
+    #[arg(long, conflicts_with = "local")]
+    pub standby: bool,
+
+    /// Seconds to wait for a server of blocks that nobody serves, before and during an answer.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, conflicts_with = "local", value_parser = clap::value_parser!(u32).range(0..=3_600))]
+    pub patience: u32,
 }
 
 /// How the next token is chosen.
@@ -179,6 +188,7 @@ Examples:
   umbel serve                                    as many blocks as fit into memory
   umbel serve --blocks 0..10 --listen /ip4/127.0.0.1/udp/0/quic-v1
   umbel serve ./my-model --block-count 8 --join /ip4/10.0.0.7/tcp/4001/p2p/12D3Koo...
+  umbel serve --listen /ip4/0.0.0.0/udp/4001/quic-v1 --announce /ip4/203.0.113.7/udp/4001/quic-v1
 
 Once it serves, it prints one line to stdout: ready MULTIADDR
 Give that address to others as --join. Ctrl-C or SIGTERM stops it.")]
@@ -203,6 +213,11 @@ pub struct ServeArguments {
     /// ports].
     #[arg(long, value_name = "ADDR")]
     pub listen: Vec<Multiaddr>,
+
+    /// Address at which others reach this server, where that is not one it listens on: behind a
+    /// port that is forwarded, say. They are told these alone; may be given several times.
+    #[arg(long, value_name = "ADDR")]
+    pub announce: Vec<Multiaddr>,
 
     /// The key by which this peer is known, made if it is missing [default: in the user's data
     /// folder].

@@ -206,8 +206,9 @@ async fn start_network(
     };
     // Who listens on loopback alone is not to be found from elsewhere.
     let mdns = !arguments.no_mdns && !listen.iter().all(on_loopback);
-    Network::start(NetworkConfig { listen, mdns, ..NetworkConfig::new(identity, Role::Server) })
-        .await
+    let announce = arguments.announce.clone();
+    let config = NetworkConfig::new(identity, Role::Server);
+    Network::start(NetworkConfig { listen, announce, mdns, ..config }).await
 }
 
 /// The identity in the named file, or the first of the user's own that no running server has.

@@ -10,9 +10,11 @@ use umbel_client::{
     Chain, ClientModel, Device, Generate, Generation, LocalModel, RemoteChain, Swarm, SwarmConfig,
 };
 use umbel_coordinator::random::Random;
+use umbel_protocol::announcement::Announcement;
 use umbel_shard::{Cache, Model, ModelSource, PartsNeeded, Silent};
 
-use crate::swarm::{Server, cache, serve};
+use crate::shape::ShapedNetwork;
+use crate::swarm::{Server, cache, serve, serve_behind};
 
 /// How long one answer may take, on a machine that does other things as well.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(240);
@@ -31,6 +33,8 @@ pub enum Fault {
     KillDuringPrefill(Place),
     /// A hop stands still.
     Freeze(Place),
+    /// Nothing passes to a hop or from it, on links that are shaped; it lives on.
+    CutOff(Place),
 }
 
 /// A hop of a route.
@@ -69,6 +73,7 @@ impl fmt::Display for Fault {
             Self::KillTwo => f.write_str("kill two"),
             Self::KillDuringPrefill(place) => write!(f, "kill {place:?} in prefill"),
             Self::Freeze(place) => write!(f, "freeze {place:?}"),
+            Self::CutOff(place) => write!(f, "cut off {place:?}"),
         }
     }
 }
@@ -106,6 +111,8 @@ pub struct Replicated {
     spans: Vec<String>,
     servers: Vec<Server>,
     extra: Vec<String>,
+    /// What lies between the servers, if their links are shaped.
+    network: Option<ShapedNetwork>,
 }
 
 impl Replicated {
@@ -114,6 +121,18 @@ impl Replicated {
     /// # Errors
     /// Where the model cannot be opened.
     pub async fn start(name: &str, spans: &[&str]) -> anyhow::Result<Self> {
+        Self::start_on(None, name, spans).await
+    }
+
+    /// The same, with links as the network shapes them.
+    ///
+    /// # Errors
+    /// As [`Replicated::start`].
+    pub async fn start_on(
+        network: impl Into<Option<ShapedNetwork>>,
+        name: &str,
+        spans: &[&str],
+    ) -> anyhow::Result<Self> {
         let source = ModelSource::parse(name)?;
         let open =
             move || Model::open(&source, &Cache::new(cache()), PartsNeeded::everything(), &Silent);
@@ -124,6 +143,7 @@ impl Replicated {
             spans: spans.iter().map(|span| (*span).to_owned()).collect(),
             servers: Vec::new(),
             extra: vec!["--kv-tokens".to_owned(), "4096".to_owned()],
+            network: network.into(),
         };
         swarm.restore().await?;
         Ok(swarm)
@@ -177,7 +197,11 @@ impl Replicated {
         let outcome = outcome.await;
         for address in &frozen {
             let server = self.servers.iter_mut().find(|server| server.address() == address);
-            server.context("a frozen server is there")?.thaw();
+            let server = server.context("a frozen server is there")?;
+            server.thaw();
+            if let Some(front) = server.front() {
+                front.heal();
+            }
         }
         outcome.context("the answer did not end in time")?
     }
@@ -223,6 +247,12 @@ impl Replicated {
                 self.servers[index].freeze();
                 frozen.push(self.servers[index].address().to_owned());
             }
+            Fault::CutOff(place) => {
+                let index = self.index_of(&generation, place)?;
+                let server = &self.servers[index];
+                server.front().context("its links are shaped")?.cut();
+                frozen.push(server.address().to_owned());
+            }
         }
         // Killed from a thread of its own, so that the answer goes on meanwhile.
         let killing =
@@ -252,16 +282,18 @@ impl Replicated {
     /// # Errors
     /// Where no session can be opened.
     pub async fn begin(&self, workload: &Workload) -> anyhow::Result<Generation> {
-        let join = vec![self.servers[0].address().parse()?];
-        let swarm = Arc::new(Swarm::join(SwarmConfig { join, ..SwarmConfig::default() }).await?);
-        let tokens = u32::try_from(workload.prompt.len())? + workload.tokens + 16;
-        let chain = if workload.standby {
-            RemoteChain::open_with_standby(swarm, &self.model, tokens).await?
-        } else {
-            RemoteChain::open(swarm, &self.model, tokens).await?
-        };
-        let chain = Chain::Remote(Box::new(chain));
-        Ok(request(workload).start(Arc::clone(&self.model), chain)?)
+        let swarm = self.join().await?;
+        ask(swarm, &self.model, workload).await
+    }
+
+    /// A client of its own.
+    ///
+    /// # Errors
+    /// Where no server lets it in.
+    pub async fn join(&self) -> anyhow::Result<Arc<Swarm>> {
+        let addresses = self.servers.iter().map(|server| server.address().parse());
+        let join = addresses.collect::<Result<_, _>>()?;
+        Ok(Arc::new(Swarm::join(SwarmConfig { join, ..SwarmConfig::default() }).await?))
     }
 
     /// Starts servers in the place of those that are gone, and waits until all are known.
@@ -276,20 +308,44 @@ impl Replicated {
                 for server in &self.servers {
                     arguments.extend(["--join", server.address()]);
                 }
-                let mut server = serve(&arguments);
+                let mut server = match &self.network {
+                    Some(network) => serve_behind(network.front().await?, &arguments),
+                    None => serve(&arguments),
+                };
                 server.set_tag(span);
                 self.servers.push(server);
             }
         }
+        self.await_all().await
+    }
+
+    /// Restarts the server that has run longest, politely, and waits until all are known.
+    ///
+    /// # Errors
+    /// As [`Replicated::restore`].
+    pub async fn restart_oldest(&mut self) -> anyhow::Result<()> {
+        let oldest = self.servers.remove(0);
+        let others: Vec<_> =
+            self.servers.iter().map(|server| server.address().to_owned()).collect();
+        let restart = move || {
+            let join: Vec<_> = others.iter().flat_map(|other| ["--join", other]).collect();
+            oldest.restart(&join)
+        };
+        self.servers.push(tokio::task::spawn_blocking(restart).await?);
+        self.await_all().await
+    }
+
+    /// Waits until all servers are known.
+    async fn await_all(&self) -> anyhow::Result<()> {
         let deadline = Instant::now() + KNOWN_TIMEOUT;
         let mut looks = tokio::time::interval(Duration::from_millis(200));
         let wanted = 2 * self.spans.len();
         loop {
-            let join = vec![self.servers[0].address().parse()?];
-            let swarm = Swarm::join(SwarmConfig { join, ..SwarmConfig::default() }).await?;
+            let swarm = self.join().await?;
             let known = swarm.announcements(None).await;
             let here = |server: &Server| {
-                known.iter().any(|known| server.address().ends_with(&known.peer.to_string()))
+                let is = |known: &Announcement| server.address().ends_with(&known.peer.to_string());
+                known.iter().any(|known| !known.draining && is(known))
             };
             if self.servers.iter().filter(|server| here(server)).count() == wanted {
                 return Ok(());
@@ -318,6 +374,24 @@ impl Replicated {
         let index = self.servers.iter().position(|server| server.address().ends_with(&peer));
         index.context("every hop is a server of this swarm")
     }
+}
+
+/// An answer over a swarm that is about to begin.
+///
+/// # Errors
+/// Where no session can be opened.
+pub async fn ask(
+    swarm: Arc<Swarm>,
+    model: &Arc<ClientModel>,
+    workload: &Workload,
+) -> anyhow::Result<Generation> {
+    let tokens = u32::try_from(workload.prompt.len())? + workload.tokens + 16;
+    let chain = if workload.standby {
+        RemoteChain::open_with_standby(swarm, model, tokens).await?
+    } else {
+        RemoteChain::open(swarm, model, tokens).await?
+    };
+    Ok(request(workload).start(Arc::clone(model), Chain::Remote(Box::new(chain)))?)
 }
 
 fn request(workload: &Workload) -> Generate {

@@ -4,9 +4,14 @@
 //! |---|---|
 //! | [`process`] | the `umbel` binary as child processes that never outlive their test |
 //! | [`swarm`] | servers on loopback, and commands that ask them |
+//! | [`shape`] | links between those servers with delay, loss and partitions |
+//! | [`faults`] | swarms whose servers are killed, frozen and cut off while they answer |
+//! | [`clients`] | clients that ask a swarm again and again whatever is done to it |
 //! | [`fuzz`] | what the fuzz targets check of each decoder of foreign bytes |
 
+pub mod clients;
 pub mod faults;
 pub mod fuzz;
 pub mod process;
+pub mod shape;
 pub mod swarm;

@@ -1,6 +1,7 @@
 //! Servers on loopback, and commands that ask them, as the tests of the whole need them.
 
 use std::env;
+use std::net::SocketAddr;
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,6 +10,10 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::process::{Output, UmbelProcess, profile_folder, run_umbel_within};
+use crate::shape::Front;
+
+/// Free ports that only this machine reaches.
+const LOOPBACK: [&str; 2] = ["/ip4/127.0.0.1/udp/0/quic-v1", "/ip4/127.0.0.1/tcp/0"];
 
 /// How long a command may take on a machine that runs many tests at once.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(300);
@@ -16,7 +21,10 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(300);
 /// A server on free loopback ports, with an identity of its own.
 pub struct Server {
     process: UmbelProcess,
-    _identity: TempDir,
+    front: Option<Front>,
+    identity: TempDir,
+    /// What it was started with, besides its identity and where it listens.
+    arguments: Vec<String>,
     tag: String,
 }
 
@@ -46,6 +54,12 @@ impl Server {
         tag.clone_into(&mut self.tag);
     }
 
+    /// The links that lead to it, if they are shaped.
+    #[must_use]
+    pub const fn front(&self) -> Option<&Front> {
+        self.front.as_ref()
+    }
+
     /// Ends it without a word to anyone.
     pub fn kill(self) {
         self.process.kill();
@@ -59,6 +73,24 @@ impl Server {
     pub fn terminate(self) -> Output {
         self.process.terminate().expect("the server stops")
     }
+
+    /// Asks it to stop, waits until it has, and starts it again as the same peer on the same ports,
+    /// with some arguments more.
+    ///
+    /// # Panics
+    /// If it does not stop in good order, or does not become ready again.
+    #[must_use]
+    pub fn restart(self, arguments: &[&str]) -> Self {
+        let Self { process, front, identity, arguments: before, tag } = self;
+        let listen = [listens(&process, "/udp/"), listens(&process, "/tcp/")];
+        let stopped = process.terminate().expect("the server stops");
+        assert!(stopped.status.success(), "{}", stopped.stderr);
+        let listen: Vec<_> = listen.iter().flatten().map(String::as_str).collect();
+        let all: Vec<_> =
+            before.iter().map(String::as_str).chain(arguments.iter().copied()).collect();
+        let process = start(&identity, &listen, &all);
+        Self { process, front, identity, arguments: before, tag }
+    }
 }
 
 /// Starts `umbel serve` with these arguments, over QUIC and TCP.
@@ -67,7 +99,27 @@ impl Server {
 /// If it does not become ready.
 #[must_use]
 pub fn serve(arguments: &[&str]) -> Server {
-    serve_on(&["/ip4/127.0.0.1/udp/0/quic-v1", "/ip4/127.0.0.1/tcp/0"], arguments)
+    serve_on(&LOOPBACK, arguments)
+}
+
+/// Starts `umbel serve` with these arguments behind links that are shaped, over QUIC and TCP.
+///
+/// # Panics
+/// If it does not become ready.
+#[must_use]
+pub fn serve_behind(front: Front, arguments: &[&str]) -> Server {
+    let [quic, tcp] = front.addresses();
+    let arguments = [arguments, &["--announce", &quic, "--announce", &tcp]].concat();
+    let mut server = serve_on(&LOOPBACK, &arguments);
+    let socket = |kind: &str| {
+        let address = listens(&server.process, kind).expect("it listens on both");
+        let mut parts = address.split('/').skip(2).step_by(2);
+        let (host, port) = (parts.next().expect("a host"), parts.next().expect("a port"));
+        SocketAddr::new(host.parse().expect("a host"), port.parse().expect("a port"))
+    };
+    front.lead_to(socket("/udp/"), socket("/tcp/"));
+    server.front = Some(front);
+    server
 }
 
 /// Starts `umbel serve` with these arguments, listening on these addresses.
@@ -77,6 +129,12 @@ pub fn serve(arguments: &[&str]) -> Server {
 #[must_use]
 pub fn serve_on(listen: &[&str], arguments: &[&str]) -> Server {
     let identity = tempfile::tempdir().expect("a folder for the identity");
+    let process = start(&identity, listen, arguments);
+    let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
+    Server { process, front: None, identity, arguments, tag: String::new() }
+}
+
+fn start(identity: &TempDir, listen: &[&str], arguments: &[&str]) -> UmbelProcess {
     let file = identity.path().join("identity.pem");
     let mut all = with_cache();
     all.extend(["serve", "--no-mdns", "--identity"].map(str::to_owned));
@@ -85,8 +143,15 @@ pub fn serve_on(listen: &[&str], arguments: &[&str]) -> Server {
         all.extend(["--listen".to_owned(), (*address).to_owned()]);
     }
     all.extend(arguments.iter().map(|&argument| argument.to_owned()));
-    let process = UmbelProcess::start(&all).unwrap_or_else(|error| panic!("{error:#}"));
-    Server { process, _identity: identity, tag: String::new() }
+    UmbelProcess::start(&all).unwrap_or_else(|error| panic!("{error:#}"))
+}
+
+/// Where a server has said that it listens, over UDP or TCP; it announces something else where its
+/// links are shaped.
+fn listens(process: &UmbelProcess, kind: &str) -> Option<String> {
+    let log = process.stderr();
+    let mut addresses = log.lines().filter_map(|line| line.split_once("listening address="));
+    addresses.find_map(|(_, address)| address.contains(kind).then(|| address.trim().to_owned()))
 }
 
 /// Runs `umbel` with these arguments to its end.

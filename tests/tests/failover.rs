@@ -10,6 +10,7 @@ use umbel_client::{
 };
 use umbel_coordinator::random::Random;
 use umbel_shard::{Cache, Model, ModelSource, PartsNeeded, Silent};
+use umbel_tests::clients::{Clients, Question};
 use umbel_tests::faults::{Fault, Replicated, Workload};
 use umbel_tests::swarm::{Server, cache, checkpoint, serve};
 
@@ -129,6 +130,57 @@ async fn every_server_is_restarted_in_turn_while_clients_generate() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn every_server_is_restarted_in_turn_while_many_clients_generate() {
+    let folder = checkpoint("llama");
+    let mut swarm = Replicated::start(&folder, &["0..2", "2..4"]).await.unwrap();
+    let workload = Workload {
+        prompt: vec![5, 17, 99, 140, 3],
+        tokens: 24,
+        prefill_chunk: 512,
+        standby: false,
+    };
+    let expected = swarm.undisturbed(&workload).await.unwrap();
+    let question = Question { model: Arc::clone(swarm.model()), workload, expected };
+    let mut swarms = Vec::new();
+    for _ in 0..4 {
+        swarms.push(swarm.join().await.unwrap());
+    }
+    let clients = Clients::start(swarms, &question);
+    for _ in 0..4 {
+        swarm.restart_oldest().await.unwrap();
+    }
+    let answers = clients.stop().await.unwrap();
+    println!("{answers:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_is_asked_for_while_the_only_server_restarts_waits_for_it() {
+    let folder = checkpoint("llama");
+    let first = serve(&[&folder, "--blocks", "0..2"]);
+    let second = serve(&[&folder, "--blocks", "2..4", "--join", first.address()]);
+    let model = model(&folder);
+    let expected = undisturbed(&model).await;
+    let config =
+        SwarmConfig { join: vec![first.address().parse().unwrap()], ..SwarmConfig::default() };
+    let swarm = Arc::new(Swarm::join(config).await.unwrap());
+    let gone = second.terminate();
+    assert!(gone.status.success(), "{}", gone.stderr);
+    let opening = tokio::spawn({
+        let model = Arc::clone(&model);
+        async move { RemoteChain::open(swarm, &model, 64).await }
+    });
+    let back = tokio::task::spawn_blocking({
+        let join = first.address().to_owned();
+        move || serve(&[&folder, "--blocks", "2..4", "--join", &join])
+    });
+    let chain = Chain::Remote(Box::new(opening.await.unwrap().unwrap()));
+    let mut generation = request().start(Arc::clone(&model), chain).unwrap();
+    while generation.next().await.unwrap().is_some() {}
+    assert_eq!(generation.tokens(), expected);
+    back.await.unwrap().assert_no_errors();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_moves_to_blocks_that_are_given_up_while_clients_generate() {
     let folder = checkpoint("llama");
     let leaving = serve(&[&folder, "--blocks", "2..4"]);
@@ -144,6 +196,14 @@ async fn a_server_moves_to_blocks_that_are_given_up_while_clients_generate() {
     let chain = RemoteChain::open(join(&anchor).await, &model, 128).await.unwrap();
     let mut generation = long().start(Arc::clone(&model), Chain::Remote(Box::new(chain))).unwrap();
     generation.next().await.unwrap().unwrap();
+    // Others ask meanwhile; sessions that they open are on the old blocks, and then on the new.
+    let workload =
+        Workload { prompt: request().prompt, tokens: TOKENS, prefill_chunk: 512, standby: false };
+    let others = vec![join(&anchor).await, join(&anchor).await, join(&anchor).await];
+    let model = Arc::clone(&model);
+    let expected_by_others = undisturbed(&model).await;
+    let question = Question { model, workload, expected: expected_by_others };
+    let clients = Clients::start(others, &question);
     let gone = tokio::task::spawn_blocking(move || leaving.terminate());
     // Slowly enough that the answer lasts until after the move.
     let mut pace = tokio::time::interval(Duration::from_millis(150));
@@ -151,6 +211,7 @@ async fn a_server_moves_to_blocks_that_are_given_up_while_clients_generate() {
         pace.tick().await;
     }
     assert_eq!(generation.tokens(), expected);
+    clients.stop().await.unwrap();
     let (last, blocks) = generation.chain().route().pop().unwrap();
     assert!(mover.address().ends_with(&last.unwrap().to_string()), "{}", mover.stderr());
     assert_eq!(blocks.end(), 4);

@@ -94,7 +94,7 @@ fn a_server_leaves_in_good_order_when_it_is_asked_to() {
     let second = serve(&[&model, "--blocks", "2..4", "--join", first.address()]);
     let ended = second.terminate();
     assert!(ended.status.success(), "{ended:?}");
-    let output = ask(&model, &["--join", first.address()]);
+    let output = ask(&model, &["--join", first.address(), "--patience", "0"]);
     assert!(!output.status.success());
     assert!(output.stderr.contains("blocks 2..4"), "{}", output.stderr);
     let status = umbel(&["status", "--join", first.address()]);

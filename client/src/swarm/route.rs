@@ -11,8 +11,8 @@ use umbel_protocol::{ModelId, PeerId, SessionId, Span};
 
 use super::{Swarm, View, unix_time};
 
-/// How long a session that has begun waits for a server that can go on with it: one that is
-/// started again, or that takes up the blocks of one that has failed, needs half a minute.
+/// How long a session waits for a server of blocks that nobody serves: one that is started again, or
+/// that takes up the blocks of one that has failed, needs half a minute.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How often it looks again.
@@ -37,8 +37,10 @@ pub(crate) struct Search {
     pub(crate) tokens_max: u32,
     pub(crate) token_bytes: u32,
     pub(crate) wanted: RouteWanted,
-    /// Since when the session has been waiting for a server; `None` where it does not wait.
-    pub(crate) since: Option<Instant>,
+    /// Since when the session has been waiting for a server.
+    pub(crate) since: Instant,
+    /// Whether the session has begun, so that time counts for more than the best route.
+    pub(crate) urgent: bool,
 }
 
 /// Among whom hops are looked for.
@@ -54,11 +56,11 @@ impl Swarm {
     /// waiting.
     pub(crate) async fn search(&self, search: Search) -> Result<Vec<RouteHop>, NoRoute> {
         let mut refreshed: Option<Instant> = None;
+        let mut told = false;
         loop {
-            let waited = search.since.map(|since| since.elapsed());
+            let waited = search.since.elapsed();
             // In the end those that have failed before are not tried any more.
-            let forgiving =
-                waited.is_some_and(|waited| waited >= FORGIVEN && waited < self.patience);
+            let forgiving = waited >= FORGIVEN && waited < self.patience;
             let no_route = match self.plan(&search, forgiving) {
                 Ok(hops) => return Ok(hops),
                 Err(no_route) => no_route,
@@ -66,12 +68,14 @@ impl Swarm {
             if let Some(hops) = self.plan_with_neighbours(&search) {
                 return Ok(hops);
             }
-            let go_on = match waited.filter(|_| search.wanted.needed) {
-                Some(waited) => waited < self.patience,
-                None => refreshed.is_none(),
-            };
-            if !go_on {
+            // Without patience the others are still asked once.
+            let go_on = search.wanted.needed && waited < self.patience;
+            if !go_on && refreshed.is_some() {
                 return Err(no_route);
+            }
+            if refreshed.is_some() && !told {
+                tracing::warn!(%no_route, "waiting for a server");
+                told = true;
             }
             if refreshed.is_none_or(|at| at.elapsed() >= REFRESH) {
                 // Who does not answer must not keep the others' news from being used.
@@ -146,10 +150,10 @@ impl Swarm {
             .find_map(|wanted| self.plan(&Search { wanted, ..search.clone() }, false).ok())
     }
 
-    /// Hops among those who answer, or else among all. A session that waits takes those first with
-    /// whom there is a connection: what others have announced may be a minute old.
+    /// Hops among those who answer, or else among all. A session that has begun takes those first
+    /// with whom there is a connection: what others have announced may be a minute old.
     fn plan(&self, search: &Search, forgiving: bool) -> Result<Vec<RouteHop>, NoRoute> {
-        let connected = search.since.map(|_| Among::Connected);
+        let connected = search.urgent.then_some(Among::Connected);
         let mut last = None;
         for among in connected.into_iter().chain([Among::NotDoubtful, Among::All]) {
             match self.plan_among(search, forgiving, among) {

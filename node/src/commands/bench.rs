@@ -82,7 +82,8 @@ async fn contenders(
     for &count in &arguments.servers {
         let servers = LocalSwarm::start(name, model.config().block_count, count, config).await?;
         let join = SwarmConfig { join: vec![servers.address().clone()], ..SwarmConfig::default() };
-        let swarm = Blocks::Swarm(Arc::new(Swarm::join(join).await?));
+        let swarm = Arc::new(Swarm::join(join).await?);
+        let swarm = Blocks::Swarm { swarm, standby: false };
         contenders.push(Contender {
             name: format!("swarm of {count}"),
             opened: Opened { model: Arc::clone(model), blocks: swarm },

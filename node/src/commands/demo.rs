@@ -24,7 +24,7 @@ pub(super) async fn run(arguments: DemoArguments, config: &Config) -> anyhow::Re
     }
     let join = SwarmConfig { join: vec![servers.address().clone()], ..SwarmConfig::default() };
     let swarm = Arc::new(Swarm::join(join).await?);
-    let opened = Opened { model, blocks: Blocks::Swarm(swarm) };
+    let opened = Opened { model, blocks: Blocks::Swarm { swarm, standby: false } };
     let mut conversation = Conversation::new(&opened, sampling, arguments.max_tokens, None);
     let result = match &arguments.prompt {
         Some(prompt) => conversation.answer(prompt).await,

@@ -1,6 +1,7 @@
 //! What chat, generate and bench share: a model's ends, and a chain for its blocks.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use umbel_client::{Chain, ClientModel, LocalModel, RemoteChain, Sampling, Swarm, SwarmConfig};
@@ -13,7 +14,11 @@ use crate::progress::Shown;
 /// Where the blocks are computed.
 pub(super) enum Blocks {
     Local(Arc<LocalModel>),
-    Swarm(Arc<Swarm>),
+    Swarm {
+        swarm: Arc<Swarm>,
+        /// Whether each hop is to have a spare.
+        standby: bool,
+    },
 }
 
 /// A model that can be asked.
@@ -42,11 +47,14 @@ impl Opened {
             let blocks = load_blocks(&model, config).await?;
             return Ok(Self { model, blocks: Blocks::Local(blocks) });
         }
-        let join =
-            SwarmConfig { join: chain.join.clone(), mdns: chain.mdns, ..SwarmConfig::default() };
+        let join = SwarmConfig {
+            join: chain.join.clone(),
+            mdns: chain.mdns,
+            patience: Duration::from_secs(chain.patience.into()),
+        };
         let swarm = Arc::new(Swarm::join(join).await?);
         let model = open_ends(source, config, PartsNeeded::ends()).await?;
-        Ok(Self { model, blocks: Blocks::Swarm(swarm) })
+        Ok(Self { model, blocks: Blocks::Swarm { swarm, standby: chain.standby } })
     }
 
     /// A session with room for so many tokens, at most the model's context.
@@ -54,8 +62,13 @@ impl Opened {
         let tokens = u32::try_from(tokens.clamp(1, self.model.config().context_tokens))?;
         Ok(match &self.blocks {
             Blocks::Local(blocks) => Chain::Local(blocks.open(tokens)?),
-            Blocks::Swarm(swarm) => {
-                let chain = RemoteChain::open(Arc::clone(swarm), &self.model, tokens).await?;
+            Blocks::Swarm { swarm, standby } => {
+                let swarm = Arc::clone(swarm);
+                let chain = if *standby {
+                    RemoteChain::open_with_standby(swarm, &self.model, tokens).await?
+                } else {
+                    RemoteChain::open(swarm, &self.model, tokens).await?
+                };
                 Chain::Remote(Box::new(chain))
             }
         })
@@ -63,7 +76,7 @@ impl Opened {
 
     /// Leaves the swarm in good order.
     pub(super) async fn leave(self) {
-        if let Blocks::Swarm(swarm) = self.blocks
+        if let Blocks::Swarm { swarm, .. } = self.blocks
             && let Some(swarm) = Arc::into_inner(swarm)
         {
             swarm.leave().await;

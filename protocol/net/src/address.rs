@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 
-use crate::error::AddressFailure;
+use crate::error::{AddressFailure, StartNetworkError};
 
 /// Most addresses of one peer that are tried or kept: as many as an announcement holds.
 pub(crate) const ADDRESSES_MAX: usize = 16;
@@ -22,6 +22,26 @@ pub(crate) fn is_quic(address: &Multiaddr) -> bool {
 /// What is said of an address that leads over neither.
 pub(crate) const NOT_DIALABLE: &str = "neither a QUIC nor a TCP address";
 
+/// The addresses that others are to be told, without this peer's name, the best first.
+pub(crate) fn to_announce(
+    own: libp2p::PeerId,
+    addresses: &[Multiaddr],
+) -> Result<Vec<Multiaddr>, StartNetworkError> {
+    let checked = addresses.iter().take(ADDRESSES_MAX).map(|address| {
+        let refused = |reason| StartNetworkError::Announce { address: address.clone(), reason };
+        let (bare, named) = split_peer(address.clone());
+        match named {
+            Some(peer) if peer != own => Err(refused("it names another peer")),
+            _ if !is_dialable(&bare) => Err(refused(NOT_DIALABLE)),
+            _ if !is_concrete(&bare) => Err(refused("it is the address of no machine")),
+            _ => Ok(bare),
+        }
+    });
+    let mut addresses: Vec<_> = checked.collect::<Result<_, _>>()?;
+    addresses.sort_by_key(preference);
+    Ok(addresses)
+}
+
 /// Whether the address leads over QUIC or plain TCP.
 fn is_dialable(address: &Multiaddr) -> bool {
     let last = address.iter().filter(|part| !matches!(part, Protocol::P2p(_))).last();
@@ -34,10 +54,25 @@ pub(crate) fn tcp_socket(address: &Multiaddr) -> Option<SocketAddr> {
     let (Some(host), Some(Protocol::Tcp(port))) = (parts.next(), parts.next()) else {
         return None;
     };
+    socket(&host, port)
+}
+
+/// The socket of a QUIC address.
+pub(crate) fn quic_socket(address: &Multiaddr) -> Option<SocketAddr> {
+    let mut parts = address.iter();
+    let (Some(host), Some(Protocol::Udp(port)), Some(Protocol::QuicV1)) =
+        (parts.next(), parts.next(), parts.next())
+    else {
+        return None;
+    };
+    socket(&host, port)
+}
+
+fn socket(host: &Protocol<'_>, port: u16) -> Option<SocketAddr> {
     let ip: IpAddr = if let Protocol::Ip4(ip) = host {
-        ip.into()
+        (*ip).into()
     } else if let Protocol::Ip6(ip) = host {
-        ip.into()
+        (*ip).into()
     } else {
         return None;
     };

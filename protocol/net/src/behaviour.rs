@@ -126,7 +126,9 @@ fn behaviour(
         .with_max_established_per_peer(Some(CONNECTIONS_PER_PEER_MAX));
     let identify = identify::Config::new(IDENTIFY_PROTOCOL.to_owned(), keypair.public())
         .with_agent_version(format!("umbel/{SOFTWARE}"))
-        .with_push_listen_addr_updates(true);
+        .with_push_listen_addr_updates(true)
+        // What is announced instead counts as an external address, and those are always told.
+        .with_hide_listen_addrs(!config.announce.is_empty());
     let ping = ping::Config::new().with_interval(config.ping_interval).with_timeout(PING_TIMEOUT);
     let mdns = match config.mdns {
         true => {

@@ -19,6 +19,9 @@ pub struct NetworkConfig {
     pub role: Role,
     /// Where it listens, `/ip4/0.0.0.0/udp/0/quic-v1` for example; a client need not.
     pub listen: Vec<Multiaddr>,
+    /// Where others reach it, if that is not where it listens: behind a port that is forwarded, say.
+    /// They are told these addresses alone.
+    pub announce: Vec<Multiaddr>,
     /// Whether it finds peers on the local network, and they it.
     pub mdns: bool,
     /// How often each connected peer is pinged.
@@ -29,7 +32,14 @@ impl NetworkConfig {
     /// A peer that does not listen and does not look around on the local network.
     #[must_use]
     pub const fn new(identity: Identity, role: Role) -> Self {
-        Self { identity, role, listen: Vec::new(), mdns: false, ping_interval: PING_INTERVAL }
+        Self {
+            identity,
+            role,
+            listen: Vec::new(),
+            announce: Vec::new(),
+            mdns: false,
+            ping_interval: PING_INTERVAL,
+        }
     }
 }
 

@@ -7,6 +7,7 @@ mod dials;
 mod discovery;
 mod event;
 mod peers;
+mod probes;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,6 +28,7 @@ use crate::links::{Acceptors, OpenStream, StreamError};
 use dials::Dials;
 use discovery::Discovery;
 use peers::Peers;
+use probes::Probes;
 
 /// Commands that wait. Each is handled in microseconds; whoever finds the queue full waits.
 pub(crate) const COMMANDS_WAITING_MAX: usize = 256;
@@ -61,6 +63,8 @@ pub(crate) enum Command {
     ConnectedPeers { reply: oneshot::Sender<Vec<PeerId>> },
     /// Where does a connected peer say that it listens?
     PeerAddresses { peer: libp2p::PeerId, reply: oneshot::Sender<Vec<Multiaddr>> },
+    /// See whether the process at the other end of a connection has ended.
+    Probe { peer: libp2p::PeerId },
     /// Close every connection and end.
     Shutdown { reply: oneshot::Sender<()> },
 }
@@ -69,11 +73,17 @@ pub(crate) enum Command {
 #[derive(Debug, Default)]
 pub(crate) struct Shared {
     pub(crate) acceptors: Arc<Acceptors>,
+    /// What others are told instead of where this peer listens.
+    pub(crate) announce: Vec<Multiaddr>,
     listen: Mutex<Vec<Multiaddr>>,
     round_trips: Mutex<BTreeMap<PeerId, Duration>>,
 }
 
 impl Shared {
+    pub(crate) fn new(announce: Vec<Multiaddr>) -> Self {
+        Self { announce, ..Self::default() }
+    }
+
     pub(crate) fn listen(&self) -> MutexGuard<'_, Vec<Multiaddr>> {
         self.listen.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -93,6 +103,7 @@ pub(crate) struct Driver {
     loopback_only: bool,
     dials: Dials,
     peers: Peers,
+    probes: Probes,
     discovery: Discovery,
 }
 
@@ -111,6 +122,7 @@ impl Driver {
             loopback_only: false,
             dials: Dials::default(),
             peers: Peers::default(),
+            probes: Probes::new(),
             discovery: Discovery::default(),
         }
     }
@@ -121,6 +133,9 @@ impl Driver {
         addresses: &[Multiaddr],
     ) -> Result<(), StartNetworkError> {
         self.loopback_only = addresses.iter().all(crate::address::is_loopback);
+        for address in &self.shared.announce {
+            self.swarm.add_external_address(address.clone());
+        }
         let mut waiting = BTreeMap::new();
         for address in addresses {
             let failed = |reason| StartNetworkError::Listen { address: address.clone(), reason };
@@ -170,6 +185,10 @@ impl Driver {
                     None => return self.shutdown().await,
                 },
                 event = self.swarm.select_next_some() => self.on_event(event),
+                connection = self.probes.refused() => {
+                    tracing::debug!(%connection, "the process at the other end has ended");
+                    self.swarm.close_connection(connection);
+                }
                 () = sleep_until(provide_at) => {
                     self.discovery.provide_again(&mut self.swarm.behaviour_mut().kad);
                 }
@@ -205,6 +224,11 @@ impl Driver {
             }
             Command::PeerAddresses { peer, reply } => {
                 let _unwanted = reply.send(self.peers.addresses(peer));
+            }
+            Command::Probe { peer } => {
+                if let Some((connection, socket)) = self.peers.quic_socket(peer) {
+                    self.probes.send(connection, socket);
+                }
             }
             Command::Shutdown { .. } => unreachable!("the loop ends with it"),
         }

@@ -27,6 +27,14 @@ pub enum StartNetworkError {
         /// How long the network waited.
         after: Duration,
     },
+    /// An address to tell others leads nowhere.
+    #[error("{address} cannot be announced: {reason}")]
+    Announce {
+        /// The address.
+        address: Multiaddr,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
     /// Sockets, encryption or name resolution cannot be set up on this machine.
     #[error("the {part} cannot be set up on this machine: {reason}")]
     SetUp {

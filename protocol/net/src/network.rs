@@ -14,7 +14,7 @@ use tracing::Instrument as _;
 use umbel_protocol::version::Side;
 use umbel_protocol::{LinkProtocol, PeerId};
 
-use crate::address::of_peer;
+use crate::address::{of_peer, to_announce};
 use crate::behaviour;
 use crate::config::NetworkConfig;
 use crate::driver::{COMMANDS_WAITING_MAX, Command, Driver, Shared};
@@ -48,12 +48,13 @@ impl Network {
     /// # Panics
     /// Outside of a tokio runtime.
     pub async fn start(config: NetworkConfig) -> Result<Self, StartNetworkError> {
-        let shared = Arc::new(Shared::default());
+        let peer = config.identity.peer_id();
+        let announce = to_announce(foreign_name(peer), &config.announce)?;
+        let shared = Arc::new(Shared::new(announce));
         let (commands, receiver) = mpsc::channel(COMMANDS_WAITING_MAX);
         let swarm = behaviour::build(&config, Arc::clone(&shared.acceptors))?;
         let mut driver = Driver::new(swarm, receiver, Arc::clone(&shared), config.role);
         driver.listen(&config.listen).await?;
-        let peer = config.identity.peer_id();
         let span = tracing::info_span!(parent: None, "network", %peer);
         tokio::spawn(driver.run().instrument(span));
         Ok(Self(Arc::new(Inner { identity: config.identity, peer, commands, shared })))
@@ -78,16 +79,25 @@ impl Network {
         self.0.shared.listen().clone()
     }
 
+    /// Where others reach this peer: what it was told to announce, or else where it listens.
+    #[must_use]
+    pub fn announced_addresses(&self) -> Vec<Multiaddr> {
+        match self.0.shared.announce.as_slice() {
+            [] => self.listen_addresses(),
+            announce => announce.to_vec(),
+        }
+    }
+
     /// The same, each with `/p2p/` and this peer's name, as [`Network::join`] takes them.
     #[must_use]
     pub fn named_addresses(&self) -> Vec<Multiaddr> {
-        self.listen_addresses().into_iter().map(|address| self.named(address)).collect()
+        self.announced_addresses().into_iter().map(|address| self.named(address)).collect()
     }
 
     /// The best of [`Network::named_addresses`]; the bare name where this peer does not listen.
     #[must_use]
     pub fn preferred_address(&self) -> Multiaddr {
-        let first = self.0.shared.listen().first().cloned();
+        let first = self.announced_addresses().into_iter().next();
         self.named(first.unwrap_or_else(Multiaddr::empty))
     }
 
@@ -150,6 +160,15 @@ impl Network {
     #[must_use]
     pub fn round_trip(&self, peer: PeerId) -> Option<Duration> {
         self.0.shared.round_trips().get(&peer).copied()
+    }
+
+    /// Asks the machine of `peer` whether the process is still there that held the connection: where
+    /// its system says that it is not, the connection closes at once, and every link on it. A peer
+    /// that is there hears nothing of it. Over TCP its system says so without being asked.
+    pub fn probe(&self, peer: PeerId) {
+        let peer = foreign_name(peer);
+        // It is asked again soon; a queue that is full says that there is more to do.
+        let _busy = self.0.commands.try_send(Command::Probe { peer });
     }
 
     /// The peers that are connected.

@@ -67,6 +67,7 @@ pub(super) struct Driver {
     hops: watch::Sender<Vec<Hop>>,
     failures: watch::Sender<Vec<HopFailure>>,
     clock: Clock,
+    started: Instant,
     /// Since when there has been no answer after a failure.
     troubled: Option<Instant>,
     over: bool,
@@ -98,6 +99,7 @@ impl Driver {
             hops,
             failures,
             clock: Clock::start(),
+            started: Instant::now(),
             troubled: None,
             over: false,
         };
@@ -202,12 +204,13 @@ impl Driver {
 
     fn search(&self, wanted: RouteWanted) {
         let (swarm, tell) = (Arc::clone(&self.swarm), self.tell.clone());
+        let begun = self.ready.is_none();
         let search = Search {
             model: self.model,
             tokens_max: self.tokens_max,
             token_bytes: self.token_bytes,
-            // Who has not begun yet learns at once what is missing; who has begun waits.
-            since: self.ready.is_none().then(|| self.troubled.unwrap_or_else(Instant::now)),
+            since: if begun { self.troubled.unwrap_or_else(Instant::now) } else { self.started },
+            urgent: begun,
             wanted,
         };
         tokio::spawn(async move {
@@ -220,6 +223,10 @@ impl Driver {
         let Some(link) = self.links.get(&hop) else {
             return;
         };
+        if let ClientMessage::Ping { .. } = message {
+            // A process that has ended cannot answer, but its system can.
+            self.swarm.probe(link.peer);
+        }
         if link.frames.try_send(message.encode()).is_err() {
             self.links.remove(&hop);
             let detail = "it leaves what is sent to it unread".to_owned();

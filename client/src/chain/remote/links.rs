@@ -20,6 +20,7 @@ const FRAMES_WAITING_MAX: usize = 128;
 
 /// A link to a hop, open or about to be.
 pub(super) struct HopLink {
+    pub(super) peer: PeerId,
     pub(super) frames: mpsc::Sender<Frame>,
     writer: JoinHandle<()>,
     reader: AbortHandle,
@@ -65,7 +66,7 @@ pub(super) fn open(
             let _over = tell.send(Event::Lost { hop, detail }).await;
         }
     });
-    HopLink { frames, writer, reader: reader.abort_handle() }
+    HopLink { peer, frames, writer, reader: reader.abort_handle() }
 }
 
 async fn write(mut sender: LinkSender, mut frames: mpsc::Receiver<Frame>) -> Result<(), String> {

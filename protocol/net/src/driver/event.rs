@@ -29,6 +29,7 @@ impl Driver {
             }
             SwarmEvent::ConnectionClosed { peer_id, connection_id, cause, .. } => {
                 tracing::debug!(peer = %peer_id, ?cause, "disconnected");
+                self.probes.forget(connection_id);
                 if self.peers.disconnected(peer_id, connection_id)
                     && let Some(peer) = own_name(&peer_id)
                 {
@@ -65,7 +66,8 @@ impl Driver {
         tracing::info!(%address, "listening");
         // The hash table tells others only addresses that count as external. Where a server
         // listens is the best guess there is until somebody outside has confirmed one.
-        if self.role == Role::Server && (self.loopback_only || !is_loopback(&address)) {
+        let guess = self.shared.announce.is_empty();
+        if guess && self.role == Role::Server && (self.loopback_only || !is_loopback(&address)) {
             self.swarm.add_external_address(address.clone());
         }
         let mut listen = self.shared.listen();

@@ -1,6 +1,7 @@
 //! The peers that are connected, and what they say of themselves.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use libp2p::Multiaddr;
 use libp2p::core::ConnectedPoint;
@@ -8,7 +9,7 @@ use libp2p::swarm::ConnectionId;
 use tokio::sync::oneshot;
 use umbel_protocol::PeerId;
 
-use crate::address::{is_loopback, is_quic};
+use crate::address::{is_loopback, is_quic, quic_socket};
 
 /// The connected peers. The limit on connections bounds them.
 #[derive(Default)]
@@ -25,6 +26,8 @@ struct Connected {
 struct Connection {
     id: ConnectionId,
     quic: bool,
+    /// The other end, where that is a UDP socket.
+    socket: Option<SocketAddr>,
     loopback: bool,
 }
 
@@ -44,7 +47,12 @@ impl Peers {
         endpoint: &ConnectedPoint,
     ) {
         let remote = endpoint.get_remote_address();
-        let connection = Connection { id, quic: is_quic(remote), loopback: is_loopback(remote) };
+        let connection = Connection {
+            id,
+            quic: is_quic(remote),
+            socket: quic_socket(remote),
+            loopback: is_loopback(remote),
+        };
         self.0.entry(peer).or_default().connections.push(connection);
     }
 
@@ -64,8 +72,18 @@ impl Peers {
     /// The connection on which a link is opened: QUIC, of those the oldest, since both sides then
     /// leave the same one idle.
     pub(super) fn best_connection(&self, peer: libp2p::PeerId) -> Option<ConnectionId> {
+        self.best(peer).map(|best| best.id)
+    }
+
+    /// That connection and the socket at its other end, where it is one over QUIC.
+    pub(super) fn quic_socket(&self, peer: libp2p::PeerId) -> Option<(ConnectionId, SocketAddr)> {
+        let best = self.best(peer)?;
+        Some((best.id, best.socket?))
+    }
+
+    fn best(&self, peer: libp2p::PeerId) -> Option<&Connection> {
         let connections = &self.0.get(&peer)?.connections;
-        connections.iter().min_by_key(|connection| !connection.quic).map(|best| best.id)
+        connections.iter().min_by_key(|connection| !connection.quic)
     }
 
     /// Whether the peer is on this machine, so that its loopback addresses lead to it.

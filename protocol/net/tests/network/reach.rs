@@ -1,5 +1,7 @@
 //! Peers that can be reached, and those that cannot.
 
+use std::time::Duration;
+
 use umbel_net::{
     Identity, JoinError, LinkProtocol, Network, NetworkConfig, OpenLinkError, Role,
     StartNetworkError,
@@ -101,6 +103,78 @@ async fn a_peer_that_leaves_closes_its_links_at_once() {
     assert!(matches!(error, OpenLinkError::ShutDown), "{error}");
     assert!(server.find_providers([0; 32]).await.is_empty());
     server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_announced_takes_the_place_of_where_a_peer_listens() {
+    let listen = vec![address(QUIC), address(TCP)];
+    let config = NetworkConfig::new(Identity::ephemeral(), Role::Server);
+    let outside = address("/ip4/203.0.113.7/udp/4001/quic-v1");
+    let own = config.identity.peer_id();
+    let named = address(&format!("{outside}/p2p/{own}"));
+    let announce = vec![address("/dns4/example.org/tcp/4001"), named.clone()];
+    let server = Network::start(NetworkConfig { listen, announce, ..config }).await.unwrap();
+    let announced = [outside, address("/dns4/example.org/tcp/4001")];
+    assert_eq!(server.announced_addresses(), announced);
+    assert_eq!(server.preferred_address(), named);
+    assert_eq!(server.listen_addresses().len(), 2, "it listens where it listens");
+    let client = client().await;
+    client.join(&server.listen_addresses()).await.unwrap();
+    let mut told = client.peer_addresses(own).await;
+    told.sort_by_key(|address| announced.iter().position(|known| known == address));
+    assert_eq!(told, announced);
+}
+
+#[tokio::test]
+async fn an_address_that_leads_nowhere_is_not_announced() {
+    let other = Identity::ephemeral().peer_id();
+    let of_other = format!("/ip4/203.0.113.7/tcp/1/p2p/{other}");
+    for (text, reason) in [
+        ("/ip4/0.0.0.0/tcp/1", "of no machine"),
+        ("/ip4/203.0.113.7/udp/1", "neither a QUIC nor a TCP address"),
+        (&of_other, "another peer"),
+    ] {
+        let config = NetworkConfig::new(Identity::ephemeral(), Role::Server);
+        let announce = vec![address(text)];
+        let error = Network::start(NetworkConfig { announce, ..config }).await.unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains(reason), "{text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_probe_notices_a_process_that_has_ended_without_a_farewell() {
+    // Tasks of a runtime that is shut down say nothing more, as those of a process that is killed.
+    let doomed = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let server = doomed.spawn(server(QUIC)).await.unwrap();
+    let client = client().await;
+    let addresses = server.listen_addresses();
+    let mut incoming = server.accept(LinkProtocol::Session).unwrap();
+    let open = client.open_link(server.peer_id(), &addresses, LinkProtocol::Session);
+    let (mut sender, mut receiver) = open.await.unwrap().split();
+    doomed.spawn(async move {
+        let (mut back, mut from) = incoming.next().await.unwrap().1.split();
+        while let Some(frame) = from.receive().await.unwrap() {
+            back.send(frame).await.unwrap();
+        }
+    });
+    // A peer that is there takes no notice.
+    for number in 0..10 {
+        client.probe(server.peer_id());
+        sender.send(frame(number, 100)).await.unwrap();
+        assert_eq!(receiver.receive().await.unwrap(), Some(frame(number, 100)));
+    }
+    doomed.shutdown_background();
+    let mut probes = tokio::time::interval(Duration::from_millis(20));
+    let end = loop {
+        tokio::select! {
+            end = receiver.receive() => break end,
+            _ = probes.tick() => client.probe(server.peer_id()),
+        }
+    };
+    // Without probes it would have been found out by its silence.
+    let error = format!("{:?}", end.unwrap_err());
+    assert!(!error.contains("TimedOut") && !error.contains("timed out"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
