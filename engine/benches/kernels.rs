@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use umbel_engine::kernel::{
-    AttentionShape, Attending, InstructionSet, KvPages, PAGE_TOKENS, WeightView, attention, matmul,
+    Attending, AttentionShape, InstructionSet, KvPages, PAGE_TOKENS, WeightView, attention, matmul,
 };
 use umbel_shard::WeightType;
 

@@ -163,8 +163,7 @@ impl HostedSpan {
             let block = &self.blocks[(index - self.span.start()) as usize];
             let stretches = parts.iter_mut().map(|part| part.stretch(index)).collect();
             let mut pass = Pass { positions: Arc::clone(&positions), stretches };
-            hidden =
-                block.forward(&hidden, &mut pass).map_err(|source| (index, source.into()))?;
+            hidden = block.forward(&hidden, &mut pass).map_err(|source| (index, source.into()))?;
         }
         divide(&hidden, parts).map_err(|source| (blocks.end - 1, source.into()))
     }

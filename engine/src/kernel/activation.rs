@@ -94,15 +94,16 @@ impl<'a> Activations<'a> {
         let mut factors = vec![Factors { scale: 0.0, eighth_sum: 0.0 }; input.len()];
         let share = share(BLOCK_VALUES);
         let integers = values.chunks_mut(share).zip(factors.chunks_mut(share));
-        parallel::for_each(integers.zip(input.chunks(share)), |((values, factors), input)| {
-            match set {
+        parallel::for_each(
+            integers.zip(input.chunks(share)),
+            |((values, factors), input)| match set {
                 InstructionSet::Portable => quantize(input, values, factors),
                 #[cfg(target_arch = "x86_64")]
                 InstructionSet::Avx2(avx2) => avx2.quantize(input, values, factors),
                 #[cfg(target_arch = "x86_64")]
                 InstructionSet::Avx512(avx512) => avx512.avx2().quantize(input, values, factors),
-            }
-        });
+            },
+        );
         Self::Blocks { values, factors, row_blocks }
     }
 

@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 use super::{computed, rows_of, values, with_values};
 use crate::block::Stretch;
-use crate::kernel::{self, AttentionShape, Attending};
+use crate::kernel::{self, Attending, AttentionShape};
 use crate::kv::table::BlockCache;
 
 /// Puts `keys` and `values`, `[tokens, kv_heads * head_size]`, into the caches of the stretches
