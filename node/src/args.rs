@@ -381,6 +381,7 @@ pub enum RandomShape {
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  umbel bench\n  umbel bench --servers 1,2,4 --new-tokens 128 --rounds 5\n  \
+                  umbel bench --servers 1 --clients 1,8,32 --prompt-tokens 256\n  \
                   umbel bench --random-model 1b --weights q8_0"
 )]
 pub struct BenchArguments {
@@ -401,6 +402,14 @@ pub struct BenchArguments {
     /// Swarms of how many servers are measured beside the single process.
     #[arg(long, value_name = "N,N,...", value_delimiter = ',', default_value = "1,2,4")]
     pub servers: Vec<u32>,
+
+    /// Measure so many clients at once, at a swarm of the first number of servers.
+    #[arg(long, value_name = "N,N,...", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub clients: Vec<u32>,
+
+    /// Tokens of a prompt that one more client reads while the others decode; 0 for none.
+    #[arg(long, value_name = "N", default_value_t = 2_000, requires = "clients")]
+    pub reader_tokens: u32,
 
     /// Tokens of the prompt.
     #[arg(long, value_name = "N", default_value_t = 512)]

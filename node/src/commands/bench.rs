@@ -1,6 +1,7 @@
 //! `umbel bench`
 
 mod random;
+mod clients;
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -27,6 +28,9 @@ pub(super) async fn run(arguments: BenchArguments, config: &Config) -> anyhow::R
     }
     if (arguments.prompt_tokens + arguments.new_tokens) as usize > context {
         bail!("the model's context has {context} tokens: measure fewer");
+    }
+    if !arguments.clients.is_empty() {
+        return clients::run(&arguments, name, &model, config).await;
     }
     let mut contenders = contenders(&arguments, name, &model, config).await?;
     let prompt = prompt(arguments.prompt_tokens, model.config().vocabulary_size);
