@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use umbel_client::{
-    Chain, ClientModel, Device, Generate, Generation, LocalModel, RemoteChain, Swarm, SwarmConfig,
+    Chain, ClientModel, Device, Drafts, Generate, Generation, LocalModel, RemoteChain, Speculate,
+    Swarm, SwarmConfig,
 };
 use umbel_coordinator::random::Random;
 use umbel_shard::{Cache, Model, ModelSource, PartsNeeded, Silent};
@@ -97,6 +98,8 @@ pub struct Outcome {
     pub usual: Duration,
     /// Hops that lost their places.
     pub failures: usize,
+    /// What came of guessing.
+    pub drafts: Drafts,
 }
 
 /// A swarm with two servers for each span.
@@ -106,6 +109,8 @@ pub struct Replicated {
     spans: Vec<String>,
     servers: Vec<Server>,
     extra: Vec<String>,
+    /// How tokens are guessed.
+    speculate: Speculate,
 }
 
 impl Replicated {
@@ -124,9 +129,15 @@ impl Replicated {
             spans: spans.iter().map(|span| (*span).to_owned()).collect(),
             servers: Vec::new(),
             extra: vec!["--kv-tokens".to_owned(), "4096".to_owned()],
+            speculate: Speculate::Off,
         };
         swarm.restore().await?;
         Ok(swarm)
+    }
+
+    /// Answers come by guessing from now on; what one process answers does not.
+    pub fn speculate(&mut self, speculate: Speculate) {
+        self.speculate = speculate;
     }
 
     /// The model.
@@ -237,9 +248,10 @@ impl Replicated {
             Chain::Remote(chain) => chain.failures().len(),
             Chain::Local(_) => 0,
         };
-        let tokens = generation.tokens().to_vec();
+        let (tokens, drafts) = (generation.tokens().to_vec(), generation.drafts());
         generation.into_chain().0.close().await;
         Ok(Outcome {
+            drafts,
             tokens,
             gap: after.into_iter().max().unwrap_or_default(),
             usual: waits[waits.len() / 2],
@@ -261,7 +273,8 @@ impl Replicated {
             RemoteChain::open(swarm, &self.model, tokens).await?
         };
         let chain = Chain::Remote(Box::new(chain));
-        Ok(request(workload).start(Arc::clone(&self.model), chain)?)
+        let request = Generate { speculate: self.speculate.clone(), ..request(workload) };
+        Ok(request.start(Arc::clone(&self.model), chain)?)
     }
 
     /// Starts servers in the place of those that are gone, and waits until all are known.
