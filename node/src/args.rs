@@ -154,6 +154,16 @@ impl SamplingArguments {
     }
 }
 
+/// How tokens are guessed, so that one trip round the chain gives several.
+#[derive(Debug, Clone, Args)]
+pub struct SpeculateArguments {
+    /// Guess tokens, so that one trip gives several; the text stays the same: auto (from the text
+    /// so far, where it pays), off, prompt (from the text so far, always), or a small model with
+    /// the same vocabulary, which is computed here.
+    #[arg(long, value_name = "auto|off|prompt|MODEL", default_value = "auto")]
+    pub speculate: String,
+}
+
 /// `umbel demo`.
 #[derive(Debug, Args)]
 #[command(
@@ -277,6 +287,10 @@ pub struct ChatArguments {
     /// How the next token is chosen.
     #[command(flatten)]
     pub sampling: SamplingArguments,
+
+    /// Whether tokens are guessed.
+    #[command(flatten)]
+    pub speculate: SpeculateArguments,
 }
 
 /// `umbel generate`.
@@ -313,6 +327,10 @@ pub struct GenerateArguments {
     /// How the next token is chosen.
     #[command(flatten)]
     pub sampling: SamplingArguments,
+
+    /// Whether tokens are guessed.
+    #[command(flatten)]
+    pub speculate: SpeculateArguments,
 
     /// End where this text comes up; may be given several times.
     #[arg(long, value_name = "TEXT")]

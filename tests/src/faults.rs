@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use umbel_client::{
-    Chain, ClientModel, Device, Generate, Generation, LocalModel, RemoteChain, Swarm, SwarmConfig,
+    Chain, ClientModel, Device, Drafts, Generate, Generation, LocalModel, RemoteChain, Speculate,
+    Swarm, SwarmConfig,
 };
 use umbel_coordinator::random::Random;
 use umbel_protocol::announcement::Announcement;
@@ -102,6 +103,8 @@ pub struct Outcome {
     pub usual: Duration,
     /// Hops that lost their places.
     pub failures: usize,
+    /// What came of guessing.
+    pub drafts: Drafts,
 }
 
 /// A swarm with two servers for each span.
@@ -113,6 +116,8 @@ pub struct Replicated {
     extra: Vec<String>,
     /// What lies between the servers, if their links are shaped.
     network: Option<ShapedNetwork>,
+    /// How tokens are guessed.
+    speculate: Speculate,
 }
 
 impl Replicated {
@@ -144,9 +149,15 @@ impl Replicated {
             servers: Vec::new(),
             extra: vec!["--kv-tokens".to_owned(), "4096".to_owned()],
             network: network.into(),
+            speculate: Speculate::Off,
         };
         swarm.restore().await?;
         Ok(swarm)
+    }
+
+    /// Answers come by guessing from now on; what one process answers does not.
+    pub fn speculate(&mut self, speculate: Speculate) {
+        self.speculate = speculate;
     }
 
     /// The model.
@@ -267,9 +278,10 @@ impl Replicated {
             Chain::Remote(chain) => chain.failures().len(),
             Chain::Local(_) => 0,
         };
-        let tokens = generation.tokens().to_vec();
+        let (tokens, drafts) = (generation.tokens().to_vec(), generation.drafts());
         generation.into_chain().0.close().await;
         Ok(Outcome {
+            drafts,
             tokens,
             gap: after.into_iter().max().unwrap_or_default(),
             usual: waits[waits.len() / 2],
@@ -283,7 +295,7 @@ impl Replicated {
     /// Where no session can be opened.
     pub async fn begin(&self, workload: &Workload) -> anyhow::Result<Generation> {
         let swarm = self.join().await?;
-        ask(swarm, &self.model, workload).await
+        ask(swarm, &self.model, workload, &self.speculate).await
     }
 
     /// A client of its own.
@@ -384,6 +396,7 @@ pub async fn ask(
     swarm: Arc<Swarm>,
     model: &Arc<ClientModel>,
     workload: &Workload,
+    speculate: &Speculate,
 ) -> anyhow::Result<Generation> {
     let tokens = u32::try_from(workload.prompt.len())? + workload.tokens + 16;
     let chain = if workload.standby {
@@ -391,7 +404,8 @@ pub async fn ask(
     } else {
         RemoteChain::open(swarm, model, tokens).await?
     };
-    Ok(request(workload).start(Arc::clone(model), Chain::Remote(Box::new(chain)))?)
+    let request = Generate { speculate: speculate.clone(), ..request(workload) };
+    Ok(request.start(Arc::clone(model), Chain::Remote(Box::new(chain)))?)
 }
 
 fn request(workload: &Workload) -> Generate {
