@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use tokio::task::JoinHandle;
 use umbel_client::{
     Chain, ClientModel, Device, Drafts, Generate, Generation, LocalModel, RemoteChain, Speculate,
     Swarm, SwarmConfig,
@@ -99,6 +100,9 @@ pub struct Outcome {
     pub tokens: Vec<u32>,
     /// The longest wait for a token after the fault.
     pub gap: Duration,
+    /// How long after the fault the first failure was noticed; zero for faults during the prefill,
+    /// whose moment is drawn.
+    pub noticed: Duration,
     /// The usual wait for a token.
     pub usual: Duration,
     /// Hops that lost their places.
@@ -245,6 +249,7 @@ impl Replicated {
         for _ in 0..before {
             waits.push(wait_for_token(&mut generation).await?.context("the answer goes on")?);
         }
+        let noticing = notice(&generation);
         let mut killed = Vec::new();
         match fault {
             Fault::Kill(place) => killed.push(self.take(&generation, place)?),
@@ -273,6 +278,13 @@ impl Replicated {
             after.push(wait);
         }
         killing.await?;
+        let during_prefill = matches!(fault, Fault::KillDuringPrefill(_));
+        // Where nothing failed, the number of failures says so.
+        let noticed = if during_prefill || !noticing.is_finished() {
+            Duration::ZERO
+        } else {
+            noticing.await?
+        };
         waits.sort();
         let failures = match generation.chain() {
             Chain::Remote(chain) => chain.failures().len(),
@@ -284,6 +296,7 @@ impl Replicated {
             drafts,
             tokens,
             gap: after.into_iter().max().unwrap_or_default(),
+            noticed,
             usual: waits[waits.len() / 2],
             failures,
         })
@@ -406,6 +419,22 @@ pub async fn ask(
     };
     let request = Generate { speculate: speculate.clone(), ..request(workload) };
     Ok(request.start(Arc::clone(model), Chain::Remote(Box::new(chain)))?)
+}
+
+/// How long it takes from now on until a failure is noticed.
+fn notice(generation: &Generation) -> JoinHandle<Duration> {
+    let begun = Instant::now();
+    let failures = match generation.chain() {
+        Chain::Remote(chain) => Some(chain.watch_failures()),
+        Chain::Local(_) => None,
+    };
+    tokio::spawn(async move {
+        if let Some(mut failures) = failures {
+            // An error is the end of the session.
+            let _over = failures.changed().await;
+        }
+        begun.elapsed()
+    })
 }
 
 fn request(workload: &Workload) -> Generate {

@@ -132,6 +132,12 @@ impl RemoteChain {
         self.running.failures.borrow().clone()
     }
 
+    /// The same as it changes, for who wants to know of a failure when it is noticed.
+    #[must_use]
+    pub fn watch_failures(&self) -> watch::Receiver<Vec<HopFailure>> {
+        self.running.failures.clone()
+    }
+
     pub(super) async fn close(self) {
         let (done, closed) = oneshot::channel();
         if self.running.commands.send(Command::Close { done }).await.is_ok() {

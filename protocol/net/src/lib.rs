@@ -27,6 +27,7 @@
 //! | `behaviour` | transports and protocols, put together |
 //! | `links` | the libp2p protocol by which links are opened and accepted |
 //! | `link` | frames on an open link |
+//! | `probe` | what a system says of ports that no process holds |
 //! | `address` | which addresses to tell and to try first |
 
 #![warn(missing_docs)]
@@ -40,6 +41,7 @@ mod identity;
 mod link;
 mod links;
 mod network;
+mod probe;
 
 pub use config::{NetworkConfig, Role};
 pub use error::{

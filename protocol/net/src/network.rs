@@ -22,6 +22,7 @@ use crate::error::{AcceptError, AddressFailure, OpenLinkError, StartNetworkError
 use crate::identity::Identity;
 use crate::link::Link;
 use crate::links::{Incoming, OpenStream, StreamError};
+use crate::probe::all_refused;
 
 /// How long opening a link may take, dialling and a question to the hash table included: two QUIC
 /// handshakes of 5 s, or one and the detour over TCP.
@@ -131,6 +132,16 @@ impl Network {
         Ok(Link::new(peer, protocol, Side::Opener, stream))
     }
 
+    /// Has a connection to `peer`, so that a link can be opened without dialling for a minute.
+    ///
+    /// # Errors
+    /// As [`Network::open_link`], for want of a way.
+    pub async fn reach(&self, peer: PeerId, addresses: &[Multiaddr]) -> Result<(), OpenLinkError> {
+        let reached = self.connect_to(peer, foreign_name(peer), addresses);
+        let timed_out = OpenLinkError::TimedOut { peer, after: OPEN_LINK_TIMEOUT };
+        tokio::time::timeout(OPEN_LINK_TIMEOUT, reached).await.unwrap_or(Err(timed_out))
+    }
+
     /// Accepts the links that peers open for `protocol`, until the result is dropped.
     ///
     /// # Errors
@@ -200,7 +211,18 @@ impl Network {
     ) -> Result<(), OpenLinkError> {
         let addresses = of_peer(name, addresses);
         let nowhere = addresses.is_empty();
-        let Err(mut failures) = self.connect(Some(name), addresses).await? else {
+        let connecting = self.connect(Some(name), addresses.clone());
+        let connected = tokio::select! {
+            connected = connecting => connected?,
+            () = all_refused(&addresses) => {
+                let failure = |address| AddressFailure {
+                    address: Some(address),
+                    reason: "Connection refused".to_owned(),
+                };
+                Err(addresses.into_iter().map(failure).collect())
+            }
+        };
+        let Err(mut failures) = connected else {
             return Ok(());
         };
         if nowhere {

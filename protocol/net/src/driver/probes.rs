@@ -1,25 +1,13 @@
-//! Whether the process at the other end of a QUIC connection is still there.
-//!
-//! A process that is killed says no farewell, and QUIC takes a peer that is silent for one that is
-//! slow. But a system that gets a datagram for a port which no process holds says so by ICMP (RFC
-//! 1122, section 4.1.3.1), and a *connected* UDP socket is told of that as "connection refused". The
-//! sockets of QUIC are not connected, so a second one asks, with a datagram that is too short for
-//! QUIC to take notice of. What the answer is worth: it can be filtered on the way, so its absence
-//! says nothing; it can be forged only by who knows the port of the asking socket, and then costs a
-//! connection, which is made anew.
+//! Which connections over QUIC have lost the process at their other end.
 
 use std::collections::HashMap;
-use std::io::ErrorKind;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 
 use libp2p::swarm::ConnectionId;
-use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
-/// What is sent: a byte without the fixed bit of QUIC (RFC 9000, section 17), which every endpoint
-/// drops.
-const DATAGRAM: [u8; 1] = [0];
+use crate::probe::{Asking, probe};
 
 /// Connections of whose end it is still to be heard. Each is reported once.
 const REFUSED_WAITING_MAX: usize = 64;
@@ -32,7 +20,7 @@ pub(super) struct Probes {
 }
 
 struct Probe {
-    asking: std::net::UdpSocket,
+    asking: Asking,
     listening: AbortHandle,
 }
 
@@ -51,10 +39,14 @@ impl Probes {
     /// Asks whether anybody holds the port at the other end of a connection.
     pub(super) fn send(&mut self, connection: ConnectionId, to: SocketAddr) {
         if !self.sockets.contains_key(&connection) {
-            match connected(to) {
-                Ok((asking, socket)) => {
-                    let task = listen(connection, socket, self.tell.clone());
-                    let listening = tokio::spawn(task).abort_handle();
+            match probe(to) {
+                Ok((asking, listening)) => {
+                    let tell = self.tell.clone();
+                    let task = tokio::spawn(async move {
+                        listening.refused().await;
+                        let _ended = tell.send(connection).await;
+                    });
+                    let listening = task.abort_handle();
                     self.sockets.insert(connection, Probe { asking, listening });
                 }
                 Err(error) => {
@@ -63,13 +55,7 @@ impl Probes {
                 }
             }
         }
-        let Some(probe) = self.sockets.get(&connection) else {
-            return;
-        };
-        // The answer to an earlier datagram may come here instead of to the task.
-        if let Err(error) = probe.asking.send(&DATAGRAM)
-            && error.kind() == ErrorKind::ConnectionRefused
-        {
+        if self.sockets.get(&connection).is_some_and(|probe| probe.asking.ask()) {
             let _said_already = self.tell.try_send(connection);
         }
     }
@@ -83,33 +69,4 @@ impl Probes {
     pub(super) async fn refused(&mut self) -> ConnectionId {
         self.refused.recv().await.expect("the probes themselves hold a sender")
     }
-}
-
-/// A socket that hears of errors at `to` and nowhere else: one handle of it to ask, which never
-/// waits, and one to listen.
-fn connected(to: SocketAddr) -> std::io::Result<(std::net::UdpSocket, UdpSocket)> {
-    let own: SocketAddr = match to {
-        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-    };
-    let socket = std::net::UdpSocket::bind(own)?;
-    socket.connect(to)?;
-    socket.set_nonblocking(true)?;
-    let asking = socket.try_clone()?;
-    Ok((asking, UdpSocket::from_std(socket)?))
-}
-
-/// Waits until the system at the other end refuses a datagram.
-async fn listen(connection: ConnectionId, socket: UdpSocket, tell: mpsc::Sender<ConnectionId>) {
-    let mut nothing = [0; 1];
-    loop {
-        match socket.recv(&mut nothing).await {
-            // Nobody has a reason to answer; who does is there.
-            Ok(_) => {}
-            Err(error) if error.kind() == ErrorKind::ConnectionRefused => break,
-            // The way is broken for now, which says nothing of the process.
-            Err(error) => tracing::trace!(%error, "a probe came to nothing"),
-        }
-    }
-    let _ended = tell.send(connection).await;
 }

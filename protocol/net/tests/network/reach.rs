@@ -63,6 +63,19 @@ async fn a_dead_address_is_given_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn ports_that_nobody_holds_are_told_from_slow_ones() {
+    let client = client().await;
+    let nobody = Identity::ephemeral().peer_id();
+    let port = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let quic = address(&format!("/ip4/127.0.0.1/udp/{port}/quic-v1"));
+    for addresses in [vec![quic.clone()], vec![quic, address("/ip4/127.0.0.1/tcp/1")]] {
+        let error = client.open_link(nobody, &addresses, LinkProtocol::Session).await.unwrap_err();
+        let text = error.to_string();
+        assert_eq!(text.matches("Connection refused").count(), addresses.len(), "{text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_peer_that_nobody_knows_has_no_address() {
     let (server, client) = (server(QUIC).await, client().await);
     client.join(&server.named_addresses()).await.unwrap();
