@@ -81,7 +81,8 @@ async fn client(
             answers.longest_wait = answers.longest_wait.max(waiting.elapsed());
             waiting = Instant::now();
         };
-        let asked = ask(Arc::clone(&swarm), &question.model, &question.workload, &Speculate::Off).await;
+        let asked =
+            ask(Arc::clone(&swarm), &question.model, &question.workload, &Speculate::Off).await;
         let mut generation = asked.with_context(|| format!("opening session {nth}"))?;
         waited(&mut answers);
         while generation.next().await.with_context(|| format!("in answer {nth}"))?.is_some() {

@@ -1,7 +1,7 @@
 //! `umbel bench`
 
-mod random;
 mod clients;
+mod random;
 
 use std::io::Write as _;
 use std::sync::Arc;

@@ -57,7 +57,8 @@ pub(super) async fn run(
     // One more, who reads while the others decode.
     for _ in 0..=most {
         let join = SwarmConfig { join: vec![servers.address().clone()], ..SwarmConfig::default() };
-        let blocks = Blocks::Swarm(Arc::new(Swarm::join(join).await?));
+        let swarm = Arc::new(Swarm::join(join).await?);
+        let blocks = Blocks::Swarm { swarm, standby: false };
         clients.push(Arc::new(Opened { model: Arc::clone(model), blocks }));
     }
     // The first round warms up.

@@ -35,11 +35,9 @@ pub(super) fn model(shape: RandomShape, weights: WeightType, cache_dir: &Path) -
 /// Under another name at first, so that nobody finds half of it.
 fn write(file: &GgufWriter, folder: &Path, path: &Path) -> Result<()> {
     fs::create_dir_all(folder)?;
-    let mut unfinished = tempfile::NamedTempFile::new_in(folder)?;
-    let mut out = BufWriter::new(unfinished.as_file_mut());
+    let mut out = BufWriter::new(tempfile::NamedTempFile::new_in(folder)?);
     file.write(&mut out)?;
-    out.into_inner()?;
-    unfinished.persist(path)?;
+    out.into_inner()?.persist(path)?;
     Ok(())
 }
 
