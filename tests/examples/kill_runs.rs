@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use umbel_coordinator::random::Random;
-use umbel_tests::faults::{Fault, Replicated, Workload};
+use umbel_tests::faults::{Fault, Replicated};
+use umbel_tests::workload::Workload;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {

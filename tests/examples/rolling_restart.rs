@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use umbel_tests::clients::{Clients, Question};
-use umbel_tests::faults::{Replicated, Workload};
+use umbel_tests::faults::Replicated;
+use umbel_tests::workload::Workload;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {

@@ -7,16 +7,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use tokio::task::JoinHandle;
-use umbel_client::{
-    Chain, ClientModel, Device, Drafts, Generate, Generation, LocalModel, RemoteChain, Speculate,
-    Swarm, SwarmConfig,
-};
+use umbel_client::{Chain, ClientModel, Drafts, Generation, Speculate, Swarm, SwarmConfig};
 use umbel_coordinator::random::Random;
 use umbel_protocol::announcement::Announcement;
-use umbel_shard::{Cache, Model, ModelSource, PartsNeeded, Silent};
 
 use crate::shape::ShapedNetwork;
-use crate::swarm::{Server, cache, serve, serve_behind};
+use crate::swarm::{Server, serve, serve_behind};
+use crate::workload::{Workload, ask, client_model, undisturbed};
 
 /// How long one answer may take, on a machine that does other things as well.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(240);
@@ -80,19 +77,6 @@ impl fmt::Display for Fault {
     }
 }
 
-/// What is asked of the swarm.
-#[derive(Debug, Clone)]
-pub struct Workload {
-    /// Token ids.
-    pub prompt: Vec<u32>,
-    /// New tokens.
-    pub tokens: u32,
-    /// Tokens of the prompt in one step.
-    pub prefill_chunk: u32,
-    /// Whether each hop has a spare that computes along.
-    pub standby: bool,
-}
-
 /// What came of a run.
 #[derive(Debug, Clone)]
 pub struct Outcome {
@@ -142,12 +126,9 @@ impl Replicated {
         name: &str,
         spans: &[&str],
     ) -> anyhow::Result<Self> {
-        let source = ModelSource::parse(name)?;
-        let open =
-            move || Model::open(&source, &Cache::new(cache()), PartsNeeded::everything(), &Silent);
-        let model = tokio::task::spawn_blocking(open).await??;
+        let owned = name.to_owned();
         let mut swarm = Self {
-            model: Arc::new(ClientModel::from_shard(model)?),
+            model: tokio::task::spawn_blocking(move || client_model(&owned)).await??,
             name: name.to_owned(),
             spans: spans.iter().map(|span| (*span).to_owned()).collect(),
             servers: Vec::new(),
@@ -186,12 +167,7 @@ impl Replicated {
     /// # Errors
     /// Where it cannot.
     pub async fn undisturbed(&self, workload: &Workload) -> anyhow::Result<Vec<u32>> {
-        let tokens = workload.prompt.len() + workload.tokens as usize + 16;
-        let local = LocalModel::load(self.model.shard(), tokens, Device::shared())?;
-        let chain = Chain::Local(Arc::new(local).open(u32::try_from(tokens)?)?);
-        let mut generation = request(workload).start(Arc::clone(&self.model), chain)?;
-        while generation.next().await?.is_some() {}
-        Ok(generation.tokens().to_vec())
+        undisturbed(&self.model, workload).await
     }
 
     /// Lets the swarm answer, and does something to it meanwhile.
@@ -334,7 +310,11 @@ impl Replicated {
                     arguments.extend(["--join", server.address()]);
                 }
                 let mut server = match &self.network {
-                    Some(network) => serve_behind(network.front().await?, &arguments),
+                    Some(network) => {
+                        let front = network.front().await?;
+                        let [quic, tcp] = front.addresses();
+                        serve_behind(front, &[&quic, &tcp], &arguments)
+                    }
                     None => serve(&arguments),
                 };
                 server.set_tag(span);
@@ -401,26 +381,6 @@ impl Replicated {
     }
 }
 
-/// An answer over a swarm that is about to begin.
-///
-/// # Errors
-/// Where no session can be opened.
-pub async fn ask(
-    swarm: Arc<Swarm>,
-    model: &Arc<ClientModel>,
-    workload: &Workload,
-    speculate: &Speculate,
-) -> anyhow::Result<Generation> {
-    let tokens = u32::try_from(workload.prompt.len())? + workload.tokens + 16;
-    let chain = if workload.standby {
-        RemoteChain::open_with_standby(swarm, model, tokens).await?
-    } else {
-        RemoteChain::open(swarm, model, tokens).await?
-    };
-    let request = Generate { speculate: speculate.clone(), ..request(workload) };
-    Ok(request.start(Arc::clone(model), Chain::Remote(Box::new(chain)))?)
-}
-
 /// How long it takes from now on until a failure is noticed.
 fn notice(generation: &Generation) -> JoinHandle<Duration> {
     let begun = Instant::now();
@@ -435,15 +395,6 @@ fn notice(generation: &Generation) -> JoinHandle<Duration> {
         }
         begun.elapsed()
     })
-}
-
-fn request(workload: &Workload) -> Generate {
-    Generate {
-        max_tokens: workload.tokens,
-        ignore_eos: true,
-        prefill_chunk: workload.prefill_chunk,
-        ..Generate::new(workload.prompt.clone())
-    }
 }
 
 async fn wait_for_token(generation: &mut Generation) -> anyhow::Result<Option<Duration>> {

@@ -7,6 +7,7 @@
 //! | [`shape`] | links between those servers with delay, loss and partitions |
 //! | [`faults`] | swarms whose servers are killed, frozen and cut off while they answer |
 //! | [`clients`] | clients that ask a swarm again and again whatever is done to it |
+//! | [`workload`] | what is asked of a swarm, and what one process answers |
 //! | [`fuzz`] | what the fuzz targets check of each decoder of foreign bytes |
 
 pub mod clients;
@@ -15,3 +16,4 @@ pub mod fuzz;
 pub mod process;
 pub mod shape;
 pub mod swarm;
+pub mod workload;

@@ -102,14 +102,15 @@ pub fn serve(arguments: &[&str]) -> Server {
     serve_on(&LOOPBACK, arguments)
 }
 
-/// Starts `umbel serve` with these arguments behind links that are shaped, over QUIC and TCP.
+/// Starts `umbel serve` with these arguments behind links that are shaped; it announces some or all
+/// addresses of their front.
 ///
 /// # Panics
 /// If it does not become ready.
 #[must_use]
-pub fn serve_behind(front: Front, arguments: &[&str]) -> Server {
-    let [quic, tcp] = front.addresses();
-    let arguments = [arguments, &["--announce", &quic, "--announce", &tcp]].concat();
+pub fn serve_behind(front: Front, announce: &[&str], arguments: &[&str]) -> Server {
+    let announce: Vec<_> = announce.iter().flat_map(|address| ["--announce", address]).collect();
+    let arguments = [arguments, &announce].concat();
     let mut server = serve_on(&LOOPBACK, &arguments);
     let socket = |kind: &str| {
         let address = listens(&server.process, kind).expect("it listens on both");

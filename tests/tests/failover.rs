@@ -11,8 +11,9 @@ use umbel_client::{
 use umbel_coordinator::random::Random;
 use umbel_shard::{Cache, Model, ModelSource, PartsNeeded, Silent};
 use umbel_tests::clients::{Clients, Question};
-use umbel_tests::faults::{Fault, Replicated, Workload};
+use umbel_tests::faults::{Fault, Replicated};
 use umbel_tests::swarm::{Server, cache, checkpoint, serve};
+use umbel_tests::workload::Workload;
 
 const TOKENS: u32 = 24;
 

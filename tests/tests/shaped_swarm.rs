@@ -2,12 +2,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use umbel_client::{Swarm, SwarmConfig};
 use umbel_coordinator::random::Random;
-use umbel_tests::faults::{Fault, Place, Replicated, Workload};
+use umbel_tests::faults::{Fault, Place, Replicated};
 use umbel_tests::shape::{Shape, ShapedNetwork};
-use umbel_tests::swarm::checkpoint;
+use umbel_tests::swarm::{Server, checkpoint, serve_behind};
+use umbel_tests::workload::{Workload, ask, client_model, undisturbed};
 
 /// One way.
 const DELAY: Duration = Duration::from_millis(20);
@@ -28,6 +31,39 @@ fn workload(tokens: u32) -> Workload {
         prefill_chunk: 512,
         standby: false,
     }
+}
+
+/// Over TCP what is lost comes late, and what is behind it too; a way that is cut holds everything.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_over_far_streams_goes_on_when_one_is_cut() {
+    let network = ShapedNetwork::new(FAR, 2);
+    let folder = checkpoint("llama");
+    let mut servers: Vec<Server> = Vec::new();
+    for span in ["0..2", "2..4", "2..4"] {
+        let front = network.front().await.unwrap();
+        let [_, tcp] = front.addresses();
+        let mut arguments = vec![folder.as_str(), "--blocks", span];
+        arguments.extend(servers.iter().flat_map(|server| ["--join", server.address()]));
+        servers.push(serve_behind(front, &[&tcp], &arguments));
+    }
+    let address = |server: &Server| server.address().parse().unwrap();
+    let join: Vec<_> = servers.iter().map(address).collect();
+    let config = SwarmConfig { join, ..SwarmConfig::default() };
+    let swarm = Arc::new(Swarm::join(config).await.unwrap());
+    let (model, workload) = (client_model(&folder).unwrap(), workload(16));
+    let mut generation = ask(swarm, &model, &workload).await.unwrap();
+    for _ in 0..5 {
+        generation.next().await.unwrap().unwrap();
+    }
+    let (last, _) = generation.chain().route().pop().unwrap();
+    let last = last.unwrap().to_string();
+    let cut = servers.iter().find(|server| server.address().ends_with(&last)).unwrap();
+    assert!(cut.address().contains("/tcp/"), "{}", cut.address());
+    cut.front().unwrap().cut();
+    while generation.next().await.unwrap().is_some() {}
+    assert_eq!(generation.tokens(), undisturbed(&model, &workload).await.unwrap());
+    let (other, _) = generation.chain().route().pop().unwrap();
+    assert_ne!(other.unwrap().to_string(), last);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,8 +11,9 @@ use umbel_client::{
 };
 use umbel_coordinator::random::Random;
 use umbel_shard::{Cache, Model, ModelSource, PartsNeeded, Silent};
-use umbel_tests::faults::{Fault, Place, Replicated, Workload};
+use umbel_tests::faults::{Fault, Place, Replicated};
 use umbel_tests::swarm::{cache, checkpoint, report, serve, umbel};
+use umbel_tests::workload::Workload;
 
 /// Tokens for which a session of these tests has room.
 const ROOM: u32 = 128;

@@ -101,6 +101,19 @@ fn a_server_that_vanishes_is_passed_over_and_the_answer_is_the_same() {
 }
 
 #[test]
+fn with_standby_other_servers_compute_along() {
+    let model = llama();
+    let first = serve(&[&model, "--blocks", "0..2"]);
+    let more = |blocks| serve(&[&model, "--blocks", blocks, "--join", first.address()]);
+    let (second, third, fourth) = (more("2..4"), more("0..2"), more("2..4"));
+    let place = ["--join", first.address(), "--standby"];
+    assert_eq!(tokens(&model, &place), tokens(&model, &["--local"]));
+    let servers = [&first, &second, &third, &fourth];
+    let asked = servers.iter().filter(|server| server.stderr().contains(" opened ")).count();
+    assert!(asked >= 3, "{asked} servers opened a session, of which two are the route");
+}
+
+#[test]
 fn a_server_leaves_in_good_order_when_it_is_asked_to() {
     let model = llama();
     let first = serve(&[&model, "--blocks", "0..2"]);

@@ -26,7 +26,8 @@ struct Connected {
 struct Connection {
     id: ConnectionId,
     quic: bool,
-    /// The other end, where that is a UDP socket.
+    /// The other end, where that is a UDP socket which was dialled: a router that lets a peer out
+    /// may refuse to let any other socket in by the same port.
     socket: Option<SocketAddr>,
     loopback: bool,
 }
@@ -50,7 +51,7 @@ impl Peers {
         let connection = Connection {
             id,
             quic: is_quic(remote),
-            socket: quic_socket(remote),
+            socket: quic_socket(remote).filter(|_| endpoint.is_dialer()),
             loopback: is_loopback(remote),
         };
         self.0.entry(peer).or_default().connections.push(connection);
@@ -75,7 +76,7 @@ impl Peers {
         self.best(peer).map(|best| best.id)
     }
 
-    /// That connection and the socket at its other end, where it is one over QUIC.
+    /// That connection and the socket at its other end, where it was dialled over QUIC.
     pub(super) fn quic_socket(&self, peer: libp2p::PeerId) -> Option<(ConnectionId, SocketAddr)> {
         let best = self.best(peer)?;
         Some((best.id, best.socket?))
