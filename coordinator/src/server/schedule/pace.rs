@@ -15,12 +15,12 @@ const PASS: Duration = Duration::from_millis(50);
 /// are read.
 const DECODE_PASSES: u32 = 2;
 
-/// Tokens of prefill that go into a pass however slow the machine: with fewer, reading the weights
-/// would cost more than computing with them.
-const PREFILL_TOKENS_MIN: u32 = 16;
+/// Tokens of prefill that go into a pass however slow the machine: so many share the weights in the
+/// registers of the plainest kernel.
+const PREFILL_TOKENS_MIN: u32 = 4;
 
-/// Tokens of a pass before one with prefill has been measured: 50 ms at some 1,300 tokens a second.
-const TOKENS_UNMEASURED: u32 = 64;
+/// Tokens of a pass before one with prefill has been measured: 50 ms at some 300 tokens a second.
+const TOKENS_UNMEASURED: u32 = 16;
 
 /// What passes have taken, smoothed.
 #[derive(Debug, Default)]
