@@ -7,10 +7,12 @@
 #![allow(clippy::print_stdout, reason = "a benchmark prints its results")]
 
 use std::hint::black_box;
+use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
+use umbel_engine::Device;
 use umbel_engine::kernel::{
     Attending, AttentionShape, InstructionSet, KvPages, PAGE_TOKENS, WeightView, attention, matmul,
 };
@@ -90,16 +92,20 @@ fn gigabytes(bytes: usize, elapsed: Duration) -> f64 {
     bytes as f64 / elapsed.as_secs_f64() / 1e9
 }
 
-/// The best of several runs inside `pool`.
+/// The best of several runs inside `pool`, and on as many of the engine's own threads.
 fn best(pool: &ThreadPool, mut work: impl FnMut() + Send) -> Duration {
-    pool.install(|| {
+    let threads = NonZeroUsize::new(pool.current_num_threads()).expect("a pool has threads");
+    let device = Device::with_threads(threads).expect("threads start");
+    let mut run = || {
+        let start = Instant::now();
         work();
-        let mut run = || {
-            let start = Instant::now();
-            work();
-            start.elapsed()
-        };
-        (0..RUNS).map(|_| run()).min().expect("there are runs")
+        start.elapsed()
+    };
+    pool.install(|| {
+        device.run(|| {
+            run();
+            (0..RUNS).map(|_| run()).min().expect("there are runs")
+        })
     })
 }
 

@@ -32,8 +32,7 @@ pub mod instruction;
 pub mod matmul;
 mod normalize;
 pub mod packed;
-#[allow(dead_code, reason = "the packed kernels are divided by it")]
-mod parallel;
+pub(crate) mod parallel;
 mod portable;
 pub mod refined;
 pub mod rope;
@@ -49,6 +48,7 @@ pub use instruction::InstructionSet;
 pub use matmul::{WeightView, matmul, matmul_with};
 pub use normalize::rms_norm;
 pub use packed::{Arithmetic, PackedMatrix};
+pub(crate) use parallel::Pool;
 pub use refined::matmul_refined;
 pub use rope::{RopeTable, rope, rope_at};
 pub use swiglu::{add, swiglu, swiglu_with};
