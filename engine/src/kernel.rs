@@ -19,6 +19,7 @@
 //! | `format`, `activation` | how weights are written; activations as integers |
 //! | [`mod@packed`] | weights as this machine multiplies them fastest |
 //! | `portable`, `x86`, `avx512` | the inner loops: on any machine; with AVX2, FMA and F16C; with AVX-512 |
+//! | `limits` | loops that measure the machine |
 //! | `parallel` | work that is divided among threads |
 
 mod activation;
@@ -29,6 +30,7 @@ pub mod dequantize;
 mod exponential;
 mod format;
 pub mod instruction;
+pub(crate) mod limits;
 pub mod matmul;
 mod normalize;
 pub mod packed;
