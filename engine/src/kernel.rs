@@ -32,7 +32,6 @@ pub mod instruction;
 pub mod matmul;
 mod normalize;
 pub mod packed;
-#[allow(dead_code, reason = "the packed kernels are divided by it")]
 mod parallel;
 mod portable;
 pub mod refined;

@@ -3,11 +3,14 @@
 //! A matrix is packed once, when it is loaded, for the widest unit that the processor has. Where there
 //! is no packed kernel for its type and for the instructions, it stays as its file has it.
 
+pub(super) mod quantized;
+
 use std::fmt;
 
 use umbel_shard::Weight;
 
 use super::{InstructionSet, WeightView, matmul_refined};
+use quantized::QuantizedMatrix;
 
 /// A weight matrix `[rows, columns]` that is ready to be multiplied.
 pub struct PackedMatrix {
@@ -20,15 +23,19 @@ pub struct PackedMatrix {
 enum Layout {
     /// As in the file, which is mapped and shared.
     Stored(Weight),
+    /// Integers of up to 8 bits in panels of 32 rows.
+    Quantized(QuantizedMatrix),
 }
 
 /// How carefully activations are multiplied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Arithmetic {
     /// Activations are rounded to what the unit multiplies: to bfloat16 for weights in bfloat16, to
-    /// integers of 15 bits with a scale for each block for quantized weights.
+    /// integers of 16 bits with a scale for each block for quantized weights.
     #[default]
     Usual,
+    /// For quantized weights, activations are rounded to integers of 8 bits; else as [`Self::Usual`].
+    Fast,
     /// Activations stay in binary32.
     Exact,
 }
@@ -42,8 +49,12 @@ impl PackedMatrix {
 
     /// Packs `weight` for the instructions of `set`.
     #[must_use]
-    pub fn pack_for(_set: InstructionSet, weight: &Weight) -> Self {
-        let layout = Layout::Stored(weight.clone());
+    pub fn pack_for(set: InstructionSet, weight: &Weight) -> Self {
+        let layout = if weight.weight_type().is_float() {
+            Layout::Stored(weight.clone())
+        } else {
+            Layout::Quantized(QuantizedMatrix::pack(set, weight))
+        };
         Self { layout, rows: weight.rows(), columns: weight.columns() }
     }
 
@@ -63,9 +74,10 @@ impl PackedMatrix {
     ///
     /// # Panics
     /// Where the sizes do not fit each other: shapes are checked when a model is loaded.
-    pub fn multiply(&self, _arithmetic: Arithmetic, input: &[f32], output: &mut [f32]) {
+    pub fn multiply(&self, arithmetic: Arithmetic, input: &[f32], output: &mut [f32]) {
         match &self.layout {
             Layout::Stored(weight) => matmul_refined(WeightView::of(weight), input, output),
+            Layout::Quantized(matrix) => matrix.multiply(arithmetic, input, output),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 pub(super) mod attention;
 mod dense;
+pub(super) mod panel;
 mod quantized;
 
 use half::{bf16, f16};

@@ -10,6 +10,7 @@
 mod attention;
 mod dense;
 mod load;
+mod panel;
 mod quantized;
 mod super_quantized;
 
@@ -19,7 +20,9 @@ use super::activation::{self, Factors, Integers, SuperIntegers};
 use super::attention::{PageQuery, Softmax};
 use super::format::{BLOCK_VALUES, SUPER_VALUES};
 use super::matmul::Panel;
-use super::swiglu;
+use super::packed::quantized::tokens::{TokenFactors, TokenTile, Unprepared, Words};
+use super::packed::quantized::{self as packed, Sums};
+use super::{portable, swiglu};
 
 /// Proof that this processor has AVX2, FMA and F16C: there is no other way to a value than to ask it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +41,34 @@ impl Avx2 {
     pub(super) fn multiply(self, panel: Panel<'_>, outputs: &mut [&mut [f32]]) {
         // SAFETY: `self` exists only where the processor has the instructions.
         unsafe { multiply(panel, outputs) }
+    }
+
+    /// One panel of quantized weights times one tile of tokens.
+    pub(super) fn multiply_panel(
+        self,
+        panel: packed::Panel<'_>,
+        tile: TokenTile<'_>,
+        sums: &mut [Sums],
+    ) {
+        match tile {
+            // SAFETY: `self` exists only where the processor has the instructions.
+            TokenTile::Floats { values, columns } => unsafe {
+                exactly(panel, values, columns, sums);
+            },
+            // SAFETY: as above.
+            TokenTile::Integers(tile) => unsafe { panel::multiply(panel, tile, sums) },
+        }
+    }
+
+    /// As [`Unprepared::pairs`].
+    pub(super) fn prepare_tokens(
+        self,
+        tile: Unprepared<'_>,
+        words: &mut [Words],
+        factors: &mut [TokenFactors],
+    ) {
+        // SAFETY: `self` exists only where the processor has the instructions.
+        unsafe { prepare_tokens(tile, words, factors) }
     }
 
     /// As [`activation::quantize`].
@@ -104,4 +135,14 @@ fn quantize_super(input: &[[f32; SUPER_VALUES]], blocks: &mut [SuperIntegers]) {
 #[target_feature(enable = "avx2,fma,f16c")]
 fn gate_values(gate: &[f32], up: &[f32], output: &mut [f32]) {
     swiglu::gate(gate, up, output);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn exactly(panel: packed::Panel<'_>, values: &[f32], columns: usize, sums: &mut [Sums]) {
+    portable::panel::exactly(panel, values, columns, sums);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn prepare_tokens(tile: Unprepared<'_>, words: &mut [Words], factors: &mut [TokenFactors]) {
+    tile.pairs(words, factors);
 }
