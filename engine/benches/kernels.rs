@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use umbel_engine::Device;
 use umbel_engine::kernel::{
-    Arithmetic, Attending, AttentionShape, InstructionSet, KvPages, PAGE_TOKENS, PackedMatrix, WeightView,
-    attention, matmul_refined,
+    Arithmetic, Attending, AttentionShape, InstructionSet, KvPages, PAGE_TOKENS, PackedMatrix,
+    WeightView, attention, matmul_refined,
 };
 use umbel_engine::limits::{Unit, operations_per_second, read_bytes_per_second};
 use umbel_shard::{Weight, WeightType};

@@ -11,6 +11,7 @@ use std::time::Duration;
 use crate::device::{Device, StartThreadsError};
 use crate::kernel::InstructionSet;
 use crate::kernel::limits::{self, Region};
+use crate::kernel::parallel::for_each_share;
 
 /// Memory that is read again and again: several times the caches of the machines that we have.
 const REGION_BYTES: usize = 256 << 20;
@@ -89,7 +90,7 @@ fn share(bytes: &[u8], index: usize, threads: usize) -> &[u8] {
 fn best(device: &Device, clock: Clock<'_>, work: &(dyn Fn(usize, usize) + Sync)) -> f64 {
     let time = |run| {
         let start = clock();
-        rayon::broadcast(|thread| work(run, thread.index()));
+        for_each_share(device.thread_count(), |thread| work(run, thread));
         clock().saturating_sub(start)
     };
     device.run(|| {

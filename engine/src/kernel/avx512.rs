@@ -2,8 +2,15 @@
 
 mod dense;
 mod limits;
+mod load;
+mod products;
+mod quantized;
+mod unpack;
 
-use super::packed::dense::{Format, Sums, Tile, round_pairs};
+use super::packed::dense::{self as packed_dense, Format, Tile, round_pairs};
+use super::packed::quantized::tokens::{TokenFactors, TokenTile, Unprepared, Words};
+use super::packed::quantized::{Panel, Sums};
+use super::portable;
 use super::x86::Avx2;
 use crate::limits::Unit;
 
@@ -31,7 +38,12 @@ impl Avx512 {
     }
 
     /// Adds the products of `tile` to the sums of its tokens.
-    pub(super) fn multiply_tile(self, format: Format, tile: Tile<'_>, sums: &mut [Sums]) {
+    pub(super) fn multiply_tile(
+        self,
+        format: Format,
+        tile: Tile<'_>,
+        sums: &mut [packed_dense::Sums],
+    ) {
         // SAFETY: `self` exists only where the processor has the instructions.
         unsafe { dense::multiply(format, tile, sums) }
     }
@@ -53,9 +65,42 @@ impl Avx512 {
         // SAFETY: `self` exists only where the processor has the instructions.
         unsafe { rounded_pairs(input, pairs) }
     }
+
+    /// One panel of quantized weights times one tile of tokens.
+    pub(super) fn multiply_panel(self, panel: Panel<'_>, tile: TokenTile<'_>, sums: &mut [Sums]) {
+        match tile {
+            // SAFETY: `self` exists only where the processor has the instructions.
+            TokenTile::Floats { values, columns } => unsafe {
+                exactly(panel, values, columns, sums);
+            },
+            // SAFETY: as above.
+            TokenTile::Integers(tile) => unsafe { quantized::multiply(panel, tile, sums) },
+        }
+    }
+
+    /// As [`Unprepared::bytes`].
+    pub(super) fn prepare_tokens(
+        self,
+        tile: Unprepared<'_>,
+        words: &mut [Words],
+        factors: &mut [TokenFactors],
+    ) {
+        // SAFETY: `self` exists only where the processor has the instructions.
+        unsafe { prepare_tokens(tile, words, factors) }
+    }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 fn rounded_pairs(input: &[f32], pairs: &mut [u32]) {
     round_pairs(input, pairs);
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,f16c")]
+fn exactly(panel: Panel<'_>, values: &[f32], columns: usize, sums: &mut [Sums]) {
+    portable::packed_quantized::exactly(panel, values, columns, sums);
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn prepare_tokens(tile: Unprepared<'_>, words: &mut [Words], factors: &mut [TokenFactors]) {
+    tile.bytes(words, factors);
 }

@@ -1,11 +1,12 @@
 //! Weight matrices as the kernels of this machine want them.
 //!
-//! A matrix is packed once, when it is loaded, for the widest unit that the processor has. Where there
-//! is no packed kernel for its type and for the instructions, it stays as its file has it.
+//! A matrix is packed once, when it is loaded, for the widest unit that the processor has; the pages
+//! of its file are then given back.
 
 pub(in crate::kernel) mod dense;
 mod outputs;
 mod pages;
+pub(super) mod quantized;
 
 use std::fmt;
 
@@ -13,7 +14,8 @@ use umbel_shard::Weight;
 
 use self::dense::DenseMatrix;
 pub(super) use self::pages::Pages;
-use super::{InstructionSet, WeightView, matmul_refined};
+use self::quantized::QuantizedMatrix;
+use super::InstructionSet;
 
 /// A weight matrix `[rows, columns]` that is ready to be multiplied.
 pub struct PackedMatrix {
@@ -24,19 +26,22 @@ pub struct PackedMatrix {
 
 /// How the weights of a matrix lie in memory.
 enum Layout {
-    /// As in the file, which is mapped and shared.
-    Stored(Weight),
     /// In panels, for weights in floating point.
     Dense(DenseMatrix),
+    /// Integers of up to 8 bits in panels of 32 rows.
+    Quantized(QuantizedMatrix),
 }
 
 /// How carefully activations are multiplied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Arithmetic {
     /// Activations are rounded to what the unit multiplies: to bfloat16 for weights in bfloat16 where
-    /// there is a unit for it (AVX-512, not AVX2), to integers of 15 bits with a scale for each block for quantized weights.
+    /// there is a unit for it (AVX-512, not AVX2), to integers of 16 bits with a scale for each block
+    /// for quantized weights.
     #[default]
     Usual,
+    /// For quantized weights, activations are rounded to integers of 8 bits; else as [`Self::Usual`].
+    Fast,
     /// Activations stay in binary32.
     Exact,
 }
@@ -51,12 +56,11 @@ impl PackedMatrix {
     /// Packs `weight` for the instructions of `set`.
     #[must_use]
     pub fn pack_for(set: InstructionSet, weight: &Weight) -> Self {
-        let layout = if let Some(dense) = DenseMatrix::pack(set, weight) {
-            weight.release();
-            Layout::Dense(dense)
-        } else {
-            Layout::Stored(weight.clone())
+        let layout = match DenseMatrix::pack(set, weight) {
+            Some(dense) => Layout::Dense(dense),
+            None => Layout::Quantized(QuantizedMatrix::pack(set, weight)),
         };
+        weight.release();
         Self { layout, rows: weight.rows(), columns: weight.columns() }
     }
 
@@ -78,8 +82,8 @@ impl PackedMatrix {
     /// Where the sizes do not fit each other: shapes are checked when a model is loaded.
     pub fn multiply(&self, arithmetic: Arithmetic, input: &[f32], output: &mut [f32]) {
         match &self.layout {
-            Layout::Stored(weight) => matmul_refined(WeightView::of(weight), input, output),
             Layout::Dense(dense) => dense.multiply(arithmetic, input, output),
+            Layout::Quantized(matrix) => matrix.multiply(arithmetic, input, output),
         }
     }
 }

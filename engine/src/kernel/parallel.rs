@@ -42,7 +42,7 @@ pub(crate) fn within<R>(pool: &Arc<Pool>, work: impl FnOnce() -> R) -> R {
 /// Calls `work` with each number below `count`, on the threads of the pool that this runs in.
 ///
 /// Each number is some share of the work whose result does not depend on the others.
-pub(super) fn for_each_share(count: usize, work: impl Fn(usize) + Sync + Send) {
+pub(crate) fn for_each_share(count: usize, work: impl Fn(usize) + Sync + Send) {
     if count <= 1 {
         (0..count).for_each(work);
     } else {
@@ -79,4 +79,9 @@ pub(crate) fn thread_count() -> usize {
 
 fn current() -> Arc<Pool> {
     CURRENT.with_borrow(|pool| pool.clone()).unwrap_or_else(shared)
+}
+
+/// As [`for_each_share`], with a part of something for each share, such as of the output.
+pub(super) fn for_each_part<T: Send>(parts: Vec<T>, work: impl Fn(usize, T) + Sync + Send) {
+    for_each(parts.into_iter().enumerate(), |(share, part)| work(share, part));
 }

@@ -2,13 +2,14 @@
 
 pub(super) mod attention;
 mod dense;
-mod panels;
+mod packed_dense;
+pub(super) mod packed_quantized;
 mod quantized;
 
 use half::{bf16, f16};
 use umbel_shard::WeightType;
 
-pub(super) use self::panels::multiply_tile;
+pub(super) use self::packed_dense::multiply_tile;
 use super::format;
 use super::matmul::Panel;
 

@@ -11,7 +11,8 @@ mod attention;
 mod dense;
 mod limits;
 mod load;
-mod panels;
+mod packed_dense;
+mod packed_quantized;
 mod quantized;
 mod super_quantized;
 
@@ -21,8 +22,10 @@ use super::activation::{self, Factors, Integers, SuperIntegers};
 use super::attention::{PageQuery, Softmax};
 use super::format::{BLOCK_VALUES, SUPER_VALUES};
 use super::matmul::Panel;
-use super::packed::dense::{Format, Sums, Tile};
-use super::swiglu;
+use super::packed::dense::{self as panels, Format, Tile};
+use super::packed::quantized::tokens::{TokenFactors, TokenTile, Unprepared, Words};
+use super::packed::quantized::{self as packed, Sums};
+use super::{portable, swiglu};
 use crate::limits::Unit;
 
 /// Proof that this processor has AVX2, FMA and F16C: there is no other way to a value than to ask it.
@@ -45,9 +48,9 @@ impl Avx2 {
     }
 
     /// Adds the products of `tile` to the sums of its tokens.
-    pub(super) fn multiply_tile(self, format: Format, tile: Tile<'_>, sums: &mut [Sums]) {
+    pub(super) fn multiply_tile(self, format: Format, tile: Tile<'_>, sums: &mut [panels::Sums]) {
         // SAFETY: `self` exists only where the processor has the instructions.
-        unsafe { panels::multiply(format, tile, sums) }
+        unsafe { packed_dense::multiply(format, tile, sums) }
     }
 
     /// As [`fold`](super::limits::fold).
@@ -60,6 +63,34 @@ impl Avx2 {
     pub(super) fn work(self, unit: Unit, rounds: usize) {
         // SAFETY: `self` exists only where the processor has the instructions.
         unsafe { limits::work(unit, rounds) }
+    }
+
+    /// One panel of quantized weights times one tile of tokens.
+    pub(super) fn multiply_panel(
+        self,
+        panel: packed::Panel<'_>,
+        tile: TokenTile<'_>,
+        sums: &mut [Sums],
+    ) {
+        match tile {
+            // SAFETY: `self` exists only where the processor has the instructions.
+            TokenTile::Floats { values, columns } => unsafe {
+                exactly(panel, values, columns, sums);
+            },
+            // SAFETY: as above.
+            TokenTile::Integers(tile) => unsafe { packed_quantized::multiply(panel, tile, sums) },
+        }
+    }
+
+    /// As [`Unprepared::pairs`].
+    pub(super) fn prepare_tokens(
+        self,
+        tile: Unprepared<'_>,
+        words: &mut [Words],
+        factors: &mut [TokenFactors],
+    ) {
+        // SAFETY: `self` exists only where the processor has the instructions.
+        unsafe { prepare_tokens(tile, words, factors) }
     }
 
     /// As [`activation::quantize`].
@@ -126,4 +157,14 @@ fn quantize_super(input: &[[f32; SUPER_VALUES]], blocks: &mut [SuperIntegers]) {
 #[target_feature(enable = "avx2,fma,f16c")]
 fn gate_values(gate: &[f32], up: &[f32], output: &mut [f32]) {
     swiglu::gate(gate, up, output);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn exactly(panel: packed::Panel<'_>, values: &[f32], columns: usize, sums: &mut [Sums]) {
+    portable::packed_quantized::exactly(panel, values, columns, sums);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn prepare_tokens(tile: Unprepared<'_>, words: &mut [Words], factors: &mut [TokenFactors]) {
+    tile.pairs(words, factors);
 }

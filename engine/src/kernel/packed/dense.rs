@@ -27,7 +27,7 @@ pub(in crate::kernel) use self::inputs::round_pairs;
 use super::outputs::Outputs;
 use super::pages::Pages;
 use super::{Arithmetic, InstructionSet};
-use crate::kernel::parallel::for_each_share;
+use crate::kernel::parallel::{self, for_each_share};
 use crate::kernel::{PARALLEL_WORK_MIN, portable};
 
 /// Rows of a panel: 4 registers of AVX-512, which with 6 tokens make 24 sums, and 8 of the 32
@@ -174,7 +174,7 @@ impl DenseMatrix {
     fn share_panels(&self, tokens: usize) -> usize {
         let panel_work = PANEL_ROWS * self.columns * tokens;
         let enough = PARALLEL_WORK_MIN.div_ceil(panel_work);
-        let shares = rayon::current_num_threads() * SHARES_PER_THREAD;
+        let shares = parallel::thread_count() * SHARES_PER_THREAD;
         enough.max(self.rows.div_ceil(PANEL_ROWS * shares))
     }
 

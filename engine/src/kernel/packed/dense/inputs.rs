@@ -2,9 +2,8 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::{Format, TILE_TOKENS};
+use crate::kernel::parallel::for_each;
 use crate::kernel::{InstructionSet, PARALLEL_WORK_MIN};
 
 /// The tokens of one multiplication.
@@ -40,7 +39,7 @@ impl Inputs {
         if input.len() < PARALLEL_WORK_MIN {
             tiles.into_iter().for_each(write);
         } else {
-            tiles.into_par_iter().for_each(write);
+            for_each(tiles, write);
         }
         inputs
     }

@@ -1,9 +1,8 @@
 //! From rows as a file has them to panels.
 
-use rayon::prelude::*;
-
 use super::{Format, PANEL_ROWS};
 use crate::kernel::packed::pages::Pages;
+use crate::kernel::parallel::for_each;
 
 /// Steps that are written for all rows before the next ones: 4 KiB of a panel, which stay in the
 /// first-level cache.
@@ -15,15 +14,14 @@ pub(super) fn panels(format: Format, bytes: &[u8], rows: usize, columns: usize) 
     assert_eq!(bytes.len(), rows * row_bytes, "the bytes hold the matrix");
     let panel_bytes = columns.div_ceil(format.step_columns()) * format.step_bytes();
     let mut pages = Pages::zeroed(rows.div_ceil(PANEL_ROWS) * panel_bytes);
-    pages
-        .bytes_mut()
-        .par_chunks_exact_mut(panel_bytes)
-        .zip(bytes.par_chunks(PANEL_ROWS * row_bytes))
-        .for_each(|(panel, rows)| match format.row_bytes() {
+    let panels = pages.bytes_mut().chunks_exact_mut(panel_bytes);
+    for_each(panels.zip(bytes.chunks(PANEL_ROWS * row_bytes)), |(panel, rows)| {
+        match format.row_bytes() {
             2 => write_panel::<2>(panel, rows, row_bytes),
             4 => write_panel::<4>(panel, rows, row_bytes),
             bytes => unreachable!("{bytes} bytes of a row in a step"),
-        });
+        }
+    });
     pages
 }
 

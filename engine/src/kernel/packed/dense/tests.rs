@@ -1,10 +1,12 @@
 //! Panels against binary64, and what their products must not depend on.
 
+use std::num::NonZeroUsize;
+
 use half::{bf16, f16};
 use proptest::prelude::*;
-use rayon::ThreadPoolBuilder;
 
 use super::*;
+use crate::Device;
 use crate::kernel::specimen::{Numbers, bits, weights, widened};
 
 const FLOATS: [WeightType; 3] = [WeightType::F32, WeightType::F16, WeightType::BF16];
@@ -280,8 +282,8 @@ proptest! {
         let alone: Vec<f32> =
             input.chunks(columns).flat_map(|token| multiply(&matrix, arithmetic, token)).collect();
         for threads in 1..=3 {
-            let pool = ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            let together = pool.install(|| multiply(&matrix, arithmetic, &input));
+            let device = Device::with_threads(NonZeroUsize::new(threads).unwrap()).unwrap();
+            let together = device.run(|| multiply(&matrix, arithmetic, &input));
             prop_assert_eq!(bits(&together), bits(&alone));
         }
         // Neither does it depend on which rows of weights are beside its own.

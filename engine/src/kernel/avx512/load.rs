@@ -1,0 +1,67 @@
+//! Lines to registers, and sums to and from them.
+
+#[allow(clippy::wildcard_imports, reason = "intrinsics are named as the manual names them")]
+use std::arch::x86_64::*;
+
+use crate::kernel::packed::quantized::Sums;
+use crate::kernel::packed::quantized::layout::{HalfLine, Line, STRIPS};
+
+/// How far ahead lines are asked for, so that they are here when they are needed: about what memory
+/// delivers in the time that it takes to answer, with some to spare.
+const AHEAD_LINES: usize = 160;
+
+/// A line of bytes, among many that are read one after the other.
+#[target_feature(enable = "avx512f")]
+#[inline]
+#[allow(unsafe_code, reason = "the intrinsic takes a pointer")]
+pub(super) fn line(line: &Line) -> __m512i {
+    let ahead = std::ptr::from_ref(line).wrapping_add(AHEAD_LINES);
+    // SAFETY: a prefetch reads nothing, whatever its address; the reference is to 64 bytes, which the
+    // type aligns as the load asks.
+    unsafe {
+        _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+        _mm512_load_si512(line.0.as_ptr().cast())
+    }
+}
+
+/// 16 numbers in binary16, widened.
+#[target_feature(enable = "avx512f")]
+#[inline]
+#[allow(unsafe_code, reason = "the intrinsic takes a pointer")]
+pub(super) fn binary16(half: &HalfLine) -> __m512 {
+    // SAFETY: the reference is to 32 bytes, which the type aligns as the load asks.
+    _mm512_cvtph_ps(unsafe { _mm256_load_si256(half.0.as_ptr().cast()) })
+}
+
+/// 16 bytes at any alignment.
+#[target_feature(enable = "avx512f")]
+#[inline]
+#[allow(unsafe_code, reason = "the intrinsic takes a pointer")]
+pub(super) fn bytes_16(bytes: &[u8; 16]) -> __m128i {
+    // SAFETY: the reference is to 16 bytes; the load asks for no alignment.
+    unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
+}
+
+/// The sums of a token so far, strip by strip.
+#[target_feature(enable = "avx512f")]
+#[inline]
+#[allow(unsafe_code, reason = "the intrinsic takes a pointer")]
+pub(super) fn sums(sums: &Sums) -> [__m512; STRIPS] {
+    let mut registers = [_mm512_setzero_ps(); STRIPS];
+    for (register, sums) in registers.iter_mut().zip(&sums.0) {
+        // SAFETY: the reference is to 64 bytes; the load asks for no alignment.
+        *register = unsafe { _mm512_loadu_ps(sums.as_ptr()) };
+    }
+    registers
+}
+
+/// Writes the sums of a token.
+#[target_feature(enable = "avx512f")]
+#[inline]
+#[allow(unsafe_code, reason = "the intrinsic takes a pointer")]
+pub(super) fn store(sums: &mut Sums, registers: [__m512; STRIPS]) {
+    for (sums, register) in sums.0.iter_mut().zip(registers) {
+        // SAFETY: the reference is to 64 bytes; the store asks for no alignment.
+        unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), register) }
+    }
+}

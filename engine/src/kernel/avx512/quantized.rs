@@ -1,0 +1,194 @@
+//! Panels of quantized weights times activations of 16 bits.
+//!
+//! `vpdpbusd` multiplies unsigned bytes with signed ones and adds four products to a lane of 32 bits.
+//! The upper and the lower bytes of the activations are multiplied one after the other with the same
+//! registers of weights. There is no overflow: 32 products of a byte and an integer of 16 bits are at
+//! most `32 * 255 * 32,768`, 2^28, and the offset is at most half of that.
+
+#[allow(clippy::wildcard_imports, reason = "intrinsics are named as the manual names them")]
+use std::arch::x86_64::*;
+
+use umbel_shard::WeightType;
+
+use super::load;
+use super::products::{self, GROUP, Products};
+use super::unpack::{self, Quads};
+use crate::kernel::packed::quantized::layout::STRIPS;
+use crate::kernel::packed::quantized::tokens::{IntegerTile, TokenFactors};
+use crate::kernel::packed::quantized::{Panel, Sums};
+
+/// The weights of a block, and what their integers stand for.
+struct Block<F> {
+    quads: Quads,
+    factors: F,
+}
+
+/// One panel times one tile of tokens.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) fn multiply(panel: Panel<'_>, tile: IntegerTile<'_>, sums: &mut [Sums]) {
+    if tile.upper_only {
+        by_type::<true>(panel, tile, sums);
+    } else {
+        by_type::<false>(panel, tile, sums);
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn by_type<const UPPER_ONLY: bool>(panel: Panel<'_>, tile: IntegerTile<'_>, sums: &mut [Sums]) {
+    match panel.kind {
+        WeightType::Q4_0 => scaled::<UPPER_ONLY>(tile, sums, |block, strip| {
+            with_scale(panel, block, strip, unpack::bits_4(panel.lines(block, strip)))
+        }),
+        WeightType::Q5_0 => scaled::<UPPER_ONLY>(tile, sums, |block, strip| {
+            with_scale(panel, block, strip, unpack::bits_5(panel.lines(block, strip)))
+        }),
+        WeightType::Q8_0 => scaled::<UPPER_ONLY>(tile, sums, |block, strip| {
+            with_scale(panel, block, strip, unpack::bits_8(panel.lines(block, strip)))
+        }),
+        WeightType::Q4_1 => with_minimum::<UPPER_ONLY>(tile, sums, |block, strip| {
+            with_own_factors(panel, block, strip, unpack::bits_4(panel.lines(block, strip)))
+        }),
+        WeightType::Q5_1 => with_minimum::<UPPER_ONLY>(tile, sums, |block, strip| {
+            with_own_factors(panel, block, strip, unpack::bits_5(panel.lines(block, strip)))
+        }),
+        WeightType::Q4K => with_minimum::<UPPER_ONLY>(tile, sums, |block, strip| {
+            with_shared_factors(panel, block, strip, unpack::bits_4(panel.lines(block, strip)))
+        }),
+        WeightType::Q5K => with_minimum::<UPPER_ONLY>(tile, sums, |block, strip| {
+            with_shared_factors(panel, block, strip, unpack::bits_5(panel.lines(block, strip)))
+        }),
+        WeightType::Q6K => in_halves::<UPPER_ONLY>(panel, tile, sums),
+        WeightType::F32 | WeightType::F16 | WeightType::BF16 => {
+            unreachable!("weights in floating point are not packed as integers")
+        }
+    }
+}
+
+/// The factor of Q4_0, Q5_0 and Q8_0.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn with_scale(panel: Panel<'_>, block: usize, strip: usize, quads: Quads) -> Block<__m512> {
+    let [scale] = panel.factors(block, strip);
+    Block { quads, factors: load::binary16(scale) }
+}
+
+/// The factors of Q4_1 and Q5_1.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn with_own_factors(
+    panel: Panel<'_>,
+    block: usize,
+    strip: usize,
+    quads: Quads,
+) -> Block<[__m512; 2]> {
+    let [scale, minimum] = panel.factors(block, strip);
+    Block { quads, factors: [load::binary16(scale), load::binary16(minimum)] }
+}
+
+/// The factors of Q4_K and Q5_K.
+#[target_feature(enable = "avx512f,avx512dq")]
+#[inline]
+fn with_shared_factors(
+    panel: Panel<'_>,
+    block: usize,
+    strip: usize,
+    quads: Quads,
+) -> Block<[__m512; 2]> {
+    let [scale, minimum] = panel.supers(block, strip);
+    let [factors] = panel.factors::<1>(block, strip);
+    let widen = |bytes| _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(load::bytes_16(bytes)));
+    let [scales, minimums] = factors.halves().map(widen);
+    let minimum = _mm512_mul_ps(load::binary16(minimum), minimums);
+    let minimum = _mm512_xor_ps(minimum, _mm512_set1_ps(-0.0));
+    Block { quads, factors: [_mm512_mul_ps(load::binary16(scale), scales), minimum] }
+}
+
+/// Types without a minimum.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[inline]
+fn scaled<const UPPER_ONLY: bool>(
+    tile: IntegerTile<'_>,
+    sums: &mut [Sums],
+    read: impl Fn(usize, usize) -> Block<__m512> + Copy,
+) {
+    by_blocks::<_, UPPER_ONLY, 1>(tile, sums, read, |scale, [products], token, sum| {
+        let scale = _mm512_mul_ps(scale, _mm512_set1_ps(token.scale));
+        _mm512_add_ps(sum, _mm512_mul_ps(_mm512_cvtepi32_ps(products), scale))
+    });
+}
+
+/// Types with a minimum: the scale, and the minimum.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[inline]
+fn with_minimum<const UPPER_ONLY: bool>(
+    tile: IntegerTile<'_>,
+    sums: &mut [Sums],
+    read: impl Fn(usize, usize) -> Block<[__m512; 2]> + Copy,
+) {
+    by_blocks::<_, UPPER_ONLY, 1>(tile, sums, read, |[scale, minimum], [products], token, sum| {
+        let scale = _mm512_mul_ps(scale, _mm512_set1_ps(token.scale));
+        let sum = _mm512_add_ps(sum, _mm512_mul_ps(_mm512_cvtepi32_ps(products), scale));
+        _mm512_add_ps(sum, _mm512_mul_ps(minimum, _mm512_set1_ps(token.sum)))
+    });
+}
+
+/// Q6_K, whose blocks have a scale for each half.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[inline]
+fn in_halves<const UPPER_ONLY: bool>(panel: Panel<'_>, tile: IntegerTile<'_>, sums: &mut [Sums]) {
+    let read = |block: usize, strip: usize| {
+        let [scale] = panel.supers(block, strip);
+        let [factors] = panel.factors::<1>(block, strip);
+        let scale = load::binary16(scale);
+        let scales = factors.halves().map(|bytes| {
+            let integers = _mm512_cvtepi8_epi32(load::bytes_16(bytes));
+            _mm512_mul_ps(scale, _mm512_cvtepi32_ps(integers))
+        });
+        Block { quads: unpack::bits_6(panel.lines(block, strip)), factors: scales }
+    };
+    by_blocks::<_, UPPER_ONLY, 2>(tile, sums, read, |scales, [first, last], token, sum| {
+        let first = _mm512_mul_ps(_mm512_cvtepi32_ps(first), scales[0]);
+        let last = _mm512_mul_ps(_mm512_cvtepi32_ps(last), scales[1]);
+        let products = _mm512_mul_ps(_mm512_add_ps(first, last), _mm512_set1_ps(token.scale));
+        _mm512_add_ps(sum, products)
+    });
+}
+
+/// Reads block after block and adds its products to the sums of each token: `add` takes the block's
+/// factors, the products, the factors of the token, and the sum so far.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[inline]
+fn by_blocks<F: Copy, const UPPER_ONLY: bool, const HALVES: usize>(
+    tile: IntegerTile<'_>,
+    sums: &mut [Sums],
+    read: impl Fn(usize, usize) -> Block<F> + Copy,
+    add: impl Fn(F, [__m512i; HALVES], &TokenFactors, __m512) -> __m512 + Copy,
+) {
+    sums.iter_mut().for_each(|sums| load::store(sums, [_mm512_setzero_ps(); STRIPS]));
+    let (sums, last_sums) = sums.as_chunks_mut::<GROUP>();
+    let words = tile.words.chunks_exact(tile.tokens);
+    for (place, (words, factors)) in words.zip(tile.factors.chunks_exact(tile.tokens)).enumerate() {
+        let [first, second] = [read(place, 0), read(place, 1)];
+        let (quads, block_factors) = ([first.quads, second.quads], [first.factors, second.factors]);
+        let add = |products: Products<HALVES>, factors: &TokenFactors, sums: &mut Sums| {
+            let mut registers = load::sums(sums);
+            for strip in 0..STRIPS {
+                let sum = registers[strip];
+                registers[strip] = add(block_factors[strip], products[strip], factors, sum);
+            }
+            load::store(sums, registers);
+        };
+        let (words, last_words) = words.as_chunks::<GROUP>();
+        let (factors, last_factors) = factors.as_chunks::<GROUP>();
+        for ((words, factors), sums) in words.iter().zip(factors).zip(sums.iter_mut()) {
+            let products = products::of_group::<UPPER_ONLY, HALVES>(&quads, words, factors);
+            for token in 0..GROUP {
+                add(products[token], &factors[token], &mut sums[token]);
+            }
+        }
+        let last = last_words.iter().zip(last_factors).zip(last_sums.iter_mut());
+        for ((words, factors), sums) in last {
+            add(products::of_one::<HALVES>(&quads, words, factors), factors, sums);
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! Activations as integers of 16 bits, in the order in which the kernels for panels read them.
+//!
+//! A block of 32 activations has one scale, the largest magnitude over [`STEPS`]; each activation is
+//! rounded to a multiple of it. Units that multiply bytes take the integer as two signed bytes, of
+//! which the upper counts 256 times the lower.
+
+use umbel_shard::WeightType;
+
+use super::layout::{Form, QUADS};
+use crate::kernel::format::BLOCK_VALUES;
+use crate::kernel::packed::Arithmetic;
+use crate::kernel::parallel::for_each_part;
+use crate::kernel::{InstructionSet, PARALLEL_WORK_MIN};
+
+/// Tokens that share what a kernel has unpacked of the weights: enough that unpacking costs little
+/// beside their products, and few enough that what is read of them stays in the first-level cache.
+pub(super) const TILE_TOKENS: usize = 16;
+
+/// The largest upper byte, so that each value has an opposite.
+const BYTE_STEPS: f32 = 127.0;
+
+/// The largest integer: 127 in the upper byte.
+pub(in crate::kernel) const STEPS: f32 = 127.0 * 256.0;
+
+/// Blocks whose largest value is below this count as zeros: their scale would be denormal and so not
+/// exact, and its inverse infinite. It is [`STEPS`] times the smallest normal number, rounded up; no
+/// model computes with such numbers.
+const LARGEST_MIN: f32 = 4e-34;
+
+/// 1.5 times 2^23: a sum with it has no bits below 1, so adding it rounds to the nearest integer, ties
+/// to even, and leaves that integer in the low bits. Unlike a call to `round`, it becomes a vector.
+const ROUNDER: f32 = 12_582_912.0;
+
+/// 32 activations of one token: a line of 16 words of 32 bits, each of which is multiplied with a
+/// quad of weights in all rows.
+///
+/// In order of [`Order::Bytes`] the first 8 words are the upper bytes of 4 activations each, and the
+/// last 8 the lower ones. In [`Order::Pairs`] words `2 i` and `2 i + 1` have the activations of quad
+/// `i` as integers of 16 bits: the first and third, then the second and fourth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub(in crate::kernel) struct Words(pub(in crate::kernel) [i32; 2 * QUADS]);
+
+/// How the activations of a block lie in its words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    Bytes,
+    Pairs,
+}
+
+/// What the integers of a block stand for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[repr(C, align(16))]
+pub(in crate::kernel) struct TokenFactors {
+    /// The value of 1.
+    pub(in crate::kernel) scale: f32,
+    /// The sum of all values, which a minimum is multiplied with.
+    pub(in crate::kernel) sum: f32,
+    /// What makes up for weights that are packed from zero on: the sum of the integers times the zero
+    /// of the type, negated. For Q6_K it is in two parts, of the first and of the last 16 columns.
+    pub(in crate::kernel) offsets: [i32; 2],
+}
+
+/// The activations of one multiplication.
+pub(in crate::kernel) struct Tokens<'a> {
+    form: Activations<'a>,
+    arithmetic: Arithmetic,
+    count: usize,
+    blocks: usize,
+}
+
+enum Activations<'a> {
+    /// `[tokens, columns]`.
+    Floats(&'a [f32]),
+    /// Tile by tile: `[blocks, tokens of the tile]`.
+    Integers { words: Vec<Words>, factors: Vec<TokenFactors> },
+}
+
+/// At most [`TILE_TOKENS`] tokens.
+#[derive(Clone, Copy)]
+pub(in crate::kernel) enum TokenTile<'a> {
+    /// `[tokens, columns]`.
+    Floats {
+        /// The activations.
+        values: &'a [f32],
+        /// Values of a token.
+        columns: usize,
+    },
+    /// Block by block, in each token by token.
+    Integers(IntegerTile<'a>),
+}
+
+/// Tokens as integers: `[blocks, tokens]`.
+#[derive(Clone, Copy)]
+pub(in crate::kernel) struct IntegerTile<'a> {
+    pub(in crate::kernel) words: &'a [Words],
+    pub(in crate::kernel) factors: &'a [TokenFactors],
+    pub(in crate::kernel) tokens: usize,
+    /// Whether all lower bytes are zero, so that they need not be multiplied.
+    pub(in crate::kernel) upper_only: bool,
+}
+
+impl<'a> Tokens<'a> {
+    /// `input`, `[tokens, columns]`, for weights of `kind` and the kernels of `set`.
+    pub(super) fn prepare(
+        set: InstructionSet,
+        kind: WeightType,
+        arithmetic: Arithmetic,
+        input: &'a [f32],
+        columns: usize,
+    ) -> Self {
+        let (count, blocks) = (input.len() / columns, columns / BLOCK_VALUES);
+        if arithmetic == Arithmetic::Exact {
+            return Self { form: Activations::Floats(input), arithmetic, count, blocks };
+        }
+        let (zero, in_halves) = (i32::from(Form::of(kind).zero), kind == WeightType::Q6K);
+        let mut words = vec![Words([0; 2 * QUADS]); count * blocks];
+        let mut factors = vec![TokenFactors::ZERO; count * blocks];
+        let parts = words
+            .chunks_mut(TILE_TOKENS * blocks)
+            .zip(factors.chunks_mut(TILE_TOKENS * blocks))
+            .zip(input.chunks(TILE_TOKENS * columns));
+        let work = |_, ((words, factors), input): ((&mut [Words], &mut [TokenFactors]), &[f32])| {
+            let upper_only = arithmetic == Arithmetic::Fast;
+            let tile = Unprepared { input, columns, zero, in_halves, upper_only };
+            tile.prepare(set, words, factors);
+        };
+        if input.len() < PARALLEL_WORK_MIN {
+            parts.for_each(|part| work(0, part));
+        } else {
+            for_each_part(parts.collect(), work);
+        }
+        Self { form: Activations::Integers { words, factors }, arithmetic, count, blocks }
+    }
+
+    pub(super) const fn count(&self) -> usize {
+        self.count
+    }
+
+    /// The tokens from `index * TILE_TOKENS` on.
+    pub(super) fn tile(&self, index: usize) -> TokenTile<'_> {
+        let start = index * TILE_TOKENS;
+        let tokens = TILE_TOKENS.min(self.count - start);
+        let blocks = start * self.blocks..(start + tokens) * self.blocks;
+        match &self.form {
+            Activations::Floats(values) => TokenTile::Floats {
+                values: &values[blocks.start * BLOCK_VALUES..blocks.end * BLOCK_VALUES],
+                columns: self.blocks * BLOCK_VALUES,
+            },
+            Activations::Integers { words, factors } => TokenTile::Integers(IntegerTile {
+                words: &words[blocks.clone()],
+                factors: &factors[blocks],
+                tokens,
+                upper_only: self.arithmetic == Arithmetic::Fast,
+            }),
+        }
+    }
+}
+
+impl TokenFactors {
+    const ZERO: Self = Self { scale: 0.0, sum: 0.0, offsets: [0; 2] };
+}
+
+/// A tile before it is rounded.
+#[derive(Clone, Copy)]
+pub(in crate::kernel) struct Unprepared<'a> {
+    /// `[tokens, columns]`.
+    input: &'a [f32],
+    columns: usize,
+    /// The zero of the weights' type.
+    zero: i32,
+    /// Whether both halves of a block have an offset of their own.
+    in_halves: bool,
+    /// Whether activations are rounded to what the upper bytes hold.
+    upper_only: bool,
+}
+
+impl Unprepared<'_> {
+    fn prepare(self, set: InstructionSet, words: &mut [Words], factors: &mut [TokenFactors]) {
+        match set {
+            InstructionSet::Portable => self.pairs(words, factors),
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx2(avx2) => avx2.prepare_tokens(self, words, factors),
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx512(avx512) => avx512.prepare_tokens(self, words, factors),
+        }
+    }
+
+    /// Rounds to words in the order of bytes.
+    #[inline(always)]
+    pub(in crate::kernel) fn bytes(self, words: &mut [Words], factors: &mut [TokenFactors]) {
+        self.round(Order::Bytes, words, factors);
+    }
+
+    /// Rounds to words in the order of pairs.
+    #[inline(always)]
+    pub(in crate::kernel) fn pairs(self, words: &mut [Words], factors: &mut [TokenFactors]) {
+        self.round(Order::Pairs, words, factors);
+    }
+
+    #[inline(always)]
+    fn round(self, order: Order, words: &mut [Words], factors: &mut [TokenFactors]) {
+        let tokens = self.input.len() / self.columns;
+        for (token, input) in self.input.chunks_exact(self.columns).enumerate() {
+            for (block, input) in input.as_chunks::<BLOCK_VALUES>().0.iter().enumerate() {
+                let mut integers = [0; BLOCK_VALUES];
+                let scale = round(input, self.upper_only, &mut integers);
+                let place = block * tokens + token;
+                words[place] = match order {
+                    Order::Bytes => bytes(&integers),
+                    Order::Pairs => pairs(&integers),
+                };
+                let sum = |half: usize| -> i32 {
+                    integers[half * 16..][..16].iter().map(|&value| i32::from(value)).sum()
+                };
+                let (first, last) = (sum(0), sum(1));
+                factors[place] = TokenFactors {
+                    scale,
+                    // At most 32 * 32,512 and so exact in binary32 before it is scaled.
+                    sum: scale * (first + last) as f32,
+                    offsets: if self.in_halves {
+                        [-self.zero * first, -self.zero * last]
+                    } else {
+                        [-self.zero * (first + last), 0]
+                    },
+                };
+            }
+        }
+    }
+}
+
+/// Rounds `input` to multiples of the scale that it returns.
+///
+/// Where a value is infinite or no number, the scale is no number: what has gone wrong shows in the
+/// result, and is not rounded away.
+#[inline(always)]
+fn round(input: &[f32; BLOCK_VALUES], upper_only: bool, output: &mut [i16; BLOCK_VALUES]) -> f32 {
+    // Without the sign, floats are ordered as the integers of their bits, and NaN is the largest.
+    let magnitude = |value: &f32| (value.to_bits() & 0x7fff_ffff).cast_signed();
+    let largest = input.iter().map(magnitude).fold(0, i32::max);
+    let largest = f32::from_bits(largest.cast_unsigned());
+    if !largest.is_finite() || largest < LARGEST_MIN {
+        return if largest.is_finite() { 0.0 } else { f32::NAN };
+    }
+    let (steps, shift) = if upper_only { (BYTE_STEPS, 8) } else { (STEPS, 0) };
+    let inverse = steps / largest;
+    for (output, value) in output.iter_mut().zip(input) {
+        // The lowest bits of the sum are the integer's: `ROUNDER` has zeros there.
+        let [low, high, ..] = (value * inverse + ROUNDER).to_bits().to_le_bytes();
+        *output = i16::from_le_bytes([low, high]) << shift;
+    }
+    largest / STEPS
+}
+
+/// The upper bytes, rounded to the nearest, then what is left.
+#[inline(always)]
+fn bytes(integers: &[i16; BLOCK_VALUES]) -> Words {
+    // At most 32,512 + 128, so there is no overflow.
+    let upper = integers.map(|integer| ((integer + 128) >> 8).to_le_bytes()[0]);
+    let lower = integers.map(|integer| integer.to_le_bytes()[0]);
+    let (upper, lower) = (upper.as_chunks::<4>().0, lower.as_chunks::<4>().0);
+    let mut words = [0; 2 * QUADS];
+    for quad in 0..QUADS {
+        words[quad] = i32::from_le_bytes(upper[quad]);
+        words[QUADS + quad] = i32::from_le_bytes(lower[quad]);
+    }
+    Words(words)
+}
+
+/// Two integers of 16 bits in each word: every second activation of a quad.
+#[inline(always)]
+fn pairs(integers: &[i16; BLOCK_VALUES]) -> Words {
+    let pair = |first: i16, second: i16| i32::from(first) & 0xffff | i32::from(second) << 16;
+    let mut words = [0; 2 * QUADS];
+    for (words, quad) in words.as_chunks_mut::<2>().0.iter_mut().zip(integers.as_chunks::<4>().0) {
+        *words = [pair(quad[0], quad[2]), pair(quad[1], quad[3])];
+    }
+    Words(words)
+}
+
+#[cfg(test)]
+mod tests;
