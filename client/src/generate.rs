@@ -1,13 +1,21 @@
 //! Generation: prefill the prompt, then one token after another.
 
+mod error;
+mod verify;
+
+use std::collections::VecDeque;
 use std::sync::Arc;
 
-use umbel_engine::{HiddenStates, InvalidSampling, Sampler, Sampling, top_logits};
+use umbel_engine::{HiddenStates, Sampler, Sampling};
 
-use crate::chain::{Chain, StepError, StepTime};
+use crate::chain::{Chain, StepTime};
 use crate::model::ClientModel;
+use crate::speculation::{Drafts, Speculate, Speculator};
 use crate::text::stop::StopStrings;
 use crate::text::tokenizer::TextStream;
+use verify::Verified;
+
+pub use error::GenerateError;
 
 /// Tokens of the prompt that go through the chain in one step: large enough that weights are read
 /// once for many tokens, small enough that a step's tensor (8 MiB at a hidden size of 4096) is no
@@ -34,6 +42,11 @@ pub struct Generate {
     pub top_logits: usize,
     /// Tokens of the prompt that are computed in one step.
     pub prefill_chunk: u32,
+    /// Whether tokens are guessed, so that one trip gives several. It changes no token.
+    pub speculate: Speculate,
+    /// A text that the answer may repeat in part, such as one that it is to edit: it is searched
+    /// for guesses, as the prompt is, and changes nothing else.
+    pub expected: Vec<u32>,
 }
 
 /// One new token.
@@ -46,7 +59,8 @@ pub struct Token {
     pub text: String,
     /// The largest logits before any sampling, largest first.
     pub top_logits: Vec<(u32, f32)>,
-    /// Where the time went; for the first token, of the whole prefill.
+    /// Where the time went; for the first token, of the whole prefill. Of several tokens that came
+    /// with one step, the first has its time and the others none.
     pub time: StepTime,
 }
 
@@ -82,6 +96,8 @@ impl Generate {
             ignore_eos: false,
             top_logits: 0,
             prefill_chunk: PREFILL_CHUNK_TOKENS,
+            speculate: Speculate::Off,
+            expected: Vec::new(),
         }
     }
 
@@ -116,13 +132,18 @@ impl Generate {
             return Err(GenerateError::UnknownToken { id, vocabulary });
         }
         let shared = cached.iter().zip(&self.prompt).take_while(|(a, b)| a == b).count();
+        let sampler = Sampler::new(self.sampling.clone())?;
+        let speculator = Speculator::new(&self.speculate, &self.expected, context, &sampler);
         Ok(Generation {
-            sampler: Sampler::new(self.sampling.clone())?,
+            speculator: speculator.map_err(GenerateError::Draft)?,
+            drafts: Drafts::default(),
+            sampler,
             text: model.tokenizer().map(crate::text::tokenizer::Tokenizer::stream),
             stop: StopStrings::new(self.stop.clone()),
             tokens: self.prompt.clone(),
             // The last token of the prompt is always computed: its logits are what is wanted.
             computed: shared.min(self.prompt.len() - 1),
+            verified: VecDeque::new(),
             new_count: 0,
             finished: None,
             restarts: 0,
@@ -140,11 +161,16 @@ pub struct Generation {
     model: Arc<ClientModel>,
     chain: Chain,
     sampler: Sampler,
+    /// Absent where nothing is guessed, and while it guesses.
+    speculator: Option<Speculator>,
+    drafts: Drafts,
     text: Option<TextStream>,
     stop: StopStrings,
     /// The prompt and what has been generated.
     tokens: Vec<u32>,
-    /// How many of them are in the chain's cache.
+    /// What comes next: the other tokens of a step that gave several.
+    verified: VecDeque<Verified>,
+    /// How many of all these are in the chain's cache.
     computed: usize,
     new_count: u32,
     context: usize,
@@ -166,13 +192,17 @@ impl Generation {
         if self.finished.is_some() {
             return Ok(None);
         }
-        let (last, time) = self.compute().await?;
-        let mut logits = self.logits(last).await?;
-        let top_logits = top_logits(&logits, self.request.top_logits);
-        let id = self.sampler.sample(&mut logits, &self.tokens);
+        if self.verified.is_empty() {
+            self.step().await?;
+        }
+        let next = self.verified.pop_front().expect("a step gives one token at least");
+        let Verified { id, top_logits, time } = next;
         self.tokens.push(id);
         self.new_count += 1;
         let text = self.advance(id);
+        if self.finished.is_some() {
+            self.verified.clear();
+        }
         Ok(Some(Token { id, text, top_logits, time }))
     }
 
@@ -186,6 +216,12 @@ impl Generation {
     #[must_use]
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
+    }
+
+    /// What came of guessing, so far.
+    #[must_use]
+    pub const fn drafts(&self) -> Drafts {
+        self.drafts
     }
 
     /// Where the blocks are computed.
@@ -237,11 +273,6 @@ impl Generation {
         }
     }
 
-    async fn logits(&self, hidden: HiddenStates) -> Result<Vec<f32>, GenerateError> {
-        let model = Arc::clone(&self.model);
-        Ok(compute_apart(move || model.ends().logits(&hidden)).await?)
-    }
-
     /// What of the answer may be shown now, and whether this token ends it.
     fn advance(&mut self, id: u32) -> String {
         let ends = self.model.config().eos_token_ids.contains(&id);
@@ -277,43 +308,12 @@ impl Generation {
 }
 
 /// Runs arithmetic where it does not hold up the network.
-async fn compute_apart<T, E>(work: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T, E>
+pub(crate) async fn compute_apart<T, E>(
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, E>
 where
     T: Send + 'static,
     E: Send + 'static,
 {
     tokio::task::spawn_blocking(work).await.expect("arithmetic does not panic")
-}
-
-/// A generation that cannot begin or go on.
-#[derive(Debug, thiserror::Error)]
-pub enum GenerateError {
-    /// There is nothing to continue.
-    #[error("the prompt has no token")]
-    EmptyPrompt,
-    /// The prompt leaves no room for an answer.
-    #[error("the prompt has {tokens} tokens, but the context only {context}: shorten it")]
-    PromptTooLong {
-        /// Tokens of the prompt.
-        tokens: usize,
-        /// Tokens that fit.
-        context: usize,
-    },
-    /// A token that the model does not have.
-    #[error("token {id} does not exist: the model's vocabulary has {vocabulary} tokens")]
-    UnknownToken {
-        /// The id.
-        id: u32,
-        /// How many there are.
-        vocabulary: usize,
-    },
-    /// Sampling parameters out of range.
-    #[error(transparent)]
-    Sampling(#[from] InvalidSampling),
-    /// The embedding or the head failed.
-    #[error("the ends of the model could not be computed")]
-    Ends(#[from] umbel_engine::EndsError),
-    /// The blocks could not be computed.
-    #[error(transparent)]
-    Step(#[from] StepError),
 }

@@ -32,6 +32,7 @@ pub mod chain;
 pub mod clock;
 pub mod generate;
 pub mod model;
+pub mod speculation;
 pub mod swarm;
 pub mod text;
 
@@ -40,5 +41,6 @@ pub use chain::remote::RemoteChain;
 pub use chain::{Chain, HopTime, StepError, StepTime};
 pub use generate::{FinishReason, Generate, GenerateError, Generation, Token};
 pub use model::ClientModel;
+pub use speculation::{DraftModel, DraftModelError, Drafts, Speculate};
 pub use swarm::{JoinSwarmError, Swarm, SwarmConfig};
 pub use umbel_engine::{Device, Sampling};

@@ -148,7 +148,7 @@ impl Entry {
 }
 
 /// The rows `[from, to)` of a tensor of shape `[tokens, hidden]`, without a copy.
-fn rows(hidden: &Tensor, from: u32, to: u32) -> Tensor {
+pub(crate) fn rows(hidden: &Tensor, from: u32, to: u32) -> Tensor {
     let tokens = hidden.shape()[0] as usize;
     let row_bytes = hidden.payload().len() / tokens;
     let payload = hidden.payload().slice(from as usize * row_bytes..to as usize * row_bytes);

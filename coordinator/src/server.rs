@@ -1,12 +1,14 @@
-//! The server's role: the sessions of all its clients, and whose step is computed next.
+//! The server's role: the sessions of all its clients, and whose steps are computed next.
 //!
-//! The machine admits sessions by its KV budget, keeps the order of steps, hands one job at a time
-//! to the accelerator, and sends each result to the next hop, or to the client from the last one.
+//! The machine admits sessions by its KV budget, keeps the order of steps, hands one pass at a time
+//! to the accelerator, with steps of as many sessions as have some, and sends each result to the
+//! next hop, or to the client from the last one.
 //! Of what it sends it keeps a journal, from which it refills whoever takes the next hop's place.
 
 mod admission;
 mod drain;
 mod mend;
+mod pass;
 mod schedule;
 mod served;
 
@@ -15,15 +17,16 @@ use std::time::Duration;
 
 use umbel_protocol::error::{ErrorCode, ProtocolViolation};
 use umbel_protocol::inference::{
-    ClientMessage, HopTiming, NextHop, OpenSession, ServerMessage, SessionError, Step,
+    ClientMessage, NextHop, OpenSession, ServerMessage, SessionError, Step,
 };
 use umbel_protocol::{ModelId, PeerId, SessionId, Span, StepId, Tensor};
 
 use crate::time::Time;
-use admission::Refusal;
 use drain::Shards;
-use schedule::{QueuedStep, Schedule};
+use schedule::Schedule;
 use served::Served;
+
+pub use schedule::{DECODE_TOKENS_MAX, PART_TOKENS_MAX};
 
 /// Most sessions at once. Each holds a few hundred bytes here; its KV cache and its journal are
 /// budgeted apart.
@@ -68,7 +71,7 @@ pub struct ServerConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LinkId(pub u64);
 
-/// A job for the accelerator.
+/// A pass of the accelerator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct JobId(pub u64);
 
@@ -95,13 +98,14 @@ pub enum Input {
         /// What was pushed.
         step: Step,
     },
-    /// The accelerator has finished the job that it was given.
+    /// The accelerator has finished the pass that it was given.
     Computed {
         /// Which one.
         job: JobId,
-        /// What leaves the session's last block here, or why nothing does.
-        result: Result<Tensor, ComputeFailure>,
-        /// How long the accelerator worked on it.
+        /// For each job of the pass, in order: what leaves the session's last block here, or why
+        /// nothing does.
+        results: Vec<Result<Tensor, ComputeFailure>>,
+        /// How long the accelerator worked on the pass.
         compute: Duration,
     },
     /// A client's link is gone, and its sessions with it.
@@ -132,7 +136,7 @@ pub enum Input {
     Drain,
 }
 
-/// A step that the accelerator refused.
+/// A job that the accelerator refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{detail}")]
 pub struct ComputeFailure {
@@ -186,8 +190,8 @@ pub enum Output {
         /// For this many tokens.
         tokens: u32,
     },
-    /// Compute a step; the answer is [`Input::Computed`].
-    Compute(Job),
+    /// Compute a pass; the answer is [`Input::Computed`]. There is never more than one.
+    Compute(Batch),
     /// The session is over: free its cache.
     Forget {
         /// Which one.
@@ -200,11 +204,18 @@ pub enum Output {
     },
 }
 
-/// A step for the accelerator.
+/// A pass for the accelerator.
 #[derive(Debug)]
-pub struct Job {
+pub struct Batch {
     /// Its name in the answer.
     pub id: JobId,
+    /// At least one job, and of each session at most one.
+    pub jobs: Vec<Job>,
+}
+
+/// A step of one session, or some consecutive tokens of it.
+#[derive(Debug)]
+pub struct Job {
     /// Whose cache it uses.
     pub session: SessionId,
     /// Through which blocks it goes.
@@ -250,7 +261,7 @@ impl Server {
         match input {
             Input::Received { link, from, message } => self.received(link, from, message, now)?,
             Input::Pushed { from, step } => self.pushed(from, step, now)?,
-            Input::Computed { job, result, compute } => self.computed(job, result, compute, now),
+            Input::Computed { job, results, compute } => self.computed(job, results, compute, now),
             Input::LinkClosed { link } => self.link_closed(link),
             Input::PushFailed { session, to, detail } => self.push_failed(session, to, detail),
             Input::Serve { shard, span, kv_tokens_max } => {
@@ -391,78 +402,6 @@ impl Server {
         }
         self.outputs.push_back(Output::Send { link, message: ServerMessage::Closed { session } });
         Ok(())
-    }
-
-    /// Puts a step into the queue.
-    fn enqueue(&mut self, step: Step, now: Time) -> Result<(), (SessionId, StepId, Refusal)> {
-        let session = step.session;
-        let Some(served) = self.sessions.get_mut(&session) else {
-            return Ok(());
-        };
-        served.last_used = now;
-        let waiting = self.schedule.waiting(session);
-        let end = schedule::check(&step, served, self.config.hidden_size, waiting)
-            .map_err(|refusal| (session, step.step, refusal))?;
-        served.received = end;
-        served.awaits_refill = false;
-        self.schedule.push(QueuedStep { step, received: now });
-        Ok(())
-    }
-
-    fn compute_next(&mut self, now: Time) {
-        let Some((id, queued)) = self.schedule.start(now) else {
-            return;
-        };
-        let served = &self.sessions[&queued.session];
-        self.outputs.push_back(Output::Compute(Job {
-            id,
-            session: queued.session,
-            blocks: served.blocks,
-            position: queued.position,
-            hidden: queued.hidden,
-        }));
-    }
-
-    fn computed(
-        &mut self,
-        job: JobId,
-        result: Result<Tensor, ComputeFailure>,
-        compute: Duration,
-        now: Time,
-    ) {
-        let running = self.schedule.finish(job);
-        if running.abandoned {
-            return;
-        }
-        let served = self.sessions.get_mut(&running.session).expect("a step of it was running");
-        served.last_used = now;
-        let hidden = match result {
-            Ok(hidden) => hidden,
-            Err(failure) => {
-                self.fail(running.session, Some(running.step), failure.code, failure.detail);
-                return;
-            }
-        };
-        let mut trace = running.trace;
-        if !running.replay {
-            trace.push(HopTiming {
-                peer: self.config.peer,
-                span: served.blocks,
-                queue: running.started.since(running.received),
-                compute,
-                hop: now.since(running.received),
-                link_round_trip: None,
-            });
-        }
-        let step = Step {
-            session: running.session,
-            step: running.step,
-            position: running.position,
-            hidden,
-            trace,
-            replay: running.replay,
-        };
-        self.deliver(step);
     }
 
     fn link_closed(&mut self, link: LinkId) {

@@ -11,6 +11,7 @@ mod inbox;
 mod mend;
 mod place;
 mod spare;
+pub mod speculation;
 mod watch;
 
 use std::collections::{BTreeSet, VecDeque};

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use umbel_engine::kernel::{
-    AttentionShape, InstructionSet, KvPages, PAGE_TOKENS, WeightView, attention, matmul,
+    Attending, AttentionShape, InstructionSet, KvPages, PAGE_TOKENS, WeightView, attention, matmul,
 };
 use umbel_shard::WeightType;
 
@@ -174,7 +174,10 @@ fn attend(pools: &[ThreadPool; 2]) {
     let seen = 512 + tokens / 2;
     let operations = 4.0 * (queries.len() * seen) as f64;
     let [one, all] = pools.each_ref().map(|pool| {
-        let elapsed = best(pool, || attention(shape, &queries, &pages, 512, &mut output));
+        let elapsed = best(pool, || {
+            let session = Attending { pages: &pages, position: 512, tokens: 512 };
+            attention(shape, &queries, &[session], &mut output);
+        });
         operations / elapsed.as_secs_f64() / 1e9
     });
     println!(

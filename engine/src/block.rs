@@ -1,4 +1,6 @@
-//! One transformer block, whatever its family.
+//! One transformer block, whatever its family, and the tokens that go through it together.
+
+use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
 
@@ -16,10 +18,28 @@ use crate::kv::table::BlockCache;
 pub(crate) trait Block: Send + Sync {
     /// From what enters the block to what leaves it, both `[tokens, hidden]` in binary32.
     ///
-    /// The tokens stand at `position` and after it. `cache` holds the keys and values of the
-    /// positions before, is given those of these tokens, and is never read beyond them.
+    /// The rows are those of the stretches of `pass`, one stretch after the other. Each cache is
+    /// given the keys and values of its own tokens, and is never read beyond them.
     ///
     /// # Errors
     /// What candle found wrong with the tensors; a bug of ours, as shapes were checked before.
-    fn forward(&self, input: &Tensor, cache: &mut BlockCache, position: usize) -> Result<Tensor>;
+    fn forward(&self, input: &Tensor, pass: &mut Pass<'_>) -> Result<Tensor>;
+}
+
+/// Whose tokens go through a block together.
+pub(crate) struct Pass<'a> {
+    /// Where each token stands in its own session.
+    pub(crate) positions: Arc<[usize]>,
+    /// What each session brings, in the order of the rows.
+    pub(crate) stretches: Vec<Stretch<'a>>,
+}
+
+/// Consecutive tokens of one session.
+pub(crate) struct Stretch<'a> {
+    /// Keys and values of the positions before, to which those of these tokens are added.
+    pub(crate) cache: &'a mut BlockCache,
+    /// Where the first token stands.
+    pub(crate) position: usize,
+    /// How many there are.
+    pub(crate) tokens: usize,
 }

@@ -43,14 +43,14 @@ mod swiglu;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub use attention::{AttentionShape, KvPages, PAGE_TOKENS, attention, attention_with};
+pub use attention::{Attending, AttentionShape, KvPages, PAGE_TOKENS, attention, attention_with};
 pub use dequantize::dequantize_row;
 pub use instruction::InstructionSet;
 pub use matmul::{WeightView, matmul, matmul_with};
 pub use normalize::rms_norm;
 pub use packed::{Arithmetic, PackedMatrix};
 pub use refined::matmul_refined;
-pub use rope::{RopeTable, rope};
+pub use rope::{RopeTable, rope, rope_at};
 pub use swiglu::{add, swiglu, swiglu_with};
 
 /// Values that are computed side by side: the width of an AVX2 register.

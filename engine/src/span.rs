@@ -1,13 +1,14 @@
 //! The blocks of one server.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::Tensor;
 use umbel_protocol::Span;
 use umbel_shard::{ModelConfig, Weights};
 
-use crate::block::Block;
+use crate::block::{Block, Pass, Stretch};
 use crate::checkpoint::{Checkpoint, LoadTensorError};
 use crate::device::Device;
 use crate::hidden::HiddenStates;
@@ -81,6 +82,40 @@ impl HostedSpan {
         table: &mut KvTable,
         input: &HiddenStates,
     ) -> Result<HiddenStates, ForwardError> {
+        let mut results = self.forward_batch(&mut [(table, input)]);
+        results.pop().expect("there is a result for each session")
+    }
+
+    /// As [`HostedSpan::forward`] for several sessions in one pass: each block reads its weights
+    /// once for the tokens of all sessions that go through it. No bit of a result differs from what
+    /// the session alone would get, and the error of one is none of the others'.
+    ///
+    /// # Panics
+    /// Where a table is of another model's arena: a bug of ours.
+    pub fn forward_batch(
+        &self,
+        batch: &mut [(&mut KvTable, &HiddenStates)],
+    ) -> Vec<Result<HiddenStates, ForwardError>> {
+        let checks: Vec<_> = batch.iter().map(|(table, input)| self.check(table, input)).collect();
+        let sound = batch.iter_mut().zip(&checks).filter(|(_, check)| check.is_ok());
+        let mut parts: Vec<_> = sound.map(|((table, input), _)| Part::new(table, input)).collect();
+        let failure = self.device.run(|| self.pass(&mut parts)).err();
+        let mut parts = parts.into_iter();
+        let results = checks.into_iter().map(|check| {
+            check?;
+            let part = parts.next().expect("every sound session has its part");
+            match &failure {
+                None => Ok(part.finish()),
+                Some((block, source)) => {
+                    Err(ForwardError::Compute { block: *block, source: Arc::clone(source) })
+                }
+            }
+        });
+        results.collect()
+    }
+
+    /// Whether a session can go through the blocks.
+    fn check(&self, table: &KvTable, input: &HiddenStates) -> Result<(), ForwardError> {
         if !self.span.covers(table.blocks()) {
             return Err(ForwardError::NotHosted { blocks: table.blocks(), hosted: self.span });
         }
@@ -96,24 +131,93 @@ impl HostedSpan {
                 capacity: table.capacity(),
             });
         }
-        let output = self.device.run(|| self.pass(table, input.tensor()))?;
-        table.advance(input.token_count());
-        Ok(HiddenStates::computed(output))
+        Ok(())
     }
 
-    fn pass(&self, table: &mut KvTable, input: &Tensor) -> Result<Tensor, ForwardError> {
-        let position = table.position();
-        let hosted = self.span.blocks().zip(&self.blocks);
-        let blocks = table.blocks();
-        let passed = hosted.filter(|&(index, _)| blocks.contains(index));
-        let mut hidden = input.clone();
-        for ((index, block), cache) in passed.zip(table.caches_mut()) {
-            hidden = block
-                .forward(&hidden, cache, position)
-                .map_err(|source| ForwardError::Compute { block: index, source })?;
+    /// Takes all parts through their blocks. They are joined anew only where a session's blocks
+    /// begin or end; mostly all sessions have the same blocks.
+    fn pass(&self, parts: &mut [Part<'_>]) -> Result<(), (u32, Arc<candle_core::Error>)> {
+        let ends = |part: &Part<'_>| [part.table.blocks().start(), part.table.blocks().end()];
+        let mut cuts: Vec<u32> = parts.iter().flat_map(ends).collect();
+        cuts.sort_unstable();
+        cuts.dedup();
+        for cut in cuts.windows(2) {
+            let passes = |part: &&mut Part<'_>| part.table.blocks().contains(cut[0]);
+            let mut together: Vec<_> = parts.iter_mut().filter(passes).collect();
+            if !together.is_empty() {
+                self.pass_together(cut[0]..cut[1], &mut together)?;
+            }
         }
-        Ok(hidden)
+        Ok(())
     }
+
+    /// Takes parts through blocks that all of them go through.
+    fn pass_together(
+        &self,
+        blocks: Range<u32>,
+        parts: &mut [&mut Part<'_>],
+    ) -> Result<(), (u32, Arc<candle_core::Error>)> {
+        let positions: Arc<[usize]> = parts.iter().flat_map(|part| part.positions()).collect();
+        let mut hidden = join(parts).map_err(|source| (blocks.start, source.into()))?;
+        for index in blocks.clone() {
+            let block = &self.blocks[(index - self.span.start()) as usize];
+            let stretches = parts.iter_mut().map(|part| part.stretch(index)).collect();
+            let mut pass = Pass { positions: Arc::clone(&positions), stretches };
+            hidden = block.forward(&hidden, &mut pass).map_err(|source| (index, source.into()))?;
+        }
+        divide(&hidden, parts).map_err(|source| (blocks.end - 1, source.into()))
+    }
+}
+
+/// What one session brings into a pass, on its way through the blocks.
+struct Part<'a> {
+    table: &'a mut KvTable,
+    tokens: usize,
+    hidden: Tensor,
+}
+
+impl<'a> Part<'a> {
+    fn new(table: &'a mut KvTable, input: &HiddenStates) -> Self {
+        Self { table, tokens: input.token_count(), hidden: input.tensor().clone() }
+    }
+
+    fn positions(&self) -> Range<usize> {
+        let position = self.table.position();
+        position..position + self.tokens
+    }
+
+    /// The session's tokens and cache in block `index`, which is one of its blocks.
+    fn stretch(&mut self, index: u32) -> Stretch<'_> {
+        let (position, tokens) = (self.table.position(), self.tokens);
+        let place = (index - self.table.blocks().start()) as usize;
+        Stretch { cache: &mut self.table.caches_mut()[place], position, tokens }
+    }
+
+    fn finish(self) -> HiddenStates {
+        self.table.advance(self.tokens);
+        HiddenStates::computed(self.hidden)
+    }
+}
+
+/// The rows of all parts, one part after the other.
+fn join(parts: &[&mut Part<'_>]) -> candle_core::Result<Tensor> {
+    match parts {
+        [alone] => Ok(alone.hidden.clone()),
+        _ => {
+            let all: Vec<_> = parts.iter().map(|part| &part.hidden).collect();
+            Tensor::cat(&all, 0)
+        }
+    }
+}
+
+/// Gives each part its rows, without a copy.
+fn divide(hidden: &Tensor, parts: &mut [&mut Part<'_>]) -> candle_core::Result<()> {
+    let mut start = 0;
+    for part in parts {
+        part.hidden = hidden.narrow(0, start, part.tokens)?;
+        start += part.tokens;
+    }
+    Ok(())
 }
 
 impl fmt::Debug for HostedSpan {
@@ -172,8 +276,8 @@ pub enum ForwardError {
     Compute {
         /// The block.
         block: u32,
-        /// What the library said.
-        source: candle_core::Error,
+        /// What the library said: of one pass, to all its sessions.
+        source: Arc<candle_core::Error>,
     },
 }
 

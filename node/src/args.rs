@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use umbel_client::Sampling;
 use umbel_net::Multiaddr;
 use umbel_protocol::Span;
+use umbel_shard::WeightType;
 
 /// The model of every command that names none.
 pub const DEFAULT_MODEL: &str = "smollm2-135m";
@@ -153,6 +154,16 @@ impl SamplingArguments {
     }
 }
 
+/// How tokens are guessed, so that one trip round the chain gives several.
+#[derive(Debug, Clone, Args)]
+pub struct SpeculateArguments {
+    /// Guess tokens, so that one trip gives several; the text stays the same: auto (from the text
+    /// so far, where it pays), off, prompt (from the text so far, always), or a small model with
+    /// the same vocabulary, which is computed here.
+    #[arg(long, value_name = "auto|off|prompt|MODEL", default_value = "auto")]
+    pub speculate: String,
+}
+
 /// `umbel demo`.
 #[derive(Debug, Args)]
 #[command(
@@ -276,6 +287,10 @@ pub struct ChatArguments {
     /// How the next token is chosen.
     #[command(flatten)]
     pub sampling: SamplingArguments,
+
+    /// Whether tokens are guessed.
+    #[command(flatten)]
+    pub speculate: SpeculateArguments,
 }
 
 /// `umbel generate`.
@@ -312,6 +327,10 @@ pub struct GenerateArguments {
     /// How the next token is chosen.
     #[command(flatten)]
     pub sampling: SamplingArguments,
+
+    /// Whether tokens are guessed.
+    #[command(flatten)]
+    pub speculate: SpeculateArguments,
 
     /// End where this text comes up; may be given several times.
     #[arg(long, value_name = "TEXT")]
@@ -362,19 +381,53 @@ pub struct StatusArguments {
     pub json: bool,
 }
 
+/// The shape of a random model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum RandomShape {
+    /// That of SmolLM2-135M: 30 blocks of hidden size 576.
+    #[value(name = "135m")]
+    M135,
+    /// 1.1 billion parameters: 16 blocks of hidden size 2048.
+    #[value(name = "1b")]
+    B1,
+    /// That of Llama 3.1 8B: 32 blocks of hidden size 4096.
+    #[value(name = "8b")]
+    B8,
+}
+
 /// `umbel bench`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  umbel bench\n  umbel bench --servers 1,2,4 --new-tokens 128 --rounds 5"
+    after_help = "Examples:\n  umbel bench\n  umbel bench --servers 1,2,4 --new-tokens 128 --rounds 5\n  \
+                  umbel bench --servers 1 --clients 1,8,32 --prompt-tokens 256\n  \
+                  umbel bench --random-model 1b --weights q8_0"
 )]
 pub struct BenchArguments {
     /// Which model.
     #[command(flatten)]
     pub model: ModelArguments,
 
+    /// A model of this shape with random weights instead, made on the first use and kept in the
+    /// cache folder: real speed, meaningless tokens.
+    #[arg(long, value_name = "SHAPE", conflicts_with_all = ["model", "model_option"])]
+    pub random_model: Option<RandomShape>,
+
+    /// How the random weights are written: f32, f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0, q4_k, q5_k
+    /// or q6_k.
+    #[arg(long, value_name = "TYPE", default_value = "bf16", requires = "random_model")]
+    pub weights: WeightType,
+
     /// Swarms of how many servers are measured beside the single process.
     #[arg(long, value_name = "N,N,...", value_delimiter = ',', default_value = "1,2,4")]
     pub servers: Vec<u32>,
+
+    /// Measure so many clients at once, at a swarm of the first number of servers.
+    #[arg(long, value_name = "N,N,...", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub clients: Vec<u32>,
+
+    /// Tokens of a prompt that one more client reads while the others decode; 0 for none.
+    #[arg(long, value_name = "N", default_value_t = 2_000, requires = "clients")]
+    pub reader_tokens: u32,
 
     /// Tokens of the prompt.
     #[arg(long, value_name = "N", default_value_t = 512)]

@@ -8,6 +8,7 @@ mod inspect;
 mod local_swarm;
 mod serve;
 mod session;
+mod speculate;
 mod status;
 
 use std::process::ExitCode;

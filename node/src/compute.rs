@@ -1,17 +1,17 @@
-//! The thread that owns the engine: jobs in, results out.
+//! The thread that owns the engine: passes in, results out.
 
 use std::collections::BTreeMap;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
-use umbel_coordinator::server::{ComputeFailure, Job, JobId, ShardId};
+use umbel_coordinator::server::{Batch, ComputeFailure, Job, JobId, ShardId};
 use umbel_engine::{HiddenStates, HostedSpan, KvArena, KvTable};
 use umbel_protocol::error::ErrorCode;
 use umbel_protocol::{SessionId, Span, Tensor};
 
 /// Commands that wait for the thread: of each session one to open its cache, one to free it, and
-/// one job for all of them.
+/// one pass for all of them.
 pub const COMMANDS_WAITING_MAX: usize = 2 * umbel_coordinator::server::SESSIONS_MAX + 16;
 
 /// Blocks and the arena of their keys and values.
@@ -47,8 +47,8 @@ pub enum Command {
         /// For how many tokens.
         tokens: u32,
     },
-    /// Compute a step.
-    Step(Job),
+    /// Compute a pass.
+    Pass(Batch),
     /// Free a session's cache.
     Forget {
         /// Whose.
@@ -56,13 +56,13 @@ pub enum Command {
     },
 }
 
-/// A job that is done.
+/// A pass that is done.
 #[derive(Debug)]
 pub struct Computed {
     /// Which.
     pub job: JobId,
-    /// What leaves its last block.
-    pub result: Result<Tensor, ComputeFailure>,
+    /// What leaves the last block of each job, in the order of the jobs.
+    pub results: Vec<Result<Tensor, ComputeFailure>>,
     /// How long it took.
     pub compute: Duration,
 }
@@ -103,11 +103,10 @@ impl Engine {
                 Command::Open { session, shard, blocks, tokens } => {
                     self.open(session, shard, blocks, tokens);
                 }
-                Command::Step(job) => {
+                Command::Pass(batch) => {
                     let started = Instant::now();
-                    let id = job.id;
-                    let result = self.step(&job);
-                    done(Computed { job: id, result, compute: started.elapsed() });
+                    let results = self.pass(&batch.jobs);
+                    done(Computed { job: batch.id, results, compute: started.elapsed() });
                 }
                 Command::Forget { session } => {
                     if let Some((shard, table)) = self.tables.remove(&session)
@@ -132,13 +131,42 @@ impl Engine {
         }
     }
 
-    fn step(&mut self, job: &Job) -> Result<Tensor, ComputeFailure> {
-        let (id, table) = self.tables.get_mut(&job.session).ok_or_else(|| ComputeFailure {
-            code: ErrorCode::Internal,
-            detail: "the session has no cache".to_owned(),
-        })?;
-        let blocks = &self.shards.get(id).expect("sessions use only what is held").blocks;
-        let hidden =
+    /// Computes all jobs together: one pass for each lot of blocks, and mostly there is one lot.
+    fn pass(&mut self, jobs: &[Job]) -> Vec<Result<Tensor, ComputeFailure>> {
+        let mut results: Vec<_> = jobs.iter().map(|_| None).collect();
+        let mut ready: BTreeMap<ShardId, Vec<Ready>> = BTreeMap::new();
+        for (index, job) in jobs.iter().enumerate() {
+            match self.prepare(index, job) {
+                Ok((shard, job)) => ready.entry(shard).or_default().push(job),
+                Err(failure) => results[index] = Some(Err(failure)),
+            }
+        }
+        for (id, mut jobs) in ready {
+            let blocks = &self.shards.get(&id).expect("sessions use only what is held").blocks;
+            let mut batch: Vec<_> =
+                jobs.iter_mut().map(|ready| (&mut ready.table, &ready.input)).collect();
+            let outputs = blocks.forward_batch(&mut batch);
+            for (job, output) in jobs.into_iter().zip(outputs) {
+                let result = output.map(|hidden| hidden.to_wire());
+                results[job.index] = Some(result.map_err(|error| internal(error.to_string())));
+                self.tables.insert(job.session, (id, job.table));
+            }
+        }
+        let done = |result: Option<_>| result.expect("every job is ready or has failed");
+        results.into_iter().map(done).collect()
+    }
+
+    /// Takes the cache of a job's session, cut back to where the job begins. What cannot be computed
+    /// leaves the cache in its place.
+    fn prepare(&mut self, index: usize, job: &Job) -> Result<(ShardId, Ready), ComputeFailure> {
+        let session = job.session;
+        let (shard, table) = self
+            .tables
+            .get_mut(&session)
+            .ok_or_else(|| internal("the session has no cache".to_owned()))?;
+        let shard = *shard;
+        let blocks = &self.shards.get(&shard).expect("sessions use only what is held").blocks;
+        let input =
             HiddenStates::from_wire(&job.hidden, blocks.hidden_size()).map_err(|error| {
                 ComputeFailure { code: ErrorCode::WrongShape, detail: error.to_string() }
             })?;
@@ -146,10 +174,20 @@ impl Engine {
             code: ErrorCode::WrongPosition,
             detail: error.to_string(),
         })?;
-        let hidden = blocks.forward(table, &hidden).map_err(|error| ComputeFailure {
-            code: ErrorCode::Internal,
-            detail: error.to_string(),
-        })?;
-        Ok(hidden.to_wire())
+        let (_, table) = self.tables.remove(&session).expect("it was there just now");
+        Ok((shard, Ready { index, session, table, input }))
     }
+}
+
+/// A job that can be computed.
+struct Ready {
+    /// Its place among the jobs of the pass.
+    index: usize,
+    session: SessionId,
+    table: KvTable,
+    input: HiddenStates,
+}
+
+fn internal(detail: String) -> ComputeFailure {
+    ComputeFailure { code: ErrorCode::Internal, detail }
 }

@@ -63,8 +63,9 @@ pub struct Driver {
     events: mpsc::Receiver<Event>,
     load: watch::Sender<Load>,
     decode: Option<Duration>,
-    /// Blocks of the job that the engine works on.
-    computing_blocks: u32,
+    /// Blocks of the job that the engine works on, where it is one token and alone in its pass: what
+    /// it takes with others says nothing of how long it takes by itself.
+    alone: Option<u32>,
     clock: Clock,
 }
 
@@ -180,7 +181,7 @@ impl Driver {
             events,
             load,
             decode: None,
-            computing_blocks: 1,
+            alone: None,
             clock: Clock::start(),
         };
         (driver, drained_shards)
@@ -233,13 +234,11 @@ impl Driver {
                     close.send_replace(true);
                 }
             }
-            Event::Computed(Computed { job, result, compute }) => {
-                let tokens = result.as_ref().map_or(0, |hidden| hidden.shape()[0]);
-                if tokens == 1 {
-                    let smoothed = measure::smooth(self.decode, compute, self.computing_blocks);
-                    self.decode = Some(smoothed);
+            Event::Computed(Computed { job, results, compute }) => {
+                if let Some(blocks) = self.alone.take() {
+                    self.decode = Some(measure::smooth(self.decode, compute, blocks));
                 }
-                self.tell_server(Input::Computed { job, result, compute });
+                self.tell_server(Input::Computed { job, results, compute });
             }
             Event::LinkClosed { link } => self.close(link),
             Event::PushFailed { session, to, link, detail } => {
@@ -286,9 +285,12 @@ impl Driver {
                 Output::OpenCache { session, shard, blocks, tokens } => {
                     self.command(Command::Open { session, shard, blocks, tokens });
                 }
-                Output::Compute(job) => {
-                    self.computing_blocks = job.blocks.block_count();
-                    self.command(Command::Step(job));
+                Output::Compute(batch) => {
+                    self.alone = match batch.jobs.as_slice() {
+                        [job] if job.hidden.shape()[0] == 1 => Some(job.blocks.block_count()),
+                        _ => None,
+                    };
+                    self.command(Command::Pass(batch));
                 }
                 Output::Forget { session } => self.command(Command::Forget { session }),
                 Output::Drained { shard } => {

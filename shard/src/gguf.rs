@@ -17,6 +17,7 @@ mod cursor;
 mod error;
 mod ggml_type;
 mod header;
+mod random;
 mod rows;
 mod value;
 pub mod write;

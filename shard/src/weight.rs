@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::mapping::Mapping;
@@ -38,6 +39,21 @@ pub enum WeightType {
 }
 
 impl WeightType {
+    /// Every type, as they are listed to a person.
+    pub const ALL: [Self; 11] = [
+        Self::F32,
+        Self::F16,
+        Self::BF16,
+        Self::Q4_0,
+        Self::Q4_1,
+        Self::Q5_0,
+        Self::Q5_1,
+        Self::Q8_0,
+        Self::Q4K,
+        Self::Q5K,
+        Self::Q6K,
+    ];
+
     /// Values that are written together: 1 for the float types, else 32 or 256.
     #[must_use]
     pub const fn block_values(self) -> usize {
@@ -104,6 +120,27 @@ impl WeightType {
         let row_bytes = (columns / self.block_values()).checked_mul(self.block_bytes())?;
         let start = u64::try_from(row_bytes).ok()?;
         rows.iter().try_fold(start, |bytes, &size| bytes.checked_mul(u64::try_from(size).ok()?))
+    }
+}
+
+impl FromStr for WeightType {
+    type Err = UnknownWeightType;
+
+    /// Reads a name in letters of any case.
+    fn from_str(text: &str) -> Result<Self, UnknownWeightType> {
+        let named = |kind: &Self| kind.name().eq_ignore_ascii_case(text);
+        Self::ALL.into_iter().find(named).ok_or_else(|| UnknownWeightType(text.to_owned()))
+    }
+}
+
+/// A name that no type of weight has.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("no type of weight is called {0:?}; there are {names}", names = Self::names())]
+pub struct UnknownWeightType(String);
+
+impl UnknownWeightType {
+    fn names() -> String {
+        WeightType::ALL.map(WeightType::name).join(", ")
     }
 }
 
@@ -301,6 +338,16 @@ mod tests {
         assert_eq!(WeightType::Q6K.tensor_bytes(&[3, 256]), Some(630));
         assert_eq!(WeightType::F32.tensor_bytes(&[]), Some(4));
         assert_eq!(WeightType::F32.tensor_bytes(&[usize::MAX, usize::MAX]), None);
+    }
+
+    #[test]
+    fn every_type_is_found_by_its_name() {
+        for kind in WeightType::ALL {
+            assert_eq!(kind.name().parse(), Ok(kind));
+            assert_eq!(kind.name().to_lowercase().parse(), Ok(kind));
+        }
+        let error = "Q3_K".parse::<WeightType>().unwrap_err().to_string();
+        assert!(error.contains("Q3_K") && error.contains("Q4_K"), "{error}");
     }
 
     #[test]

@@ -5,20 +5,20 @@ use std::time::Duration;
 
 use umbel_coordinator::Time;
 use umbel_coordinator::server::{JobId, Server, ServerConfig};
-use umbel_protocol::{PeerId, SessionId, Tensor};
+use umbel_protocol::{PeerId, SessionId, Span, Tensor};
 
 use crate::oracle::Oracle;
 
-/// How long the accelerator takes for a block: for each step the longer of reading the weights and
-/// of the arithmetic of all its tokens, and then for reading the context.
+/// How long the accelerator takes for a block: for each pass the longer of reading the weights and
+/// of the arithmetic of all its tokens, and then for reading the context of each session.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Speed {
-    /// For reading the weights of a block, once a step: their bytes by the memory's bandwidth, and
+    /// For reading the weights of a block, once a pass: their bytes by the memory's bandwidth, and
     /// what else a block costs however many tokens there are.
     pub per_block: Duration,
     /// For the arithmetic of each token and block.
     pub per_token: Duration,
-    /// For reading the keys and values of each token of the context, once a step and block.
+    /// For reading the keys and values of each token of the context, once a pass and block.
     pub per_context: Duration,
 }
 
@@ -32,9 +32,41 @@ impl Speed {
     /// How long a step of `tokens` from `position` on through `blocks` blocks takes.
     #[must_use]
     pub fn step(&self, blocks: u32, position: u32, tokens: u32) -> Duration {
-        let arithmetic = self.per_token * tokens;
-        (self.per_block.max(arithmetic) + self.per_context * (position + tokens)) * blocks
+        let blocks = Span::new(0, blocks).expect("a step goes through some block");
+        self.pass(&[Row { blocks, position, tokens }])
     }
+
+    /// How long a pass of these rows takes: each block reads its weights once for all of them.
+    #[must_use]
+    pub fn pass(&self, rows: &[Row]) -> Duration {
+        let begin = rows.iter().map(|row| row.blocks.start()).min().unwrap_or(0);
+        let end = rows.iter().map(|row| row.blocks.end()).max().unwrap_or(0);
+        (begin..end).map(|block| self.block(rows, block)).sum()
+    }
+
+    fn block(&self, rows: &[Row], block: u32) -> Duration {
+        let here = rows.iter().filter(|row| row.blocks.contains(block));
+        let (mut tokens, mut context) = (0, 0);
+        for row in here {
+            tokens += row.tokens;
+            context += row.position + row.tokens;
+        }
+        if tokens == 0 {
+            return Duration::ZERO;
+        }
+        self.per_block.max(self.per_token * tokens) + self.per_context * context
+    }
+}
+
+/// Consecutive tokens of one session in a pass.
+#[derive(Debug, Clone, Copy)]
+pub struct Row {
+    /// The blocks that they go through.
+    pub blocks: Span,
+    /// Where the first one stands.
+    pub position: u32,
+    /// How many there are.
+    pub tokens: u32,
 }
 
 /// Whether a server runs.
@@ -71,8 +103,8 @@ pub struct Host<E> {
     pub life: u32,
     /// The timer that is armed.
     pub armed: Option<Time>,
-    /// The job that is computed, and its result.
-    pub computing: Option<(JobId, Tensor, Duration)>,
+    /// The pass that is computed, its results, and how long it takes.
+    pub computing: Option<(JobId, Vec<Tensor>, Duration)>,
     /// What waits while it is frozen.
     pub held: VecDeque<E>,
     /// Whether it has been told to leave.
@@ -112,10 +144,10 @@ impl<E> Host<E> {
         *self = Self { life, ..Self::new(self.config.clone(), self.speed, self.group) };
     }
 
-    /// How long a step of `tokens` from `position` on through `blocks` blocks takes now.
+    /// How long a pass of these rows takes now.
     #[must_use]
-    pub fn duration(&self, blocks: u32, position: u32, tokens: u32) -> Duration {
-        self.speed.step(blocks, position, tokens) * self.slower
+    pub fn duration(&self, rows: &[Row]) -> Duration {
+        self.speed.pass(rows) * self.slower
     }
 }
 
@@ -132,5 +164,24 @@ mod tests {
         };
         assert_eq!(speed.step(2, 99, 1), Duration::from_micros(2 * 10_100));
         assert_eq!(speed.step(2, 0, 100), Duration::from_micros(2 * 100_100));
+    }
+
+    #[test]
+    fn a_pass_reads_the_weights_of_each_block_once_and_the_context_of_each_session() {
+        let speed = Speed {
+            per_block: Duration::from_millis(10),
+            per_token: Duration::from_millis(1),
+            per_context: Duration::from_micros(1),
+        };
+        let row = |start, end, position, tokens| Row {
+            blocks: Span::new(start, end).unwrap(),
+            position,
+            tokens,
+        };
+        // One block of both, one of each alone, and between them one of nobody.
+        let rows = [row(0, 2, 99, 1), row(1, 2, 49, 1), row(3, 4, 0, 20)];
+        let blocks = [10_100, 10_150, 0, 20_020].map(Duration::from_micros);
+        assert_eq!(speed.pass(&rows), blocks.iter().sum::<Duration>());
+        assert_eq!(speed.pass(&[row(5, 9, 7, 3)]), speed.step(4, 7, 3));
     }
 }

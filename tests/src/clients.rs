@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use umbel_client::{Chain, ClientModel, Swarm};
+use umbel_client::{Chain, ClientModel, Speculate, Swarm};
 
 use crate::workload::{Workload, ask};
 
@@ -91,7 +91,8 @@ async fn client(
             answers.longest_wait = answers.longest_wait.max(waiting.elapsed());
             waiting = Instant::now();
         };
-        let asked = ask(Arc::clone(&swarm), &question.model, &question.workload).await;
+        let asked =
+            ask(Arc::clone(&swarm), &question.model, &question.workload, &Speculate::Off).await;
         let mut generation = asked.with_context(|| format!("opening session {nth}"))?;
         waited(&mut answers);
         while generation.next().await.with_context(|| format!("in answer {nth}"))?.is_some() {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use tokio::task::JoinHandle;
-use umbel_client::{Chain, ClientModel, Generation, Swarm, SwarmConfig};
+use umbel_client::{Chain, ClientModel, Drafts, Generation, Speculate, Swarm, SwarmConfig};
 use umbel_coordinator::random::Random;
 use umbel_protocol::announcement::Announcement;
 
@@ -91,6 +91,8 @@ pub struct Outcome {
     pub usual: Duration,
     /// Hops that lost their places.
     pub failures: usize,
+    /// What came of guessing.
+    pub drafts: Drafts,
 }
 
 /// A swarm with two servers for each span.
@@ -102,6 +104,8 @@ pub struct Replicated {
     extra: Vec<String>,
     /// What lies between the servers, if their links are shaped.
     network: Option<ShapedNetwork>,
+    /// How tokens are guessed.
+    speculate: Speculate,
 }
 
 impl Replicated {
@@ -130,9 +134,15 @@ impl Replicated {
             servers: Vec::new(),
             extra: vec!["--kv-tokens".to_owned(), "4096".to_owned()],
             network: network.into(),
+            speculate: Speculate::Off,
         };
         swarm.restore().await?;
         Ok(swarm)
+    }
+
+    /// Answers come by guessing from now on; what one process answers does not.
+    pub fn speculate(&mut self, speculate: Speculate) {
+        self.speculate = speculate;
     }
 
     /// The model.
@@ -256,9 +266,10 @@ impl Replicated {
             Chain::Remote(chain) => chain.failures().len(),
             Chain::Local(_) => 0,
         };
-        let tokens = generation.tokens().to_vec();
+        let (tokens, drafts) = (generation.tokens().to_vec(), generation.drafts());
         generation.into_chain().0.close().await;
         Ok(Outcome {
+            drafts,
             tokens,
             gap: after.into_iter().max().unwrap_or_default(),
             noticed,
@@ -273,7 +284,7 @@ impl Replicated {
     /// Where no session can be opened.
     pub async fn begin(&self, workload: &Workload) -> anyhow::Result<Generation> {
         let swarm = self.join().await?;
-        ask(swarm, &self.model, workload).await
+        ask(swarm, &self.model, workload, &self.speculate).await
     }
 
     /// A client of its own.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use umbel_client::{
-    Chain, ClientModel, Device, Generate, Generation, LocalModel, RemoteChain, Swarm,
+    Chain, ClientModel, Device, Generate, Generation, LocalModel, RemoteChain, Speculate, Swarm,
 };
 use umbel_shard::{Cache, Model, ModelSource, PartsNeeded, Silent};
 
@@ -56,6 +56,7 @@ pub async fn ask(
     swarm: Arc<Swarm>,
     model: &Arc<ClientModel>,
     workload: &Workload,
+    speculate: &Speculate,
 ) -> anyhow::Result<Generation> {
     let tokens = u32::try_from(workload.prompt.len())? + workload.tokens + 16;
     let chain = if workload.standby {
@@ -63,7 +64,8 @@ pub async fn ask(
     } else {
         RemoteChain::open(swarm, model, tokens).await?
     };
-    Ok(request(workload).start(Arc::clone(model), Chain::Remote(Box::new(chain)))?)
+    let request = Generate { speculate: speculate.clone(), ..request(workload) };
+    Ok(request.start(Arc::clone(model), Chain::Remote(Box::new(chain)))?)
 }
 
 fn request(workload: &Workload) -> Generate {

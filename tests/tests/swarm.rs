@@ -22,25 +22,38 @@ fn tokens(model: &str, place: &[&str]) -> Value {
 }
 
 #[test]
-fn several_clients_at_once_get_what_each_would_get_alone() {
+fn eight_clients_at_once_get_what_each_would_get_alone() {
     let model = llama();
     let first = serve(&[&model, "--blocks", "0..2"]);
     let _second = serve(&[&model, "--blocks", "2..4", "--join", first.address()]);
-    let sampled = |seed: &str| {
-        let alone = tokens(&model, &["--local", "--temperature", "0.9", "--seed", seed]);
-        (seed.to_owned(), alone)
+    // Prompts of 1 to 99 tokens, so that some are still read while others decode.
+    let prompts = (0..8u32).map(|client| {
+        let ids = (0..=14 * client).map(|index| (1 + 37 * index + client) % 250);
+        ids.map(|id| id.to_string()).collect::<Vec<_>>().join(",")
+    });
+    let arguments = |client: usize, prompt: &str, place: &[&str]| {
+        let seed = client.to_string();
+        let asked = ["generate", &model, "--prompt-ids", prompt, "--max-tokens", "24"];
+        let sampled = ["--ignore-eos", "--json", "--temperature", "0.9", "--seed", &seed];
+        report(&umbel(&[&asked[..], &sampled, place].concat()))["token_ids"].clone()
     };
-    let alone: Vec<_> = ["1", "2", "3", "4", "5", "6"].into_iter().map(sampled).collect();
+    let alone: Vec<_> = prompts
+        .enumerate()
+        .map(|(client, prompt)| {
+            let tokens = arguments(client, &prompt, &["--local"]);
+            (prompt, tokens)
+        })
+        .collect();
     std::thread::scope(|scope| {
-        for (seed, alone) in &alone {
-            let (model, address) = (&model, first.address());
+        for (client, (prompt, alone)) in alone.iter().enumerate() {
+            let (arguments, address) = (&arguments, first.address());
             scope.spawn(move || {
-                let place = ["--join", address, "--temperature", "0.9", "--seed", seed];
-                assert_eq!(tokens(model, &place), *alone, "seed {seed}");
+                let together = arguments(client, prompt, &["--join", address]);
+                assert_eq!(together, *alone, "client {client}");
             });
         }
     });
-    assert_ne!(alone[0].1, alone[1].1, "other seeds, other texts");
+    assert_ne!(alone[0].1, alone[1].1, "other prompts, other texts");
 }
 
 #[test]

@@ -103,6 +103,17 @@ impl Tokenizer {
         &self.0.special
     }
 
+    /// The first id that is spelled differently in `other`'s vocabulary, with both spellings.
+    #[must_use]
+    pub fn first_difference(&self, other: &Self) -> Option<(u32, Option<String>, Option<String>)> {
+        let size = |tokenizer: &Self| tokenizer.0.pipeline.get_vocab_size(true);
+        // Ids may have gaps, so that the last one is beyond their number.
+        let end = u32::try_from(2 * size(self).max(size(other))).unwrap_or(u32::MAX);
+        (0..end)
+            .map(|id| (id, self.0.token(id), other.0.token(id)))
+            .find(|(_, ours, theirs)| ours != theirs)
+    }
+
     /// The id of the token that is spelled `token` in the vocabulary.
     #[must_use]
     pub fn id(&self, token: &str) -> Option<u32> {

@@ -1,151 +1,270 @@
-//! Whose step is computed next: first come, first served, one at a time.
+//! Whose steps are computed next, and how many tokens of them in one pass.
+//!
+//! A pass takes the steps of all sessions that decode, and fills what is left of its budget with
+//! parts of longer ones. Clients take turns, and so do the sessions of each. The queue is bounded
+//! by the sessions and the steps of each.
 
-use std::collections::VecDeque;
+mod check;
+mod pace;
+mod turn;
 
-use umbel_protocol::error::ErrorCode;
-use umbel_protocol::inference::{HopTiming, Step};
-use umbel_protocol::{SessionId, StepId, Tensor};
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
-use super::admission::Refusal;
-use super::served::Served;
-use super::{JobId, STEPS_QUEUED_PER_SESSION_MAX};
+use umbel_protocol::inference::Step;
+use umbel_protocol::{PeerId, SessionId, Span, StepId, Tensor};
+
+use super::{Batch, ComputeFailure, Job, JobId};
+use crate::journal::rows;
 use crate::time::Time;
+pub(super) use check::check;
+use pace::{Pace, Taken};
+use turn::Turns;
 
-/// A step that waits for the accelerator.
+/// Most tokens of a step that counts as decoding: one token, or guesses that are checked together.
+/// Such a step is never cut.
+pub const DECODE_TOKENS_MAX: u32 = 16;
+
+/// Most tokens of one step in one pass: what a pass needs beside weights and caches grows with
+/// them, to a quarter of a gigabyte in a block with an MLP of 28,672 values in binary32.
+pub const PART_TOKENS_MAX: u32 = 1_024;
+
+/// The steps of one session that wait or are being computed, in their order.
 #[derive(Debug)]
-pub(super) struct QueuedStep {
-    pub(super) step: Step,
-    pub(super) received: Time,
+struct Queue {
+    client: PeerId,
+    blocks: Span,
+    steps: VecDeque<Queued>,
+    /// The pass that last took of them, or before which they came.
+    turn: u64,
 }
 
-/// The step that the accelerator works on, without its payload.
+/// A step of which some tokens may have been computed.
 #[derive(Debug)]
-pub(super) struct Running {
-    pub(super) job: JobId,
-    pub(super) session: SessionId,
-    pub(super) step: StepId,
-    pub(super) position: u32,
-    pub(super) trace: Vec<HopTiming>,
-    pub(super) replay: bool,
-    pub(super) received: Time,
-    pub(super) started: Time,
+struct Queued {
+    step: Step,
+    received: Time,
+    /// Since when it waits for its next pass.
+    since: Time,
+    /// What was computed of it so far.
+    results: Vec<Tensor>,
+    /// Tokens of it that were.
+    done: u32,
+    queue: Duration,
+    compute: Duration,
+}
+
+/// What the accelerator works on.
+#[derive(Debug)]
+struct Running {
+    job: JobId,
+    parts: Vec<Part>,
+    taken: Taken,
+}
+
+/// Consecutive tokens of the first step of a session.
+#[derive(Debug)]
+struct Part {
+    session: SessionId,
+    tokens: u32,
     /// Its session ended while it ran, so nobody waits for the result.
-    pub(super) abandoned: bool,
-}
-
-/// What the accelerator needs of a step.
-#[derive(Debug)]
-pub(super) struct Started {
-    pub(super) session: SessionId,
-    pub(super) position: u32,
-    pub(super) hidden: Tensor,
+    abandoned: bool,
 }
 
 /// What waits of one session.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Waiting {
+pub(super) struct Load {
     pub(super) steps: usize,
     pub(super) tokens: u64,
 }
 
-/// The queue in front of the accelerator. It is bounded by the sessions and their steps.
+/// What a pass has come to for one session.
+#[derive(Debug)]
+pub(super) enum Finished {
+    /// A step is computed; `step` has what leaves the last block.
+    Step { step: Step, received: Time, queue: Duration, compute: Duration },
+    /// The rest of the step is still to come.
+    Part { session: SessionId, position: u32 },
+    /// The session cannot go on.
+    Failed { session: SessionId, step: StepId, failure: ComputeFailure },
+}
+
+/// The queues in front of the accelerator, and what it works on.
 #[derive(Debug, Default)]
 pub(super) struct Schedule {
-    waiting: VecDeque<QueuedStep>,
+    queues: BTreeMap<SessionId, Queue>,
+    turns: Turns,
+    pace: Pace,
     running: Option<Running>,
-    jobs: u64,
+    passes: u64,
 }
 
 impl Schedule {
-    pub(super) fn push(&mut self, step: QueuedStep) {
-        self.waiting.push_back(step);
+    /// Puts a step of `client` behind those of its session, which goes through `blocks`.
+    pub(super) fn push(&mut self, client: PeerId, blocks: Span, step: Step, now: Time) {
+        let turn = self.passes;
+        self.turns.join(client, turn);
+        let session = step.session;
+        let steps = VecDeque::new();
+        let queue = self.queues.entry(session).or_insert(Queue { client, blocks, steps, turn });
+        queue.steps.push_back(Queued {
+            step,
+            received: now,
+            since: now,
+            results: Vec::new(),
+            done: 0,
+            queue: Duration::ZERO,
+            compute: Duration::ZERO,
+        });
     }
 
-    /// The next step, if the accelerator is free and one waits.
-    pub(super) fn start(&mut self, now: Time) -> Option<(JobId, Started)> {
-        if self.running.is_some() {
+    /// The next pass, if the accelerator is free and a step waits. Where others may want to decode
+    /// meanwhile (`is_shared`), it is kept short.
+    pub(super) fn start(&mut self, is_shared: bool, now: Time) -> Option<Batch> {
+        if self.running.is_some() || self.queues.is_empty() {
             return None;
         }
-        let QueuedStep { step, received } = self.waiting.pop_front()?;
-        let job = JobId(self.jobs);
-        self.jobs += 1;
-        self.running = Some(Running {
-            job,
-            session: step.session,
-            step: step.step,
-            position: step.position,
-            trace: step.trace,
-            replay: step.replay,
-            received,
-            started: now,
-            abandoned: false,
-        });
-        let Step { session, position, hidden, .. } = step;
-        Some((job, Started { session, position, hidden }))
+        self.passes += 1;
+        let id = JobId(self.passes);
+        let candidates = self.turns.order(&self.queues);
+        let mut taken = self.pace.begin(is_shared, &candidates);
+        let (mut jobs, mut parts) = (Vec::new(), Vec::new());
+        for candidate in candidates {
+            let Some(tokens) = taken.take(&candidate) else {
+                continue;
+            };
+            self.turns.taken(&candidate, self.passes);
+            let queue = self.queues.get_mut(&candidate.session).expect("it has a queue");
+            queue.turn = self.passes;
+            let queued = queue.steps.front_mut().expect("only sessions with steps have a queue");
+            queued.queue += now.since(queued.since);
+            jobs.push(Job {
+                session: candidate.session,
+                blocks: queue.blocks,
+                position: queued.step.position + queued.done,
+                hidden: rows(&queued.step.hidden, queued.done, queued.done + tokens),
+            });
+            parts.push(Part { session: candidate.session, tokens, abandoned: false });
+        }
+        self.running = Some(Running { job: id, parts, taken });
+        Some(Batch { id, jobs })
     }
 
-    /// The step that the accelerator has finished.
-    pub(super) fn finish(&mut self, job: JobId) -> Running {
-        let running = self.running.take().expect("a job was running");
-        assert_eq!(running.job, job, "the accelerator finishes the job that it was given");
-        running
+    /// What the pass that ran has come to, for each session that still waits for it.
+    pub(super) fn finish(
+        &mut self,
+        job: JobId,
+        results: Vec<Result<Tensor, ComputeFailure>>,
+        compute: Duration,
+        now: Time,
+    ) -> Vec<Finished> {
+        let running = self.running.take().expect("a pass was running");
+        assert_eq!(running.job, job, "the accelerator finishes the pass that it was given");
+        assert_eq!(running.parts.len(), results.len(), "there is a result for each job");
+        self.pace.note(&running.taken, compute);
+        let parts = running.parts.into_iter().zip(results).filter(|(part, _)| !part.abandoned);
+        parts.map(|(part, result)| self.finish_part(&part, result, compute, now)).collect()
     }
 
-    /// How many steps of a session wait, and how many tokens they have.
-    pub(super) fn waiting(&self, session: SessionId) -> Waiting {
-        let of_session = self.waiting.iter().filter(|queued| queued.step.session == session);
-        of_session.fold(Waiting::default(), |waiting, queued| Waiting {
-            steps: waiting.steps + 1,
-            tokens: waiting.tokens + u64::from(queued.step.token_count()),
+    fn finish_part(
+        &mut self,
+        part: &Part,
+        result: Result<Tensor, ComputeFailure>,
+        compute: Duration,
+        now: Time,
+    ) -> Finished {
+        let session = part.session;
+        let queue = self.queues.get_mut(&session).expect("a step of it was running");
+        let queued = queue.steps.front_mut().expect("a step of it was running");
+        let step = queued.step.step;
+        match result {
+            Ok(hidden) => queued.results.push(hidden),
+            Err(failure) => return Finished::Failed { session, step, failure },
+        }
+        queued.done += part.tokens;
+        queued.compute += compute;
+        queued.since = now;
+        if queued.done < queued.step.token_count() {
+            return Finished::Part { session, position: queued.step.position + queued.done };
+        }
+        let Queued { mut step, received, mut results, queue: waited, compute, .. } =
+            queue.steps.pop_front().expect("it is the first");
+        if queue.steps.is_empty() {
+            self.remove(session);
+        }
+        let whole = if results.len() == 1 { results.pop() } else { join(&results) };
+        let Some(hidden) = whole else {
+            let (code, detail) = (umbel_protocol::ErrorCode::Internal, "results of other shapes");
+            let failure = ComputeFailure { code, detail: detail.to_owned() };
+            return Finished::Failed { session, step: step.step, failure };
+        };
+        step.hidden = hidden;
+        Finished::Step { step, received, queue: waited, compute }
+    }
+
+    /// How many steps of a session wait for their first pass, and how many tokens they have.
+    pub(super) fn waiting(&self, session: SessionId) -> Load {
+        let Some(queue) = self.queues.get(&session) else {
+            return Load::default();
+        };
+        let runs = self.running.iter().flat_map(|running| &running.parts);
+        let runs = runs.into_iter().any(|part| part.session == session && !part.abandoned);
+        let begun = runs || queue.steps.front().is_some_and(|queued| queued.done > 0);
+        let waiting = queue.steps.iter().skip(usize::from(begun));
+        waiting.fold(Load::default(), |load, queued| Load {
+            steps: load.steps + 1,
+            tokens: load.tokens + u64::from(queued.step.token_count()),
         })
     }
 
     /// Forgets the steps of a session that has ended.
     pub(super) fn abandon(&mut self, session: SessionId) {
-        self.waiting.retain(|queued| queued.step.session != session);
-        if let Some(running) = &mut self.running {
-            running.abandoned |= running.session == session;
+        self.remove(session);
+        let parts = self.running.iter_mut().flat_map(|running| &mut running.parts);
+        for part in parts.filter(|part| part.session == session) {
+            part.abandoned = true;
         }
     }
 
+    /// Steps that wait or are being computed.
     pub(super) fn depth(&self) -> usize {
-        self.waiting.len() + usize::from(self.running.is_some())
+        self.queues.values().map(|queue| queue.steps.len()).sum()
+    }
+
+    fn remove(&mut self, session: SessionId) {
+        let Some(removed) = self.queues.remove(&session) else {
+            return;
+        };
+        if self.queues.values().all(|queue| queue.client != removed.client) {
+            self.turns.leave(removed.client);
+        }
     }
 }
 
-/// Whether a step fits its session; the position after it.
-pub(super) fn check(
-    step: &Step,
-    served: &Served,
-    hidden_size: u32,
-    waiting: Waiting,
-) -> Result<u32, Refusal> {
-    let refuse = |code, detail| Err(Refusal { code, detail });
-    let &[tokens, hidden] = step.hidden.shape() else {
-        let detail = format!("hidden states are [tokens, {hidden_size}]");
-        return refuse(ErrorCode::WrongShape, detail);
+/// The rows of all `parts`; `None` where they do not fit each other.
+fn join(parts: &[Tensor]) -> Option<Tensor> {
+    let first = parts.first()?;
+    let &[_, width] = first.shape() else {
+        return None;
     };
-    if tokens == 0 || hidden != hidden_size {
-        let detail = format!("hidden states are [tokens, {hidden_size}], not [{tokens}, {hidden}]");
-        return refuse(ErrorCode::WrongShape, detail);
-    }
-    if step.position > served.received {
-        let detail = format!(
-            "the cache has {} tokens, the step begins at {}",
-            served.received, step.position
-        );
-        return refuse(ErrorCode::WrongPosition, detail);
-    }
-    let end = step.position.checked_add(tokens).filter(|end| *end <= served.tokens_max);
-    let Some(end) = end else {
-        let detail = format!("the session was opened for {} tokens", served.tokens_max);
-        return refuse(ErrorCode::ContextExceeded, detail);
+    let is_alike = |part: &Tensor| {
+        part.dtype() == first.dtype() && matches!(*part.shape(), [_, found] if found == width)
     };
-    // A replay brings the whole context once more while a step may wait: never more than twice.
-    let too_many_tokens = waiting.tokens + u64::from(tokens) > 2 * u64::from(served.tokens_max);
-    if waiting.steps >= STEPS_QUEUED_PER_SESSION_MAX || too_many_tokens {
-        let detail = format!("{} steps of the session wait", waiting.steps);
-        return refuse(ErrorCode::Busy, detail);
+    if !parts.iter().all(is_alike) {
+        return None;
     }
-    Ok(end)
+    let tokens = parts.iter().map(|part| part.shape()[0]).sum();
+    let payload: Vec<u8> = parts.iter().flat_map(|part| part.payload().iter().copied()).collect();
+    Tensor::new(first.dtype(), vec![tokens, width], payload.into()).ok()
+}
+
+#[cfg(test)]
+impl Schedule {
+    /// Of each session the tokens of its first step that are not computed yet.
+    pub(super) fn heads(&self) -> impl Iterator<Item = (u128, u32)> {
+        self.queues.iter().filter_map(|(session, queue)| {
+            let queued = queue.steps.front()?;
+            Some((session.number(), queued.step.token_count() - queued.done))
+        })
+    }
 }

@@ -1,5 +1,7 @@
 //! The server's machine against clients that do well, badly, and too much.
 
+mod batch;
+
 use bytes::Bytes;
 use proptest::prelude::*;
 use umbel_protocol::DType;
@@ -71,8 +73,8 @@ fn refusal(outputs: &[Output]) -> Option<ErrorCode> {
 
 fn job(outputs: &[Output]) -> Option<JobId> {
     outputs.iter().find_map(|output| {
-        let Output::Compute(job) = output else { return None };
-        Some(job.id)
+        let Output::Compute(batch) = output else { return None };
+        Some(batch.id)
     })
 }
 
@@ -91,10 +93,10 @@ fn next_hop(session: u128) -> Destination {
 }
 
 fn compute(server: &mut Server, job: JobId, tokens: u32) -> Vec<Output> {
-    let result = Ok(step(0, 0, 0, tokens).hidden);
+    let results = vec![Ok(step(0, 0, 0, tokens).hidden)];
     let compute = Duration::from_millis(5);
     let now = Time::after_start(Duration::from_millis(8));
-    server.handle(Input::Computed { job, result, compute }, now).unwrap();
+    server.handle(Input::Computed { job, results, compute }, now).unwrap();
     drain(server)
 }
 
@@ -146,7 +148,7 @@ fn a_result_is_pushed_to_the_next_hop_or_sent_to_the_client() {
 }
 
 #[test]
-fn one_job_runs_at_a_time_and_the_first_to_come_is_the_first_to_run() {
+fn one_pass_runs_at_a_time_and_what_comes_meanwhile_waits_for_the_next() {
     let mut server = server(128);
     for session in [1, 2] {
         say(&mut server, LINK, ClientMessage::Open(opening(session)));

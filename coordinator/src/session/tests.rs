@@ -140,6 +140,20 @@ fn every_hop_learns_who_pushes_to_it_and_where_its_results_go() {
 }
 
 #[test]
+fn a_step_below_the_end_of_the_cache_is_one_message_like_any_other() {
+    let mut session = ready();
+    // Of five rows three are kept: the next step begins at the first that is not.
+    for (step, position) in (0..).zip([0, 3, 6]) {
+        session.handle(Input::Step { position, hidden: tensor(5) }, at(1)).unwrap();
+        let outputs = drain(&mut session);
+        let [(0, ClientMessage::Step(sent))] = sent(&outputs)[..] else { panic!("{outputs:?}") };
+        assert_eq!((sent.position, outputs.len()), (position, 1));
+        let outputs = say(&mut session, 2, answer(3, step, position, 5));
+        assert!(matches!(outputs.as_slice(), [Output::Stepped { .. }]), "{outputs:?}");
+    }
+}
+
+#[test]
 fn a_middle_hop_is_replaced_and_only_the_one_before_it_replays() {
     let mut session = stepping();
     let detail = "gone".to_owned();

@@ -3,11 +3,10 @@
 //! The integers are rounded to even, with a scale in binary32 for each block. Rounding moves a value
 //! by at most half a step, [`ROUNDING_MAX`] of the largest value in its block.
 
-use rayon::prelude::*;
 use umbel_shard::WeightType;
 
 use super::format::{BLOCK_VALUES, GROUP_VALUES, GROUPS, SUPER_VALUES};
-use super::{InstructionSet, PARALLEL_WORK_MIN};
+use super::{InstructionSet, PARALLEL_WORK_MIN, parallel};
 
 /// The largest integer; -128 is left out, so that every integer has an opposite.
 const STEPS: f32 = 127.0;
@@ -94,17 +93,17 @@ impl<'a> Activations<'a> {
         let mut values = vec![Integers([0; BLOCK_VALUES]); input.len()];
         let mut factors = vec![Factors { scale: 0.0, eighth_sum: 0.0 }; input.len()];
         let share = share(BLOCK_VALUES);
-        values
-            .par_chunks_mut(share)
-            .zip(factors.par_chunks_mut(share))
-            .zip(input.par_chunks(share))
-            .for_each(|((values, factors), input)| match set {
+        let integers = values.chunks_mut(share).zip(factors.chunks_mut(share));
+        parallel::for_each(
+            integers.zip(input.chunks(share)),
+            |((values, factors), input)| match set {
                 InstructionSet::Portable => quantize(input, values, factors),
                 #[cfg(target_arch = "x86_64")]
                 InstructionSet::Avx2(avx2) => avx2.quantize(input, values, factors),
                 #[cfg(target_arch = "x86_64")]
                 InstructionSet::Avx512(avx512) => avx512.avx2().quantize(input, values, factors),
-            });
+            },
+        );
         Self::Blocks { values, factors, row_blocks }
     }
 
@@ -113,14 +112,13 @@ impl<'a> Activations<'a> {
         let zero = SuperIntegers { values: [0; SUPER_VALUES], group_sums: [0; GROUPS], scale: 0.0 };
         let mut values = vec![zero; input.len()];
         let share = share(SUPER_VALUES);
-        values.par_chunks_mut(share).zip(input.par_chunks(share)).for_each(|(values, input)| {
-            match set {
-                InstructionSet::Portable => quantize_super(input, values),
-                #[cfg(target_arch = "x86_64")]
-                InstructionSet::Avx2(avx2) => avx2.quantize_super(input, values),
-                #[cfg(target_arch = "x86_64")]
-                InstructionSet::Avx512(avx512) => avx512.avx2().quantize_super(input, values),
-            }
+        let shares = values.chunks_mut(share).zip(input.chunks(share));
+        parallel::for_each(shares, |(values, input)| match set {
+            InstructionSet::Portable => quantize_super(input, values),
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx2(avx2) => avx2.quantize_super(input, values),
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx512(avx512) => avx512.avx2().quantize_super(input, values),
         });
         Self::SuperBlocks { values, row_blocks }
     }

@@ -7,10 +7,8 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::exponential::exponential;
-use super::{InstructionSet, LANES, PARALLEL_WORK_MIN, portable};
+use super::{InstructionSet, LANES, PARALLEL_WORK_MIN, parallel, portable};
 
 /// Positions in a page of the cache.
 pub const PAGE_TOKENS: usize = 16;
@@ -41,72 +39,102 @@ pub trait KvPages: Sync {
     fn values(&self, index: usize) -> &[f32];
 }
 
+/// Consecutive tokens of one session, and the pages that hold their keys and values and those of the
+/// positions before them.
+#[derive(Debug)]
+pub struct Attending<'a, P> {
+    /// The pages.
+    pub pages: &'a P,
+    /// Where the first token stands.
+    pub position: usize,
+    /// How many tokens there are.
+    pub tokens: usize,
+}
+
 /// Lets each token of `queries` attend to its own position and those before it, within its window.
 ///
-/// `queries` and `output` are `[tokens, heads, head_size]`; the first token is at `position`, and the
-/// pages hold the keys and values of all the tokens already. Scores are divided by the root of
-/// `head_size`. What a page holds at positions that no token sees is never used.
+/// `queries` and `output` are `[tokens, heads, head_size]`: the tokens of each of `sessions`, one
+/// session after the other, whose pages hold the keys and values of all the tokens already. Scores
+/// are divided by the root of `head_size`. What a page holds at positions that no token sees is never
+/// used. The work is divided by sessions, heads and tokens in one section, so that threads are busy
+/// with many sessions of one token each as with one of many.
 ///
 /// # Panics
 /// Where the sizes do not fit each other: shapes are checked when a model is loaded.
-pub fn attention(
+pub fn attention<P: KvPages>(
     shape: AttentionShape,
     queries: &[f32],
-    pages: &impl KvPages,
-    position: usize,
+    sessions: &[Attending<'_, P>],
     output: &mut [f32],
 ) {
-    attention_with(InstructionSet::detected(), shape, queries, pages, position, output);
+    attention_with(InstructionSet::detected(), shape, queries, sessions, output);
 }
 
 /// As [`attention`], with the instructions of `set`.
 ///
 /// # Panics
 /// As [`attention`].
-pub fn attention_with(
+pub fn attention_with<P: KvPages>(
     set: InstructionSet,
     shape: AttentionShape,
     queries: &[f32],
-    pages: &impl KvPages,
-    position: usize,
+    sessions: &[Attending<'_, P>],
     output: &mut [f32],
 ) {
     let AttentionShape { heads, kv_heads, head_size, window } = shape;
     assert!(kv_heads > 0 && head_size > 0, "there are heads, and they have values");
     assert!(heads > 0 && heads.is_multiple_of(kv_heads), "queries share the heads of keys evenly");
     assert_ne!(window, Some(0), "a token sees itself");
-    assert_eq!(queries.len() % (heads * head_size), 0, "the queries are whole tokens");
+    let token_values = heads * head_size;
+    let tokens: usize = sessions.iter().map(|session| session.tokens).sum();
+    assert_eq!(queries.len(), tokens * token_values, "the queries are those of the sessions");
     assert_eq!(queries.len(), output.len(), "there is an output for each query");
-    let tokens = queries.len() / (heads * head_size);
-    let kernel = Kernel { set, shape, queries, position, pages };
-    let tiles = tiles(output, shape);
-    let seen = (position + tokens).min(window.unwrap_or(usize::MAX));
-    if tiles.len() > 1 && 2 * seen * queries.len() > PARALLEL_WORK_MIN {
-        tiles.into_par_iter().with_max_len(1).for_each(|tile| kernel.attend(tile));
+    let (mut queries, mut output, mut work) = (queries, output, 0);
+    let mut tiles = Vec::new();
+    for &Attending { pages, position, tokens } in sessions {
+        let (of_session, rest) = queries.split_at(tokens * token_values);
+        let (outputs, rest_of_output) = output.split_at_mut(tokens * token_values);
+        (queries, output) = (rest, rest_of_output);
+        let seen = (position + tokens).min(window.unwrap_or(usize::MAX));
+        work += 2 * seen * of_session.len();
+        let kernel = Kernel { set, shape, queries: of_session, position, pages };
+        cut(outputs, kernel, &mut tiles);
+    }
+    if work > PARALLEL_WORK_MIN {
+        parallel::for_each(tiles, |tile| tile.kernel.attend(tile.outputs, tile.place));
     } else {
-        tiles.into_iter().for_each(|tile| kernel.attend(tile));
+        tiles.into_iter().for_each(|tile| tile.kernel.attend(tile.outputs, tile.place));
     }
 }
 
-/// A few tokens and one head of keys and values: the work that one thread takes at a time.
-struct Tile<'a> {
-    first_token: usize,
-    kv_head: usize,
+/// A few tokens of a session and one head of keys and values: the work that one thread takes at a
+/// time.
+struct Tile<'a, P> {
+    kernel: Kernel<'a, P>,
+    place: Place,
     /// For each token, the outputs of the heads that share the head of keys.
     outputs: Vec<&'a mut [f32]>,
 }
 
-/// Cuts `output` into tiles.
-fn tiles(output: &mut [f32], shape: AttentionShape) -> Vec<Tile<'_>> {
+/// Where a tile lies among the tokens and heads of its session.
+#[derive(Clone, Copy)]
+struct Place {
+    first_token: usize,
+    kv_head: usize,
+}
+
+/// Cuts the `output` of one session into tiles.
+fn cut<'a, P>(output: &'a mut [f32], kernel: Kernel<'a, P>, tiles: &mut Vec<Tile<'a, P>>) {
+    let shape = kernel.shape;
     let token_values = shape.heads * shape.head_size;
     let group_values = token_values / shape.kv_heads;
-    let mut tiles = Vec::new();
     for (index, tokens) in output.chunks_mut(TILE_TOKENS * token_values).enumerate() {
         let first_tile = tiles.len();
+        let (first_token, count) = (index * TILE_TOKENS, tokens.len() / token_values);
         tiles.extend((0..shape.kv_heads).map(|kv_head| Tile {
-            first_token: index * TILE_TOKENS,
-            kv_head,
-            outputs: Vec::with_capacity(TILE_TOKENS),
+            kernel,
+            place: Place { first_token, kv_head },
+            outputs: Vec::with_capacity(count),
         }));
         for token in tokens.chunks_exact_mut(token_values) {
             let groups = token.chunks_exact_mut(group_values);
@@ -115,10 +143,9 @@ fn tiles(output: &mut [f32], shape: AttentionShape) -> Vec<Tile<'_>> {
             });
         }
     }
-    tiles
 }
 
-/// What all tiles share.
+/// What all tiles of a session share.
 struct Kernel<'a, P> {
     set: InstructionSet,
     shape: AttentionShape,
@@ -127,26 +154,35 @@ struct Kernel<'a, P> {
     pages: &'a P,
 }
 
+// Derived, they would ask for a copy of the pages.
+impl<P> Clone for Kernel<'_, P> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<P> Copy for Kernel<'_, P> {}
+
 impl<P: KvPages> Kernel<'_, P> {
-    /// Fills the outputs of `tile`, which hold the weighted sums of values on the way.
-    fn attend(&self, mut tile: Tile<'_>) {
+    /// Fills the outputs of a tile, which hold the weighted sums of values on the way.
+    fn attend(self, mut outputs: Vec<&mut [f32]>, place: Place) {
         let head_size = self.shape.head_size;
         let group = self.shape.heads / self.shape.kv_heads;
-        let mut softmaxes = vec![Softmax::default(); tile.outputs.len() * group];
-        tile.outputs.iter_mut().for_each(|output| output.fill(0.0));
-        let (first, last) = (tile.first_token, tile.first_token + tile.outputs.len() - 1);
+        let mut softmaxes = vec![Softmax::default(); outputs.len() * group];
+        outputs.iter_mut().for_each(|output| output.fill(0.0));
+        let (first, last) = (place.first_token, place.first_token + outputs.len() - 1);
         let pages = self.seen(first).start / PAGE_TOKENS..self.seen(last).end.div_ceil(PAGE_TOKENS);
-        let page_head = tile.kv_head * PAGE_TOKENS * head_size..;
+        let page_head = place.kv_head * PAGE_TOKENS * head_size..;
         for page in pages {
             let keys = &self.pages.keys(page)[page_head.clone()][..PAGE_TOKENS * head_size];
             let values = &self.pages.values(page)[page_head.clone()][..PAGE_TOKENS * head_size];
-            let tokens = tile.outputs.iter_mut().zip(softmaxes.chunks_exact_mut(group));
+            let tokens = outputs.iter_mut().zip(softmaxes.chunks_exact_mut(group));
             for (token, (output, softmaxes)) in (first..).zip(tokens) {
                 let slots = slots(self.seen(token), page);
                 if slots.is_empty() {
                     continue;
                 }
-                let first_head = token * self.shape.heads + tile.kv_head * group;
+                let first_head = token * self.shape.heads + place.kv_head * group;
                 let queries = &self.queries[first_head * head_size..][..group * head_size];
                 let heads = queries.chunks_exact(head_size).zip(output.chunks_exact_mut(head_size));
                 for ((query, sum), softmax) in heads.zip(softmaxes) {
@@ -155,7 +191,7 @@ impl<P: KvPages> Kernel<'_, P> {
                 }
             }
         }
-        for (output, softmaxes) in tile.outputs.iter_mut().zip(softmaxes.chunks_exact(group)) {
+        for (output, softmaxes) in outputs.iter_mut().zip(softmaxes.chunks_exact(group)) {
             for (sum, softmax) in output.chunks_exact_mut(head_size).zip(softmaxes) {
                 sum.iter_mut().for_each(|value| *value /= softmax.total);
             }

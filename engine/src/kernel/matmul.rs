@@ -4,11 +4,10 @@
 //! activations are rounded to 8 bits once for each call, and blocks are multiplied as integers and
 //! summed in binary32, as GGML does it. Nothing is widened but what a register holds.
 
-use rayon::prelude::*;
 use umbel_shard::{Weight, WeightType};
 
 use super::activation::Activations;
-use super::{InstructionSet, PARALLEL_WORK_MIN, portable};
+use super::{InstructionSet, PARALLEL_WORK_MIN, parallel, portable};
 
 /// Tokens that share the weights in a kernel's registers.
 pub(super) const TILE_TOKENS: usize = 4;
@@ -87,7 +86,7 @@ pub fn matmul_with(set: InstructionSet, weight: WeightView<'_>, input: &[f32], o
     let shares =
         weight.bytes.chunks(share_rows * row_bytes).zip(columns_of(output, rows, share_rows));
     if share_rows < rows {
-        shares.collect::<Vec<_>>().into_par_iter().with_max_len(1).for_each(share);
+        parallel::for_each(shares, share);
     } else {
         shares.for_each(share);
     }
@@ -118,7 +117,7 @@ impl<'a> Panel<'a> {
 /// How many rows one thread takes at a time; `row_work` is the work for one of them.
 fn share_rows(rows: usize, row_work: usize) -> usize {
     let enough = PARALLEL_WORK_MIN.div_ceil(row_work);
-    let fair = rows.div_ceil(rayon::current_num_threads() * SHARES_PER_THREAD);
+    let fair = rows.div_ceil(parallel::thread_count() * SHARES_PER_THREAD);
     enough.max(fair).next_multiple_of(TILE_ROWS)
 }
 

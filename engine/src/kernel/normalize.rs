@@ -1,8 +1,6 @@
 //! Normalization by the root mean square.
 
-use rayon::prelude::*;
-
-use super::{LANES, PARALLEL_WORK_MIN};
+use super::{LANES, PARALLEL_WORK_MIN, parallel};
 
 /// Divides each row of `input` by the root of the mean of its squares, plus `epsilon` beneath the
 /// root, and multiplies it with `weight` (Zhang and Sennrich 2019,
@@ -16,7 +14,8 @@ pub fn rms_norm(input: &[f32], weight: &[f32], epsilon: f32, output: &mut [f32])
     assert_eq!(input.len(), output.len(), "the output has the input's size");
     // One row at least, and as many as are worth a thread.
     let share = (PARALLEL_WORK_MIN / weight.len()).max(1) * weight.len();
-    output.par_chunks_mut(share).zip(input.par_chunks(share)).for_each(|(output, input)| {
+    let shares = output.chunks_mut(share).zip(input.chunks(share));
+    parallel::for_each(shares, |(output, input)| {
         let rows = output.chunks_exact_mut(weight.len()).zip(input.chunks_exact(weight.len()));
         rows.for_each(|(output, input)| norm_row(input, weight, epsilon, output));
     });

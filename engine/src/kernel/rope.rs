@@ -7,10 +7,9 @@ use std::borrow::Cow;
 use std::f32::consts::PI;
 use std::sync::OnceLock;
 
-use rayon::prelude::*;
 use umbel_shard::{Rope, RopeScaling};
 
-use super::PARALLEL_WORK_MIN;
+use super::{PARALLEL_WORK_MIN, parallel};
 
 /// Positions whose cosines and sines are computed together.
 const SEGMENT_POSITIONS: usize = 256;
@@ -89,13 +88,23 @@ impl RopeTable {
 /// # Panics
 /// Where `values` has not whole tokens.
 pub fn rope(table: &RopeTable, values: &mut [f32], heads: usize, position: usize) {
+    let tokens = values.len() / (table.head_size() * heads).max(1);
+    let positions: Vec<usize> = (position..position + tokens).collect();
+    rope_at(table, values, heads, &positions);
+}
+
+/// As [`rope`], with a position for each token: those of several sessions turn together.
+///
+/// # Panics
+/// Where `values` has not a token for each position.
+pub fn rope_at(table: &RopeTable, values: &mut [f32], heads: usize, positions: &[usize]) {
     let (head_size, token_values) = (table.head_size(), table.head_size() * heads);
     assert!(token_values > 0, "a token has heads, and they have values");
-    assert_eq!(values.len() % token_values, 0, "the values are whole tokens");
+    assert_eq!(values.len(), token_values * positions.len(), "each token has a position");
     let share = (PARALLEL_WORK_MIN / token_values).max(1);
-    values.par_chunks_mut(share * token_values).enumerate().for_each(|(index, tokens)| {
-        let first = position + index * share;
-        for (position, token) in (first..).zip(tokens.chunks_exact_mut(token_values)) {
+    let shares = values.chunks_mut(share * token_values).zip(positions.chunks(share));
+    parallel::for_each(shares, |(tokens, positions)| {
+        for (&position, token) in positions.iter().zip(tokens.chunks_exact_mut(token_values)) {
             let turns = table.turns(position);
             token.chunks_exact_mut(head_size).for_each(|head| turn(head, &turns));
         }

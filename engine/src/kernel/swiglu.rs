@@ -1,9 +1,7 @@
 //! What is computed value by value.
 
-use rayon::prelude::*;
-
 use super::exponential::exponential;
-use super::{InstructionSet, PARALLEL_WORK_MIN};
+use super::{InstructionSet, PARALLEL_WORK_MIN, parallel};
 
 /// A value costs about as much as this many multiplications: an exponential and a division.
 const VALUE_WORK: usize = 16;
@@ -24,15 +22,14 @@ pub fn swiglu(gate: &[f32], up: &[f32], output: &mut [f32]) {
 pub fn swiglu_with(set: InstructionSet, gate: &[f32], up: &[f32], output: &mut [f32]) {
     assert!(gate.len() == up.len() && up.len() == output.len(), "one gate for each value");
     let share = PARALLEL_WORK_MIN / VALUE_WORK;
-    output.par_chunks_mut(share).zip(gate.par_chunks(share)).zip(up.par_chunks(share)).for_each(
-        |((output, gate), up)| match set {
-            InstructionSet::Portable => self::gate(gate, up, output),
-            #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx2(avx2) => avx2.gate(gate, up, output),
-            #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx512(avx512) => avx512.avx2().gate(gate, up, output),
-        },
-    );
+    let shares = output.chunks_mut(share).zip(gate.chunks(share)).zip(up.chunks(share));
+    parallel::for_each(shares, |((output, gate), up)| match set {
+        InstructionSet::Portable => self::gate(gate, up, output),
+        #[cfg(target_arch = "x86_64")]
+        InstructionSet::Avx2(avx2) => avx2.gate(gate, up, output),
+        #[cfg(target_arch = "x86_64")]
+        InstructionSet::Avx512(avx512) => avx512.avx2().gate(gate, up, output),
+    });
 }
 
 /// Adds `other` to `values`.

@@ -13,10 +13,9 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use umbel_shard::ModelConfig;
 
-use crate::block::Block;
+use crate::block::{Block, Pass};
 use crate::checkpoint::{Checkpoint, LoadTensorError};
 use crate::kernel::{AttentionShape, RopeTable};
-use crate::kv::table::BlockCache;
 use crate::operation::attention::attend;
 use crate::operation::linear::Linear;
 use crate::operation::rms_norm::RmsNorm;
@@ -82,13 +81,13 @@ impl Attention {
     pub(super) fn attend(
         &self,
         (queries, keys, values): (Tensor, Tensor, Tensor),
-        cache: &mut BlockCache,
-        position: usize,
+        pass: &mut Pass<'_>,
     ) -> candle_core::Result<Tensor> {
         let AttentionShape { heads, kv_heads, head_size, .. } = self.shape;
-        let queries = Rotary::new(&self.rope, heads, head_size, position).forward(&queries)?;
-        let keys = Rotary::new(&self.rope, kv_heads, head_size, position).forward(&keys)?;
-        let attended = attend(self.shape, &queries, &keys, &values, cache, position)?;
+        let turned = |heads| Rotary::new(&self.rope, heads, head_size, &pass.positions);
+        let queries = turned(heads).forward(&queries)?;
+        let keys = turned(kv_heads).forward(&keys)?;
+        let attended = attend(self.shape, &queries, &keys, &values, &mut pass.stretches)?;
         self.o_proj.forward(&attended)
     }
 }
@@ -105,22 +104,12 @@ fn attention_shape(config: &ModelConfig, window: Option<usize>) -> AttentionShap
 /// What stands between the first norm of a block and its first residual addition.
 pub(super) trait SelfAttention: Send + Sync {
     /// Keeps the shape `[tokens, hidden]`; the rest is as in [`Block::forward`].
-    fn forward(
-        &self,
-        hidden: &Tensor,
-        cache: &mut BlockCache,
-        position: usize,
-    ) -> candle_core::Result<Tensor>;
+    fn forward(&self, hidden: &Tensor, pass: &mut Pass<'_>) -> candle_core::Result<Tensor>;
 }
 
 impl SelfAttention for Attention {
-    fn forward(
-        &self,
-        hidden: &Tensor,
-        cache: &mut BlockCache,
-        position: usize,
-    ) -> candle_core::Result<Tensor> {
-        self.attend(self.project(hidden)?, cache, position)
+    fn forward(&self, hidden: &Tensor, pass: &mut Pass<'_>) -> candle_core::Result<Tensor> {
+        self.attend(self.project(hidden)?, pass)
     }
 }
 
@@ -179,14 +168,9 @@ impl<A> LlamaBlock<A> {
 }
 
 impl<A: SelfAttention> Block for LlamaBlock<A> {
-    fn forward(
-        &self,
-        input: &Tensor,
-        cache: &mut BlockCache,
-        position: usize,
-    ) -> candle_core::Result<Tensor> {
+    fn forward(&self, input: &Tensor, pass: &mut Pass<'_>) -> candle_core::Result<Tensor> {
         let normed = self.input_layernorm.forward(input)?;
-        let hidden = (input + self.self_attn.forward(&normed, cache, position)?)?;
+        let hidden = (input + self.self_attn.forward(&normed, pass)?)?;
         let normed = self.post_attention_layernorm.forward(&hidden)?;
         &hidden + self.mlp.forward(&normed)?
     }

@@ -12,9 +12,9 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use super::llama::{self, LlamaBlock, SelfAttention};
+use crate::block::Pass;
 use crate::checkpoint::{Checkpoint, LoadTensorError};
 use crate::kernel::RopeTable;
-use crate::kv::table::BlockCache;
 use crate::operation::rms_norm::RmsNorm;
 
 /// Takes block `index` out of a Qwen3 checkpoint.
@@ -53,14 +53,9 @@ impl Attention {
 }
 
 impl SelfAttention for Attention {
-    fn forward(
-        &self,
-        hidden: &Tensor,
-        cache: &mut BlockCache,
-        position: usize,
-    ) -> candle_core::Result<Tensor> {
+    fn forward(&self, hidden: &Tensor, pass: &mut Pass<'_>) -> candle_core::Result<Tensor> {
         let (queries, keys, values) = self.inner.project(hidden)?;
         let normed = (self.q_norm.forward(&queries)?, self.k_norm.forward(&keys)?, values);
-        self.inner.attend(normed, cache, position)
+        self.inner.attend(normed, pass)
     }
 }

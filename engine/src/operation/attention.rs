@@ -1,14 +1,15 @@
-//! Attention of queries to the keys and values in a cache.
+//! Attention of queries to the keys and values in caches.
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 use super::{computed, rows_of, values, with_values};
-use crate::kernel::{self, AttentionShape};
+use crate::block::Stretch;
+use crate::kernel::{self, Attending, AttentionShape};
 use crate::kv::table::BlockCache;
 
-/// Puts `keys` and `values`, `[tokens, kv_heads * head_size]`, into `cache` from `position` on, and
-/// lets each of the `queries`, `[tokens, heads * head_size]`, attend to its own position and those
-/// before it. The result has the shape of the queries.
+/// Puts `keys` and `values`, `[tokens, kv_heads * head_size]`, into the caches of the stretches
+/// that the rows belong to, and lets each of the `queries`, `[tokens, heads * head_size]`, attend to
+/// its own position and those before it in its own session. The result has the shape of the queries.
 ///
 /// It has no backward pass: training keeps no cache and attends over whole tensors.
 pub(crate) fn attend(
@@ -16,18 +17,34 @@ pub(crate) fn attend(
     queries: &Tensor,
     keys: &Tensor,
     values: &Tensor,
-    cache: &mut BlockCache,
-    position: usize,
+    stretches: &mut [Stretch<'_>],
 ) -> Result<Tensor> {
-    with_values(keys, |keys| with_values(values, |values| cache.write(position, keys, values)))??;
-    queries.apply_op1_no_bwd(&CachedAttention { shape, cache, position })
+    let token_values = shape.kv_heads * shape.head_size;
+    with_values(keys, |keys| {
+        with_values(values, |values| write(stretches, token_values, keys, values))
+    })??;
+    let sessions = stretches.iter().map(|stretch| Attending {
+        pages: &*stretch.cache,
+        position: stretch.position,
+        tokens: stretch.tokens,
+    });
+    queries.apply_op1_no_bwd(&CachedAttention { shape, sessions: sessions.collect() })
 }
 
-/// Attention to a cache that holds the keys and values of the queries' own tokens already.
+/// Gives each cache the rows of its own tokens.
+fn write(stretches: &mut [Stretch<'_>], token_values: usize, keys: &[f32], values: &[f32]) {
+    let mut start = 0;
+    for stretch in stretches {
+        let rows = start..start + stretch.tokens * token_values;
+        start = rows.end;
+        stretch.cache.write(stretch.position, &keys[rows.clone()], &values[rows]);
+    }
+}
+
+/// Attention to caches that hold the keys and values of the queries' own tokens already.
 struct CachedAttention<'a> {
     shape: AttentionShape,
-    cache: &'a BlockCache,
-    position: usize,
+    sessions: Vec<Attending<'a, BlockCache>>,
 }
 
 impl CustomOp1 for CachedAttention<'_> {
@@ -40,7 +57,7 @@ impl CustomOp1 for CachedAttention<'_> {
         let tokens = rows_of(self.name(), layout, columns)?;
         let queries = values(self.name(), storage, layout)?;
         let mut output = vec![0.0; queries.len()];
-        kernel::attention(self.shape, queries, self.cache, self.position, &mut output);
+        kernel::attention(self.shape, queries, &self.sessions, &mut output);
         Ok(computed(output, tokens, columns))
     }
 }

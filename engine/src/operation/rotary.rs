@@ -13,18 +13,19 @@ pub(crate) struct Rotary {
     table: Arc<RopeTable>,
     heads: usize,
     head_size: usize,
-    position: usize,
+    positions: Arc<[usize]>,
 }
 
 impl Rotary {
-    /// For `heads` of the size for which `table` was made, the first token at `position`.
+    /// For `heads` of the size for which `table` was made, each token at its own of `positions`.
     pub(crate) fn new(
         table: &Arc<RopeTable>,
         heads: usize,
         head_size: usize,
-        position: usize,
+        positions: &Arc<[usize]>,
     ) -> Self {
-        Self { table: Arc::clone(table), heads, head_size, position }
+        let (table, positions) = (Arc::clone(table), Arc::clone(positions));
+        Self { table, heads, head_size, positions }
     }
 
     /// Keeps the shape of `input`, `[tokens, heads * head_size]`.
@@ -42,7 +43,7 @@ impl CustomOp1 for Rotary {
         let columns = self.heads * self.head_size;
         let tokens = rows_of(self.name(), layout, columns)?;
         let mut output = values(self.name(), storage, layout)?.to_vec();
-        kernel::rope(&self.table, &mut output, self.heads, self.position);
+        kernel::rope_at(&self.table, &mut output, self.heads, &self.positions);
         Ok(computed(output, tokens, columns))
     }
 }

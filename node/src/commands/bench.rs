@@ -1,5 +1,8 @@
 //! `umbel bench`
 
+mod clients;
+mod random;
+
 use std::io::Write as _;
 use std::sync::Arc;
 
@@ -14,7 +17,10 @@ use crate::args::BenchArguments;
 use crate::config::Config;
 
 pub(super) async fn run(arguments: BenchArguments, config: &Config) -> anyhow::Result<()> {
-    let name = arguments.model.name();
+    let name = &match arguments.random_model {
+        Some(shape) => random::model(shape, arguments.weights, &config.cache_dir)?,
+        None => arguments.model.name().to_owned(),
+    };
     let model = open_ends(ModelSource::parse(name)?, config, PartsNeeded::everything()).await?;
     let context = model.config().context_tokens;
     if arguments.prompt_tokens == 0 || arguments.new_tokens < 2 {
@@ -22,6 +28,9 @@ pub(super) async fn run(arguments: BenchArguments, config: &Config) -> anyhow::R
     }
     if (arguments.prompt_tokens + arguments.new_tokens) as usize > context {
         bail!("the model's context has {context} tokens: measure fewer");
+    }
+    if !arguments.clients.is_empty() {
+        return clients::run(&arguments, name, &model, config).await;
     }
     let mut contenders = contenders(&arguments, name, &model, config).await?;
     let prompt = prompt(arguments.prompt_tokens, model.config().vocabulary_size);

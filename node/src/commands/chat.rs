@@ -6,9 +6,10 @@ use anyhow::Context as _;
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 use umbel_client::text::chat_template::Message;
-use umbel_client::{Chain, Generate, Sampling};
+use umbel_client::{Chain, Generate, Sampling, Speculate};
 
 use super::session::{Opened, sampling};
+use super::speculate;
 use crate::args::ChatArguments;
 use crate::config::Config;
 
@@ -23,8 +24,10 @@ const CONVERSATION_TOKENS: usize = 2048;
 pub(super) async fn run(arguments: ChatArguments, config: &Config) -> anyhow::Result<()> {
     let opened = Opened::open(arguments.model.name(), &arguments.chain, config).await?;
     let sampling = sampling(&arguments.sampling, SAMPLING)?;
+    let speculate = speculate::open(&arguments.speculate, &opened.model, config).await?;
     let mut conversation =
         Conversation::new(&opened, sampling, arguments.max_tokens, arguments.system);
+    conversation.speculate = speculate;
     conversation.converse().await?;
     conversation.close().await;
     opened.leave().await;
@@ -36,6 +39,8 @@ pub(super) struct Conversation<'a> {
     opened: &'a Opened,
     sampling: Sampling,
     max_tokens: u32,
+    /// How tokens are guessed.
+    speculate: Speculate,
     messages: Vec<Message>,
     chain: Option<(Chain, Vec<u32>)>,
 }
@@ -48,7 +53,7 @@ impl<'a> Conversation<'a> {
         system: Option<String>,
     ) -> Self {
         let messages = system.map(Message::system).into_iter().collect();
-        Self { opened, sampling, max_tokens, messages, chain: None }
+        Self { opened, sampling, max_tokens, speculate: Speculate::Auto, messages, chain: None }
     }
 
     /// Reads questions and prints answers, until the end of the input.
@@ -88,6 +93,7 @@ impl<'a> Conversation<'a> {
         let request = Generate {
             max_tokens: self.max_tokens,
             sampling: self.sampling.clone(),
+            speculate: self.speculate.clone(),
             ..Generate::new(prompt)
         };
         let mut generation = request.resume(self.opened.model.clone(), chain, &cached)?;

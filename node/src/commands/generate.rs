@@ -6,15 +6,17 @@ use std::time::Duration;
 use anyhow::Context as _;
 use serde_json::{Value, json};
 use umbel_client::text::chat_template::Message;
-use umbel_client::{Generate, Generation, Sampling, StepTime, Token};
+use umbel_client::{Drafts, Generate, Generation, Sampling, StepTime, Token};
 
 use super::session::{Opened, sampling};
+use super::speculate;
 use crate::args::GenerateArguments;
 use crate::config::Config;
 
 pub(super) async fn run(arguments: GenerateArguments, config: &Config) -> anyhow::Result<()> {
     let opened = Opened::open(arguments.model.name(), &arguments.chain, config).await?;
-    let request = request(&arguments, &opened)?;
+    let speculate = speculate::open(&arguments.speculate, &opened.model, config).await?;
+    let request = Generate { speculate, ..request(&arguments, &opened)? };
     let prompt_count = request.prompt.len();
     let context = opened.model.config().context_tokens;
     if prompt_count >= context {
@@ -24,7 +26,7 @@ pub(super) async fn run(arguments: GenerateArguments, config: &Config) -> anyhow
     let chain = opened.chain(prompt_count.saturating_add(arguments.max_tokens as usize)).await?;
     let mut generation = request.start(opened.model.clone(), chain)?;
     let stopped = if arguments.json {
-        let report = report(&mut generation, prompt_count, arguments.top_logits.is_some()).await?;
+        let report = report(&mut generation, prompt_count, &arguments).await?;
         writeln!(std::io::stdout(), "{report}").context("stdout is closed")
     } else {
         stream(&mut generation, prompt_count).await
@@ -77,7 +79,7 @@ async fn stream(generation: &mut Generation, prompt_count: usize) -> anyhow::Res
 async fn report(
     generation: &mut Generation,
     prompt_count: usize,
-    with_logits: bool,
+    arguments: &GenerateArguments,
 ) -> anyhow::Result<Value> {
     let mut tokens: Vec<Token> = Vec::new();
     while let Some(token) = generation.next().await? {
@@ -103,25 +105,29 @@ async fn report(
         "text": text,
         "finish_reason": generation.finish_reason().map(umbel_client::FinishReason::as_str),
         "route": route,
-        "timings": timings(prompt_count, &tokens),
+        "timings": timings(prompt_count, &tokens, generation.drafts()),
+        "speculation": speculate::report(&arguments.speculate.speculate, generation.drafts()),
     });
-    if with_logits {
+    if arguments.top_logits.is_some() {
         let logits: Vec<_> = tokens.iter().map(|token| json!(token.top_logits)).collect();
         report["top_logits"] = Value::Array(logits);
     }
     Ok(report)
 }
 
-/// Tokens a second, and where the time of each step went: the first step is the prefill.
-fn timings(prompt_count: usize, tokens: &[Token]) -> Value {
+/// Tokens a second, and where the time of each step went: the first step is the prefill. A step that
+/// gave several tokens is there once.
+fn timings(prompt_count: usize, tokens: &[Token], drafts: Drafts) -> Value {
     let seconds =
         |times: &[Token]| -> f64 { times.iter().map(|token| token.time.total.as_secs_f64()).sum() };
     let rate = |count: usize, seconds: f64| (seconds > 0.0).then(|| count as f64 / seconds);
     let (prefill, decode) = tokens.split_at(tokens.len().min(1));
+    let steps = tokens.iter().filter(|token| token.time != StepTime::default());
     json!({
         "prefill_tokens_per_second": rate(prompt_count, seconds(prefill)),
-        "decode_tokens_per_second": rate(decode.len(), seconds(decode)),
-        "steps": tokens.iter().map(|token| step(&token.time)).collect::<Vec<_>>(),
+        "decode_tokens_per_second":
+            rate(decode.len(), seconds(decode) + drafts.took.as_secs_f64()),
+        "steps": steps.map(|token| step(&token.time)).collect::<Vec<_>>(),
     })
 }
 

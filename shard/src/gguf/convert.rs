@@ -66,7 +66,16 @@ const fn architecture(family: Family) -> &'static str {
     }
 }
 
-fn write_metadata(writer: &mut GgufWriter, config: &ModelConfig) -> Result<(), ConvertError> {
+/// A size as llama.cpp reads it: it takes no other width.
+fn count(size: usize) -> Result<WriteValue, ConvertError> {
+    let unsayable = ConvertError::Unsayable { what: "a size has more than 32 bits" };
+    u32::try_from(size).map(WriteValue::U32).map_err(|_| unsayable)
+}
+
+pub(super) fn write_metadata(
+    writer: &mut GgufWriter,
+    config: &ModelConfig,
+) -> Result<(), ConvertError> {
     let architecture = architecture(config.family);
     let key = |name: &str| format!("{architecture}.{name}");
     writer.value("general.architecture", architecture);
@@ -82,7 +91,7 @@ fn write_metadata(writer: &mut GgufWriter, config: &ModelConfig) -> Result<(), C
         ("rope.dimension_count", config.head_size),
         ("vocab_size", config.vocabulary_size),
     ] {
-        writer.value(&key(name), WriteValue::U64(size as u64));
+        writer.value(&key(name), count(size)?);
     }
     writer.value(&key("attention.layer_norm_rms_epsilon"), WriteValue::F32(config.rms_norm_eps));
     let mut windows = config.attention_windows.iter();
@@ -91,7 +100,7 @@ fn write_metadata(writer: &mut GgufWriter, config: &ModelConfig) -> Result<(), C
         return Err(ConvertError::Unsayable { what: "only some blocks have a window" });
     }
     if let Some(tokens) = window {
-        writer.value(&key("attention.sliding_window"), WriteValue::U64(tokens as u64));
+        writer.value(&key("attention.sliding_window"), count(tokens)?);
     }
     if let Some(id) = config.bos_token_id {
         writer.value("tokenizer.ggml.bos_token_id", WriteValue::U32(id));
@@ -99,8 +108,7 @@ fn write_metadata(writer: &mut GgufWriter, config: &ModelConfig) -> Result<(), C
     if let Some(&id) = config.eos_token_ids.first() {
         writer.value("tokenizer.ggml.eos_token_id", WriteValue::U32(id));
     }
-    write_rope(writer, &config.rope, config.head_size, key);
-    Ok(())
+    write_rope(writer, &config.rope, config.head_size, key)
 }
 
 fn write_rope(
@@ -108,23 +116,23 @@ fn write_rope(
     rope: &Rope,
     head_size: usize,
     key: impl Fn(&str) -> String,
-) {
+) -> Result<(), ConvertError> {
     writer.value(&key("rope.freq_base"), WriteValue::F32(rope.theta));
     let factors = match &rope.scaling {
-        RopeScaling::None => return,
+        RopeScaling::None => return Ok(()),
         RopeScaling::Linear { factor } => {
             writer.value(&key("rope.scaling.type"), "linear");
             writer.value(&key("rope.scaling.factor"), WriteValue::F32(*factor));
-            return;
+            return Ok(());
         }
         RopeScaling::Yarn { factor, original_context_tokens, beta_fast, beta_slow, .. } => {
             writer.value(&key("rope.scaling.type"), "yarn");
             writer.value(&key("rope.scaling.factor"), WriteValue::F32(*factor));
-            let original = WriteValue::U64(*original_context_tokens as u64);
+            let original = count(*original_context_tokens)?;
             writer.value(&key("rope.scaling.original_context_length"), original);
             writer.value(&key("rope.scaling.yarn_beta_fast"), WriteValue::F32(*beta_fast));
             writer.value(&key("rope.scaling.yarn_beta_slow"), WriteValue::F32(*beta_slow));
-            return;
+            return Ok(());
         }
         RopeScaling::Factors(factors) => factors.clone(),
         RopeScaling::Llama3 {
@@ -139,6 +147,7 @@ fn write_rope(
     };
     let bytes = factors.iter().flat_map(|factor| factor.to_le_bytes()).collect();
     writer.tensor("rope_freqs.weight", crate::WeightType::F32, &[factors.len()], bytes);
+    Ok(())
 }
 
 /// What each inverse frequency is divided by, `generate_extra_tensors` in `convert_hf_to_gguf.py`.

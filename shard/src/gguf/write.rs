@@ -1,9 +1,10 @@
-//! Writes GGUF v3 files: for tests, and for tools that convert checkpoints.
+//! Writes GGUF v3 files: for tests, benchmarks, and tools that convert checkpoints.
 
 use std::io::{self, Write};
 
 use super::ggml_type::type_number;
 use super::header::ALIGNMENT_KEY;
+use super::random::RandomBlocks;
 use crate::weight::WeightType;
 
 /// A metadata value with the width in which it is written.
@@ -47,7 +48,31 @@ struct WriteTensor {
     name: String,
     weight_type: WeightType,
     shape: Vec<usize>,
-    bytes: Vec<u8>,
+    content: Content,
+}
+
+/// The bytes of a tensor.
+#[derive(Debug)]
+enum Content {
+    Given(Vec<u8>),
+    /// Made while they are written, so that a large file needs no memory.
+    Random(RandomBlocks),
+}
+
+impl Content {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Given(bytes) => bytes.len(),
+            Self::Random(blocks) => blocks.bytes(),
+        }
+    }
+
+    fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        match self {
+            Self::Given(bytes) => out.write_all(bytes),
+            Self::Random(blocks) => blocks.write(out),
+        }
+    }
 }
 
 /// The alignment that is written: the format's default.
@@ -75,10 +100,39 @@ impl GgufWriter {
         shape: &[usize],
         bytes: Vec<u8>,
     ) -> &mut Self {
-        let tensor =
-            WriteTensor { name: name.to_owned(), weight_type, shape: shape.to_vec(), bytes };
-        self.tensors.push(tensor);
+        self.push(name, weight_type, shape, Content::Given(bytes))
+    }
+
+    /// Adds a tensor of random values.
+    pub(super) fn random_tensor(
+        &mut self,
+        name: &str,
+        weight_type: WeightType,
+        shape: &[usize],
+        seed: u64,
+    ) -> &mut Self {
+        let blocks = RandomBlocks::new(weight_type, shape, seed);
+        self.push(name, weight_type, shape, Content::Random(blocks))
+    }
+
+    fn push(
+        &mut self,
+        name: &str,
+        weight_type: WeightType,
+        shape: &[usize],
+        content: Content,
+    ) -> &mut Self {
+        let (name, shape) = (name.to_owned(), shape.to_vec());
+        self.tensors.push(WriteTensor { name, weight_type, shape, content });
         self
+    }
+
+    /// The whole file.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.write(&mut out).expect("memory takes everything");
+        out
     }
 
     /// Writes the file.
@@ -86,12 +140,20 @@ impl GgufWriter {
     /// # Errors
     /// Those of `out`.
     pub fn write(&self, out: &mut impl Write) -> io::Result<()> {
-        out.write_all(&self.to_bytes())
+        let header = self.header();
+        out.write_all(&header)?;
+        let mut written = header.len();
+        for tensor in &self.tensors {
+            // Offsets are counted from the header's end, which is aligned as well.
+            let start = written.next_multiple_of(ALIGNMENT);
+            out.write_all(&[0; ALIGNMENT][..start - written])?;
+            tensor.content.write(out)?;
+            written = start + tensor.content.bytes();
+        }
+        Ok(())
     }
 
-    /// The whole file.
-    #[must_use]
-    pub fn to_bytes(&self) -> Vec<u8> {
+    fn header(&self) -> Vec<u8> {
         let mut out = b"GGUF".to_vec();
         out.extend(3u32.to_le_bytes());
         number(&mut out, self.tensors.len());
@@ -106,11 +168,7 @@ impl GgufWriter {
             write_dimensions(&mut out, &tensor.shape);
             out.extend(type_number(tensor.weight_type).to_le_bytes());
             number(&mut out, offset);
-            offset = (offset + tensor.bytes.len()).next_multiple_of(ALIGNMENT);
-        }
-        for tensor in &self.tensors {
-            out.resize(out.len().next_multiple_of(ALIGNMENT), 0);
-            out.extend_from_slice(&tensor.bytes);
+            offset = (offset + tensor.content.bytes()).next_multiple_of(ALIGNMENT);
         }
         out
     }

@@ -50,7 +50,7 @@ impl World {
             return;
         }
         let rate = |tokens: u32| {
-            let step = host.duration(1, 0, tokens).as_secs_f32().max(1e-9);
+            let step = (host.speed.step(1, 0, tokens) * host.slower).as_secs_f32().max(1e-9);
             f32::from(u16::try_from(tokens).expect("a small number")) / step
         };
         let announcement = Announcement {

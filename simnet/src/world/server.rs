@@ -1,12 +1,12 @@
 //! Servers: what reaches them, and what they do.
 
-use umbel_coordinator::server::{ComputeFailure, Input, Job, Output};
+use umbel_coordinator::server::{Batch, Input, Job, Output};
 use umbel_protocol::inference::{ClientMessage, PushMessage, ServerMessage, Step};
 use umbel_protocol::{PeerId, SessionId, Tensor};
 
 use super::links::{PushLink, SessionLink, link_id, session_link};
 use super::{Event, Place, World};
-use crate::host::Condition;
+use crate::host::{Condition, Row};
 
 impl World {
     pub(super) fn session_message(&mut self, link: SessionLink, message: ClientMessage) {
@@ -71,9 +71,9 @@ impl World {
         if host.life != life || host.condition == Condition::Down {
             return;
         }
-        let (job, hidden, compute) = host.computing.take().expect("a job was being computed");
-        let result: Result<Tensor, ComputeFailure> = Ok(hidden);
-        self.tell_server(server, Input::Computed { job, result, compute });
+        let (job, results, compute) = host.computing.take().expect("a pass was being computed");
+        let results = results.into_iter().map(Ok).collect();
+        self.tell_server(server, Input::Computed { job, results, compute });
     }
 
     pub(super) fn server_timer(&mut self, server: usize, life: u32) {
@@ -112,7 +112,7 @@ impl World {
                     host.oracle.forget(session);
                     host.reserved.remove(&session);
                 }
-                Output::Compute(job) => self.compute(server, &job),
+                Output::Compute(batch) => self.compute(server, &batch),
                 Output::Drained { .. } => {
                     if self.hosts[server].leaving {
                         self.crash(server, true);
@@ -165,16 +165,20 @@ impl World {
         self.send(Place::Server(server), Place::Server(end.server), bytes, event);
     }
 
-    fn compute(&mut self, server: usize, job: &Job) {
-        let tokens = job.hidden.shape()[0];
-        self.check_room(server, job.session, job.position + tokens);
-        let host = &mut self.hosts[server];
-        let mut hidden = host.oracle.step(job.session, job.blocks, job.position, &job.hidden);
-        if host.lies {
-            hidden = cut_short(&hidden);
+    fn compute(&mut self, server: usize, batch: &Batch) {
+        let mut rows = Vec::with_capacity(batch.jobs.len());
+        let mut results = Vec::with_capacity(batch.jobs.len());
+        for &Job { session, blocks, position, ref hidden } in &batch.jobs {
+            let tokens = hidden.shape()[0];
+            self.check_room(server, session, position + tokens);
+            rows.push(Row { blocks, position, tokens });
+            let host = &mut self.hosts[server];
+            let result = host.oracle.step(session, blocks, position, hidden);
+            results.push(if host.lies { cut_short(&result) } else { result });
         }
-        let duration = host.duration(job.blocks.block_count(), job.position, tokens);
-        host.computing = Some((job.id, hidden, duration));
+        let host = &mut self.hosts[server];
+        let duration = host.duration(&rows);
+        host.computing = Some((batch.id, results, duration));
         let life = host.life;
         self.queue.plan(self.now + duration, Event::Computed { server, life });
     }

@@ -4,6 +4,7 @@ use umbel_protocol::Span;
 
 use super::*;
 use crate::oracle::HIDDEN_SIZE;
+use crate::workload::tokens;
 
 const BLOCKS: u32 = 6;
 const MODEL: ModelId = ModelId::from_bytes([9; 32]);
@@ -44,8 +45,27 @@ fn plan(random: &mut Random, standby: bool) -> Plan {
     plan
 }
 
+/// Steps of a client that guesses: a prompt, then steps with drafts, each of which begins where the
+/// drafts of the one before it went wrong.
+fn guessing_plan(random: &mut Random, standby: bool) -> Plan {
+    let mut plan = Plan { tokens_max: 300, standby, ..Plan::default() };
+    let prompt = 1 + random.below(60);
+    plan.steps.push_back((0, tokens(u32::try_from(prompt).unwrap(), random)));
+    let mut end = prompt;
+    for _ in 0..20 {
+        let drafts = random.below(9);
+        let rows = tokens(u32::try_from(drafts + 1).unwrap(), random);
+        plan.steps.push_back((u32::try_from(end).unwrap(), rows));
+        end += 1 + random.below(drafts + 1);
+    }
+    plan
+}
+
+/// What a client does, by chance.
+type MakePlan = fn(&mut Random, bool) -> Plan;
+
 /// Servers of which two at least serve each block, clients with random plans, and faults.
-fn run(seed: Seed, standby: bool) -> (World, Vec<Plan>) {
+fn run(seed: Seed, make_plan: MakePlan, standby: bool) -> (World, Vec<Plan>) {
     let mut random = seed.stream("swarm");
     let links = LinkClass::new(ms(20), ms(10), 1e6);
     let mut world = World::new(seed, Settings::new(MODEL, BLOCKS, links));
@@ -65,7 +85,7 @@ fn run(seed: Seed, standby: bool) -> (World, Vec<Plan>) {
         let per_block = Duration::from_secs_f64(0.001 + 0.01 * random.unit());
         world.serve(config, Speed::new(per_block, per_block / 20), 0);
     }
-    let plans: Vec<_> = (0..6).map(|_| plan(&mut random, standby)).collect();
+    let plans: Vec<_> = (0..6).map(|_| make_plan(&mut random, standby)).collect();
     for plan in &plans {
         let begin = at(random.below(500) as u64);
         world.join(begin, plan.clone(), 0);
@@ -96,8 +116,8 @@ fn faults(world: &mut World, random: &mut Random) {
     }
 }
 
-fn check(seed: u64, standby: bool) {
-    let (world, plans) = run(Seed(seed), standby);
+fn check(seed: u64, make_plan: MakePlan, standby: bool) {
+    let (world, plans) = run(Seed(seed), make_plan, standby);
     for (number, (client, plan)) in world.clients.iter().zip(&plans).enumerate() {
         let replay = format!("client {number}, replay with Seed({seed}), standby {standby}");
         assert_eq!(client.failures, [], "{replay}");
@@ -109,7 +129,7 @@ fn check(seed: u64, standby: bool) {
 
 #[test]
 fn one_seed_gives_one_trace() {
-    let trace = |seed| run(Seed(seed), true).0.trace();
+    let trace = |seed| run(Seed(seed), plan, true).0.trace();
     assert_eq!(trace(3), trace(3));
     assert_ne!(trace(3), trace(4));
 }
@@ -117,14 +137,21 @@ fn one_seed_gives_one_trace() {
 #[test]
 fn under_faults_every_answer_is_that_of_the_oracle_and_nothing_is_left_behind() {
     for seed in 0..50 {
-        check(seed, false);
+        check(seed, plan, false);
     }
 }
 
 #[test]
 fn with_spares_too() {
     for seed in 0..50 {
-        check(seed, true);
+        check(seed, plan, true);
+    }
+}
+
+#[test]
+fn with_drafts_that_go_wrong_too() {
+    for seed in 0..40 {
+        check(seed, guessing_plan, seed % 2 == 1);
     }
 }
 
@@ -154,6 +181,22 @@ fn a_token_costs_one_trip_round_the_ring() {
     for duration in [first, last] {
         let beyond = duration.took.checked_sub(ms(156)).unwrap();
         assert!(beyond < Duration::from_micros(10), "{duration:?}");
+    }
+}
+
+#[test]
+fn drafts_that_were_wrong_cost_no_trip_of_their_own() {
+    let mut world = halves(512);
+    // Eight drafts each time, of which three are right.
+    let steps = (0..20).map(|step| (step * 4, (0..9).map(|row| step * 9 + row).collect()));
+    let plan = Plan { tokens_max: 100, steps: steps.collect(), standby: false };
+    world.join(Time::START, plan, 0);
+    world.run();
+    assert_eq!(world.totals.broken, [""; 0]);
+    assert_eq!(world.clients[0].answers.len(), 20);
+    for answer in &world.clients[0].answers {
+        // As for a single token.
+        assert!(answer.took.checked_sub(ms(156)).unwrap() < ms(1), "{answer:?}");
     }
 }
 

@@ -348,3 +348,25 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_first_token_that_two_vocabularies_spell_differently_is_found() {
+    let of = |tokens: &[String]| {
+        let whole = byte_level_vocabulary();
+        let mut token_types = whole.token_types.clone();
+        token_types.resize(tokens.len(), 3);
+        let vocabulary = Vocabulary { tokens: tokens.to_vec(), token_types, ..whole };
+        load(vocabulary.metadata("gpt2", "smollm"))
+    };
+    let tokens = byte_level_vocabulary().tokens;
+    let last = tokens.len() - 1;
+    let mut other = tokens.clone();
+    other[last] = "<|another|>".to_owned();
+    let longer = [tokens.clone(), vec!["<|another|>".to_owned()]].concat();
+    assert_eq!(of(&tokens).first_difference(&of(&tokens)), None);
+    let id = u32::try_from(last).unwrap();
+    let (ours, theirs) = (Some(tokens[last].clone()), Some(other[last].clone()));
+    assert_eq!(of(&tokens).first_difference(&of(&other)), Some((id, ours, theirs.clone())));
+    assert_eq!(of(&tokens).first_difference(&of(&longer)), Some((id + 1, None, theirs.clone())));
+    assert_eq!(of(&longer).first_difference(&of(&tokens)), Some((id + 1, theirs, None)));
+}

@@ -62,7 +62,9 @@ impl KvPages for Cache {
 
 fn attend(set: InstructionSet, cache: &Cache, queries: &[f32], position: usize) -> Vec<f32> {
     let mut output = vec![f32::NAN; queries.len()];
-    attention_with(set, cache.shape, queries, cache, position, &mut output);
+    let tokens = queries.len() / (cache.shape.heads * cache.shape.head_size);
+    let session = Attending { pages: cache, position, tokens };
+    attention_with(set, cache.shape, queries, &[session], &mut output);
     output
 }
 
@@ -117,6 +119,29 @@ fn attention_is_the_softmax_of_the_scores_for_any_heads_and_windows() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn sessions_that_attend_together_get_the_bits_of_each_alone() {
+    let shape = AttentionShape { heads: 6, kv_heads: 2, head_size: 16, window: Some(20) };
+    let mut numbers = Numbers(12);
+    let sessions = [(0, 1), (37, 9), (15, 1), (0, 30), (100, 1)];
+    let caches = sessions.map(|(start, tokens)| Cache::random(shape, start + tokens, &mut numbers));
+    let queries = sessions.map(|(_, tokens)| numbers.floats(tokens * 6 * 16));
+    for set in instruction_sets() {
+        let all: Vec<_> = sessions.iter().zip(&caches).collect();
+        let attending: Vec<_> = all
+            .into_iter()
+            .map(|(&(position, tokens), pages)| Attending { pages, position, tokens })
+            .collect();
+        let joined = queries.concat();
+        let mut together = vec![f32::NAN; joined.len()];
+        attention_with(set, shape, &joined, &attending, &mut together);
+        let alone: Vec<f32> = (0..sessions.len())
+            .flat_map(|at| attend(set, &caches[at], &queries[at], sessions[at].0))
+            .collect();
+        assert_eq!(bits(&together), bits(&alone));
     }
 }
 

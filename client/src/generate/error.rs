@@ -1,0 +1,41 @@
+//! Why a generation does not begin, or ends too early.
+
+use umbel_engine::{EndsError, InvalidSampling, OpenTableError};
+
+use crate::chain::StepError;
+
+/// A generation that cannot begin or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum GenerateError {
+    /// There is nothing to continue.
+    #[error("the prompt has no token")]
+    EmptyPrompt,
+    /// The prompt leaves no room for an answer.
+    #[error("the prompt has {tokens} tokens, but the context only {context}: shorten it")]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        tokens: usize,
+        /// Tokens that fit.
+        context: usize,
+    },
+    /// A token that the model does not have.
+    #[error("token {id} does not exist: the model's vocabulary has {vocabulary} tokens")]
+    UnknownToken {
+        /// The id.
+        id: u32,
+        /// How many there are.
+        vocabulary: usize,
+    },
+    /// Sampling parameters out of range.
+    #[error(transparent)]
+    Sampling(#[from] InvalidSampling),
+    /// The embedding or the head failed.
+    #[error("the ends of the model could not be computed")]
+    Ends(#[from] EndsError),
+    /// The draft model has no room for another text.
+    #[error("the draft model has no room for another text: let it have more, or go without it")]
+    Draft(#[source] OpenTableError),
+    /// The blocks could not be computed.
+    #[error(transparent)]
+    Step(#[from] StepError),
+}

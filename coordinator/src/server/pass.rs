@@ -1,0 +1,88 @@
+//! Steps on their way into a pass of the accelerator, and their results on their way out.
+
+use std::time::Duration;
+
+use umbel_protocol::inference::{HopTiming, Step};
+use umbel_protocol::{SessionId, StepId, Tensor};
+
+use super::admission::Refusal;
+use super::schedule::{self, Finished};
+use super::{ComputeFailure, JobId, Output, Server};
+use crate::time::Time;
+
+/// A session that has had no step for so long does not shorten the passes of others: who decodes
+/// sends the next step within a round trip round the ring, and a reader's next question is a prompt.
+const DECODES_WITHIN: Duration = Duration::from_secs(10);
+
+impl Server {
+    /// Puts a step into the queue.
+    pub(super) fn enqueue(
+        &mut self,
+        step: Step,
+        now: Time,
+    ) -> Result<(), (SessionId, StepId, Refusal)> {
+        let session = step.session;
+        let Some(served) = self.sessions.get_mut(&session) else {
+            return Ok(());
+        };
+        served.last_used = now;
+        let waiting = self.schedule.waiting(session);
+        let end = schedule::check(&step, served, self.config.hidden_size, waiting)
+            .map_err(|refusal| (session, step.step, refusal))?;
+        served.received = end;
+        served.awaits_refill = false;
+        self.schedule.push(served.client, served.blocks, step, now);
+        Ok(())
+    }
+
+    /// Begins the next pass, if there is one to begin.
+    pub(super) fn compute_next(&mut self, now: Time) {
+        let in_use = self.sessions.values();
+        let in_use = in_use.filter(|served| now.since(served.last_used) < DECODES_WITHIN);
+        let is_shared = in_use.take(2).count() > 1;
+        if let Some(batch) = self.schedule.start(is_shared, now) {
+            self.outputs.push_back(Output::Compute(batch));
+        }
+    }
+
+    /// Hands on what a pass has come to. What has failed ends its own session, and no other.
+    pub(super) fn computed(
+        &mut self,
+        job: JobId,
+        results: Vec<Result<Tensor, ComputeFailure>>,
+        compute: Duration,
+        now: Time,
+    ) {
+        for finished in self.schedule.finish(job, results, compute, now) {
+            match finished {
+                Finished::Step { step, received, queue, compute } => {
+                    let hop = now.since(received);
+                    self.step_computed(step, (queue, compute, hop), now);
+                }
+                Finished::Part { session, position } => {
+                    let served = self.sessions.get_mut(&session).expect("a step of it was running");
+                    served.last_used = now;
+                    served.computed = position;
+                }
+                Finished::Failed { session, step, failure } => {
+                    self.fail(session, Some(step), failure.code, failure.detail);
+                }
+            }
+        }
+    }
+
+    fn step_computed(
+        &mut self,
+        mut step: Step,
+        (queue, compute, hop): (Duration, Duration, Duration),
+        now: Time,
+    ) {
+        let served = self.sessions.get_mut(&step.session).expect("a step of it was running");
+        served.last_used = now;
+        if !step.replay {
+            let (peer, span) = (self.config.peer, served.blocks);
+            step.trace.push(HopTiming { peer, span, queue, compute, hop, link_round_trip: None });
+        }
+        self.deliver(step);
+    }
+}

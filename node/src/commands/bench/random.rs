@@ -1,0 +1,70 @@
+//! Models of random weights, kept in the cache folder.
+
+use std::fs;
+use std::io::BufWriter;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use umbel_shard::gguf::write::GgufWriter;
+use umbel_shard::{Family, ModelConfig, Rope, RopeScaling, WeightType};
+
+use crate::args::RandomShape;
+
+/// Any number: the same one always, so that everybody measures the same file.
+const SEED: u64 = 1;
+
+/// The path of a model of this shape, which is written if it is not there.
+pub(super) fn model(shape: RandomShape, weights: WeightType, cache_dir: &Path) -> Result<String> {
+    let (name, config) = match shape {
+        RandomShape::M135 => ("135m", config([576, 1536, 49_152], 30, [9, 3])),
+        RandomShape::B1 => ("1b", config([2048, 5632, 32_000], 16, [32, 8])),
+        RandomShape::B8 => ("8b", config([4096, 14_336, 128_256], 32, [32, 8])),
+    };
+    let folder = cache_dir.join("random");
+    let path = folder.join(format!("{name}-{}.gguf", weights.name().to_lowercase()));
+    if !path.exists() {
+        let file = GgufWriter::random_model(&config, weights, SEED)
+            .with_context(|| format!("no model of this shape in {weights}"))?;
+        eprintln!("writing {}", path.display());
+        write(&file, &folder, &path).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    let text = path.to_str().context("the cache folder's name is no valid text")?;
+    Ok(text.to_owned())
+}
+
+/// Under another name at first, so that nobody finds half of it.
+fn write(file: &GgufWriter, folder: &Path, path: &Path) -> Result<()> {
+    fs::create_dir_all(folder)?;
+    let mut out = BufWriter::new(tempfile::NamedTempFile::new_in(folder)?);
+    file.write(&mut out)?;
+    out.into_inner()?.persist(path)?;
+    Ok(())
+}
+
+/// A Llama without biases, its head apart from its embedding.
+fn config(
+    [hidden_size, intermediate_size, vocabulary_size]: [usize; 3],
+    block_count: u32,
+    [head_count, kv_head_count]: [usize; 2],
+) -> ModelConfig {
+    ModelConfig {
+        family: Family::Llama,
+        hidden_size,
+        intermediate_size,
+        block_count,
+        head_count,
+        kv_head_count,
+        head_size: hidden_size / head_count,
+        vocabulary_size,
+        context_tokens: 8192,
+        rms_norm_eps: 1e-5,
+        rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
+        attention_windows: vec![None; block_count as usize],
+        attention_bias: false,
+        output_bias: false,
+        mlp_bias: false,
+        tied_embeddings: false,
+        bos_token_id: None,
+        eos_token_ids: Vec::new(),
+    }
+}
