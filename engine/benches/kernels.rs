@@ -1,20 +1,26 @@
-//! How fast the kernels are, beside how fast memory can be read: `cargo bench -p umbel-engine`.
+//! How fast the kernels are, beside the limits of memory and of the units that multiply:
+//! `cargo bench -p umbel-engine`, or with names of types after `--` for those alone.
 //!
 //! One row is bound by memory, so the weights are many copies of one matrix, more than any cache
 //! holds, and the figure is bytes of weights a second. Many rows are bound by arithmetic, and the
-//! figure is multiplications and additions a second. Each is the best of several runs.
+//! figure is multiplications and additions a second. Behind each is its share of the limit, in per
+//! cent. All are the best of many runs. One thread is timed by the processor's time that it took, as
+//! far as the system tells it, so that other work on the machine hardly counts; several by the clock.
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints its results")]
 
 use std::hint::black_box;
+use std::num::NonZeroUsize;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use rayon::prelude::*;
-use rayon::{ThreadPool, ThreadPoolBuilder};
+use umbel_engine::Device;
 use umbel_engine::kernel::{
-    Attending, AttentionShape, InstructionSet, KvPages, PAGE_TOKENS, WeightView, attention, matmul,
+    Arithmetic, Attending, AttentionShape, InstructionSet, KvPages, PAGE_TOKENS, PackedMatrix, WeightView,
+    attention, matmul_refined,
 };
-use umbel_shard::WeightType;
+use umbel_engine::limits::{Unit, operations_per_second, read_bytes_per_second};
+use umbel_shard::{Weight, WeightType};
 
 /// A projection of a model of a billion parameters, down from its MLP.
 const ROWS: usize = 2048;
@@ -23,8 +29,15 @@ const COLUMNS: usize = 5632;
 /// Four times the cache of the machines that we have.
 const STREAM_BYTES: usize = 128 << 20;
 
-/// Runs of which the best counts; other work on the machine only ever makes one slower.
-const RUNS: usize = 5;
+/// Runs over all copies of which the best product counts; other work on the machine only ever makes
+/// one slower.
+const STREAM_RUNS: usize = 8;
+
+/// As [`STREAM_RUNS`], for products of many rows.
+const RUNS: usize = 10;
+
+/// Numbers of rows that are bound by arithmetic, or nearly.
+const BATCHES: [usize; 3] = [8, 32, 512];
 
 const TYPES: [WeightType; 11] = [
     WeightType::F32,
@@ -41,82 +54,153 @@ const TYPES: [WeightType; 11] = [
 ];
 
 fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
     // `cargo test --benches` runs this without the argument, to see that it starts.
-    if !std::env::args().any(|argument| argument == "--bench") {
+    if !arguments.iter().any(|argument| argument == "--bench") {
         return;
     }
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let pools = [pool(1), pool(threads)];
-    println!(
-        "{:?}, weights {ROWS} x {COLUMNS}; 1 and {threads} threads",
-        InstructionSet::detected()
-    );
-    let memory = vec![1_u64; STREAM_BYTES / 8];
-    let [one, all] = pools.each_ref().map(|pool| gigabytes(STREAM_BYTES, read(pool, &memory)));
-    println!("streaming read: {one:.1} and {all:.1} GB/s");
-    drop(memory);
-    println!("{:6} {:>14} {:>16} {:>16}", "", "1 row", "32 rows", "512 rows");
-    println!("{:6} {:>14} {:>16} {:>16}", "", "GB/s", "GFLOP/s", "GFLOP/s");
-    for kind in TYPES {
-        let bytes = ROWS * COLUMNS / kind.block_values() * kind.block_bytes();
-        let copies = STREAM_BYTES.div_ceil(bytes);
-        let weights = weights(kind, bytes * copies);
-        let [one, all] = pools
-            .each_ref()
-            .map(|pool| gigabytes(bytes * copies, multiply(pool, kind, &weights, 1)));
-        let [few, many] = [32, 512].map(|tokens| {
-            pools.each_ref().map(|pool| {
-                let elapsed = multiply(pool, kind, &weights[..bytes], tokens);
-                2.0 * (ROWS * COLUMNS * tokens) as f64 / elapsed.as_secs_f64() / 1e9
-            })
-        });
-        println!(
-            "{:6} {one:6.1} {all:7.1} {:8.1} {:7.1} {:8.1} {:7.1}",
-            kind.name(),
-            few[0],
-            few[1],
-            many[0],
-            many[1],
-        );
+    let is_asked = |kind: &WeightType| {
+        let mut names = arguments.iter().filter(|argument| !argument.starts_with('-')).peekable();
+        names.peek().is_none() || names.any(|name| name.eq_ignore_ascii_case(kind.name()))
+    };
+    let machine = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    let mut counts = vec![NonZeroUsize::MIN, machine];
+    counts.dedup();
+    println!("{:?}, weights {ROWS} x {COLUMNS}", InstructionSet::detected());
+    let boards: Vec<_> = counts.into_iter().map(Board::measure).collect();
+    for kind in TYPES.into_iter().filter(is_asked) {
+        measure(&boards, kind);
     }
-    attend(&pools);
+    boards.iter().for_each(attend);
 }
 
-fn pool(threads: usize) -> ThreadPool {
-    ThreadPoolBuilder::new().num_threads(threads).build().expect("threads start")
+/// Some threads, and the limits that they have.
+struct Board {
+    threads: NonZeroUsize,
+    device: Device,
+    read: f64,
+    units: [Option<f64>; 3],
 }
 
-fn gigabytes(bytes: usize, elapsed: Duration) -> f64 {
-    bytes as f64 / elapsed.as_secs_f64() / 1e9
-}
+impl Board {
+    fn measure(threads: NonZeroUsize) -> Self {
+        let clock = move || clock(threads);
+        let device = Device::with_threads(threads).expect("threads start");
+        let read = read_bytes_per_second(threads, &clock).expect("threads start");
+        let units = [Unit::Binary32, Unit::Bfloat16, Unit::Integer8]
+            .map(|unit| operations_per_second(unit, threads, &clock).expect("threads start"));
+        println!("{threads} threads: streaming read {:.1} GB/s", read / 1e9);
+        let [binary32, bfloat16, integer8] = units.map(|unit| unit.unwrap_or(f64::NAN) / 1e9);
+        println!("  GFLOP/s: binary32 {binary32:.0}, bfloat16 {bfloat16:.0}; GOP/s: {integer8:.0}");
+        Self { threads, device, read, units }
+    }
 
-/// The best of several runs inside `pool`.
-fn best(pool: &ThreadPool, mut work: impl FnMut() + Send) -> Duration {
-    pool.install(|| {
-        work();
-        let mut run = || {
-            let start = Instant::now();
-            work();
-            start.elapsed()
+    /// What the unit can do that multiplies weights of `kind`.
+    fn peak(&self, kind: WeightType) -> f64 {
+        let [binary32, bfloat16, integer8] = self.units;
+        let unit = match kind {
+            WeightType::F32 | WeightType::F16 => binary32,
+            WeightType::BF16 => bfloat16.or(binary32),
+            WeightType::Q4_0
+            | WeightType::Q4_1
+            | WeightType::Q5_0
+            | WeightType::Q5_1
+            | WeightType::Q8_0
+            | WeightType::Q4K
+            | WeightType::Q5K
+            | WeightType::Q6K => integer8.or(binary32),
         };
-        (0..RUNS).map(|_| run()).min().expect("there are runs")
-    })
-}
+        unit.unwrap_or(f64::NAN)
+    }
 
-/// A sum over all of `memory`, with enough lanes to wait for nothing but the loads.
-fn read(pool: &ThreadPool, memory: &[u64]) -> Duration {
-    best(pool, || {
-        let sum = memory.par_chunks(1 << 17).map(|part| {
-            let mut sums = [0_u64; 16];
-            for words in part.as_chunks::<16>().0 {
-                for (sum, word) in sums.iter_mut().zip(words) {
-                    *sum ^= word;
+    /// The time of the fastest of `runs` times all of `works`, on the device.
+    fn best<T: Sync>(&self, runs: usize, works: &[T], mut work: impl FnMut(&T) + Send) -> f64 {
+        self.device.run(|| {
+            let mut best = Duration::MAX;
+            for run in 0..=runs {
+                for item in works {
+                    let start = clock(self.threads);
+                    work(item);
+                    let elapsed = clock(self.threads).saturating_sub(start);
+                    // The first time warms up.
+                    best = best.min(if run == 0 { Duration::MAX } else { elapsed });
                 }
             }
-            sums.iter().fold(0, |sum, word| sum ^ word)
+            best.as_secs_f64()
+        })
+    }
+}
+
+/// The time that this thread has computed where it is alone, else the time of day.
+fn clock(threads: NonZeroUsize) -> Duration {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    #[cfg(unix)]
+    if threads.get() == 1 {
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        #[allow(unsafe_code, reason = "std has no clock for the time of a thread")]
+        // SAFETY: the pointer is to a value that lives through the call.
+        unsafe {
+            libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time)
+        };
+        return Duration::from_nanos((time.tv_sec * 1_000_000_000 + time.tv_nsec).cast_unsigned());
+    }
+    START.elapsed()
+}
+
+/// Prints two lines for each number of threads: matrices as they are packed, and as files have them.
+fn measure(boards: &[Board], kind: WeightType) {
+    let bytes = ROWS * COLUMNS / kind.block_values() * kind.block_bytes();
+    let copies = STREAM_BYTES.div_ceil(bytes);
+    let stored = weights(kind, bytes * copies);
+    let stored: Vec<_> = stored
+        .chunks_exact(bytes)
+        .map(|bytes| WeightView { kind, bytes, rows: ROWS, columns: COLUMNS })
+        .collect();
+    let packed: Vec<_> = stored.iter().map(packed).collect();
+    for board in boards {
+        let name = format!("{} x{}", kind.name(), board.threads);
+        line(board, &name, "packed", kind, &packed, |matrix, input, output| {
+            matrix.multiply(Arithmetic::Usual, input, output);
         });
-        black_box(sum.reduce(|| 0, |sum, word| sum ^ word));
-    })
+        line(board, &name, "stored", kind, &stored, |weight, input, output| {
+            matmul_refined(*weight, input, output);
+        });
+    }
+}
+
+fn packed(view: &WeightView<'_>) -> PackedMatrix {
+    let weight = Weight::new(view.kind, vec![view.rows, view.columns], view.bytes);
+    PackedMatrix::pack(&weight.expect("type, shape and length fit each other"))
+}
+
+fn line<T: Sync>(
+    board: &Board,
+    name: &str,
+    way: &str,
+    kind: WeightType,
+    matrices: &[T],
+    multiply: impl Fn(&T, &[f32], &mut [f32]) + Sync,
+) {
+    let seconds = |runs, matrices: &[T], tokens| {
+        let input: Vec<f32> =
+            (0..tokens * COLUMNS).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
+        let mut output = vec![0.0; tokens * ROWS];
+        board.best(runs, matrices, |matrix| {
+            multiply(matrix, &input, &mut output);
+            black_box(&output);
+        })
+    };
+    let bytes = (ROWS * COLUMNS / kind.block_values() * kind.block_bytes()) as f64;
+    let read = bytes / seconds(STREAM_RUNS, matrices, 1);
+    print!("{name:8} {way}  1 row {:5.1} GB/s {:3.0}%", read / 1e9, 100.0 * read / board.read);
+    for tokens in BATCHES {
+        let few = &matrices[..matrices.len().min(if tokens > 32 { 1 } else { 4 })];
+        let operations = 2.0 * (ROWS * COLUMNS * tokens) as f64;
+        let rate = operations / seconds(RUNS, few, tokens);
+        let share = 100.0 * rate / board.peak(kind);
+        print!("  {tokens} rows {:6.1} G/s {share:3.0}%", rate / 1e9);
+    }
+    println!();
 }
 
 /// Weights of any bits, but with small scales: for speed their values do not matter, as long as
@@ -135,20 +219,6 @@ fn weights(kind: WeightType, bytes: usize) -> Vec<u8> {
     bytes
 }
 
-/// `tokens` rows times each of the matrices in `weights`.
-fn multiply(pool: &ThreadPool, kind: WeightType, weights: &[u8], tokens: usize) -> Duration {
-    let input: Vec<f32> =
-        (0..tokens * COLUMNS).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
-    let mut output = vec![0.0; tokens * ROWS];
-    let bytes = ROWS * COLUMNS / kind.block_values() * kind.block_bytes();
-    best(pool, || {
-        for bytes in weights.chunks_exact(bytes) {
-            matmul(WeightView { kind, bytes, rows: ROWS, columns: COLUMNS }, &input, &mut output);
-        }
-        black_box(&output);
-    })
-}
-
 /// A cache of one page of zeros, seen again and again.
 struct OnePage(Vec<f32>);
 
@@ -163,7 +233,7 @@ impl KvPages for OnePage {
 }
 
 /// Attention of 512 tokens to themselves and 512 before them.
-fn attend(pools: &[ThreadPool; 2]) {
+fn attend(board: &Board) {
     let shape = AttentionShape { heads: 32, kv_heads: 8, head_size: 64, window: None };
     let tokens = 512;
     let pages = OnePage(vec![0.5; shape.kv_heads * PAGE_TOKENS * shape.head_size]);
@@ -173,14 +243,13 @@ fn attend(pools: &[ThreadPool; 2]) {
     // operations for the score and two for the value.
     let seen = 512 + tokens / 2;
     let operations = 4.0 * (queries.len() * seen) as f64;
-    let [one, all] = pools.each_ref().map(|pool| {
-        let elapsed = best(pool, || {
-            let session = Attending { pages: &pages, position: 512, tokens: 512 };
-            attention(shape, &queries, &[session], &mut output);
-        });
-        operations / elapsed.as_secs_f64() / 1e9
+    let seconds = board.best(RUNS, &[()], |()| {
+        let session = Attending { pages: &pages, position: 512, tokens };
+        attention(shape, &queries, &[session], &mut output);
     });
     println!(
-        "attention, 512 tokens from position 512, 32 heads of 64: {one:.1} and {all:.1} GFLOP/s"
+        "attention x{}, 512 tokens from position 512, 32 heads of 64: {:.1} GFLOP/s",
+        board.threads,
+        operations / seconds / 1e9
     );
 }

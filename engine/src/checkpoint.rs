@@ -2,7 +2,7 @@
 
 use umbel_shard::{ModelConfig, Weight, Weights};
 
-use crate::kernel;
+use crate::kernel::{self, Arithmetic};
 use crate::operation::linear::Linear;
 use crate::operation::rms_norm::RmsNorm;
 
@@ -11,6 +11,8 @@ use crate::operation::rms_norm::RmsNorm;
 pub(crate) struct Checkpoint<'a> {
     pub(crate) config: &'a ModelConfig,
     pub(crate) weights: &'a Weights,
+    /// How its matrices multiply.
+    pub(crate) arithmetic: Arithmetic,
 }
 
 impl Checkpoint<'_> {
@@ -23,7 +25,7 @@ impl Checkpoint<'_> {
     ) -> Result<Linear, LoadTensorError> {
         let weight = self.weight(&format!("{name}.weight"), &[rows, columns])?;
         let bias = bias.then(|| self.vector(&format!("{name}.bias"), rows)).transpose()?;
-        Ok(Linear::new(&weight, bias))
+        Ok(Linear::new(&weight, bias, self.arithmetic))
     }
 
     /// The norm over `size` values whose weight is `{name}.weight`.

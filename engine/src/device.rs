@@ -1,54 +1,59 @@
 //! Where the arithmetic runs: today the processor's cores, and how many of them.
 
+use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use rayon::{ThreadPool, ThreadPoolBuilder};
+use crate::kernel::Pool;
+use crate::kernel::parallel;
 
 /// The threads that compute. A clone shares them.
 ///
-/// Every forward pass enters its device's pool once and stays there, because each entry from
-/// outside costs a wake-up. How many threads there are changes no bit of any result.
-#[derive(Clone, Debug, Default)]
+/// A forward pass runs on the thread that asks for it, with the others beside it. How many there
+/// are changes no bit of any result.
+#[derive(Clone)]
 pub struct Device {
-    pool: Option<Arc<ThreadPool>>,
+    pool: Arc<Pool>,
 }
 
 impl Device {
     /// The threads that the whole process shares: one for each core that it may use.
     #[must_use]
     pub fn shared() -> Self {
-        Self { pool: None }
+        Self { pool: parallel::shared() }
     }
 
-    /// A pool of `threads` of its own.
+    /// `threads` of its own, of which the one that asks for work is the first.
     ///
     /// # Errors
     /// [`StartThreadsError`] where the operating system refuses that many.
     pub fn with_threads(threads: NonZeroUsize) -> Result<Self, StartThreadsError> {
-        let pool = ThreadPoolBuilder::new()
-            .num_threads(threads.get())
-            .thread_name(|index| format!("umbel-compute-{index}"))
-            .build()
-            .map_err(|source| StartThreadsError { threads, source })?;
-        Ok(Self { pool: Some(Arc::new(pool)) })
+        let pool =
+            Pool::start(threads.get()).map_err(|source| StartThreadsError { threads, source })?;
+        Ok(Self { pool: Arc::new(pool) })
     }
 
     /// How many threads compute.
     #[must_use]
     pub fn thread_count(&self) -> usize {
-        self.pool
-            .as_ref()
-            .map_or_else(rayon::current_num_threads, |pool| pool.current_num_threads())
+        self.pool.thread_count()
     }
 
-    /// Runs `work` inside the pool, where what it does in parallel stays.
-    pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        match &self.pool {
-            Some(pool) => pool.install(work),
-            // `scope` moves into the shared pool; called from inside it, it stays on its thread.
-            None => rayon::scope(|_| work()),
-        }
+    /// Runs `work` on this thread, and what it does in parallel on all threads of the device.
+    pub fn run<R>(&self, work: impl FnOnce() -> R) -> R {
+        parallel::within(&self.pool, work)
+    }
+}
+
+impl Default for Device {
+    fn default() -> Self {
+        Self::shared()
+    }
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Device({} threads)", self.thread_count())
     }
 }
 
@@ -59,7 +64,7 @@ pub struct StartThreadsError {
     /// How many were asked for.
     pub threads: NonZeroUsize,
     /// What the operating system said.
-    pub source: rayon::ThreadPoolBuildError,
+    pub source: std::io::Error,
 }
 
 #[cfg(test)]
@@ -70,8 +75,9 @@ mod tests {
     fn work_runs_on_the_threads_of_its_device() {
         let two = Device::with_threads(NonZeroUsize::new(2).unwrap()).unwrap();
         assert_eq!(two.thread_count(), 2);
-        assert_eq!(two.run(rayon::current_num_threads), 2);
-        let shared = Device::shared();
-        assert!(shared.run(|| rayon::current_thread_index().is_some()));
+        assert_eq!(two.run(parallel::thread_count), 2);
+        let cores = std::thread::available_parallelism().unwrap().get();
+        assert_eq!(two.run(|| Device::shared().run(parallel::thread_count)), cores);
+        assert_eq!(parallel::thread_count(), cores);
     }
 }

@@ -9,7 +9,7 @@ use umbel_shard::{ModelConfig, Weight, Weights};
 use crate::checkpoint::{Checkpoint, LoadTensorError};
 use crate::device::Device;
 use crate::hidden::HiddenStates;
-use crate::kernel;
+use crate::kernel::{self, Arithmetic};
 use crate::operation::linear::Linear;
 use crate::operation::rms_norm::RmsNorm;
 
@@ -22,13 +22,26 @@ pub struct Ends {
 }
 
 impl Ends {
-    /// Takes the ends out of `weights`, which it shares and does not copy. Where embedding and head
-    /// are tied they are one matrix.
+    /// Takes the ends out of `weights`: the embedding, of which few rows are read, is shared, and the
+    /// head is packed for this machine, or shared where the kernels take it as it is. Where they are
+    /// tied they are one matrix in the file.
     ///
     /// # Errors
     /// [`LoadTensorError`] where a tensor is missing or has another shape than `config` asks for.
     pub fn load(config: &ModelConfig, weights: &Weights) -> Result<Self, LoadTensorError> {
-        let checkpoint = Checkpoint { config, weights };
+        Self::load_with(Arithmetic::default(), config, weights)
+    }
+
+    /// As [`Ends::load`], with activations multiplied as `arithmetic` says.
+    ///
+    /// # Errors
+    /// As [`Ends::load`].
+    pub fn load_with(
+        arithmetic: Arithmetic,
+        config: &ModelConfig,
+        weights: &Weights,
+    ) -> Result<Self, LoadTensorError> {
+        let checkpoint = Checkpoint { config, weights, arithmetic };
         let matrix = [config.vocabulary_size, config.hidden_size];
         let head = if config.tied_embeddings { EMBEDDING } else { HEAD };
         Ok(Self {

@@ -19,6 +19,7 @@
 //! | `format`, `activation` | how weights are written; activations as integers |
 //! | [`mod@packed`] | weights as this machine multiplies them fastest |
 //! | `portable`, `x86`, `avx512` | the inner loops: on any machine; with AVX2, FMA and F16C; with AVX-512 |
+//! | `limits` | loops that measure the machine |
 //! | `parallel` | work that is divided among threads |
 
 mod activation;
@@ -29,11 +30,11 @@ pub mod dequantize;
 mod exponential;
 mod format;
 pub mod instruction;
+pub(crate) mod limits;
 pub mod matmul;
 mod normalize;
 pub mod packed;
-#[allow(dead_code, reason = "the packed kernels are divided by it")]
-mod parallel;
+pub(crate) mod parallel;
 mod portable;
 pub mod refined;
 pub mod rope;
@@ -49,6 +50,7 @@ pub use instruction::InstructionSet;
 pub use matmul::{WeightView, matmul, matmul_with};
 pub use normalize::rms_norm;
 pub use packed::{Arithmetic, PackedMatrix};
+pub(crate) use parallel::Pool;
 pub use refined::matmul_refined;
 pub use rope::{RopeTable, rope, rope_at};
 pub use swiglu::{add, swiglu, swiglu_with};

@@ -16,6 +16,7 @@
 //! | `block`, `model` | the trait of a block; one file for each family |
 //! | `operation` | what a block is made of, as candle's custom operations |
 //! | [`kernel`] | the arithmetic beneath, on slices |
+//! | [`limits`] | what this machine can do at best, by measurement |
 //! | [`mod@reference`] | the same mathematics, slow and obvious: the oracle of the tests |
 //!
 //! # Batch invariance
@@ -32,6 +33,7 @@ pub mod ends;
 pub mod hidden;
 pub mod kernel;
 pub mod kv;
+pub mod limits;
 mod model;
 mod operation;
 pub mod reference;
@@ -42,6 +44,7 @@ pub use checkpoint::LoadTensorError;
 pub use device::{Device, StartThreadsError};
 pub use ends::{Ends, EndsError};
 pub use hidden::{HiddenStates, NoSuchRows, WrongHiddenStates};
+pub use kernel::Arithmetic;
 pub use kv::PAGE_TOKENS;
 pub use kv::arena::{KvArena, OpenTableError};
 pub use kv::table::{KvTable, TruncateError};

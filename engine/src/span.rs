@@ -12,7 +12,7 @@ use crate::block::{Block, Pass, Stretch};
 use crate::checkpoint::{Checkpoint, LoadTensorError};
 use crate::device::Device;
 use crate::hidden::HiddenStates;
-use crate::kernel::RopeTable;
+use crate::kernel::{Arithmetic, RopeTable};
 use crate::kv::table::{KvTable, PageShape};
 use crate::model;
 
@@ -26,7 +26,8 @@ pub struct HostedSpan {
 }
 
 impl HostedSpan {
-    /// Takes the blocks of `span` out of `weights`, which it shares and does not copy.
+    /// Takes the blocks of `span` out of `weights`: matrices are packed for this machine, or shared
+    /// where the kernels take them as they are.
     ///
     /// # Errors
     /// [`LoadSpanError`] where a tensor is missing or has another shape than `config` asks for.
@@ -35,11 +36,24 @@ impl HostedSpan {
         weights: &Weights,
         span: Span,
     ) -> Result<Self, LoadSpanError> {
+        Self::load_with(Arithmetic::default(), config, weights, span)
+    }
+
+    /// As [`HostedSpan::load`], with activations multiplied as `arithmetic` says.
+    ///
+    /// # Errors
+    /// As [`HostedSpan::load`].
+    pub fn load_with(
+        arithmetic: Arithmetic,
+        config: &ModelConfig,
+        weights: &Weights,
+        span: Span,
+    ) -> Result<Self, LoadSpanError> {
         if span.end() > config.block_count {
             return Err(LoadSpanError::NoSuchBlocks { span, block_count: config.block_count });
         }
         let rope = Arc::new(RopeTable::new(&config.rope, config.head_size));
-        let checkpoint = Checkpoint { config, weights };
+        let checkpoint = Checkpoint { config, weights, arithmetic };
         let load = |index| model::load_block(checkpoint, index, &rope);
         let blocks = span.blocks().map(load).collect::<Result<_, _>>()?;
         Ok(Self {

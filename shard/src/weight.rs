@@ -217,6 +217,15 @@ impl Weight {
         }
     }
 
+    /// Tells the system that the bytes will hardly be read again, as they were packed for a kernel, say:
+    /// where they are mapped, they leave memory. Reading them later is as right as before, and slower.
+    pub fn release(&self) {
+        match &self.storage {
+            Storage::Mapped { mapping, start, end } => mapping.release(*start..*end),
+            Storage::Owned(_) => {}
+        }
+    }
+
     /// Rows of a matrix: all dimensions but the last, multiplied. A vector is one row.
     #[must_use]
     pub fn rows(&self) -> usize {

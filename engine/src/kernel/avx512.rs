@@ -1,6 +1,11 @@
 //! The inner loops with AVX-512: its foundation, BW, DQ, VL, BF16 and VNNI.
 
+mod dense;
+mod limits;
+
+use super::packed::dense::{Format, Sums, Tile, round_pairs};
 use super::x86::Avx2;
+use crate::limits::Unit;
 
 /// Proof that this processor has AVX-512 with BF16 and VNNI, and all of [`Avx2`]: there is no other
 /// way to a value than to ask it. So Cooper Lake and Sapphire Rapids (2020, 2023), Zen 4 (2022) and
@@ -8,6 +13,7 @@ use super::x86::Avx2;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Avx512(Avx2);
 
+#[allow(unsafe_code, reason = "calls into functions that need AVX-512")]
 impl Avx512 {
     pub(super) fn detect() -> Option<Self> {
         let has_all = is_x86_feature_detected!("avx512f")
@@ -23,4 +29,33 @@ impl Avx512 {
     pub(super) const fn avx2(self) -> Avx2 {
         self.0
     }
+
+    /// Adds the products of `tile` to the sums of its tokens.
+    pub(super) fn multiply_tile(self, format: Format, tile: Tile<'_>, sums: &mut [Sums]) {
+        // SAFETY: `self` exists only where the processor has the instructions.
+        unsafe { dense::multiply(format, tile, sums) }
+    }
+
+    /// As [`fold`](super::limits::fold).
+    pub(super) fn fold(self, bytes: &[u8]) -> u64 {
+        // SAFETY: `self` exists only where the processor has the instructions.
+        unsafe { limits::fold(bytes) }
+    }
+
+    /// As [`multiply`](super::limits::multiply).
+    pub(super) fn work(self, unit: Unit, rounds: usize) {
+        // SAFETY: `self` exists only where the processor has the instructions.
+        unsafe { limits::work(unit, rounds) }
+    }
+
+    /// Rounds `input` to bfloat16, two a word.
+    pub(super) fn round_pairs(self, input: &[f32], pairs: &mut [u32]) {
+        // SAFETY: `self` exists only where the processor has the instructions.
+        unsafe { rounded_pairs(input, pairs) }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn rounded_pairs(input: &[f32], pairs: &mut [u32]) {
+    round_pairs(input, pairs);
 }

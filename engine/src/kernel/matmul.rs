@@ -56,8 +56,6 @@ impl<'a> WeightView<'a> {
 
 /// `output = input * weight^T`, from `[tokens, columns]` to `[tokens, rows]`.
 ///
-/// Call it from inside a rayon pool: a call from outside waits for a thread to wake.
-///
 /// # Panics
 /// Where the sizes do not fit each other: weights are checked when they are loaded.
 pub fn matmul(weight: WeightView<'_>, input: &[f32], output: &mut [f32]) {

@@ -1,6 +1,43 @@
-//! Work that is divided among threads.
+//! Work that is divided among threads: every parallel section of the kernels begins here.
 
-use rayon::prelude::*;
+mod pool;
+
+use std::cell::RefCell;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::thread;
+
+pub(crate) use pool::Pool;
+
+/// The threads of the whole process: one for each core that it may use.
+static SHARED: LazyLock<Arc<Pool>> = LazyLock::new(|| {
+    let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    // A system that has no threads to give leaves the work to the caller.
+    let pool = Pool::start(threads).or_else(|_| Pool::start(1));
+    Arc::new(pool.expect("a pool of the caller alone starts no thread"))
+});
+
+thread_local! {
+    /// The pool that this thread's sections are divided among.
+    static CURRENT: RefCell<Option<Arc<Pool>>> = const { RefCell::new(None) };
+}
+
+/// The threads of the whole process.
+pub(crate) fn shared() -> Arc<Pool> {
+    Arc::clone(&SHARED)
+}
+
+/// Runs `work` on this thread; its sections are divided among the threads of `pool`.
+pub(crate) fn within<R>(pool: &Arc<Pool>, work: impl FnOnce() -> R) -> R {
+    struct Restore(Option<Arc<Pool>>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            CURRENT.set(self.0.take());
+        }
+    }
+    let _restore = Restore(CURRENT.replace(Some(Arc::clone(pool))));
+    work()
+}
 
 /// Calls `work` with each number below `count`, on the threads of the pool that this runs in.
 ///
@@ -9,7 +46,7 @@ pub(super) fn for_each_share(count: usize, work: impl Fn(usize) + Sync + Send) {
     if count <= 1 {
         (0..count).for_each(work);
     } else {
-        (0..count).into_par_iter().with_max_len(1).for_each(work);
+        current().for_each_share(count, &work);
     }
 }
 
@@ -26,11 +63,20 @@ pub(super) fn for_each<T: Send>(
     let Some(second) = items.next() else {
         return work(first);
     };
-    let items: Vec<_> = [first, second].into_iter().chain(items).collect();
-    items.into_par_iter().with_max_len(1).for_each(work);
+    // Each item is taken once, by whoever has its number: the locks are never waited for.
+    let items: Vec<_> =
+        [first, second].into_iter().chain(items).map(Some).map(Mutex::new).collect();
+    for_each_share(items.len(), |index| {
+        let item = items[index].lock().unwrap_or_else(PoisonError::into_inner).take();
+        work(item.expect("each number comes once"));
+    });
 }
 
 /// How many threads share the work.
-pub(super) fn thread_count() -> usize {
-    rayon::current_num_threads()
+pub(crate) fn thread_count() -> usize {
+    current().thread_count()
+}
+
+fn current() -> Arc<Pool> {
+    CURRENT.with_borrow(|pool| pool.clone()).unwrap_or_else(shared)
 }

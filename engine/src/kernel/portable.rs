@@ -2,11 +2,13 @@
 
 pub(super) mod attention;
 mod dense;
+mod panels;
 mod quantized;
 
 use half::{bf16, f16};
 use umbel_shard::WeightType;
 
+pub(super) use self::panels::multiply_tile;
 use super::format;
 use super::matmul::Panel;
 

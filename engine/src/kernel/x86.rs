@@ -9,7 +9,9 @@
 
 mod attention;
 mod dense;
+mod limits;
 mod load;
+mod panels;
 mod quantized;
 mod super_quantized;
 
@@ -19,7 +21,9 @@ use super::activation::{self, Factors, Integers, SuperIntegers};
 use super::attention::{PageQuery, Softmax};
 use super::format::{BLOCK_VALUES, SUPER_VALUES};
 use super::matmul::Panel;
+use super::packed::dense::{Format, Sums, Tile};
 use super::swiglu;
+use crate::limits::Unit;
 
 /// Proof that this processor has AVX2, FMA and F16C: there is no other way to a value than to ask it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +42,24 @@ impl Avx2 {
     pub(super) fn multiply(self, panel: Panel<'_>, outputs: &mut [&mut [f32]]) {
         // SAFETY: `self` exists only where the processor has the instructions.
         unsafe { multiply(panel, outputs) }
+    }
+
+    /// Adds the products of `tile` to the sums of its tokens.
+    pub(super) fn multiply_tile(self, format: Format, tile: Tile<'_>, sums: &mut [Sums]) {
+        // SAFETY: `self` exists only where the processor has the instructions.
+        unsafe { panels::multiply(format, tile, sums) }
+    }
+
+    /// As [`fold`](super::limits::fold).
+    pub(super) fn fold(self, bytes: &[u8]) -> u64 {
+        // SAFETY: `self` exists only where the processor has the instructions.
+        unsafe { limits::fold(bytes) }
+    }
+
+    /// As [`multiply`](super::limits::multiply).
+    pub(super) fn work(self, unit: Unit, rounds: usize) {
+        // SAFETY: `self` exists only where the processor has the instructions.
+        unsafe { limits::work(unit, rounds) }
     }
 
     /// As [`activation::quantize`].

@@ -1,4 +1,4 @@
-//! Multiplication by a weight matrix, as it is stored: floating point or quantized.
+//! Multiplication by a weight matrix: floating point or quantized.
 
 use std::sync::Arc;
 
@@ -15,13 +15,15 @@ use crate::kernel::{Arithmetic, PackedMatrix};
 pub(crate) struct Linear {
     weight: Arc<PackedMatrix>,
     bias: Option<Arc<[f32]>>,
+    arithmetic: Arithmetic,
 }
 
 impl Linear {
     /// `bias`, where there is one, has a value for each row of the matrix `weight`.
-    pub(crate) fn new(weight: &Weight, bias: Option<Vec<f32>>) -> Self {
+    pub(crate) fn new(weight: &Weight, bias: Option<Vec<f32>>, arithmetic: Arithmetic) -> Self {
         assert!(bias.as_ref().is_none_or(|bias| bias.len() == weight.rows()), "one bias for a row");
-        Self { weight: Arc::new(PackedMatrix::pack(weight)), bias: bias.map(Into::into) }
+        let weight = Arc::new(PackedMatrix::pack(weight));
+        Self { weight, bias: bias.map(Into::into), arithmetic }
     }
 
     /// From `[tokens, columns]` to `[tokens, rows]`.
@@ -40,7 +42,7 @@ impl CustomOp1 for Linear {
         let tokens = rows_of(self.name(), layout, columns)?;
         let input = values(self.name(), storage, layout)?;
         let mut output = vec![0.0; tokens * rows];
-        self.weight.multiply(Arithmetic::default(), input, &mut output);
+        self.weight.multiply(self.arithmetic, input, &mut output);
         if let Some(bias) = &self.bias {
             for row in output.chunks_exact_mut(rows) {
                 row.iter_mut().zip(&**bias).for_each(|(value, bias)| *value += bias);

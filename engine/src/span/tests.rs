@@ -39,6 +39,10 @@ impl World {
         HostedSpan::load(&self.config, &self.weights, span).unwrap()
     }
 
+    fn host_exactly(&self, span: Span) -> HostedSpan {
+        HostedSpan::load_with(Arithmetic::Exact, &self.config, &self.weights, span).unwrap()
+    }
+
     fn open(&self, blocks: Span) -> KvTable {
         KvArena::new(&self.config, blocks, 128).open(blocks, 128).unwrap()
     }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
-use umbel_engine::{Ends, HiddenStates, HostedSpan, KvArena, KvTable};
+use umbel_engine::{Arithmetic, Ends, HiddenStates, HostedSpan, KvArena, KvTable};
 use umbel_protocol::Span;
 use umbel_shard::{Cache, Model, ModelConfig, ModelSource, Part, PartsNeeded, Silent, Weights};
 
@@ -13,6 +13,8 @@ pub(crate) struct Fixture {
     pub(crate) config: ModelConfig,
     /// The tensors of every part.
     pub(crate) weights: Weights,
+    /// How it is computed.
+    pub(crate) arithmetic: Arithmetic,
     /// The ids of the prompt.
     pub(crate) prompt: Vec<u32>,
     /// What enters each block, and what leaves the last one.
@@ -55,12 +57,13 @@ impl Fixture {
             greedy: greedy.map(|id| u32::try_from(id.as_u64().unwrap()).unwrap()).collect(),
             config,
             weights,
+            arithmetic: Arithmetic::default(),
         }
     }
 
     /// The two ends of the model.
     pub(crate) fn ends(&self) -> Ends {
-        Ends::load(&self.config, &self.weights).unwrap()
+        Ends::load_with(self.arithmetic, &self.config, &self.weights).unwrap()
     }
 
     /// All its blocks.
@@ -91,7 +94,9 @@ impl Run {
     /// Loads each span by itself, as a server of it would.
     pub(crate) fn new(fixture: &Fixture, split: &[Span]) -> Self {
         let hop = |&span: &Span| {
-            let hosted = HostedSpan::load(&fixture.config, &fixture.weights, span).unwrap();
+            let hosted =
+                HostedSpan::load_with(fixture.arithmetic, &fixture.config, &fixture.weights, span)
+                    .unwrap();
             let arena = KvArena::new(&fixture.config, span, fixture.config.context_tokens);
             (hosted, arena.open(span, fixture.config.context_tokens).unwrap())
         };

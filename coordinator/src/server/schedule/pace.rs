@@ -15,12 +15,16 @@ const PASS: Duration = Duration::from_millis(50);
 /// are read.
 const DECODE_PASSES: u32 = 2;
 
-/// Tokens of prefill that go into a pass however slow the machine: with fewer, reading the weights
-/// would cost more than computing with them.
-const PREFILL_TOKENS_MIN: u32 = 16;
+/// Tokens of prefill that go into a pass however slow the machine: so many share the weights in the
+/// registers of the plainest kernel.
+const PREFILL_TOKENS_MIN: u32 = 4;
 
-/// Tokens of a pass before one with prefill has been measured: 50 ms at some 1,300 tokens a second.
-const TOKENS_UNMEASURED: u32 = 64;
+/// Tokens of a pass before one with prefill has been measured: 50 ms at some 300 tokens a second.
+const TOKENS_UNMEASURED: u32 = 16;
+
+/// How many times as much as in any that was short enough may be in a pass: a machine that computes
+/// 16 tokens in the time of one need not compute 500 in it.
+const GROWTH: u64 = 2;
 
 /// What passes have taken, smoothed.
 #[derive(Debug, Default)]
@@ -29,6 +33,8 @@ pub(super) struct Pace {
     token_block_nanos: Option<f64>,
     /// A pass that only decodes.
     decode: Option<Duration>,
+    /// Tokens times blocks of the largest pass that was no longer than it may be.
+    proven: u64,
 }
 
 /// What a pass has taken of its budget.
@@ -54,12 +60,14 @@ impl Pace {
         if taken.has_prefill {
             // Where weights are read while the tokens are computed, few tokens add nothing at all;
             // then more may be taken, but not without measure.
-            let decode = self.decode.unwrap_or_default();
-            let added = compute.saturating_sub(decode).max(compute / 4);
+            let added = compute.saturating_sub(self.decode.unwrap_or_default()).max(compute / 4);
             let sample = added.as_secs_f64() * 1e9 / taken.token_blocks.max(1) as f64;
             let known = self.token_block_nanos.unwrap_or(sample);
-            // It settles within some ten passes, in which a prompt gets longer and costs more.
-            self.token_block_nanos = Some(known * 0.75 + sample * 0.25);
+            // What is dearer than it was is believed at once, and a pass that stood still for other
+            // reasons is forgotten within some ten.
+            self.token_block_nanos = Some(sample.max(known * 0.75 + sample * 0.25));
+            let is_short = compute <= self.longest();
+            self.proven = if is_short { self.proven } else { 0 }.max(taken.token_blocks);
         } else {
             let known = self.decode.unwrap_or(compute);
             self.decode = Some(known * 7 / 8 + compute / 8);
@@ -72,15 +80,19 @@ impl Pace {
             let blocks = candidates.iter().map(|candidate| candidate.blocks).max().unwrap_or(1);
             return u64::from(TOKENS_UNMEASURED) * u64::from(blocks);
         };
-        let decode = self.decode.unwrap_or_default();
-        let room = PASS.max(decode * DECODE_PASSES).saturating_sub(decode);
+        let room = self.longest().saturating_sub(self.decode.unwrap_or_default());
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
             reason = "a quotient of positive numbers; far below 64 bits, where it saturates"
         )]
         let token_blocks = (room.as_secs_f64() * 1e9 / nanos) as u64;
-        token_blocks
+        token_blocks.min(self.proven * GROWTH)
+    }
+
+    /// How long a pass may take.
+    fn longest(&self) -> Duration {
+        PASS.max(self.decode.unwrap_or_default() * DECODE_PASSES)
     }
 }
 

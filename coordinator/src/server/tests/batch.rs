@@ -5,8 +5,6 @@ use umbel_protocol::inference::HopTiming;
 use super::*;
 use crate::server::schedule::DECODE_TOKENS_MAX;
 
-const BLOCKS: u32 = 4;
-
 /// A server and an accelerator that takes a fixed time for a pass and some for each token.
 struct Bench {
     server: Server,
@@ -56,18 +54,14 @@ impl Bench {
 
     fn drain(&mut self) {
         while let Some(output) = self.server.poll() {
-            match output {
-                Output::Compute(batch) => {
-                    assert!(self.running.is_none(), "one pass at a time");
-                    assert!(!batch.jobs.is_empty(), "a pass has something to do");
-                    self.running = Some(batch);
-                }
-                Output::Send { message: ServerMessage::Output(step), .. } => {
-                    let values = step.hidden.to_f32();
-                    self.answers.push((step.session.number(), step.step.0, values));
-                    self.timings.extend(step.trace);
-                }
-                _ => {}
+            if let Output::Send { message: ServerMessage::Output(step), .. } = output {
+                let values = step.hidden.to_f32();
+                self.answers.push((step.session.number(), step.step.0, values));
+                self.timings.extend(step.trace);
+            } else if let Output::Compute(batch) = output {
+                assert!(self.running.is_none(), "one pass at a time");
+                assert!(!batch.jobs.is_empty(), "a pass has something to do");
+                self.running = Some(batch);
             }
         }
     }

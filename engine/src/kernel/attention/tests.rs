@@ -1,9 +1,11 @@
 //! Attention against the formula in binary64, in one piece and in chunks.
 
+use std::num::NonZeroUsize;
+
 use proptest::prelude::*;
-use rayon::ThreadPoolBuilder;
 
 use super::*;
+use crate::Device;
 use crate::kernel::specimen::{Numbers, bits, instruction_sets};
 
 /// Weights sum to 1 and values are at most 1, so this is in units of the result's largest value: the
@@ -197,8 +199,8 @@ proptest! {
         let one_by_one = in_chunks(1);
         prop_assert_eq!(bits(&in_chunks(chunk)), bits(&one_by_one));
         for threads in 1..=3 {
-            let pool = ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            prop_assert_eq!(bits(&pool.install(|| in_chunks(tokens))), bits(&one_by_one));
+            let device = Device::with_threads(NonZeroUsize::new(threads).unwrap()).unwrap();
+            prop_assert_eq!(bits(&device.run(|| in_chunks(tokens))), bits(&one_by_one));
         }
     }
 }

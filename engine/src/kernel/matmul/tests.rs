@@ -1,9 +1,11 @@
 //! Products against binary64, and what they must not depend on.
 
+use std::num::NonZeroUsize;
+
 use proptest::prelude::*;
-use rayon::ThreadPoolBuilder;
 
 use super::*;
+use crate::Device;
 use crate::kernel::activation::ROUNDING_MAX;
 use crate::kernel::specimen::{
     ALL_TYPES, Numbers, bits, instruction_sets, weights, weights_with_scales, widened,
@@ -178,8 +180,8 @@ proptest! {
         let alone: Vec<f32> =
             input.chunks(columns).flat_map(|token| multiply(set, weight, token)).collect();
         for threads in 1..=3 {
-            let pool = ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            let together = pool.install(|| multiply(set, weight, &input));
+            let device = Device::with_threads(NonZeroUsize::new(threads).unwrap()).unwrap();
+            let together = device.run(|| multiply(set, weight, &input));
             prop_assert_eq!(bits(&together), bits(&alone));
         }
         // Neither does it depend on which rows of weights are beside its own.

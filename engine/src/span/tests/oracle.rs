@@ -14,11 +14,27 @@ fn every_family_computes_what_the_reference_does() {
             let world = World::new(family, weight_type);
             let input = model::hidden(TOKENS, 1);
             let blocks = span(0, 3);
-            let output = world.host(blocks).forward(&mut world.open(blocks), &input).unwrap();
+            let hosted = world.host_exactly(blocks);
+            let output = hosted.forward(&mut world.open(blocks), &input).unwrap();
             let expected = world.reference(blocks, &input);
             let difference = largest_difference(&output.to_values(), &expected);
             assert!(difference < BINARY32_ERROR_MAX, "{family} {weight_type}: {difference}");
         }
+    }
+}
+
+#[test]
+fn brain_floats_compute_nearly_what_the_reference_does_with_them() {
+    // Where the unit multiplies bfloat16, each activation is rounded to 8 bits, by 0.16% in the mean,
+    // wherever it meets a matrix, as others do it in this type: 0.6% to 1.1% when measured.
+    const RELATIVE_ERROR_MAX: f32 = 2e-2;
+    for family in FAMILIES {
+        let world = World::new(family, WeightType::BF16);
+        let input = model::hidden(TOKENS, 1);
+        let blocks = span(0, 3);
+        let output = world.host(blocks).forward(&mut world.open(blocks), &input).unwrap();
+        let error = relative_error(&output.to_values(), &world.reference(blocks, &input));
+        assert!(error < RELATIVE_ERROR_MAX, "{family}: {error}");
     }
 }
 
@@ -71,18 +87,21 @@ fn quantized_weights_compute_nearly_what_the_reference_does_with_them() {
         WeightType::Q5K,
         WeightType::Q6K,
     ];
-    let norm = |values: &[f32]| values.iter().map(|value| value * value).sum::<f32>().sqrt();
     for weight_type in types {
         let world = World::new(Family::Llama, weight_type);
         let input = model::hidden(TOKENS, 1);
         let blocks = span(0, 3);
         let output = world.host(blocks).forward(&mut world.open(blocks), &input).unwrap();
-        let expected = world.reference(blocks, &input);
-        let difference: Vec<f32> =
-            output.to_values().iter().zip(&expected).map(|(a, b)| a - b).collect();
-        let error = norm(&difference) / norm(&expected);
+        let error = relative_error(&output.to_values(), &world.reference(blocks, &input));
         assert!(error < RELATIVE_ERROR_MAX, "{weight_type}: {error}");
     }
+}
+
+/// The length of what `found` is beside `expected`, by the length of that.
+fn relative_error(found: &[f32], expected: &[f32]) -> f32 {
+    let norm = |values: &[f32]| values.iter().map(|value| value * value).sum::<f32>().sqrt();
+    let difference: Vec<f32> = found.iter().zip(expected).map(|(a, b)| a - b).collect();
+    norm(&difference) / norm(expected)
 }
 
 fn largest_difference(a: &[f32], b: &[f32]) -> f32 {

@@ -1,0 +1,246 @@
+//! Weights in floating point, in panels.
+//!
+//! # The layout
+//!
+//! A panel is [`PANEL_ROWS`] rows of the matrix, the last one filled up with rows of zeros. It is
+//! written step by step: a step is what its rows have in one column, or in bfloat16 in two, row after
+//! row. So a kernel reads a panel from its first byte to its last, and one load of 64 bytes holds 16
+//! rows in binary32, or 16 rows of two columns in bfloat16 as VDPBF16PS multiplies them.
+//!
+//! # The order of sums
+//!
+//! Each output has a lane of its own, to which its products are added from the first column to the
+//! last. How many tokens are side by side decides how lanes share registers and loads, and nothing
+//! else: a sum that leaves its register between two blocks of columns comes back as it was. So one
+//! row and many rows give the same bits by construction.
+
+mod inputs;
+mod pack;
+
+use std::ops::Range;
+
+use umbel_shard::{Weight, WeightType};
+
+use self::inputs::Inputs;
+#[cfg(target_arch = "x86_64")]
+pub(in crate::kernel) use self::inputs::round_pairs;
+use super::outputs::Outputs;
+use super::pages::Pages;
+use super::{Arithmetic, InstructionSet};
+use crate::kernel::parallel::for_each_share;
+use crate::kernel::{PARALLEL_WORK_MIN, portable};
+
+/// Rows of a panel: 4 registers of AVX-512, which with 6 tokens make 24 sums, and 8 of the 32
+/// registers stay for weights and inputs. The matrices of models have multiples of 64 rows.
+pub(in crate::kernel) const PANEL_ROWS: usize = 64;
+
+/// The most tokens that share the weights in a kernel's registers. AVX2 takes 16 rows at a time with
+/// them: 12 of its 16 registers.
+pub(in crate::kernel) const TILE_TOKENS: usize = 6;
+
+/// Bytes of a panel over which all tokens pass before the next ones are read. With the block that is
+/// being fetched it is half of the 256 KiB of second-level cache that the smallest cores have.
+const BLOCK_BYTES: usize = 64 * 1024;
+
+/// Shares of the panels for each thread: threads are rarely equally fast.
+const SHARES_PER_THREAD: usize = 4;
+
+/// The sums of a panel's rows for one token.
+pub(in crate::kernel) type Sums = [f32; PANEL_ROWS];
+
+/// What a kernel multiplies: how the weights are written, and what the words of its inputs are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::kernel) enum Format {
+    /// IEEE 754 binary32; a word is a binary32.
+    Binary32,
+    /// IEEE 754 binary16; a word is a binary32.
+    Binary16,
+    /// Two columns of bfloat16 a step, each with a word in binary32.
+    Bfloat16,
+    /// Two columns of bfloat16 a step, with one word of two bfloat16, the first in the lower half.
+    Bfloat16Pairs,
+}
+
+impl Format {
+    fn of(kind: WeightType) -> Option<Self> {
+        match kind {
+            WeightType::F32 => Some(Self::Binary32),
+            WeightType::F16 => Some(Self::Binary16),
+            WeightType::BF16 => Some(Self::Bfloat16),
+            WeightType::Q4_0
+            | WeightType::Q4_1
+            | WeightType::Q5_0
+            | WeightType::Q5_1
+            | WeightType::Q8_0
+            | WeightType::Q4K
+            | WeightType::Q5K
+            | WeightType::Q6K => None,
+        }
+    }
+
+    /// Columns of a step.
+    const fn step_columns(self) -> usize {
+        match self {
+            Self::Binary32 | Self::Binary16 => 1,
+            Self::Bfloat16 | Self::Bfloat16Pairs => 2,
+        }
+    }
+
+    /// Words of the input for a step.
+    const fn step_words(self) -> usize {
+        match self {
+            Self::Binary32 | Self::Binary16 | Self::Bfloat16Pairs => 1,
+            Self::Bfloat16 => 2,
+        }
+    }
+
+    /// Bytes of a row in a step.
+    const fn row_bytes(self) -> usize {
+        match self {
+            Self::Binary16 => 2,
+            Self::Binary32 | Self::Bfloat16 | Self::Bfloat16Pairs => 4,
+        }
+    }
+
+    /// Bytes of a step.
+    const fn step_bytes(self) -> usize {
+        PANEL_ROWS * self.row_bytes()
+    }
+}
+
+/// Some steps of a panel, and the tokens that a kernel multiplies them with.
+#[derive(Clone, Copy)]
+pub(in crate::kernel) struct Tile<'a> {
+    /// `[steps, rows of a panel]`.
+    pub(in crate::kernel) weights: &'a [u8],
+    /// `[steps, words of a step, tokens]`.
+    pub(in crate::kernel) inputs: &'a [u32],
+    /// What to fetch into the cache meanwhile.
+    pub(in crate::kernel) ahead: &'a [u8],
+}
+
+/// A matrix `[rows, columns]` in panels.
+pub(super) struct DenseMatrix {
+    set: InstructionSet,
+    format: Format,
+    rows: usize,
+    columns: usize,
+    panels: Pages,
+}
+
+impl DenseMatrix {
+    /// Packs `weight`; `None` where it is not in floating point, or empty.
+    pub(super) fn pack(set: InstructionSet, weight: &Weight) -> Option<Self> {
+        let format = Format::of(weight.weight_type())?;
+        let (rows, columns) = (weight.rows(), weight.columns());
+        if rows == 0 || columns == 0 {
+            return None;
+        }
+        let panels = pack::panels(format, weight.bytes(), rows, columns);
+        Some(Self { set, format, rows, columns, panels })
+    }
+
+    /// As [`super::PackedMatrix::multiply`].
+    pub(super) fn multiply(&self, arithmetic: Arithmetic, input: &[f32], output: &mut [f32]) {
+        let tokens = input.len() / self.columns;
+        assert_eq!(input.len(), tokens * self.columns, "the input has whole rows");
+        assert_eq!(output.len(), tokens * self.rows, "the output has a row for each of the input");
+        if tokens == 0 {
+            return;
+        }
+        let inputs = Inputs::prepare(self.set, self.format(arithmetic), input, self.columns);
+        let outputs = Outputs::new(output, self.rows);
+        let panels = self.rows.div_ceil(PANEL_ROWS);
+        let share_panels = self.share_panels(tokens);
+        for_each_share(panels.div_ceil(share_panels), |share| {
+            let first = share * share_panels;
+            self.multiply_panels(first..panels.min(first + share_panels), &inputs, &outputs);
+        });
+    }
+
+    /// How weights and inputs are multiplied: only AVX-512 has a unit for pairs of bfloat16, and
+    /// binary32 is no slower elsewhere.
+    fn format(&self, arithmetic: Arithmetic) -> Format {
+        match (self.set, self.format, arithmetic) {
+            #[cfg(target_arch = "x86_64")]
+            (InstructionSet::Avx512(_), Format::Bfloat16, Arithmetic::Usual) => {
+                Format::Bfloat16Pairs
+            }
+            (_, format, _) => format,
+        }
+    }
+
+    /// How many panels one thread takes at a time.
+    fn share_panels(&self, tokens: usize) -> usize {
+        let panel_work = PANEL_ROWS * self.columns * tokens;
+        let enough = PARALLEL_WORK_MIN.div_ceil(panel_work);
+        let shares = rayon::current_num_threads() * SHARES_PER_THREAD;
+        enough.max(self.rows.div_ceil(PANEL_ROWS * shares))
+    }
+
+    fn multiply_panels(&self, panels: Range<usize>, inputs: &Inputs, outputs: &Outputs<'_>) {
+        let panel_bytes =
+            self.columns.div_ceil(self.format.step_columns()) * self.format.step_bytes();
+        let bytes = &self.panels.bytes()[..panels.end * panel_bytes];
+        let mut sums = vec![[0.0; PANEL_ROWS]; inputs.tokens()];
+        for panel in panels {
+            sums.fill([0.0; PANEL_ROWS]);
+            self.multiply_panel(&bytes[panel * panel_bytes..], panel_bytes, inputs, &mut sums);
+            for (token, sums) in sums.iter().enumerate() {
+                #[allow(
+                    unsafe_code,
+                    reason = "threads write to one slice in places that interleave"
+                )]
+                // SAFETY: each panel is in one share, and its rows are in no other.
+                unsafe {
+                    outputs.write(token, panel * PANEL_ROWS, sums);
+                }
+            }
+        }
+    }
+
+    /// Adds to `sums` what the panel gives that is the first `panel_bytes` of `bytes`.
+    fn multiply_panel(&self, bytes: &[u8], panel_bytes: usize, inputs: &Inputs, sums: &mut [Sums]) {
+        let format = inputs.format();
+        let block_steps = BLOCK_BYTES / format.step_bytes();
+        for (block, weights) in bytes[..panel_bytes].chunks(BLOCK_BYTES).enumerate() {
+            let end = block * BLOCK_BYTES + weights.len();
+            let ahead_bytes = if self.reads_in_order(inputs) { 0 } else { BLOCK_BYTES };
+            let ahead = &bytes[end..bytes.len().min(end + ahead_bytes)];
+            let mut ahead = ahead.chunks(BLOCK_BYTES.div_ceil(inputs.tile_count()));
+            let steps =
+                block * block_steps..block * block_steps + weights.len() / format.step_bytes();
+            for (tokens, words) in inputs.tiles() {
+                let step_words = format.step_words() * tokens.len();
+                let inputs = &words[steps.start * step_words..steps.end * step_words];
+                let tile = Tile { weights, inputs, ahead: ahead.next().unwrap_or_default() };
+                multiply_tile(self.set, format, tile, &mut sums[tokens]);
+            }
+        }
+    }
+
+    /// Whether each byte is read once, in order: then it comes in time by itself.
+    fn reads_in_order(&self, inputs: &Inputs) -> bool {
+        match self.set {
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx512(_) => inputs.tile_count() == 1,
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx2(_) => inputs.tokens() == 1,
+            InstructionSet::Portable => true,
+        }
+    }
+}
+
+/// Adds the products of `tile` to the sums of its tokens.
+fn multiply_tile(set: InstructionSet, format: Format, tile: Tile<'_>, sums: &mut [Sums]) {
+    match set {
+        InstructionSet::Portable => portable::multiply_tile(format, tile, sums),
+        #[cfg(target_arch = "x86_64")]
+        InstructionSet::Avx2(avx2) => avx2.multiply_tile(format, tile, sums),
+        #[cfg(target_arch = "x86_64")]
+        InstructionSet::Avx512(avx512) => avx512.multiply_tile(format, tile, sums),
+    }
+}
+
+#[cfg(test)]
+mod tests;

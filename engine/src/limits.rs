@@ -1,0 +1,140 @@
+//! What this machine can do at best: the measure of the kernels.
+//!
+//! A decode step reads every weight once, so nothing is faster than memory is read; a long prompt
+//! multiplies more than it reads, so nothing is faster than the units multiply. Both are measured by
+//! the plainest loops that there are. The engine reads no clock: whoever asks brings one.
+
+use std::hint::black_box;
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use crate::device::{Device, StartThreadsError};
+use crate::kernel::InstructionSet;
+use crate::kernel::limits::{self, Region};
+
+/// Memory that is read again and again: several times the caches of the machines that we have.
+const REGION_BYTES: usize = 256 << 20;
+
+/// Bytes of one run, so that it takes about a millisecond: few long runs have the machine to
+/// themselves.
+const READ_BYTES: usize = 16 << 20;
+
+/// Rounds of multiplications in a run of one thread: some tenths of a millisecond.
+const ROUNDS: usize = 1 << 16;
+
+/// Runs of which the best counts; other work on the machine only ever makes one slower. They read the
+/// region four times.
+const RUNS: usize = 64;
+
+/// Something that multiplies and adds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unit {
+    /// Products and sums in binary32 (FMA): weights in float32, float16 and exact bfloat16.
+    Binary32,
+    /// Products of pairs of bfloat16 (VDPBF16PS): weights in bfloat16.
+    Bfloat16,
+    /// Products of groups of four 8-bit integers (VPDPBUSD, or VPMADDUBSW with AVX2): quantized
+    /// weights.
+    Integer8,
+}
+
+/// Time since some moment that stays the same.
+pub type Clock<'a> = &'a (dyn Fn() -> Duration + Sync);
+
+/// The most bytes a second that `threads` cores together read from memory, in order.
+///
+/// # Errors
+/// [`StartThreadsError`] where the operating system refuses that many.
+pub fn read_bytes_per_second(
+    threads: NonZeroUsize,
+    clock: Clock<'_>,
+) -> Result<f64, StartThreadsError> {
+    let device = Device::with_threads(threads)?;
+    let set = InstructionSet::detected();
+    let region = Region::new(REGION_BYTES);
+    let seconds = best(&device, clock, &|run, thread| {
+        let part = region.part(run % (REGION_BYTES / READ_BYTES), READ_BYTES);
+        black_box(limits::read(set, share(part, thread, threads.get())));
+    });
+    Ok(READ_BYTES as f64 / seconds)
+}
+
+/// The most multiplications and additions a second, each counted, of `unit` in `threads` cores
+/// together; `None` where this machine has no such unit that our kernels use.
+///
+/// # Errors
+/// [`StartThreadsError`] where the operating system refuses that many.
+pub fn operations_per_second(
+    unit: Unit,
+    threads: NonZeroUsize,
+    clock: Clock<'_>,
+) -> Result<Option<f64>, StartThreadsError> {
+    let set = InstructionSet::detected();
+    let Some(operations) = limits::round_operations(set, unit) else {
+        return Ok(None);
+    };
+    let device = Device::with_threads(threads)?;
+    let seconds = best(&device, clock, &|_, _| limits::multiply(set, unit, ROUNDS));
+    Ok(Some((operations * ROUNDS * threads.get()) as f64 / seconds))
+}
+
+/// What the thread `index` of `threads` takes of `bytes`.
+fn share(bytes: &[u8], index: usize, threads: usize) -> &[u8] {
+    let size = (bytes.len() / threads).next_multiple_of(limits::STRIDE);
+    bytes.chunks(size).nth(index).unwrap_or_default()
+}
+
+/// The shortest time in seconds of a run, in which every thread of `device` does `work`; it is told
+/// which run it is, and which thread.
+fn best(device: &Device, clock: Clock<'_>, work: &(dyn Fn(usize, usize) + Sync)) -> f64 {
+    let time = |run| {
+        let start = clock();
+        rayon::broadcast(|thread| work(run, thread.index()));
+        clock().saturating_sub(start)
+    };
+    device.run(|| {
+        let times = (0..RUNS).map(time);
+        // A clock that stands still would make everything infinitely fast.
+        times.min().unwrap_or_default().max(Duration::from_nanos(1)).as_secs_f64()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+
+    const UNITS: [Unit; 3] = [Unit::Binary32, Unit::Bfloat16, Unit::Integer8];
+
+    #[test]
+    fn a_limit_is_work_by_the_time_of_the_fastest_run() {
+        // Each look at the clock is 2 ms later than the one before, so each run takes 2 ms.
+        let looks = AtomicU64::new(0);
+        let clock = || Duration::from_millis(2 * looks.fetch_add(1, Ordering::Relaxed));
+        let one = NonZeroUsize::MIN;
+        let read = read_bytes_per_second(one, &clock).unwrap();
+        assert!((read / (READ_BYTES as f64 / 2e-3) - 1.0).abs() < 1e-9, "{read}");
+        for unit in UNITS {
+            let found = operations_per_second(unit, one, &clock).unwrap();
+            let round = limits::round_operations(InstructionSet::detected(), unit);
+            let expected = round.map(|round| (round * ROUNDS) as f64 / 2e-3);
+            assert_eq!(found.map(f64::round), expected.map(f64::round), "{unit:?}");
+        }
+    }
+
+    #[test]
+    fn the_shares_of_all_threads_are_the_whole() {
+        let bytes = vec![0; 7 * limits::STRIDE];
+        for threads in 1..=9 {
+            let shares = (0..threads).map(|index| share(&bytes, index, threads).len());
+            assert_eq!(shares.sum::<usize>(), bytes.len(), "{threads}");
+        }
+    }
+
+    #[test]
+    fn a_clock_that_stands_still_gives_a_number() {
+        let clock = || Duration::ZERO;
+        assert!(read_bytes_per_second(NonZeroUsize::MIN, &clock).unwrap().is_finite());
+    }
+}
