@@ -33,9 +33,11 @@ async fn main() -> anyhow::Result<()> {
     let calm = asking.stop().await?;
     println!("undisturbed: {calm:?} in {:.1} s", begun.elapsed().as_secs_f64());
 
-    let asking = Clients::start(swarms, &question);
+    let mut asking = Clients::start(swarms, &question);
     let begun = Instant::now();
     for number in 1..=2 * spans.len() {
+        // Every client is in the middle of something.
+        asking.go_on(16 * clients).await;
         let restart = Instant::now();
         swarm.restart_oldest().await?;
         println!("server {number} restarted in {:.1} s", restart.elapsed().as_secs_f64());

@@ -24,6 +24,8 @@ pub struct Question {
 /// Clients under way. They end when this is dropped.
 pub struct Clients {
     stop: watch::Sender<bool>,
+    /// How many tokens all of them have got; closed when the last one has ended.
+    tokens: watch::Receiver<usize>,
     tasks: JoinSet<anyhow::Result<Answers>>,
 }
 
@@ -42,12 +44,20 @@ impl Clients {
     /// Starts a client for each of these swarms.
     #[must_use]
     pub fn start(swarms: Vec<Arc<Swarm>>, question: &Question) -> Self {
-        let stop = watch::Sender::new(false);
+        let (stop, tokens) = (watch::Sender::new(false), watch::Sender::new(0));
+        let got = tokens.subscribe();
         let mut tasks = JoinSet::new();
         for swarm in swarms {
-            tasks.spawn(client(swarm, question.clone(), stop.subscribe()));
+            tasks.spawn(client(swarm, question.clone(), stop.subscribe(), tokens.clone()));
         }
-        Self { stop, tasks }
+        Self { stop, tokens: got, tasks }
+    }
+
+    /// Waits until they have got so many tokens more, or have all failed.
+    pub async fn go_on(&mut self, tokens: usize) {
+        let goal = *self.tokens.borrow() + tokens;
+        // Why they have failed is said at the end.
+        let _failed = self.tokens.wait_for(|got| *got >= goal).await;
     }
 
     /// Lets each end the answer that it is at; each has had one at least.
@@ -71,6 +81,7 @@ async fn client(
     swarm: Arc<Swarm>,
     question: Question,
     stop: watch::Receiver<bool>,
+    tokens: watch::Sender<usize>,
 ) -> anyhow::Result<Answers> {
     let mut answers = Answers::default();
     loop {
@@ -86,6 +97,7 @@ async fn client(
         waited(&mut answers);
         while generation.next().await.with_context(|| format!("in answer {nth}"))?.is_some() {
             waited(&mut answers);
+            tokens.send_modify(|tokens| *tokens += 1);
         }
         ensure!(generation.tokens() == question.expected, "answer {nth} is another one");
         answers.count = nth;

@@ -226,26 +226,7 @@ impl Replicated {
             waits.push(wait_for_token(&mut generation).await?.context("the answer goes on")?);
         }
         let noticing = notice(&generation);
-        let mut killed = Vec::new();
-        match fault {
-            Fault::Kill(place) => killed.push(self.take(&generation, place)?),
-            Fault::KillTwo => {
-                killed.push(self.take(&generation, Place::First)?);
-                killed.push(self.take(&generation, Place::Last)?);
-            }
-            Fault::KillDuringPrefill(_) => {}
-            Fault::Freeze(place) => {
-                let index = self.index_of(&generation, place)?;
-                self.servers[index].freeze();
-                frozen.push(self.servers[index].address().to_owned());
-            }
-            Fault::CutOff(place) => {
-                let index = self.index_of(&generation, place)?;
-                let server = &self.servers[index];
-                server.front().context("its links are shaped")?.cut();
-                frozen.push(server.address().to_owned());
-            }
-        }
+        let killed = self.inflict(fault, &generation, frozen)?;
         // Killed from a thread of its own, so that the answer goes on meanwhile.
         let killing =
             tokio::task::spawn_blocking(move || killed.into_iter().for_each(Server::kill));
@@ -276,6 +257,36 @@ impl Replicated {
             usual: waits[waits.len() / 2],
             failures,
         })
+    }
+
+    /// Does it, and hands out the servers that are to be killed.
+    fn inflict(
+        &mut self,
+        fault: Fault,
+        generation: &Generation,
+        frozen: &mut Vec<String>,
+    ) -> anyhow::Result<Vec<Server>> {
+        let mut killed = Vec::new();
+        match fault {
+            Fault::Kill(place) => killed.push(self.take(generation, place)?),
+            Fault::KillTwo => {
+                killed.push(self.take(generation, Place::First)?);
+                killed.push(self.take(generation, Place::Last)?);
+            }
+            Fault::KillDuringPrefill(_) => {}
+            Fault::Freeze(place) => {
+                let index = self.index_of(generation, place)?;
+                self.servers[index].freeze();
+                frozen.push(self.servers[index].address().to_owned());
+            }
+            Fault::CutOff(place) => {
+                let index = self.index_of(generation, place)?;
+                let server = &self.servers[index];
+                server.front().context("its links are shaped")?.cut();
+                frozen.push(server.address().to_owned());
+            }
+        }
+        Ok(killed)
     }
 
     /// An answer that is about to begin.

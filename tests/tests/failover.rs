@@ -146,8 +146,10 @@ async fn every_server_is_restarted_in_turn_while_many_clients_generate() {
     for _ in 0..4 {
         swarms.push(swarm.join().await.unwrap());
     }
-    let clients = Clients::start(swarms, &question);
+    let mut clients = Clients::start(swarms, &question);
     for _ in 0..4 {
+        // Every client is in the middle of something.
+        clients.go_on(32).await;
         swarm.restart_oldest().await.unwrap();
     }
     let answers = clients.stop().await.unwrap();

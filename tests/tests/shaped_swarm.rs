@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use umbel_client::{Swarm, SwarmConfig};
+use umbel_client::{Speculate, Swarm, SwarmConfig};
 use umbel_coordinator::random::Random;
 use umbel_tests::faults::{Fault, Place, Replicated};
 use umbel_tests::shape::{Shape, ShapedNetwork};
@@ -51,7 +51,7 @@ async fn an_answer_over_far_streams_goes_on_when_one_is_cut() {
     let config = SwarmConfig { join, ..SwarmConfig::default() };
     let swarm = Arc::new(Swarm::join(config).await.unwrap());
     let (model, workload) = (client_model(&folder).unwrap(), workload(16));
-    let mut generation = ask(swarm, &model, &workload).await.unwrap();
+    let mut generation = ask(swarm, &model, &workload, &Speculate::Off).await.unwrap();
     for _ in 0..5 {
         generation.next().await.unwrap().unwrap();
     }

@@ -24,6 +24,10 @@ const REFRESH: Duration = Duration::from_secs(2);
 /// After how long servers that have failed the session, or serve it already, will do.
 const FORGIVEN: Duration = Duration::from_secs(2);
 
+/// How long after one search the next one may take such a server again: one whose ports nobody holds
+/// fails at once, and the replacements of a session are counted.
+pub(crate) const FORGIVEN_AGAIN: Duration = Duration::from_secs(1);
+
 /// How long two servers are kept apart after one could not reach the other.
 const UNREACHABLE: Duration = Duration::from_secs(60);
 
@@ -39,6 +43,8 @@ pub(crate) struct Search {
     pub(crate) wanted: RouteWanted,
     /// Since when the session has been waiting for a server.
     pub(crate) since: Instant,
+    /// Before this, servers that have failed the session are not tried again.
+    pub(crate) forgiving_from: Instant,
     /// Whether the session has begun, so that time counts for more than the best route.
     pub(crate) urgent: bool,
 }
@@ -60,7 +66,9 @@ impl Swarm {
         loop {
             let waited = search.since.elapsed();
             // In the end those that have failed before are not tried any more.
-            let forgiving = waited >= FORGIVEN && waited < self.patience;
+            let forgiving = waited >= FORGIVEN
+                && waited < self.patience
+                && Instant::now() >= search.forgiving_from;
             let no_route = match self.plan(&search, forgiving) {
                 Ok(hops) => return Ok(hops),
                 Err(no_route) => no_route,

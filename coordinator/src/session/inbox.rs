@@ -46,7 +46,11 @@ impl Session {
                     place.must_be_filled();
                 }
             }
+            ServerMessage::Redirected { mirror: false, complete: true, .. } => {
+                place.redirecting = place.redirecting.saturating_sub(1);
+            }
             ServerMessage::Redirected { mirror: false, complete: false, .. } => {
+                place.redirecting = place.redirecting.saturating_sub(1);
                 // Its journal is gone: it must compute everything once more. One that says so
                 // again and again is no better than one that fails.
                 self.mends += 1;
@@ -56,7 +60,8 @@ impl Session {
                 let feeder = place.id;
                 self.mirror_lost(feeder, now);
             }
-            ServerMessage::Redirected { .. } | ServerMessage::Closed { .. } => {}
+            ServerMessage::Redirected { mirror: true, complete: true, .. }
+            | ServerMessage::Closed { .. } => {}
             ServerMessage::Pong { received, computed, .. } => {
                 place.watch.pong(received, computed, now);
                 self.check_progress(now);
@@ -139,6 +144,9 @@ impl Session {
     fn trouble(&mut self, index: usize, trouble: Trouble) {
         let Trouble { neighbour, code, detail, .. } = trouble;
         match neighbour {
+            // A server that has been relieved ends, and closes the link of who fed it, maybe before
+            // that one hears of it.
+            Neighbour::Next if self.places[index].redirecting > 0 => {}
             Neighbour::Next => {
                 let told = std::mem::replace(&mut self.places[index].next, Target::Held);
                 let Target::Hop(next) = told else {

@@ -245,6 +245,7 @@ impl Session {
         let (destination, next_position, next_step) = self.destination_of(index, next);
         let place = &mut self.places[index];
         place.next = next;
+        place.redirecting += 1;
         let redirect = Redirect {
             session: place.session,
             next: destination,

@@ -22,6 +22,9 @@ pub(super) struct Place {
     pub(super) previous_known: bool,
     /// Where its results go, as it was told.
     pub(super) next: Target,
+    /// How often it has been told so and has not confirmed it: until it does, what it says of its
+    /// next hop is of an earlier one.
+    pub(super) redirecting: u32,
     pub(super) fill: Fill,
     /// It has nothing in its cache that could be of an earlier state.
     pub(super) is_empty: bool,
@@ -75,6 +78,7 @@ impl Place {
             previous: None,
             previous_known: false,
             next: Target::Held,
+            redirecting: 0,
             fill: Fill::Wanted,
             is_empty: true,
             is_new: true,

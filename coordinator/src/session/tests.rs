@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use umbel_protocol::error::ErrorCode;
-use umbel_protocol::inference::SessionError;
+use umbel_protocol::inference::{Neighbour, SessionError, Trouble};
 use umbel_protocol::{DType, Span};
 
 use super::*;
@@ -179,6 +179,32 @@ fn a_middle_hop_is_replaced_and_only_the_one_before_it_replays() {
     assert_eq!((redirect.next_position, redirect.settled, redirect.mirror), (0, 3, false));
     let outputs = say(&mut session, 2, answer(3, 1, 3, 1));
     assert!(matches!(outputs.as_slice(), [Output::Stepped { .. }]), "{outputs:?}");
+}
+
+#[test]
+fn what_a_hop_says_of_its_former_neighbour_is_not_held_against_the_new_one() {
+    let trouble = || {
+        let (session, neighbour) = (SessionId::new(1), Neighbour::Next);
+        let (code, detail) = (ErrorCode::NextHopUnreachable, "closed".to_owned());
+        ServerMessage::Trouble(Trouble { session, neighbour, code, detail })
+    };
+    let mut session = stepping();
+    session.handle(Input::LinkLost { hop: HopId(1), detail: String::new() }, at(1)).unwrap();
+    session.handle(Input::Routed { hops: vec![route_hop(4, 2, 4)] }, at(1)).unwrap();
+    drain(&mut session);
+    say(&mut session, 3, opened(4));
+    let adopted = ServerMessage::Adopted { session: SessionId::new(3), position: 3 };
+    let outputs = say(&mut session, 2, adopted);
+    let redirected = |&(hop, message): &(u32, &ClientMessage)| {
+        hop == 0 && matches!(message, ClientMessage::Redirect(_))
+    };
+    assert!(sent(&outputs).iter().any(redirected), "{outputs:?}");
+    // It was under way when the redirection came.
+    assert!(blamed(&say(&mut session, 0, trouble())).is_empty());
+    let (mirror, complete) = (false, true);
+    let confirmed = ServerMessage::Redirected { session: SessionId::new(1), mirror, complete };
+    say(&mut session, 0, confirmed);
+    assert_eq!(blamed(&say(&mut session, 0, trouble())), [peer(4)], "now it is of the new one");
 }
 
 #[test]

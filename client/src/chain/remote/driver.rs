@@ -17,7 +17,7 @@ use umbel_protocol::{ModelId, Tensor};
 use super::links::{self, HopLink};
 use crate::clock::Clock;
 use crate::swarm::Swarm;
-use crate::swarm::route::Search;
+use crate::swarm::route::{FORGIVEN_AGAIN, Search};
 
 /// Events of all hops that wait for the session: a few of each hop.
 const EVENTS_WAITING_MAX: usize = 256;
@@ -68,6 +68,8 @@ pub(super) struct Driver {
     failures: watch::Sender<Vec<HopFailure>>,
     clock: Clock,
     started: Instant,
+    /// When a route was last looked for.
+    searched: Option<Instant>,
     /// Since when there has been no answer after a failure.
     troubled: Option<Instant>,
     over: bool,
@@ -100,6 +102,7 @@ impl Driver {
             failures,
             clock: Clock::start(),
             started: Instant::now(),
+            searched: None,
             troubled: None,
             over: false,
         };
@@ -202,14 +205,16 @@ impl Driver {
         }
     }
 
-    fn search(&self, wanted: RouteWanted) {
+    fn search(&mut self, wanted: RouteWanted) {
         let (swarm, tell) = (Arc::clone(&self.swarm), self.tell.clone());
-        let begun = self.ready.is_none();
+        let (begun, now) = (self.ready.is_none(), Instant::now());
+        let searched = self.searched.replace(now);
         let search = Search {
             model: self.model,
             tokens_max: self.tokens_max,
             token_bytes: self.token_bytes,
-            since: if begun { self.troubled.unwrap_or_else(Instant::now) } else { self.started },
+            since: if begun { self.troubled.unwrap_or(now) } else { self.started },
+            forgiving_from: searched.map_or(now, |searched| searched + FORGIVEN_AGAIN),
             urgent: begun,
             wanted,
         };
