@@ -27,7 +27,7 @@ const CHECKPOINTS: [(&str, &str); 7] = [
 const BINARY32_ERROR_MAX: f32 = 1e-4;
 
 /// What rounding activations to the 8 bits of bfloat16, as is the custom in that type, may move
-/// logits by: 0.02 to 0.18 when measured, which is less than rounding the weights moves them.
+/// logits by: 0.02 to 0.18 when measured.
 const BFLOAT16_ERROR_MAX: f32 = 0.25;
 
 fn fixtures() -> impl Iterator<Item = (String, Fixture)> {
