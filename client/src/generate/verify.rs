@@ -43,9 +43,10 @@ impl Generation {
         let (drafts, leaving, time) = match &draft {
             Some(draft) => self.compute_with(&draft.tokens).await?,
             None => {
-                let prompt = self.tokens.clone();
+                let reads = speculator.as_mut().filter(|_| !decodes);
+                let prompt = if reads.is_some() { self.tokens.clone() } else { Vec::new() };
                 let reading = async {
-                    if let Some(speculator) = speculator.as_mut().filter(|_| !decodes) {
+                    if let Some(speculator) = reads {
                         speculator.read(&prompt).await;
                     }
                 };

@@ -203,3 +203,6 @@ fn check_agreement(draft: &ClientModel, target: &ClientModel) -> Result<(), Draf
         (None, Some(_)) | (Some(_), None) => Err(DraftModelError::OneTokenizer),
     }
 }
+
+#[cfg(test)]
+mod tests;
