@@ -158,7 +158,7 @@ impl Swarm {
         self.network.open_link(peer, &exchange::multiaddrs(addresses), protocol).await
     }
 
-    fn known(&self, model: Option<ModelId>) -> Vec<Announcement> {
+    pub(crate) fn known(&self, model: Option<ModelId>) -> Vec<Announcement> {
         let mut view = self.view();
         view.directory.expire(unix_time());
         view.directory.announcements(model).cloned().collect()

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use umbel_coordinator::server::{ComputeFailure, Job, JobId, ShardId};
 use umbel_engine::{HiddenStates, HostedSpan, KvArena, KvTable};
 use umbel_protocol::error::ErrorCode;
-use umbel_protocol::{SessionId, Span, Tensor};
+use umbel_protocol::{DType, SessionId, Span, Tensor};
 
 /// Commands that wait for the thread: of each session one to open its cache, one to free it, and
 /// one job for all of them.
@@ -46,6 +46,8 @@ pub enum Command {
         blocks: Span,
         /// For how many tokens.
         tokens: u32,
+        /// How its results are written.
+        results: DType,
     },
     /// Compute a step.
     Step(Job),
@@ -87,7 +89,7 @@ pub fn start(
 
 struct Engine {
     shards: BTreeMap<ShardId, Shard>,
-    tables: BTreeMap<SessionId, (ShardId, KvTable)>,
+    tables: BTreeMap<SessionId, (ShardId, KvTable, DType)>,
 }
 
 impl Engine {
@@ -100,8 +102,8 @@ impl Engine {
                 Command::Drop { id } => {
                     self.shards.remove(&id);
                 }
-                Command::Open { session, shard, blocks, tokens } => {
-                    self.open(session, shard, blocks, tokens);
+                Command::Open { session, shard, blocks, tokens, results } => {
+                    self.open(session, shard, blocks, tokens, results);
                 }
                 Command::Step(job) => {
                     let started = Instant::now();
@@ -110,7 +112,7 @@ impl Engine {
                     done(Computed { job: id, result, compute: started.elapsed() });
                 }
                 Command::Forget { session } => {
-                    if let Some((shard, table)) = self.tables.remove(&session)
+                    if let Some((shard, table, _)) = self.tables.remove(&session)
                         && let Some(shard) = self.shards.get(&shard)
                     {
                         shard.arena.close(table);
@@ -120,11 +122,11 @@ impl Engine {
         }
     }
 
-    fn open(&mut self, session: SessionId, id: ShardId, blocks: Span, tokens: u32) {
+    fn open(&mut self, session: SessionId, id: ShardId, blocks: Span, tokens: u32, results: DType) {
         let shard = self.shards.get(&id).expect("blocks are held as long as sessions use them");
         match shard.arena.open(blocks, tokens as usize) {
             Ok(table) => {
-                self.tables.insert(session, (id, table));
+                self.tables.insert(session, (id, table, results));
             }
             // Admission counts as the arena does, so this is a bug; the session's first step will
             // report it to the client.
@@ -133,10 +135,11 @@ impl Engine {
     }
 
     fn step(&mut self, job: &Job) -> Result<Tensor, ComputeFailure> {
-        let (id, table) = self.tables.get_mut(&job.session).ok_or_else(|| ComputeFailure {
-            code: ErrorCode::Internal,
-            detail: "the session has no cache".to_owned(),
-        })?;
+        let (id, table, results) =
+            self.tables.get_mut(&job.session).ok_or_else(|| ComputeFailure {
+                code: ErrorCode::Internal,
+                detail: "the session has no cache".to_owned(),
+            })?;
         let blocks = &self.shards.get(id).expect("sessions use only what is held").blocks;
         let hidden =
             HiddenStates::from_wire(&job.hidden, blocks.hidden_size()).map_err(|error| {
@@ -150,6 +153,6 @@ impl Engine {
             code: ErrorCode::Internal,
             detail: error.to_string(),
         })?;
-        Ok(hidden.to_wire())
+        Ok(hidden.to_wire_as(*results))
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use umbel_protocol::error::ErrorCode;
-use umbel_protocol::inference::{HopTiming, Step};
+use umbel_protocol::inference::{AnswerRows, HopTiming, Step};
 use umbel_protocol::{SessionId, StepId, Tensor};
 
 use super::admission::Refusal;
@@ -27,6 +27,7 @@ pub(super) struct Running {
     pub(super) position: u32,
     pub(super) trace: Vec<HopTiming>,
     pub(super) replay: bool,
+    pub(super) answer_rows: AnswerRows,
     pub(super) received: Time,
     pub(super) started: Time,
     /// Its session ended while it ran, so nobody waits for the result.
@@ -57,7 +58,12 @@ pub(super) struct Schedule {
 }
 
 impl Schedule {
+    /// Queues a step. What waits of its session from its position on is outdated: the cache would
+    /// be cut to that position afterwards, and whoever sends this step sends what follows it too.
     pub(super) fn push(&mut self, step: QueuedStep) {
+        let (session, position) = (step.step.session, step.step.position);
+        self.waiting
+            .retain(|queued| queued.step.session != session || queued.step.position < position);
         self.waiting.push_back(step);
     }
 
@@ -76,6 +82,7 @@ impl Schedule {
             position: step.position,
             trace: step.trace,
             replay: step.replay,
+            answer_rows: step.answer_rows,
             received,
             started: now,
             abandoned: false,
@@ -91,9 +98,13 @@ impl Schedule {
         running
     }
 
-    /// How many steps of a session wait, and how many tokens they have.
-    pub(super) fn waiting(&self, session: SessionId) -> Waiting {
-        let of_session = self.waiting.iter().filter(|queued| queued.step.session == session);
+    /// How many steps of a session wait that begin before a position, and how many tokens they
+    /// have.
+    pub(super) fn waiting(&self, session: SessionId, position: u32) -> Waiting {
+        let of_session = self
+            .waiting
+            .iter()
+            .filter(|queued| queued.step.session == session && queued.step.position < position);
         of_session.fold(Waiting::default(), |waiting, queued| Waiting {
             steps: waiting.steps + 1,
             tokens: waiting.tokens + u64::from(queued.step.token_count()),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use serde_json::json;
-use umbel_client::{ClientModel, Generate, Swarm, SwarmConfig};
+use umbel_client::{ClientModel, Generate, SessionOptions, Swarm, SwarmConfig};
 use umbel_shard::{ModelSource, PartsNeeded};
 
 use super::local_swarm::LocalSwarm;
@@ -77,7 +77,7 @@ async fn contenders(
     for &count in &arguments.servers {
         let servers = LocalSwarm::start(name, model.config().block_count, count, config).await?;
         let join = SwarmConfig { join: vec![servers.address().clone()], ..SwarmConfig::default() };
-        let swarm = Blocks::Swarm(Arc::new(Swarm::join(join).await?));
+        let swarm = Blocks::Swarm(Arc::new(Swarm::join(join).await?), SessionOptions::default());
         contenders.push(Contender {
             name: format!("swarm of {count}"),
             opened: Opened { model: Arc::clone(model), blocks: swarm },

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
-use umbel_client::{Chain, ClientModel, LocalModel, RemoteChain, Sampling, Swarm, SwarmConfig};
+use umbel_client::{
+    Chain, ClientModel, LocalModel, RemoteChain, Sampling, SessionOptions, Swarm, SwarmConfig,
+};
 use umbel_shard::{Model, ModelSource, PartsNeeded};
 
 use crate::args::{ChainArguments, SamplingArguments};
@@ -13,7 +15,7 @@ use crate::progress::Shown;
 /// Where the blocks are computed.
 pub(super) enum Blocks {
     Local(Arc<LocalModel>),
-    Swarm(Arc<Swarm>),
+    Swarm(Arc<Swarm>, SessionOptions),
 }
 
 /// A model that can be asked.
@@ -46,7 +48,8 @@ impl Opened {
             SwarmConfig { join: chain.join.clone(), mdns: chain.mdns, ..SwarmConfig::default() };
         let swarm = Arc::new(Swarm::join(join).await?);
         let model = open_ends(source, config, PartsNeeded::ends()).await?;
-        Ok(Self { model, blocks: Blocks::Swarm(swarm) })
+        let options = SessionOptions { wire: chain.wire, ..SessionOptions::default() };
+        Ok(Self { model, blocks: Blocks::Swarm(swarm, options) })
     }
 
     /// A session with room for so many tokens, at most the model's context.
@@ -54,8 +57,9 @@ impl Opened {
         let tokens = u32::try_from(tokens.clamp(1, self.model.config().context_tokens))?;
         Ok(match &self.blocks {
             Blocks::Local(blocks) => Chain::Local(blocks.open(tokens)?),
-            Blocks::Swarm(swarm) => {
-                let chain = RemoteChain::open(Arc::clone(swarm), &self.model, tokens).await?;
+            Blocks::Swarm(swarm, options) => {
+                let swarm = Arc::clone(swarm);
+                let chain = RemoteChain::open_with(swarm, &self.model, tokens, *options).await?;
                 Chain::Remote(Box::new(chain))
             }
         })
@@ -63,7 +67,7 @@ impl Opened {
 
     /// Leaves the swarm in good order.
     pub(super) async fn leave(self) {
-        if let Blocks::Swarm(swarm) = self.blocks
+        if let Blocks::Swarm(swarm, _) = self.blocks
             && let Some(swarm) = Arc::into_inner(swarm)
         {
             swarm.leave().await;

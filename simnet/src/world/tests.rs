@@ -1,6 +1,7 @@
 //! Sessions of many clients under faults give what the oracle gives in one piece.
 
 use umbel_protocol::Span;
+use umbel_protocol::inference::AnswerRows;
 
 use super::*;
 use crate::oracle::HIDDEN_SIZE;
@@ -28,13 +29,17 @@ fn server(name: u8, start: u32, end: u32, kv_tokens_max: u32) -> ServerConfig {
     }
 }
 
-/// Steps at random: a prompt, then tokens, now and then several at once or a rollback.
+/// Steps at random: a prompt in up to six chunks, then tokens, now and then several at once or a
+/// rollback; up to six steps under way.
 fn plan(random: &mut Random, standby: bool) -> Plan {
-    let mut plan = Plan { tokens_max: 200, standby, ..Plan::default() };
+    let answer_rows = if random.below(2) == 0 { AnswerRows::All } else { AnswerRows::Last };
+    let window = 1 + random.below(6);
+    let mut plan = Plan { tokens_max: 200, standby, window, answer_rows, ..Plan::default() };
     let mut end = 0;
+    let chunks = 1 + random.below(6);
     for step in 0..20 {
-        let count = if step == 0 { 1 + random.below(60) } else { 1 + random.below(3) };
-        if step > 0 && random.below(4) == 0 {
+        let count = if step < chunks { 1 + random.below(60 / chunks) } else { 1 + random.below(3) };
+        if step >= chunks && random.below(4) == 0 {
             end = random.below(end + 1);
         }
         let tokens = (0..count).map(|_| u32::try_from(random.below(1_000)).unwrap()).collect();
@@ -141,7 +146,7 @@ fn halves(kv_tokens_max: u32) -> World {
 
 fn singles(count: u32) -> Plan {
     let steps = (0..count).map(|position| (position, vec![position])).collect();
-    Plan { tokens_max: 100, steps, standby: false }
+    Plan { tokens_max: 100, steps, ..Plan::default() }
 }
 
 #[test]
