@@ -8,10 +8,11 @@ use std::time::Duration;
 use umbel_coordinator::route::NoRoute;
 use umbel_coordinator::session::SessionFailure;
 use umbel_engine::HiddenStates;
+use umbel_protocol::inference::AnswerRows;
 use umbel_protocol::{PeerId, Span};
 
 use local::{LocalChain, LocalStepError};
-use remote::{OpenChainError, RemoteChain};
+use remote::{OpenChainError, RemoteChain, RemoteStep};
 
 /// One session through all blocks of a model.
 pub enum Chain {
@@ -21,12 +22,35 @@ pub enum Chain {
     Remote(Box<RemoteChain>),
 }
 
+/// A step that was handed in.
+#[must_use = "a step is over when its answer has come"]
+pub struct StepUnderWay(UnderWay);
+
+enum UnderWay {
+    Done(Box<Result<(HiddenStates, StepTime), StepError>>),
+    Sent(RemoteStep),
+}
+
+impl StepUnderWay {
+    /// The rows that were wanted, once they have come.
+    ///
+    /// # Errors
+    /// [`StepError`]; the chain is then of no use until it is reopened.
+    pub async fn finish(self) -> Result<(HiddenStates, StepTime), StepError> {
+        match self.0 {
+            UnderWay::Done(result) => *result,
+            UnderWay::Sent(step) => step.finish().await,
+        }
+    }
+}
+
 /// Where the time of one or more steps went.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct StepTime {
     /// From handing the tokens in to their result.
     pub total: Duration,
-    /// Each hop's share, in order; the shares add up to the total.
+    /// Each hop's share, in order. The shares add up to the total, save where hops worked on
+    /// several steps at once: then they add up to more.
     pub hops: Vec<HopTime>,
 }
 
@@ -76,9 +100,34 @@ impl Chain {
         position: u32,
         hidden: HiddenStates,
     ) -> Result<(HiddenStates, StepTime), StepError> {
+        self.begin(position, hidden, AnswerRows::All).await.finish().await
+    }
+
+    /// Hands tokens in without waiting for their result, of which these rows are wanted. The next
+    /// step may begin at once where it follows this one; where too many are under way, it waits.
+    pub async fn begin(
+        &mut self,
+        position: u32,
+        hidden: HiddenStates,
+        answer_rows: AnswerRows,
+    ) -> StepUnderWay {
+        StepUnderWay(match self {
+            Self::Local(chain) => UnderWay::Done(Box::new(chain.step(position, hidden).await)),
+            Self::Remote(chain) => UnderWay::Sent(chain.begin(position, hidden, answer_rows).await),
+        })
+    }
+
+    /// The chunks, of at most `tokens_max` tokens, in which a prompt of `tokens` tokens that begins
+    /// at `position` is best handed in.
+    #[must_use]
+    pub fn prefill_chunks(&self, position: u32, tokens: u32, tokens_max: u32) -> Vec<u32> {
         match self {
-            Self::Local(chain) => chain.step(position, hidden).await,
-            Self::Remote(chain) => chain.step(position, hidden).await,
+            // One stage, which is busy all the time with the longest chunks.
+            Self::Local(_) => {
+                let whole = (0..tokens).step_by(tokens_max.max(1) as usize);
+                whole.map(|begin| tokens_max.max(1).min(tokens - begin)).collect()
+            }
+            Self::Remote(chain) => chain.chunks(position, tokens, tokens_max),
         }
     }
 

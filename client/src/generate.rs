@@ -5,8 +5,10 @@ mod verify;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use umbel_engine::{HiddenStates, Sampler, Sampling};
+use umbel_protocol::inference::AnswerRows;
 
 use crate::chain::{Chain, StepTime};
 use crate::model::ClientModel;
@@ -17,7 +19,7 @@ use verify::Verified;
 
 pub use error::GenerateError;
 
-/// Tokens of the prompt that go through the chain in one step: large enough that weights are read
+/// Most tokens of the prompt that go through the chain in one step: large enough that weights are read
 /// once for many tokens, small enough that a step's tensor (8 MiB at a hidden size of 4096) is no
 /// burden on a link.
 pub const PREFILL_CHUNK_TOKENS: u32 = 512;
@@ -40,7 +42,7 @@ pub struct Generate {
     pub ignore_eos: bool,
     /// How many of the largest logits to report with each token; 0 for none.
     pub top_logits: usize,
-    /// Tokens of the prompt that are computed in one step.
+    /// Most tokens of the prompt that are computed in one step.
     pub prefill_chunk: u32,
     /// Whether tokens are guessed, so that one trip gives several. It changes no token.
     pub speculate: Speculate,
@@ -255,22 +257,33 @@ impl Generation {
         }
     }
 
+    /// Hands the tokens in, in chunks that are under way at once, and gives the result of the last
+    /// one.
     async fn compute_once(&mut self) -> Result<(HiddenStates, StepTime), GenerateError> {
-        let chunk = self.request.prefill_chunk.max(1) as usize;
-        let mut time = StepTime::default();
-        loop {
-            let end = self.tokens.len().min(self.computed + chunk);
-            let ids = self.tokens[self.computed..end].to_vec();
+        let started = Instant::now();
+        let size = |size: usize| u32::try_from(size).expect("a context is counted in 32 bits");
+        let (begin, tokens) = (size(self.computed), size(self.tokens.len() - self.computed));
+        let chunks = self.chain.prefill_chunks(begin, tokens, self.request.prefill_chunk);
+        let (mut under_way, mut handed_in) = (Vec::with_capacity(chunks.len()), self.computed);
+        for chunk in chunks {
+            let end = handed_in + chunk as usize;
+            let ids = self.tokens[handed_in..end].to_vec();
             let model = Arc::clone(&self.model);
             let entering = compute_apart(move || model.ends().embed(&ids)).await?;
-            let position = u32::try_from(self.computed).expect("a context is counted in 32 bits");
-            let (leaving, step) = self.chain.step(position, entering).await?;
+            let position = size(handed_in);
+            under_way.push((end, self.chain.begin(position, entering, AnswerRows::Last).await));
+            handed_in = end;
+        }
+        let (mut last, mut time) = (None, StepTime::default());
+        for (end, step) in under_way {
+            let (leaving, step) = step.finish().await?;
             self.computed = end;
             time.add(step);
-            if end == self.tokens.len() {
-                return Ok((leaving, time));
-            }
+            last = Some(leaving);
         }
+        // Steps that are under way at once take less than the sum of their times.
+        time.total = started.elapsed();
+        Ok((last.expect("the last token is never in the cache"), time))
     }
 
     /// What of the answer may be shown now, and whether this token ends it.

@@ -37,8 +37,8 @@ pub mod swarm;
 pub mod text;
 
 pub use chain::local::{LocalChain, LocalModel};
-pub use chain::remote::RemoteChain;
-pub use chain::{Chain, HopTime, StepError, StepTime};
+pub use chain::remote::{RemoteChain, SessionOptions};
+pub use chain::{Chain, HopTime, StepError, StepTime, StepUnderWay};
 pub use generate::{FinishReason, Generate, GenerateError, Generation, Token};
 pub use model::ClientModel;
 pub use speculation::{DraftModel, DraftModelError, Drafts, Speculate};

@@ -164,7 +164,7 @@ impl Swarm {
         self.network.probe(peer);
     }
 
-    fn known(&self, model: Option<ModelId>) -> Vec<Announcement> {
+    pub(crate) fn known(&self, model: Option<ModelId>) -> Vec<Announcement> {
         let mut view = self.view();
         view.directory.expire(unix_time());
         view.directory.announcements(model).cloned().collect()

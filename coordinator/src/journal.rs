@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use bytes::BytesMut;
-use umbel_protocol::inference::Step;
+use umbel_protocol::inference::{AnswerRows, Step};
 use umbel_protocol::{SessionId, StepId, Tensor};
 
 /// Tokens of one step of a replay: as many as the chunks in which clients send their prompts.
@@ -22,6 +22,7 @@ struct Entry {
     step: StepId,
     position: u32,
     hidden: Tensor,
+    answer_rows: AnswerRows,
 }
 
 /// Results on their way out of a journal.
@@ -33,13 +34,16 @@ pub struct Recorded {
     pub position: u32,
     /// `[tokens, hidden]`.
     pub hidden: Tensor,
+    /// Which rows the client wants of what comes of them.
+    pub answer_rows: AnswerRows,
     /// Whether the client has had an answer for all of them.
     pub replay: bool,
 }
 
 impl Journal {
     /// Takes up the results of a step, and forgets what was there from its position on.
-    pub fn record(&mut self, step: StepId, position: u32, hidden: Tensor) {
+    pub fn record(&mut self, step: &Step) {
+        let (position, hidden) = (step.position, step.hidden.clone());
         if position < self.begin || position > self.end() {
             self.entries.clear();
             self.bytes = 0;
@@ -47,7 +51,8 @@ impl Journal {
         }
         self.truncate(position);
         self.bytes += hidden.payload().len();
-        self.entries.push_back(Entry { step, position, hidden });
+        let (step, answer_rows) = (step.step, step.answer_rows);
+        self.entries.push_back(Entry { step, position, hidden, answer_rows });
     }
 
     /// The first position that is kept.
@@ -88,18 +93,21 @@ impl Journal {
         for entry in self.entries.iter().filter(|entry| entry.end() > from) {
             let entry = entry.from(from);
             let (settled_part, open_part) = entry.split(settled);
-            if let Some(part) = settled_part {
-                if tokens + part.tokens() > REPLAY_CHUNK_TOKENS {
+            let mut settled_part = settled_part;
+            while let Some(part) = settled_part {
+                let (fits, rest) = part.split(part.position + REPLAY_CHUNK_TOKENS - tokens);
+                tokens += fits.as_ref().map_or(0, Entry::tokens);
+                pending.extend(fits);
+                if tokens == REPLAY_CHUNK_TOKENS {
                     chunks.extend(merge(&mut pending));
                     tokens = 0;
                 }
-                tokens += part.tokens();
-                pending.push(part);
+                settled_part = rest;
             }
             if let Some(part) = open_part {
                 chunks.extend(merge(&mut pending));
-                let Entry { step, position, hidden } = part;
-                chunks.push(Recorded { step, position, hidden, replay: false });
+                let Entry { step, position, hidden, answer_rows } = part;
+                chunks.push(Recorded { step, position, hidden, answer_rows, replay: false });
             }
         }
         chunks.extend(merge(&mut pending));
@@ -140,20 +148,12 @@ impl Entry {
     fn split(&self, position: u32) -> (Option<Self>, Option<Self>) {
         let cut = position.clamp(self.position, self.end()) - self.position;
         let part = |from: u32, to: u32| {
-            let (step, position) = (self.step, self.position + from);
-            (from < to).then(|| Self { step, position, hidden: rows(&self.hidden, from, to) })
+            let position = self.position + from;
+            let hidden = || self.hidden.rows(from, to);
+            (from < to).then(|| Self { position, hidden: hidden(), ..*self })
         };
         (part(0, cut), part(cut, self.tokens()))
     }
-}
-
-/// The rows `[from, to)` of a tensor of shape `[tokens, hidden]`, without a copy.
-pub(crate) fn rows(hidden: &Tensor, from: u32, to: u32) -> Tensor {
-    let tokens = hidden.shape()[0] as usize;
-    let row_bytes = hidden.payload().len() / tokens;
-    let payload = hidden.payload().slice(from as usize * row_bytes..to as usize * row_bytes);
-    let shape = vec![to - from, hidden.shape()[1]];
-    Tensor::new(hidden.dtype(), shape, payload).expect("whole rows of a tensor are one")
 }
 
 /// Consecutive parts as one.
@@ -171,7 +171,9 @@ fn merge(parts: &mut Vec<Entry>) -> Option<Recorded> {
         Tensor::new(dtype, shape, payload.freeze()).expect("the rows of a session are of one kind")
     };
     parts.clear();
-    Some(Recorded { step, position, hidden, replay: true })
+    // Nobody answers what has been answered.
+    let answer_rows = AnswerRows::Last;
+    Some(Recorded { step, position, hidden, answer_rows, replay: true })
 }
 
 /// What of the results goes on to a destination that has some of them already.
@@ -202,7 +204,7 @@ impl Outlet {
         }
         if step.replay && step.position < self.next_position {
             let from = self.next_position - step.position;
-            step.hidden = rows(&step.hidden, from, end - step.position);
+            step.hidden = step.hidden.rows(from, end - step.position);
             step.position = self.next_position;
         }
         self.next_position = end;
@@ -225,6 +227,7 @@ impl Outlet {
             hidden: recorded.hidden,
             trace: Vec::new(),
             replay: recorded.replay,
+            answer_rows: recorded.answer_rows,
         };
         let wanted = |recorded: &Recorded| recorded.step >= self.next_step;
         let steps = chunks.into_iter().filter(wanted).map(step).collect();

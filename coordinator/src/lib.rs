@@ -7,6 +7,7 @@
 #![warn(missing_docs)]
 
 pub mod journal;
+pub mod prefill;
 pub mod random;
 pub mod route;
 pub mod server;

@@ -15,12 +15,14 @@ mod served;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use umbel_protocol::compression::Packing;
 use umbel_protocol::error::{ErrorCode, ProtocolViolation};
 use umbel_protocol::inference::{
     ClientMessage, NextHop, OpenSession, ServerMessage, SessionError, Step,
 };
-use umbel_protocol::{ModelId, PeerId, SessionId, Span, StepId, Tensor};
+use umbel_protocol::{DType, ModelId, PeerId, SessionId, Span, StepId, Tensor};
 
+use crate::session::STEPS_IN_FLIGHT_MAX;
 use crate::time::Time;
 use drain::Shards;
 use schedule::Schedule;
@@ -35,9 +37,10 @@ pub const SESSIONS_MAX: usize = 256;
 /// Most sessions of one client at once, so that one cannot take every place.
 pub const SESSIONS_PER_CLIENT_MAX: usize = 64;
 
-/// Most steps of one session that wait: the replay of a context of 32,768 tokens in chunks of 512.
-/// Together they have at most twice the tokens of the session.
-pub const STEPS_QUEUED_PER_SESSION_MAX: usize = 64;
+/// Most steps of one session that wait: the replay of a context of 32,768 tokens in chunks of 512,
+/// and the steps that a client has under way. Each begins after the one before it, since a step
+/// takes the place of what waits from its position on.
+pub const STEPS_QUEUED_PER_SESSION_MAX: usize = 64 + STEPS_IN_FLIGHT_MAX;
 
 /// How long a session keeps its cache without a step. A reader may think for minutes between two
 /// questions; Petals gives 5 minutes.
@@ -162,6 +165,8 @@ pub enum Output {
         session: SessionId,
         /// To whom, and what the session is called there.
         next: NextHop,
+        /// How large results are to be written.
+        packing: Packing,
     },
     /// Hand a step on over the link that was opened for this session and name.
     Push {
@@ -189,6 +194,8 @@ pub enum Output {
         blocks: Span,
         /// For this many tokens.
         tokens: u32,
+        /// How its results are written.
+        results: DType,
     },
     /// Compute a pass; the answer is [`Input::Computed`]. There is never more than one.
     Compute(Batch),
@@ -358,13 +365,14 @@ impl Server {
         }
         tracing::info!(%session, %client, blocks = %open.blocks, tokens = open.tokens_max, "opened");
         let shard = self.shards.current().id;
-        let (blocks, tokens) = (open.blocks, open.tokens_max);
-        self.outputs.push_back(Output::OpenCache { session, shard, blocks, tokens });
+        let (blocks, tokens, results) = (open.blocks, open.tokens_max, open.results);
+        self.outputs.push_back(Output::OpenCache { session, shard, blocks, tokens, results });
         self.send(link, ServerMessage::Opened { session, tokens_max: tokens });
         let (served, next) = Served::new(client, link, shard, open, now);
+        let packing = served.packing;
         self.sessions.insert(session, served);
         if let Some(next) = next {
-            self.outputs.push_back(Output::Connect { session, next });
+            self.outputs.push_back(Output::Connect { session, next, packing });
         }
         Ok(())
     }

@@ -1,12 +1,13 @@
 //! The client's role: one session along a route that may change under it.
 //!
-//! The machine asks its body for a route, opens the session on every hop, and sends one step at a
-//! time to the first; each hop pushes its result to the next, and the last one answers here. When
+//! The machine asks its body for a route, opens the session on every hop, and sends steps to the
+//! first; each hop pushes its result to the next, and the last one answers here. When
 //! a hop fails, its blocks are routed anew while the others keep their caches: the hop before them
 //! sends what its journal holds to the replacement, which computes it once more. The client is the
 //! hop before the first, with a journal of its own. To open a session is to mend an empty route.
 
 mod failure;
+mod flight;
 mod inbox;
 mod mend;
 mod place;
@@ -18,17 +19,19 @@ use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use umbel_protocol::error::ProtocolViolation;
-use umbel_protocol::inference::{ClientMessage, HopTiming, ServerMessage, Step};
-use umbel_protocol::{ModelId, PeerId, SessionId, Span, StepId, Tensor};
+use umbel_protocol::inference::{AnswerRows, ClientMessage, HopTiming, ServerMessage};
+use umbel_protocol::{DType, ModelId, PeerId, SessionId, Span, StepId, Tensor};
 
 use crate::journal::{Journal, Outlet};
 use crate::route::{Hop, NoRoute};
 use crate::time::Time;
+use flight::InFlight;
 use place::Place;
 use spare::{Asked, Spare};
 use watch::Patience;
 
 pub use failure::{FailureReason, HopFailure, SessionFailure};
+pub use flight::STEPS_IN_FLIGHT_MAX;
 
 /// How long a hop may take to open a session where nobody knows how far away it is: it only counts
 /// its KV cache, so this is a generous dial and round trip to the far side of the world.
@@ -55,6 +58,8 @@ pub struct SessionConfig {
     pub tokens_max: u32,
     /// Bytes of the hidden state of a token on the wire.
     pub token_bytes: u32,
+    /// How hops write their results.
+    pub results: DType,
     /// Bytes of what was sent to the first hop that are kept for its failure. Beyond them the
     /// session fails with its first hop, and the caller begins a new one from its tokens.
     pub journal_bytes_max: usize,
@@ -104,12 +109,15 @@ pub enum Input {
         /// What the network said.
         detail: String,
     },
-    /// The caller wants these tokens computed, after the cache is cut to `position`.
+    /// The caller wants these tokens computed, after the cache is cut to `position`. It may say so
+    /// where [`Session::accepts`] the position.
     Step {
         /// Where the first token goes.
         position: u32,
         /// `[tokens, hidden]`.
         hidden: Tensor,
+        /// Which rows of the result are wanted.
+        answer_rows: AnswerRows,
     },
     /// The caller has no more to ask.
     Close,
@@ -143,9 +151,9 @@ pub enum Output {
     },
     /// Every hop has opened the session: steps may come.
     Ready,
-    /// A step went through the whole route.
+    /// A step went through the whole route: the first of those under way.
     Stepped {
-        /// What leaves the last block, `[tokens, hidden]`.
+        /// What leaves the last block, `[rows, hidden]`, as many rows as were wanted.
         hidden: Tensor,
         /// What each hop said of its time.
         trace: Vec<HopTiming>,
@@ -177,20 +185,9 @@ pub struct RouteWanted {
 enum State {
     /// The first route is not open yet.
     Opening,
-    Idle,
-    Stepping(Stepping),
+    /// Steps may come.
+    Open,
     Over,
-}
-
-/// The step that is on its way.
-#[derive(Debug)]
-struct Stepping {
-    step: StepId,
-    position: u32,
-    shape: Vec<u32>,
-    begun: Time,
-    /// It waits for the route to be mended.
-    unsent: Option<Step>,
 }
 
 /// One session of one client.
@@ -201,6 +198,8 @@ pub struct Session {
     places: Vec<Place>,
     next_hop: u32,
     state: State,
+    /// What has not been answered, in order.
+    flight: VecDeque<InFlight>,
     next_step: StepId,
     /// Tokens that have been answered.
     settled: u32,
@@ -231,6 +230,7 @@ impl Session {
             places: Vec::new(),
             next_hop: 0,
             state: State::Opening,
+            flight: VecDeque::new(),
             next_step: StepId::default(),
             settled: 0,
             journal: Journal::default(),
@@ -256,7 +256,8 @@ impl Session {
     /// [`ProtocolViolation`] where a hop said what it must not; it has lost its place by then.
     ///
     /// # Panics
-    /// If the caller steps a session that is not ready and idle, or beyond the tokens before.
+    /// If the caller begins a step that the session does not accept ([`Session::accepts`]), or
+    /// beyond the tokens before.
     pub fn handle(&mut self, input: Input, now: Time) -> Result<(), ProtocolViolation> {
         if matches!(self.state, State::Over) {
             return Ok(());
@@ -282,7 +283,9 @@ impl Session {
                     None => self.drop_spare(hop, &reason, now),
                 }
             }
-            Input::Step { position, hidden } => self.step(position, hidden, now),
+            Input::Step { position, hidden, answer_rows } => {
+                self.step(position, hidden, answer_rows, now);
+            }
             Input::Close => self.close(),
         }
         self.mend(now);
@@ -325,33 +328,6 @@ impl Session {
     #[must_use]
     pub const fn mends(&self) -> u32 {
         self.mends
-    }
-
-    fn step(&mut self, position: u32, hidden: Tensor, now: Time) {
-        assert!(matches!(self.state, State::Idle), "a step begins when the one before it ended");
-        assert!(position <= self.settled, "a step begins where the cache ends, or before");
-        let step = self.next_step;
-        self.next_step = step.next();
-        self.settled = position;
-        self.journal.record(step, position, hidden.clone());
-        if self.journal.bytes() > self.config.journal_bytes_max {
-            self.journal.evict();
-        }
-        let shape = hidden.shape().to_vec();
-        let session = self.places.first().map_or(SessionId::new(0), |place| place.session);
-        let (trace, replay) = (Vec::new(), false);
-        let unsent = Step { session, step, position, hidden, trace, replay };
-        self.mirror_step(&unsent);
-        let bytes = self.step_bytes(&unsent);
-        for place in &mut self.places {
-            place.watch.begin(now);
-        }
-        if let Some(last) = self.places.last_mut() {
-            // The answer is as large, and a pong goes behind it.
-            last.watch.expects(bytes);
-        }
-        self.state =
-            State::Stepping(Stepping { step, position, shape, begun: now, unsent: Some(unsent) });
     }
 
     fn close(&mut self) {

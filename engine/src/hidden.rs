@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::Range;
 
 use candle_core::{Device, Tensor};
-use umbel_protocol::Tensor as WireTensor;
+use umbel_protocol::{DType, Tensor as WireTensor};
 
 use crate::operation;
 
@@ -56,9 +56,16 @@ impl HiddenStates {
     /// The tensor `[tokens, hidden]` in binary32, as it is sent to a peer.
     #[must_use]
     pub fn to_wire(&self) -> WireTensor {
+        self.to_wire_as(DType::F32)
+    }
+
+    /// The tensor `[tokens, hidden]`, as it is sent to a peer that takes elements of this type.
+    /// What is narrower than binary32 is rounded here and nowhere else.
+    #[must_use]
+    pub fn to_wire_as(&self, dtype: DType) -> WireTensor {
         let size = |size: usize| u32::try_from(size).expect("no dimension reaches four billion");
         let shape = vec![size(self.token_count()), size(self.hidden_size())];
-        self.with_values(|values| WireTensor::from_f32(shape, values))
+        self.with_values(|values| WireTensor::from_values(dtype, shape, values))
             .expect("the values fill the shape")
     }
 
@@ -176,8 +183,6 @@ pub struct NoSuchRows {
 
 #[cfg(test)]
 mod tests {
-    use umbel_protocol::DType;
-
     use super::*;
 
     fn wire(shape: &[u32]) -> WireTensor {
@@ -199,6 +204,16 @@ mod tests {
         let payload = half::bf16::from_f32(-2.5).to_le_bytes().repeat(2);
         let tensor = WireTensor::new(DType::BF16, vec![1, 2], payload.into()).unwrap();
         assert_eq!(HiddenStates::from_wire(&tensor, 2).unwrap().to_values(), [-2.5, -2.5]);
+    }
+
+    #[test]
+    fn a_row_is_rounded_alike_alone_and_among_others() {
+        let all = HiddenStates::from_wire(&wire(&[5, 40]), 40).unwrap();
+        for dtype in DType::ALL {
+            let together = all.to_wire_as(dtype);
+            let alone = all.rows(2..3).unwrap().to_wire_as(dtype);
+            assert!(alone == together.rows(2, 3), "{dtype}");
+        }
     }
 
     #[test]

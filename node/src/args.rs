@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use umbel_client::Sampling;
 use umbel_net::Multiaddr;
-use umbel_protocol::Span;
+use umbel_protocol::{DType, Span};
 use umbel_shard::WeightType;
 
 /// The model of every command that names none.
@@ -109,6 +109,16 @@ pub struct ChainArguments {
     /// Seconds to wait for a server of blocks that nobody serves, before and during an answer.
     #[arg(long, value_name = "SECONDS", default_value_t = 30, conflicts_with = "local", value_parser = clap::value_parser!(u32).range(0..=3_600))]
     pub patience: u32,
+
+    /// How hidden states are written on the links: f32 gives the numbers of a single process; bf16,
+    /// f16 and q8 take a half or a quarter of a slow link and change them a little.
+    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = wire_type)]
+    pub wire: DType,
+}
+
+fn wire_type(name: &str) -> Result<DType, String> {
+    let named = DType::ALL.into_iter().find(|dtype| dtype.to_string() == name);
+    named.ok_or_else(|| format!("one of {}", DType::ALL.map(|dtype| dtype.to_string()).join(", ")))
 }
 
 /// How the next token is chosen.
@@ -348,7 +358,7 @@ pub struct GenerateArguments {
     #[arg(long, value_name = "K", requires = "json")]
     pub top_logits: Option<usize>,
 
-    /// Tokens of the prompt that are computed in one step.
+    /// Most tokens of the prompt that are computed in one step; over a swarm at most 512.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8192))]
     pub prefill_chunk: Option<u32>,
 }

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use umbel_coordinator::server::{Batch, ComputeFailure, Job, JobId, ShardId};
 use umbel_engine::{HiddenStates, HostedSpan, KvArena, KvTable};
 use umbel_protocol::error::ErrorCode;
-use umbel_protocol::{SessionId, Span, Tensor};
+use umbel_protocol::{DType, SessionId, Span, Tensor};
 
 /// Commands that wait for the thread: of each session one to open its cache, one to free it, and
 /// one pass for all of them.
@@ -46,6 +46,8 @@ pub enum Command {
         blocks: Span,
         /// For how many tokens.
         tokens: u32,
+        /// How its results are written.
+        results: DType,
     },
     /// Compute a pass.
     Pass(Batch),
@@ -87,7 +89,7 @@ pub fn start(
 
 struct Engine {
     shards: BTreeMap<ShardId, Shard>,
-    tables: BTreeMap<SessionId, (ShardId, KvTable)>,
+    tables: BTreeMap<SessionId, (ShardId, KvTable, DType)>,
 }
 
 impl Engine {
@@ -100,8 +102,8 @@ impl Engine {
                 Command::Drop { id } => {
                     self.shards.remove(&id);
                 }
-                Command::Open { session, shard, blocks, tokens } => {
-                    self.open(session, shard, blocks, tokens);
+                Command::Open { session, shard, blocks, tokens, results } => {
+                    self.open(session, shard, blocks, tokens, results);
                 }
                 Command::Pass(batch) => {
                     let started = Instant::now();
@@ -109,7 +111,7 @@ impl Engine {
                     done(Computed { job: batch.id, results, compute: started.elapsed() });
                 }
                 Command::Forget { session } => {
-                    if let Some((shard, table)) = self.tables.remove(&session)
+                    if let Some((shard, table, _)) = self.tables.remove(&session)
                         && let Some(shard) = self.shards.get(&shard)
                     {
                         shard.arena.close(table);
@@ -119,11 +121,11 @@ impl Engine {
         }
     }
 
-    fn open(&mut self, session: SessionId, id: ShardId, blocks: Span, tokens: u32) {
+    fn open(&mut self, session: SessionId, id: ShardId, blocks: Span, tokens: u32, results: DType) {
         let shard = self.shards.get(&id).expect("blocks are held as long as sessions use them");
         match shard.arena.open(blocks, tokens as usize) {
             Ok(table) => {
-                self.tables.insert(session, (id, table));
+                self.tables.insert(session, (id, table, results));
             }
             // Admission counts as the arena does, so this is a bug; the session's first step will
             // report it to the client.
@@ -147,9 +149,9 @@ impl Engine {
                 jobs.iter_mut().map(|ready| (&mut ready.table, &ready.input)).collect();
             let outputs = blocks.forward_batch(&mut batch);
             for (job, output) in jobs.into_iter().zip(outputs) {
-                let result = output.map(|hidden| hidden.to_wire());
+                let result = output.map(|hidden| hidden.to_wire_as(job.results));
                 results[job.index] = Some(result.map_err(|error| internal(error.to_string())));
-                self.tables.insert(job.session, (id, job.table));
+                self.tables.insert(job.session, (id, job.table, job.results));
             }
         }
         let done = |result: Option<_>| result.expect("every job is ready or has failed");
@@ -160,7 +162,7 @@ impl Engine {
     /// leaves the cache in its place.
     fn prepare(&mut self, index: usize, job: &Job) -> Result<(ShardId, Ready), ComputeFailure> {
         let session = job.session;
-        let (shard, table) = self
+        let (shard, table, _) = self
             .tables
             .get_mut(&session)
             .ok_or_else(|| internal("the session has no cache".to_owned()))?;
@@ -174,8 +176,8 @@ impl Engine {
             code: ErrorCode::WrongPosition,
             detail: error.to_string(),
         })?;
-        let (_, table) = self.tables.remove(&session).expect("it was there just now");
-        Ok((shard, Ready { index, session, table, input }))
+        let (_, table, results) = self.tables.remove(&session).expect("it was there just now");
+        Ok((shard, Ready { index, session, table, results, input }))
     }
 }
 
@@ -185,6 +187,8 @@ struct Ready {
     index: usize,
     session: SessionId,
     table: KvTable,
+    /// How what comes out is written.
+    results: DType,
     input: HiddenStates,
 }
 

@@ -15,8 +15,7 @@ use tokio::task::AbortHandle;
 use umbel_client::clock::Clock;
 use umbel_coordinator::server::{Input, LinkId, Output, Server, ShardId};
 use umbel_net::Network;
-use umbel_protocol::frame::Frame;
-use umbel_protocol::inference::{ClientMessage, PushMessage, Step};
+use umbel_protocol::inference::{ClientMessage, ServerMessage, Step};
 use umbel_protocol::{PeerId, SessionId, Span};
 
 use crate::compute::{Command, Computed, Shard};
@@ -28,7 +27,7 @@ const DRAINED_WAITING_MAX: usize = 8;
 
 /// What happens on the links and in the engine.
 enum Event {
-    Accepted { link: LinkId, answers: mpsc::Sender<Frame>, close: watch::Sender<bool> },
+    Accepted { link: LinkId, answers: mpsc::Sender<ServerMessage>, close: watch::Sender<bool> },
     Received { link: LinkId, from: PeerId, message: ClientMessage },
     Pushed { from: PeerId, step: Step, close: watch::Sender<bool> },
     Computed(Computed),
@@ -74,7 +73,7 @@ struct PushLink {
     /// Which of all that there have been: what is said of an earlier one comes too late.
     number: u64,
     peer: PeerId,
-    frames: mpsc::Sender<Frame>,
+    steps: mpsc::Sender<Step>,
     task: AbortHandle,
 }
 
@@ -87,7 +86,7 @@ impl Drop for PushLink {
 }
 
 struct OpenLink {
-    answers: mpsc::Sender<Frame>,
+    answers: mpsc::Sender<ServerMessage>,
     close: watch::Sender<bool>,
 }
 
@@ -270,20 +269,21 @@ impl Driver {
     fn drain(&mut self) {
         while let Some(output) = self.server.poll() {
             match output {
-                Output::Send { link, message } => self.send(link, message.encode()),
-                Output::Connect { session, next } => {
+                Output::Send { link, message } => self.send(link, message),
+                Output::Connect { session, next, packing } => {
                     let (number, to, peer) = (self.push_links, next.session, next.peer);
                     self.push_links += 1;
                     let tell = self.tell.clone();
-                    let (frames, task) = links::push(&self.network, session, number, next, tell);
-                    self.pushes.insert((session, to), PushLink { number, peer, frames, task });
+                    let way = links::Way { session, number, next, packing };
+                    let (steps, task) = links::push(&self.network, way, tell);
+                    self.pushes.insert((session, to), PushLink { number, peer, steps, task });
                 }
                 Output::Push { session, to, step } => self.push(session, to, step),
                 Output::Disconnect { session, to } => {
                     self.pushes.remove(&(session, to));
                 }
-                Output::OpenCache { session, shard, blocks, tokens } => {
-                    self.command(Command::Open { session, shard, blocks, tokens });
+                Output::OpenCache { session, shard, blocks, tokens, results } => {
+                    self.command(Command::Open { session, shard, blocks, tokens, results });
                 }
                 Output::Compute(batch) => {
                     self.alone = match batch.jobs.as_slice() {
@@ -302,11 +302,11 @@ impl Driver {
         }
     }
 
-    fn send(&mut self, link: LinkId, frame: Frame) {
+    fn send(&mut self, link: LinkId, message: ServerMessage) {
         let Some(open) = self.links.get(&link) else {
             return;
         };
-        match open.answers.try_send(frame) {
+        match open.answers.try_send(message) {
             Ok(()) => return,
             Err(TrySendError::Full(_)) => {
                 tracing::warn!(link = link.0, "a client leaves its answers unread");
@@ -324,7 +324,7 @@ impl Driver {
         if let Some(own) = step.trace.last_mut() {
             own.link_round_trip = self.network.round_trip(push.peer);
         }
-        if push.frames.try_send(PushMessage::Step(step).encode()).is_err() {
+        if push.steps.try_send(step).is_err() {
             let detail = format!("{} leaves {FRAMES_WAITING_MAX} steps unread", push.peer);
             self.tell_server(Input::PushFailed { session, to, detail });
         }

@@ -72,6 +72,18 @@ pub enum ProtocolViolation {
         /// Its number.
         code: i32,
     },
+    /// A way to write elements that this version does not know.
+    #[error("packing {code} of a tensor is unknown; the peer may run a newer version")]
+    UnknownPacking {
+        /// Its number.
+        code: i32,
+    },
+    /// A wish for an answer that this version does not know.
+    #[error("answer rows {code} are unknown; the peer may run a newer version")]
+    UnknownAnswerRows {
+        /// Its number.
+        code: i32,
+    },
     /// Shape and payload do not fit each other.
     #[error(transparent)]
     InvalidTensor(#[from] InvalidTensor),

@@ -12,10 +12,10 @@ mod repair;
 mod step;
 mod wire;
 
-use crate::{ErrorCode, ModelId, PeerId, SessionId, Span, StepId};
+use crate::{DType, ErrorCode, ModelId, PeerId, SessionId, Span, StepId};
 
 pub use repair::{Adopt, Destination, Neighbour, NextHop, Redirect, Trouble};
-pub use step::{HOPS_MAX, HopTiming, Step};
+pub use step::{AnswerRows, HOPS_MAX, HopTiming, Step};
 
 /// Most bytes of the words that go with an error; longer ones are cut when they are sent.
 pub const DETAIL_BYTES_MAX: usize = 512;
@@ -62,6 +62,11 @@ pub struct OpenSession {
     pub next_position: u32,
     /// The first step whose results the destination lacks: nothing of earlier ones goes there.
     pub next_step: StepId,
+    /// How results are written. What is narrower than the arithmetic is rounded once, when it is
+    /// computed; journals hold what was sent.
+    pub results: DType,
+    /// Whether large results may be packed, since a link of the route is slow.
+    pub compress: bool,
 }
 
 /// What a server answers to a client, on the same link.

@@ -13,12 +13,14 @@
 //! | [`inference`] | what clients and servers say in a session |
 //! | [`announcement`] | what a server says of itself, signed |
 //! | [`directory`] | asking a peer which servers it knows |
+//! | [`compression`] | large payloads in fewer bytes, without loss |
 //! | [`error`] | error codes that say where a retry helps, and violations of the protocol |
 //! | [`version`] | the names of the link protocols and what each allows |
 
 #![warn(missing_docs)]
 
 pub mod announcement;
+pub mod compression;
 pub mod directory;
 pub mod error;
 pub mod frame;

@@ -1,9 +1,12 @@
 //! Tensors as they travel: element type, shape, and raw little-endian bytes.
 
+mod narrow;
+
 use std::fmt;
 
 use bytes::Bytes;
-use half::{bf16, f16};
+
+pub use narrow::Q8_BLOCK_ELEMENTS;
 
 /// How an element of a [`Tensor`] is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -14,16 +17,32 @@ pub enum DType {
     F16,
     /// The upper half of a binary32.
     BF16,
+    /// Blocks of [`Q8_BLOCK_ELEMENTS`] elements of a row, the last one with what is left: a
+    /// binary16 scale, then a signed byte for each element.
+    Q8,
 }
 
 impl DType {
-    /// Bytes of one element.
+    /// Every type, the most exact first.
+    pub const ALL: [Self; 4] = [Self::F32, Self::F16, Self::BF16, Self::Q8];
+
+    /// Bytes of a row of so many elements.
     #[must_use]
-    pub const fn element_bytes(self) -> usize {
+    pub const fn row_bytes(self, elements: u32) -> u64 {
+        let elements = elements as u64;
         match self {
-            Self::F32 => 4,
-            Self::F16 | Self::BF16 => 2,
+            Self::F32 => 4 * elements,
+            Self::F16 | Self::BF16 => 2 * elements,
+            Self::Q8 => elements + 2 * elements.div_ceil(Q8_BLOCK_ELEMENTS as u64),
         }
+    }
+
+    /// The most by which a finite value may change when it is written in this type, where
+    /// `block_max` is the largest magnitude among the elements of its block (of its own for types
+    /// without blocks). Beyond the range of the type, values become the largest that it has.
+    #[must_use]
+    pub fn error_max(self, value: f32, block_max: f32) -> f32 {
+        narrow::error_max(self, value, block_max)
     }
 }
 
@@ -33,6 +52,7 @@ impl fmt::Display for DType {
             Self::F32 => "f32",
             Self::F16 => "f16",
             Self::BF16 => "bf16",
+            Self::Q8 => "q8",
         })
     }
 }
@@ -59,10 +79,7 @@ impl Tensor {
         if shape.len() > TENSOR_DIMENSIONS_MAX {
             return Err(InvalidTensor::Dimensions { dimensions: shape.len() });
         }
-        let bytes = shape
-            .iter()
-            .try_fold(dtype.element_bytes() as u64, |bytes, &size| bytes.checked_mul(size.into()))
-            .ok_or(InvalidTensor::TooLarge)?;
+        let bytes = Self::payload_bytes(dtype, &shape).ok_or(InvalidTensor::TooLarge)?;
         if bytes != payload.len() as u64 {
             return Err(InvalidTensor::Length { expected: bytes, found: payload.len() as u64 });
         }
@@ -74,11 +91,28 @@ impl Tensor {
     /// # Errors
     /// [`InvalidTensor`] where `values` has not as many elements as `shape` asks for.
     pub fn from_f32(shape: Vec<u32>, values: &[f32]) -> Result<Self, InvalidTensor> {
-        let mut payload = Vec::with_capacity(values.len() * 4);
-        for value in values {
-            payload.extend_from_slice(&value.to_le_bytes());
-        }
-        Self::new(DType::F32, shape, payload.into())
+        Self::from_values(DType::F32, shape, values)
+    }
+
+    /// A tensor of these values, each written as near as the type allows
+    /// ([`DType::error_max`]). The bytes of a row depend on nothing but the row.
+    ///
+    /// # Errors
+    /// [`InvalidTensor`] where `values` has not as many elements as `shape` asks for.
+    pub fn from_values(
+        dtype: DType,
+        shape: Vec<u32>,
+        values: &[f32],
+    ) -> Result<Self, InvalidTensor> {
+        let width = shape.last().map_or(1, |&width| width as usize);
+        Self::new(dtype, shape, narrow::write(dtype, width, values).into())
+    }
+
+    /// Bytes that type and shape ask for; `None` beyond 64 bits.
+    pub(crate) fn payload_bytes(dtype: DType, shape: &[u32]) -> Option<u64> {
+        let (width, rows) = shape.split_last().unwrap_or((&1, &[]));
+        let row_bytes = dtype.row_bytes(*width);
+        rows.iter().try_fold(row_bytes, |bytes, &size| bytes.checked_mul(size.into()))
     }
 
     /// How an element is written.
@@ -102,12 +136,21 @@ impl Tensor {
     /// The elements, widened to binary32 where they are narrower.
     #[must_use]
     pub fn to_f32(&self) -> Vec<f32> {
-        let (pairs, quads) = (self.payload.chunks_exact(2), self.payload.chunks_exact(4));
-        match self.dtype {
-            DType::F32 => quads.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-            DType::F16 => pairs.map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-            DType::BF16 => pairs.map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-        }
+        let width = self.shape.last().map_or(1, |&width| width as usize);
+        narrow::read(self.dtype, width, &self.payload)
+    }
+
+    /// The rows `[from, to)` of a tensor of shape `[rows, width]`, which share its payload.
+    ///
+    /// # Panics
+    /// If the tensor has another rank, or not these rows.
+    #[must_use]
+    pub fn rows(&self, from: u32, to: u32) -> Self {
+        let &[rows, width] = self.shape.as_slice() else { panic!("{self:?} has no rows") };
+        assert!(from <= to && to <= rows, "{self:?} has no rows {from} to {to}");
+        let row_bytes = self.payload.len().checked_div(rows as usize).unwrap_or(0);
+        let payload = self.payload.slice(from as usize * row_bytes..to as usize * row_bytes);
+        Self { dtype: self.dtype, shape: vec![to - from, width], payload }
     }
 }
 
@@ -138,6 +181,9 @@ pub enum InvalidTensor {
         /// Bytes that came.
         found: u64,
     },
+    /// A packed payload that is not what a tensor of this type and shape is packed into.
+    #[error("the tensor's payload is no packed one of its type and shape")]
+    Packed,
 }
 
 #[cfg(test)]
@@ -155,14 +201,9 @@ mod tests {
         assert_eq!(tensor(&[u32::MAX; 4]), Err(InvalidTensor::TooLarge));
         assert_eq!(tensor(&[1; 5]), Err(InvalidTensor::Dimensions { dimensions: 5 }));
         assert_eq!(tensor(&[0, 7]), Err(InvalidTensor::Length { expected: 0, found: 8 }));
-    }
-
-    #[test]
-    fn narrow_elements_widen_exactly() {
-        let half = Bytes::copy_from_slice(&f16::from_f32(-1.5).to_le_bytes());
-        assert_eq!(Tensor::new(DType::F16, vec![1], half).unwrap().to_f32(), [-1.5]);
-        let brain = Bytes::copy_from_slice(&bf16::from_f32(3.0).to_le_bytes());
-        assert_eq!(Tensor::new(DType::BF16, vec![1], brain).unwrap().to_f32(), [3.0]);
+        let blocks = |shape: &[u32]| Tensor::new(DType::Q8, shape.to_vec(), payload.clone());
+        assert!(blocks(&[6]).is_ok() && blocks(&[2, 2]).is_ok());
+        assert_eq!(blocks(&[2, 33]), Err(InvalidTensor::Length { expected: 74, found: 8 }));
     }
 
     proptest! {

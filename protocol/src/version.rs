@@ -34,7 +34,7 @@ pub enum Side {
 const STEP_HEADER_BYTES_MAX: u32 = 64 << 10;
 
 /// 512 tokens of prefill at a hidden size of 16,384 in binary32 take 32 MiB; twice that.
-const STEP_PAYLOAD_BYTES_MAX: u32 = 64 << 20;
+pub(crate) const STEP_PAYLOAD_BYTES_MAX: u32 = 64 << 20;
 
 /// One announcement, at most 4 KiB, and what is around it.
 const QUESTION_HEADER_BYTES_MAX: u32 = 8 << 10;

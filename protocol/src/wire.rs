@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use prost::Message;
 
+use crate::compression::{self, Packing};
 use crate::error::ProtocolViolation;
 use crate::frame::Frame;
 use crate::generated as v1;
@@ -131,23 +132,47 @@ pub(crate) fn tensor(
     tensor: Option<v1::Tensor>,
     payload: Bytes,
 ) -> Result<Tensor, ProtocolViolation> {
-    let v1::Tensor { dtype: code, shape } = required(tensor, "the tensor")?;
-    let dtype = match v1::DType::try_from(code) {
-        Ok(v1::DType::F32) => DType::F32,
-        Ok(v1::DType::F16) => DType::F16,
-        Ok(v1::DType::Bf16) => DType::BF16,
-        Ok(v1::DType::Unspecified) | Err(_) => {
-            return Err(ProtocolViolation::UnknownDType { code });
-        }
-    };
-    Ok(Tensor::new(dtype, shape, payload)?)
+    let v1::Tensor { dtype: code, shape, packing } = required(tensor, "the tensor")?;
+    let dtype = dtype(code)?.ok_or(ProtocolViolation::UnknownDType { code })?;
+    match v1::Packing::try_from(packing) {
+        Ok(v1::Packing::Unspecified) => Ok(Tensor::new(dtype, shape, payload)?),
+        Ok(v1::Packing::BytePlanes) => Ok(compression::unpack(dtype, shape, &payload)?),
+        Err(_) => Err(ProtocolViolation::UnknownPacking { code: packing }),
+    }
 }
 
-pub(crate) fn tensor_to_wire(tensor: &Tensor) -> v1::Tensor {
-    let dtype = match tensor.dtype() {
+/// The header of a tensor; its elements go to `payload`, packed where that is asked for and helps.
+pub(crate) fn tensor_to_wire(tensor: &Tensor, packing: Packing, payload: &mut Bytes) -> v1::Tensor {
+    let packed = match packing {
+        Packing::Plain => None,
+        Packing::WhereSmaller => compression::pack(tensor),
+    };
+    let packing = if packed.is_some() { v1::Packing::BytePlanes } else { v1::Packing::Unspecified };
+    *payload = packed.unwrap_or_else(|| tensor.payload().clone());
+    v1::Tensor {
+        dtype: dtype_to_wire(tensor.dtype()).into(),
+        shape: tensor.shape().to_vec(),
+        packing: packing.into(),
+    }
+}
+
+/// The element type of this number; `None` for the number that says nothing.
+pub(crate) fn dtype(code: i32) -> Result<Option<DType>, ProtocolViolation> {
+    match v1::DType::try_from(code) {
+        Ok(v1::DType::Unspecified) => Ok(None),
+        Ok(v1::DType::F32) => Ok(Some(DType::F32)),
+        Ok(v1::DType::F16) => Ok(Some(DType::F16)),
+        Ok(v1::DType::Bf16) => Ok(Some(DType::BF16)),
+        Ok(v1::DType::Q8) => Ok(Some(DType::Q8)),
+        Err(_) => Err(ProtocolViolation::UnknownDType { code }),
+    }
+}
+
+pub(crate) const fn dtype_to_wire(dtype: DType) -> v1::DType {
+    match dtype {
         DType::F32 => v1::DType::F32,
         DType::F16 => v1::DType::F16,
         DType::BF16 => v1::DType::Bf16,
-    };
-    v1::Tensor { dtype: dtype.into(), shape: tensor.shape().to_vec() }
+        DType::Q8 => v1::DType::Q8,
+    }
 }

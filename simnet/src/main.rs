@@ -39,7 +39,7 @@ struct Args {
     /// Draw the timeline of the first run, or the figure of a table.
     #[arg(long)]
     svg: Option<PathBuf>,
-    /// Compute a table of the Petals paper.
+    /// Compute a table: of the Petals paper, or of a prompt through several stages.
     #[arg(long, value_enum, conflicts_with_all = ["scenario", "csv"])]
     table: Option<TableName>,
     /// Runs of each cell of a table.
@@ -55,6 +55,8 @@ enum TableName {
     Gaps,
     /// One stream over simulated networks.
     Network,
+    /// A prompt through stages that work at once.
+    Prefill,
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -75,6 +77,10 @@ fn main() -> anyhow::Result<ExitCode> {
         Some(TableName::Gaps) => Some(table::failures::gap_plot(args.runs)),
         Some(TableName::Network) => {
             write!(out, "{}", table::network::table())?;
+            None
+        }
+        Some(TableName::Prefill) => {
+            write!(out, "{}", table::prefill::table())?;
             None
         }
         None => return run(&args, &mut out),

@@ -2,6 +2,7 @@
 
 pub mod failures;
 pub mod network;
+pub mod prefill;
 
 use std::fmt::{self, Write as _};
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use umbel_coordinator::Time;
 use umbel_coordinator::random::Random;
+use umbel_protocol::inference::AnswerRows;
 
 /// How many different tokens there are.
 const VOCABULARY: usize = 1_000;
@@ -19,6 +20,10 @@ pub struct Plan {
     pub steps: VecDeque<(u32, Vec<u32>)>,
     /// Whether each hop is to have a spare.
     pub standby: bool,
+    /// Most steps that are under way at once, of those that follow one another; at least one is.
+    pub window: usize,
+    /// Which rows of the results are wanted.
+    pub answer_rows: AnswerRows,
 }
 
 /// The smallest and the largest of what is drawn.

@@ -10,7 +10,9 @@ use bytes::Bytes;
 use umbel_client::swarm::{exchange, unix_time};
 use umbel_net::{Identity, Link, LinkProtocol, Multiaddr, Network, NetworkConfig, Role};
 use umbel_protocol::announcement::{Announcement, SignedAnnouncement, Throughput};
-use umbel_protocol::inference::{ClientMessage, Destination, OpenSession, ServerMessage, Step};
+use umbel_protocol::inference::{
+    AnswerRows, ClientMessage, Destination, OpenSession, ServerMessage, Step,
+};
 use umbel_protocol::{DType, ErrorCode, Frame, ModelId, SessionId, Span, StepId, Tensor};
 use umbel_tests::process::Output;
 use umbel_tests::swarm::{Server, checkpoint, report, serve, umbel};
@@ -242,13 +244,22 @@ async fn a_tensor_of_the_wrong_shape_ends_its_own_session_alone() {
         next: Destination::Client,
         next_position: 0,
         next_step: StepId(0),
+        results: DType::F32,
+        compress: false,
     };
     for shape in [vec![1, 63], vec![1, 65], vec![64], vec![2, 2, 64]] {
         let values: u32 = shape.iter().product();
         let payload = Bytes::from(vec![0; 4 * values as usize]);
         let hidden = Tensor::new(DType::F32, shape.clone(), payload).unwrap();
-        let (step, trace) = (StepId(0), Vec::new());
-        let step = Step { session, step, position: 0, hidden, trace, replay: false };
+        let step = Step {
+            session,
+            step: StepId(0),
+            position: 0,
+            hidden,
+            trace: Vec::new(),
+            replay: false,
+            answer_rows: AnswerRows::All,
+        };
         let frames =
             vec![ClientMessage::Open(open.clone()).encode(), ClientMessage::Step(step).encode()];
         let answers = stranger.say(LinkProtocol::Session, frames).await;

@@ -5,20 +5,23 @@
 
 mod driver;
 mod links;
+mod stages;
 mod timing;
 
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot, watch};
-use umbel_coordinator::Hop;
 use umbel_coordinator::session::{HopFailure, SessionConfig, SessionFailure};
+use umbel_coordinator::{Hop, prefill};
 use umbel_engine::HiddenStates;
-use umbel_protocol::ModelId;
+use umbel_protocol::inference::AnswerRows;
+use umbel_protocol::{DType, ModelId};
 
 use super::{StepError, StepTime};
 use crate::model::ClientModel;
 use crate::swarm::Swarm;
-use driver::{Command, Driver, Stepped};
+use driver::{Command, Driver, NextStep, Stepped};
+use stages::Proportions;
 
 /// Bytes of hidden states that a client keeps for the failure of its first hop: 4,096 tokens of a
 /// hidden size of 8,192. Beyond them it begins anew from the tokens.
@@ -26,6 +29,23 @@ const JOURNAL_BYTES_MAX: usize = 128 << 20;
 
 /// Commands that wait for the session: the caller asks for one thing at a time.
 const COMMANDS_WAITING_MAX: usize = 4;
+
+/// What a session is to be like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SessionOptions {
+    /// Whether each hop has a spare, which computes along, so that a failure costs no replay.
+    pub standby: bool,
+    /// How hidden states are written on the links. Only binary32 gives the numbers of a single
+    /// process, and the same ones however the model is split; narrower types take less of a slow
+    /// link.
+    pub wire: DType,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self { standby: false, wire: DType::F32 }
+    }
+}
 
 /// A session along a route of servers.
 pub struct RemoteChain {
@@ -42,7 +62,8 @@ struct Wanted {
     block_count: u32,
     tokens_max: u32,
     token_bytes: u32,
-    standby: bool,
+    options: SessionOptions,
+    proportions: Proportions,
 }
 
 /// The task that drives the session.
@@ -62,7 +83,7 @@ impl RemoteChain {
         model: &ClientModel,
         tokens_max: u32,
     ) -> Result<Self, OpenChainError> {
-        Self::open_with(swarm, model, tokens_max, false).await
+        Self::open_with(swarm, model, tokens_max, SessionOptions::default()).await
     }
 
     /// The same with a spare for each hop, which computes along, so that a failure costs no replay.
@@ -74,22 +95,31 @@ impl RemoteChain {
         model: &ClientModel,
         tokens_max: u32,
     ) -> Result<Self, OpenChainError> {
-        Self::open_with(swarm, model, tokens_max, true).await
+        let options = SessionOptions { standby: true, ..SessionOptions::default() };
+        Self::open_with(swarm, model, tokens_max, options).await
     }
 
-    async fn open_with(
+    /// The same as `options` say.
+    ///
+    /// # Errors
+    /// As [`RemoteChain::open`].
+    pub async fn open_with(
         swarm: Arc<Swarm>,
         model: &ClientModel,
         tokens_max: u32,
-        standby: bool,
+        options: SessionOptions,
     ) -> Result<Self, OpenChainError> {
         let hidden_size = model.config().hidden_size;
         let wanted = Wanted {
             model: model.id(),
             block_count: model.config().block_count,
             tokens_max,
-            token_bytes: u32::try_from(hidden_size * size_of::<f32>()).unwrap_or(u32::MAX),
-            standby,
+            token_bytes: u32::try_from(
+                options.wire.row_bytes(u32::try_from(hidden_size).unwrap_or(u32::MAX)),
+            )
+            .unwrap_or(u32::MAX),
+            options,
+            proportions: Proportions::of(model.config()),
         };
         let running = Running::start(Arc::clone(&swarm), &wanted).await?;
         Ok(Self { swarm, wanted, hidden_size, running })
@@ -101,21 +131,27 @@ impl RemoteChain {
         Ok(())
     }
 
-    pub(super) async fn step(
+    /// Hands tokens in; they wait while as many steps are under way as may be.
+    pub(super) async fn begin(
         &mut self,
         position: u32,
         hidden: HiddenStates,
-    ) -> Result<(HiddenStates, StepTime), StepError> {
+        answer_rows: AnswerRows,
+    ) -> RemoteStep {
         let (answer, answered) = oneshot::channel();
-        let command = Command::Step { position, hidden: hidden.to_wire(), answer };
+        let hidden = hidden.to_wire_as(self.wanted.options.wire);
+        let next = NextStep { position, hidden, answer_rows, answer };
         // A session that is over answers nothing more.
-        let _over = self.running.commands.send(command).await;
-        let Stepped { hidden, trace, total } =
-            answered.await.unwrap_or(Err(SessionFailure::JournalLost))?;
-        let time = timing::divide(trace, total, |peer| self.swarm.round_trip(peer));
-        let hidden = HiddenStates::from_wire(&hidden, self.hidden_size)
-            .map_err(|source| StepError::Malformed { source })?;
-        Ok((hidden, time))
+        let _over = self.running.commands.send(Command::Step(next)).await;
+        RemoteStep { answered, swarm: Arc::clone(&self.swarm), hidden_size: self.hidden_size }
+    }
+
+    /// The chunks in which a prompt is over first.
+    pub(super) fn chunks(&self, position: u32, tokens: u32, tokens_max: u32) -> Vec<u32> {
+        let Wanted { model, proportions, token_bytes, .. } = self.wanted;
+        let announcements = self.swarm.known(Some(model));
+        let stages = stages::of_route(&self.hops(), &announcements, proportions, token_bytes);
+        prefill::plan(&stages, position, tokens, tokens_max)
     }
 
     pub(super) const fn tokens_max(&self) -> u32 {
@@ -146,6 +182,24 @@ impl RemoteChain {
     }
 }
 
+/// A step that is under way.
+pub(super) struct RemoteStep {
+    answered: oneshot::Receiver<Result<Stepped, SessionFailure>>,
+    swarm: Arc<Swarm>,
+    hidden_size: usize,
+}
+
+impl RemoteStep {
+    pub(super) async fn finish(self) -> Result<(HiddenStates, StepTime), StepError> {
+        let Stepped { hidden, trace, total } =
+            self.answered.await.unwrap_or(Err(SessionFailure::JournalLost))?;
+        let time = timing::divide(trace, total, |peer| self.swarm.round_trip(peer));
+        let hidden = HiddenStates::from_wire(&hidden, self.hidden_size)
+            .map_err(|source| StepError::Malformed { source })?;
+        Ok((hidden, time))
+    }
+}
+
 impl Running {
     async fn start(swarm: Arc<Swarm>, wanted: &Wanted) -> Result<Self, OpenChainError> {
         let model = wanted.model;
@@ -159,7 +213,8 @@ impl Running {
             tokens_max: wanted.tokens_max,
             token_bytes: wanted.token_bytes,
             journal_bytes_max: JOURNAL_BYTES_MAX,
-            standby: wanted.standby,
+            results: wanted.options.wire,
+            standby: wanted.options.standby,
         };
         let (commands, receive) = mpsc::channel(COMMANDS_WAITING_MAX);
         let (ready, opened) = oneshot::channel();

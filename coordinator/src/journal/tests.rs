@@ -20,7 +20,19 @@ fn values(hidden: &Tensor) -> Vec<u8> {
 fn step(position: u32, rows: &[u8], replay: bool) -> Step {
     let session = SessionId::new(1);
     let hidden = tensor(rows);
-    Step { session, step: StepId(0), position, hidden, trace: Vec::new(), replay }
+    Step {
+        session,
+        step: StepId(0),
+        position,
+        hidden,
+        trace: Vec::new(),
+        replay,
+        answer_rows: AnswerRows::All,
+    }
+}
+
+fn record(journal: &mut Journal, number: u64, position: u32, rows: &[u8]) {
+    journal.record(&Step { step: StepId(number), ..step(position, rows, false) });
 }
 
 proptest! {
@@ -37,7 +49,7 @@ proptest! {
             let rows = vec![u8::try_from(number).unwrap(); *count];
             expected.truncate(position);
             expected.extend(&rows);
-            journal.record(StepId(number as u64), u32::try_from(position).unwrap(), tensor(&rows));
+            record(&mut journal, number as u64, u32::try_from(position).unwrap(), &rows);
         }
         let end = expected.len();
         prop_assert_eq!(journal.end() as usize, end);
@@ -52,7 +64,7 @@ proptest! {
             position += rows.len();
             let chunk_end = chunk.position + u32::try_from(rows.len()).unwrap();
             prop_assert_eq!(chunk.replay, chunk_end <= settled);
-            prop_assert!(!chunk.replay || rows.len() <= 700, "one step, or a chunk at most");
+            prop_assert!(!chunk.replay || rows.len() <= REPLAY_CHUNK_TOKENS as usize);
             prop_assert_eq!(&rows, &expected[chunk.position as usize..position]);
             if !chunk.replay {
                 prop_assert!(chunk.position >= settled);
@@ -66,13 +78,13 @@ proptest! {
 #[test]
 fn what_was_evicted_cannot_be_replayed_but_what_came_after_can() {
     let mut journal = Journal::default();
-    journal.record(StepId(0), 0, tensor(&[1, 2, 3]));
+    record(&mut journal, 0, 0, &[1, 2, 3]);
     journal.evict();
     assert_eq!((journal.begin(), journal.end(), journal.bytes()), (3, 3, 0));
-    journal.record(StepId(1), 3, tensor(&[4]));
+    record(&mut journal, 1, 3, &[4]);
     assert_eq!(journal.replay(0, 3), None);
     assert_eq!(journal.replay(3, 3).unwrap().len(), 1);
-    journal.record(StepId(2), 0, tensor(&[9]));
+    record(&mut journal, 2, 0, &[9]);
     assert_eq!(journal.replay(0, 1).unwrap().len(), 1, "begun anew");
 }
 
@@ -92,7 +104,7 @@ fn an_outlet_sends_each_replayed_row_once_and_nothing_beyond_a_gap() {
 #[test]
 fn a_refill_leaves_no_gap_to_what_follows() {
     let mut journal = Journal::default();
-    journal.record(StepId(0), 0, tensor(&[1, 2, 3]));
+    record(&mut journal, 0, 0, &[1, 2, 3]);
     let mut outlet = Outlet::new(0, StepId(0));
     let steps = outlet.refill(&journal, 2, SessionId::new(5)).unwrap();
     let shown: Vec<_> =
@@ -104,7 +116,7 @@ fn a_refill_leaves_no_gap_to_what_follows() {
 #[test]
 fn nothing_of_a_step_that_is_over_goes_to_who_has_its_results() {
     let mut journal = Journal::default();
-    journal.record(StepId(3), 0, tensor(&[1, 2, 3]));
+    record(&mut journal, 3, 0, &[1, 2, 3]);
     let mut outlet = Outlet::new(1, StepId(4));
     assert!(outlet.refill(&journal, 1, SessionId::new(5)).unwrap().is_empty());
     assert_eq!(outlet.pass(step(1, &[9], false)), None, "step 0");

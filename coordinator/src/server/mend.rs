@@ -50,13 +50,13 @@ impl Server {
             return Ok(());
         };
         let redirected = served.redirect(redirect);
-        let complete = redirected.complete;
+        let (complete, packing) = (redirected.complete, served.packing);
         tracing::debug!(%session, mirror, complete, "redirected");
         if let Some(to) = redirected.disconnect {
             self.outputs.push_back(Output::Disconnect { session, to });
         }
         if let Some(next) = redirected.connect {
-            self.outputs.push_back(Output::Connect { session, next });
+            self.outputs.push_back(Output::Connect { session, next, packing });
         }
         self.send_all(session, link, redirected.deliveries);
         self.send(link, ServerMessage::Redirected { session, mirror, complete });
@@ -132,7 +132,9 @@ impl Server {
     fn send_all(&mut self, session: SessionId, link: LinkId, deliveries: Vec<Delivery>) {
         for delivery in deliveries {
             match delivery {
-                Delivery::Client(step) => self.send(link, ServerMessage::Output(step)),
+                Delivery::Client(step) => {
+                    self.send(link, ServerMessage::Output(step.into_answer()));
+                }
                 Delivery::Server(step) => {
                     self.outputs.push_back(Output::Push { session, to: step.session, step });
                 }

@@ -26,7 +26,7 @@ impl Server {
             return Ok(());
         };
         served.last_used = now;
-        let waiting = self.schedule.waiting(session);
+        let waiting = self.schedule.waiting(session, step.position);
         let end = schedule::check(&step, served, self.config.hidden_size, waiting)
             .map_err(|refusal| (session, step.step, refusal))?;
         served.received = end;

@@ -15,7 +15,6 @@ use umbel_protocol::inference::Step;
 use umbel_protocol::{PeerId, SessionId, Span, StepId, Tensor};
 
 use super::{Batch, ComputeFailure, Job, JobId};
-use crate::journal::rows;
 use crate::time::Time;
 pub(super) use check::check;
 use pace::{Pace, Taken};
@@ -101,12 +100,17 @@ pub(super) struct Schedule {
 
 impl Schedule {
     /// Puts a step of `client` behind those of its session, which goes through `blocks`.
+    ///
+    /// What waits from its position on is outdated: the cache would be cut to that position
+    /// afterwards, and whoever sends this step sends what follows it too.
     pub(super) fn push(&mut self, client: PeerId, blocks: Span, step: Step, now: Time) {
         let turn = self.passes;
         self.turns.join(client, turn);
-        let session = step.session;
+        let (session, position) = (step.session, step.position);
+        let mut begun = self.begun(session);
         let steps = VecDeque::new();
         let queue = self.queues.entry(session).or_insert(Queue { client, blocks, steps, turn });
+        queue.steps.retain(|queued| std::mem::take(&mut begun) || queued.step.position < position);
         queue.steps.push_back(Queued {
             step,
             received: now,
@@ -142,7 +146,7 @@ impl Schedule {
                 session: candidate.session,
                 blocks: queue.blocks,
                 position: queued.step.position + queued.done,
-                hidden: rows(&queued.step.hidden, queued.done, queued.done + tokens),
+                hidden: queued.step.hidden.rows(queued.done, queued.done + tokens),
             });
             parts.push(Part { session: candidate.session, tokens, abandoned: false });
         }
@@ -202,19 +206,26 @@ impl Schedule {
         Finished::Step { step, received, queue: waited, compute }
     }
 
-    /// How many steps of a session wait for their first pass, and how many tokens they have.
-    pub(super) fn waiting(&self, session: SessionId) -> Load {
+    /// How many steps of a session wait for their first pass that begin before a position, and how
+    /// many tokens they have.
+    pub(super) fn waiting(&self, session: SessionId, position: u32) -> Load {
         let Some(queue) = self.queues.get(&session) else {
             return Load::default();
         };
-        let runs = self.running.iter().flat_map(|running| &running.parts);
-        let runs = runs.into_iter().any(|part| part.session == session && !part.abandoned);
-        let begun = runs || queue.steps.front().is_some_and(|queued| queued.done > 0);
-        let waiting = queue.steps.iter().skip(usize::from(begun));
-        waiting.fold(Load::default(), |load, queued| Load {
+        let waiting = queue.steps.iter().skip(usize::from(self.begun(session)));
+        let before = waiting.filter(|queued| queued.step.position < position);
+        before.fold(Load::default(), |load, queued| Load {
             steps: load.steps + 1,
             tokens: load.tokens + u64::from(queued.step.token_count()),
         })
+    }
+
+    /// Whether the first step of a session is being computed, or was in part.
+    fn begun(&self, session: SessionId) -> bool {
+        let parts = self.running.iter().flat_map(|running| &running.parts);
+        let runs = parts.into_iter().any(|part| part.session == session && !part.abandoned);
+        let front = self.queues.get(&session).and_then(|queue| queue.steps.front());
+        runs || front.is_some_and(|queued| queued.done > 0)
     }
 
     /// Forgets the steps of a session that has ended.

@@ -1,5 +1,6 @@
 //! One session of one client on this server.
 
+use umbel_protocol::compression::Packing;
 use umbel_protocol::inference::{Destination, NextHop, OpenSession, Redirect, Step};
 use umbel_protocol::{PeerId, SessionId, Span};
 
@@ -26,6 +27,8 @@ pub(super) struct Served {
     pub(super) last_used: Time,
     /// It was emptied, and steps beyond the beginning are of no use until it is filled anew.
     pub(super) awaits_refill: bool,
+    /// How large results are to be written.
+    pub(super) packing: Packing,
     next: Next,
     outlet: Outlet,
     mirror: Option<(SessionId, Outlet)>,
@@ -81,6 +84,7 @@ impl Served {
             received: 0,
             computed: 0,
             journal: Journal::default(),
+            packing: if open.compress { Packing::WhereSmaller } else { Packing::Plain },
             last_used: now,
             awaits_refill: false,
             next,
@@ -102,7 +106,7 @@ impl Served {
     /// Takes up what was computed, and says what of it goes where.
     pub(super) fn computed(&mut self, step: Step) -> Vec<Delivery> {
         self.computed = step.end_position().unwrap_or(self.computed);
-        self.journal.record(step.step, step.position, step.hidden.clone());
+        self.journal.record(&step);
         let mut deliveries = Vec::new();
         if let Some((to, outlet)) = &mut self.mirror {
             let copy = Step { session: *to, ..step.clone() };

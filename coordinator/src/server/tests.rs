@@ -5,9 +5,11 @@ mod batch;
 use bytes::Bytes;
 use proptest::prelude::*;
 use umbel_protocol::DType;
-use umbel_protocol::inference::{Adopt, Destination, Neighbour, Redirect, Trouble};
+use umbel_protocol::inference::{Adopt, AnswerRows, Destination, Neighbour, Redirect, Trouble};
 
 use super::*;
+
+mod stream;
 
 const MODEL: ModelId = ModelId::from_bytes([3; 32]);
 const CLIENT: PeerId = PeerId::from_public_key([1; 32]);
@@ -38,6 +40,8 @@ fn opening(session: u128) -> OpenSession {
         next: Destination::Client,
         next_position: 0,
         next_step: StepId(0),
+        results: DType::F32,
+        compress: false,
     }
 }
 
@@ -50,6 +54,7 @@ fn step(session: u128, number: u64, position: u32, tokens: u32) -> Step {
         hidden: Tensor::new(DType::F32, vec![tokens, HIDDEN], bytes).unwrap(),
         trace: Vec::new(),
         replay: false,
+        answer_rows: AnswerRows::All,
     }
 }
 
@@ -261,9 +266,13 @@ fn nobody_takes_every_place() {
     }
     let outputs = say(&mut server, LINK, ClientMessage::Open(opening(u128::MAX)));
     assert_eq!(refusal(&outputs), Some(ErrorCode::Busy));
+    let open = OpenSession { tokens_max: 512, ..opening(0) };
+    say(&mut server, LINK, ClientMessage::Close { session: open.session });
+    say(&mut server, LINK, ClientMessage::Open(open));
     let mut last = Vec::new();
-    for number in 0..=STEPS_QUEUED_PER_SESSION_MAX as u64 + 1 {
-        last = say(&mut server, LINK, ClientMessage::Step(step(0, number, 0, 1)));
+    for position in 0..=u32::try_from(STEPS_QUEUED_PER_SESSION_MAX).unwrap() + 1 {
+        let next = step(0, position.into(), position, 1);
+        last = say(&mut server, LINK, ClientMessage::Step(next));
     }
     assert_eq!(refusal(&last), Some(ErrorCode::Busy));
 }

@@ -2,10 +2,10 @@
 
 use umbel_protocol::SessionId;
 use umbel_protocol::error::{ErrorCode, ProtocolViolation, Retry};
-use umbel_protocol::inference::{Neighbour, ServerMessage, SessionError, Step, Trouble};
+use umbel_protocol::inference::{Neighbour, ServerMessage, SessionError, Trouble};
 
 use super::place::{Fill, Opening, Target};
-use super::{FailureReason, HopFailure, Output, Session, SessionFailure, State};
+use super::{FailureReason, HopFailure, Session, SessionFailure};
 use crate::time::Time;
 
 impl Session {
@@ -80,54 +80,6 @@ impl Session {
         } else {
             Err(ProtocolViolation::UnknownSession { session })
         }
-    }
-
-    fn stepped(&mut self, index: usize, answer: Step, now: Time) -> Result<(), ProtocolViolation> {
-        if index + 1 != self.places.len() || answer.step >= self.next_step {
-            return Err(ProtocolViolation::Unexpected { message: "Output" });
-        }
-        let State::Stepping(stepping) = &self.state else {
-            // After a failover the same answer may come over the old way and the new one.
-            return Ok(());
-        };
-        if answer.step != stepping.step {
-            return Ok(());
-        }
-        if answer.position != stepping.position {
-            return Err(ProtocolViolation::Unexpected { message: "Output" });
-        }
-        if answer.hidden.shape() != stepping.shape.as_slice() {
-            return Err(ProtocolViolation::WrongShape {
-                expected: stepping.shape.clone(),
-                found: answer.hidden.shape().to_vec(),
-            });
-        }
-        let total = now.since(stepping.begun);
-        let tokens = stepping.shape[0];
-        self.settled = stepping.position + tokens;
-        self.state = State::Idle;
-        self.patience.answered();
-        for place in &mut self.places {
-            let own = |timing: &&_| {
-                let timing: &umbel_protocol::inference::HopTiming = timing;
-                timing.peer == place.hop.peer && timing.span == place.hop.blocks
-            };
-            if let Some(timing) = answer.trace.iter().find(own) {
-                place.watch.computed(timing, tokens);
-            }
-            if let Fill::Filling { proof } = place.fill
-                && answer.step >= proof
-            {
-                place.fill = Fill::Full;
-            }
-        }
-        if self.is_whole() && self.places.iter().all(|place| place.fill == Fill::Full) {
-            self.mends = 0;
-            self.avoided.clear();
-        }
-        let (hidden, trace) = (answer.hidden, answer.trace);
-        self.outputs.push_back(Output::Stepped { hidden, trace, total });
-        Ok(())
     }
 
     fn refused(&mut self, index: usize, error: SessionError) {

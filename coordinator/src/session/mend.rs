@@ -31,7 +31,7 @@ impl Session {
         self.relieve();
         let gap = self.gap();
         // An idle session waits with its repair until it is needed.
-        if gap.is_some() && matches!(self.state, State::Idle) {
+        if gap.is_some() && matches!(self.state, State::Open) && self.flight.is_empty() {
             self.mended_at = now;
             return;
         }
@@ -194,6 +194,7 @@ impl Session {
         let (destination, next_position, next_step) = self.destination_of(index, next);
         let previous = self.previous_of(index);
         let peer = index.checked_sub(1).map(|before| self.places[before].hop.peer);
+        let compress = self.is_far(index) || self.is_far(index + 1);
         let place = &mut self.places[index];
         (place.opening, place.previous) = (Opening::Asked { at: now }, previous);
         place.next = next;
@@ -206,6 +207,8 @@ impl Session {
             next: destination,
             next_position,
             next_step,
+            results: self.config.results,
+            compress,
         };
         let (hop, message) = (place.id, ClientMessage::Open(open));
         self.outputs.push_back(Output::Send { hop, message });
@@ -236,7 +239,7 @@ impl Session {
             }
         }
         if matches!(self.state, State::Opening) {
-            self.state = State::Idle;
+            self.state = State::Open;
             self.outputs.push_back(Output::Ready);
         }
     }
@@ -258,22 +261,21 @@ impl Session {
         self.outputs.push_back(Output::Send { hop, message });
     }
 
-    /// Sends the first hop what it lacks, and the step that waits. `None` where this side does not
+    /// Sends the first hop what it lacks, and the steps that wait. `None` where this side does not
     /// have it any more.
     fn feed(&mut self) -> Option<()> {
         let first = self.places.first().expect("a whole route has a hop");
         let (hop, session) = (first.id, first.session);
-        let mut unsent = match &mut self.state {
-            State::Stepping(stepping) => stepping.unsent.take(),
-            State::Opening | State::Idle | State::Over => None,
-        };
+        let mut unsent: Vec<_> = self.flight.iter_mut().filter_map(|f| f.unsent.take()).collect();
         if let Some((.., outlet)) = self.mirror.take_if(|(mirror, ..)| *mirror == hop) {
             // It has had everything, what waits too.
-            (self.outlet, self.fed, unsent) = (outlet, Some(hop), None);
+            (self.outlet, self.fed) = (outlet, Some(hop));
+            unsent.clear();
         }
         let mut steps = Vec::new();
         if self.fed == Some(hop) && first.fill != Fill::Wanted {
-            steps.extend(unsent.and_then(|step| self.outlet.pass(Step { session, ..step })));
+            let mut pass = |step| self.outlet.pass(Step { session, ..step });
+            steps.extend(unsent.into_iter().filter_map(&mut pass));
         } else {
             let (next_position, next_step) = self.filled(first);
             self.outlet = Outlet::new(next_position, next_step);
@@ -299,6 +301,11 @@ impl Session {
     /// What a step weighs on the wire.
     pub(super) fn step_bytes(&self, step: &Step) -> usize {
         self.config.token_bytes as usize * step.token_count() as usize
+    }
+
+    /// Whether the way to the hop at `index` is a long one, so that bytes count.
+    pub(super) fn is_far(&self, index: usize) -> bool {
+        self.places.get(index).is_some_and(|place| place.is_far)
     }
 
     /// Who feeds the hop at `index`; `None` is the client.
@@ -337,11 +344,8 @@ impl Session {
         }
     }
 
-    /// The step that is on its way, or else the next one.
+    /// The first step that has not been answered.
     fn open_step(&self) -> StepId {
-        match &self.state {
-            State::Stepping(stepping) => stepping.step,
-            State::Opening | State::Idle | State::Over => self.next_step,
-        }
+        self.flight.front().map_or(self.next_step, |in_flight| in_flight.step)
     }
 }

@@ -1,5 +1,7 @@
 //! A place on the route, and what its server has been told.
 
+use std::time::Duration;
+
 use umbel_protocol::inference::{Destination, NextHop};
 use umbel_protocol::{SessionId, StepId};
 
@@ -7,6 +9,11 @@ use super::watch::Watch;
 use super::{HopId, RouteHop};
 use crate::route::Hop;
 use crate::time::Time;
+
+/// Beyond this round trip a peer is in another building, and the way there is slower than a
+/// processor packs and unpacks: at 100 Mbit/s a saved part of a sixth is worth 2 MB/s, at 1 Gbit/s
+/// of a local network it is lost to the work.
+const FAR: Duration = Duration::from_millis(2);
 
 /// One hop of the route.
 #[derive(Debug)]
@@ -35,6 +42,8 @@ pub(super) struct Place {
     /// When to look for a spare next.
     pub(super) spare_at: Time,
     pub(super) watch: Watch,
+    /// The way there is a long one.
+    pub(super) is_far: bool,
 }
 
 /// How far the opening has come.
@@ -84,6 +93,7 @@ impl Place {
             is_new: true,
             leaving: false,
             spare_at: now,
+            is_far: route.round_trip.is_some_and(|trip| trip >= FAR),
             watch: Watch::new(route.round_trip, now),
         }
     }

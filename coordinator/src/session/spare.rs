@@ -95,6 +95,8 @@ impl Session {
             next: Destination::Held,
             next_position: 0,
             next_step: StepId::default(),
+            results: self.config.results,
+            compress: place.is_far || self.is_far(index + 1),
         };
         let (hop, message) = (place.id, ClientMessage::Open(open));
         self.outputs.push_back(Output::Send { hop, message });

@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use umbel_protocol::error::ErrorCode;
-use umbel_protocol::inference::{Neighbour, SessionError, Trouble};
+use umbel_protocol::inference::{AnswerRows, Neighbour, SessionError, Step, Trouble};
 use umbel_protocol::{DType, Span};
 
 use super::*;
@@ -25,6 +25,10 @@ fn tensor(tokens: u32) -> Tensor {
     Tensor::new(DType::F32, vec![tokens, 2], Bytes::from(vec![0; 8 * tokens as usize])).unwrap()
 }
 
+fn begin(position: u32, tokens: u32) -> Input {
+    Input::Step { position, hidden: tensor(tokens), answer_rows: AnswerRows::All }
+}
+
 fn at(milliseconds: u64) -> Time {
     Time::after_start(Duration::from_millis(milliseconds))
 }
@@ -35,6 +39,7 @@ fn open() -> Session {
         block_count: 6,
         tokens_max: 100,
         token_bytes: 8,
+        results: DType::F32,
         journal_bytes_max: 1 << 20,
         standby: false,
     };
@@ -70,6 +75,7 @@ fn answer(name: u8, step: u64, position: u32, tokens: u32) -> ServerMessage {
         hidden: tensor(tokens),
         trace: Vec::new(),
         replay: false,
+        answer_rows: AnswerRows::All,
     })
 }
 
@@ -110,11 +116,11 @@ fn ready() -> Session {
 /// The same with one answered step of three tokens, and another of one token under way.
 fn stepping() -> Session {
     let mut session = ready();
-    session.handle(Input::Step { position: 0, hidden: tensor(3) }, at(1)).unwrap();
+    session.handle(begin(0, 3), at(1)).unwrap();
     drain(&mut session);
     let outputs = say(&mut session, 2, answer(3, 0, 0, 3));
     assert!(matches!(outputs.as_slice(), [Output::Stepped { .. }]), "{outputs:?}");
-    session.handle(Input::Step { position: 3, hidden: tensor(1) }, at(1)).unwrap();
+    session.handle(begin(3, 1), at(1)).unwrap();
     drain(&mut session);
     session
 }
@@ -144,7 +150,12 @@ fn a_step_below_the_end_of_the_cache_is_one_message_like_any_other() {
     let mut session = ready();
     // Of five rows three are kept: the next step begins at the first that is not.
     for (step, position) in (0..).zip([0, 3, 6]) {
-        session.handle(Input::Step { position, hidden: tensor(5) }, at(1)).unwrap();
+        session
+            .handle(
+                Input::Step { position, hidden: tensor(5), answer_rows: AnswerRows::All },
+                at(1),
+            )
+            .unwrap();
         let outputs = drain(&mut session);
         let [(0, ClientMessage::Step(sent))] = sent(&outputs)[..] else { panic!("{outputs:?}") };
         assert_eq!((sent.position, outputs.len()), (position, 1));
@@ -250,6 +261,72 @@ fn the_same_answer_over_two_ways_is_heard_once() {
     assert!(say(&mut session, 2, answer(3, 0, 0, 3)).is_empty());
 }
 
+/// Three chunks of three tokens under way, of which the last row each is wanted; none is answered.
+fn streaming() -> Session {
+    let mut session = ready();
+    for position in [0, 3, 6] {
+        assert!(session.accepts(position));
+        let (hidden, answer_rows) = (tensor(3), AnswerRows::Last);
+        session.handle(Input::Step { position, hidden, answer_rows }, at(1)).unwrap();
+    }
+    let outputs = drain(&mut session);
+    assert_eq!(sent(&outputs).len(), 3, "none waits for the answer of another");
+    session
+}
+
+#[test]
+fn steps_under_way_at_once_are_answered_in_order() {
+    let mut session = streaming();
+    assert!(session.accepts(9) && !session.accepts(0), "only the next tokens");
+    for (step, position, is_new) in [(0, 2, true), (1, 5, true), (0, 2, false), (2, 8, true)] {
+        let outputs = say(&mut session, 2, answer(3, step, position, 1));
+        assert_eq!(matches!(outputs[..], [Output::Stepped { .. }]), is_new, "step {step}");
+    }
+    assert!(session.accepts(9) && session.accepts(0), "a rollback when all are answered");
+    let mut session = streaming();
+    let message = answer(3, 1, 5, 1);
+    let input = Input::Received { hop: HopId(2), message };
+    assert!(session.handle(input, at(3)).is_err(), "the second before the first");
+}
+
+#[test]
+fn no_more_steps_are_under_way_than_may_be() {
+    let mut session = ready();
+    for position in (0..).take(STEPS_IN_FLIGHT_MAX) {
+        assert!(session.accepts(position));
+        session.handle(begin(position, 1), at(1)).unwrap();
+    }
+    assert!(!session.accepts(u32::try_from(STEPS_IN_FLIGHT_MAX).unwrap()));
+}
+
+#[test]
+fn whoever_takes_the_first_place_gets_all_that_is_under_way_and_the_rest_as_a_replay() {
+    let mut session = streaming();
+    say(&mut session, 2, answer(3, 0, 2, 1));
+    let detail = "gone".to_owned();
+    session.handle(Input::LinkLost { hop: HopId(0), detail }, at(2)).unwrap();
+    session.handle(begin(9, 1), at(2)).unwrap();
+    session.handle(Input::Routed { hops: vec![route_hop(4, 0, 2)] }, at(2)).unwrap();
+    drain(&mut session);
+    say(&mut session, 1, ServerMessage::Adopted { session: SessionId::new(2), position: 9 });
+    let outputs = say(&mut session, 3, opened(4));
+    let steps: Vec<_> = sent(&outputs)
+        .into_iter()
+        .map(|(hop, message)| {
+            let ClientMessage::Step(step) = message else { panic!("{message:?}") };
+            (hop, step.step.0, step.position, step.replay, step.answer_rows)
+        })
+        .collect();
+    let (last, all) = (AnswerRows::Last, AnswerRows::All);
+    let expected = [
+        (3, 0, 0, true, last),
+        (3, 1, 3, false, last),
+        (3, 2, 6, false, last),
+        (3, 3, 9, false, all),
+    ];
+    assert_eq!(steps, expected);
+}
+
 #[test]
 fn an_answer_that_was_not_asked_for_costs_its_hop_the_place() {
     let wrong = [
@@ -329,7 +406,7 @@ fn an_idle_session_waits_for_nothing_and_mends_when_it_is_needed() {
     assert_eq!(session.poll_timeout(), None);
     let outputs = say(&mut session, 1, refusal(2, ErrorCode::LeaseEnded));
     assert!(wanted(&outputs).is_none() && blamed(&outputs).is_empty(), "{outputs:?}");
-    session.handle(Input::Step { position: 0, hidden: tensor(1) }, at(5)).unwrap();
+    session.handle(begin(0, 1), at(5)).unwrap();
     assert!(wanted(&drain(&mut session)).is_some());
 }
 

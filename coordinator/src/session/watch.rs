@@ -106,7 +106,12 @@ impl Watch {
 
     /// An answer of so many bytes is to come.
     pub(super) const fn expects(&mut self, bytes: usize) {
-        self.answer_bytes = bytes;
+        self.answer_bytes = self.answer_bytes.saturating_add(bytes);
+    }
+
+    /// An answer of so many bytes has come.
+    pub(super) const fn answered(&mut self, bytes: usize) {
+        self.answer_bytes = self.answer_bytes.saturating_sub(bytes);
     }
 
     pub(super) const fn heard(&mut self, now: Time) {
@@ -306,27 +311,28 @@ impl Session {
     }
 
     /// Whether the hops are expected to answer.
-    const fn awaits(&self) -> bool {
+    fn awaits(&self) -> bool {
         match self.state {
-            State::Opening | State::Stepping(_) => true,
-            State::Idle | State::Over => false,
+            State::Opening => true,
+            State::Open => !self.flight.is_empty(),
+            State::Over => false,
         }
     }
 
-    /// Gives up the hop at which the step on its way has stood still for too long.
+    /// Gives up the hop at which the steps on their way have stood still for too long.
     pub(super) fn check_progress(&mut self, now: Time) {
-        let State::Stepping(stepping) = &self.state else {
+        let Some(end) = self.flight.back().map(|last| last.position + last.tokens) else {
             return;
         };
-        let end = stepping.position + stepping.shape[0];
-        let row_bytes = 4 * stepping.shape[1];
+        let row_bytes = self.config.token_bytes;
         let Some(index) = self.places.iter().position(|place| place.watch.computed < end) else {
             return;
         };
         let (place, before) = (&self.places[index], index.checked_sub(1));
         // While the route is mended nothing can go on.
         let waited = now.since(place.watch.progressed.max(self.mended_at));
-        if place.watch.received < end {
+        // What it has received it computes, while the rest is still on its way.
+        if place.watch.received < end && place.watch.computed >= place.watch.received {
             let bytes = row_bytes.saturating_mul(end - place.watch.received);
             let transfer = Duration::from_secs(1) * (bytes / LINK_BYTES_PER_SECOND_MIN);
             // The hop before may itself have come to its end only now.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use serde_json::json;
-use umbel_client::{ClientModel, Generate, Swarm, SwarmConfig};
+use umbel_client::{ClientModel, Generate, SessionOptions, Swarm, SwarmConfig};
 use umbel_shard::{ModelSource, PartsNeeded};
 
 use super::local_swarm::LocalSwarm;
@@ -87,7 +87,7 @@ async fn contenders(
         let servers = LocalSwarm::start(name, model.config().block_count, count, config).await?;
         let join = SwarmConfig { join: vec![servers.address().clone()], ..SwarmConfig::default() };
         let swarm = Arc::new(Swarm::join(join).await?);
-        let swarm = Blocks::Swarm { swarm, standby: false };
+        let swarm = Blocks::Swarm(swarm, SessionOptions::default());
         contenders.push(Contender {
             name: format!("swarm of {count}"),
             opened: Opened { model: Arc::clone(model), blocks: swarm },

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use umbel_client::{Swarm, SwarmConfig};
+use umbel_client::{SessionOptions, Swarm, SwarmConfig};
 use umbel_shard::{ModelSource, PartsNeeded};
 
 use super::chat::{self, Conversation};
@@ -24,7 +24,7 @@ pub(super) async fn run(arguments: DemoArguments, config: &Config) -> anyhow::Re
     }
     let join = SwarmConfig { join: vec![servers.address().clone()], ..SwarmConfig::default() };
     let swarm = Arc::new(Swarm::join(join).await?);
-    let opened = Opened { model, blocks: Blocks::Swarm { swarm, standby: false } };
+    let opened = Opened { model, blocks: Blocks::Swarm(swarm, SessionOptions::default()) };
     let mut conversation = Conversation::new(&opened, sampling, arguments.max_tokens, None);
     let result = match &arguments.prompt {
         Some(prompt) => conversation.answer(prompt).await,

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use umbel_client::{Chain, ClientModel, LocalModel, RemoteChain, Sampling, Swarm, SwarmConfig};
+use umbel_client::{
+    Chain, ClientModel, LocalModel, RemoteChain, Sampling, SessionOptions, Swarm, SwarmConfig,
+};
 use umbel_shard::{Model, ModelSource, PartsNeeded};
 
 use crate::args::{ChainArguments, SamplingArguments};
@@ -14,11 +16,7 @@ use crate::progress::Shown;
 /// Where the blocks are computed.
 pub(super) enum Blocks {
     Local(Arc<LocalModel>),
-    Swarm {
-        swarm: Arc<Swarm>,
-        /// Whether each hop is to have a spare.
-        standby: bool,
-    },
+    Swarm(Arc<Swarm>, SessionOptions),
 }
 
 /// A model that can be asked.
@@ -54,7 +52,8 @@ impl Opened {
         };
         let swarm = Arc::new(Swarm::join(join).await?);
         let model = open_ends(source, config, PartsNeeded::ends()).await?;
-        Ok(Self { model, blocks: Blocks::Swarm { swarm, standby: chain.standby } })
+        let options = SessionOptions { wire: chain.wire, standby: chain.standby };
+        Ok(Self { model, blocks: Blocks::Swarm(swarm, options) })
     }
 
     /// A session with room for so many tokens, at most the model's context.
@@ -62,13 +61,9 @@ impl Opened {
         let tokens = u32::try_from(tokens.clamp(1, self.model.config().context_tokens))?;
         Ok(match &self.blocks {
             Blocks::Local(blocks) => Chain::Local(blocks.open(tokens)?),
-            Blocks::Swarm { swarm, standby } => {
+            Blocks::Swarm(swarm, options) => {
                 let swarm = Arc::clone(swarm);
-                let chain = if *standby {
-                    RemoteChain::open_with_standby(swarm, &self.model, tokens).await?
-                } else {
-                    RemoteChain::open(swarm, &self.model, tokens).await?
-                };
+                let chain = RemoteChain::open_with(swarm, &self.model, tokens, *options).await?;
                 Chain::Remote(Box::new(chain))
             }
         })
@@ -76,7 +71,7 @@ impl Opened {
 
     /// Leaves the swarm in good order.
     pub(super) async fn leave(self) {
-        if let Blocks::Swarm { swarm, .. } = self.blocks
+        if let Blocks::Swarm(swarm, _) = self.blocks
             && let Some(swarm) = Arc::into_inner(swarm)
         {
             swarm.leave().await;

@@ -7,8 +7,9 @@ use tokio::task::{AbortHandle, JoinSet};
 use umbel_client::swarm::exchange::{chain, multiaddrs};
 use umbel_coordinator::server::{LinkId, STEPS_QUEUED_PER_SESSION_MAX};
 use umbel_net::{AcceptError, Link, LinkProtocol, LinkReceiver, LinkSender, Network};
+use umbel_protocol::compression::{PACKED_BYTES_MIN, Packing};
 use umbel_protocol::frame::Frame;
-use umbel_protocol::inference::{ClientMessage, NextHop, PushMessage};
+use umbel_protocol::inference::{ClientMessage, NextHop, PushMessage, ServerMessage, Step};
 use umbel_protocol::{PeerId, SessionId};
 
 use super::Event;
@@ -61,16 +62,27 @@ pub(super) fn accept(
     Ok(acceptors)
 }
 
+/// A link to the next hop of a session.
+pub(super) struct Way {
+    /// Whose.
+    pub(super) session: SessionId,
+    /// Which of all that there have been.
+    pub(super) number: u64,
+    /// To whom.
+    pub(super) next: NextHop,
+    /// How large steps are written.
+    pub(super) packing: Packing,
+}
+
 /// Opens a link to the next hop of a session; what is sent to the result goes over it. It closes
 /// when the sender is dropped or the task is aborted.
 pub(super) fn push(
     network: &Network,
-    session: SessionId,
-    number: u64,
-    next: NextHop,
+    way: Way,
     tell: mpsc::Sender<Event>,
-) -> (mpsc::Sender<Frame>, AbortHandle) {
-    let (send, mut frames) = mpsc::channel::<Frame>(FRAMES_WAITING_MAX);
+) -> (mpsc::Sender<Step>, AbortHandle) {
+    let Way { session, number, next, packing } = way;
+    let (send, mut steps) = mpsc::channel::<Step>(FRAMES_WAITING_MAX);
     let network = network.clone();
     let task = tokio::spawn(async move {
         let addresses = multiaddrs(&next.addresses);
@@ -82,8 +94,11 @@ pub(super) fn push(
             let (mut sender, mut receiver) = link.split();
             loop {
                 tokio::select! {
-                    frame = frames.recv() => match frame {
-                        Some(frame) => sender.send(frame).await.map_err(|error| chain(&error))?,
+                    step = steps.recv() => match step {
+                        Some(step) => {
+                            let frame = encode(PushMessage::Step(step), packing).await;
+                            sender.send(frame).await.map_err(|error| chain(&error))?;
+                        }
                         None => return Ok(()),
                     },
                     // Nothing is said on it in this direction, so anything is its end.
@@ -103,14 +118,14 @@ pub(super) fn push(
 
 async fn serve_client(id: LinkId, peer: PeerId, link: Link, tell: mpsc::Sender<Event>) {
     let (sender, receiver) = link.split();
-    let (answers, frames) = mpsc::channel(FRAMES_WAITING_MAX);
+    let (answers, waiting) = mpsc::channel(FRAMES_WAITING_MAX);
     let (close, mut closed) = watch::channel(false);
     if tell.send(Event::Accepted { link: id, answers, close }).await.is_err() {
         return;
     }
     tokio::select! {
         () = read_client(id, peer, receiver, &tell) => {}
-        () = write(sender, frames) => {}
+        () = write(sender, waiting) => {}
         _ = closed.wait_for(|closed| *closed) => {}
     }
     let _ended = tell.send(Event::LinkClosed { link: id }).await;
@@ -173,9 +188,19 @@ async fn receive(peer: PeerId, receiver: &mut LinkReceiver) -> Option<Frame> {
     }
 }
 
-async fn write(mut sender: LinkSender, mut frames: mpsc::Receiver<Frame>) {
-    while let Some(frame) = frames.recv().await {
-        if let Err(error) = sender.send(frame).await {
+/// The frame of a push; packing a large one takes milliseconds and is done apart.
+async fn encode(message: PushMessage, packing: Packing) -> Frame {
+    let PushMessage::Step(step) = &message;
+    if packing == Packing::Plain || step.hidden.payload().len() < PACKED_BYTES_MIN {
+        return message.encode();
+    }
+    let packed = tokio::task::spawn_blocking(move || message.encode_as(packing));
+    packed.await.expect("packing does not panic")
+}
+
+async fn write(mut sender: LinkSender, mut answers: mpsc::Receiver<ServerMessage>) {
+    while let Some(answer) = answers.recv().await {
+        if let Err(error) = sender.send(answer.encode()).await {
             tracing::debug!(error = chain(&error), "a link ended");
             return;
         }

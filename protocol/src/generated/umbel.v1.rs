@@ -208,6 +208,8 @@ pub struct Tensor {
     /// Elements along each dimension, the slowest first.
     #[prost(uint32, repeated, tag = "2")]
     pub shape: ::prost::alloc::vec::Vec<u32>,
+    #[prost(enumeration = "Packing", tag = "3")]
+    pub packing: i32,
 }
 /// How an element of a tensor is written; always little-endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
@@ -220,6 +222,9 @@ pub enum DType {
     F16 = 2,
     /// The upper half of a binary32.
     Bf16 = 3,
+    /// Each row in blocks of 32 elements, the last one with what is left: the block's scale as a
+    /// binary16, then for each element a signed byte that is multiplied by it.
+    Q8 = 4,
 }
 impl DType {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -232,6 +237,7 @@ impl DType {
             Self::F32 => "D_TYPE_F32",
             Self::F16 => "D_TYPE_F16",
             Self::Bf16 => "D_TYPE_BF16",
+            Self::Q8 => "D_TYPE_Q8",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -241,6 +247,36 @@ impl DType {
             "D_TYPE_F32" => Some(Self::F32),
             "D_TYPE_F16" => Some(Self::F16),
             "D_TYPE_BF16" => Some(Self::Bf16),
+            "D_TYPE_Q8" => Some(Self::Q8),
+            _ => None,
+        }
+    }
+}
+/// How the bytes of the elements stand in the payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Packing {
+    /// One after the other.
+    Unspecified = 0,
+    /// Byte by byte of the elements' significance, each such plane compressed where that helps.
+    BytePlanes = 1,
+}
+impl Packing {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "PACKING_UNSPECIFIED",
+            Self::BytePlanes => "PACKING_BYTE_PLANES",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "PACKING_UNSPECIFIED" => Some(Self::Unspecified),
+            "PACKING_BYTE_PLANES" => Some(Self::BytePlanes),
             _ => None,
         }
     }
@@ -342,6 +378,12 @@ pub struct OpenSession {
     /// The first step whose results the destination lacks; what is left of earlier ones is outdated.
     #[prost(uint64, tag = "9")]
     pub next_step: u64,
+    /// How results are written. Unspecified: as binary32.
+    #[prost(enumeration = "DType", tag = "10")]
+    pub results: i32,
+    /// Large results may be compressed, since some link of the route is slow.
+    #[prost(bool, tag = "11")]
+    pub compress: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NextHop {
@@ -418,6 +460,9 @@ pub struct Step {
     /// and who has had their results does not get them again.
     #[prost(bool, tag = "6")]
     pub replay: bool,
+    /// Which rows the last hop answers with.
+    #[prost(enumeration = "AnswerRows", tag = "7")]
+    pub answer_rows: i32,
 }
 /// What a hop says of the time that it took.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -519,6 +564,35 @@ pub struct Trouble {
     /// For people.
     #[prost(string, tag = "4")]
     pub detail: ::prost::alloc::string::String,
+}
+/// What of a step's result goes back to the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum AnswerRows {
+    /// A row for each token.
+    Unspecified = 0,
+    /// The row of the last token; the answer's position is that of this token.
+    Last = 1,
+}
+impl AnswerRows {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "ANSWER_ROWS_UNSPECIFIED",
+            Self::Last => "ANSWER_ROWS_LAST",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ANSWER_ROWS_UNSPECIFIED" => Some(Self::Unspecified),
+            "ANSWER_ROWS_LAST" => Some(Self::Last),
+            _ => None,
+        }
+    }
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]

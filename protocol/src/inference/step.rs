@@ -21,12 +21,47 @@ pub struct Step {
     pub hidden: Tensor,
     /// What each hop so far said of its time, in order.
     pub trace: Vec<HopTiming>,
+    /// Which rows the last hop answers with.
+    pub answer_rows: AnswerRows,
     /// Whether the tokens were answered before, on a route that has failed: they fill the cache,
     /// and who has had their results does not get them again.
     pub replay: bool,
 }
 
+/// What of a step's result goes back to the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum AnswerRows {
+    /// A row for each token.
+    #[default]
+    All,
+    /// The row of the last token, at the position of that token.
+    Last,
+}
+
+impl AnswerRows {
+    /// How many of the results of `tokens` tokens that is.
+    #[must_use]
+    pub fn of(self, tokens: u32) -> u32 {
+        match self {
+            Self::All => tokens,
+            Self::Last => tokens.min(1),
+        }
+    }
+}
+
 impl Step {
+    /// The step with no more rows than its answer is to have.
+    #[must_use]
+    pub fn into_answer(mut self) -> Self {
+        let tokens = self.token_count();
+        let skipped = tokens - self.answer_rows.of(tokens);
+        if skipped > 0 {
+            self.hidden = self.hidden.rows(skipped, tokens);
+            self.position = self.position.saturating_add(skipped);
+        }
+        self
+    }
+
     /// Tokens of the step; 0 where the tensor is not of shape `[tokens, hidden]`.
     #[must_use]
     pub fn token_count(&self) -> u32 {

@@ -8,23 +8,32 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::{
-    ClientMessage, DETAIL_BYTES_MAX, HOPS_MAX, HopTiming, OpenSession, PushMessage, ServerMessage,
-    SessionError, Step,
+    AnswerRows, ClientMessage, DETAIL_BYTES_MAX, HOPS_MAX, HopTiming, OpenSession, PushMessage,
+    ServerMessage, SessionError, Step,
 };
+use crate::compression::Packing;
 use crate::error::{ErrorCode, ProtocolViolation};
 use crate::frame::Frame;
 use crate::generated as v1;
 use crate::generated::{client_message, push_message, server_message};
-use crate::{StepId, wire};
+use crate::{DType, StepId, wire};
 
 impl ClientMessage {
-    /// The message as it travels.
+    /// The message as it travels, with its elements as they are.
     #[must_use]
     pub fn encode(self) -> Frame {
+        self.encode_as(Packing::Plain)
+    }
+
+    /// The message as it travels.
+    #[must_use]
+    pub fn encode_as(self, packing: Packing) -> Frame {
         let mut payload = Bytes::new();
         let message = match self {
             Self::Open(open) => client_message::Message::Open(open.into()),
-            Self::Step(step) => client_message::Message::Step(step_to_wire(step, &mut payload)),
+            Self::Step(step) => {
+                client_message::Message::Step(step_to_wire(step, packing, &mut payload))
+            }
             Self::Close { session } => {
                 let session = wire::session_bytes(session);
                 client_message::Message::Close(v1::CloseSession { session })
@@ -69,16 +78,24 @@ impl ClientMessage {
 }
 
 impl ServerMessage {
-    /// The message as it travels.
+    /// The message as it travels, with its elements as they are.
     #[must_use]
     pub fn encode(self) -> Frame {
+        self.encode_as(Packing::Plain)
+    }
+
+    /// The message as it travels.
+    #[must_use]
+    pub fn encode_as(self, packing: Packing) -> Frame {
         let mut payload = Bytes::new();
         let message = match self {
             Self::Opened { session, tokens_max } => {
                 let session = wire::session_bytes(session);
                 server_message::Message::Opened(v1::SessionOpened { session, tokens_max })
             }
-            Self::Output(step) => server_message::Message::Output(step_to_wire(step, &mut payload)),
+            Self::Output(step) => {
+                server_message::Message::Output(step_to_wire(step, packing, &mut payload))
+            }
             Self::Error(error) => server_message::Message::Error(error.into()),
             Self::Closed { session } => {
                 let session = wire::session_bytes(session);
@@ -146,12 +163,20 @@ impl ServerMessage {
 }
 
 impl PushMessage {
-    /// The message as it travels.
+    /// The message as it travels, with its elements as they are.
     #[must_use]
     pub fn encode(self) -> Frame {
+        self.encode_as(Packing::Plain)
+    }
+
+    /// The message as it travels.
+    #[must_use]
+    pub fn encode_as(self, packing: Packing) -> Frame {
         let mut payload = Bytes::new();
         let message = match self {
-            Self::Step(step) => push_message::Message::Step(step_to_wire(step, &mut payload)),
+            Self::Step(step) => {
+                push_message::Message::Step(step_to_wire(step, packing, &mut payload))
+            }
         };
         let header = v1::PushMessage { message: Some(message) }.encode_to_vec().into();
         Frame { header, payload }
@@ -185,6 +210,14 @@ impl From<OpenSession> for v1::OpenSession {
             held,
             next_position: open.next_position,
             next_step: open.next_step.0,
+            results: match open.results {
+                // What it means where nothing is said.
+                DType::F32 => v1::DType::Unspecified.into(),
+                narrower @ (DType::F16 | DType::BF16 | DType::Q8) => {
+                    wire::dtype_to_wire(narrower).into()
+                }
+            },
+            compress: open.compress,
         }
     }
 }
@@ -203,6 +236,8 @@ impl TryFrom<v1::OpenSession> for OpenSession {
             next: repair::destination(open.next, open.held, session)?,
             next_position: open.next_position,
             next_step: StepId(open.next_step),
+            results: wire::dtype(open.results)?.unwrap_or(DType::F32),
+            compress: open.compress,
         })
     }
 }
@@ -233,8 +268,7 @@ impl TryFrom<v1::SessionError> for SessionError {
 }
 
 /// The header of a step; its elements go to `payload`.
-fn step_to_wire(step: Step, payload: &mut Bytes) -> v1::Step {
-    payload.clone_from(step.hidden.payload());
+fn step_to_wire(step: Step, packing: Packing, payload: &mut Bytes) -> v1::Step {
     let timing = |hop: &HopTiming| v1::HopTiming {
         peer: wire::peer_bytes(hop.peer),
         span: Some(wire::span_to_wire(hop.span)),
@@ -247,9 +281,13 @@ fn step_to_wire(step: Step, payload: &mut Bytes) -> v1::Step {
         session: wire::session_bytes(step.session),
         step: step.step.0,
         position: step.position,
-        hidden: Some(wire::tensor_to_wire(&step.hidden)),
+        hidden: Some(wire::tensor_to_wire(&step.hidden, packing, payload)),
         trace: step.trace.iter().take(HOPS_MAX).map(timing).collect(),
         replay: step.replay,
+        answer_rows: match step.answer_rows {
+            AnswerRows::All => v1::AnswerRows::Unspecified.into(),
+            AnswerRows::Last => v1::AnswerRows::Last.into(),
+        },
     }
 }
 
@@ -277,6 +315,14 @@ fn step_from_wire(step: v1::Step, payload: Bytes) -> Result<Step, ProtocolViolat
         hidden,
         trace,
         replay: step.replay,
+        answer_rows: match v1::AnswerRows::try_from(step.answer_rows) {
+            Ok(v1::AnswerRows::Unspecified) => AnswerRows::All,
+            Ok(v1::AnswerRows::Last) => AnswerRows::Last,
+            Err(_) => {
+                let code = step.answer_rows;
+                return Err(ProtocolViolation::UnknownAnswerRows { code });
+            }
+        },
     };
     match step.end_position() {
         Some(_) => Ok(step),

@@ -11,8 +11,8 @@ use umbel_protocol::directory::{DirectoryAnswer, DirectoryRequest};
 use umbel_protocol::error::{ErrorCode, ProtocolViolation};
 use umbel_protocol::frame::{Frame, FrameDecoder};
 use umbel_protocol::inference::{
-    Adopt, ClientMessage, Destination, HopTiming, Neighbour, NextHop, OpenSession, PushMessage,
-    Redirect, ServerMessage, SessionError, Step, Trouble,
+    Adopt, AnswerRows, ClientMessage, Destination, HopTiming, Neighbour, NextHop, OpenSession,
+    PushMessage, Redirect, ServerMessage, SessionError, Step, Trouble,
 };
 use umbel_protocol::{DType, ModelId, PeerId, SessionId, Span, StepId, Tensor};
 
@@ -52,8 +52,11 @@ fn destinations() -> impl Strategy<Value = Destination> {
 
 fn opens() -> impl Strategy<Value = OpenSession> {
     let numbers = (any::<u32>(), any::<u32>(), any::<u64>());
-    (sessions(), models(), spans(), numbers, option::of(peers()), destinations()).prop_map(
-        |(session, model, blocks, (tokens_max, next_position, next_step), previous, next)| {
+    let places = (option::of(peers()), destinations());
+    let writing = (dtypes(), any::<bool>());
+    (sessions(), models(), spans(), numbers, places, writing).prop_map(
+        |(session, model, blocks, numbers, (previous, next), (results, compress))| {
+            let (tokens_max, next_position, next_step) = numbers;
             OpenSession {
                 session,
                 model,
@@ -63,6 +66,8 @@ fn opens() -> impl Strategy<Value = OpenSession> {
                 next,
                 next_position,
                 next_step: StepId(next_step),
+                results,
+                compress,
             }
         },
     )
@@ -102,23 +107,29 @@ fn timings() -> impl Strategy<Value = HopTiming> {
 }
 
 fn tensors() -> impl Strategy<Value = Tensor> {
-    let dtype = prop_oneof![Just(DType::F32), Just(DType::F16), Just(DType::BF16)];
-    (dtype, 1u32..9, 1u32..17, any::<u8>()).prop_map(|(dtype, tokens, hidden, byte)| {
-        let bytes = (tokens * hidden) as usize * dtype.element_bytes();
+    (dtypes(), 1u32..9, 1u32..70, any::<u8>()).prop_map(|(dtype, tokens, hidden, byte)| {
+        let bytes = tokens as usize * usize::try_from(dtype.row_bytes(hidden)).unwrap();
         Tensor::new(dtype, vec![tokens, hidden], Bytes::from(vec![byte; bytes])).unwrap()
     })
 }
 
+fn dtypes() -> impl Strategy<Value = DType> {
+    proptest::sample::select(DType::ALL.to_vec())
+}
+
 fn steps() -> impl Strategy<Value = Step> {
-    (sessions(), any::<u64>(), 0..u32::MAX - 9, tensors(), vec(timings(), 0..=64), any::<bool>())
-        .prop_map(|(session, step, position, hidden, trace, replay)| Step {
+    let marks = any::<(bool, bool)>();
+    (sessions(), any::<u64>(), 0..u32::MAX - 9, tensors(), vec(timings(), 0..=64), marks).prop_map(
+        |(session, step, position, hidden, trace, (replay, last))| Step {
             session,
             step: StepId(step),
             position,
             hidden,
             trace,
             replay,
-        })
+            answer_rows: if last { AnswerRows::Last } else { AnswerRows::All },
+        },
+    )
 }
 
 fn codes() -> impl Strategy<Value = ErrorCode> {
@@ -243,6 +254,7 @@ fn step_of(position: u32, shape: Vec<u32>, bytes: usize) -> ClientMessage {
         hidden: Tensor::new(DType::F32, shape, vec![0; bytes].into()).unwrap(),
         trace: Vec::new(),
         replay: false,
+        answer_rows: AnswerRows::All,
     })
 }
 

@@ -11,8 +11,8 @@ use umbel_protocol::directory::{DirectoryAnswer, DirectoryRequest};
 use umbel_protocol::error::{ErrorCode, ProtocolViolation};
 use umbel_protocol::frame::{Frame, Limits, encode_prefix};
 use umbel_protocol::inference::{
-    Adopt, ClientMessage, Destination, HopTiming, Neighbour, NextHop, OpenSession, PushMessage,
-    Redirect, ServerMessage, SessionError, Step, Trouble,
+    Adopt, AnswerRows, ClientMessage, Destination, HopTiming, Neighbour, NextHop, OpenSession,
+    PushMessage, Redirect, ServerMessage, SessionError, Step, Trouble,
 };
 use umbel_protocol::{DType, ModelId, PeerId, SessionId, Span, StepId, Tensor};
 
@@ -73,7 +73,9 @@ pub(crate) fn samples() -> Vec<Sample> {
         client("client_open", ClientMessage::Open(open(session))),
         client("client_open_alone", ClientMessage::Open(open_alone(session))),
         client("client_open_refill", ClientMessage::Open(open_refill(session))),
+        client("client_open_narrow", ClientMessage::Open(open_narrow(session))),
         client("client_step", ClientMessage::Step(step(session))),
+        client("client_step_last_row", ClientMessage::Step(step_last_row(session))),
         client("client_close", ClientMessage::Close { session }),
         client("client_redirect", ClientMessage::Redirect(redirect(session))),
         client("client_adopt", ClientMessage::Adopt(adopt(session))),
@@ -129,6 +131,8 @@ fn open(session: SessionId) -> OpenSession {
         next: Destination::Server(NextHop { peer: peer(2), addresses, session }),
         next_position: 0,
         next_step: StepId(0),
+        results: DType::F32,
+        compress: false,
     }
 }
 
@@ -182,11 +186,23 @@ fn step(session: SessionId) -> Step {
         hidden: Tensor::new(DType::BF16, vec![3, 2], payload).expect("12 bytes"),
         trace: vec![first, second],
         replay: false,
+        answer_rows: AnswerRows::All,
     }
 }
 
 fn replay(session: SessionId) -> Step {
     Step { replay: true, trace: Vec::new(), ..step(session) }
+}
+
+fn open_narrow(session: SessionId) -> OpenSession {
+    OpenSession { results: DType::Q8, compress: true, ..open(session) }
+}
+
+/// Two rows of 35 elements: a block of 32 and one of 3 each.
+fn step_last_row(session: SessionId) -> Step {
+    let values: Vec<f32> = (0..70u8).map(|value| f32::from(value) - 35.0).collect();
+    let hidden = Tensor::from_values(DType::Q8, vec![2, 35], &values).expect("70 values");
+    Step { hidden, answer_rows: AnswerRows::Last, ..step(session) }
 }
 
 fn error(session: SessionId) -> SessionError {

@@ -206,7 +206,7 @@ pub fn generate(length: u32, probability: f64, standby: bool, noticed: bool, see
     }
     let mut random = seed.stream("tokens");
     let steps = (0..length).map(|position| (position, tokens(1, &mut random))).collect();
-    let plan = Plan { tokens_max: length, steps, standby };
+    let plan = Plan { tokens_max: length, steps, standby, ..Plan::default() };
     // The first announcements have been made by then.
     world.join(Time::after_start(Duration::from_secs(1)), plan, 0);
     world.run();

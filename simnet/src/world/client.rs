@@ -1,5 +1,6 @@
 //! A client of the simulated world: the production machine, and what it is used for.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use umbel_coordinator::Time;
@@ -8,7 +9,7 @@ use umbel_coordinator::session::{
     HopFailure, HopId, Input, Output, Session, SessionConfig, SessionFailure,
 };
 use umbel_protocol::inference::ClientMessage;
-use umbel_protocol::{PeerId, SessionId, Span, Tensor};
+use umbel_protocol::{DType, PeerId, SessionId, Span, Tensor};
 
 use super::links::SessionLink;
 use super::{Event, Place, Settings, World};
@@ -58,7 +59,9 @@ pub struct Client {
     workload: Option<(Workload, Random)>,
     /// What the swarm's answers must equal.
     reference: Oracle,
-    expected: Option<Tensor>,
+    expected: VecDeque<Tensor>,
+    /// The position after the last step that was begun.
+    end: u32,
     /// Hops of earlier sessions, so that links have names of their own.
     hops_before: u32,
     hops_used: u32,
@@ -83,13 +86,15 @@ impl Client {
                 block_count: settings.block_count,
                 tokens_max: plan.tokens_max,
                 token_bytes: u32::try_from(settings.token_bytes).unwrap_or(u32::MAX),
+                results: DType::F32,
                 journal_bytes_max: JOURNAL_BYTES_MAX,
                 standby: plan.standby,
             },
             plan,
             workload: None,
             reference: Oracle::default(),
-            expected: None,
+            expected: VecDeque::new(),
+            end: 0,
             hops_before: 0,
             hops_used: 0,
             armed: None,
@@ -117,15 +122,23 @@ impl Client {
         (client, HopId(self.hops_before + hop.0))
     }
 
-    /// What the session is to do next.
-    fn next_input(&mut self) -> Input {
-        let Some((position, tokens)) = self.plan.steps.pop_front() else {
-            return Input::Close;
+    /// What the session is to do next, if it may do so now.
+    fn next_input(&mut self) -> Option<Input> {
+        let under_way = self.expected.len();
+        let Some((position, _)) = self.plan.steps.front() else {
+            return (under_way == 0).then_some(Input::Close);
         };
+        if under_way > 0 && (under_way >= self.plan.window || *position != self.end) {
+            return None;
+        }
+        let (position, tokens) = self.plan.steps.pop_front()?;
         let (hidden, blocks) = (embed(&tokens), Span::new(0, self.config.block_count));
         let blocks = blocks.expect("a model has blocks");
-        self.expected = Some(self.reference.step(REFERENCE, blocks, position, &hidden));
-        Input::Step { position, hidden }
+        let result = self.reference.step(REFERENCE, blocks, position, &hidden);
+        let (answer_rows, count) = (self.plan.answer_rows, hidden.shape()[0]);
+        self.expected.push_back(result.rows(count - answer_rows.of(count), count));
+        self.end = position + count;
+        Some(Input::Step { position, hidden, answer_rows })
     }
 
     /// The plan of the next session, if there is to be one; and when.
@@ -197,14 +210,14 @@ impl World {
                         self.send(Place::Client(client), Place::Server(end.server), 0, event);
                     }
                 }
-                Output::Ready => over |= self.next_step(client),
+                Output::Ready => over |= self.next_steps(client),
                 Output::Stepped { hidden, total, .. } => {
                     let (at, took, tokens) = (self.now, total, hidden.shape()[0]);
-                    if of.expected.take() != Some(hidden) {
+                    if of.expected.pop_front() != Some(hidden) {
                         self.broken(format!("client {client}: an answer is not the oracle's"));
                     }
                     self.clients[client].answers.push(Answer { at, took, tokens });
-                    over |= self.next_step(client);
+                    over |= self.next_steps(client);
                 }
                 Output::Blame(failure) => {
                     self.totals.blames += 1;
@@ -260,26 +273,28 @@ impl World {
         }
     }
 
-    /// Begins the next step, or closes the session where there is none; whether it did.
-    fn next_step(&mut self, client: usize) -> bool {
-        let input = self.clients[client].next_input();
-        let closes = matches!(input, Input::Close);
-        if let Some(session) = &mut self.clients[client].session {
-            let result = session.handle(input, self.now);
-            assert_eq!(result, Ok(()), "the client does not wrong itself");
-        }
-        if closes {
-            self.clients[client].sessions_done += 1;
-        } else {
+    /// Begins the next steps, or closes the session where there is none; whether it did.
+    fn next_steps(&mut self, client: usize) -> bool {
+        while let Some(input) = self.clients[client].next_input() {
+            let closes = matches!(input, Input::Close);
+            if let Some(session) = &mut self.clients[client].session {
+                let result = session.handle(input, self.now);
+                assert_eq!(result, Ok(()), "the client does not wrong itself");
+            }
+            if closes {
+                self.clients[client].sessions_done += 1;
+                return true;
+            }
             self.endanger(client);
         }
-        closes
+        false
     }
 
     fn end_session(&mut self, client: usize) {
         let now = self.now;
         let of = &mut self.clients[client];
-        (of.session, of.expected, of.armed) = (None, None, None);
+        (of.session, of.armed) = (None, None);
+        of.expected.clear();
         of.reference.forget(REFERENCE);
         match of.next_session(now) {
             Some(at) => self.queue.plan(at, Event::Start { client }),

@@ -31,7 +31,7 @@ fn a_long_prompt_over_a_slow_link_reaches_its_hop() {
         world.serve(config, Speed::new(Duration::from_millis(1), Duration::ZERO), 0);
     }
     let prompt = tokens(512, &mut Seed(0).stream("prompt"));
-    let plan = Plan { tokens_max: 512, steps: [(0, prompt)].into(), standby: false };
+    let plan = Plan { tokens_max: 512, steps: [(0, prompt)].into(), ..Plan::default() };
     world.join(at(0), plan, 0);
     world.run();
     let failures: Vec<_> = world.clients[0].failures.iter().map(ToString::to_string).collect();

@@ -96,7 +96,7 @@ impl World {
         while let Some(output) = self.hosts[server].server.poll() {
             match output {
                 Output::Send { link, message } => self.answer(server, session_link(link), message),
-                Output::Connect { session, next } => {
+                Output::Connect { session, next, .. } => {
                     self.connect_push((server, session, next.session), next.peer);
                 }
                 Output::Push { session, to, step } => self.push(server, session, to, step),

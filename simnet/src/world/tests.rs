@@ -1,6 +1,7 @@
 //! Sessions of many clients under faults give what the oracle gives in one piece.
 
 use umbel_protocol::Span;
+use umbel_protocol::inference::AnswerRows;
 
 use super::*;
 use crate::oracle::HIDDEN_SIZE;
@@ -29,13 +30,17 @@ fn server(name: u8, start: u32, end: u32, kv_tokens_max: u32) -> ServerConfig {
     }
 }
 
-/// Steps at random: a prompt, then tokens, now and then several at once or a rollback.
+/// Steps at random: a prompt in up to six chunks, then tokens, now and then several at once or a
+/// rollback; up to six steps under way.
 fn plan(random: &mut Random, standby: bool) -> Plan {
-    let mut plan = Plan { tokens_max: 200, standby, ..Plan::default() };
+    let answer_rows = if random.below(2) == 0 { AnswerRows::All } else { AnswerRows::Last };
+    let window = 1 + random.below(6);
+    let mut plan = Plan { tokens_max: 200, standby, window, answer_rows, ..Plan::default() };
     let mut end = 0;
+    let chunks = 1 + random.below(6);
     for step in 0..20 {
-        let count = if step == 0 { 1 + random.below(60) } else { 1 + random.below(3) };
-        if step > 0 && random.below(4) == 0 {
+        let count = if step < chunks { 1 + random.below(60 / chunks) } else { 1 + random.below(3) };
+        if step >= chunks && random.below(4) == 0 {
             end = random.below(end + 1);
         }
         let tokens = (0..count).map(|_| u32::try_from(random.below(1_000)).unwrap()).collect();
@@ -168,7 +173,7 @@ fn halves(kv_tokens_max: u32) -> World {
 
 fn singles(count: u32) -> Plan {
     let steps = (0..count).map(|position| (position, vec![position])).collect();
-    Plan { tokens_max: 100, steps, standby: false }
+    Plan { tokens_max: 100, steps, ..Plan::default() }
 }
 
 #[test]
@@ -189,7 +194,7 @@ fn drafts_that_were_wrong_cost_no_trip_of_their_own() {
     let mut world = halves(512);
     // Eight drafts each time, of which three are right.
     let steps = (0..20).map(|step| (step * 4, (0..9).map(|row| step * 9 + row).collect()));
-    let plan = Plan { tokens_max: 100, steps: steps.collect(), standby: false };
+    let plan = Plan { tokens_max: 100, steps: steps.collect(), ..Plan::default() };
     world.join(Time::START, plan, 0);
     world.run();
     assert_eq!(world.totals.broken, [""; 0]);
@@ -243,7 +248,7 @@ fn a_long_prompt_delays_another_client_by_a_bounded_time() {
     let mut world = one_server();
     let prompt = |count: u32| -> Vec<u32> { (0..count).collect() };
     let steps = [(0, prompt(512)), (512, prompt(512)), (1_024, prompt(976))];
-    world.join(at(300), Plan { tokens_max: 2_100, steps: steps.into(), standby: false }, 0);
+    world.join(at(300), Plan { tokens_max: 2_100, steps: steps.into(), ..Plan::default() }, 0);
     world.join(Time::START, singles(60), 0);
     world.run();
     let [reader, decoder] = world.clients.as_slice() else { panic!("two clients") };

@@ -1,6 +1,6 @@
 //! The body of [`umbel_coordinator::session`]: links, routes and the clock against the machine.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use umbel_coordinator::session::{
     HopFailure, HopId, Input, Output, RouteHop, RouteWanted, Session, SessionConfig, SessionFailure,
 };
 use umbel_coordinator::{Hop, Time};
-use umbel_protocol::inference::{ClientMessage, HopTiming, ServerMessage};
+use umbel_protocol::inference::{AnswerRows, ClientMessage, HopTiming, ServerMessage};
 use umbel_protocol::{ModelId, Tensor};
 
 use super::links::{self, HopLink};
@@ -30,8 +30,16 @@ const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What the caller asks for.
 pub(super) enum Command {
-    Step { position: u32, hidden: Tensor, answer: Answer },
+    Step(NextStep),
     Close { done: oneshot::Sender<()> },
+}
+
+/// A step that is to begin.
+pub(super) struct NextStep {
+    pub(super) position: u32,
+    pub(super) hidden: Tensor,
+    pub(super) answer_rows: AnswerRows,
+    pub(super) answer: Answer,
 }
 
 type Answer = oneshot::Sender<Result<Stepped, SessionFailure>>;
@@ -63,7 +71,10 @@ pub(super) struct Driver {
     events: mpsc::Receiver<Event>,
     commands: mpsc::Receiver<Command>,
     ready: Option<oneshot::Sender<Result<(), SessionFailure>>>,
-    answer: Option<Answer>,
+    /// It waits until the session accepts it.
+    next: Option<NextStep>,
+    /// Who waits for the steps under way, in order.
+    answers: VecDeque<Answer>,
     hops: watch::Sender<Vec<Hop>>,
     failures: watch::Sender<Vec<HopFailure>>,
     clock: Clock,
@@ -97,7 +108,8 @@ impl Driver {
             events,
             commands,
             ready: Some(ready),
-            answer: None,
+            next: None,
+            answers: VecDeque::new(),
             hops,
             failures,
             clock: Clock::start(),
@@ -114,8 +126,8 @@ impl Driver {
         self.drain();
         while !self.over {
             let deadline = self.session.poll_timeout();
-            // A step waits for the answer of the one before it, also where nobody waits for that.
-            let idle = self.answer.is_none();
+            // A step waits for those before it, also where nobody waits for their answers.
+            let idle = self.next.is_none();
             tokio::select! {
                 // What has come is heard before anybody is given up for silence.
                 biased;
@@ -123,10 +135,7 @@ impl Driver {
                     self.happen(event.expect("the driver itself holds a sender"));
                 }
                 command = self.commands.recv(), if idle => match command {
-                    Some(Command::Step { position, hidden, answer }) => {
-                        self.answer = Some(answer);
-                        self.tell(Input::Step { position, hidden });
-                    }
+                    Some(Command::Step(next)) => self.next = Some(next),
                     Some(Command::Close { done }) => {
                         self.close().await;
                         // The caller may not wait for it.
@@ -143,10 +152,22 @@ impl Driver {
                 }
             }
             self.drain();
+            self.begin_next();
             self.report_hops();
             while self.closing.try_join_next().is_some() {}
         }
         while self.closing.join_next().await.is_some() {}
+    }
+
+    /// Begins the step that waits, if it need not wait any more.
+    fn begin_next(&mut self) {
+        let accepts = |next: &mut NextStep| self.session.accepts(next.position);
+        if let Some(next) = self.next.take_if(accepts) {
+            let NextStep { position, hidden, answer_rows, answer } = next;
+            self.answers.push_back(answer);
+            self.tell(Input::Step { position, hidden, answer_rows });
+            self.drain();
+        }
     }
 
     fn happen(&mut self, event: Event) {
@@ -195,7 +216,7 @@ impl Driver {
                 Output::Stepped { hidden, trace, total } => {
                     self.troubled = None;
                     self.swarm.praise(trace.iter().map(|hop| hop.peer));
-                    if let Some(answer) = self.answer.take() {
+                    if let Some(answer) = self.answers.pop_front() {
                         let _gone = answer.send(Ok(Stepped { hidden, trace, total }));
                     }
                 }
@@ -232,7 +253,7 @@ impl Driver {
             // A process that has ended cannot answer, but its system can.
             self.swarm.probe(link.peer);
         }
-        if link.frames.try_send(message.encode()).is_err() {
+        if link.messages.try_send(message).is_err() {
             self.links.remove(&hop);
             let detail = "it leaves what is sent to it unread".to_owned();
             self.tell(Input::LinkLost { hop, detail });
@@ -256,8 +277,9 @@ impl Driver {
         if let Some(ready) = self.ready.take() {
             let _gone = ready.send(Err(failure.clone()));
         }
-        if let Some(answer) = self.answer.take() {
-            let _gone = answer.send(Err(failure));
+        let waiting = self.next.take().map(|next| next.answer);
+        for answer in self.answers.drain(..).chain(waiting) {
+            let _gone = answer.send(Err(failure.clone()));
         }
     }
 

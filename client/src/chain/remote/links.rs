@@ -7,8 +7,9 @@ use tokio::task::{AbortHandle, JoinHandle};
 use umbel_coordinator::session::HopId;
 use umbel_net::{LinkProtocol, LinkReceiver, LinkSender};
 use umbel_protocol::PeerId;
+use umbel_protocol::compression::{PACKED_BYTES_MIN, Packing};
 use umbel_protocol::frame::Frame;
-use umbel_protocol::inference::ServerMessage;
+use umbel_protocol::inference::{ClientMessage, ServerMessage};
 
 use super::driver::Event;
 use crate::swarm::Swarm;
@@ -21,7 +22,7 @@ const FRAMES_WAITING_MAX: usize = 128;
 /// A link to a hop, open or about to be.
 pub(super) struct HopLink {
     pub(super) peer: PeerId,
-    pub(super) frames: mpsc::Sender<Frame>,
+    pub(super) messages: mpsc::Sender<ClientMessage>,
     writer: JoinHandle<()>,
     reader: AbortHandle,
 }
@@ -42,7 +43,7 @@ pub(super) fn open(
     addresses: Vec<String>,
     tell: mpsc::Sender<Event>,
 ) -> HopLink {
-    let (frames, waiting) = mpsc::channel(FRAMES_WAITING_MAX);
+    let (messages, waiting) = mpsc::channel(FRAMES_WAITING_MAX);
     let (opened, receiver) = tokio::sync::oneshot::channel();
     let lost = tell.clone();
     let writer = tokio::spawn(async move {
@@ -66,15 +67,43 @@ pub(super) fn open(
             let _over = tell.send(Event::Lost { hop, detail }).await;
         }
     });
-    HopLink { peer, frames, writer, reader: reader.abort_handle() }
+    HopLink { peer, messages, writer, reader: reader.abort_handle() }
 }
 
-async fn write(mut sender: LinkSender, mut frames: mpsc::Receiver<Frame>) -> Result<(), String> {
-    while let Some(frame) = frames.recv().await {
+async fn write(
+    mut sender: LinkSender,
+    mut messages: mpsc::Receiver<ClientMessage>,
+) -> Result<(), String> {
+    let mut packing = Packing::Plain;
+    while let Some(message) = messages.recv().await {
+        if let ClientMessage::Open(open) = &message
+            && open.compress
+        {
+            packing = Packing::WhereSmaller;
+        }
+        let frame = encode(message, packing).await;
         sender.send(frame).await.map_err(|error| chain(&error))?;
     }
     sender.close().await;
     Ok(())
+}
+
+/// The frame of a message; packing a large one takes milliseconds and is done apart.
+async fn encode(message: ClientMessage, packing: Packing) -> Frame {
+    match &message {
+        ClientMessage::Step(step)
+            if packing != Packing::Plain && step.hidden.payload().len() >= PACKED_BYTES_MIN =>
+        {
+            let packed = tokio::task::spawn_blocking(move || message.encode_as(packing));
+            packed.await.expect("packing does not panic")
+        }
+        ClientMessage::Step(_)
+        | ClientMessage::Open(_)
+        | ClientMessage::Close { .. }
+        | ClientMessage::Redirect(_)
+        | ClientMessage::Adopt(_)
+        | ClientMessage::Ping { .. } => message.encode(),
+    }
 }
 
 /// Hands on what a hop says, and returns why it says no more.

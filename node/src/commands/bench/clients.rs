@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail};
 use serde_json::json;
 use tokio::sync::Barrier;
 use tokio::task::JoinSet;
-use umbel_client::{ClientModel, Generate, Generation, Swarm, SwarmConfig};
+use umbel_client::{ClientModel, Generate, Generation, SessionOptions, Swarm, SwarmConfig};
 
 use super::super::local_swarm::LocalSwarm;
 use super::super::session::{Blocks, Opened};
@@ -58,7 +58,7 @@ pub(super) async fn run(
     for _ in 0..=most {
         let join = SwarmConfig { join: vec![servers.address().clone()], ..SwarmConfig::default() };
         let swarm = Arc::new(Swarm::join(join).await?);
-        let blocks = Blocks::Swarm { swarm, standby: false };
+        let blocks = Blocks::Swarm(swarm, SessionOptions::default());
         clients.push(Arc::new(Opened { model: Arc::clone(model), blocks }));
     }
     // The first round warms up.
