@@ -26,25 +26,25 @@ const STRETCH_STEPS: usize = 8;
 pub(super) fn multiply(format: Format, tile: Tile<'_>, sums: &mut [Sums]) {
     let fused = |sum, weights, input| _mm512_fmadd_ps(weights, input, sum);
     match format {
-        Format::Binary32 => by_tokens::<256, 1>(
+        Format::Binary32 => by_tokens::<256, 1, REGISTERS>(
             tile,
             sums,
             |step, register, _| _mm512_castsi512_ps(bytes_64(step, register)),
             fused,
         ),
-        Format::Binary16 => by_tokens::<128, 1>(
+        Format::Binary16 => by_tokens::<128, 1, REGISTERS>(
             tile,
             sums,
             |step, register, _| _mm512_cvtph_ps(bytes_32(step, register)),
             fused,
         ),
-        Format::Bfloat16 => by_tokens::<256, 2>(
+        Format::Bfloat16 => by_tokens::<256, 2, 2>(
             tile,
             sums,
             |step, register, column| widen(bytes_64(step, register), column),
             fused,
         ),
-        Format::Bfloat16Pairs => by_tokens::<256, 1>(
+        Format::Bfloat16Pairs => by_tokens::<256, 1, REGISTERS>(
             tile,
             sums,
             |step, register, _| _mm512_castsi512_ps(bytes_64(step, register)),
@@ -53,29 +53,37 @@ pub(super) fn multiply(format: Format, tile: Tile<'_>, sums: &mut [Sums]) {
     }
 }
 
-/// `STEP` is how many bytes a step has, `WORDS` how many words of each token.
+/// `STEP` is how many bytes a step has, `WORDS` how many words of each token, and `TAKEN` how many
+/// registers of rows 5 or 6 tokens take at a time: all 4, or 2 where both columns of a pair are in
+/// registers at once, as there are 32 of these.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx2,fma,f16c")]
 #[inline]
-fn by_tokens<const STEP: usize, const WORDS: usize>(
+fn by_tokens<const STEP: usize, const WORDS: usize, const TAKEN: usize>(
     tile: Tile<'_>,
     sums: &mut [Sums],
     load: impl Fn(&[u8; STEP], usize, usize) -> __m512 + Copy,
     add: impl Fn(__m512, __m512, __m512) -> __m512 + Copy,
 ) {
     match sums.len() {
-        1 => multiply_tokens::<STEP, WORDS, 1>(tile, sums, load, add),
-        2 => multiply_tokens::<STEP, WORDS, 2>(tile, sums, load, add),
-        3 => multiply_tokens::<STEP, WORDS, 3>(tile, sums, load, add),
-        4 => multiply_tokens::<STEP, WORDS, 4>(tile, sums, load, add),
-        5 => multiply_tokens::<STEP, WORDS, 5>(tile, sums, load, add),
-        6 => multiply_tokens::<STEP, WORDS, 6>(tile, sums, load, add),
+        1 => multiply_tokens::<STEP, WORDS, 1, REGISTERS>(tile, sums, load, add),
+        2 => multiply_tokens::<STEP, WORDS, 2, REGISTERS>(tile, sums, load, add),
+        3 => multiply_tokens::<STEP, WORDS, 3, REGISTERS>(tile, sums, load, add),
+        4 => multiply_tokens::<STEP, WORDS, 4, REGISTERS>(tile, sums, load, add),
+        5 => multiply_tokens::<STEP, WORDS, 5, TAKEN>(tile, sums, load, add),
+        6 => multiply_tokens::<STEP, WORDS, 6, TAKEN>(tile, sums, load, add),
         count => unreachable!("a tile of {count} tokens"),
     }
 }
 
+/// Takes `TAKEN` registers of rows through all steps, then the next ones.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx2,fma,f16c")]
 #[inline]
-fn multiply_tokens<const STEP: usize, const WORDS: usize, const TOKENS: usize>(
+fn multiply_tokens<
+    const STEP: usize,
+    const WORDS: usize,
+    const TOKENS: usize,
+    const TAKEN: usize,
+>(
     tile: Tile<'_>,
     sums: &mut [Sums],
     load: impl Fn(&[u8; STEP], usize, usize) -> __m512 + Copy,
@@ -83,37 +91,39 @@ fn multiply_tokens<const STEP: usize, const WORDS: usize, const TOKENS: usize>(
 ) {
     let steps = tile.weights.as_chunks::<STEP>().0;
     let inputs = tile.inputs.as_chunks::<TOKENS>().0.as_chunks::<WORDS>().0;
-    let stretches = steps.len().div_ceil(STRETCH_STEPS).max(1);
-    let mut ahead =
-        tile.ahead.chunks(tile.ahead.len().div_ceil(stretches).next_multiple_of(64).max(64));
-    let mut registers = [[_mm512_setzero_ps(); REGISTERS]; TOKENS];
-    for token in 0..TOKENS {
-        for register in 0..REGISTERS {
-            registers[token][register] = floats(&sums[token], register);
+    let stretches = steps.len().div_ceil(STRETCH_STEPS) * (REGISTERS / TAKEN);
+    let ahead_bytes = tile.ahead.len().div_ceil(stretches).next_multiple_of(64).max(64);
+    let mut ahead = tile.ahead.chunks(ahead_bytes);
+    for first in (0..REGISTERS).step_by(TAKEN) {
+        let mut registers = [[_mm512_setzero_ps(); TAKEN]; TOKENS];
+        for token in 0..TOKENS {
+            for register in 0..TAKEN {
+                registers[token][register] = floats(&sums[token], first + register);
+            }
         }
-    }
-    for (steps, inputs) in steps.chunks(STRETCH_STEPS).zip(inputs.chunks(STRETCH_STEPS)) {
-        fetch(ahead.next().unwrap_or_default());
-        for (step, inputs) in steps.iter().zip(inputs) {
-            for word in 0..WORDS {
-                let mut weights = [_mm512_setzero_ps(); REGISTERS];
-                for register in 0..REGISTERS {
-                    weights[register] = load(step, register, word);
-                }
-                for token in 0..TOKENS {
-                    let input = _mm512_set1_epi32(inputs[word][token].cast_signed());
-                    let input = _mm512_castsi512_ps(input);
-                    for register in 0..REGISTERS {
-                        let sum = registers[token][register];
-                        registers[token][register] = add(sum, weights[register], input);
+        for (steps, inputs) in steps.chunks(STRETCH_STEPS).zip(inputs.chunks(STRETCH_STEPS)) {
+            fetch(ahead.next().unwrap_or_default());
+            for (step, inputs) in steps.iter().zip(inputs) {
+                for word in 0..WORDS {
+                    let mut weights = [_mm512_setzero_ps(); TAKEN];
+                    for register in 0..TAKEN {
+                        weights[register] = load(step, first + register, word);
+                    }
+                    for token in 0..TOKENS {
+                        let input = _mm512_set1_epi32(inputs[word][token].cast_signed());
+                        let input = _mm512_castsi512_ps(input);
+                        for register in 0..TAKEN {
+                            let sum = registers[token][register];
+                            registers[token][register] = add(sum, weights[register], input);
+                        }
                     }
                 }
             }
         }
-    }
-    for token in 0..TOKENS {
-        for register in 0..REGISTERS {
-            store(&mut sums[token], register, registers[token][register]);
+        for token in 0..TOKENS {
+            for register in 0..TAKEN {
+                store(&mut sums[token], first + register, registers[token][register]);
+            }
         }
     }
 }
