@@ -11,13 +11,13 @@
 //! | module | what it computes |
 //! |---|---|
 //! | [`mod@matmul`] | a weight matrix times rows of activations, the weights as their file has them |
-//! | [`mod@refined`] | the same with activations of 15 bits: what models are computed with |
+//! | [`mod@refined`] | the same with activations that are rounded twice |
 //! | [`mod@dequantize`] | a row of weights in binary32 |
 //! | [`mod@attention`] | attention to a paged cache |
 //! | [`mod@rope`] | rotary positions |
 //! | `normalize`, `swiglu` | what is computed value by value |
 //! | `format`, `activation` | how weights are written; activations as integers |
-//! | [`mod@packed`] | weights as this machine multiplies them fastest |
+//! | [`mod@packed`] | weights as this machine multiplies them fastest: what models are computed with |
 //! | `portable`, `x86`, `avx512` | the inner loops: on any machine; with AVX2, FMA and F16C; with AVX-512 |
 //! | `limits` | loops that measure the machine |
 //! | `parallel` | work that is divided among threads |

@@ -40,7 +40,9 @@ pub enum Arithmetic {
     /// for quantized weights.
     #[default]
     Usual,
-    /// For quantized weights, activations are rounded to integers of 8 bits; else as [`Self::Usual`].
+    /// For quantized weights, activations are rounded to integers of 8 bits, which moves logits of
+    /// SmolLM2 by up to 0.43 and makes products with many tokens 1.5 times as fast; else as
+    /// [`Self::Usual`].
     Fast,
     /// Activations stay in binary32.
     Exact,
