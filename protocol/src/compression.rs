@@ -41,7 +41,7 @@ const CODED: u8 = 1;
 
 /// The payload of `tensor` in byte planes; `None` where that would not be smaller.
 #[must_use]
-pub(crate) fn pack(tensor: &Tensor) -> Option<Bytes> {
+pub fn pack(tensor: &Tensor) -> Option<Bytes> {
     let planes = planes_of(tensor.dtype())?;
     let payload = tensor.payload();
     if payload.len() < PACKED_BYTES_MIN {
@@ -63,11 +63,7 @@ pub(crate) fn pack(tensor: &Tensor) -> Option<Bytes> {
 /// # Errors
 /// [`InvalidTensor`] where they are none; nothing has been allocated by then that is not at most
 /// eight times as large as `packed`.
-pub(crate) fn unpack(
-    dtype: DType,
-    shape: Vec<u32>,
-    packed: &[u8],
-) -> Result<Tensor, InvalidTensor> {
+pub fn unpack(dtype: DType, shape: Vec<u32>, packed: &[u8]) -> Result<Tensor, InvalidTensor> {
     let planes = planes_of(dtype).ok_or(InvalidTensor::Packed)?;
     let bytes = Tensor::payload_bytes(dtype, &shape).ok_or(InvalidTensor::TooLarge)?;
     let bytes = usize::try_from(bytes).map_err(|_| InvalidTensor::TooLarge)?;

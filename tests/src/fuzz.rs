@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ed25519_dalek::{Signer as _, SigningKey};
-use umbel_protocol::ProtocolViolation;
 use umbel_protocol::announcement::{SignedAnnouncement, UnixTime};
+use umbel_protocol::compression;
 use umbel_protocol::directory::{DirectoryAnswer, DirectoryRequest};
 use umbel_protocol::frame::{Frame, FrameDecoder, FrameError, Limits, encode_prefix};
 use umbel_protocol::inference::{ClientMessage, PushMessage, ServerMessage};
 use umbel_protocol::version::{LinkProtocol, Side};
+use umbel_protocol::{DType, ProtocolViolation};
 use umbel_shard::ModelConfig;
 use umbel_shard::gguf;
 use umbel_shard::safetensors::{self, StoredType, WeightIndex};
@@ -95,6 +96,24 @@ fn survives<M: Clone + PartialEq + std::fmt::Debug>(
         return false;
     };
     assert_eq!(decode(encode(message.clone())), Ok(message));
+    true
+}
+
+/// A packed payload behind four bytes for the type and the shape of its tensor.
+pub fn packed_tensor(data: &[u8]) -> bool {
+    let Some((&[dtype, rows, width, wider], packed)) = data.split_first_chunk() else {
+        return false;
+    };
+    let dtype = DType::ALL[usize::from(dtype) % DType::ALL.len()];
+    let shape = vec![rows.into(), u16::from_le_bytes([width, wider]).into()];
+    let Ok(tensor) = compression::unpack(dtype, shape.clone(), packed) else {
+        return false;
+    };
+    assert_eq!((tensor.dtype(), tensor.shape()), (dtype, shape.as_slice()));
+    if let Some(packed) = compression::pack(&tensor) {
+        assert!(packed.len() < tensor.payload().len());
+        assert_eq!(compression::unpack(dtype, shape, &packed), Ok(tensor));
+    }
     true
 }
 

@@ -41,6 +41,11 @@ fn frames() {
 }
 
 #[test]
+fn packed_tensors() {
+    run("packed_tensor", fuzz::packed_tensor);
+}
+
+#[test]
 fn announcements() {
     run("announcement", fuzz::announcement);
 }

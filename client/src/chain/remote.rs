@@ -11,6 +11,7 @@ mod timing;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot, watch};
+use umbel_coordinator::prefill::CHUNK_TOKENS_MIN;
 use umbel_coordinator::session::{HopFailure, SessionConfig, SessionFailure};
 use umbel_coordinator::{Hop, prefill};
 use umbel_engine::HiddenStates;
@@ -148,6 +149,10 @@ impl RemoteChain {
 
     /// The chunks in which a prompt is over first.
     pub(super) fn chunks(&self, position: u32, tokens: u32, tokens_max: u32) -> Vec<u32> {
+        if tokens <= tokens_max.min(CHUNK_TOKENS_MIN) {
+            // A token of decode, most often, for which nobody need be looked up.
+            return vec![tokens];
+        }
         let Wanted { model, proportions, token_bytes, .. } = self.wanted;
         let announcements = self.swarm.known(Some(model));
         let stages = stages::of_route(&self.hops(), &announcements, proportions, token_bytes);

@@ -15,8 +15,8 @@ use super::driver::Event;
 use crate::swarm::Swarm;
 use crate::swarm::exchange::chain;
 
-/// Frames that wait for one link: the replay of a context of 32,768 tokens in chunks of 512, and
-/// the messages around it.
+/// Messages that wait for one link: the replay of a context of 32,768 tokens in chunks of 512, the
+/// 32 steps that are under way at most, and the messages around them.
 const FRAMES_WAITING_MAX: usize = 128;
 
 /// A link to a hop, open or about to be.
