@@ -7,6 +7,8 @@
 //! have on a link. Printed are the differences of the logits, how often the likeliest token is
 //! another one, bytes of a token on the link, and what packing makes of them and how fast.
 
+#![allow(clippy::print_stdout, reason = "it prints what it measures")]
+
 use std::time::Instant;
 
 use umbel_engine::{Ends, HiddenStates, HostedSpan, KvArena};

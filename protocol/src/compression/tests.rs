@@ -52,7 +52,7 @@ fn what_would_not_become_smaller_is_left_alone() {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        (state >> 32) as u8
+        state.to_le_bytes()[4]
     })
     .take(4 * 64 * 256)
     .collect();
