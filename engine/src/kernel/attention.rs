@@ -207,7 +207,13 @@ impl<P: KvPages> Kernel<'_, P> {
     fn attend_page(&self, query: PageQuery<'_>, softmax: &mut Softmax, sum: &mut [f32]) {
         // Heads that fill no registers are in no model that we know of.
         let fills_registers = sum.len().is_multiple_of(LANES);
+        #[cfg(target_arch = "x86_64")]
+        let fills_wide_registers = sum.len().is_multiple_of(2 * LANES);
         match self.set {
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx512(avx512) if fills_wide_registers => {
+                avx512.attend(query, softmax, sum);
+            }
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx2(avx2) if fills_registers => avx2.attend(query, softmax, sum),
             #[cfg(target_arch = "x86_64")]

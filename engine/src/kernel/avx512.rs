@@ -1,5 +1,6 @@
 //! The inner loops with AVX-512: its foundation, BW, DQ, VL, BF16 and VNNI.
 
+mod attention;
 mod dense;
 mod limits;
 mod load;
@@ -7,6 +8,7 @@ mod products;
 mod quantized;
 mod unpack;
 
+use super::attention::{PageQuery, Softmax};
 use super::packed::dense::{self as packed_dense, Format, Tile, round_pairs};
 use super::packed::quantized::tokens::{TokenFactors, TokenTile, Unprepared, Words};
 use super::packed::quantized::{Panel, Sums};
@@ -35,6 +37,12 @@ impl Avx512 {
     /// The narrower instructions, which this processor has as well.
     pub(super) const fn avx2(self) -> Avx2 {
         self.0
+    }
+
+    /// Lets one query attend to one page; a head is a multiple of 16 values.
+    pub(super) fn attend(self, query: PageQuery<'_>, softmax: &mut Softmax, sum: &mut [f32]) {
+        // SAFETY: `self` exists only where the processor has the instructions.
+        unsafe { attention::attend(query, softmax, sum) }
     }
 
     /// Adds the products of `tile` to the sums of its tokens.

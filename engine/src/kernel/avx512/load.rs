@@ -67,3 +67,21 @@ pub(super) fn store(sums: &mut Sums, registers: [__m512; STRIPS]) {
         unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), register) }
     }
 }
+
+/// 16 values at any alignment.
+#[target_feature(enable = "avx512f")]
+#[inline]
+#[allow(unsafe_code, reason = "the intrinsic takes a pointer")]
+pub(super) fn floats(values: &[f32; 16]) -> __m512 {
+    // SAFETY: the reference is to 64 bytes; the load asks for no alignment.
+    unsafe { _mm512_loadu_ps(values.as_ptr()) }
+}
+
+/// Writes 16 values.
+#[target_feature(enable = "avx512f")]
+#[inline]
+#[allow(unsafe_code, reason = "the intrinsic takes a pointer")]
+pub(super) fn store_floats(values: &mut [f32; 16], register: __m512) {
+    // SAFETY: the reference is to 64 bytes, and no other is to them; the store asks for no alignment.
+    unsafe { _mm512_storeu_ps(values.as_mut_ptr(), register) }
+}
