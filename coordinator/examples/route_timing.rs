@@ -85,6 +85,9 @@ fn swarm(blocks_max: usize, random: &mut Random) -> Vec<Announcement> {
                 next_hops,
                 adapters: Vec::new(),
                 moving_to: None,
+                held_blocks_max: 0,
+                proposal: None,
+                joined: None,
             }
         })
         .collect()

@@ -11,6 +11,7 @@ use umbel_client::swarm::exchange::{announce, lookup};
 use umbel_client::swarm::unix_time;
 use umbel_coordinator::random::Random;
 use umbel_coordinator::swarm::Directory;
+use umbel_coordinator::swarm::placement::Intention;
 use umbel_net::{AcceptError, Link, LinkProtocol, Network};
 use umbel_protocol::announcement::{Announcement, NextHopLatency, SignedAnnouncement, Throughput};
 use umbel_protocol::directory::{DirectoryAnswer, DirectoryRequest};
@@ -56,8 +57,8 @@ pub struct Offer {
     pub block_count: u32,
     /// Measured.
     pub throughput: Throughput,
-    /// The blocks that it is about to serve instead.
-    pub moving_to: Option<Span>,
+    /// Where it goes, and what it asks others to do.
+    pub intention: Intention,
     /// Whether it is about to leave.
     pub draining: bool,
 }
@@ -172,7 +173,10 @@ impl Announcer {
             expires: issued + LIFETIME,
             next_hops: self.next_hops(offer),
             adapters: Vec::new(),
-            moving_to: offer.moving_to,
+            moving_to: offer.intention.moving_to,
+            held_blocks_max: offer.intention.held_max,
+            proposal: offer.intention.proposal.clone(),
+            joined: offer.intention.joined,
         };
         announcement.sign(self.network.signing_key())
     }

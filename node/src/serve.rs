@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use tokio::sync::watch;
 use umbel_coordinator::server::{Server, ServerConfig};
-use umbel_coordinator::swarm::placement::thinnest_span;
+use umbel_coordinator::swarm::placement::{Intention, thinnest_span};
 use umbel_net::{
     Identity, LoadIdentityError, Multiaddr, Network, NetworkConfig, Role, StartNetworkError,
 };
@@ -61,7 +61,7 @@ pub async fn serve(arguments: ServeArguments, config: &Config) -> anyhow::Result
     // Whoever asks from now on hears that this server leaves.
     offer.send_modify(|offer| {
         offer.draining = true;
-        offer.moving_to = None;
+        offer.intention = Intention::default();
     });
     let leaving = offer.borrow().clone();
     let load = *load.borrow();
@@ -157,7 +157,7 @@ impl Serving {
             span,
             block_count: model.config().block_count,
             throughput,
-            moving_to: None,
+            intention: Intention::default(),
             draining: false,
         });
         let server = Server::new(server_config(&model, network.peer_id(), span, kv_tokens)?);

@@ -1,6 +1,7 @@
 //! What a server says of itself, signed with its key.
 
 mod error;
+mod proposal;
 mod signed;
 mod time;
 
@@ -13,6 +14,7 @@ use crate::generated as v1;
 use crate::{ModelId, PeerId, Span, wire};
 
 pub use error::AnnouncementError;
+pub use proposal::{PROPOSED_MOVES_MAX, Proposal, ProposedMove};
 pub use signed::{
     ADAPTER_BYTES_MAX, ADAPTERS_MAX, AHEAD_MAX, ANNOUNCEMENT_BYTES_MAX, BLOCK_COUNT_MAX,
     LIFETIME_MAX, MODEL_NAME_BYTES_MAX, NEXT_HOPS_MAX, SignedAnnouncement, VERSION_BYTES_MAX,
@@ -56,6 +58,13 @@ pub struct Announcement {
     pub adapters: Vec<String>,
     /// The blocks that it is loading and will serve instead of the span; `None` where it stays.
     pub moving_to: Option<Span>,
+    /// Most blocks that it can hold at once while it moves; 0 where it is not to be asked to.
+    pub held_blocks_max: u32,
+    /// Moves that it asks others to make with it.
+    pub proposal: Option<Proposal>,
+    /// Whose proposal makes it move, its own or another's, once everybody asked will do so; `None`
+    /// where it moves by itself, or has begun.
+    pub joined: Option<PeerId>,
 }
 
 /// How fast a server computes and sends; 0 where it has not been measured.
@@ -135,6 +144,9 @@ impl Announcement {
                 .cloned()
                 .collect(),
             moving_to: self.moving_to.map(wire::span_to_wire),
+            held_blocks_max: self.held_blocks_max,
+            proposal: self.proposal.as_ref().map(Proposal::to_wire),
+            joined: self.joined.map(wire::peer_bytes).unwrap_or_default(),
         }
     }
 }

@@ -1,39 +1,95 @@
 //! Prints how well servers place themselves, beside the best that is known and the rule of Petals.
 //!
-//! `cargo run --release -p umbel-simnet --example placement -- [seeds] [sizes] [of Petals]`, where
-//! the last two are the largest swarms to try under this project's rule and under that of Petals.
+//! `cargo run --release -p umbel-simnet --example placement -- [seeds] [tight] [sizes] [of Petals]`:
+//! how many seeds of the usual swarms and of those with little memory, and the largest swarms to
+//! try under this project's rule and under that of Petals.
 #![expect(clippy::print_stdout, reason = "a table is what it is for")]
 
 use std::time::{Duration, Instant};
 
 use umbel_coordinator::random::Random;
-use umbel_coordinator::swarm::placement::{Own, ServedSpan, View, choose_span, consider_move};
+use umbel_coordinator::swarm::placement::{
+    Own, ServedSpan, View, choose_span, consider_move, propose,
+};
 use umbel_protocol::{PeerId, Span};
 use umbel_simnet::placement::scenario::SCENARIOS;
-use umbel_simnet::placement::{Fleet, Rule, Trial, reference};
+use umbel_simnet::placement::{Fleet, Machine, Rule, Tally, Trial, reference};
 use umbel_simnet::seed::Seed;
 
-/// Servers, and most blocks that one has room for: little memory and much.
-const SWARMS: [(usize, u32); 10] = [
-    (10, 12),
-    (10, 40),
-    (20, 8),
-    (30, 6),
-    (30, 40),
-    (100, 4),
-    (100, 40),
-    (300, 40),
-    (1000, 4),
-    (1000, 40),
-];
+/// Servers, and most blocks that one has room for.
+const SWARMS: [(usize, u32); 6] = [(10, 40), (30, 40), (100, 40), (300, 40), (1000, 4), (1000, 40)];
+
+/// The same, where memory holds little more than one copy of the model.
+const TIGHT: [(usize, u32); 4] = [(10, 12), (20, 8), (30, 6), (100, 4)];
+
+/// Where a placement carries this part of what none can exceed, the best is not looked for.
+const NEAR: f64 = 0.95;
+
+/// Steps of one search for the best: with ten times as many it found no more in the tight swarms.
+const SEARCH_STEPS: u32 = 100_000;
 
 /// How long it takes until all have joined.
 const JOINS: Duration = Duration::from_secs(1000);
 
+/// What is asked for on the command line.
+struct Wanted {
+    seeds: u64,
+    tight_seeds: u64,
+    largest: u64,
+    largest_of_petals: u64,
+}
+
 fn main() {
     let mut arguments = std::env::args().skip(1).map(|argument| argument.parse::<u64>());
     let mut next = |default| arguments.next().and_then(Result::ok).unwrap_or(default);
-    let (seeds, largest, largest_of_petals) = (next(3), next(1000), next(100));
+    let wanted = Wanted {
+        seeds: next(3),
+        tight_seeds: next(10),
+        largest: next(1000),
+        largest_of_petals: next(100),
+    };
+    play_scenarios();
+    time_decisions();
+    println!(
+        "\nspare: blocks that fit into all memory, by those of the model\n\
+         of best: of the best that a search finds, where the bound is not near; - where that is \
+         hopeless\n\n\
+         servers limit seed blocks spare phase  rule   of bound of best moves GB/change GB/server \
+         unserved rest_s   looks ms/look"
+    );
+    let mut summary = Vec::new();
+    let all = TIGHT.map(|swarm| (swarm, wanted.tight_seeds)).into_iter();
+    for ((count, limit), seeds) in all.chain(SWARMS.map(|swarm| (swarm, wanted.seeds))) {
+        if count as u64 > wanted.largest {
+            continue;
+        }
+        for rule in [Rule::Umbel, Rule::Petals] {
+            if rule == Rule::Petals && count as u64 > wanted.largest_of_petals {
+                continue;
+            }
+            let shares = (0..seeds).flat_map(|seed| play(count, limit, Seed(seed), rule)).collect();
+            summary.push((count, limit, rule, shares));
+        }
+    }
+    println!("\nservers limit rule   phases   least median below 0.95");
+    for (count, limit, rule, shares) in summary {
+        summarise(count, limit, rule, shares);
+    }
+}
+
+fn summarise(count: usize, limit: u32, rule: Rule, mut shares: Vec<f64>) {
+    shares.sort_by(f64::total_cmp);
+    let (Some(least), Some(median)) = (shares.first(), shares.get(shares.len() / 2)) else {
+        return;
+    };
+    let below = shares.iter().filter(|share| **share < 0.95).count();
+    println!(
+        "{count:7} {limit:5} {rule:6?} {:6} {least:7.3} {median:6.3} {below:10}",
+        shares.len()
+    );
+}
+
+fn play_scenarios() {
     for scenario in SCENARIOS {
         println!("Scenario \"{}\". Petals: {}.", scenario.name, scenario.reason);
         for rule in [Rule::Umbel, Rule::Petals] {
@@ -46,21 +102,6 @@ fn main() {
                 outcome.tally.bytes / 1_000_000_000,
                 outcome.tally.unserved_by_moves,
             );
-        }
-    }
-    time_decisions();
-    println!(
-        "\nspare: blocks that fit into all memory, by those of the model\n\
-         best: by simulated annealing, where the bound is not reached; - where that is hopeless\n\n\
-         servers limit seed blocks spare phase  rule   of bound of best moves GB/server unserved \
-         rest_s   looks ms/look"
-    );
-    for (count, limit) in SWARMS.into_iter().filter(|(count, _)| *count as u64 <= largest) {
-        for seed in 0..seeds {
-            play(count, limit, Seed(seed), Rule::Umbel);
-            if count as u64 <= largest_of_petals {
-                play(count, limit, Seed(seed), Rule::Petals);
-            }
         }
     }
 }
@@ -80,7 +121,8 @@ fn time_decisions() {
                 let start = below(81 - count);
                 let span = Span::new(start, start + count).ok();
                 let rate = 100.0 * 30f64.powf(random.unit());
-                ServedSpan { peer: PeerId::from_public_key(key), span, moving_to: None, rate }
+                let peer = PeerId::from_public_key(key);
+                ServedSpan { peer, span, moving_to: None, rate, held_max: 2 * count, joined: None }
             })
             .collect();
         View::new(80, servers)
@@ -94,62 +136,107 @@ fn time_decisions() {
         let chosen = choose_span(&view, &own, &mut random).expect("there are blocks");
         let choosing = began.elapsed();
         let began = Instant::now();
-        let found = consider_move(&view, &own, chosen, &mut random);
+        let found = consider_move(&view, &own, chosen);
+        let considering = began.elapsed();
+        let peer = PeerId::from_public_key([255; 32]);
+        let span = Some(chosen);
+        let me = ServedSpan { peer, span, moving_to: None, rate: 500.0, held_max: 4, joined: None };
+        let began = Instant::now();
+        let proposal = propose(&view, &own, me, &mut random);
         println!(
             "1000 servers, 80 blocks, limit {limit}: choose_span {choosing:.1?}, \
-             consider_move {:.1?} ({})",
+             consider_move {considering:.1?} ({}), propose {:.1?} ({} moves)",
+            found.map_or("stays", |_| "moves"),
             began.elapsed(),
-            found.map_or("stays".to_owned(), |found| format!("{} steps", found.steps)),
+            proposal.map_or(0, |proposal| proposal.moves.len()),
         );
     }
 }
 
-fn play(count: usize, limit: u32, seed: Seed, rule: Rule) {
+/// All join, a fifth leaves, and as many join again; the share of the best after each.
+fn play(count: usize, limit: u32, seed: Seed, rule: Rule) -> Vec<f64> {
     let fleet = Fleet::random(seed, count, limit);
     let mut trial = Trial::new(seed, fleet.block_count, rule);
+    let pause = JOINS / u32::try_from(count).expect("a size fits");
+    let mut phases = Phases { trial: &mut trial, fleet: &fleet, limit, seed, rule };
+    let mut shares = Vec::new();
+    let before = phases.trial.tally;
     for machine in &fleet.machines {
-        trial.join(*machine);
-        trial.wait(JOINS / u32::try_from(count).expect("a size fits"));
+        phases.trial.join(*machine);
+        phases.trial.wait(pause);
     }
-    let name = format!("{count:7} {limit:5} {:4}", seed.0);
-    report(&name, "joins", &mut trial, fleet.block_count, seed, rule);
+    shares.extend(phases.report("joins", count, before));
+    let before = phases.trial.tally;
     let mut random = seed.stream("leaves");
-    for host in trial.present() {
-        if random.below(5) == 0 {
-            trial.leave(host);
-        }
+    let gone: Vec<usize> =
+        phases.trial.present().into_iter().filter(|_| random.below(5) == 0).collect();
+    gone.iter().for_each(|host| phases.trial.leave(*host));
+    shares.extend(phases.report("leaves", gone.len(), before));
+    let before = phases.trial.tally;
+    let newcomers = Fleet::random(Seed(seed.0 + 1000), count, limit).machines;
+    for machine in newcomers.into_iter().take(gone.len()) {
+        let block_limit = machine.block_limit.min(fleet.block_count);
+        phases.trial.join(Machine { block_limit, ..machine });
+        phases.trial.wait(pause);
     }
-    report(&name, "leaves", &mut trial, fleet.block_count, seed, rule);
+    shares.extend(phases.report("again", gone.len(), before));
+    shares
 }
 
-#[expect(clippy::cast_precision_loss, reason = "numbers for people")]
-fn report(name: &str, phase: &str, trial: &mut Trial, blocks: u32, seed: Seed, rule: Rule) {
-    let before = if phase == "joins" { Default::default() } else { trial.tally };
-    let looks = trial.tally.looks;
-    let began = Instant::now();
-    let rest = trial.rest();
-    let took = began.elapsed();
-    let (bound, machines, found) = (trial.bound(), trial.machines(), trial.throughput());
-    let room: u32 = machines.iter().map(|machine| machine.block_limit).sum();
-    let best = if room < blocks {
-        0.0
-    } else if found >= bound * 0.95 || machines.len() > 100 {
-        bound
-    } else {
-        let steps = 200_000 / machines.len();
-        let mut random = seed.stream("best");
-        reference::search(blocks, &machines, 3, steps, &mut random).max(found)
-    };
-    let (tally, looks) = (trial.tally, trial.tally.looks - looks);
-    println!(
-        "{name} {blocks:6} {:5.2} {phase:6} {rule:6?} {:8.3} {:>7} {:5} {:9.1} {:8} {:>6} {looks:7} {:.2}",
-        f64::from(room) / f64::from(blocks),
-        found / bound,
-        if best > 0.0 { format!("{:.3}", found / best) } else { "-".to_owned() },
-        tally.moves - before.moves,
-        (tally.bytes - before.bytes) as f64 / 1e9 / machines.len() as f64,
-        tally.unserved_by_moves - before.unserved_by_moves,
-        rest.map_or("never".to_owned(), |rest| rest.as_secs().to_string()),
-        took.as_secs_f64() * 1e3 / looks.max(1) as f64,
-    );
+struct Phases<'a> {
+    trial: &'a mut Trial,
+    fleet: &'a Fleet,
+    limit: u32,
+    seed: Seed,
+    rule: Rule,
+}
+
+impl Phases<'_> {
+    /// Lets the swarm come to rest and says how it did; its share of the best, where there is one.
+    #[expect(clippy::cast_precision_loss, reason = "numbers for people")]
+    fn report(&mut self, phase: &str, changes: usize, before: Tally) -> Option<f64> {
+        let blocks = self.fleet.block_count;
+        let looks = self.trial.tally.looks;
+        let began = Instant::now();
+        let rest = self.trial.rest();
+        let took = began.elapsed();
+        let (machines, found) = (self.trial.machines(), self.trial.throughput());
+        let room: u32 = machines.iter().map(|machine| machine.block_limit).sum();
+        let bound = self.trial.bound();
+        let share = (room >= blocks).then(|| found / self.best(bound, &machines));
+        let (tally, looks) = (self.trial.tally, self.trial.tally.looks - looks);
+        let gigabytes = (tally.bytes - before.bytes) as f64 / 1e9;
+        println!(
+            "{:7} {:5} {:4} {blocks:6} {:5.2} {phase:6} {:6?} {:8.3} {:>7} {:5} {:9.1} {:9.1} \
+             {:8} {:>6} {looks:7} {:.2}",
+            self.fleet.machines.len(),
+            self.limit,
+            self.seed.0,
+            f64::from(room) / f64::from(blocks),
+            self.rule,
+            found / bound,
+            share.map_or("-".to_owned(), |share| format!("{share:.3}")),
+            tally.moves - before.moves,
+            gigabytes / changes.max(1) as f64,
+            gigabytes / machines.len() as f64,
+            tally.unserved_by_moves - before.unserved_by_moves,
+            rest.map_or("never".to_owned(), |rest| rest.as_secs().to_string()),
+            took.as_secs_f64() * 1e3 / looks.max(1) as f64,
+        );
+        share
+    }
+
+    /// What no placement exceeds, where this one is near to it, or else the best that is found:
+    /// from this placement, and from four others.
+    fn best(&self, bound: f64, machines: &[Machine]) -> f64 {
+        let found = self.trial.throughput();
+        if found >= NEAR * bound {
+            return bound;
+        }
+        let spans = self.trial.spans();
+        let placed = (spans.len() == machines.len()).then_some(spans.as_slice());
+        let mut random = self.seed.stream("best");
+        let blocks = self.fleet.block_count;
+        reference::search(blocks, machines, placed, 5, SEARCH_STEPS, &mut random).max(found)
+    }
 }

@@ -298,6 +298,9 @@ async fn a_forged_announcement_is_not_taken() {
         next_hops: Vec::new(),
         adapters: Vec::new(),
         moving_to: None,
+        held_blocks_max: 0,
+        proposal: None,
+        joined: None,
     };
     let own = announcement.clone().sign(stranger.network.signing_key());
     let mut signature = *own.signature();

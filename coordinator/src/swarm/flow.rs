@@ -19,6 +19,8 @@
 mod level;
 mod limited;
 
+use std::ops::Range;
+
 use umbel_protocol::Span;
 
 pub use limited::{Server, throughput};
@@ -105,6 +107,17 @@ impl Supply {
     #[must_use]
     pub fn levels(&self) -> Vec<f64> {
         let mut levels = vec![0.0; self.block_count];
+        self.visit_levels(|level, blocks, _| {
+            levels[blocks].fill(level);
+            true
+        });
+        levels
+    }
+
+    /// Goes through the levels, a lower one before the higher ones beside it, for as long as the
+    /// visitor says true: a level, the stretch of blocks in which it is the lowest, and how many
+    /// blocks of that stretch are at it; those of the others come later.
+    pub(super) fn visit_levels(&self, mut visit: impl FnMut(f64, Range<usize>, usize) -> bool) {
         let mut pass = level::Pass::default();
         let mut intervals = vec![(0, self.block_count)];
         while let Some((start, end)) = intervals.pop() {
@@ -112,10 +125,12 @@ impl Supply {
                 continue;
             }
             let (level, gaps) = pass.lowest(self, start, end);
-            levels[start..end].fill(level);
+            let above: usize = gaps.iter().map(|(start, end)| end - start).sum();
+            if !visit(level, start..end, end - start - above) {
+                return;
+            }
             intervals.extend(gaps);
         }
-        levels
     }
 
     fn inside(&self, start: usize, end: usize) -> f64 {

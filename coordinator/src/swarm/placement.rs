@@ -5,28 +5,32 @@
 //! of two weak places is mended, so a search that follows it stops on the first plateau. The rule
 //! follows a balance instead: blocks without a server first, then the power mean of what the
 //! blocks get, of an order low enough that the weakest blocks decide. Where no move of its own
-//! helps, a server looks a few moves ahead: it steps aside if another can then do the rest.
+//! helps, a server looks for moves of several that help together, and asks the others for theirs.
 //!
 //! A longer span never lowers the throughput, because the server may always leave the additional
 //! blocks to others; so a server takes as many blocks as it has room for.
 
-mod ahead;
 mod balance;
 mod choose;
 mod mover;
 mod moving;
+mod plan;
+mod transit;
 
-use umbel_protocol::announcement::Announcement;
+use std::collections::BTreeSet;
+
+use umbel_protocol::announcement::{Announcement, Proposal};
 use umbel_protocol::{PeerId, Span};
 
 use crate::random::Random;
 
 pub use choose::choose_span;
 pub use mover::{
-    DRAIN_MAX, Input, LOOK_INTERVAL, MOVE_INTERVAL_MIN, Mover, MoverConfig, Output, READY_MAX,
-    SETTLE, Sight,
+    DRAIN_MAX, Input, Intention, LOOK_INTERVAL, MOVE_INTERVAL_MIN, Mover, MoverConfig, Output,
+    PLAN_MAX, READY_MAX, SETTLE, Sight,
 };
 pub use moving::{Move, consider_move};
+pub use plan::propose;
 
 /// The rate, in block-tokens a second, that an announcement without a measurement counts for.
 const RATE_UNKNOWN: f64 = 1.0;
@@ -42,6 +46,10 @@ pub struct ServedSpan {
     pub moving_to: Option<Span>,
     /// Tokens a second through one block, shared by the blocks of its span.
     pub rate: f64,
+    /// Most blocks that it can hold while it moves; 0 where it is not to be asked to move.
+    pub held_max: u32,
+    /// Whose proposal makes it move, once everybody asked will do so.
+    pub joined: Option<PeerId>,
 }
 
 impl ServedSpan {
@@ -54,18 +62,29 @@ impl ServedSpan {
             span: Some(announcement.span),
             moving_to: announcement.moving_to,
             rate: if rate > 0.0 { rate } else { RATE_UNKNOWN },
+            held_max: announcement.held_blocks_max,
+            joined: announcement.joined,
         })
     }
 
-    /// The blocks that it will serve when it has loaded what it is loading.
+    /// The blocks that it will serve when it has loaded what it is loading. What it does only if
+    /// others do something too may come to nothing.
     fn will_serve(&self) -> Option<Span> {
-        self.moving_to.or(self.span)
+        if self.joined.is_some() { self.span } else { self.moving_to.or(self.span) }
     }
 
     /// Whether it serves `block` now and has no intention to leave it.
     fn keeps(&self, block: u32) -> bool {
         self.span.is_some_and(|span| span.contains(block))
-            && self.moving_to.is_none_or(|span| span.contains(block))
+            && self.moving_to.is_none_or(|to| to.contains(block))
+    }
+
+    /// Whether it serves `block` now and leaves it only when another keeps it: so does a server
+    /// that serves more than usual and is going to serve a part of that.
+    fn holds(&self, block: u32) -> bool {
+        let shrinks =
+            self.span.is_some_and(|span| self.moving_to.is_some_and(|to| span.covers(to)));
+        self.keeps(block) || (shrinks && self.span.is_some_and(|span| span.contains(block)))
     }
 }
 
@@ -74,6 +93,8 @@ impl ServedSpan {
 pub struct View {
     block_count: u32,
     servers: Vec<ServedSpan>,
+    /// Who asks others to move, and what for, in the order of their ids.
+    proposals: Vec<(PeerId, Proposal)>,
 }
 
 impl View {
@@ -87,7 +108,32 @@ impl View {
             .filter(|server| fits(server.span) && fits(server.moving_to))
             .collect();
         servers.sort_by_key(|server| server.peer);
-        Self { block_count, servers }
+        Self { block_count, servers, proposals: Vec::new() }
+    }
+
+    /// What announcements say.
+    #[must_use]
+    pub fn of<'a>(
+        block_count: u32,
+        announcements: impl Iterator<Item = &'a Announcement> + Clone,
+    ) -> Self {
+        let proposed = |server: &Announcement| Some((server.peer, server.proposal.clone()?));
+        let servers = announcements.clone().filter_map(ServedSpan::of);
+        Self::new(block_count, servers).with_proposals(announcements.filter_map(proposed))
+    }
+
+    /// The same servers, and what some of them ask others to do. What asks for blocks that the
+    /// model does not have, or asks one server twice, is left out.
+    #[must_use]
+    pub fn with_proposals(mut self, by: impl IntoIterator<Item = (PeerId, Proposal)>) -> Self {
+        let makes_sense = |proposal: &Proposal| {
+            let asked: BTreeSet<PeerId> = proposal.moves.iter().map(|of| of.peer).collect();
+            let mut spans = proposal.moves.iter().flat_map(|of| of.via.into_iter().chain([of.to]));
+            asked.len() == proposal.moves.len() && spans.all(|span| span.end() <= self.block_count)
+        };
+        self.proposals = by.into_iter().filter(|(_, proposal)| makes_sense(proposal)).collect();
+        self.proposals.sort_by_key(|(peer, _)| *peer);
+        self
     }
 
     /// Blocks of the model.
@@ -106,6 +152,7 @@ impl View {
     #[must_use]
     pub fn without(mut self, peer: PeerId) -> Self {
         self.servers.retain(|server| server.peer != peer);
+        self.proposals.retain(|(by, _)| *by != peer);
         self
     }
 
@@ -117,9 +164,28 @@ impl View {
         left.all(|block| self.servers.iter().any(|server| server.keeps(block)))
     }
 
-    /// Where everybody will be, and how fast they are.
+    /// The same, but a server that leaves it only when another keeps it will do too.
+    fn holds_what_is_left(&self, from: Span, to: Span) -> bool {
+        let mut left = from.blocks().filter(|block| !to.contains(*block));
+        left.all(|block| self.servers.iter().any(|server| server.holds(block)))
+    }
+
+    /// Where everybody will be, and how fast they are. What was agreed upon counts as done, also
+    /// where not everybody has begun.
     fn will_serve(&self) -> impl Iterator<Item = (Span, f64)> {
-        self.servers.iter().filter_map(|server| Some((server.will_serve()?, server.rate)))
+        let place = |server: &ServedSpan| self.agreed(server.peer).or_else(|| server.will_serve());
+        self.servers.iter().filter_map(move |server| Some((place(server)?, server.rate)))
+    }
+
+    /// Where this server goes by a plan that has begun.
+    fn agreed(&self, peer: PeerId) -> Option<Span> {
+        let mut agreed = self.proposals.iter().filter(|(_, proposal)| proposal.agreed);
+        agreed.find_map(|(_, proposal)| Some(proposal.of(peer)?.to))
+    }
+
+    /// Whether somebody waits for others to agree to what he proposes.
+    fn is_being_asked(&self) -> bool {
+        self.proposals.iter().any(|(_, proposal)| !proposal.agreed)
     }
 }
 

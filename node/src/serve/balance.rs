@@ -7,9 +7,7 @@ use tokio::task::JoinHandle;
 use umbel_client::clock::Clock;
 use umbel_coordinator::Time;
 use umbel_coordinator::server::ShardId;
-use umbel_coordinator::swarm::placement::{
-    Input, Mover, MoverConfig, Output, ServedSpan, Sight, View,
-};
+use umbel_coordinator::swarm::placement::{Input, Mover, MoverConfig, Output, Sight, View};
 use umbel_protocol::{PeerId, Span};
 use umbel_shard::Model;
 
@@ -134,9 +132,21 @@ impl Balancer {
                     mover.handle(Input::Seen(sight), now);
                 }
             }
-            Output::Announce { moving_to } => {
-                tracing::info!(to = ?moving_to.map(|span| span.to_string()), "intend to move");
-                offer.send_modify(|offer| offer.moving_to = moving_to);
+            Output::Announce(intention) => {
+                let before = offer.borrow().intention.clone();
+                if intention.moving_to != before.moving_to {
+                    let to = intention.moving_to.map(|span| span.to_string());
+                    tracing::info!(?to, "intend to move");
+                }
+                if let Some(proposal) =
+                    intention.proposal.as_ref().filter(|_| before.proposal.is_none())
+                {
+                    tracing::info!(
+                        moves = proposal.moves.len(),
+                        "propose that servers change places"
+                    );
+                }
+                offer.send_modify(|offer| offer.intention = intention);
             }
             Output::Load(span) => {
                 let (loader, kv_tokens) = (self.loader.clone(), self.kv_tokens);
@@ -162,14 +172,15 @@ impl Balancer {
         tracing::info!(blocks = %span, "serving other blocks");
         offer.send_modify(|offer| {
             offer.span = span;
-            offer.moving_to = None;
+            offer.intention.moving_to = None;
+            offer.intention.joined = None;
             offer.throughput = throughput;
         });
     }
 
     fn sight(&self, announcer: &Announcer, offer: &Offer) -> Sight {
         let servers = announcer.servers(offer.model);
-        let view = View::new(offer.block_count, servers.iter().filter_map(ServedSpan::of));
+        let view = View::of(offer.block_count, servers.iter());
         Sight {
             view,
             rate: f64::from(offer.throughput.decode_tokens_per_second).max(1.0),

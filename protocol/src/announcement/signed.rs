@@ -7,13 +7,13 @@ use ed25519_dalek::Signature;
 
 use prost::Message as _;
 
-use super::{Announcement, AnnouncementError, NextHopLatency, Throughput, UnixTime};
+use super::{Announcement, AnnouncementError, NextHopLatency, Proposal, Throughput, UnixTime};
 use crate::generated as v1;
 use crate::{PeerId, wire};
 
 /// Most bytes of an announcement. 500 bytes are usual; 16 next hops take 700, 16 adapters with
-/// the longest names 1,060, and 8 relayed addresses of 230 bytes fit beside them. What does not
-/// fit is cut when it is signed.
+/// the longest names 1,060, and 8 relayed addresses of 230 bytes fit beside them. A proposal, which
+/// few make and for minutes only, takes up to 900. What does not fit is cut when it is signed.
 pub const ANNOUNCEMENT_BYTES_MAX: usize = 4 << 10;
 
 /// Most bytes of a model's name.
@@ -128,7 +128,7 @@ pub(super) fn signed_message(bytes: &[u8]) -> Vec<u8> {
 }
 
 /// Takes from the lists what must go for the bytes to be few enough. Without lists, and with one
-/// address, an announcement has at most 900 bytes.
+/// address, an announcement has at most 1,800 bytes.
 pub(super) fn cut_to_size(announcement: &mut v1::Announcement) {
     while announcement.encoded_len() > ANNOUNCEMENT_BYTES_MAX {
         if announcement.next_hops.pop().is_some() {
@@ -182,6 +182,12 @@ fn parse(
         next_hops: announcement.next_hops.iter().map(next_hop).collect::<Result<_, _>>()?,
         adapters: announcement.adapters,
         moving_to: announcement.moving_to.map(|span| wire::span(Some(span))).transpose()?,
+        held_blocks_max: announcement.held_blocks_max,
+        proposal: announcement.proposal.map(Proposal::from_wire).transpose()?,
+        joined: match announcement.joined.as_ref() {
+            [] => None,
+            bytes => Some(wire::peer_id(bytes)?),
+        },
     })
 }
 
@@ -210,7 +216,9 @@ fn check_time(announcement: &Announcement, now: UnixTime) -> Result<(), Announce
 
 fn check_claims(announcement: &Announcement) -> Result<(), AnnouncementError> {
     let &Announcement { peer, span, block_count, throughput, moving_to, .. } = announcement;
-    for span in [Some(span), moving_to].into_iter().flatten() {
+    let proposed = announcement.proposal.iter().flat_map(|proposal| &proposal.moves);
+    let proposed = proposed.flat_map(|of| [of.via, Some(of.to)]);
+    for span in [Some(span), moving_to].into_iter().chain(proposed).flatten() {
         if span.end() > block_count || block_count > BLOCK_COUNT_MAX {
             return Err(AnnouncementError::WrongBlocks { peer, span, block_count });
         }

@@ -32,6 +32,9 @@ fn announcement() -> Announcement {
         next_hops: Vec::new(),
         adapters: Vec::new(),
         moving_to: None,
+        held_blocks_max: 0,
+        proposal: None,
+        joined: None,
     }
 }
 
@@ -43,7 +46,20 @@ fn full() -> Announcement {
     full.next_hops = (0..16).map(next_hop).collect();
     full.adapters = (0..16).map(|number| format!("umbel/adapter-{number}")).collect();
     full.moving_to = Some(Span::new(20, 30).unwrap());
+    full.held_blocks_max = 20;
+    full.proposal = Some(proposal(16));
+    full.joined = Some(PeerId::from_public_key([7; 32]));
     full
+}
+
+fn proposal(moves: u8) -> Proposal {
+    let span = |start: u32, end: u32| Span::new(start, end).unwrap();
+    let asked = |name: u8| ProposedMove {
+        peer: PeerId::from_public_key([name; 32]),
+        via: (name.is_multiple_of(2)).then_some(span(5, 20)),
+        to: span(5, 15),
+    };
+    Proposal { moves: (0..moves).map(asked).collect(), agreed: true }
 }
 
 fn next_hop(name: u8) -> NextHopLatency {
@@ -73,7 +89,7 @@ fn what_was_signed_is_what_is_read() {
     assert!(signed.bytes().len() < 500);
     let signed = full().sign(&key());
     assert_eq!(signed.verify(NOW), Ok(full()));
-    assert!(signed.bytes().len() < 1_500);
+    assert!(signed.bytes().len() < 2_400);
 }
 
 #[test]
@@ -82,6 +98,7 @@ fn a_server_that_has_measured_less_says_less() {
     assert_eq!(read.throughput.decode_batch_tokens_per_second.to_bits(), 0);
     assert_eq!(read.throughput.network_bytes_per_second, 0);
     assert!(read.next_hops.is_empty() && read.adapters.is_empty() && read.moving_to.is_none());
+    assert!(read.held_blocks_max == 0 && read.proposal.is_none() && read.joined.is_none());
 }
 
 #[test]
@@ -185,6 +202,23 @@ fn a_server_cannot_move_beyond_the_model() {
 }
 
 #[test]
+fn nobody_can_be_asked_to_move_beyond_the_model() {
+    let (span, peer) = (Span::new(25, 31).unwrap(), PeerId::of(&key()));
+    let wrong = AnnouncementError::WrongBlocks { peer, span, block_count: 30 };
+    let ask = |change: fn(&mut ProposedMove, Span)| {
+        let mut proposal = proposal(2);
+        change(&mut proposal.moves[1], span);
+        refused(|a| a.proposal = Some(proposal))
+    };
+    assert_eq!(ask(|asked, span| asked.to = span), wrong);
+    assert_eq!(ask(|asked, span| asked.via = Some(span)), wrong);
+    let empty = unchecked(|wire| wire.proposal.as_mut().unwrap().moves[3].to = None);
+    assert!(matches!(empty.verify(NOW), Err(AnnouncementError::Malformed(_))));
+    let nobody = unchecked(|wire| wire.joined = Bytes::from_static(&[1; 31]));
+    assert!(matches!(nobody.verify(NOW), Err(AnnouncementError::Malformed(_))));
+}
+
+#[test]
 fn lists_beyond_their_limits_are_refused() {
     let malformed = |change: fn(&mut v1::Announcement)| {
         let read = unchecked(change).verify(NOW);
@@ -270,6 +304,8 @@ proptest! {
         adapters in vec("[a-zäß/-]{1,32}", 0..=ADAPTERS_MAX),
         (batch, network) in (0.0f32..1e9, any::<u64>()),
         moving_to in proptest::option::of((0u32..20, 1u32..10)),
+        (held_blocks_max, moves) in (any::<u32>(), 0u8..=16),
+        joined in proptest::option::of(any::<[u8; 32]>()),
     ) {
         let mut said = announcement();
         said.throughput.decode_batch_tokens_per_second = batch;
@@ -284,6 +320,9 @@ proptest! {
         said.adapters = adapters;
         said.moving_to =
             moving_to.map(|(start, count)| Span::new(start, start + count).unwrap());
+        said.held_blocks_max = held_blocks_max;
+        said.proposal = (moves > 0).then(|| proposal(moves));
+        said.joined = joined.map(PeerId::from_public_key);
         prop_assert_eq!(said.sign(&key()).verify(NOW), Ok(said));
     }
 

@@ -67,6 +67,37 @@ pub struct Announcement {
     /// What the server is loading and will serve instead of the span. Absent: it stays.
     #[prost(message, optional, tag = "19")]
     pub moving_to: ::core::option::Option<Span>,
+    /// Most blocks that the server can hold at once while it moves. 0: it is not to be asked to move.
+    #[prost(uint32, tag = "20")]
+    pub held_blocks_max: u32,
+    /// Moves of several servers that raise the throughput only together. Absent: none are proposed.
+    #[prost(message, optional, tag = "21")]
+    pub proposal: ::core::option::Option<Proposal>,
+    /// Public key of the server, this one or another, whose proposal it will follow once all others
+    /// will too: 32 bytes. Absent: it follows none, or does so already.
+    #[prost(bytes = "bytes", tag = "22")]
+    pub joined: ::prost::bytes::Bytes,
+}
+/// Moves that the announcing server asks others to make.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Proposal {
+    #[prost(message, repeated, tag = "1")]
+    pub moves: ::prost::alloc::vec::Vec<ProposedMove>,
+    /// Everybody named has said that it will: the moves begin.
+    #[prost(bool, tag = "2")]
+    pub agreed: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ProposedMove {
+    /// 32 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub peer: ::prost::bytes::Bytes,
+    /// Blocks to serve in between, the present ones among them. Absent: none.
+    #[prost(message, optional, tag = "2")]
+    pub via: ::core::option::Option<Span>,
+    /// Blocks to serve in the end.
+    #[prost(message, optional, tag = "3")]
+    pub to: ::core::option::Option<Span>,
 }
 /// How far another server is.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

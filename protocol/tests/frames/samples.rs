@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use ed25519_dalek::SigningKey;
 use umbel_protocol::announcement::{
-    Announcement, NextHopLatency, SignedAnnouncement, Throughput, UnixTime,
+    Announcement, NextHopLatency, Proposal, ProposedMove, SignedAnnouncement, Throughput, UnixTime,
 };
 use umbel_protocol::directory::{DirectoryAnswer, DirectoryRequest};
 use umbel_protocol::error::{ErrorCode, ProtocolViolation};
@@ -98,6 +98,10 @@ pub(crate) fn samples() -> Vec<Sample> {
         sample(
             "request_announce_full",
             Message::Request(DirectoryRequest::Announce(signed_full())),
+        ),
+        sample(
+            "request_announce_proposal",
+            Message::Request(DirectoryRequest::Announce(signed_proposal())),
         ),
         sample("request_lookup", Message::Request(DirectoryRequest::Lookup { model: Some(MODEL) })),
         sample("request_lookup_all", Message::Request(DirectoryRequest::Lookup { model: None })),
@@ -237,6 +241,9 @@ fn announcement() -> Announcement {
         next_hops: Vec::new(),
         adapters: Vec::new(),
         moving_to: None,
+        held_blocks_max: 0,
+        proposal: None,
+        joined: None,
     }
 }
 
@@ -244,7 +251,7 @@ fn signed() -> SignedAnnouncement {
     announcement().sign(&SigningKey::from_bytes(&[1; 32]))
 }
 
-/// With every field that the first release did not have.
+/// With every field that the first release did not have, up to the intention to move.
 fn signed_full() -> SignedAnnouncement {
     let mut full = announcement();
     full.throughput.decode_batch_tokens_per_second = 3_600.5;
@@ -254,4 +261,17 @@ fn signed_full() -> SignedAnnouncement {
     full.adapters = ["umbel/haiku".to_owned(), "umbel/grüße".to_owned()].to_vec();
     full.moving_to = Some(span(20, 30));
     full.sign(&SigningKey::from_bytes(&[1; 32]))
+}
+
+fn signed_proposal() -> SignedAnnouncement {
+    let mut proposing = announcement();
+    proposing.draining = false;
+    proposing.held_blocks_max = 20;
+    proposing.joined = Some(peer(1));
+    let moves = vec![
+        ProposedMove { peer: peer(1), via: Some(span(10, 25)), to: span(15, 25) },
+        ProposedMove { peer: peer(2), via: None, to: span(0, 10) },
+    ];
+    proposing.proposal = Some(Proposal { moves, agreed: true });
+    proposing.sign(&SigningKey::from_bytes(&[1; 32]))
 }

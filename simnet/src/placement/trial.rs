@@ -5,9 +5,10 @@ use std::time::Duration;
 use umbel_coordinator::Time;
 use umbel_coordinator::random::Random;
 use umbel_coordinator::swarm::placement::{
-    Input, LOOK_INTERVAL, MOVE_INTERVAL_MIN, Mover, MoverConfig, Output, Own, ServedSpan, Sight,
-    View, choose_span,
+    Input, Intention, LOOK_INTERVAL, MOVE_INTERVAL_MIN, Mover, MoverConfig, Output, Own,
+    ServedSpan, Sight, View, choose_span,
 };
+use umbel_protocol::announcement::Proposal;
 use umbel_protocol::{PeerId, Span};
 
 use super::{Machine, bound, petals, throughput};
@@ -71,10 +72,11 @@ enum Brain {
 }
 
 /// What a server announced, and when.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, PartialEq)]
 struct Said {
     at: Time,
     server: Option<ServedSpan>,
+    proposal: Option<Proposal>,
 }
 
 #[derive(Debug)]
@@ -140,7 +142,7 @@ impl Trial {
     pub fn leave(&mut self, host: usize) {
         self.hosts[host].brain = Brain::Gone;
         self.hosts[host].serving = None;
-        self.say(host, None);
+        self.say(host, None, None);
     }
 
     /// The servers that are there, by index.
@@ -196,6 +198,19 @@ impl Trial {
     #[must_use]
     pub fn bound(&self) -> f64 {
         bound(self.block_count, &self.machines())
+    }
+
+    /// DEBUG.
+    #[must_use]
+    pub fn states(&self) -> String {
+        self.hosts
+            .iter()
+            .filter_map(|host| match &host.brain {
+                Brain::Mover(mover) => Some(mover.debug_state()),
+                Brain::Joining(_) | Brain::Petals | Brain::PetalsMoving | Brain::Gone => None,
+            })
+            .collect::<Vec<_>>()
+            .join(" ")
     }
 
     /// What is served now.
@@ -271,7 +286,7 @@ impl Trial {
         };
         let span = span.expect("a machine has room for a block");
         self.hosts[host].brain = Brain::Joining(span);
-        self.announce(host, None, Some(span));
+        self.announce(host, None, moving_to(span));
         let duration = self.load_duration(host, span);
         self.fetch(host, span);
         self.queue.plan(self.now + duration, Event::Loaded(host));
@@ -279,7 +294,7 @@ impl Trial {
 
     fn serve_first(&mut self, host: usize, span: Span) {
         self.hosts[host].serving = Some(span);
-        self.announce(host, Some(span), None);
+        self.announce(host, Some(span), Intention::default());
         match self.rule {
             Rule::Umbel => {
                 let machine = self.hosts[host].machine;
@@ -337,11 +352,11 @@ impl Trial {
                     mover.handle(Input::Seen(sight), self.now);
                 }
             }
-            Output::Announce { moving_to } => self.announce(host, serving, moving_to),
+            Output::Announce(intention) => self.announce(host, serving, intention),
             Output::Withdraw { to } => {
-                let intended = self.hosts[host].said.last().and_then(|said| said.server);
+                let intention = self.intention(host);
                 self.put(host, to);
-                self.announce(host, to, intended.and_then(|server| server.moving_to));
+                self.announce(host, to, intention);
                 self.drain(host);
             }
             Output::Load(span) => {
@@ -352,7 +367,8 @@ impl Trial {
             Output::Serve(span) => {
                 self.put(host, Some(span));
                 self.tally.moves += 1;
-                self.announce(host, Some(span), None);
+                let intention = Intention { moving_to: None, ..self.intention(host) };
+                self.announce(host, Some(span), intention);
                 self.drain(host);
             }
             Output::DropOld(_) => {}
@@ -371,10 +387,11 @@ impl Trial {
         let Some(span) = self.hosts[host].serving else { return };
         let rate = self.hosts[host].machine.rate;
         let peer = self.hosts[host].peer;
-        let own = ServedSpan { peer, span: Some(span), moving_to: None, rate };
+        let span = Some(span);
+        let own = ServedSpan { peer, span, moving_to: None, rate, held_max: 0, joined: None };
         if petals::should_move(&view, own, &mut self.random) {
             self.put(host, None);
-            self.say(host, None);
+            self.say(host, None, None);
             self.tally.moves += 1;
             self.hosts[host].brain = Brain::PetalsMoving;
             self.arm_petals(host, VIEW_AGE_MAX);
@@ -410,14 +427,39 @@ impl Trial {
         served
     }
 
-    fn announce(&mut self, host: usize, span: Option<Span>, moving_to: Option<Span>) {
+    fn announce(&mut self, host: usize, span: Option<Span>, intention: Intention) {
         let Host { peer, machine, .. } = self.hosts[host];
-        self.say(host, Some(ServedSpan { peer, span, moving_to, rate: machine.rate }));
+        let Intention { moving_to, held_max, proposal, joined } = intention;
+        let server = ServedSpan { peer, span, moving_to, rate: machine.rate, held_max, joined };
+        self.say(host, Some(server), proposal);
     }
 
-    fn say(&mut self, host: usize, server: Option<ServedSpan>) {
-        self.changed = self.now;
-        self.hosts[host].said.push(Said { at: self.now, server });
+    /// What a server says beside what it serves.
+    fn intention(&self, host: usize) -> Intention {
+        let Some(Said { server, proposal, .. }) = self.hosts[host].said.last() else {
+            return Intention::default();
+        };
+        let Some(ServedSpan { moving_to, held_max, joined, .. }) = *server else {
+            return Intention::default();
+        };
+        Intention { moving_to, held_max, proposal: proposal.clone(), joined }
+    }
+
+    fn say(&mut self, host: usize, server: Option<ServedSpan>, proposal: Option<Proposal>) {
+        let said = &mut self.hosts[host].said;
+        // That a server may be asked to move again is no news of the swarm's.
+        let news = |server: Option<ServedSpan>| Some(ServedSpan { held_max: 0, ..server? });
+        if said
+            .last()
+            .is_none_or(|last| news(last.server) != news(server) || last.proposal != proposal)
+        {
+            self.changed = self.now;
+        }
+        // Of what is older than any view only the newest is ever seen.
+        let old = |said: &Said| said.at + VIEW_AGE_MAX <= self.now;
+        let kept = said.iter().rposition(old).unwrap_or(0);
+        said.drain(..kept);
+        said.push(Said { at: self.now, server, proposal });
     }
 
     /// What a server sees of the others: the swarm as it was some seconds ago.
@@ -425,13 +467,15 @@ impl Trial {
         let age = VIEW_AGE_MAX.mul_f64(self.random.unit());
         let at = |said: &&Said| said.at + age <= self.now;
         let others = self.hosts.iter().enumerate().filter(|(host, _)| *host != of);
-        let seen = others.filter_map(|(_, host)| host.said.iter().rev().find(at)?.server);
-        View::new(self.block_count, seen)
+        let seen = others.filter_map(|(_, host)| host.said.iter().rev().find(at));
+        let servers = seen.clone().filter_map(|said| said.server);
+        let proposals = seen.filter_map(|said| Some((said.server?.peer, said.proposal.clone()?)));
+        View::new(self.block_count, servers).with_proposals(proposals)
     }
 
     fn is_resting(&self) -> bool {
         self.hosts.iter().all(|host| match &host.brain {
-            Brain::Mover(mover) => mover.is_resting(),
+            Brain::Mover(mover) => mover.is_resting(self.now),
             Brain::Petals | Brain::Gone => true,
             Brain::Joining(_) | Brain::PetalsMoving => false,
         })
@@ -458,4 +502,8 @@ impl Trial {
         let blocks = span.start() as usize..span.end() as usize;
         self.hosts[host].on_disk[blocks].fill(true);
     }
+}
+
+fn moving_to(span: Span) -> Intention {
+    Intention { moving_to: Some(span), ..Intention::default() }
 }

@@ -74,6 +74,9 @@ impl World {
             next_hops: Vec::new(),
             adapters: Vec::new(),
             moving_to: None,
+            held_blocks_max: 0,
+            proposal: None,
+            joined: None,
         };
         self.announcements.newest.insert(server, announcement);
         self.queue.plan(self.now + ANNOUNCE_INTERVAL, Event::Announce { server, life });

@@ -27,6 +27,9 @@ fn server(name: u8, start: u32, end: u32, decode: f32) -> Announcement {
         next_hops: Vec::new(),
         adapters: Vec::new(),
         moving_to: None,
+        held_blocks_max: 0,
+        proposal: None,
+        joined: None,
     }
 }
 

@@ -34,6 +34,9 @@ fn announcement(seed: u8, seconds: u64) -> Announcement {
         next_hops: Vec::new(),
         adapters: Vec::new(),
         moving_to: None,
+        held_blocks_max: 0,
+        proposal: None,
+        joined: None,
     }
 }
 

@@ -13,7 +13,7 @@ const REFINEMENTS_MAX: usize = 256;
 /// The buffers of passes over a table, reused from one to the next.
 #[derive(Debug, Default)]
 pub(super) struct Pass {
-    /// The most that gaps before a block can save.
+    /// The most that gaps before a block can save, and what the blocks before it need.
     saved: Vec<f64>,
     /// Where the gap that ends at a block begins, if one does.
     gap_start: Vec<usize>,
@@ -62,20 +62,22 @@ impl Pass {
         self.gap_start.clear();
         self.gap_start.push(start);
         for last in start + 1..=end {
-            // Level by level, `saved[from] - level * (last - from)` without a product per step.
-            let (mut best, mut from) = (self.saved[last - start - 1], last);
-            let mut need = level * blocks(last - start);
-            for (first, (inside, saved)) in
-                (start..last).zip(supply.inside_until(start, last).iter().zip(&self.saved))
-            {
-                let gain = saved + inside - need;
-                if gain > best {
-                    (best, from) = (gain, first);
-                }
-                need -= level;
+            // A gap from `first` saves `saved + inside - level * (last - first)`; the part of it
+            // that depends on `last` is the same for all.
+            let need = level * blocks(last - start);
+            let inside = supply.inside_until(start, last);
+            let most = greatest_sum(&self.saved, inside);
+            let without = self.saved[last - start - 1] - level * blocks(last - 1 - start);
+            // The difference is of sums, so what is no more than rounding is no gap.
+            if most - need > without + TOLERANCE * level {
+                let sum = |(saved, inside): (&f64, &f64)| saved + inside >= most;
+                let first = self.saved.iter().zip(inside).position(sum).unwrap_or(0);
+                self.saved.push(most);
+                self.gap_start.push(start + first);
+            } else {
+                self.saved.push(without + need);
+                self.gap_start.push(last);
             }
-            self.saved.push(best);
-            self.gap_start.push(from);
         }
         self.trace(start, end)
     }
@@ -94,6 +96,22 @@ impl Pass {
         }
         gaps
     }
+}
+
+/// The greatest of the sums of two numbers each. Eight at a time, because a processor compares
+/// several at once and need not wait for one comparison to begin the next.
+fn greatest_sum(a: &[f64], b: &[f64]) -> f64 {
+    let greater = |a: f64, b: f64| if a > b { a } else { b };
+    let (mut lanes, length) = ([f64::NEG_INFINITY; 8], a.len().min(b.len()));
+    let (a_chunks, a_rest) = a[..length].as_chunks::<8>();
+    let (b_chunks, b_rest) = b[..length].as_chunks::<8>();
+    for (a, b) in a_chunks.iter().zip(b_chunks) {
+        for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
+            *lane = greater(a + b, *lane);
+        }
+    }
+    let rest = a_rest.iter().zip(b_rest).map(|(a, b)| a + b);
+    rest.chain(lanes).fold(f64::NEG_INFINITY, greater)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a number of blocks fits the mantissa")]

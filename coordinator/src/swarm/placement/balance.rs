@@ -16,6 +16,8 @@ pub(super) struct Balance {
     /// follows the weakest blocks closely, and still shows whether the second weakest became
     /// better. In trials with tight memory, orders of -1, -2 and -4 ended lower.
     pub(super) mean: f64,
+    /// What the weakest of all blocks gets: the throughput.
+    pub(super) least: f64,
 }
 
 impl Balance {
@@ -36,8 +38,24 @@ impl Balance {
         }
         let served = levels.len() - unserved;
         let mean = if served == 0 { 0.0 } else { scale * (sum / count(served)).powf(-0.125) };
-        Self { unserved, gaps, mean }
+        let least = levels.iter().copied().fold(f64::INFINITY, f64::min);
+        Self { unserved, gaps, mean, least }
     }
+}
+
+/// The power mean and the least of the levels of a swarm in which each block has a server, as in
+/// [`Balance`]; `None` where the mean is below `enough`, which costs less to find out.
+pub(super) fn mean_above(supply: &Supply, enough: f64) -> Option<(f64, f64)> {
+    let blocks = count(supply.block_count());
+    let scale = supply.rate() / blocks;
+    let most = blocks * (scale / enough.max(f64::MIN_POSITIVE)).powi(8);
+    let (mut sum, mut least) = (0.0, f64::INFINITY);
+    supply.visit_levels(|level, _, at_it| {
+        sum += count(at_it) * (scale / level).powi(8);
+        least = least.min(level);
+        sum <= most
+    });
+    (sum <= most).then(|| (scale * (sum / blocks).powf(-0.125), least))
 }
 
 /// The most that servers with these rates and these numbers of blocks can carry, wherever they

@@ -5,14 +5,22 @@
 //! two that intend the same, one gives way. It then loads the new span beside the old one, serves
 //! it, and drops the old one only when its sessions have ended (make before break). A server
 //! without room for both first withdraws to the blocks that both spans have.
+//!
+//! Moves that help only together are proposed by whoever finds them: each server that is asked
+//! judges by its own view and announces its move, and when all have done so they begin. Nobody
+//! needs anybody's word on the way: each still leaves its blocks only when another holds them.
 
-use std::collections::VecDeque;
+mod agree;
+mod going;
+
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use umbel_protocol::announcement::Proposal;
 use umbel_protocol::{PeerId, Span};
 
 use super::moving::{self, Move, consider_move, still_pays};
-use super::{Own, View};
+use super::{Own, ServedSpan, View};
 use crate::random::Random;
 use crate::time::Time;
 
@@ -35,7 +43,15 @@ pub const DRAIN_MAX: Duration = Duration::from_secs(600);
 /// How long a loaded span may wait until what the server leaves is kept by another.
 pub const READY_MAX: Duration = Duration::from_secs(300);
 
-/// Time between two looks while a loaded span waits.
+/// The same where others move too: one of them may have to fetch ten gigabytes at 100 Mbit/s, and
+/// another waits for it.
+pub const PLAN_MAX: Duration = Duration::from_secs(1800);
+
+/// Longest time for which what a peer proposes is heeded: two plans. Whoever goes on for longer
+/// keeps the others from making their own.
+const HEED_MAX: Duration = Duration::from_secs(3600);
+
+/// Time between two looks while something is under way.
 const READY_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Wait after a load that failed; it doubles with each failure in a row, up to the maximum.
@@ -44,11 +60,12 @@ const BACKOFF: Duration = Duration::from_secs(60);
 /// An hour: a full disk or a dead hub is mended by people.
 const BACKOFF_MAX: Duration = Duration::from_secs(3600);
 
-/// Moves that need others to follow which a server makes until the servers of the swarm change.
-/// Moves that pay by themselves end by themselves, because each raises the balance; these need not.
-const PLANS_MAX: usize = 4;
+/// Proposals that a server makes until the servers of the swarm change. Moves that pay by
+/// themselves end by themselves, because each raises the balance; what others do not agree to, or
+/// do not carry out, need not.
+const PLANS_MAX: usize = 6;
 
-/// How often the same view is looked into for a sequence of moves, each time along other ways.
+/// How often the same view is looked into for moves of several, each time along other ways.
 const TRIES_MAX: usize = 5;
 
 /// What a mover needs to know to begin.
@@ -81,6 +98,19 @@ pub struct Sight {
     pub bytes_per_second: f64,
 }
 
+/// What a server announces beside what it serves.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Intention {
+    /// The span that it will serve instead.
+    pub moving_to: Option<Span>,
+    /// Most blocks that it can hold while it moves; 0 where it is not to be asked to.
+    pub held_max: u32,
+    /// What it asks others to do with it.
+    pub proposal: Option<Proposal>,
+    /// Whose proposal makes it move, once everybody asked will do so.
+    pub joined: Option<PeerId>,
+}
+
 /// What happens to a mover.
 #[derive(Debug)]
 pub enum Input {
@@ -95,15 +125,12 @@ pub enum Input {
 }
 
 /// What a mover wants done.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Output {
     /// Hand in the newest view of the swarm as [`Input::Seen`].
     Look,
-    /// Announce this intention beside what is served; `None` takes it back.
-    Announce {
-        /// The span that will be served.
-        moving_to: Option<Span>,
-    },
+    /// Announce this beside what is served, in place of what was said before.
+    Announce(Intention),
     /// Announce only these blocks, or, where there are none, that no new sessions are taken; keep
     /// the intention announced; say [`Input::Drained`] when the sessions on other blocks ended.
     Withdraw {
@@ -112,11 +139,29 @@ pub enum Output {
     },
     /// Fetch this span and load it into memory, beside what is there.
     Load(Span),
-    /// Announce this span, without an intention, and take new sessions on it; say
-    /// [`Input::Drained`] when those on the span before have ended.
+    /// Announce this span, without a span to move to, and take new sessions on it; say
+    /// [`Input::Drained`] when those on the span before have ended. It may have more blocks than
+    /// the server usually serves.
     Serve(Span),
     /// Free this span, except the blocks that are also of the span now announced.
     DropOld(Span),
+}
+
+/// Where a server goes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Way {
+    /// The blocks to load and serve next.
+    to: Span,
+    /// Those of them to stay with, where these are more than usual.
+    then: Option<Span>,
+    /// Whether others go too, who may be in each other's way for a while.
+    planned: bool,
+}
+
+impl Way {
+    fn goal(self) -> Span {
+        self.then.unwrap_or(self.to)
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -125,16 +170,25 @@ enum State {
     Resting { until: Time },
     /// Has announced an intention.
     Settling { intended: Move, until: Time },
+    /// Asks others to move, and waits until all of them say that they will; or, where it does not
+    /// move itself, until they have.
+    Proposing { until: Time, give_up: Time },
+    /// Has said that it moves as this peer asks, and waits until all others have too.
+    Joined { by: PeerId, way: Way, until: Time, give_up: Time },
+    /// Has no room for both spans, and waits until others hold what it leaves.
+    Waiting { to: Span, until: Time, give_up: Time },
     /// Drains what it leaves before it loads, because there is no room for both.
     Withdrawing { to: Span, until: Time },
     /// Loads beside what it serves; where `alone`, that is no longer its whole span.
-    Loading { to: Span, alone: bool },
+    Loading { way: Way, alone: bool },
     /// A load failed and there is nothing to serve until the next one.
     Empty { to: Span, until: Time },
     /// Has loaded; goes over when nobody needs what it leaves.
-    Ready { to: Span, until: Time, give_up: Time },
+    Ready { way: Way, until: Time, give_up: Time },
     /// Serves the new span, and the sessions on the old one.
-    Draining { old: Span, until: Time },
+    Draining { old: Span, then: Option<Span>, until: Time },
+    /// Serves more than usual, until others have come for what is too much.
+    Extended { to: Span, until: Time, since: Time },
 }
 
 /// Decides when one server moves.
@@ -149,8 +203,16 @@ pub struct Mover {
     moved: Option<Time>,
     failures: u32,
     plans: usize,
+    /// What it asks others to do, and how long it says so at least once they have agreed.
+    proposal: Option<Proposal>,
+    agreed_until: Time,
+    /// What is announced, and since when it says where the server goes.
+    told: Intention,
+    intended: Time,
     /// The others when the last view came, and what they intended.
     known: Vec<(PeerId, Option<Span>)>,
+    /// Since when others have been asking for moves.
+    heeded: BTreeMap<PeerId, Time>,
     /// What was seen when no move was found, and how often.
     settled: Option<(Sight, usize)>,
     outputs: VecDeque<Output>,
@@ -168,12 +230,18 @@ impl Mover {
             moved: None,
             failures: 0,
             plans: 0,
+            proposal: None,
+            agreed_until: now,
+            told: Intention::default(),
+            intended: now,
             known: Vec::new(),
+            heeded: BTreeMap::new(),
             settled: None,
             outputs: VecDeque::new(),
             config,
         };
         mover.rest(now, mover.config.look_interval);
+        mover.tell(now);
         mover
     }
 
@@ -181,15 +249,14 @@ impl Mover {
     pub fn handle(&mut self, input: Input, now: Time) {
         match (input, self.state) {
             (Input::Seen(sight), _) => self.seen(sight, now),
-            (Input::Loaded, State::Loading { to, alone: true }) => self.serve(to, true, now),
-            (Input::Loaded, State::Loading { to, alone: false }) => {
-                self.state = State::Ready { to, until: now, give_up: now + self.about(READY_MAX) };
-            }
-            (Input::LoadFailed, State::Loading { to, alone }) => self.load_failed(to, alone, now),
+            (Input::Loaded, State::Loading { way, alone: true }) => self.serve(way, true, now),
+            (Input::Loaded, State::Loading { way, alone: false }) => self.loaded(way, now),
+            (Input::LoadFailed, State::Loading { way, alone }) => self.load_failed(way, alone, now),
             (Input::Drained, State::Withdrawing { to, .. }) => self.drained_before_load(to),
-            (Input::Drained, State::Draining { old, .. }) => self.drop_old(old, now),
+            (Input::Drained, State::Draining { old, then, .. }) => self.drop_old(old, then, now),
             (Input::Loaded | Input::LoadFailed | Input::Drained, _) => {}
         }
+        self.tell(now);
     }
 
     /// When [`Mover::handle_timeout`] is to be called, if nothing happens before.
@@ -199,10 +266,14 @@ impl Mover {
             _ if self.looking => None,
             State::Resting { until }
             | State::Settling { until, .. }
+            | State::Proposing { until, .. }
+            | State::Joined { until, .. }
+            | State::Waiting { until, .. }
             | State::Withdrawing { until, .. }
             | State::Empty { until, .. }
             | State::Ready { until, .. }
-            | State::Draining { until, .. } => Some(until),
+            | State::Draining { until, .. }
+            | State::Extended { until, .. } => Some(until),
             State::Loading { .. } => None,
         }
     }
@@ -213,18 +284,22 @@ impl Mover {
             return;
         }
         match self.state {
-            State::Resting { .. } | State::Settling { .. } | State::Ready { .. } => {
+            State::Resting { .. }
+            | State::Settling { .. }
+            | State::Proposing { .. }
+            | State::Joined { .. }
+            | State::Waiting { .. }
+            | State::Ready { .. }
+            | State::Extended { .. } => {
                 self.looking = true;
                 self.outputs.push_back(Output::Look);
             }
             State::Withdrawing { to, .. } => self.drained_before_load(to),
-            State::Empty { to, .. } => {
-                self.state = State::Loading { to, alone: true };
-                self.outputs.push_back(Output::Load(to));
-            }
-            State::Draining { old, .. } => self.drop_old(old, now),
+            State::Empty { to, .. } => self.load(Way { to, then: None, planned: false }, true),
+            State::Draining { old, then, .. } => self.drop_old(old, then, now),
             State::Loading { .. } => {}
         }
+        self.tell(now);
     }
 
     /// What to do next; drain it before waiting.
@@ -238,21 +313,53 @@ impl Mover {
         self.span
     }
 
-    /// Whether it serves one span and has no intention to change that.
+    /// Whether it moves only if others do something first: it has no intention, or serves more than
+    /// usual for want of anybody to take it over.
     #[must_use]
-    pub const fn is_resting(&self) -> bool {
-        matches!(self.state, State::Resting { .. })
+    pub fn is_resting(&self, now: Time) -> bool {
+        match self.state {
+            State::Resting { .. } => true,
+            State::Extended { since, .. } => now.since(since) > PLAN_MAX,
+            State::Settling { .. }
+            | State::Proposing { .. }
+            | State::Joined { .. }
+            | State::Waiting { .. }
+            | State::Withdrawing { .. }
+            | State::Loading { .. }
+            | State::Empty { .. }
+            | State::Ready { .. }
+            | State::Draining { .. } => false,
+        }
+    }
+
+    /// DEBUG.
+    pub fn debug_state(&self) -> String {
+        let text = format!("{:?}", self.state);
+        let name: String = text.chars().take_while(|c| c.is_alphabetic()).collect();
+        format!(
+            "{}{}{}",
+            if name == "Resting" { "-" } else { &name },
+            if self.told.held_max > 0 { "" } else { "'" },
+            if self.proposal.is_some() { "!" } else { "" }
+        )
     }
 
     fn seen(&mut self, sight: Sight, now: Time) {
         if !std::mem::take(&mut self.looking) {
             return;
         }
-        let sight = Sight { view: sight.view.without(self.config.peer), ..sight };
+        let mut sight = Sight { view: sight.view.without(self.config.peer), ..sight };
+        self.heed(&mut sight.view, now);
         match self.state {
             State::Resting { .. } => self.consider(sight, now),
             State::Settling { intended, .. } => self.settle(&sight, intended, now),
-            State::Ready { to, give_up, .. } => self.go_over(&sight.view, to, give_up, now),
+            State::Proposing { give_up, .. } => self.gather(&sight, give_up, now),
+            State::Joined { by, way, give_up, .. } => {
+                self.go_along(&sight.view, (by, way), give_up, now);
+            }
+            State::Waiting { to, give_up, .. } => self.leave(&sight.view, to, give_up, now),
+            State::Ready { way, give_up, .. } => self.go_over(&sight.view, way, give_up, now),
+            State::Extended { to, since, .. } => self.shrink(&sight, to, since, now),
             State::Withdrawing { .. }
             | State::Loading { .. }
             | State::Empty { .. }
@@ -261,6 +368,15 @@ impl Mover {
     }
 
     fn consider(&mut self, sight: Sight, now: Time) {
+        let peers = |known: &[(PeerId, Option<Span>)]| -> Vec<PeerId> {
+            known.iter().map(|(peer, _)| *peer).collect()
+        };
+        let known =
+            sight.view.servers().iter().map(|server| (server.peer, server.moving_to)).collect();
+        let before = std::mem::replace(&mut self.known, known);
+        if peers(&before) != peers(&self.known) {
+            self.plans = 0;
+        }
         let tries = match self.settled.take() {
             Some((seen, tries)) if seen == sight => tries,
             Some(_) | None => 0,
@@ -269,51 +385,38 @@ impl Mover {
             self.settled = Some((sight, tries));
             return self.rest(now, self.config.look_interval);
         }
-        let view = &sight.view;
-        let peers = |known: &[(PeerId, Option<Span>)]| -> Vec<PeerId> {
-            known.iter().map(|(peer, _)| *peer).collect()
-        };
-        let known = view.servers().iter().map(|server| (server.peer, server.moving_to)).collect();
-        let before = std::mem::replace(&mut self.known, known);
-        if peers(&before) != peers(&self.known) {
-            self.plans = 0;
+        self.end_proposal(now);
+        if self.join(&sight, now) {
+            return;
         }
-        let rested = self.moved.is_none_or(|moved| now.since(moved) >= MOVE_INTERVAL_MIN);
-        let best = {
-            let own = own(&self.config, &sight);
-            consider_move(view, &own, self.span, &mut self.random)
-        };
-        let found = best
-            .filter(|found| rested || found.newly_served > 0)
-            .filter(|found| found.steps == 1 || self.plans < PLANS_MAX);
-        let Some(intended) = found else {
+        let best = consider_move(&sight.view, &own(&self.config, &sight), self.span);
+        // What somebody has proposed counts on everybody else to stay.
+        let may_move = self.is_rested(now) && !sight.view.is_being_asked();
+        if let Some(intended) = best.filter(|best| may_move || best.newly_served > 0) {
+            let Move { to, gain, .. } = intended;
+            tracing::debug!(from = %self.span, %to, gain, "intend");
+            let settle = self.settle_time();
+            let until = now + settle + settle.mul_f64(self.random.unit() / 2.0);
+            self.state = State::Settling { intended, until };
+        } else if best.is_some() || !self.propose(&sight, now) {
             self.settled = best.is_none().then_some((sight, tries + 1));
-            return self.rest(now, self.config.look_interval);
-        };
-        tracing::debug!(from = %self.span, to = %intended.to, gain = intended.gain, "intend");
-        self.plans += usize::from(intended.steps > 1);
-        self.outputs.push_back(Output::Announce { moving_to: Some(intended.to) });
-        let settle = self.settle_time();
-        let until = now + settle + settle.mul_f64(self.random.unit() / 2.0);
-        self.state = State::Settling { intended, until };
+            self.rest(now, self.config.look_interval);
+        }
     }
 
     /// The others have heard of the intention, and theirs have come in.
     fn settle(&mut self, sight: &Sight, intended: Move, now: Time) {
         let (view, own, to) = (&sight.view, &own(&self.config, sight), intended.to);
         let rest = self.without_weaker(view, own, intended);
-        let mut stands = |view: &View| still_pays(view, own, self.span, intended, &mut self.random);
+        let stands = |view: &View| still_pays(view, own, self.span, to);
         if !stands(view) && !stands(&rest) {
-            tracing::debug!(to = %to, "give way");
-            self.outputs.push_back(Output::Announce { moving_to: None });
+            tracing::debug!(%to, "give way");
             return self.rest(now, self.config.look_interval);
         }
         if self.holds_both(to) {
-            self.state = State::Loading { to, alone: false };
-            self.outputs.push_back(Output::Load(to));
+            self.load(Way { to, then: None, planned: false }, false);
         } else {
-            self.state = State::Withdrawing { to, until: now + DRAIN_MAX };
-            self.outputs.push_back(Output::Withdraw { to: self.span.intersection(to) });
+            self.withdraw(to, now);
         }
     }
 
@@ -322,8 +425,11 @@ impl Mover {
     fn without_weaker(&self, view: &View, own: &Own<'_>, intended: Move) -> View {
         let mine = (intended.newly_served, intended.gain);
         let mut stripped = view.clone();
-        let new = |server: &super::ServedSpan| {
-            server.moving_to.is_some() && !self.known.contains(&(server.peer, server.moving_to))
+        let new = |server: &ServedSpan| {
+            server.moving_to.is_some()
+                && server.joined.is_none()
+                && view.agreed(server.peer).is_none()
+                && !self.known.contains(&(server.peer, server.moving_to))
         };
         for server in stripped.servers.iter_mut().filter(|server| new(server)) {
             server.moving_to = None;
@@ -341,65 +447,66 @@ impl Mover {
         kept
     }
 
-    /// The new span is loaded: serves it if nobody needs what is left.
-    fn go_over(&mut self, view: &View, to: Span, give_up: Time, now: Time) {
-        if view.keeps_what_is_left(self.span, to) {
-            self.serve(to, false, now);
-        } else if now >= give_up {
-            self.outputs.push_back(Output::Announce { moving_to: None });
-            self.outputs.push_back(Output::DropOld(to));
-            self.rest(now, MOVE_INTERVAL_MIN);
-        } else {
-            let until = now + self.about(READY_INTERVAL);
-            self.state = State::Ready { to, until, give_up };
+    /// Announces what has changed.
+    fn tell(&mut self, now: Time) {
+        let moving_to = match self.state {
+            State::Resting { .. } => None,
+            State::Settling { intended, .. } => Some(intended.to),
+            State::Proposing { .. } => self.own_part().map(Way::goal),
+            State::Joined { way, .. } | State::Loading { way, .. } | State::Ready { way, .. } => {
+                Some(way.goal())
+            }
+            State::Waiting { to, .. }
+            | State::Withdrawing { to, .. }
+            | State::Empty { to, .. }
+            | State::Extended { to, .. } => Some(to),
+            State::Draining { then, .. } => then,
+        };
+        let may_be_asked = matches!(self.state, State::Resting { .. })
+            && self.is_rested(now)
+            && self.failures == 0
+            && self.span.block_count() <= self.config.block_limit;
+        let held_max = if may_be_asked { self.config.held_max } else { 0 };
+        let joined = match self.state {
+            State::Joined { by, .. } => Some(by),
+            State::Proposing { .. } => moving_to.map(|_| self.config.peer),
+            State::Resting { .. }
+            | State::Settling { .. }
+            | State::Waiting { .. }
+            | State::Withdrawing { .. }
+            | State::Loading { .. }
+            | State::Empty { .. }
+            | State::Ready { .. }
+            | State::Draining { .. }
+            | State::Extended { .. } => None,
+        };
+        let intention = Intention { moving_to, held_max, proposal: self.proposal.clone(), joined };
+        if intention.moving_to.is_some() && intention.moving_to != self.told.moving_to {
+            self.intended = now;
         }
-    }
-
-    fn serve(&mut self, to: Span, alone: bool, now: Time) {
-        self.outputs.push_back(Output::Serve(to));
-        let old = std::mem::replace(&mut self.span, to);
-        self.settled = None;
-        self.failures = 0;
-        self.moved = Some(now);
-        if alone {
-            self.rest(now, self.config.look_interval);
-        } else {
-            self.state = State::Draining { old, until: now + DRAIN_MAX };
-        }
-    }
-
-    fn drained_before_load(&mut self, to: Span) {
-        self.outputs.push_back(Output::DropOld(self.span));
-        self.outputs.push_back(Output::Load(to));
-        self.state = State::Loading { to, alone: true };
-    }
-
-    fn drop_old(&mut self, old: Span, now: Time) {
-        self.outputs.push_back(Output::DropOld(old));
-        self.rest(now, self.config.look_interval);
-    }
-
-    fn load_failed(&mut self, to: Span, alone: bool, now: Time) {
-        let doubled = BACKOFF.saturating_mul(2u32.saturating_pow(self.failures)).min(BACKOFF_MAX);
-        self.failures += 1;
-        tracing::warn!(%to, failures = self.failures, "a span could not be loaded");
-        if alone {
-            // What was served before is on disk, so going back is the surest way to serve again.
-            let wait = if to == self.span { self.about(doubled) } else { Duration::ZERO };
-            self.state = State::Empty { to: self.span, until: now + wait };
-        } else {
-            self.outputs.push_back(Output::Announce { moving_to: None });
-            self.rest(now, doubled);
+        if intention != self.told {
+            self.told = intention.clone();
+            self.outputs.push_back(Output::Announce(intention));
         }
     }
 
     fn rest(&mut self, now: Time, about: Duration) {
+        self.end_proposal(now);
         self.state = State::Resting { until: now + self.about(about) };
+    }
+
+    fn is_rested(&self, now: Time) -> bool {
+        self.moved.is_none_or(|moved| now.since(moved) >= MOVE_INTERVAL_MIN)
     }
 
     /// How long an intention is announced; less where servers look more often than usual.
     fn settle_time(&self) -> Duration {
         SETTLE.min(self.config.look_interval / 3)
+    }
+
+    /// When to look again while something is under way.
+    fn soon(&mut self, now: Time) -> Time {
+        now + self.about(READY_INTERVAL.min(self.config.look_interval / 3))
     }
 
     /// Half to one and a half of a duration.

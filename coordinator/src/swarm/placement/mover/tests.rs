@@ -1,5 +1,7 @@
 //! The order in which a server moves, with views made by hand.
 
+mod agree;
+
 use super::super::ServedSpan;
 use super::*;
 
@@ -12,7 +14,9 @@ fn peer(name: u8) -> PeerId {
 }
 
 fn server(name: u8, start: u32, end: u32, rate: f64) -> ServedSpan {
-    ServedSpan { peer: peer(name), span: Some(span(start, end)), moving_to: None, rate }
+    let held_max = 2 * (end - start);
+    let (peer, span) = (peer(name), Some(span(start, end)));
+    ServedSpan { peer, span, moving_to: None, rate, held_max, joined: None }
 }
 
 /// A mover, its clock, and what it said.
@@ -32,7 +36,9 @@ impl Bench {
             look_interval: LOOK_INTERVAL,
             seed: 1,
         };
-        Self { mover: Mover::new(config, Time::START), now: Time::START }
+        let mut bench = Self { mover: Mover::new(config, Time::START), now: Time::START };
+        assert_eq!(bench.said(), [free(held_max)]);
+        bench
     }
 
     /// Lets its timer run out; what it says.
@@ -48,7 +54,10 @@ impl Bench {
     }
 
     fn see(&mut self, servers: &[ServedSpan]) -> Vec<Output> {
-        let view = View::new(8, servers.iter().copied());
+        self.see_view(View::new(8, servers.iter().copied()))
+    }
+
+    fn see_view(&mut self, view: View) -> Vec<Output> {
         let sight = Sight { view, rate: 50.0, missing_bytes: Vec::new(), bytes_per_second: 0.0 };
         self.hear(Input::Seen(sight))
     }
@@ -61,11 +70,25 @@ impl Bench {
     fn intend(&mut self, servers: &[ServedSpan]) -> Span {
         assert_eq!(self.wait(), [Output::Look]);
         let said = self.see(servers);
-        let [Output::Announce { moving_to: Some(to) }] = said[..] else {
+        let [Output::Announce(Intention { moving_to: Some(to), .. })] = said[..] else {
             panic!("no intention: {said:?}");
         };
         to
     }
+}
+
+/// That it stays, and may be asked to move.
+fn free(held_max: u32) -> Output {
+    Output::Announce(Intention { held_max, ..Intention::default() })
+}
+
+/// That it stays, and may not.
+fn busy() -> Output {
+    Output::Announce(Intention::default())
+}
+
+fn intends(output: &Output) -> bool {
+    matches!(output, Output::Announce(Intention { moving_to: Some(_), .. }))
 }
 
 fn weak_end() -> [ServedSpan; 2] {
@@ -76,14 +99,14 @@ fn weak_end() -> [ServedSpan; 2] {
 fn a_server_makes_the_new_before_it_breaks_the_old() {
     let mut bench = Bench::new(9, 8);
     let to = bench.intend(&weak_end());
-    assert!(!bench.mover.is_resting());
+    assert!(!bench.mover.is_resting(bench.now));
     assert_eq!(bench.wait(), [Output::Look]);
     assert_eq!(bench.see(&weak_end()), [Output::Load(to)]);
     assert_eq!(bench.hear(Input::Loaded), []);
     assert_eq!(bench.wait(), [Output::Look]);
     assert_eq!(bench.see(&weak_end()), [Output::Serve(to)]);
     assert_eq!(bench.hear(Input::Drained), [Output::DropOld(span(0, 4))]);
-    assert!(bench.mover.is_resting() && bench.mover.span() == to);
+    assert!(bench.mover.is_resting(bench.now) && bench.mover.span() == to);
 }
 
 #[test]
@@ -95,7 +118,7 @@ fn old_sessions_do_not_hold_a_server_for_ever() {
     bench.hear(Input::Loaded);
     bench.wait();
     assert_eq!(bench.see(&weak_end()), [Output::Serve(to)]);
-    assert_eq!(bench.wait(), [Output::DropOld(span(0, 4))]);
+    assert_eq!(bench.wait(), [Output::DropOld(span(0, 4)), free(8)]);
 }
 
 #[test]
@@ -116,7 +139,8 @@ fn a_server_that_serves_nothing_any_more_goes_back_when_the_load_fails() {
     bench.wait();
     bench.see(&weak_end());
     bench.hear(Input::Drained);
-    assert_eq!(bench.hear(Input::LoadFailed), []);
+    let back = Intention { moving_to: Some(span(0, 4)), ..Intention::default() };
+    assert_eq!(bench.hear(Input::LoadFailed), [Output::Announce(back)]);
     assert_eq!(bench.wait(), [Output::Load(span(0, 4))]);
     assert_eq!(bench.hear(Input::Loaded), [Output::Serve(span(0, 4))]);
 }
@@ -135,7 +159,7 @@ fn of_two_that_intend_the_same_exactly_one_goes_on() {
     let went = first.see(&see(4, Some(b)));
     let stayed = second.see(&see(3, Some(a)));
     assert_eq!(went, [Output::Load(a)]);
-    assert_eq!(stayed, [Output::Announce { moving_to: None }]);
+    assert_eq!(stayed, [free(8)]);
 }
 
 #[test]
@@ -154,7 +178,7 @@ fn a_loaded_span_waits_while_the_old_one_is_needed_and_is_given_up_in_the_end() 
             break said;
         }
     };
-    assert_eq!(said, [Output::Announce { moving_to: None }, Output::DropOld(to)]);
+    assert_eq!(said, [Output::DropOld(to), free(8)]);
     assert!(bench.now.elapsed() < LOOK_INTERVAL + SETTLE + READY_MAX * 3);
 }
 
@@ -166,7 +190,7 @@ fn failed_loads_are_tried_less_and_less_often() {
         bench.intend(&weak_end());
         bench.wait();
         bench.see(&weak_end());
-        assert_eq!(bench.hear(Input::LoadFailed), [Output::Announce { moving_to: None }]);
+        assert_eq!(bench.hear(Input::LoadFailed), [busy()]);
         waits.push(bench.mover.poll_timeout().unwrap().since(bench.now));
     }
     assert!(waits[5] > waits[0] * 4, "{waits:?}");
@@ -186,8 +210,9 @@ fn a_server_that_moved_stays_for_a_while() {
     // Now the start is weak.
     let weak_start = [server(1, 0, 4, 10.0), server(2, 4, 8, 100.0)];
     loop {
-        assert_eq!(bench.wait(), [Output::Look]);
-        if !bench.see(&weak_start).is_empty() {
+        assert_eq!(bench.wait()[0], Output::Look);
+        let said = bench.see(&weak_start);
+        if said.iter().any(intends) {
             break;
         }
     }
@@ -201,5 +226,5 @@ fn what_comes_unasked_is_ignored() {
     assert_eq!(bench.hear(Input::Loaded), []);
     assert_eq!(bench.hear(Input::Drained), []);
     assert_eq!(bench.hear(Input::LoadFailed), []);
-    assert!(bench.mover.is_resting());
+    assert!(bench.mover.is_resting(bench.now));
 }
