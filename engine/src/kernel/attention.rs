@@ -33,9 +33,10 @@ pub struct AttentionShape {
 /// The pages of one session in one block; page `index` has the positions from
 /// `index * PAGE_TOKENS` on.
 pub trait KvPages: Sync {
-    /// The keys of page `index`: `[kv_heads, PAGE_TOKENS, head_size]`.
+    /// The keys of page `index`: `[kv_heads, head_size, PAGE_TOKENS]`, so that the scores of a page
+    /// are computed side by side.
     fn keys(&self, index: usize) -> &[f32];
-    /// The values of page `index`, in the same layout.
+    /// The values of page `index`: `[kv_heads, PAGE_TOKENS, head_size]`.
     fn values(&self, index: usize) -> &[f32];
 }
 
@@ -165,36 +166,45 @@ impl<P> Copy for Kernel<'_, P> {}
 
 impl<P: KvPages> Kernel<'_, P> {
     /// Fills the outputs of a tile, which hold the weighted sums of values on the way.
-    fn attend(self, mut outputs: Vec<&mut [f32]>, place: Place) {
+    fn attend(self, outputs: Vec<&mut [f32]>, place: Place) {
         let head_size = self.shape.head_size;
         let group = self.shape.heads / self.shape.kv_heads;
-        let mut softmaxes = vec![Softmax::default(); outputs.len() * group];
-        outputs.iter_mut().for_each(|output| output.fill(0.0));
-        let (first, last) = (place.first_token, place.first_token + outputs.len() - 1);
-        let pages = self.seen(first).start / PAGE_TOKENS..self.seen(last).end.div_ceil(PAGE_TOKENS);
-        let page_head = place.kv_head * PAGE_TOKENS * head_size..;
-        for page in pages {
-            let keys = &self.pages.keys(page)[page_head.clone()][..PAGE_TOKENS * head_size];
-            let values = &self.pages.values(page)[page_head.clone()][..PAGE_TOKENS * head_size];
-            let tokens = outputs.iter_mut().zip(softmaxes.chunks_exact_mut(group));
-            for (token, (output, softmaxes)) in (first..).zip(tokens) {
-                let slots = slots(self.seen(token), page);
-                if slots.is_empty() {
-                    continue;
-                }
-                let first_head = token * self.shape.heads + place.kv_head * group;
-                let queries = &self.queries[first_head * head_size..][..group * head_size];
-                let heads = queries.chunks_exact(head_size).zip(output.chunks_exact_mut(head_size));
-                for ((query, sum), softmax) in heads.zip(softmaxes) {
-                    let query = PageQuery { query, keys, values, slots: slots.clone() };
-                    self.attend_page(query, softmax, sum);
-                }
-            }
+        let tokens = place.first_token..place.first_token + outputs.len();
+        let mut rows = Vec::with_capacity(outputs.len() * group);
+        for (token, output) in tokens.clone().zip(outputs) {
+            let first_head = token * self.shape.heads + place.kv_head * group;
+            let queries = &self.queries[first_head * head_size..][..group * head_size];
+            let heads = queries.chunks_exact(head_size).zip(output.chunks_exact_mut(head_size));
+            rows.extend(heads.map(|(query, sum)| Row::new(query, sum)));
         }
-        for (output, softmaxes) in outputs.iter_mut().zip(softmaxes.chunks_exact(group)) {
-            for (sum, softmax) in output.chunks_exact_mut(head_size).zip(softmaxes) {
-                sum.iter_mut().for_each(|value| *value /= softmax.total);
+        let last = self.seen(tokens.end - 1);
+        let pages = self.seen(tokens.start).start / PAGE_TOKENS..last.end.div_ceil(PAGE_TOKENS);
+        for page in pages {
+            self.attend_page(page, place, &mut rows);
+        }
+        rows.into_iter().for_each(Row::finish);
+    }
+
+    /// Lets the rows of a tile attend to a page: those that see the same of it together.
+    fn attend_page(&self, index: usize, place: Place, rows: &mut [Row<'_>]) {
+        let (head_size, group) = (self.shape.head_size, self.shape.heads / self.shape.kv_heads);
+        let side = PAGE_TOKENS * head_size;
+        let head = place.kv_head * side..;
+        let (keys, values) =
+            (&self.pages.keys(index)[head.clone()], &self.pages.values(index)[head]);
+        let page = PageHead { keys: &keys[..side], values: &values[..side] };
+        let slots_of = |row: usize| slots(self.seen(place.first_token + row / group), index);
+        let mut start = 0;
+        while start < rows.len() {
+            let slots = slots_of(start);
+            let mut end = start + group;
+            while end < rows.len() && slots_of(end) == slots {
+                end += group;
             }
+            if !slots.is_empty() {
+                self.attend_rows(page, slots, &mut rows[start..end]);
+            }
+            start = end;
         }
     }
 
@@ -204,27 +214,20 @@ impl<P: KvPages> Kernel<'_, P> {
         end.saturating_sub(self.shape.window.unwrap_or(end))..end
     }
 
-    fn attend_page(&self, query: PageQuery<'_>, softmax: &mut Softmax, sum: &mut [f32]) {
+    fn attend_rows(&self, page: PageHead<'_>, slots: Range<usize>, rows: &mut [Row<'_>]) {
         // Heads that fill no registers are in no model that we know of.
-        let fills_registers = sum.len().is_multiple_of(LANES);
         #[cfg(target_arch = "x86_64")]
-        let fills_wide_registers = sum.len().is_multiple_of(2 * LANES);
+        let fills = |lanes: usize| self.shape.head_size.is_multiple_of(lanes);
         match self.set {
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx512(avx512) if fills_wide_registers => {
-                avx512.attend(query, softmax, sum);
+            InstructionSet::Avx512(avx512) if fills(2 * LANES) => avx512.attend(page, slots, rows),
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx512(avx512) if fills(LANES) => {
+                avx512.avx2().attend(page, slots, rows);
             }
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx2(avx2) if fills_registers => avx2.attend(query, softmax, sum),
-            #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx512(avx512) if fills_registers => {
-                avx512.avx2().attend(query, softmax, sum);
-            }
-            #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx2(_) | InstructionSet::Avx512(_) => {
-                portable::attention::attend(query, softmax, sum);
-            }
-            InstructionSet::Portable => portable::attention::attend(query, softmax, sum),
+            InstructionSet::Avx2(avx2) if fills(LANES) => avx2.attend(page, slots, rows),
+            _ => portable::attention::attend(page, &slots, rows),
         }
     }
 }
@@ -236,15 +239,33 @@ fn slots(seen: Range<usize>, page: usize) -> Range<usize> {
     slot(seen.start)..slot(seen.end)
 }
 
-/// One head of one token, and what it may see of one page.
-pub(super) struct PageQuery<'a> {
-    pub(super) query: &'a [f32],
-    /// `[PAGE_TOKENS, head_size]`.
+/// One head of keys and values of a page.
+#[derive(Clone, Copy)]
+pub(super) struct PageHead<'a> {
+    /// `[head_size, PAGE_TOKENS]`.
     pub(super) keys: &'a [f32],
     /// `[PAGE_TOKENS, head_size]`.
     pub(super) values: &'a [f32],
-    /// The places that it sees; never empty.
-    pub(super) slots: Range<usize>,
+}
+
+/// One head of one token, on its way over the pages.
+pub(super) struct Row<'a> {
+    pub(super) query: &'a [f32],
+    /// The weighted values so far.
+    pub(super) sum: &'a mut [f32],
+    pub(super) softmax: Softmax,
+}
+
+impl<'a> Row<'a> {
+    fn new(query: &'a [f32], sum: &'a mut [f32]) -> Self {
+        sum.fill(0.0);
+        Self { query, sum, softmax: Softmax::default() }
+    }
+
+    fn finish(self) {
+        let total = add_up(self.softmax.totals);
+        self.sum.iter_mut().for_each(|value| *value /= total);
+    }
 }
 
 /// The running sums of one softmax.
@@ -252,19 +273,19 @@ pub(super) struct PageQuery<'a> {
 pub(super) struct Softmax {
     /// The largest score so far.
     maximum: f32,
-    /// The sum of the weights so far, relative to `maximum`.
-    pub(super) total: f32,
+    /// The sums of the weights so far, relative to `maximum`: one for each place of a page.
+    totals: [f32; PAGE_TOKENS],
 }
 
 impl Default for Softmax {
     fn default() -> Self {
-        Self { maximum: f32::NEG_INFINITY, total: 0.0 }
+        Self { maximum: f32::NEG_INFINITY, totals: [0.0; PAGE_TOKENS] }
     }
 }
 
 impl Softmax {
     /// Takes the dot products of one page and returns the weights of its places, relative to the
-    /// largest score so far, and the factor by which earlier weights have to shrink.
+    /// largest score so far, and the factor by which earlier weights have to shrink, if they have to.
     ///
     /// Places outside of `slots` weigh nothing.
     #[inline(always)]
@@ -273,32 +294,63 @@ impl Softmax {
         dots: [f32; PAGE_TOKENS],
         slots: &Range<usize>,
         head_size: usize,
-    ) -> ([f32; PAGE_TOKENS], f32) {
+    ) -> ([f32; PAGE_TOKENS], Option<f32>) {
         let scale = 1.0 / (head_size as f32).sqrt();
+        // Loops, since closures would be compiled on their own, without the caller's instructions.
         let mut scores = [f32::NEG_INFINITY; PAGE_TOKENS];
-        for slot in slots.clone() {
-            scores[slot] = dots[slot] * scale;
+        for (slot, (score, dot)) in scores.iter_mut().zip(dots).enumerate() {
+            let is_seen = (slot >= slots.start) & (slot < slots.end);
+            *score = if is_seen { dot * scale } else { f32::NEG_INFINITY };
         }
-        let maximum = scores.iter().copied().fold(self.maximum, f32::max);
-        // At the first page nothing has been summed, and the difference may be of two infinities.
-        let factor = if self.total == 0.0 { 0.0 } else { exponential(self.maximum - maximum) };
-        let mut weights = [0.0; PAGE_TOKENS];
-        for (weight, score) in weights.iter_mut().zip(scores) {
-            *weight = exponential(score - maximum);
+        // Without a branch for each place, which would be dearer than all of them.
+        let mut is_exceeded = false;
+        for score in scores {
+            is_exceeded |= score > self.maximum;
         }
-        let mut sums: [f32; LANES] =
-            std::array::from_fn(|lane| weights[lane] + weights[lane + LANES]);
-        let mut width = LANES / 2;
-        while width > 0 {
-            for lane in 0..width {
-                sums[lane] += sums[lane + width];
+        let mut factor = None;
+        if is_exceeded {
+            let maximum = greatest(scores).max(self.maximum);
+            // Before the first page it is minus infinity, which makes the factor zero.
+            let shrink = exponential(self.maximum - maximum);
+            for total in &mut self.totals {
+                *total *= shrink;
             }
-            width /= 2;
+            self.maximum = maximum;
+            factor = Some(shrink);
         }
-        self.total = self.total * factor + sums[0];
-        self.maximum = maximum;
+        let mut weights = [0.0; PAGE_TOKENS];
+        for ((weight, total), score) in weights.iter_mut().zip(&mut self.totals).zip(scores) {
+            *weight = exponential(score - self.maximum);
+            *total += *weight;
+        }
         (weights, factor)
     }
+}
+
+/// The largest of the numbers.
+#[inline(always)]
+fn greatest(mut lanes: [f32; PAGE_TOKENS]) -> f32 {
+    let mut width = PAGE_TOKENS / 2;
+    while width > 0 {
+        for lane in 0..width {
+            lanes[lane] = lanes[lane].max(lanes[lane + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// The sum: halves are added, then quarters, and so on.
+#[inline(always)]
+fn add_up(mut lanes: [f32; PAGE_TOKENS]) -> f32 {
+    let mut width = PAGE_TOKENS / 2;
+    while width > 0 {
+        for lane in 0..width {
+            lanes[lane] += lanes[lane + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
 }
 
 #[cfg(test)]

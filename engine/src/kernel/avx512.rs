@@ -8,7 +8,9 @@ mod products;
 mod quantized;
 mod unpack;
 
-use super::attention::{PageQuery, Softmax};
+use std::ops::Range;
+
+use super::attention::{PageHead, Row};
 use super::packed::dense::{self as packed_dense, Format, Tile, round_pairs};
 use super::packed::quantized::tokens::{TokenFactors, TokenTile, Unprepared, Words};
 use super::packed::quantized::{Panel, Sums};
@@ -39,10 +41,10 @@ impl Avx512 {
         self.0
     }
 
-    /// Lets one query attend to one page; a head is a multiple of 16 values.
-    pub(super) fn attend(self, query: PageQuery<'_>, softmax: &mut Softmax, sum: &mut [f32]) {
+    /// Lets some queries attend to the places in `slots` of one page; a head fills registers.
+    pub(super) fn attend(self, page: PageHead<'_>, slots: Range<usize>, rows: &mut [Row<'_>]) {
         // SAFETY: `self` exists only where the processor has the instructions.
-        unsafe { attention::attend(query, softmax, sum) }
+        unsafe { attention::attend(page, &slots, rows) }
     }
 
     /// Adds the products of `tile` to the sums of its tokens.

@@ -16,10 +16,12 @@ mod packed_quantized;
 mod quantized;
 mod super_quantized;
 
+use std::ops::Range;
+
 use umbel_shard::WeightType;
 
 use super::activation::{self, Factors, Integers, SuperIntegers};
-use super::attention::{PageQuery, Softmax};
+use super::attention::{PageHead, Row};
 use super::format::{BLOCK_VALUES, SUPER_VALUES};
 use super::matmul::Panel;
 use super::packed::dense::{self as panels, Format, Tile};
@@ -120,10 +122,10 @@ impl Avx2 {
         unsafe { gate_values(gate, up, output) }
     }
 
-    /// Lets one query attend to one page.
-    pub(super) fn attend(self, query: PageQuery<'_>, softmax: &mut Softmax, sum: &mut [f32]) {
+    /// Lets some queries attend to the places in `slots` of one page; a head fills registers.
+    pub(super) fn attend(self, page: PageHead<'_>, slots: Range<usize>, rows: &mut [Row<'_>]) {
         // SAFETY: `self` exists only where the processor has the instructions.
-        unsafe { attention::attend(query, softmax, sum) }
+        unsafe { attention::attend(page, &slots, rows) }
     }
 }
 

@@ -127,10 +127,16 @@ impl PageShape {
         self.kv_heads * PAGE_TOKENS * self.head_size
     }
 
-    /// Where `head` at place `slot` of a page lies in its keys, and in its values.
-    pub(crate) const fn slot(self, head: usize, slot: usize) -> Range<usize> {
+    /// Where `head` at place `slot` of a page lies in its values.
+    pub(crate) const fn value(self, head: usize, slot: usize) -> Range<usize> {
         let start = (head * PAGE_TOKENS + slot) * self.head_size;
         start..start + self.head_size
+    }
+
+    /// Where the first value of `head` at place `slot` of a page lies in its keys; the next are
+    /// [`PAGE_TOKENS`] behind each other.
+    pub(crate) const fn key(self, head: usize, slot: usize) -> usize {
+        head * self.head_size * PAGE_TOKENS + slot
     }
 }
 
@@ -142,7 +148,7 @@ pub(crate) struct BlockCache {
     pages: Vec<Page>,
 }
 
-/// Keys and values of [`PAGE_TOKENS`] positions, each `[kv_heads, PAGE_TOKENS, head_size]`.
+/// Keys and values of [`PAGE_TOKENS`] positions, as [`KvPages`] has them.
 #[derive(Debug)]
 struct Page {
     keys: Box<[f32]>,
@@ -164,9 +170,10 @@ impl BlockCache {
             self.grow_to(page + 1);
             for head in 0..self.shape.kv_heads {
                 let from = head * self.shape.head_size..(head + 1) * self.shape.head_size;
-                let to = self.shape.slot(head, slot);
-                self.pages[page].keys[to.clone()].copy_from_slice(&key[from.clone()]);
-                self.pages[page].values[to].copy_from_slice(&value[from]);
+                let Page { keys, values } = &mut self.pages[page];
+                values[self.shape.value(head, slot)].copy_from_slice(&value[from.clone()]);
+                let places = keys[self.shape.key(head, slot)..].iter_mut().step_by(PAGE_TOKENS);
+                places.zip(&key[from]).for_each(|(place, value)| *place = *value);
             }
         }
     }
@@ -212,10 +219,13 @@ mod tests {
         for position in 0..20 {
             let page = &cache.pages[position / PAGE_TOKENS];
             for head in 0..2 {
-                let start = (head * PAGE_TOKENS + position % PAGE_TOKENS) * 3;
-                let expected = &token(position)[head * 3..head * 3 + 3];
-                assert_eq!(&page.keys[start..start + 3], expected);
-                assert_eq!(page.values[start], -expected[0]);
+                let slot = position % PAGE_TOKENS;
+                let values = (head * PAGE_TOKENS + slot) * 3;
+                for index in 0..3 {
+                    let expected = token(position)[head * 3 + index];
+                    assert_eq!(page.keys[(head * 3 + index) * PAGE_TOKENS + slot], expected);
+                    assert_eq!(page.values[values + index], -expected);
+                }
             }
         }
     }

@@ -89,8 +89,9 @@ fn cache_bits(table: &mut KvTable) -> Vec<u32> {
         for position in 0..position {
             let (page, slot) = (position / PAGE_TOKENS, position % PAGE_TOKENS);
             for head in 0..shape.kv_heads {
-                found.extend(bits(&cache.keys(page)[shape.slot(head, slot)]));
-                found.extend(bits(&cache.values(page)[shape.slot(head, slot)]));
+                let keys = cache.keys(page)[shape.key(head, slot)..].iter().step_by(PAGE_TOKENS);
+                found.extend(keys.take(shape.head_size).map(|key| key.to_bits()));
+                found.extend(bits(&cache.values(page)[shape.value(head, slot)]));
             }
         }
     }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::Device;
-use crate::kernel::specimen::{Numbers, bits, instruction_sets};
+use crate::kernel::specimen::{Numbers, bits};
 
 /// Weights sum to 1 and values are at most 1, so this is in units of the result's largest value: the
 /// rounding of scores of some units, which the exponential multiplies, and of the sums.
@@ -22,32 +22,43 @@ struct Cache {
 impl Cache {
     /// `positions` random keys and values; what lies behind them on the last page is no number.
     fn random(shape: AttentionShape, positions: usize, numbers: &mut Numbers) -> Self {
-        let page = shape.kv_heads * PAGE_TOKENS * shape.head_size;
-        let mut side = || -> Vec<Vec<f32>> {
-            let pages = positions.div_ceil(PAGE_TOKENS);
-            let mut pages: Vec<_> = (0..pages).map(|_| vec![f32::NAN; page]).collect();
-            for position in 0..positions {
-                for head in 0..shape.kv_heads {
-                    let values = numbers.floats(shape.head_size);
-                    pages[position / PAGE_TOKENS][place(shape, head, position)]
-                        .copy_from_slice(&values);
-                }
+        let page = vec![f32::NAN; shape.kv_heads * PAGE_TOKENS * shape.head_size];
+        let pages = vec![page; positions.div_ceil(PAGE_TOKENS)];
+        let mut cache = Self { shape, keys: pages.clone(), values: pages };
+        for (position, head) in
+            (0..positions).flat_map(|at| (0..shape.kv_heads).map(move |head| (at, head)))
+        {
+            for index in 0..shape.head_size {
+                *cache.key_mut(head, position, index) = numbers.float();
+                let at = value_place(shape, head, position).start + index;
+                cache.values[position / PAGE_TOKENS][at] = numbers.float();
             }
-            pages
-        };
-        Self { shape, keys: side(), values: side() }
+        }
+        cache
     }
 
-    fn key(&self, head: usize, position: usize) -> &[f32] {
-        &self.keys[position / PAGE_TOKENS][place(self.shape, head, position)]
+    fn key(&self, head: usize, position: usize) -> Vec<f32> {
+        let page = &self.keys[position / PAGE_TOKENS];
+        (0..self.shape.head_size)
+            .map(|index| page[key_place(self.shape, head, position, index)])
+            .collect()
+    }
+
+    fn key_mut(&mut self, head: usize, position: usize, index: usize) -> &mut f32 {
+        &mut self.keys[position / PAGE_TOKENS][key_place(self.shape, head, position, index)]
     }
 
     fn value(&self, head: usize, position: usize) -> &[f32] {
-        &self.values[position / PAGE_TOKENS][place(self.shape, head, position)]
+        &self.values[position / PAGE_TOKENS][value_place(self.shape, head, position)]
     }
 }
 
-fn place(shape: AttentionShape, head: usize, position: usize) -> Range<usize> {
+/// Where value `index` of a key is.
+fn key_place(shape: AttentionShape, head: usize, position: usize, index: usize) -> usize {
+    (head * shape.head_size + index) * PAGE_TOKENS + position % PAGE_TOKENS
+}
+
+fn value_place(shape: AttentionShape, head: usize, position: usize) -> Range<usize> {
     let start = (head * PAGE_TOKENS + position % PAGE_TOKENS) * shape.head_size;
     start..start + shape.head_size
 }
@@ -77,7 +88,7 @@ fn obvious(cache: &Cache, query: &[f32], head: usize, position: usize) -> Vec<f6
     let first = (position + 1).saturating_sub(window.unwrap_or(usize::MAX));
     let score = |position: usize| {
         let key = cache.key(kv_head, position);
-        let dot: f64 = query.iter().zip(key).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum();
+        let dot: f64 = query.iter().zip(key).map(|(&q, k)| f64::from(q) * f64::from(k)).sum();
         (dot / (head_size as f64).sqrt()).exp()
     };
     let weights: Vec<f64> = (first..=position).map(score).collect();
@@ -116,7 +127,7 @@ fn attention_is_the_softmax_of_the_scores_for_any_heads_and_windows() {
                 let cache = Cache::random(shape, position + tokens, &mut numbers);
                 let queries: Vec<f32> =
                     numbers.floats(tokens * heads * head_size).iter().map(|q| q * 4.0).collect();
-                for set in instruction_sets() {
+                for set in InstructionSet::all() {
                     assert_as_obvious(set, &cache, &queries, position);
                 }
             }
@@ -131,7 +142,7 @@ fn sessions_that_attend_together_get_the_bits_of_each_alone() {
     let sessions = [(0, 1), (37, 9), (15, 1), (0, 30), (100, 1)];
     let caches = sessions.map(|(start, tokens)| Cache::random(shape, start + tokens, &mut numbers));
     let queries = sessions.map(|(_, tokens)| numbers.floats(tokens * 6 * 16));
-    for set in instruction_sets() {
+    for set in InstructionSet::all() {
         let all: Vec<_> = sessions.iter().zip(&caches).collect();
         let attending: Vec<_> = all
             .into_iter()
@@ -154,7 +165,7 @@ fn large_scores_do_not_overflow() {
     let cache = Cache::random(shape, 40, &mut numbers);
     for scale in [1e3, -1e3] {
         let queries: Vec<f32> = numbers.floats(8).iter().map(|query| query * scale).collect();
-        for set in instruction_sets() {
+        for set in InstructionSet::all() {
             let output = attend(set, &cache, &queries, 39);
             assert!(output.iter().all(|value| value.abs() <= 1.0), "{output:?}");
         }
@@ -165,8 +176,8 @@ fn large_scores_do_not_overflow() {
 fn what_is_no_number_shows() {
     let shape = AttentionShape { heads: 1, kv_heads: 1, head_size: 8, window: None };
     let mut cache = Cache::random(shape, 20, &mut Numbers(11));
-    cache.keys[0][place(shape, 0, 3)].fill(f32::NAN);
-    for set in instruction_sets() {
+    *cache.key_mut(0, 3, 5) = f32::NAN;
+    for set in InstructionSet::all() {
         assert!(attend(set, &cache, &[1.0; 8], 19).iter().all(|value| value.is_nan()));
         assert!(attend(set, &cache, &[1.0; 8], 2).iter().all(|value| value.is_finite()));
     }
@@ -178,7 +189,7 @@ proptest! {
 
     #[test]
     fn a_prompt_in_one_step_in_chunks_or_token_by_token_gives_the_same_bits(
-        set in proptest::sample::select(instruction_sets().to_vec()),
+        set in proptest::sample::select(InstructionSet::all()),
         group in 1usize..4,
         kv_heads in 1usize..4,
         head_size in proptest::sample::select(&[8, 20, 64]),

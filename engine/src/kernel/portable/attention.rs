@@ -1,36 +1,30 @@
-//! One query and one page.
+//! Some queries and one page.
 
-use crate::kernel::LANES;
-use crate::kernel::attention::{PAGE_TOKENS, PageQuery, Softmax};
+use std::ops::Range;
 
-/// Adds to `sum`, the weighted values so far, what the query sees of the page.
-pub(in crate::kernel) fn attend(query: PageQuery<'_>, softmax: &mut Softmax, sum: &mut [f32]) {
-    let head_size = sum.len();
-    let slot = |place: usize| place * head_size..(place + 1) * head_size;
-    let mut dots = [0.0; PAGE_TOKENS];
-    for place in query.slots.clone() {
-        dots[place] = dot(query.query, &query.keys[slot(place)]);
-    }
-    let (weights, factor) = softmax.update(dots, &query.slots, head_size);
-    sum.iter_mut().for_each(|sum| *sum *= factor);
-    for place in query.slots {
-        let values = &query.values[slot(place)];
-        sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += weights[place] * value);
+use crate::kernel::attention::{PAGE_TOKENS, PageHead, Row};
+
+/// Adds to the sum of each row the weighted values of the places in `slots`.
+pub(in crate::kernel) fn attend(page: PageHead<'_>, slots: &Range<usize>, rows: &mut [Row<'_>]) {
+    for row in rows {
+        let head_size = row.sum.len();
+        // A score depends on its own key alone, so those that nobody sees do no harm.
+        let (weights, factor) = row.softmax.update(dots(row.query, page.keys), slots, head_size);
+        if let Some(factor) = factor {
+            row.sum.iter_mut().for_each(|sum| *sum *= factor);
+        }
+        for slot in slots.clone() {
+            let (weight, values) = (weights[slot], &page.values[slot * head_size..][..head_size]);
+            row.sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += weight * value);
+        }
     }
 }
 
-/// [`LANES`] sums over every eighth value, added from the first to the last.
-fn dot(query: &[f32], key: &[f32]) -> f32 {
-    let (queries, query_rest) = query.as_chunks::<LANES>();
-    let (keys, key_rest) = key.as_chunks::<LANES>();
-    let mut sums = [0.0; LANES];
-    for (query, key) in queries.iter().zip(keys) {
-        for lane in 0..LANES {
-            sums[lane] += query[lane] * key[lane];
-        }
+/// The dot products of a query with all keys of a page.
+fn dots(query: &[f32], keys: &[f32]) -> [f32; PAGE_TOKENS] {
+    let mut dots = [0.0; PAGE_TOKENS];
+    for (query, keys) in query.iter().zip(keys.as_chunks::<PAGE_TOKENS>().0) {
+        dots.iter_mut().zip(keys).for_each(|(dot, key)| *dot += query * key);
     }
-    for ((sum, query), key) in sums.iter_mut().zip(query_rest).zip(key_rest) {
-        *sum += query * key;
-    }
-    sums.iter().sum()
+    dots
 }

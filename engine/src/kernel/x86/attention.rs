@@ -1,4 +1,4 @@
-//! One query and one page.
+//! Some queries and one page, 8 values a register.
 
 #[allow(clippy::wildcard_imports, reason = "intrinsics are named as the manual names them")]
 use std::arch::x86_64::*;
@@ -6,90 +6,127 @@ use std::ops::Range;
 
 use super::load;
 use crate::kernel::LANES;
-use crate::kernel::attention::{PAGE_TOKENS, PageQuery, Softmax};
+use crate::kernel::attention::{PAGE_TOKENS, PageHead, Row};
 
-/// Keys whose dot products are summed at once: their sums fill one register.
-const TILE_KEYS: usize = 8;
+/// Registers that the scores of a page fill.
+const STRIPS: usize = PAGE_TOKENS / LANES;
+
+/// Rows that share what is loaded of a page. With [`TILE_SUMS`] registers of each row's sum, as many
+/// of values, and one weight they fill 13 of 16 registers.
+const GROUP: usize = 2;
 
 /// Registers of a head's sum that are summed over a page at once.
 const TILE_SUMS: usize = 4;
 
-/// Adds to `sum`, the weighted values so far, what the query sees of the page.
+/// Adds to the sum of each row the weighted values of the places in `slots`.
 ///
-/// `sum` has whole registers: a multiple of 8 values.
+/// A head is a multiple of 8 values. The bits of a row do not depend on the rows beside it.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn attend(query: PageQuery<'_>, softmax: &mut Softmax, sum: &mut [f32]) {
-    let (octets, head_size) = (sum.len() / LANES, sum.len());
-    let (queries, _) = query.query.as_chunks::<LANES>();
-    let (keys, values) = (query.keys.as_chunks::<LANES>().0, query.values.as_chunks::<LANES>().0);
-    let mut dots = [0.0; PAGE_TOKENS];
-    for (tile, dots) in dots.as_chunks_mut::<TILE_KEYS>().0.iter_mut().enumerate() {
-        let start = tile * TILE_KEYS;
-        // A score depends on its own key alone, so those that nobody sees do no harm.
-        if start < query.slots.end && query.slots.start < start + TILE_KEYS {
-            let keys = &keys[start * octets..][..TILE_KEYS * octets];
-            load::store(dots, tile_dots(queries, keys));
+pub(super) fn attend(page: PageHead<'_>, slots: &Range<usize>, rows: &mut [Row<'_>]) {
+    let (groups, rest) = rows.as_chunks_mut::<GROUP>();
+    groups.iter_mut().for_each(|rows| group(page, slots, rows));
+    let (alone, _) = rest.as_chunks_mut::<1>();
+    alone.iter_mut().for_each(|rows| group(page, slots, rows));
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn group<const ROWS: usize>(page: PageHead<'_>, slots: &Range<usize>, rows: &mut [Row<'_>; ROWS]) {
+    let head_size = rows[0].sum.len();
+    // A score depends on its own key alone, so those that nobody sees do no harm.
+    let dots = dots(page.keys.as_chunks::<PAGE_TOKENS>().0, rows);
+    let mut weights = [[0.0; PAGE_TOKENS]; ROWS];
+    for ((row, weights), dots) in rows.iter_mut().zip(&mut weights).zip(dots) {
+        let mut scores = [0.0; PAGE_TOKENS];
+        for (scores, dots) in scores.as_chunks_mut::<LANES>().0.iter_mut().zip(dots) {
+            load::store(scores, dots);
+        }
+        let (row_weights, factor) = row.softmax.update(scores, slots, head_size);
+        *weights = row_weights;
+        if let Some(factor) = factor {
+            for sum in row.sum.iter_mut() {
+                *sum *= factor;
+            }
         }
     }
-    let (weights, factor) = softmax.update(dots, &query.slots, head_size);
-    let (tiles, rest) = sum.as_chunks_mut::<LANES>().0.as_chunks_mut::<TILE_SUMS>();
-    let rest_start = tiles.len() * TILE_SUMS;
-    for (tile, sums) in tiles.iter_mut().enumerate() {
-        let values = &values[tile * TILE_SUMS..];
-        add_values(sums, factor, &weights, &query.slots, values, octets);
+    let (parts, values) = (head_size / LANES, page.values.as_chunks::<LANES>().0);
+    let rest = parts - parts % TILE_SUMS;
+    for first in (0..rest).step_by(TILE_SUMS) {
+        add_values::<ROWS, TILE_SUMS>(rows, &weights, slots, values, first);
     }
-    for (index, sum) in rest.iter_mut().enumerate() {
-        let values = &values[rest_start + index..];
-        add_values(std::array::from_mut(sum), factor, &weights, &query.slots, values, octets);
+    for part in rest..parts {
+        add_values::<ROWS, 1>(rows, &weights, slots, values, part);
     }
 }
 
-/// The dot products of a query with 8 keys.
+/// The dot products of the rows' queries with all keys of a page, which lie side by side.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn tile_dots(query: &[[f32; LANES]], keys: &[[f32; LANES]]) -> __m256 {
-    let octets = query.len();
-    let mut sums = [_mm256_setzero_ps(); TILE_KEYS];
-    for (octet, query) in query.iter().enumerate() {
-        let query = load::floats(query);
-        for (key, sum) in sums.iter_mut().enumerate() {
-            *sum = _mm256_fmadd_ps(query, load::floats(&keys[key * octets + octet]), *sum);
+fn dots<const ROWS: usize>(
+    keys: &[[f32; PAGE_TOKENS]],
+    rows: &[Row<'_>; ROWS],
+) -> [[__m256; STRIPS]; ROWS] {
+    // Two sums for each score, so that those of one row do not wait for each other too long.
+    let mut sums = [[[_mm256_setzero_ps(); STRIPS]; 2]; ROWS];
+    let keys = keys.as_chunks::<2>().0;
+    let mut queries = [&[][..]; ROWS];
+    for (queries, row) in queries.iter_mut().zip(rows) {
+        *queries = &row.query.as_chunks::<2>().0[..keys.len()];
+    }
+    for (index, keys) in keys.iter().enumerate() {
+        for (half, keys) in keys.iter().enumerate() {
+            let keys = keys.as_chunks::<LANES>().0;
+            for (sums, queries) in sums.iter_mut().zip(&queries) {
+                let query = _mm256_set1_ps(queries[index][half]);
+                for (sum, keys) in sums[half].iter_mut().zip(keys) {
+                    *sum = _mm256_fmadd_ps(query, load::floats(keys), *sum);
+                }
+            }
         }
     }
-    // Neighbours, then quarters, then halves are added, for all keys alike.
-    let [a, b, c, d, e, f, g, h] = sums;
-    let first = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
-    let second = _mm256_hadd_ps(_mm256_hadd_ps(e, f), _mm256_hadd_ps(g, h));
-    let lower = _mm256_permute2f128_ps::<0x20>(first, second);
-    let upper = _mm256_permute2f128_ps::<0x31>(first, second);
-    _mm256_add_ps(lower, upper)
+    let mut dots = [[_mm256_setzero_ps(); STRIPS]; ROWS];
+    for (dots, [even, odd]) in dots.iter_mut().zip(sums) {
+        for ((dot, even), odd) in dots.iter_mut().zip(even).zip(odd) {
+            *dot = _mm256_add_ps(even, odd);
+        }
+    }
+    dots
 }
 
-/// Shrinks `sums` by `factor` and adds the weighted values of the places in `slots`;
-/// `values` begins with the first place's part for these sums, and a place has `octets` parts.
+/// Adds the weighted values of the places in `slots`: `SUMS` registers of each row, from `first` on.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn add_values<const N: usize>(
-    sums: &mut [[f32; LANES]; N],
-    factor: f32,
-    weights: &[f32; PAGE_TOKENS],
+fn add_values<const ROWS: usize, const SUMS: usize>(
+    rows: &mut [Row<'_>; ROWS],
+    weights: &[[f32; PAGE_TOKENS]; ROWS],
     slots: &Range<usize>,
     values: &[[f32; LANES]],
-    octets: usize,
+    first: usize,
 ) {
-    let factor = _mm256_set1_ps(factor);
-    let mut registers = [_mm256_setzero_ps(); N];
-    for (register, sum) in registers.iter_mut().zip(sums.iter()) {
-        *register = _mm256_mul_ps(load::floats(sum), factor);
-    }
-    for slot in slots.clone() {
-        let weight = _mm256_set1_ps(weights[slot]);
-        let values = &values[slot * octets..][..N];
-        for (register, value) in registers.iter_mut().zip(values) {
-            *register = _mm256_fmadd_ps(weight, load::floats(value), *register);
+    let parts = values.len() / PAGE_TOKENS;
+    let mut registers = [[_mm256_setzero_ps(); SUMS]; ROWS];
+    for (registers, row) in registers.iter_mut().zip(rows.iter()) {
+        let sums = &row.sum.as_chunks::<LANES>().0[first..first + SUMS];
+        for (register, sum) in registers.iter_mut().zip(sums) {
+            *register = load::floats(sum);
         }
     }
-    for (sum, register) in sums.iter_mut().zip(registers) {
-        load::store(sum, register);
+    for slot in slots.clone() {
+        let mut loaded = [_mm256_setzero_ps(); SUMS];
+        for (loaded, values) in loaded.iter_mut().zip(&values[slot * parts + first..][..SUMS]) {
+            *loaded = load::floats(values);
+        }
+        for (registers, weights) in registers.iter_mut().zip(weights) {
+            let weight = _mm256_set1_ps(weights[slot]);
+            for (register, values) in registers.iter_mut().zip(loaded) {
+                *register = _mm256_fmadd_ps(weight, values, *register);
+            }
+        }
+    }
+    for (registers, row) in registers.iter().zip(rows.iter_mut()) {
+        let sums = &mut row.sum.as_chunks_mut::<LANES>().0[first..first + SUMS];
+        for (sum, register) in sums.iter_mut().zip(registers) {
+            load::store(sum, *register);
+        }
     }
 }

@@ -1,0 +1,98 @@
+//! How long the passes of a whole model take, without clients and network beside them:
+//! `cargo run --release -p umbel-engine --example passes -- MODEL 1,8,32` reads prompts of 128 and 512
+//! tokens, and takes the numbers of sessions that then share a pass. Each of those decodes at a
+//! context of 64 tokens. The shortest of several passes is printed: it is the one that other work on
+//! the machine has disturbed least.
+
+#![allow(clippy::print_stdout, reason = "what it measures is what it is for")]
+
+use std::error::Error;
+use std::time::{Duration, Instant};
+
+use umbel_engine::{HiddenStates, HostedSpan, KvArena, KvTable};
+use umbel_protocol::Span;
+use umbel_shard::{Cache, Model, ModelConfig, ModelSource, Part, PartsNeeded, Silent};
+
+/// Tokens of the prompts.
+const PROMPTS: [usize; 2] = [128, 512];
+
+/// Passes of each prompt.
+const PROMPT_PASSES: usize = 8;
+
+/// Tokens in each cache before a step of one token.
+const CONTEXT: usize = 64;
+
+/// Passes of each number of sessions.
+const PASSES: usize = 40;
+
+type Outcome<T> = Result<T, Box<dyn Error>>;
+
+fn main() -> Outcome<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [model, sessions] = arguments.as_slice() else {
+        return Err("a model and numbers of sessions, as smollm2-135m 1,8,32".into());
+    };
+    let cache = Cache::new(std::env::temp_dir().join("umbel-passes"));
+    let model =
+        Model::open(&ModelSource::parse(model)?, &cache, PartsNeeded::everything(), &Silent)?;
+    let config = model.config();
+    let span = Span::new(0, config.block_count)?;
+    let hosted = HostedSpan::load(config, &model.weights(Part::Blocks(span))?, span)?;
+    for tokens in PROMPTS {
+        let shortest = read_prompt(&hosted, config, tokens)?;
+        let (ms, rate) = (shortest.as_secs_f64() * 1e3, tokens as f64 / shortest.as_secs_f64());
+        println!("prompt of {tokens:>4}: {ms:>8.2} ms, {rate:>7.1} tokens/s");
+    }
+    let mut first = None;
+    for count in sessions.split(',') {
+        let count: usize = count.parse()?;
+        let shortest = decode(&hosted, config, count)?;
+        let (ms, rate) = (shortest.as_secs_f64() * 1e3, count as f64 / shortest.as_secs_f64());
+        let of_first = rate / *first.get_or_insert(rate);
+        println!(
+            "{count:>5} sessions: {ms:>8.2} ms, {rate:>7.1} tokens/s, {of_first:.2} of the first"
+        );
+    }
+    Ok(())
+}
+
+fn read_prompt(hosted: &HostedSpan, config: &ModelConfig, tokens: usize) -> Outcome<Duration> {
+    let arena = KvArena::new(config, hosted.span(), tokens);
+    let input = hidden(tokens, config.hidden_size)?;
+    let mut shortest = Duration::MAX;
+    for _ in 0..PROMPT_PASSES {
+        let mut table = arena.open(hosted.span(), tokens)?;
+        let started = Instant::now();
+        hosted.forward(&mut table, &input)?;
+        shortest = shortest.min(started.elapsed());
+    }
+    Ok(shortest)
+}
+
+fn decode(hosted: &HostedSpan, config: &ModelConfig, count: usize) -> Outcome<Duration> {
+    let span = hosted.span();
+    let arena = KvArena::new(config, span, count * (CONTEXT + PASSES + 16));
+    let open = || -> Outcome<KvTable> {
+        let mut table = arena.open(span, CONTEXT + PASSES)?;
+        hosted.forward(&mut table, &hidden(CONTEXT, config.hidden_size)?)?;
+        Ok(table)
+    };
+    let mut tables = (0..count).map(|_| open()).collect::<Outcome<Vec<_>>>()?;
+    let input = hidden(1, config.hidden_size)?;
+    let mut shortest = Duration::MAX;
+    for _ in 0..PASSES {
+        let mut batch: Vec<_> = tables.iter_mut().map(|table| (table, &input)).collect();
+        let started = Instant::now();
+        for result in hosted.forward_batch(&mut batch) {
+            result?;
+        }
+        shortest = shortest.min(started.elapsed());
+    }
+    Ok(shortest)
+}
+
+/// Small and uneven, as hidden states are.
+fn hidden(tokens: usize, hidden_size: usize) -> Outcome<HiddenStates> {
+    let values = (0..tokens * hidden_size).map(|i| ((i % 97) as f32 - 48.0) / 97.0).collect();
+    Ok(HiddenStates::from_values(values, hidden_size)?)
+}
