@@ -1,6 +1,6 @@
 //! How long the passes of a whole model take, without clients and network beside them:
-//! `cargo run --release -p umbel-engine --example passes -- MODEL 1,8,32` reads prompts of 128 and 512
-//! tokens, and takes the numbers of sessions that then share a pass. Each of those decodes at a
+//! `cargo run --release -p umbel-engine --example passes -- MODEL 128,512 1,8,32` reads prompts of so
+//! many tokens, and then takes numbers of sessions that share a pass. Each of those decodes at a
 //! context of 64 tokens. The shortest of several passes is printed: it is the one that other work on
 //! the machine has disturbed least.
 
@@ -12,9 +12,6 @@ use std::time::{Duration, Instant};
 use umbel_engine::{HiddenStates, HostedSpan, KvArena, KvTable};
 use umbel_protocol::Span;
 use umbel_shard::{Cache, Model, ModelConfig, ModelSource, Part, PartsNeeded, Silent};
-
-/// Tokens of the prompts.
-const PROMPTS: [usize; 2] = [128, 512];
 
 /// Passes of each prompt.
 const PROMPT_PASSES: usize = 8;
@@ -29,8 +26,8 @@ type Outcome<T> = Result<T, Box<dyn Error>>;
 
 fn main() -> Outcome<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [model, sessions] = arguments.as_slice() else {
-        return Err("a model and numbers of sessions, as smollm2-135m 1,8,32".into());
+    let [model, prompts, sessions] = arguments.as_slice() else {
+        return Err("MODEL PROMPTS SESSIONS, as smollm2-135m 128,512 1,8,32".into());
     };
     let cache = Cache::new(std::env::temp_dir().join("umbel-passes"));
     let model =
@@ -38,13 +35,14 @@ fn main() -> Outcome<()> {
     let config = model.config();
     let span = Span::new(0, config.block_count)?;
     let hosted = HostedSpan::load(config, &model.weights(Part::Blocks(span))?, span)?;
-    for tokens in PROMPTS {
+    for tokens in prompts.split_terminator(',') {
+        let tokens: usize = tokens.parse()?;
         let shortest = read_prompt(&hosted, config, tokens)?;
         let (ms, rate) = (shortest.as_secs_f64() * 1e3, tokens as f64 / shortest.as_secs_f64());
         println!("prompt of {tokens:>4}: {ms:>8.2} ms, {rate:>7.1} tokens/s");
     }
     let mut first = None;
-    for count in sessions.split(',') {
+    for count in sessions.split_terminator(',') {
         let count: usize = count.parse()?;
         let shortest = decode(&hosted, config, count)?;
         let (ms, rate) = (shortest.as_secs_f64() * 1e3, count as f64 / shortest.as_secs_f64());

@@ -6,6 +6,7 @@
 
 pub(crate) mod attention;
 pub(crate) mod linear;
+pub(crate) mod residual;
 pub(crate) mod rms_norm;
 pub(crate) mod rotary;
 pub(crate) mod swiglu;

@@ -38,7 +38,10 @@ pub fn swiglu_with(set: InstructionSet, gate: &[f32], up: &[f32], output: &mut [
 /// Where the slices differ in length.
 pub fn add(values: &mut [f32], other: &[f32]) {
     assert_eq!(values.len(), other.len(), "one value is added to each");
-    values.iter_mut().zip(other).for_each(|(value, other)| *value += other);
+    let shares = values.chunks_mut(PARALLEL_WORK_MIN).zip(other.chunks(PARALLEL_WORK_MIN));
+    parallel::for_each(shares, |(values, other)| {
+        values.iter_mut().zip(other).for_each(|(value, other)| *value += other);
+    });
 }
 
 /// One thread's share of [`swiglu`].

@@ -18,6 +18,7 @@ use crate::checkpoint::{Checkpoint, LoadTensorError};
 use crate::kernel::{AttentionShape, RopeTable};
 use crate::operation::attention::attend;
 use crate::operation::linear::Linear;
+use crate::operation::residual;
 use crate::operation::rms_norm::RmsNorm;
 use crate::operation::rotary::Rotary;
 use crate::operation::swiglu::swiglu;
@@ -170,8 +171,8 @@ impl<A> LlamaBlock<A> {
 impl<A: SelfAttention> Block for LlamaBlock<A> {
     fn forward(&self, input: &Tensor, pass: &mut Pass<'_>) -> candle_core::Result<Tensor> {
         let normed = self.input_layernorm.forward(input)?;
-        let hidden = (input + self.self_attn.forward(&normed, pass)?)?;
+        let hidden = residual::add(self.self_attn.forward(&normed, pass)?, input)?;
         let normed = self.post_attention_layernorm.forward(&hidden)?;
-        &hidden + self.mlp.forward(&normed)?
+        residual::add(self.mlp.forward(&normed)?, &hidden)
     }
 }
