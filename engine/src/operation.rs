@@ -25,6 +25,17 @@ fn values<'a>(
     Ok(&storage.as_slice::<f32>()?[start..end])
 }
 
+/// As [`values`], to be changed in their place.
+fn values_mut<'a>(
+    operation: &'static str,
+    storage: &'a mut CpuStorage,
+    layout: &Layout,
+) -> Result<&'a mut [f32]> {
+    let count = values(operation, storage, layout)?.len();
+    let CpuStorage::F32(values) = storage else { unreachable!("its values were read as binary32") };
+    Ok(&mut values[layout.start_offset()..][..count])
+}
+
 /// Checks that each row of a tensor has `columns` values, and says how many rows there are.
 fn rows_of(operation: &'static str, layout: &Layout, columns: usize) -> Result<usize> {
     match *layout.dims() {

@@ -14,8 +14,8 @@ use super::attention::{PageHead, Row};
 use super::packed::dense::{self as packed_dense, Format, Tile, round_pairs};
 use super::packed::quantized::tokens::{TokenFactors, TokenTile, Unprepared, Words};
 use super::packed::quantized::{Panel, Sums};
-use super::portable;
 use super::x86::Avx2;
+use super::{portable, swiglu};
 use crate::limits::Unit;
 
 /// Proof that this processor has AVX-512 with BF16 and VNNI, and all of [`Avx2`]: there is no other
@@ -45,6 +45,12 @@ impl Avx512 {
     pub(super) fn attend(self, page: PageHead<'_>, slots: Range<usize>, rows: &mut [Row<'_>]) {
         // SAFETY: `self` exists only where the processor has the instructions.
         unsafe { attention::attend(page, &slots, rows) }
+    }
+
+    /// As [`swiglu::gate`].
+    pub(super) fn gate(self, gate: &mut [f32], up: &[f32]) {
+        // SAFETY: `self` exists only where the processor has the instructions.
+        unsafe { gate_values(gate, up) }
     }
 
     /// Adds the products of `tile` to the sums of its tokens.
@@ -98,6 +104,11 @@ impl Avx512 {
         // SAFETY: `self` exists only where the processor has the instructions.
         unsafe { prepare_tokens(tile, words, factors) }
     }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn gate_values(gate: &mut [f32], up: &[f32]) {
+    swiglu::gate(gate, up);
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]

@@ -9,13 +9,18 @@ mod pages;
 pub(super) mod quantized;
 
 use std::fmt;
+use std::ops::Range;
 
 use umbel_shard::Weight;
 
 use self::dense::DenseMatrix;
+use self::outputs::Outputs;
 pub(super) use self::pages::Pages;
 use self::quantized::QuantizedMatrix;
-use super::InstructionSet;
+use super::{InstructionSet, PARALLEL_WORK_MIN, parallel};
+
+/// Shares of the panels for each thread: threads are rarely equally fast.
+const SHARES_PER_THREAD: usize = 4;
 
 /// A weight matrix `[rows, columns]` that is ready to be multiplied.
 pub struct PackedMatrix {
@@ -83,9 +88,92 @@ impl PackedMatrix {
     /// # Panics
     /// Where the sizes do not fit each other: shapes are checked when a model is loaded.
     pub fn multiply(&self, arithmetic: Arithmetic, input: &[f32], output: &mut [f32]) {
-        match &self.layout {
-            Layout::Dense(dense) => dense.multiply(arithmetic, input, output),
-            Layout::Quantized(matrix) => matrix.multiply(arithmetic, input, output),
+        assert_eq!(
+            output.len(),
+            self.tokens(input) * self.rows,
+            "an output for each row and token"
+        );
+        multiply_all(&[self], arithmetic, input, &[Outputs::new(output, self.rows)]);
+    }
+
+    /// The products of `input` with each of `matrices`, which have the same number of columns: what
+    /// `multiply` gives for each, but the activations are prepared once and all threads are busy with
+    /// all matrices.
+    ///
+    /// # Panics
+    /// As [`PackedMatrix::multiply`].
+    #[must_use]
+    pub fn products<const N: usize>(
+        matrices: [&Self; N],
+        arithmetic: Arithmetic,
+        input: &[f32],
+    ) -> [Vec<f32>; N] {
+        let mut products = matrices.map(|of| Vec::with_capacity(of.tokens(input) * of.rows));
+        let places = products.iter_mut().zip(matrices);
+        let outputs: Vec<_> = places
+            .map(|(product, of)| Outputs::spare(product, of.tokens(input), of.rows))
+            .collect();
+        multiply_all(&matrices, arithmetic, input, &outputs);
+        drop(outputs);
+        for (product, of) in products.iter_mut().zip(matrices) {
+            #[allow(
+                unsafe_code,
+                reason = "zeros that are overwritten at once cost a tenth of a pass"
+            )]
+            // SAFETY: there is room for that many, and every row of every token has been written.
+            unsafe {
+                product.set_len(of.tokens(input) * of.rows);
+            }
+        }
+        products
+    }
+
+    fn tokens(&self, input: &[f32]) -> usize {
+        let tokens = input.len() / self.columns;
+        assert_eq!(input.len(), tokens * self.columns, "the input has whole rows");
+        tokens
+    }
+}
+
+/// Cuts the panels of several matrices, so many of each, into shares of about one size: the index of a
+/// matrix, and some of its panels. A panel takes `panel_work` multiplications.
+fn shares(
+    panels: impl ExactSizeIterator<Item = usize> + Clone,
+    panel_work: usize,
+) -> impl Iterator<Item = (usize, Range<usize>)> {
+    let enough = PARALLEL_WORK_MIN.div_ceil(panel_work);
+    let shares = parallel::thread_count() * SHARES_PER_THREAD;
+    let share = enough.max(panels.clone().sum::<usize>().div_ceil(shares));
+    panels.enumerate().flat_map(move |(matrix, count)| {
+        let starts = (0..count).step_by(share);
+        starts.map(move |start| (matrix, start..count.min(start + share)))
+    })
+}
+
+/// Writes every row of every token of each of `outputs`: the products of `input` with the matrix in
+/// the same place.
+fn multiply_all(
+    matrices: &[&PackedMatrix],
+    arithmetic: Arithmetic,
+    input: &[f32],
+    outputs: &[Outputs<'_>],
+) {
+    let dense = matrices.iter().filter_map(|matrix| match &matrix.layout {
+        Layout::Dense(dense) => Some(dense),
+        Layout::Quantized(_) => None,
+    });
+    let quantized = matrices.iter().filter_map(|matrix| match &matrix.layout {
+        Layout::Dense(_) => None,
+        Layout::Quantized(quantized) => Some(quantized),
+    });
+    let (dense, quantized): (Vec<_>, Vec<_>) = (dense.collect(), quantized.collect());
+    if quantized.is_empty() && dense.windows(2).all(|pair| pair[0].shares_inputs(pair[1])) {
+        dense::multiply(&dense, arithmetic, input, outputs);
+    } else if dense.is_empty() && quantized.windows(2).all(|pair| pair[0].shares_tokens(pair[1])) {
+        quantized::multiply(&quantized, arithmetic, input, outputs);
+    } else {
+        for (matrix, output) in matrices.iter().zip(outputs) {
+            multiply_all(&[matrix], arithmetic, input, std::slice::from_ref(output));
         }
     }
 }
@@ -94,5 +182,54 @@ impl fmt::Debug for PackedMatrix {
     /// The shape; never a value.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "PackedMatrix({} x {})", self.rows, self.columns)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::specimen::{Numbers, bits, weights};
+    use umbel_shard::WeightType;
+
+    const COLUMNS: usize = 256;
+
+    fn pack(
+        set: InstructionSet,
+        kind: WeightType,
+        rows: usize,
+        numbers: &mut Numbers,
+    ) -> PackedMatrix {
+        let bytes = weights(kind, rows * COLUMNS, numbers);
+        PackedMatrix::pack_for(set, &Weight::new(kind, vec![rows, COLUMNS], &bytes[..]).unwrap())
+    }
+
+    /// Matrices of one type and of several, with rows that fill no panel.
+    #[test]
+    fn products_that_are_computed_together_have_the_bits_of_each_alone() {
+        let mut numbers = Numbers(21);
+        for set in InstructionSet::all() {
+            for kinds in [
+                [WeightType::F32; 3],
+                [WeightType::BF16; 3],
+                [WeightType::Q4_1; 3],
+                [WeightType::Q4K, WeightType::Q4K, WeightType::Q6K],
+                [WeightType::F16, WeightType::Q8_0, WeightType::F16],
+            ] {
+                let [a, b, c] = kinds;
+                let [a, b, c] = [(a, 70), (b, 9), (c, 33)]
+                    .map(|(kind, rows)| pack(set, kind, rows, &mut numbers));
+                for tokens in [0, 1, 3, 40] {
+                    let input = numbers.floats(tokens * COLUMNS);
+                    for arithmetic in [Arithmetic::Usual, Arithmetic::Fast, Arithmetic::Exact] {
+                        let together = PackedMatrix::products([&a, &b, &c], arithmetic, &input);
+                        for (matrix, together) in [&a, &b, &c].into_iter().zip(together) {
+                            let mut alone = vec![f32::NAN; tokens * matrix.rows()];
+                            matrix.multiply(arithmetic, &input, &mut alone);
+                            assert_eq!(bits(&together), bits(&alone), "{kinds:?}, {tokens} tokens");
+                        }
+                    }
+                }
+            }
+        }
     }
 }

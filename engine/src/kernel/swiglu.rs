@@ -6,29 +6,28 @@ use super::{InstructionSet, PARALLEL_WORK_MIN, parallel};
 /// A value costs about as much as this many multiplications: an exponential and a division.
 const VALUE_WORK: usize = 16;
 
-/// `output = silu(gate) * up`, where `silu(x) = x / (1 + e^-x)`: the gate of the MLP of Llama
+/// `gate = silu(gate) * up`, where `silu(x) = x / (1 + e^-x)`: the gate of the MLP of Llama
 /// (Shazeer 2020, <https://arxiv.org/abs/2002.05202>).
 ///
 /// # Panics
 /// Where the slices differ in length.
-pub fn swiglu(gate: &[f32], up: &[f32], output: &mut [f32]) {
-    swiglu_with(InstructionSet::detected(), gate, up, output);
+pub fn swiglu(gate: &mut [f32], up: &[f32]) {
+    swiglu_with(InstructionSet::detected(), gate, up);
 }
 
 /// As [`swiglu`], with the instructions of `set`. All sets give the same bits.
 ///
 /// # Panics
 /// Where the slices differ in length.
-pub fn swiglu_with(set: InstructionSet, gate: &[f32], up: &[f32], output: &mut [f32]) {
-    assert!(gate.len() == up.len() && up.len() == output.len(), "one gate for each value");
+pub fn swiglu_with(set: InstructionSet, gate: &mut [f32], up: &[f32]) {
+    assert_eq!(gate.len(), up.len(), "one gate for each value");
     let share = PARALLEL_WORK_MIN / VALUE_WORK;
-    let shares = output.chunks_mut(share).zip(gate.chunks(share)).zip(up.chunks(share));
-    parallel::for_each(shares, |((output, gate), up)| match set {
-        InstructionSet::Portable => self::gate(gate, up, output),
+    parallel::for_each(gate.chunks_mut(share).zip(up.chunks(share)), |(gate, up)| match set {
+        InstructionSet::Portable => self::gate(gate, up),
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx2(avx2) => avx2.gate(gate, up, output),
+        InstructionSet::Avx2(avx2) => avx2.gate(gate, up),
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx512(avx512) => avx512.avx2().gate(gate, up, output),
+        InstructionSet::Avx512(avx512) => avx512.gate(gate, up),
     });
 }
 
@@ -46,9 +45,9 @@ pub fn add(values: &mut [f32], other: &[f32]) {
 
 /// One thread's share of [`swiglu`].
 #[inline(always)]
-pub(super) fn gate(gate: &[f32], up: &[f32], output: &mut [f32]) {
-    for ((output, &gate), &up) in output.iter_mut().zip(gate).zip(up) {
-        *output = gate / (1.0 + exponential(-gate)) * up;
+pub(super) fn gate(gate: &mut [f32], up: &[f32]) {
+    for (gate, up) in gate.iter_mut().zip(up) {
+        *gate = *gate / (1.0 + exponential(-*gate)) * up;
     }
 }
 
@@ -63,8 +62,8 @@ mod tests {
     fn a_gate_lets_through_what_silu_says() {
         let gate: Vec<f32> = (-4000..4000).map(|step| step as f32 / 50.0).collect();
         let up: Vec<f32> = (0..gate.len()).map(|index| 1.5 - index as f32 / 1000.0).collect();
-        let mut output = vec![0.0; gate.len()];
-        swiglu(&gate, &up, &mut output);
+        let mut output = gate.clone();
+        swiglu(&mut output, &up);
         for ((&gate, &up), &output) in gate.iter().zip(&up).zip(&output) {
             let (gate, up) = (f64::from(gate), f64::from(up));
             let exact = gate / (1.0 + (-gate).exp()) * up;
@@ -77,14 +76,16 @@ mod tests {
     fn every_instruction_set_and_every_share_gives_the_same_bits() {
         let gate: Vec<f32> = (0..5001).map(|index| (index as f32 * 0.37).sin() * 20.0).collect();
         let up: Vec<f32> = (0..5001).map(|index| (index as f32 * 0.11).cos()).collect();
-        let mut together = vec![0.0; 5001];
-        swiglu(&gate, &up, &mut together);
-        let mut portable = vec![0.0; 5001];
-        swiglu_with(InstructionSet::Portable, &gate, &up, &mut portable);
-        assert_eq!(together, portable);
-        for (index, &value) in together.iter().enumerate() {
-            let mut alone = [0.0];
-            swiglu(&gate[index..=index], &up[index..=index], &mut alone);
+        let mut portable = gate.clone();
+        swiglu_with(InstructionSet::Portable, &mut portable, &up);
+        for set in InstructionSet::all() {
+            let mut together = gate.clone();
+            swiglu_with(set, &mut together, &up);
+            assert_eq!(together, portable);
+        }
+        for (index, &value) in portable.iter().enumerate() {
+            let mut alone = [gate[index]];
+            swiglu(&mut alone, &up[index..=index]);
             assert_eq!(alone[0].to_bits(), value.to_bits());
         }
     }
@@ -92,8 +93,8 @@ mod tests {
     #[test]
     fn far_gates_are_shut_or_open_and_what_is_no_number_shows() {
         let gate = [-200.0, 200.0, f32::NAN, 0.0];
-        let mut output = [9.0; 4];
-        swiglu(&gate, &[1.0, 2.0, 1.0, 1.0], &mut output);
+        let mut output = gate;
+        swiglu(&mut output, &[1.0, 2.0, 1.0, 1.0]);
         assert_eq!((output[0], output[1], output[3]), (0.0, 400.0, 0.0));
         assert!(output[2].is_nan());
     }

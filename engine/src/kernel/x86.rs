@@ -117,9 +117,9 @@ impl Avx2 {
     }
 
     /// As [`swiglu::gate`].
-    pub(super) fn gate(self, gate: &[f32], up: &[f32], output: &mut [f32]) {
+    pub(super) fn gate(self, gate: &mut [f32], up: &[f32]) {
         // SAFETY: `self` exists only where the processor has the instructions.
-        unsafe { gate_values(gate, up, output) }
+        unsafe { gate_values(gate, up) }
     }
 
     /// Lets some queries attend to the places in `slots` of one page; a head fills registers.
@@ -157,8 +157,8 @@ fn quantize_super(input: &[[f32; SUPER_VALUES]], blocks: &mut [SuperIntegers]) {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn gate_values(gate: &[f32], up: &[f32], output: &mut [f32]) {
-    swiglu::gate(gate, up, output);
+fn gate_values(gate: &mut [f32], up: &[f32]) {
+    swiglu::gate(gate, up);
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]

@@ -71,11 +71,8 @@ impl Attention {
 
     /// Queries `[tokens, heads * head_size]`, keys and values `[tokens, kv_heads * head_size]`.
     pub(super) fn project(&self, hidden: &Tensor) -> candle_core::Result<(Tensor, Tensor, Tensor)> {
-        Ok((
-            self.q_proj.forward(hidden)?,
-            self.k_proj.forward(hidden)?,
-            self.v_proj.forward(hidden)?,
-        ))
+        let layers = [&self.q_proj, &self.k_proj, &self.v_proj];
+        Ok(Linear::forward_all(layers, hidden)?.into())
     }
 
     /// Turns queries and keys to their positions, attends, and projects what was attended to.
@@ -85,9 +82,9 @@ impl Attention {
         pass: &mut Pass<'_>,
     ) -> candle_core::Result<Tensor> {
         let AttentionShape { heads, kv_heads, head_size, .. } = self.shape;
-        let turned = |heads| Rotary::new(&self.rope, heads, head_size, &pass.positions);
-        let queries = turned(heads).forward(&queries)?;
-        let keys = turned(kv_heads).forward(&keys)?;
+        let (table, positions) = (&*self.rope, &*pass.positions);
+        let queries = Rotary { table, heads, head_size, positions }.forward(queries)?;
+        let keys = Rotary { table, heads: kv_heads, head_size, positions }.forward(keys)?;
         let attended = attend(self.shape, &queries, &keys, &values, &mut pass.stretches)?;
         self.o_proj.forward(&attended)
     }
@@ -136,8 +133,8 @@ impl Mlp {
     }
 
     fn forward(&self, hidden: &Tensor) -> candle_core::Result<Tensor> {
-        let gated = swiglu(&self.gate_proj.forward(hidden)?, &self.up_proj.forward(hidden)?)?;
-        self.down_proj.forward(&gated)
+        let [gate, up] = Linear::forward_all([&self.gate_proj, &self.up_proj], hidden)?;
+        self.down_proj.forward(&swiglu(gate, &up)?)
     }
 }
 

@@ -30,6 +30,42 @@ impl Linear {
     pub(crate) fn forward(&self, input: &Tensor) -> Result<Tensor> {
         input.apply_op1(self.clone())
     }
+
+    /// What [`Linear::forward`] gives for each of `layers`, which have as many columns and the same
+    /// arithmetic: the input is prepared once, and the threads wait for each other once.
+    ///
+    /// It has no backward pass.
+    pub(crate) fn forward_all<const N: usize>(
+        layers: [&Self; N],
+        input: &Tensor,
+    ) -> Result<[Tensor; N]> {
+        let (storage, layout) = input.storage_and_layout();
+        let candle_core::Storage::Cpu(storage) = &*storage else {
+            return Err(candle_core::Error::Msg("a tensor of another device".into()).bt());
+        };
+        let tokens = rows_of("linear", layout, layers[0].weight.columns())?;
+        let products = Self::products(layers, values("linear", storage, layout)?);
+        let mut tensors = layers.iter().zip(products).map(|(layer, product)| {
+            Tensor::from_vec(product, (tokens, layer.weight.rows()), input.device())
+        });
+        let tensors = tensors.by_ref().collect::<Result<Vec<_>>>()?;
+        Ok(tensors.try_into().expect("there is a tensor for each layer"))
+    }
+
+    /// For each of `layers`, `[tokens, rows]`.
+    fn products<const N: usize>(layers: [&Self; N], input: &[f32]) -> [Vec<f32>; N] {
+        let matrices = layers.map(|layer| &*layer.weight);
+        let mut products = PackedMatrix::products(matrices, layers[0].arithmetic, input);
+        for (product, layer) in products.iter_mut().zip(layers) {
+            let Some(bias) = &layer.bias else {
+                continue;
+            };
+            for row in product.chunks_exact_mut(bias.len()) {
+                row.iter_mut().zip(&**bias).for_each(|(value, bias)| *value += bias);
+            }
+        }
+        products
+    }
 }
 
 impl CustomOp1 for Linear {
@@ -38,16 +74,8 @@ impl CustomOp1 for Linear {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (rows, columns) = (self.weight.rows(), self.weight.columns());
-        let tokens = rows_of(self.name(), layout, columns)?;
-        let input = values(self.name(), storage, layout)?;
-        let mut output = vec![0.0; tokens * rows];
-        self.weight.multiply(self.arithmetic, input, &mut output);
-        if let Some(bias) = &self.bias {
-            for row in output.chunks_exact_mut(rows) {
-                row.iter_mut().zip(&**bias).for_each(|(value, bias)| *value += bias);
-            }
-        }
-        Ok(computed(output, tokens, rows))
+        let tokens = rows_of(self.name(), layout, self.weight.columns())?;
+        let [product] = Self::products([self], values(self.name(), storage, layout)?);
+        Ok(computed(product, tokens, self.weight.rows()))
     }
 }

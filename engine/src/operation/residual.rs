@@ -1,8 +1,8 @@
 //! The additions around which a block is built.
 
-use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor};
+use candle_core::{CpuStorage, Error, InplaceOp2, Layout, Result, Tensor};
 
-use super::values;
+use super::{values, values_mut};
 use crate::kernel;
 
 /// Adds `input` to `change`, which nobody else holds, in its place; both are `[tokens, values]`.
@@ -28,20 +28,13 @@ impl InplaceOp2 for Add {
         input: &CpuStorage,
         input_layout: &Layout,
     ) -> Result<()> {
-        let count = values(self.name(), change, change_layout)?.len();
         let input = values(self.name(), input, input_layout)?;
-        if input.len() != count {
-            return Err(candle_core::Error::ShapeMismatchBinaryOp {
-                lhs: change_layout.shape().clone(),
-                rhs: input_layout.shape().clone(),
-                op: self.name(),
-            }
-            .bt());
+        let change = values_mut(self.name(), change, change_layout)?;
+        if change.len() != input.len() {
+            let (lhs, rhs) = (change_layout.shape().clone(), input_layout.shape().clone());
+            return Err(Error::ShapeMismatchBinaryOp { lhs, rhs, op: self.name() }.bt());
         }
-        let CpuStorage::F32(change) = change else {
-            unreachable!("its values were read as binary32")
-        };
-        kernel::add(&mut change[change_layout.start_offset()..][..count], input);
+        kernel::add(change, input);
         Ok(())
     }
 }

@@ -1,49 +1,38 @@
 //! Rotary position embedding (Su et al. 2021, <https://arxiv.org/abs/2104.09864>).
 
-use std::sync::Arc;
+use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
-
-use super::{computed, rows_of, values};
+use super::{rows_of, values_mut};
 use crate::kernel::{self, RopeTable};
 
 /// Turns each head of queries or keys by an angle that grows with the position.
-#[derive(Debug, Clone)]
-pub(crate) struct Rotary {
-    table: Arc<RopeTable>,
-    heads: usize,
-    head_size: usize,
-    positions: Arc<[usize]>,
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rotary<'a> {
+    /// Made for heads of this size.
+    pub(crate) table: &'a RopeTable,
+    pub(crate) heads: usize,
+    pub(crate) head_size: usize,
+    /// That of each token.
+    pub(crate) positions: &'a [usize],
 }
 
-impl Rotary {
-    /// For `heads` of the size for which `table` was made, each token at its own of `positions`.
-    pub(crate) fn new(
-        table: &Arc<RopeTable>,
-        heads: usize,
-        head_size: usize,
-        positions: &Arc<[usize]>,
-    ) -> Self {
-        let (table, positions) = (Arc::clone(table), Arc::clone(positions));
-        Self { table, heads, head_size, positions }
-    }
-
-    /// Keeps the shape of `input`, `[tokens, heads * head_size]`.
-    pub(crate) fn forward(self, input: &Tensor) -> Result<Tensor> {
-        input.apply_op1(self)
+impl Rotary<'_> {
+    /// Turns `input`, `[tokens, heads * head_size]`, in its place: nobody else holds it.
+    pub(crate) fn forward(self, input: Tensor) -> Result<Tensor> {
+        input.inplace_op1(&self)?;
+        Ok(input)
     }
 }
 
-impl CustomOp1 for Rotary {
+impl InplaceOp1 for Rotary<'_> {
     fn name(&self) -> &'static str {
         "rotary"
     }
 
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let columns = self.heads * self.head_size;
-        let tokens = rows_of(self.name(), layout, columns)?;
-        let mut output = values(self.name(), storage, layout)?.to_vec();
-        kernel::rope_at(&self.table, &mut output, self.heads, &self.positions);
-        Ok(computed(output, tokens, columns))
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        rows_of(self.name(), layout, self.heads * self.head_size)?;
+        let heads = values_mut(self.name(), storage, layout)?;
+        kernel::rope_at(self.table, heads, self.heads, self.positions);
+        Ok(())
     }
 }

@@ -1,35 +1,38 @@
 //! The gated activation of the MLP (Shazeer 2020, <https://arxiv.org/abs/2002.05202>).
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, Error, InplaceOp2, Layout, Result, Tensor};
 
-use super::{computed, rows_of, values};
+use super::{values, values_mut};
 use crate::kernel;
 
-/// `silu(gate) * up`, value by value; both are `[tokens, values]`.
-pub(crate) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    gate.apply_op2(up, Swiglu)
+/// `silu(gate) * up`, value by value, in the place of `gate`, which nobody else holds; both are
+/// `[tokens, values]`.
+pub(crate) fn swiglu(gate: Tensor, up: &Tensor) -> Result<Tensor> {
+    gate.inplace_op2(up, &Swiglu)?;
+    Ok(gate)
 }
 
 struct Swiglu;
 
-impl CustomOp2 for Swiglu {
+impl InplaceOp2 for Swiglu {
     fn name(&self) -> &'static str {
         "swiglu"
     }
 
     fn cpu_fwd(
         &self,
-        gate: &CpuStorage,
+        gate: &mut CpuStorage,
         gate_layout: &Layout,
         up: &CpuStorage,
         up_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (tokens, columns) = gate_layout.shape().dims2()?;
-        rows_of(self.name(), up_layout, columns)?;
-        let gate = values(self.name(), gate, gate_layout)?;
+    ) -> Result<()> {
         let up = values(self.name(), up, up_layout)?;
-        let mut output = vec![0.0; gate.len()];
-        kernel::swiglu(gate, up, &mut output);
-        Ok(computed(output, tokens, columns))
+        let gate = values_mut(self.name(), gate, gate_layout)?;
+        if gate.len() != up.len() {
+            let (lhs, rhs) = (gate_layout.shape().clone(), up_layout.shape().clone());
+            return Err(Error::ShapeMismatchBinaryOp { lhs, rhs, op: self.name() }.bt());
+        }
+        kernel::swiglu(gate, up);
+        Ok(())
     }
 }

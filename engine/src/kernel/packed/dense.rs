@@ -26,9 +26,9 @@ use self::inputs::Inputs;
 pub(in crate::kernel) use self::inputs::round_pairs;
 use super::outputs::Outputs;
 use super::pages::Pages;
-use super::{Arithmetic, InstructionSet};
-use crate::kernel::parallel::{self, for_each_share};
-use crate::kernel::{PARALLEL_WORK_MIN, portable};
+use super::{Arithmetic, InstructionSet, shares};
+use crate::kernel::parallel::for_each_share;
+use crate::kernel::portable;
 
 /// Rows of a panel: 4 registers of AVX-512, which with 6 tokens make 24 sums, and 8 of the 32
 /// registers stay for weights and inputs. The matrices of models have multiples of 64 rows.
@@ -41,9 +41,6 @@ pub(in crate::kernel) const TILE_TOKENS: usize = 6;
 /// Bytes of a panel over which all tokens pass before the next ones are read. With the block that is
 /// being fetched it is half of the 256 KiB of second-level cache that the smallest cores have.
 const BLOCK_BYTES: usize = 64 * 1024;
-
-/// Shares of the panels for each thread: threads are rarely equally fast.
-const SHARES_PER_THREAD: usize = 4;
 
 /// The sums of a panel's rows for one token.
 pub(in crate::kernel) type Sums = [f32; PANEL_ROWS];
@@ -140,22 +137,13 @@ impl DenseMatrix {
         Some(Self { set, format, rows, columns, panels })
     }
 
-    /// As [`super::PackedMatrix::multiply`].
-    pub(super) fn multiply(&self, arithmetic: Arithmetic, input: &[f32], output: &mut [f32]) {
-        let tokens = input.len() / self.columns;
-        assert_eq!(input.len(), tokens * self.columns, "the input has whole rows");
-        assert_eq!(output.len(), tokens * self.rows, "the output has a row for each of the input");
-        if tokens == 0 {
-            return;
-        }
-        let inputs = Inputs::prepare(self.set, self.format(arithmetic), input, self.columns);
-        let outputs = Outputs::new(output, self.rows);
-        let panels = self.rows.div_ceil(PANEL_ROWS);
-        let share_panels = self.share_panels(tokens);
-        for_each_share(panels.div_ceil(share_panels), |share| {
-            let first = share * share_panels;
-            self.multiply_panels(first..panels.min(first + share_panels), &inputs, &outputs);
-        });
+    /// Whether what is prepared of an input for one of the matrices does for the other.
+    pub(super) fn shares_inputs(&self, other: &Self) -> bool {
+        (self.set, self.format, self.columns) == (other.set, other.format, other.columns)
+    }
+
+    fn panel_count(&self) -> usize {
+        self.rows.div_ceil(PANEL_ROWS)
     }
 
     /// How weights and inputs are multiplied: only AVX-512 has a unit for pairs of bfloat16, and
@@ -168,14 +156,6 @@ impl DenseMatrix {
             }
             (_, format, _) => format,
         }
-    }
-
-    /// How many panels one thread takes at a time.
-    fn share_panels(&self, tokens: usize) -> usize {
-        let panel_work = PANEL_ROWS * self.columns * tokens;
-        let enough = PARALLEL_WORK_MIN.div_ceil(panel_work);
-        let shares = parallel::thread_count() * SHARES_PER_THREAD;
-        enough.max(self.rows.div_ceil(PANEL_ROWS * shares))
     }
 
     fn multiply_panels(&self, panels: Range<usize>, inputs: &Inputs, outputs: &Outputs<'_>) {
@@ -229,6 +209,29 @@ impl DenseMatrix {
             InstructionSet::Portable => true,
         }
     }
+}
+
+/// Writes to each of `outputs` the products of `input` with the matrix in the same place; all of them share their inputs.
+pub(super) fn multiply(
+    matrices: &[&DenseMatrix],
+    arithmetic: Arithmetic,
+    input: &[f32],
+    outputs: &[Outputs<'_>],
+) {
+    let Some(DenseMatrix { set, columns, .. }) = matrices.first() else {
+        return;
+    };
+    if input.is_empty() {
+        return;
+    }
+    let inputs = Inputs::prepare(*set, matrices[0].format(arithmetic), input, *columns);
+    let panels = matrices.iter().map(|matrix| matrix.panel_count());
+    let panel_work = PANEL_ROWS * columns * inputs.tokens();
+    let shares: Vec<_> = shares(panels, panel_work).collect();
+    for_each_share(shares.len(), |share| {
+        let (matrix, panels) = shares[share].clone();
+        matrices[matrix].multiply_panels(panels, &inputs, &outputs[matrix]);
+    });
 }
 
 /// Adds the products of `tile` to the sums of its tokens.

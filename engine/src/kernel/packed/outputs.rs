@@ -2,7 +2,8 @@
 
 use std::marker::PhantomData;
 
-/// The outputs of one product, `[tokens, rows]`: each share of the work writes rows of its own.
+/// The outputs of one product, `[tokens, rows]`: each share of the work writes rows of its own, and
+/// nobody reads.
 pub(super) struct Outputs<'a> {
     values: *mut f32,
     tokens: usize,
@@ -20,6 +21,12 @@ impl<'a> Outputs<'a> {
     pub(super) fn new(values: &'a mut [f32], rows: usize) -> Self {
         let tokens = values.len() / rows;
         Self { values: values.as_mut_ptr(), tokens, rows, borrowed: PhantomData }
+    }
+
+    /// The memory behind `product`, which has room for `tokens` tokens of `rows` values and holds none.
+    pub(super) fn spare(product: &'a mut Vec<f32>, tokens: usize, rows: usize) -> Self {
+        let values = &mut product.spare_capacity_mut()[..tokens * rows];
+        Self { values: values.as_mut_ptr().cast(), tokens, rows, borrowed: PhantomData }
     }
 
     /// Writes `values` for the rows from `first_row` on, as far as there are such rows.

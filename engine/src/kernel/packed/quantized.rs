@@ -20,20 +20,20 @@
 pub(in crate::kernel) mod layout;
 pub(in crate::kernel) mod tokens;
 
+use std::ops::Range;
+
 use umbel_shard::{Weight, WeightType};
 
-use super::Arithmetic;
-use crate::kernel::parallel::{self, for_each, for_each_part};
-use crate::kernel::{InstructionSet, PARALLEL_WORK_MIN, portable};
+use super::outputs::Outputs;
+use super::{Arithmetic, shares};
+use crate::kernel::parallel::{for_each, for_each_share};
+use crate::kernel::{InstructionSet, portable};
 use layout::{Form, HalfLine, Line, PANEL_ROWS, STRIP_ROWS, STRIPS, SUPER_BLOCKS};
 use tokens::{TILE_TOKENS, TokenTile, Tokens};
 
 /// Packed weights that stay in the second-level cache while all tokens pass over them, beside the
 /// activations of a tile: a quarter of the 1 MiB that Zen 4 has, half of what Zen 2 has.
 const GROUP_BYTES: usize = 256 * 1024;
-
-/// Shares of the panels for each thread: threads are rarely equally fast.
-const SHARES_PER_THREAD: usize = 4;
 
 /// A quantized matrix in panels.
 pub(super) struct QuantizedMatrix {
@@ -99,53 +99,31 @@ impl QuantizedMatrix {
         matrix
     }
 
-    /// `output = input * self^T`, from `[tokens, columns]` to `[tokens, rows]`.
-    pub(super) fn multiply(&self, arithmetic: Arithmetic, input: &[f32], output: &mut [f32]) {
-        let tokens = input.len() / self.columns;
-        assert_eq!(input.len(), tokens * self.columns, "the input has whole rows");
-        assert_eq!(output.len(), tokens * self.rows, "the output has a row for each of the input");
-        if tokens == 0 {
-            return;
-        }
-        let tokens = Tokens::prepare(self.set, self.kind, arithmetic, input, self.columns);
-        let share_panels = self.share_panels(tokens.count());
-        let shares: Vec<_> = shares(output, self.rows, share_panels * PANEL_ROWS);
-        for_each_part(shares, |share, mut outputs| {
-            let first = share * share_panels;
-            let last = (first + share_panels).min(self.rows.div_ceil(PANEL_ROWS));
-            self.multiply_share(first, last, &tokens, &mut outputs);
-        });
+    /// Whether what is prepared of an input for one of the matrices does for the other.
+    pub(super) fn shares_tokens(&self, other: &Self) -> bool {
+        (self.set, self.kind, self.columns) == (other.set, other.kind, other.columns)
     }
 
-    /// How many panels one thread takes at a time.
-    fn share_panels(&self, tokens: usize) -> usize {
-        let panels = self.rows.div_ceil(PANEL_ROWS);
-        let enough = PARALLEL_WORK_MIN.div_ceil(PANEL_ROWS * self.columns * tokens);
-        let fair = panels.div_ceil(parallel::thread_count() * SHARES_PER_THREAD);
-        enough.max(fair)
-    }
-
-    /// All tokens times the panels from `first` to before `last`, whose rows `outputs` has for each.
-    fn multiply_share(
-        &self,
-        first: usize,
-        last: usize,
-        tokens: &Tokens<'_>,
-        outputs: &mut [&mut [f32]],
-    ) {
+    /// All tokens times some panels.
+    fn multiply_panels(&self, panels: Range<usize>, tokens: &Tokens<'_>, outputs: &Outputs<'_>) {
         let [quants, ..] = Form::of(self.kind).panel_sizes(self.columns);
         let group_panels = (GROUP_BYTES / (quants * size_of::<Line>())).max(1);
         let mut sums = [Sums::ZERO; TILE_TOKENS];
-        for group in (first..last).step_by(group_panels) {
-            for (index, outputs) in outputs.chunks_mut(TILE_TOKENS).enumerate() {
-                let tile = tokens.tile(index);
-                for panel in group..(group + group_panels).min(last) {
-                    let sums = &mut sums[..outputs.len()];
+        for group in panels.clone().step_by(group_panels) {
+            for first in (0..tokens.count()).step_by(TILE_TOKENS) {
+                let tile = tokens.tile(first / TILE_TOKENS);
+                let sums = &mut sums[..TILE_TOKENS.min(tokens.count() - first)];
+                for panel in group..(group + group_panels).min(panels.end) {
                     multiply_tile(self.set, self.panel(panel), tile, sums);
-                    let start = (panel - first) * PANEL_ROWS;
-                    for (output, sums) in outputs.iter_mut().zip(sums) {
-                        let end = output.len().min(start + PANEL_ROWS);
-                        output[start..end].copy_from_slice(&sums.0.as_flattened()[..end - start]);
+                    for (token, sums) in (first..).zip(sums.iter()) {
+                        #[allow(
+                            unsafe_code,
+                            reason = "threads write to one slice in places that interleave"
+                        )]
+                        // SAFETY: each panel is in one share, and its rows are in no other.
+                        unsafe {
+                            outputs.write(token, panel * PANEL_ROWS, sums.0.as_flattened());
+                        }
                     }
                 }
             }
@@ -200,16 +178,26 @@ impl<'a> Panel<'a> {
     }
 }
 
-/// Cuts `output`, `[tokens, rows]`, into shares of `share_rows` columns; each has a slice per token.
-fn shares(output: &mut [f32], rows: usize, share_rows: usize) -> Vec<Vec<&mut [f32]>> {
-    let tokens = output.len() / rows;
-    let mut shares: Vec<_> =
-        (0..rows.div_ceil(share_rows)).map(|_| Vec::with_capacity(tokens)).collect();
-    for token in output.chunks_exact_mut(rows) {
-        let parts = token.chunks_mut(share_rows);
-        shares.iter_mut().zip(parts).for_each(|(share, part)| share.push(part));
+/// Writes to each of `outputs` the products of `input` with the matrix in the same place; all of them share their tokens.
+pub(super) fn multiply(
+    matrices: &[&QuantizedMatrix],
+    arithmetic: Arithmetic,
+    input: &[f32],
+    outputs: &[Outputs<'_>],
+) {
+    let Some(QuantizedMatrix { set, kind, columns, .. }) = matrices.first() else {
+        return;
+    };
+    if input.is_empty() {
+        return;
     }
-    shares
+    let tokens = Tokens::prepare(*set, *kind, arithmetic, input, *columns);
+    let panels = matrices.iter().map(|matrix| matrix.rows.div_ceil(PANEL_ROWS));
+    let shares: Vec<_> = shares(panels, PANEL_ROWS * columns * tokens.count()).collect();
+    for_each_share(shares.len(), |share| {
+        let (matrix, panels) = shares[share].clone();
+        matrices[matrix].multiply_panels(panels, &tokens, &outputs[matrix]);
+    });
 }
 
 /// One panel times one tile of tokens; there is a place for the sums of each.

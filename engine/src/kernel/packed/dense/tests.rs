@@ -31,7 +31,7 @@ fn pack(set: InstructionSet, kind: WeightType, bytes: &[u8], rows: usize) -> Den
 fn multiply(matrix: &DenseMatrix, arithmetic: Arithmetic, input: &[f32]) -> Vec<f32> {
     // Not zeros, so that what is not written shows.
     let mut output = vec![f32::NAN; input.len() / matrix.columns * matrix.rows];
-    matrix.multiply(arithmetic, input, &mut output);
+    super::multiply(&[matrix], arithmetic, input, &[Outputs::new(&mut output, matrix.rows)]);
     output
 }
 

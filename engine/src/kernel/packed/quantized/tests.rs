@@ -34,7 +34,8 @@ fn multiply(
 ) -> Vec<f32> {
     // Not zeros, so that what is not written shows.
     let mut output = vec![f32::NAN; input.len() / weight.columns() * weight.rows()];
-    QuantizedMatrix::pack(set, weight).multiply(arithmetic, input, &mut output);
+    let matrix = QuantizedMatrix::pack(set, weight);
+    super::multiply(&[&matrix], arithmetic, input, &[Outputs::new(&mut output, weight.rows())]);
     output
 }
 
