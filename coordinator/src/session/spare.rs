@@ -172,7 +172,11 @@ impl Session {
         self.leave(&spare.place);
         self.avoided.insert(spare.place.hop.peer);
         self.mirror.take_if(|(mirror, ..)| *mirror == hop);
-        self.put_off_spares(spare.of, now);
+        match self.index_of(spare.of) {
+            // It cost nobody anything, as servers that have left and are still announced: the next.
+            Some(of) if spare.computed == 0 => self.places[of].spare_at = now,
+            Some(_) | None => self.put_off_spares(spare.of, now),
+        }
     }
 
     /// A mirror could not be fed: its hop has to do without.

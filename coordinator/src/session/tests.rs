@@ -34,6 +34,10 @@ fn at(milliseconds: u64) -> Time {
 }
 
 fn open() -> Session {
+    open_with(false)
+}
+
+fn open_with(standby: bool) -> Session {
     let config = SessionConfig {
         model: ModelId::from_bytes([3; 32]),
         block_count: 6,
@@ -41,7 +45,7 @@ fn open() -> Session {
         token_bytes: 8,
         results: DType::F32,
         journal_bytes_max: 1 << 20,
-        standby: false,
+        standby,
     };
     Session::open(config, Time::START)
 }
@@ -101,7 +105,11 @@ fn wanted(outputs: &[Output]) -> Option<&RouteWanted> {
 
 /// A session that hops 0, 1 and 2 (peers 1, 2 and 3) have opened.
 fn ready() -> Session {
-    let mut session = open();
+    ready_with(false)
+}
+
+fn ready_with(standby: bool) -> Session {
+    let mut session = open_with(standby);
     drain(&mut session);
     let hops = vec![route_hop(1, 0, 2), route_hop(2, 2, 4), route_hop(3, 4, 6)];
     session.handle(Input::Routed { hops }, at(0)).unwrap();
@@ -109,17 +117,21 @@ fn ready() -> Session {
     say(&mut session, 0, opened(1));
     say(&mut session, 1, opened(2));
     let outputs = say(&mut session, 2, opened(3));
-    assert!(matches!(outputs.as_slice(), [Output::Ready]), "{outputs:?}");
+    assert!(matches!(outputs.as_slice(), [Output::Ready, ..]), "{outputs:?}");
     session
 }
 
 /// The same with one answered step of three tokens, and another of one token under way.
 fn stepping() -> Session {
-    let mut session = ready();
+    stepping_with(false)
+}
+
+fn stepping_with(standby: bool) -> Session {
+    let mut session = ready_with(standby);
     session.handle(begin(0, 3), at(1)).unwrap();
     drain(&mut session);
     let outputs = say(&mut session, 2, answer(3, 0, 0, 3));
-    assert!(matches!(outputs.as_slice(), [Output::Stepped { .. }]), "{outputs:?}");
+    assert!(matches!(outputs.as_slice(), [Output::Stepped { .. }, ..]), "{outputs:?}");
     session.handle(begin(3, 1), at(1)).unwrap();
     drain(&mut session);
     session
@@ -372,32 +384,68 @@ fn what_every_server_would_refuse_ends_the_session() {
     assert!(outputs.iter().any(failed), "{outputs:?}");
 }
 
-#[test]
-fn a_silent_hop_is_asked_and_then_given_up() {
-    let mut session = stepping();
+/// Lets time pass, while all hops but one answer pings; when that one is left, which hops were asked
+/// until then, and what happened last.
+fn silence(session: &mut Session, silent: u32) -> (Time, Vec<u32>, Vec<Output>) {
     let mut asked = Vec::new();
-    let mut outputs = Vec::new();
-    for _ in 0..20 {
+    for _ in 0..200 {
         let now = session.poll_timeout().unwrap();
         session.handle_timeout(now);
-        outputs = drain(&mut session);
+        let outputs = drain(session);
         for (hop, message) in sent(&outputs) {
-            if let ClientMessage::Ping { .. } = message {
-                asked.push(hop);
+            match message {
+                ClientMessage::Ping { .. } => asked.push(hop),
+                ClientMessage::Close { .. } if hop == silent => return (now, asked, outputs),
+                _ => {}
             }
         }
-        if !blamed(&outputs).is_empty() {
-            break;
-        }
-        for (hop, name) in [(0, 1), (2, 3)] {
-            let session_id = SessionId::new(name);
-            let pong = ServerMessage::Pong { session: session_id, received: 4, computed: 4 };
-            let input = Input::Received { hop: HopId(hop), message: pong };
-            session.handle(input, now).unwrap();
+        for hop in (0..4).filter(|hop| *hop != silent) {
+            let name = SessionId::new(u128::from(hop) + 1);
+            let pong = ServerMessage::Pong { session: name, received: 4, computed: 4 };
+            session.handle(Input::Received { hop: HopId(hop), message: pong }, now).unwrap();
         }
     }
+    panic!("hop {silent} is never left: {asked:?}");
+}
+
+#[test]
+fn a_silent_hop_is_asked_and_then_given_up() {
+    let (_, asked, outputs) = silence(&mut stepping(), 1);
     assert!(asked.contains(&1), "{asked:?}");
     assert_eq!(blamed(&outputs), [peer(2)]);
+}
+
+#[test]
+fn a_silent_spare_has_longer_and_costs_the_hops_no_patience() {
+    let (hop_left, ..) = silence(&mut stepping(), 1);
+    let mut session = stepping_with(true);
+    session.handle(Input::Routed { hops: vec![route_hop(4, 0, 2)] }, at(1)).unwrap();
+    drain(&mut session);
+    say(&mut session, 3, opened(4));
+    let (spare_left, asked, outputs) = silence(&mut session, 3);
+    assert!(asked.contains(&3), "{asked:?}");
+    assert!(blamed(&outputs).is_empty(), "{outputs:?}");
+    let usual = hop_left.since(at(1));
+    assert!(spare_left.since(at(1)) > usual * 3, "{spare_left:?} after {hop_left:?}");
+    let (left, ..) = silence(&mut session, 1);
+    assert!(left.since(spare_left) < usual * 2, "{left:?} after {spare_left:?}");
+}
+
+#[test]
+fn another_spare_is_sought_at_once_where_the_first_is_not_there() {
+    let mut session = stepping_with(true);
+    // One for the first hop, and none for the others.
+    for hops in [vec![route_hop(4, 0, 2)], Vec::new(), Vec::new()] {
+        session.handle(Input::Routed { hops }, at(1)).unwrap();
+    }
+    drain(&mut session);
+    let lost = Input::LinkLost { hop: HopId(3), detail: "nobody is there".to_owned() };
+    session.handle(lost, at(2)).unwrap();
+    session.handle_timeout(at(2));
+    let outputs = drain(&mut session);
+    let wanted = wanted(&outputs).unwrap();
+    assert!(wanted.avoided.contains(&peer(4)), "{wanted:?}");
+    assert_eq!((wanted.blocks, wanted.needed), (Span::new(0, 2).unwrap(), false));
 }
 
 #[test]

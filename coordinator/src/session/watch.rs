@@ -5,7 +5,7 @@ use std::time::Duration;
 use umbel_protocol::inference::{ClientMessage, HopTiming};
 
 use super::place::{Opening, Place};
-use super::{FailureReason, HopId, OPEN_TIMEOUT, OPEN_TIMEOUT_MIN, Output, Session, State};
+use super::{FailureReason, OPEN_TIMEOUT, OPEN_TIMEOUT_MIN, Output, Session, State};
 use crate::time::Time;
 
 /// Silence of a hop, during a step, after which it is asked whether it is there: a step of decode
@@ -22,6 +22,10 @@ const DOUBLINGS_MAX: u32 = 4;
 
 /// After so many answers without a silent hop one doubling is taken back.
 const CALM_STEPS: u32 = 100;
+
+/// How many times more patient a session is with its spares, as doublings: nobody waits for them, they
+/// are sent a whole prompt at once, and one that is given up in error is no spare when it is needed.
+const SPARE_DOUBLINGS: u32 = 2;
 
 /// The time to answer the first ping, where nobody knows how far away a hop is.
 const PATIENCE_UNKNOWN: Duration = Duration::from_secs(1);
@@ -193,6 +197,11 @@ impl Patience {
         }
     }
 
+    /// What it is with a hop beside the route.
+    const fn with_spares(self) -> Self {
+        Self { doublings: self.doublings + SPARE_DOUBLINGS, ..self }
+    }
+
     /// A hop was given up for its silence; whether it was still being sent something.
     fn silent(&mut self, laden: bool) {
         self.silent += 1;
@@ -265,10 +274,9 @@ impl Session {
         }
         let (awaited, patience) = (self.awaits(), self.patience);
         let places = self.places.iter().filter_map(|place| place.deadline(awaited, patience));
-        let spares = self
-            .spares
-            .iter()
-            .filter_map(|spare| spare.place.deadline(awaited || self.is_relief(spare), patience));
+        let spares = self.spares.iter().filter_map(|spare| {
+            spare.place.deadline(awaited || self.is_relief(spare), patience.with_spares())
+        });
         places.chain(spares).chain(self.next_search()).min()
     }
 
@@ -281,7 +289,7 @@ impl Session {
         for number in 0..self.spares.len() {
             let awaited = awaited || self.is_relief(&self.spares[number]);
             let place = &mut self.spares[number].place;
-            due.push((place.id, place.session, place.due(awaited, patience, now)));
+            due.push((place.id, place.session, place.due(awaited, patience.with_spares(), now)));
         }
         for (hop, session, due) in due {
             match due {
@@ -290,23 +298,22 @@ impl Session {
                     let message = ClientMessage::Ping { session };
                     self.outputs.push_back(Output::Send { hop, message });
                 }
-                Due::Fail(reason) => {
-                    self.doubt(hop, &reason);
-                    match self.index_of(hop) {
-                        Some(index) => self.drop_place(index, reason),
-                        None => self.drop_spare(hop, &reason, now),
+                Due::Fail(reason) => match self.index_of(hop) {
+                    Some(index) => {
+                        self.doubt(index, &reason);
+                        self.drop_place(index, reason);
                     }
-                }
+                    None => self.drop_spare(hop, &reason, now),
+                },
             }
         }
     }
 
     /// Is more patient from now on, where a hop has been given up for its silence alone.
-    fn doubt(&mut self, hop: HopId, reason: &FailureReason) {
-        let laden = |place: &Place| place.watch.bytes + place.watch.answer_bytes > 0;
-        let is_laden = self.places.iter().any(|place| place.id == hop && laden(place));
+    fn doubt(&mut self, index: usize, reason: &FailureReason) {
         if matches!(reason, FailureReason::Silent { .. }) {
-            self.patience.silent(is_laden);
+            let watch = &self.places[index].watch;
+            self.patience.silent(watch.bytes + watch.answer_bytes > 0);
         }
     }
 

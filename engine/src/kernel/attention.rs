@@ -179,20 +179,19 @@ impl<P: KvPages> Kernel<'_, P> {
         }
         let last = self.seen(tokens.end - 1);
         let pages = self.seen(tokens.start).start / PAGE_TOKENS..last.end.div_ceil(PAGE_TOKENS);
-        for page in pages {
-            self.attend_page(page, place, &mut rows);
+        for page in pages.clone() {
+            self.attend_page(page, page + 1 < pages.end, place, &mut rows);
         }
         rows.into_iter().for_each(Row::finish);
     }
 
     /// Lets the rows of a tile attend to a page: those that see the same of it together.
-    fn attend_page(&self, index: usize, place: Place, rows: &mut [Row<'_>]) {
-        let (head_size, group) = (self.shape.head_size, self.shape.heads / self.shape.kv_heads);
-        let side = PAGE_TOKENS * head_size;
-        let head = place.kv_head * side..;
-        let (keys, values) =
-            (&self.pages.keys(index)[head.clone()], &self.pages.values(index)[head]);
-        let page = PageHead { keys: &keys[..side], values: &values[..side] };
+    fn attend_page(&self, index: usize, has_next: bool, place: Place, rows: &mut [Row<'_>]) {
+        let group = self.shape.heads / self.shape.kv_heads;
+        let (keys, values) = self.head_of_page(index, place.kv_head);
+        let next =
+            if has_next { self.head_of_page(index + 1, place.kv_head) } else { Default::default() };
+        let mut page = PageHead { keys, values, next };
         let slots_of = |row: usize| slots(self.seen(place.first_token + row / group), index);
         let mut start = 0;
         while start < rows.len() {
@@ -203,9 +202,17 @@ impl<P: KvPages> Kernel<'_, P> {
             }
             if !slots.is_empty() {
                 self.attend_rows(page, slots, &mut rows[start..end]);
+                page.next = Default::default();
             }
             start = end;
         }
+    }
+
+    /// The keys and values of one head.
+    fn head_of_page(&self, index: usize, kv_head: usize) -> (&[f32], &[f32]) {
+        let side = PAGE_TOKENS * self.shape.head_size;
+        let head = kv_head * side..(kv_head + 1) * side;
+        (&self.pages.keys(index)[head.clone()], &self.pages.values(index)[head])
     }
 
     /// The positions that a token of this pass attends to.
@@ -246,6 +253,8 @@ pub(super) struct PageHead<'a> {
     pub(super) keys: &'a [f32],
     /// `[PAGE_TOKENS, head_size]`.
     pub(super) values: &'a [f32],
+    /// The keys and values that come next, to be fetched meanwhile; may be empty.
+    pub(super) next: (&'a [f32], &'a [f32]),
 }
 
 /// One head of one token, on its way over the pages.

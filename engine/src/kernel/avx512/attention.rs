@@ -21,11 +21,17 @@ const TILE_SUMS: usize = 4;
 ///
 /// A head is a multiple of 16 values. The bits of a row do not depend on the rows beside it.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-pub(super) fn attend(page: PageHead<'_>, slots: &Range<usize>, rows: &mut [Row<'_>]) {
+pub(super) fn attend(mut page: PageHead<'_>, slots: &Range<usize>, rows: &mut [Row<'_>]) {
     let (groups, rest) = rows.as_chunks_mut::<GROUP>();
-    groups.iter_mut().for_each(|rows| group(page, slots, rows));
+    for rows in groups {
+        group(page, slots, rows);
+        page.next = Default::default();
+    }
     let (pairs, rest) = rest.as_chunks_mut::<2>();
-    pairs.iter_mut().for_each(|rows| group(page, slots, rows));
+    for rows in pairs {
+        group(page, slots, rows);
+        page.next = Default::default();
+    }
     let (alone, _) = rest.as_chunks_mut::<1>();
     alone.iter_mut().for_each(|rows| group(page, slots, rows));
 }
@@ -35,7 +41,7 @@ pub(super) fn attend(page: PageHead<'_>, slots: &Range<usize>, rows: &mut [Row<'
 fn group<const ROWS: usize>(page: PageHead<'_>, slots: &Range<usize>, rows: &mut [Row<'_>; ROWS]) {
     let head_size = rows[0].sum.len();
     // A score depends on its own key alone, so those that nobody sees do no harm.
-    let dots = dots(page.keys.as_chunks::<LANES>().0, rows);
+    let dots = dots(page, rows);
     let mut weights = [[0.0; PAGE_TOKENS]; ROWS];
     for ((row, weights), dots) in rows.iter_mut().zip(&mut weights).zip(dots) {
         let mut scores = [0.0; PAGE_TOKENS];
@@ -48,28 +54,32 @@ fn group<const ROWS: usize>(page: PageHead<'_>, slots: &Range<usize>, rows: &mut
             }
         }
     }
-    let (parts, values) = (head_size / LANES, page.values.as_chunks::<LANES>().0);
+    let parts = head_size / LANES;
     let rest = parts - parts % TILE_SUMS;
     for first in (0..rest).step_by(TILE_SUMS) {
-        add_values::<ROWS, TILE_SUMS>(rows, &weights, slots, values, first);
+        add_values::<ROWS, TILE_SUMS>(rows, &weights, slots, page, first);
     }
     for part in rest..parts {
-        add_values::<ROWS, 1>(rows, &weights, slots, values, part);
+        add_values::<ROWS, 1>(rows, &weights, slots, page, part);
     }
 }
 
 /// The dot products of the rows' queries with all keys of a page, which lie side by side.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
 #[inline]
-fn dots<const ROWS: usize>(keys: &[[f32; LANES]], rows: &[Row<'_>; ROWS]) -> [__m512; ROWS] {
+fn dots<const ROWS: usize>(page: PageHead<'_>, rows: &[Row<'_>; ROWS]) -> [__m512; ROWS] {
     // Two sums for each row, so that those of one row do not wait for each other too long.
     let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
-    let keys = keys.as_chunks::<2>().0;
+    let keys = page.keys.as_chunks::<LANES>().0.as_chunks::<2>().0;
+    let next = page.next.0.as_chunks::<LANES>().0.as_chunks::<2>().0;
     let mut queries = [&[][..]; ROWS];
     for (queries, row) in queries.iter_mut().zip(rows) {
         *queries = &row.query.as_chunks::<2>().0[..keys.len()];
     }
     for (index, keys) in keys.iter().enumerate() {
+        if let Some(lines) = next.get(index) {
+            lines.iter().for_each(|line| load::ahead(line));
+        }
         for (half, keys) in keys.iter().enumerate() {
             let keys = load::floats(keys);
             for (sums, queries) in sums.iter_mut().zip(&queries) {
@@ -92,9 +102,11 @@ fn add_values<const ROWS: usize, const SUMS: usize>(
     rows: &mut [Row<'_>; ROWS],
     weights: &[[f32; PAGE_TOKENS]; ROWS],
     slots: &Range<usize>,
-    values: &[[f32; LANES]],
+    page: PageHead<'_>,
     first: usize,
 ) {
+    let values = page.values.as_chunks::<LANES>().0;
+    let next = page.next.1.as_chunks::<LANES>().0;
     let parts = values.len() / PAGE_TOKENS;
     let mut registers = [[_mm512_setzero_ps(); SUMS]; ROWS];
     for (registers, row) in registers.iter_mut().zip(rows.iter()) {
@@ -105,8 +117,12 @@ fn add_values<const ROWS: usize, const SUMS: usize>(
     }
     for slot in slots.clone() {
         let mut loaded = [_mm512_setzero_ps(); SUMS];
-        for (loaded, values) in loaded.iter_mut().zip(&values[slot * parts + first..][..SUMS]) {
+        let places = slot * parts + first..slot * parts + first + SUMS;
+        for (loaded, values) in loaded.iter_mut().zip(&values[places.clone()]) {
             *loaded = load::floats(values);
+        }
+        if let Some(lines) = next.get(places) {
+            lines.iter().for_each(|line| load::ahead(line));
         }
         for (registers, weights) in registers.iter_mut().zip(weights) {
             let weight = _mm512_set1_ps(weights[slot]);

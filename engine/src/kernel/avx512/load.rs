@@ -26,6 +26,13 @@ pub(super) fn line(line: &Line) -> __m512i {
     }
 }
 
+/// Asks for a line that will be read soon.
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(super) fn ahead(values: &[f32; 16]) {
+    _mm_prefetch::<_MM_HINT_T0>(values.as_ptr().cast());
+}
+
 /// 16 numbers in binary16, widened.
 #[target_feature(enable = "avx512f")]
 #[inline]
