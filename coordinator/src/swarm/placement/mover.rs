@@ -332,18 +332,6 @@ impl Mover {
         }
     }
 
-    /// DEBUG.
-    pub fn debug_state(&self) -> String {
-        let text = format!("{:?}", self.state);
-        let name: String = text.chars().take_while(|c| c.is_alphabetic()).collect();
-        format!(
-            "{}{}{}",
-            if name == "Resting" { "-" } else { &name },
-            if self.told.held_max > 0 { "" } else { "'" },
-            if self.proposal.is_some() { "!" } else { "" }
-        )
-    }
-
     fn seen(&mut self, sight: Sight, now: Time) {
         if !std::mem::take(&mut self.looking) {
             return;
