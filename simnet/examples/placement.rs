@@ -1,10 +1,13 @@
 //! Prints how well servers place themselves, beside the best that is known and the rule of Petals.
 //!
 //! `cargo run --release -p umbel-simnet --example placement -- [seeds] [tight] [sizes] [of Petals]`:
-//! how many seeds of the usual swarms and of those with little memory, and the largest swarms to
-//! try under this project's rule and under that of Petals.
-#![expect(clippy::print_stdout, reason = "a table is what it is for")]
+//! the seeds of the usual swarms and of those with little memory, as in `0..3`, and the swarms to
+//! try under this project's rule and under that of Petals, by their numbers of servers, as in
+//! `10..101`.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a table is what it is for")]
 
+use std::ops::Range;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use umbel_coordinator::random::Random;
@@ -33,20 +36,36 @@ const JOINS: Duration = Duration::from_secs(1000);
 
 /// What is asked for on the command line.
 struct Wanted {
-    seeds: u64,
-    tight_seeds: u64,
-    largest: u64,
-    largest_of_petals: u64,
+    seeds: Range<u64>,
+    tight_seeds: Range<u64>,
+    sizes: Range<u64>,
+    sizes_of_petals: Range<u64>,
 }
 
-fn main() {
-    let mut arguments = std::env::args().skip(1).map(|argument| argument.parse::<u64>());
-    let mut next = |default| arguments.next().and_then(Result::ok).unwrap_or(default);
-    let wanted = Wanted {
-        seeds: next(3),
-        tight_seeds: next(10),
-        largest: next(1000),
-        largest_of_petals: next(100),
+impl Wanted {
+    fn parse(arguments: impl Iterator<Item = String>) -> Option<Self> {
+        let mut wanted =
+            Self { seeds: 0..3, tight_seeds: 0..10, sizes: 0..1001, sizes_of_petals: 0..101 };
+        let mut arguments = arguments.fuse();
+        let all = [
+            &mut wanted.seeds,
+            &mut wanted.tight_seeds,
+            &mut wanted.sizes,
+            &mut wanted.sizes_of_petals,
+        ];
+        for range in all {
+            let Some(argument) = arguments.next() else { break };
+            let (first, end) = argument.split_once("..")?;
+            *range = first.parse().ok()?..end.parse().ok()?;
+        }
+        arguments.next().is_none().then_some(wanted)
+    }
+}
+
+fn main() -> ExitCode {
+    let Some(wanted) = Wanted::parse(std::env::args().skip(1)) else {
+        eprintln!("usage: placement [seeds] [tight] [sizes] [of Petals], each as in 0..10");
+        return ExitCode::FAILURE;
     };
     play_scenarios();
     time_decisions();
@@ -58,23 +77,22 @@ fn main() {
          unserved rest_s   looks ms/look"
     );
     let mut summary = Vec::new();
-    let all = TIGHT.map(|swarm| (swarm, wanted.tight_seeds)).into_iter();
-    for ((count, limit), seeds) in all.chain(SWARMS.map(|swarm| (swarm, wanted.seeds))) {
-        if count as u64 > wanted.largest {
-            continue;
-        }
-        for rule in [Rule::Umbel, Rule::Petals] {
-            if rule == Rule::Petals && count as u64 > wanted.largest_of_petals {
-                continue;
+    let all = TIGHT.map(|swarm| (swarm, &wanted.tight_seeds)).into_iter();
+    for ((count, limit), seeds) in all.chain(SWARMS.map(|swarm| (swarm, &wanted.seeds))) {
+        for (rule, sizes) in [(Rule::Umbel, &wanted.sizes), (Rule::Petals, &wanted.sizes_of_petals)]
+        {
+            if sizes.contains(&(count as u64)) {
+                let seeds = seeds.clone();
+                let shares = seeds.flat_map(|seed| play(count, limit, Seed(seed), rule)).collect();
+                summary.push((count, limit, rule, shares));
             }
-            let shares = (0..seeds).flat_map(|seed| play(count, limit, Seed(seed), rule)).collect();
-            summary.push((count, limit, rule, shares));
         }
     }
     println!("\nservers limit rule   phases   least median below 0.95");
     for (count, limit, rule, shares) in summary {
         summarise(count, limit, rule, shares);
     }
+    ExitCode::SUCCESS
 }
 
 fn summarise(count: usize, limit: u32, rule: Rule, mut shares: Vec<f64>) {

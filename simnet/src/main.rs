@@ -74,7 +74,11 @@ fn main() -> anyhow::Result<ExitCode> {
             write!(out, "{table}")?;
             args.svg.is_some().then(|| table::failures::kept_plot(args.runs))
         }
-        Some(TableName::Gaps) => Some(table::failures::gap_plot(args.runs)),
+        Some(TableName::Gaps) => {
+            let gaps = table::failures::all_gaps(args.runs);
+            write!(out, "{}", table::failures::gap_table(&gaps))?;
+            Some(table::failures::gap_plot(&gaps))
+        }
         Some(TableName::Network) => {
             write!(out, "{}", table::network::table())?;
             None

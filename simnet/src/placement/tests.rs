@@ -5,10 +5,18 @@ use std::time::Duration;
 use umbel_coordinator::swarm::placement::{ServedSpan, View};
 use umbel_protocol::PeerId;
 
+use super::trial::BLOCK_BYTES;
 use super::*;
 
 /// What a placement must reach of the best one.
 const NEAR: f64 = 0.95;
+
+/// Most that is downloaded while servers join, in parts of what the memory of all holds: each loads
+/// its first span, and on average at most one other.
+const FETCHED_BY_JOINS_MAX: f64 = 2.0;
+
+/// The same after a fifth left, and after as many joined. Measured in these trials: 1.1.
+const FETCHED_MAX: f64 = 1.5;
 
 /// A model of 10 blocks on five machines of up to five: some thousand placements.
 fn small(seed: Seed) -> Fleet {
@@ -21,43 +29,31 @@ fn small(seed: Seed) -> Fleet {
     Fleet { block_count: 10, machines }
 }
 
-/// A swarm in which all have joined and nobody moves any more.
-fn settled(seed: Seed, fleet: &Fleet) -> Trial {
+/// All join, one after the other.
+fn joined(seed: Seed, fleet: &Fleet) -> Trial {
     let mut trial = Trial::new(seed, fleet.block_count, Rule::Umbel);
     for machine in &fleet.machines {
         trial.join(*machine);
         trial.wait(Duration::from_secs(10));
     }
-    assert!(trial.rest().is_some(), "{seed:?} never comes to rest");
     trial
 }
 
 #[test]
 fn small_swarms_come_near_the_best_of_all_placements() {
-    let has_room = |fleet: &Fleet| {
-        fleet.machines.iter().map(|machine| machine.block_limit).sum::<u32>() >= fleet.block_count
-    };
     for seed in (0..30).map(Seed) {
         let fleet = small(seed);
-        if !has_room(&fleet) {
-            continue;
-        }
-        let trial = settled(seed, &fleet);
+        let mut trial = joined(seed, &fleet);
+        assert!(trial.rest().is_some(), "{seed:?} never comes to rest");
         let best = reference::exhaustive(fleet.block_count, &fleet.machines);
-        if trial.throughput() < NEAR * best {
-            println!(
-                "{seed:?}: {} of {best} {:?} {:?}",
-                trial.throughput(),
-                trial.spans(),
-                fleet.machines
-            );
-        }
+        let found = trial.throughput();
+        assert!(found >= NEAR * best, "{seed:?}: {found} of {best}");
         assert_eq!(trial.tally.unserved_by_moves, 0, "{seed:?}");
     }
 }
 
 #[test]
-fn swarms_come_near_the_bound_when_servers_join_and_leave() {
+fn swarms_come_near_the_best_when_servers_join_and_leave() {
     for (count, limit, seed) in [(10, 40, 0), (10, 40, 1), (20, 40, 2)] {
         play(count, limit, Seed(seed));
     }
@@ -66,52 +62,60 @@ fn swarms_come_near_the_bound_when_servers_join_and_leave() {
 /// Memory for little more than one copy of the model: hardly any server may leave its blocks.
 #[test]
 fn swarms_with_little_memory_come_near_the_best_in_every_phase() {
-    for (count, limit, seed) in [(10, 12, 2), (10, 12, 4), (10, 12, 5), (20, 8, 4), (30, 6, 5)] {
-        play(count, limit, Seed(seed));
-    }
+    (0..10).for_each(|seed| play(10, 12, Seed(seed)));
+    [1, 2, 6, 8].into_iter().for_each(|seed| play(20, 8, Seed(seed)));
+    [1, 6, 8, 9].into_iter().for_each(|seed| play(30, 6, Seed(seed)));
 }
 
 /// All join, a fifth leaves, and as many join again; the swarm comes near the best each time.
 fn play(count: usize, limit: u32, seed: Seed) {
-    let began = std::time::Instant::now();
     let fleet = Fleet::random(seed, count, limit);
-    let mut trial = settled(seed, &fleet);
-    comes_near(&mut trial, &fleet, seed, "after joins");
+    let mut trial = joined(seed, &fleet);
+    comes_near(&mut trial, "joins", FETCHED_BY_JOINS_MAX, seed);
+    trial.tally.bytes = 0;
     let mut random = seed.stream("leaves");
     let gone: Vec<usize> = trial.present().into_iter().filter(|_| random.below(5) == 0).collect();
     gone.iter().for_each(|host| trial.leave(*host));
-    comes_near(&mut trial, &fleet, seed, "after leaves");
+    comes_near(&mut trial, "leaves", FETCHED_MAX, seed);
+    trial.tally.bytes = 0;
     for host in gone {
         trial.join(fleet.machines[host]);
         trial.wait(Duration::from_secs(100));
     }
-    comes_near(&mut trial, &fleet, seed, "after joins again");
-    println!("{count} {limit} {seed:?} {:?}", began.elapsed());
+    comes_near(&mut trial, "joins again", FETCHED_MAX, seed);
 }
 
-fn comes_near(trial: &mut Trial, fleet: &Fleet, seed: Seed, phase: &str) {
-    assert!(trial.rest().is_some(), "{fleet:?} {seed:?} never comes to rest {phase}");
+/// Lets the swarm come to rest and compares it with the best placement that is known, and what it
+/// has downloaded with what the memory of all servers holds.
+#[expect(clippy::cast_precision_loss, reason = "a number of bytes fits the mantissa")]
+fn comes_near(trial: &mut Trial, phase: &str, fetched_max: f64, seed: Seed) {
+    assert!(trial.rest().is_some(), "{seed:?} never comes to rest after {phase}");
     assert_eq!(trial.tally.unserved_by_moves, 0, "{seed:?} {phase}");
-    let machines = trial.machines();
-    if machines.iter().map(|machine| machine.block_limit).sum::<u32>() < fleet.block_count {
+    let (machines, blocks) = (trial.machines(), trial.block_count());
+    let room: u32 = machines.iter().map(|machine| machine.block_limit).sum();
+    let fetched = trial.tally.bytes as f64 / (u64::from(room) * BLOCK_BYTES) as f64;
+    assert!(fetched <= fetched_max, "{seed:?} {phase}: {fetched} times what there is room for");
+    // Without room for each block nothing can be carried.
+    if room < blocks {
         return;
     }
-    let (found, bound) = (trial.throughput(), trial.bound());
-    println!("{seed:?} {phase} {:.3}", found / bound);
-    if found < NEAR * bound {
-        let mut random = seed.stream("best");
-        let spans = trial.spans();
-        let best =
-            reference::search(fleet.block_count, &machines, Some(&spans), 3, 20_000, &mut random);
-        assert!(found >= NEAR * best, "{seed:?} {phase}: {found} of {best}");
+    let (found, mut best) = (trial.throughput(), trial.bound());
+    // Where what no placement can exceed is near, the best need not be looked for.
+    if found < NEAR * best {
+        let (spans, mut random) = (trial.spans(), seed.stream("best"));
+        best = reference::search(blocks, &machines, Some(&spans), 3, 20_000, &mut random);
     }
+    assert!(found >= NEAR * best, "{seed:?} after {phase}: {found} of {best}");
 }
 
 #[test]
 fn one_seed_gives_one_outcome() {
     let fleet = small(Seed(4));
-    let (a, b) = (settled(Seed(4), &fleet), settled(Seed(4), &fleet));
-    assert_eq!((a.spans(), a.now, a.tally), (b.spans(), b.now, b.tally));
+    let run = || {
+        let mut trial = joined(Seed(4), &fleet);
+        (trial.rest(), trial.spans(), trial.now, trial.tally)
+    };
+    assert_eq!(run(), run());
 }
 
 #[test]

@@ -16,7 +16,7 @@ use crate::queue::Queue;
 use crate::seed::Seed;
 
 /// Bytes of one block: half a gigabyte, as of a model of 70 thousand million weights at four bits.
-const BLOCK_BYTES: u64 = 500_000_000;
+pub(super) const BLOCK_BYTES: u64 = 500_000_000;
 
 /// Most that a view is older than the swarm.
 const VIEW_AGE_MAX: Duration = Duration::from_secs(5);
@@ -188,6 +188,12 @@ impl Trial {
         throughput(self.block_count, placed)
     }
 
+    /// Blocks of the model.
+    #[must_use]
+    pub const fn block_count(&self) -> u32 {
+        self.block_count
+    }
+
     /// The machines that are there.
     #[must_use]
     pub fn machines(&self) -> Vec<Machine> {
@@ -198,19 +204,6 @@ impl Trial {
     #[must_use]
     pub fn bound(&self) -> f64 {
         bound(self.block_count, &self.machines())
-    }
-
-    /// DEBUG.
-    #[must_use]
-    pub fn states(&self) -> String {
-        self.hosts
-            .iter()
-            .filter_map(|host| match &host.brain {
-                Brain::Mover(mover) => Some(mover.debug_state()),
-                Brain::Joining(_) | Brain::Petals | Brain::PetalsMoving | Brain::Gone => None,
-            })
-            .collect::<Vec<_>>()
-            .join(" ")
     }
 
     /// What is served now.

@@ -31,7 +31,7 @@ use crate::seed::Seed;
 use crate::workload::{Plan, tokens};
 use crate::world::{Hazard, Planner, Settings, World};
 
-pub use figures::{gap_plot, kept_plot};
+pub use figures::{Gaps, all_gaps, gap_plot, gap_table, kept_plot};
 
 /// The boundaries of the four stages.
 const STAGES: [u32; 5] = [0, 8, 15, 23, 30];
@@ -255,8 +255,7 @@ fn shown(rate: f64) -> String {
 }
 
 /// The milliseconds from each token to the next, sorted, of some runs.
-#[must_use]
-pub fn gaps(standby: bool, noticed: bool, probability: f64, seeds: u64) -> Vec<f64> {
+fn gaps(standby: bool, noticed: bool, probability: f64, seeds: u64) -> Vec<f64> {
     let runs = (0..seeds).map(|seed| generate(1_024, probability, standby, noticed, Seed(seed)));
     let took = |world: World| {
         let answers = world.clients[0].answers.iter();

@@ -11,6 +11,7 @@
 //! needs anybody's word on the way: each still leaves its blocks only when another holds them.
 
 mod agree;
+mod alone;
 mod going;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -19,8 +20,8 @@ use std::time::Duration;
 use umbel_protocol::announcement::Proposal;
 use umbel_protocol::{PeerId, Span};
 
-use super::moving::{self, Move, consider_move, still_pays};
-use super::{Own, ServedSpan, View};
+use super::moving::Move;
+use super::{Own, View};
 use crate::random::Random;
 use crate::time::Time;
 
@@ -332,18 +333,6 @@ impl Mover {
         }
     }
 
-    /// DEBUG.
-    pub fn debug_state(&self) -> String {
-        let text = format!("{:?}", self.state);
-        let name: String = text.chars().take_while(|c| c.is_alphabetic()).collect();
-        format!(
-            "{}{}{}",
-            if name == "Resting" { "-" } else { &name },
-            if self.told.held_max > 0 { "" } else { "'" },
-            if self.proposal.is_some() { "!" } else { "" }
-        )
-    }
-
     fn seen(&mut self, sight: Sight, now: Time) {
         if !std::mem::take(&mut self.looking) {
             return;
@@ -365,86 +354,6 @@ impl Mover {
             | State::Empty { .. }
             | State::Draining { .. } => {}
         }
-    }
-
-    fn consider(&mut self, sight: Sight, now: Time) {
-        let peers = |known: &[(PeerId, Option<Span>)]| -> Vec<PeerId> {
-            known.iter().map(|(peer, _)| *peer).collect()
-        };
-        let known =
-            sight.view.servers().iter().map(|server| (server.peer, server.moving_to)).collect();
-        let before = std::mem::replace(&mut self.known, known);
-        if peers(&before) != peers(&self.known) {
-            self.plans = 0;
-        }
-        let tries = match self.settled.take() {
-            Some((seen, tries)) if seen == sight => tries,
-            Some(_) | None => 0,
-        };
-        if tries >= TRIES_MAX {
-            self.settled = Some((sight, tries));
-            return self.rest(now, self.config.look_interval);
-        }
-        self.end_proposal(now);
-        if self.join(&sight, now) {
-            return;
-        }
-        let best = consider_move(&sight.view, &own(&self.config, &sight), self.span);
-        // What somebody has proposed counts on everybody else to stay.
-        let may_move = self.is_rested(now) && !sight.view.is_being_asked();
-        if let Some(intended) = best.filter(|best| may_move || best.newly_served > 0) {
-            let Move { to, gain, .. } = intended;
-            tracing::debug!(from = %self.span, %to, gain, "intend");
-            let settle = self.settle_time();
-            let until = now + settle + settle.mul_f64(self.random.unit() / 2.0);
-            self.state = State::Settling { intended, until };
-        } else if best.is_some() || !self.propose(&sight, now) {
-            self.settled = best.is_none().then_some((sight, tries + 1));
-            self.rest(now, self.config.look_interval);
-        }
-    }
-
-    /// The others have heard of the intention, and theirs have come in.
-    fn settle(&mut self, sight: &Sight, intended: Move, now: Time) {
-        let (view, own, to) = (&sight.view, &own(&self.config, sight), intended.to);
-        let rest = self.without_weaker(view, own, intended);
-        let stands = |view: &View| still_pays(view, own, self.span, to);
-        if !stands(view) && !stands(&rest) {
-            tracing::debug!(%to, "give way");
-            return self.rest(now, self.config.look_interval);
-        }
-        if self.holds_both(to) {
-            self.load(Way { to, then: None, planned: false }, false);
-        } else {
-            self.withdraw(to, now);
-        }
-    }
-
-    /// The view without the intentions that came up since this server's own and bring less: those
-    /// servers see ours and give way. Of equals, the lower id goes on.
-    fn without_weaker(&self, view: &View, own: &Own<'_>, intended: Move) -> View {
-        let mine = (intended.newly_served, intended.gain);
-        let mut stripped = view.clone();
-        let new = |server: &ServedSpan| {
-            server.moving_to.is_some()
-                && server.joined.is_none()
-                && view.agreed(server.peer).is_none()
-                && !self.known.contains(&(server.peer, server.moving_to))
-        };
-        for server in stripped.servers.iter_mut().filter(|server| new(server)) {
-            server.moving_to = None;
-        }
-        let mut kept = view.clone();
-        for (index, server) in view.servers().iter().enumerate().filter(|(_, server)| new(server)) {
-            // As that server saw it: nobody else's new intention.
-            let mut alone = stripped.clone();
-            alone.servers[index].moving_to = server.moving_to;
-            let theirs = moving::gain_of_other(&alone, own.rate, self.span, index);
-            if theirs < mine || (theirs == mine && self.config.peer < server.peer) {
-                kept.servers[index].moving_to = None;
-            }
-        }
-        kept
     }
 
     /// Announces what has changed.

@@ -72,9 +72,16 @@ pub(super) fn bound(view: &View, own: &Own<'_>) -> f64 {
 }
 
 /// What a move must bring, in tokens a second.
-pub(super) fn cost(own: &Own<'_>, view: &View, current: Span, to: Span) -> f64 {
+fn cost(own: &Own<'_>, view: &View, current: Span, to: Span) -> f64 {
     let share = own.rate / f64::from(view.block_count());
-    share * GAIN_MIN.max(own.download_seconds(to, Some(current)) / STAY_SECONDS)
+    (share * GAIN_MIN).max(download_cost(own, view, own.rate, current, to))
+}
+
+/// What it costs, in tokens a second, that servers with this rate in all give nothing for as long as
+/// this one downloads.
+pub(super) fn download_cost(own: &Own<'_>, view: &View, rate: f64, current: Span, to: Span) -> f64 {
+    let share = rate / f64::from(view.block_count());
+    share * own.download_seconds(to, Some(current)) / STAY_SECONDS
 }
 
 /// How much the swarm gains where another server carries out its intention, with us at `current`:

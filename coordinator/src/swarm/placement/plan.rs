@@ -12,8 +12,8 @@ mod search;
 use umbel_protocol::announcement::{Proposal, ProposedMove};
 use umbel_protocol::{PeerId, Span};
 
-use super::balance::{Balance, count as amount};
-use super::moving::{cost, is_enough};
+use super::balance::Balance;
+use super::moving::{download_cost, is_enough};
 use super::{Own, ServedSpan, View, transit};
 use crate::random::Random;
 use crate::swarm::flow::Supply;
@@ -70,14 +70,21 @@ pub fn propose(
     Some(Proposal { moves: parts.iter().map(asked).collect(), agreed: false })
 }
 
-/// Whether a proposal that asks this server to move is worth it: the swarm gains enough, and this
-/// server's download costs no more than its part of the gain.
+/// Whether a proposal that asks this server to move is worth it: the swarm gains enough, and more
+/// than the downloads cost, if those of the others take them as long as this server's takes it.
+///
+/// Where each of them finds so, the downloads of all cost less than the gain. To hold against each
+/// no more than an equal part of the gain made fast servers, whose time is worth most, refuse nearly
+/// everything.
 pub(super) fn pays_for_me(view: &View, own: &Own<'_>, me: ServedSpan, proposal: &Proposal) -> bool {
     let (Some(current), Some(part)) = (me.span, proposal.of(me.peer)) else {
         return false;
     };
+    let servers = view.servers().iter().chain([&me]);
+    let asked = servers.filter(|server| proposal.of(server.peer).is_some());
+    let rate = asked.map(|server| server.rate).sum();
     let loaded = part.via.unwrap_or(part.to);
-    let costs = cost(own, view, current, loaded) * amount(proposal.moves.len());
+    let costs = download_cost(own, view, rate, current, loaded);
     gain(view, me, proposal).is_some_and(|gain| costs <= gain)
 }
 

@@ -1,7 +1,11 @@
-//! The figures of the table.
+//! Figures of failures, and the times from token to token.
 
+use super::super::{Table, cells};
 use super::{ALGORITHMS, gaps, rate};
 use crate::plot::{Line, Plot};
+
+/// The probability with which a server fails during each step where gaps are measured.
+const GAPS_PROBABILITY: f64 = 1e-2;
 
 /// Probabilities of the figure.
 const PROBABILITIES: [f64; 5] = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2];
@@ -29,28 +33,65 @@ pub fn kept_plot(seeds: u64) -> Plot {
     }
 }
 
-/// The part of all tokens that come within so many milliseconds of the one before.
+/// From each token to the next, in milliseconds, sorted: by the way in which failures are met.
+pub type Gaps = [(&'static str, Vec<f64>); 4];
+
+/// The gaps of some runs of each way.
 #[must_use]
-pub fn gap_plot(seeds: u64) -> Plot {
-    let runs = [
+pub fn all_gaps(seeds: u64) -> Gaps {
+    let ways = [
         (false, true, "replay, noticed"),
         (false, false, "replay, unnoticed"),
         (true, true, "standby, noticed"),
         (true, false, "standby, unnoticed"),
     ];
-    let line = |(standby, noticed, name): (bool, bool, &str)| {
-        let gaps = gaps(standby, noticed, 1e-2, seeds);
+    ways.map(|(standby, noticed, name)| (name, gaps(standby, noticed, GAPS_PROBABILITY, seeds)))
+}
+
+/// What most gaps do not exceed.
+#[must_use]
+pub fn gap_table(of: &Gaps) -> Table {
+    let row = |(name, gaps): &(&str, Vec<f64>)| {
+        let below = |part: usize| format!("{:.0}", gaps[(gaps.len() - 1) * part / 1000]);
+        let [p50, p99, p999, longest] = [500, 990, 999, 1000].map(below);
+        cells([name, &p50, &p99, &p999, &longest])
+    };
+    Table {
+        title: format!("From token to token, p = {GAPS_PROBABILITY}, 1,024 tokens: milliseconds"),
+        header: cells(["algorithm", "p50", "p99", "p99.9", "longest"]),
+        rows: of.iter().map(row).collect(),
+        notes: Vec::new(),
+    }
+}
+
+/// The part of all tokens that take longer than so many milliseconds.
+#[must_use]
+pub fn gap_plot(of: &Gaps) -> Plot {
+    let line = |(name, gaps): &(&str, Vec<f64>)| {
         #[expect(clippy::cast_precision_loss, reason = "a few thousand tokens")]
         let point = |(number, gap): (usize, &f64)| (*gap, 1.0 - number as f64 / gaps.len() as f64);
         // The part that is not disturbed is one vertical line.
         let points = gaps.iter().enumerate().step_by(1 + gaps.len() / 2_000).map(point).collect();
-        Line { name: name.to_owned(), points }
+        Line { name: (*name).to_owned(), points }
     };
     Plot {
-        title: "Time from token to token, p = 1e-2, 1,024 tokens".to_owned(),
+        title: format!("Time from token to token, p = {GAPS_PROBABILITY}, 1,024 tokens"),
         x: "milliseconds".to_owned(),
         y: "part of the tokens that take longer".to_owned(),
         log_x: true,
-        lines: runs.map(line).to_vec(),
+        lines: of.iter().map(line).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gap_table_says_what_so_many_gaps_do_not_exceed() {
+        let gaps: Vec<f64> = (0..=1000).map(f64::from).collect();
+        let table = gap_table(&["a", "b", "c", "d"].map(|name| (name, gaps.clone())));
+        assert_eq!(table.rows[0], cells(["a", "500", "990", "999", "1000"]));
+        assert_eq!(table.rows.len(), 4);
     }
 }

@@ -10,9 +10,10 @@ use super::{GAIN_MIN, Placed};
 use crate::random::Random;
 use crate::swarm::flow::Supply;
 
-/// Most servers that change places by one plan. In trials with tight memory more of them found
-/// nothing better, and each is one more that may fail.
-const MOVERS_MAX: usize = 8;
+/// Most servers that change places by one plan. Each is one more that may fail; but from a placement
+/// of 30 servers that was 5% below the best, one search in 75 found a way with 8 of them, and one in
+/// 17 with 12. With 16 it was no more, because a proposal has to have room for helpers too.
+const MOVERS_MAX: usize = 12;
 
 /// What each of these moves must bring, as a part of the bound.
 const MOVE_COST: f64 = 0.003;

@@ -99,3 +99,21 @@ fn what_is_asked_for_must_help_and_name_only_those_who_are_there() {
     let far = Own { missing_bytes: &missing, bytes_per_second: 1e6, ..own(fast) };
     assert!(!judge(both, &[helper, slow], &far), "the download costs more than the gain");
 }
+
+#[test]
+fn a_fast_server_goes_along_for_a_gain_that_is_small_beside_its_rate() {
+    let [helper, fast, slow] = in_each_others_place();
+    let fast = ServedSpan { rate: 4000.0, ..fast };
+    let asked = |server: ServedSpan, to: Span| ProposedMove { peer: server.peer, via: None, to };
+    let moves = vec![asked(fast, span(2, 4)), asked(slow, span(0, 2))];
+    let (view, proposal) = (View::new(4, [helper, slow]), Proposal { moves, agreed: false });
+    // The swarm carries 5 tokens a second more, of the 1,000 that this server gives each block.
+    assert!(pays_for_me(&view, &own(fast), fast, &proposal));
+    // Two blocks: at 14,400 s for all that both give, 5 tokens a second are worth 71 s.
+    let pays = |seconds: u64| {
+        let missing = [500_000 * seconds; 4];
+        let far = Own { missing_bytes: &missing, bytes_per_second: 1e6, ..own(fast) };
+        pays_for_me(&view, &far, fast, &proposal)
+    };
+    assert!(pays(71) && !pays(73));
+}
