@@ -51,7 +51,8 @@ const TCP: &str = "/ip4/127.0.0.1/tcp/0";
 async fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        [] => measure().await,
+        // Apart from the thread that waits here, as all that a server does.
+        [] => tokio::spawn(measure()).await?,
         [SERVE, block] => serve(block.parse()?).await,
         [ECHO, listen] => echo(listen).await,
         _ => bail!("it takes no arguments"),
@@ -229,7 +230,7 @@ async fn serve(block: u32) -> anyhow::Result<()> {
     std::thread::spawn(move || give_back(commands, &completion));
     let (driver, _drained) = Driver::new(server, network, compute, events);
     tokio::select! {
-        result = driver.run() => Ok(result?),
+        result = tokio::spawn(driver.run()) => Ok(result??),
         () = parent_ends() => Ok(()),
     }
 }
@@ -249,12 +250,14 @@ async fn echo(address: &str) -> anyhow::Result<()> {
     let mut incoming = network.accept(LinkProtocol::Session)?;
     let work = async {
         while let Some((_, link)) = incoming.next().await {
-            let (mut sender, mut receiver) = link.split();
-            while let Ok(Some(frame)) = receiver.receive().await {
-                if sender.send(frame).await.is_err() {
-                    break;
+            tokio::spawn(async move {
+                let (mut sender, mut receiver) = link.split();
+                while let Ok(Some(frame)) = receiver.receive().await {
+                    if sender.send(frame).await.is_err() {
+                        break;
+                    }
                 }
-            }
+            });
         }
     };
     tokio::select! {
