@@ -397,7 +397,7 @@ pub enum RandomShape {
     /// That of SmolLM2-135M: 30 blocks of hidden size 576.
     #[value(name = "135m")]
     M135,
-    /// 1.1 billion parameters: 16 blocks of hidden size 2048.
+    /// 0.85 billion parameters: 16 blocks of hidden size 2048.
     #[value(name = "1b")]
     B1,
     /// That of Llama 3.1 8B: 32 blocks of hidden size 4096.
@@ -410,7 +410,7 @@ pub enum RandomShape {
 #[command(
     after_help = "Examples:\n  umbel bench\n  umbel bench --servers 1,2,4 --new-tokens 128 --rounds 5\n  \
                   umbel bench --servers 1 --clients 1,8,32 --prompt-tokens 256\n  \
-                  umbel bench --random-model 1b --weights q8_0"
+                  umbel bench --random-model 1b --weights q8_0 --llama-bench ./llama-bench"
 )]
 pub struct BenchArguments {
     /// Which model.
@@ -427,7 +427,7 @@ pub struct BenchArguments {
     #[arg(long, value_name = "TYPE", default_value = "bf16", requires = "random_model")]
     pub weights: WeightType,
 
-    /// Swarms of how many servers are measured beside the single process.
+    /// Swarms of how many servers are measured beside the single process; 0 for none.
     #[arg(long, value_name = "N,N,...", value_delimiter = ',', default_value = "1,2,4")]
     pub servers: Vec<u32>,
 
@@ -438,6 +438,15 @@ pub struct BenchArguments {
     /// Tokens of a prompt that one more client reads while the others decode; 0 for none.
     #[arg(long, value_name = "N", default_value_t = 2_000, requires = "clients")]
     pub reader_tokens: u32,
+
+    /// Measure llama.cpp as well, in turn, on the same GGUF file with as many threads: the path of
+    /// its program llama-bench.
+    #[arg(long, value_name = "PATH", conflicts_with = "clients")]
+    pub llama_bench: Option<PathBuf>,
+
+    /// The same for many clients: the path of llama-batched-bench.
+    #[arg(long, value_name = "PATH", requires = "clients")]
+    pub llama_batched_bench: Option<PathBuf>,
 
     /// Tokens of the prompt.
     #[arg(long, value_name = "N", default_value_t = 512)]

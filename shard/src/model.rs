@@ -63,6 +63,15 @@ impl Model {
         self.manifest.id()
     }
 
+    /// The one file of the model, where it is a GGUF file and is here.
+    #[must_use]
+    pub fn gguf_path(&self) -> Option<&Path> {
+        let [Some(path)] = self.paths.as_slice() else {
+            return None;
+        };
+        path.extension()?.eq_ignore_ascii_case("gguf").then_some(path)
+    }
+
     /// Where the tokenizer is; `None` where there is none, or it was not asked for.
     #[must_use]
     pub const fn tokenizer(&self) -> Option<&TokenizerSource> {

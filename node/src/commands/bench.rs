@@ -1,13 +1,19 @@
 //! `umbel bench`
 
 mod clients;
+mod llama;
+mod loopback;
+mod machine;
 mod random;
+mod report;
+mod sample;
+mod work;
 
 use std::io::Write as _;
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::{Context as _, bail};
-use serde_json::json;
 use umbel_client::{ClientModel, Generate, SessionOptions, Swarm, SwarmConfig};
 use umbel_shard::{ModelSource, PartsNeeded};
 
@@ -15,6 +21,10 @@ use super::local_swarm::LocalSwarm;
 use super::session::{Blocks, Opened, load_blocks, open_ends};
 use crate::args::BenchArguments;
 use crate::config::Config;
+use llama::Llama;
+use machine::Machine;
+use sample::Sample;
+use work::Work;
 
 pub(super) async fn run(arguments: BenchArguments, config: &Config) -> anyhow::Result<()> {
     let name = &match arguments.random_model {
@@ -29,45 +39,98 @@ pub(super) async fn run(arguments: BenchArguments, config: &Config) -> anyhow::R
     if (arguments.prompt_tokens + arguments.new_tokens) as usize > context {
         bail!("the model's context has {context} tokens: measure fewer");
     }
-    if !arguments.clients.is_empty() {
-        return clients::run(&arguments, name, &model, config).await;
-    }
-    let mut contenders = contenders(&arguments, name, &model, config).await?;
-    let prompt = prompt(arguments.prompt_tokens, model.config().vocabulary_size);
-    for round in 0..=arguments.rounds {
-        for contender in &mut contenders {
-            let rates = measure(&contender.opened, &prompt, arguments.new_tokens).await?;
-            // The first round warms up.
-            if round > 0 {
-                contender.rates.push(rates);
-            }
-            eprint!(".");
-        }
-    }
-    eprintln!();
-    let text = if arguments.json { as_json(&contenders) } else { as_text(&arguments, &contenders) };
-    for contender in contenders {
-        contender.opened.leave().await;
-        if let Some(servers) = contender.servers {
-            servers.stop().await;
-        }
-    }
+    let peer = peer(&arguments, &model, config)?;
+    let threads = config.device()?.thread_count();
+    let limits = Limits {
+        machine: Machine::measure(threads).await?,
+        work: Work::of(model.config(), model.shard().manifest()),
+    };
+    let text = if arguments.clients.is_empty() {
+        one_client(&arguments, name, &model, config, peer, limits).await?
+    } else {
+        clients::run(&arguments, name, &model, config, peer, limits).await?
+    };
     writeln!(std::io::stdout(), "{text}").context("stdout is closed")
+}
+
+/// What the figures are shares of.
+struct Limits {
+    machine: Machine,
+    work: Work,
+}
+
+impl Limits {
+    /// Looks at the machine once more: the best that it ever did counts.
+    async fn look_again(&mut self) -> anyhow::Result<()> {
+        self.machine = self.machine.or_better(Machine::measure(self.machine.threads).await?);
+        Ok(())
+    }
+}
+
+/// The program of llama.cpp that is measured as well, where one was named.
+fn peer(
+    arguments: &BenchArguments,
+    model: &ClientModel,
+    config: &Config,
+) -> anyhow::Result<Option<Llama>> {
+    let named = arguments.llama_bench.as_ref().or(arguments.llama_batched_bench.as_ref());
+    let Some(program) = named else {
+        return Ok(None);
+    };
+    let file =
+        model.shard().gguf_path().context("llama.cpp reads GGUF files: name such a model")?;
+    Llama::new(program, file, config.device()?.thread_count()).map(Some)
 }
 
 /// One way to compute the model, and what was measured of it.
 struct Contender {
     name: String,
-    opened: Opened,
-    servers: Option<LocalSwarm>,
-    rates: Vec<Rates>,
+    way: Way,
+    samples: Vec<Sample>,
 }
 
-/// Tokens a second.
-#[derive(Clone, Copy)]
-struct Rates {
-    prefill: f64,
-    decode: f64,
+enum Way {
+    Umbel { opened: Opened, servers: Option<LocalSwarm> },
+    Llama(Llama),
+}
+
+/// Measures every way of computing in turn, round by round.
+async fn one_client(
+    arguments: &BenchArguments,
+    name: &str,
+    model: &Arc<ClientModel>,
+    config: &Config,
+    peer: Option<Llama>,
+    mut limits: Limits,
+) -> anyhow::Result<String> {
+    let mut contenders = contenders(arguments, name, model, config).await?;
+    contenders.extend(peer.map(|llama| Contender {
+        name: report::LLAMA.to_owned(),
+        way: Way::Llama(llama),
+        samples: Vec::new(),
+    }));
+    let prompt = prompt(arguments.prompt_tokens, model.config().vocabulary_size);
+    for round in 0..=arguments.rounds {
+        limits.look_again().await?;
+        for contender in &mut contenders {
+            let sample = contender.measure(&prompt, arguments.new_tokens).await?;
+            // The first round warms up.
+            if round > 0 {
+                contender.samples.push(sample);
+            }
+            eprint!(".");
+        }
+    }
+    eprintln!();
+    let text = if arguments.json {
+        report::as_json(arguments, &limits, &contenders)
+    } else {
+        report::as_text(arguments, &limits, &contenders)
+    };
+    for contender in contenders {
+        contender.leave().await;
+    }
+    Ok(text)
 }
 
 async fn contenders(
@@ -77,22 +140,23 @@ async fn contenders(
     config: &Config,
 ) -> anyhow::Result<Vec<Contender>> {
     let local = Blocks::Local(load_blocks(model, config).await?);
+    let opened = Opened { model: Arc::clone(model), blocks: local };
     let mut contenders = vec![Contender {
         name: "one process".to_owned(),
-        opened: Opened { model: Arc::clone(model), blocks: local },
-        servers: None,
-        rates: Vec::new(),
+        way: Way::Umbel { opened, servers: None },
+        samples: Vec::new(),
     }];
-    for &count in &arguments.servers {
+    // Without servers the one process is measured alone.
+    for &count in arguments.servers.iter().filter(|count| **count > 0) {
         let servers = LocalSwarm::start(name, model.config().block_count, count, config).await?;
         let join = SwarmConfig { join: vec![servers.address().clone()], ..SwarmConfig::default() };
         let swarm = Arc::new(Swarm::join(join).await?);
         let swarm = Blocks::Swarm(swarm, SessionOptions::default());
+        let opened = Opened { model: Arc::clone(model), blocks: swarm };
         contenders.push(Contender {
             name: format!("swarm of {count}"),
-            opened: Opened { model: Arc::clone(model), blocks: swarm },
-            servers: Some(servers),
-            rates: Vec::new(),
+            way: Way::Umbel { opened, servers: Some(servers) },
+            samples: Vec::new(),
         });
     }
     Ok(contenders)
@@ -104,79 +168,53 @@ fn prompt(tokens: u32, vocabulary: usize) -> Vec<u32> {
     (0..tokens).map(|index| index.wrapping_mul(7_919) % vocabulary).collect()
 }
 
-async fn measure(opened: &Opened, prompt: &[u32], new_tokens: u32) -> anyhow::Result<Rates> {
+impl Contender {
+    async fn measure(&self, prompt: &[u32], new_tokens: u32) -> anyhow::Result<Sample> {
+        match &self.way {
+            Way::Umbel { opened, servers } => {
+                let mut sample = measure(opened, prompt, new_tokens).await?;
+                // In one process nothing goes over a wire.
+                sample.wire_bytes = sample.wire_bytes.filter(|_| servers.is_some());
+                Ok(sample)
+            }
+            Way::Llama(llama) => llama.one(u32::try_from(prompt.len())?, new_tokens).await,
+        }
+    }
+
+    async fn leave(self) {
+        match self.way {
+            Way::Umbel { opened, servers } => {
+                opened.leave().await;
+                if let Some(servers) = servers {
+                    servers.stop().await;
+                }
+            }
+            Way::Llama(_) => {}
+        }
+    }
+}
+
+async fn measure(opened: &Opened, prompt: &[u32], new_tokens: u32) -> anyhow::Result<Sample> {
     let request =
         Generate { max_tokens: new_tokens, ignore_eos: true, ..Generate::new(prompt.to_vec()) };
     let chain = opened.chain(prompt.len() + new_tokens as usize).await?;
     let mut generation = request.start(Arc::clone(&opened.model), chain)?;
-    let started = std::time::Instant::now();
-    let mut prefill = None;
+    let started = Instant::now();
+    generation.next().await?.context("no token was generated")?;
+    let (first, bytes) = (Instant::now(), loopback::bytes());
+    let mut times = vec![first];
     while generation.next().await?.is_some() {
-        prefill.get_or_insert_with(|| started.elapsed());
+        times.push(Instant::now());
     }
-    let total = started.elapsed();
-    let prefill = prefill.context("no token was generated")?;
+    let bytes = loopback::bytes().zip(bytes).map(|(after, before)| after.saturating_sub(before));
     let (chain, _) = generation.into_chain();
     chain.close().await;
-    Ok(Rates {
-        prefill: prompt.len() as f64 / prefill.as_secs_f64(),
-        decode: f64::from(new_tokens - 1) / (total - prefill).as_secs_f64(),
+    let tokens = f64::from(new_tokens - 1);
+    let last = times.last().copied().unwrap_or(first);
+    Ok(Sample {
+        prefill: prompt.len() as f64 / (first - started).as_secs_f64(),
+        decode: tokens / (last - first).as_secs_f64(),
+        gaps: sample::gaps(&times).collect(),
+        wire_bytes: bytes.map(|bytes| bytes as f64 / tokens),
     })
-}
-
-impl Contender {
-    fn median(&self, of: impl Fn(&Rates) -> f64) -> f64 {
-        let mut values: Vec<f64> = self.rates.iter().map(of).collect();
-        values.sort_by(f64::total_cmp);
-        values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-    }
-}
-
-/// The median over the rounds of a contender's rate to that of the single process in the same
-/// round: machines drift, and neighbours in time drift least.
-fn ratio(contender: &Contender, local: &Contender, of: impl Fn(&Rates) -> f64) -> f64 {
-    let mut ratios: Vec<f64> =
-        contender.rates.iter().zip(&local.rates).map(|(a, b)| of(a) / of(b)).collect();
-    ratios.sort_by(f64::total_cmp);
-    ratios.get(ratios.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
-fn as_text(arguments: &BenchArguments, contenders: &[Contender]) -> String {
-    let mut lines = vec![
-        format!(
-            "tokens/s, medians of {} rounds; prefill of {} tokens, then {} new ones",
-            arguments.rounds, arguments.prompt_tokens, arguments.new_tokens
-        ),
-        format!(
-            "{:<12}  {:>9}  {:>9}  {:>9}  {:>9}",
-            "", "decode", "of local", "prefill", "of local"
-        ),
-    ];
-    for contender in contenders {
-        lines.push(format!(
-            "{:<12}  {:>9.1}  {:>9.3}  {:>9.1}  {:>9.3}",
-            contender.name,
-            contender.median(|rates| rates.decode),
-            ratio(contender, &contenders[0], |rates| rates.decode),
-            contender.median(|rates| rates.prefill),
-            ratio(contender, &contenders[0], |rates| rates.prefill),
-        ));
-    }
-    lines.join("\n")
-}
-
-fn as_json(contenders: &[Contender]) -> String {
-    let rows: Vec<_> = contenders
-        .iter()
-        .map(|contender| {
-            json!({
-                "name": contender.name,
-                "decode_tokens_per_second": contender.median(|rates| rates.decode),
-                "decode_of_local": ratio(contender, &contenders[0], |rates| rates.decode),
-                "prefill_tokens_per_second": contender.median(|rates| rates.prefill),
-                "prefill_of_local": ratio(contender, &contenders[0], |rates| rates.prefill),
-            })
-        })
-        .collect();
-    json!({ "results": rows }).to_string()
 }

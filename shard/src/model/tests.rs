@@ -53,6 +53,7 @@ fn a_gguf_file_of_a_checkpoint_gives_the_same_tensors() {
         let file = GgufWriter::of_model(original.config(), &weights).unwrap().to_bytes();
         fs::write(&path, file).unwrap();
         let converted = open(root.path(), &path).unwrap();
+        assert_eq!((original.gguf_path(), converted.gguf_path()), (None, Some(path.as_path())));
         let mut expected = original.config().clone();
         if let RopeScaling::Llama3 { .. } = expected.rope.scaling {
             let RopeScaling::Factors(factors) = &converted.config().rope.scaling else {

@@ -1,19 +1,21 @@
 //! Many clients at once: what they get together, and how evenly each gets its tokens.
 
-use std::io::Write as _;
+mod report;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use serde_json::json;
 use tokio::sync::Barrier;
 use tokio::task::JoinSet;
 use umbel_client::{ClientModel, Generate, Generation, SessionOptions, Swarm, SwarmConfig};
 
 use super::super::local_swarm::LocalSwarm;
 use super::super::session::{Blocks, Opened};
-use super::prompt;
+use super::llama::Llama;
+use super::sample::{gaps, median};
+use super::{Limits, loopback, prompt};
 use crate::args::BenchArguments;
 use crate::config::Config;
 
@@ -25,8 +27,12 @@ struct Row {
     clients: u32,
     /// Tokens a second of all clients, in each round.
     rates: Vec<f64>,
+    /// The same of llama.cpp, where it is measured.
+    llama_rates: Vec<f64>,
     /// From token to token.
     gaps: Vec<Duration>,
+    /// Bytes that crossed the loopback device for each token, in each round.
+    wire_bytes: Vec<f64>,
     reading: Reading,
 }
 
@@ -38,13 +44,15 @@ struct Reading {
     took: Vec<Duration>,
 }
 
-/// Measures `arguments.clients` at a swarm of the first of `arguments.servers`.
+/// Measures `arguments.clients` at a swarm of the first of `arguments.servers`, and tells of it.
 pub(super) async fn run(
     arguments: &BenchArguments,
     name: &str,
     model: &Arc<ClientModel>,
     config: &Config,
-) -> anyhow::Result<()> {
+    peer: Option<Llama>,
+    mut limits: Limits,
+) -> anyhow::Result<String> {
     let count = *arguments.servers.first().context("--servers names no number of servers")?;
     let tokens = arguments.prompt_tokens + TOKENS_WHILE_READING_MAX;
     let context = model.config().context_tokens;
@@ -65,31 +73,47 @@ pub(super) async fn run(
     decode(&clients[..1], arguments).await?;
     let mut rows = Vec::new();
     for &count in &arguments.clients {
-        rows.push(measure(&clients, count, arguments).await?);
+        limits.look_again().await?;
+        rows.push(measure(&clients, count, arguments, peer.as_ref()).await?);
     }
-    let text = if arguments.json { as_json(arguments, &rows) } else { as_text(arguments, &rows) };
     for client in clients {
         if let Some(opened) = Arc::into_inner(client) {
             opened.leave().await;
         }
     }
     servers.stop().await;
-    writeln!(std::io::stdout(), "{text}").context("stdout is closed")
+    Ok(if arguments.json {
+        report::as_json(arguments, &limits, &rows)
+    } else {
+        report::as_text(arguments, &limits, &rows)
+    })
 }
 
 async fn measure(
     clients: &[Arc<Opened>],
     count: u32,
     arguments: &BenchArguments,
+    peer: Option<&Llama>,
 ) -> anyhow::Result<Row> {
     let (decoders, rest) = clients.split_at(count as usize);
     let reader = rest.first().context("there is a client more than decode")?;
-    let mut row =
-        Row { clients: count, rates: Vec::new(), gaps: Vec::new(), reading: Reading::default() };
+    let mut row = Row {
+        clients: count,
+        rates: Vec::new(),
+        llama_rates: Vec::new(),
+        gaps: Vec::new(),
+        wire_bytes: Vec::new(),
+        reading: Reading::default(),
+    };
     for _ in 0..arguments.rounds {
-        let (rate, gaps) = decode(decoders, arguments).await?;
-        row.rates.push(rate);
-        row.gaps.extend(gaps);
+        let decoded = decode(decoders, arguments).await?;
+        row.rates.push(decoded.rate);
+        row.gaps.extend(decoded.gaps);
+        row.wire_bytes.extend(decoded.wire_bytes);
+        if let Some(llama) = peer {
+            let (prompt, new) = (arguments.prompt_tokens, arguments.new_tokens);
+            row.llama_rates.push(llama.many(count, prompt, new).await?.decode);
+        }
         if arguments.reader_tokens > 0 {
             let (took, gaps) = read(decoders, reader, arguments).await?;
             row.reading.took.push(took);
@@ -101,12 +125,19 @@ async fn measure(
     Ok(row)
 }
 
-/// Lets all decode at once; tokens a second of all together, and the gaps of each.
-async fn decode(
-    clients: &[Arc<Opened>],
-    arguments: &BenchArguments,
-) -> anyhow::Result<(f64, Vec<Duration>)> {
-    let ready = Arc::new(Barrier::new(clients.len()));
+/// What came of decoding together.
+struct Decoded {
+    /// Tokens a second of all.
+    rate: f64,
+    /// Those of each.
+    gaps: Vec<Duration>,
+    /// Bytes that crossed the loopback device for each token.
+    wire_bytes: Option<f64>,
+}
+
+/// Lets all decode at once.
+async fn decode(clients: &[Arc<Opened>], arguments: &BenchArguments) -> anyhow::Result<Decoded> {
+    let ready = Arc::new(Barrier::new(clients.len() + 1));
     let mut tasks = JoinSet::new();
     for (index, client) in (0..).zip(clients) {
         let (client, ready) = (Arc::clone(client), Arc::clone(&ready));
@@ -124,13 +155,27 @@ async fn decode(
         });
     }
     let mut all = Vec::new();
-    while let Some(times) = tasks.join_next().await {
-        all.push(times??);
+    let mut wait = std::pin::pin!(ready.wait());
+    let mut bytes = None;
+    loop {
+        tokio::select! {
+            _ = &mut wait, if bytes.is_none() => bytes = Some(loopback::bytes()),
+            // One that fails before the others are ready is not waited for.
+            times = tasks.join_next() => match times {
+                Some(times) => all.push(times??),
+                None => break,
+            },
+        }
     }
+    let bytes = bytes.flatten().zip(loopback::bytes()).map(|(from, to)| to.saturating_sub(from));
     let begin = all.iter().flat_map(|times| times.first()).min().context("nobody decoded")?;
     let end = all.iter().flat_map(|times| times.last()).max().context("nobody decoded")?;
     let tokens: usize = all.iter().map(|times| times.len() - 1).sum();
-    Ok((tokens as f64 / (*end - *begin).as_secs_f64(), all.iter().flat_map(|t| gaps(t)).collect()))
+    Ok(Decoded {
+        rate: tokens as f64 / (*end - *begin).as_secs_f64(),
+        gaps: all.iter().flat_map(|times| gaps(times)).collect(),
+        wire_bytes: bytes.map(|bytes| bytes as f64 / tokens as f64),
+    })
 }
 
 /// Lets all decode while `reader` reads a long prompt: how long it takes, and the gaps of the others
@@ -188,100 +233,14 @@ async fn begin(
     Ok(request.start(Arc::clone(&client.model), chain)?)
 }
 
-fn gaps(times: &[Instant]) -> impl Iterator<Item = Duration> {
-    times.windows(2).map(|pair| pair[1] - pair[0])
-}
-
-/// The value that `share` of all are at most, in milliseconds.
-fn quantile(gaps: &[Duration], share: f64) -> f64 {
-    let mut sorted = gaps.to_vec();
-    sorted.sort();
-    let last = sorted.len().saturating_sub(1);
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "an index of a vector, from a share of its length"
-    )]
-    let index = (last as f64 * share).round() as usize;
-    sorted.get(index).map_or(f64::NAN, |gap| gap.as_secs_f64() * 1e3)
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
 impl Row {
     fn rate(&self) -> f64 {
-        median(&self.rates)
+        median(self.rates.iter().copied())
     }
 }
 
 impl Reading {
     fn seconds(&self) -> f64 {
-        median(&self.took.iter().map(Duration::as_secs_f64).collect::<Vec<_>>())
-    }
-}
-
-fn as_text(arguments: &BenchArguments, rows: &[Row]) -> String {
-    let mut lines = vec![
-        format!(
-            "tokens/s of all clients, medians of {} rounds; prompts of {} tokens, then {} new ones; \
-             gaps in ms",
-            arguments.rounds, arguments.prompt_tokens, arguments.new_tokens
-        ),
-        format!(
-            "{:>7}  {:>9}  {:>8}  {:>8}  {:>8}  while {} tokens are read: p50, p99, seconds",
-            "clients", "tokens/s", "of first", "gap p50", "gap p99", arguments.reader_tokens
-        ),
-    ];
-    for row in rows {
-        lines.push(format!(
-            "{:>7}  {:>9.1}  {:>8.2}  {:>8.1}  {:>8.1}  {:>8.1}  {:>8.1}  {:>8.1}",
-            row.clients,
-            row.rate(),
-            row.rate() / rows[0].rate(),
-            quantile(&row.gaps, 0.5),
-            quantile(&row.gaps, 0.99),
-            quantile(&row.reading.gaps, 0.5),
-            quantile(&row.reading.gaps, 0.99),
-            row.reading.seconds(),
-        ));
-    }
-    lines.join("\n")
-}
-
-fn as_json(arguments: &BenchArguments, rows: &[Row]) -> String {
-    let of = |gaps: &[Duration]| json!({ "p50": quantile(gaps, 0.5), "p99": quantile(gaps, 0.99) });
-    let rows: Vec<_> = rows
-        .iter()
-        .map(|row| {
-            json!({
-                "clients": row.clients,
-                "tokens_per_second": row.rate(),
-                "of_first": row.rate() / rows[0].rate(),
-                "gap_ms": of(&row.gaps),
-                "while_reading": {
-                    "prompt_tokens": arguments.reader_tokens,
-                    "seconds": row.reading.seconds(),
-                    "gap_ms": of(&row.reading.gaps),
-                },
-            })
-        })
-        .collect();
-    json!({ "results": rows }).to_string()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn quantiles_are_values_that_were_measured() {
-        let gaps: Vec<_> = (1..=101).rev().map(Duration::from_millis).collect();
-        let close = |share, expected: f64| (quantile(&gaps, share) - expected).abs() < 1e-9;
-        assert!(close(0.5, 51.0) && close(0.99, 100.0) && close(1.0, 101.0));
-        assert!(quantile(&[], 0.5).is_nan());
+        median(self.took.iter().map(Duration::as_secs_f64))
     }
 }
