@@ -10,6 +10,7 @@ mod failure;
 mod flight;
 mod inbox;
 mod mend;
+mod patience;
 mod place;
 mod spare;
 pub mod speculation;
@@ -26,9 +27,9 @@ use crate::journal::{Journal, Outlet};
 use crate::route::{Hop, NoRoute};
 use crate::time::Time;
 use flight::InFlight;
+use patience::{Patience, Suspect};
 use place::Place;
 use spare::{Asked, Spare};
-use watch::Patience;
 
 pub use failure::{FailureReason, HopFailure, SessionFailure};
 pub use flight::STEPS_IN_FLIGHT_MAX;
@@ -217,6 +218,7 @@ pub struct Session {
     /// When the route was last not whole.
     mended_at: Time,
     patience: Patience,
+    suspects: Vec<Suspect>,
     last_failure: Option<HopFailure>,
     outputs: VecDeque<Output>,
 }
@@ -243,6 +245,7 @@ impl Session {
             mends: 0,
             mended_at: now,
             patience: Patience::new(),
+            suspects: Vec::new(),
             last_failure: None,
             outputs: VecDeque::new(),
         };
@@ -272,6 +275,8 @@ impl Session {
                     if let (Err(violation), Some(index)) = (&result, self.index_of(hop)) {
                         self.drop_place(index, FailureReason::Violation(violation.clone()));
                     }
+                } else if self.is_suspect(hop) {
+                    self.acquit(hop, now);
                 } else {
                     self.spare_received(hop, message, now);
                 }
@@ -280,6 +285,7 @@ impl Session {
                 let reason = FailureReason::LinkLost { detail };
                 match self.index_of(hop) {
                     Some(index) => self.drop_place(index, reason),
+                    None if self.convict(hop) => {}
                     None => self.drop_spare(hop, &reason, now),
                 }
             }
@@ -336,6 +342,9 @@ impl Session {
         for place in std::mem::take(&mut self.places).into_iter().chain(spares) {
             self.leave(&place);
         }
+        for Suspect { hop, .. } in std::mem::take(&mut self.suspects) {
+            self.outputs.push_back(Output::Disconnect { hop });
+        }
     }
 
     fn fail(&mut self, failure: SessionFailure) {
@@ -349,7 +358,9 @@ impl Session {
         let hop = place.id;
         let message = ClientMessage::Close { session: place.session };
         self.outputs.push_back(Output::Send { hop, message });
-        self.outputs.push_back(Output::Disconnect { hop });
+        if !self.is_suspect(hop) {
+            self.outputs.push_back(Output::Disconnect { hop });
+        }
     }
 
     fn index_of(&self, hop: HopId) -> Option<usize> {

@@ -218,7 +218,6 @@ impl Session {
     /// what the hop after it lacks; so does the client.
     fn resume(&mut self, now: Time) {
         let proof = self.next_step;
-        self.patience.mended();
         for index in 0..self.places.len() {
             let next = self.target_of(index);
             let refill = self.places.get(index + 1).is_some_and(|after| after.fill == Fill::Wanted);

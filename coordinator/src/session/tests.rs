@@ -384,9 +384,9 @@ fn what_every_server_would_refuse_ends_the_session() {
     assert!(outputs.iter().any(failed), "{outputs:?}");
 }
 
-/// Lets time pass, while all hops but one answer pings; when that one is left, which hops were asked
-/// until then, and what happened last.
-fn silence(session: &mut Session, silent: u32) -> (Time, Vec<u32>, Vec<Output>) {
+/// Lets time pass, while all hops but some answer pings; when the last of these is left, which hops
+/// were asked until then, and what happened last.
+fn silence(session: &mut Session, silent: &[u32]) -> (Time, Vec<u32>, Vec<Output>) {
     let mut asked = Vec::new();
     for _ in 0..200 {
         let now = session.poll_timeout().unwrap();
@@ -395,39 +395,83 @@ fn silence(session: &mut Session, silent: u32) -> (Time, Vec<u32>, Vec<Output>) 
         for (hop, message) in sent(&outputs) {
             match message {
                 ClientMessage::Ping { .. } => asked.push(hop),
-                ClientMessage::Close { .. } if hop == silent => return (now, asked, outputs),
+                ClientMessage::Close { .. } if Some(&hop) == silent.last() => {
+                    return (now, asked, outputs);
+                }
                 _ => {}
             }
         }
-        for hop in (0..4).filter(|hop| *hop != silent) {
+        for hop in (0..4).filter(|hop| !silent.contains(hop)) {
             let name = SessionId::new(u128::from(hop) + 1);
             let pong = ServerMessage::Pong { session: name, received: 4, computed: 4 };
             session.handle(Input::Received { hop: HopId(hop), message: pong }, now).unwrap();
         }
     }
-    panic!("hop {silent} is never left: {asked:?}");
+    panic!("{silent:?} are never left: {asked:?}");
 }
 
 #[test]
 fn a_silent_hop_is_asked_and_then_given_up() {
-    let (_, asked, outputs) = silence(&mut stepping(), 1);
+    let (_, asked, outputs) = silence(&mut stepping(), &[1]);
     assert!(asked.contains(&1), "{asked:?}");
     assert_eq!(blamed(&outputs), [peer(2)]);
 }
 
+/// How long the second of two hops that fall silent has, where the first says something late or not.
+fn second_patience(first_is_late: bool) -> Duration {
+    let mut session = stepping();
+    let (left, ..) = silence(&mut session, &[1]);
+    let hear = |session: &mut Session, hop, message| {
+        session.handle(Input::Received { hop: HopId(hop), message }, left).unwrap();
+        drain(session)
+    };
+    if first_is_late {
+        let outputs = hear(&mut session, 1, ServerMessage::Closed { session: SessionId::new(2) });
+        let ends = |output: &Output| matches!(output, Output::Disconnect { hop: HopId(1) });
+        assert!(outputs.iter().any(ends), "{outputs:?}");
+    }
+    session.handle(Input::Routed { hops: vec![route_hop(4, 2, 4)] }, left).unwrap();
+    drain(&mut session);
+    hear(&mut session, 3, opened(4));
+    let (again, ..) = silence(&mut session, &[1, 3]);
+    again.since(left)
+}
+
+#[test]
+fn patience_grows_where_a_hop_was_late_and_not_where_it_was_dead() {
+    let (dead, late) = (second_patience(false), second_patience(true));
+    assert!(late > dead * 3 / 2, "{late:?} after one that was late, {dead:?} after a dead one");
+}
+
+#[test]
+fn a_hop_that_was_given_up_is_not_listened_to_for_ever() {
+    let mut session = stepping();
+    silence(&mut session, &[1]);
+    let mut ended = Vec::new();
+    while let Some(now) = session.poll_timeout().filter(|now| *now < at(20_000)) {
+        session.handle_timeout(now);
+        let outputs = drain(&mut session);
+        ended.extend(outputs.into_iter().filter_map(|output| match output {
+            Output::Disconnect { hop } => Some(hop),
+            _ => None,
+        }));
+    }
+    assert!(ended.contains(&HopId(1)), "{ended:?}");
+}
+
 #[test]
 fn a_silent_spare_has_longer_and_costs_the_hops_no_patience() {
-    let (hop_left, ..) = silence(&mut stepping(), 1);
+    let (hop_left, ..) = silence(&mut stepping(), &[1]);
     let mut session = stepping_with(true);
     session.handle(Input::Routed { hops: vec![route_hop(4, 0, 2)] }, at(1)).unwrap();
     drain(&mut session);
     say(&mut session, 3, opened(4));
-    let (spare_left, asked, outputs) = silence(&mut session, 3);
+    let (spare_left, asked, outputs) = silence(&mut session, &[3]);
     assert!(asked.contains(&3), "{asked:?}");
     assert!(blamed(&outputs).is_empty(), "{outputs:?}");
     let usual = hop_left.since(at(1));
     assert!(spare_left.since(at(1)) > usual * 3, "{spare_left:?} after {hop_left:?}");
-    let (left, ..) = silence(&mut session, 1);
+    let (left, ..) = silence(&mut session, &[3, 1]);
     assert!(left.since(spare_left) < usual * 2, "{left:?} after {spare_left:?}");
 }
 

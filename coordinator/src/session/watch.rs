@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use umbel_protocol::inference::{ClientMessage, HopTiming};
 
+use super::patience::{LINK_BYTES_PER_SECOND_MIN, Patience};
 use super::place::{Opening, Place};
 use super::{FailureReason, OPEN_TIMEOUT, OPEN_TIMEOUT_MIN, Output, Session, State};
 use crate::time::Time;
@@ -16,29 +17,11 @@ const PING_AFTER: Duration = Duration::from_millis(40);
 /// tens of milliseconds, and a hop that is given up in error costs a replay.
 const PATIENCE_MIN: Duration = Duration::from_millis(150);
 
-/// How many times a session may double its patience, when hops keep falling silent: on a machine or
-/// a way that is too busy for its first patience, giving up one good hop after another helps nobody.
-const DOUBLINGS_MAX: u32 = 4;
-
-/// After so many answers without a silent hop one doubling is taken back.
-const CALM_STEPS: u32 = 100;
-
-/// How many times more patient a session is with its spares, as doublings: nobody waits for them, they
-/// are sent a whole prompt at once, and one that is given up in error is no spare when it is needed.
-const SPARE_DOUBLINGS: u32 = 2;
-
 /// The time to answer the first ping, where nobody knows how far away a hop is.
 const PATIENCE_UNKNOWN: Duration = Duration::from_secs(1);
 
 /// The most: beyond it, a way is too bad for decoding along it.
 const PATIENCE_MAX: Duration = Duration::from_secs(5);
-
-/// How fast a link is taken to be until it proves slower: 100 Mbit/s. A ping goes behind what is
-/// still leaving, so its answer may take that much longer.
-const LINK_BYTES_PER_SECOND: u32 = 12_500_000;
-
-/// The slowest that a link is taken to be: 1 Mbit/s.
-const LINK_BYTES_PER_SECOND_MIN: u32 = 125_000;
 
 /// A timer that fires this late says more of this machine than of the hops: they are asked again.
 const LATE: Duration = Duration::from_millis(100);
@@ -169,63 +152,15 @@ impl Watch {
             + Duration::from_secs(1).mul_f64(f64::from(bytes) / f64::from(link))
     }
 
+    /// Whether anything is on its way to it or from it that takes time.
+    pub(super) const fn is_laden(&self) -> bool {
+        self.bytes + self.answer_bytes > 0
+    }
+
     /// When the hop is to be asked, or given up.
     fn deadline(&self, patience: Patience) -> Time {
         let rest = self.round_trip.map_or(PING_AFTER, |trip| trip.smoothed.max(PING_AFTER));
         self.pinged.map_or(self.heard + rest, |pinged| pinged + self.patience(patience))
-    }
-}
-
-/// How patient a session is with its hops.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Patience {
-    /// What links are taken to carry.
-    link_bytes_per_second: u32,
-    doublings: u32,
-    /// Hops that have fallen silent since the route was whole.
-    silent: u32,
-    calm_steps: u32,
-}
-
-impl Patience {
-    pub(super) const fn new() -> Self {
-        Self {
-            link_bytes_per_second: LINK_BYTES_PER_SECOND,
-            doublings: 0,
-            silent: 0,
-            calm_steps: 0,
-        }
-    }
-
-    /// What it is with a hop beside the route.
-    const fn with_spares(self) -> Self {
-        Self { doublings: self.doublings + SPARE_DOUBLINGS, ..self }
-    }
-
-    /// A hop was given up for its silence; whether it was still being sent something.
-    fn silent(&mut self, laden: bool) {
-        self.silent += 1;
-        if laden {
-            let slower = self.link_bytes_per_second / 4;
-            self.link_bytes_per_second = slower.max(LINK_BYTES_PER_SECOND_MIN);
-        }
-    }
-
-    /// The route is whole again. Hops that fell silent together count once.
-    pub(super) fn mended(&mut self) {
-        if std::mem::take(&mut self.silent) > 0 {
-            self.doublings = (self.doublings + 1).min(DOUBLINGS_MAX);
-            self.calm_steps = 0;
-        }
-    }
-
-    /// A step was answered.
-    pub(super) fn answered(&mut self) {
-        self.calm_steps += 1;
-        if self.calm_steps >= CALM_STEPS {
-            self.calm_steps = 0;
-            self.doublings = self.doublings.saturating_sub(1);
-        }
     }
 }
 
@@ -277,10 +212,12 @@ impl Session {
         let spares = self.spares.iter().filter_map(|spare| {
             spare.place.deadline(awaited || self.is_relief(spare), patience.with_spares())
         });
-        places.chain(spares).chain(self.next_search()).min()
+        let suspects = self.suspects.iter().map(|suspect| suspect.until);
+        places.chain(spares).chain(self.next_search()).chain(suspects).min()
     }
 
     pub(super) fn watch(&mut self, now: Time) {
+        self.forget_suspects(now);
         let (awaited, patience) = (self.awaits(), self.patience);
         let mut due = Vec::new();
         for place in &mut self.places {
@@ -299,21 +236,10 @@ impl Session {
                     self.outputs.push_back(Output::Send { hop, message });
                 }
                 Due::Fail(reason) => match self.index_of(hop) {
-                    Some(index) => {
-                        self.doubt(index, &reason);
-                        self.drop_place(index, reason);
-                    }
+                    Some(index) => self.suspect(index, reason, now),
                     None => self.drop_spare(hop, &reason, now),
                 },
             }
-        }
-    }
-
-    /// Is more patient from now on, where a hop has been given up for its silence alone.
-    fn doubt(&mut self, index: usize, reason: &FailureReason) {
-        if matches!(reason, FailureReason::Silent { .. }) {
-            let watch = &self.places[index].watch;
-            self.patience.silent(watch.bytes + watch.answer_bytes > 0);
         }
     }
 
