@@ -7,11 +7,13 @@
 
 #![allow(clippy::print_stdout, reason = "what it measures is what it is for")]
 
+use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Child, Command as Process, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use tokio::runtime::Builder;
 use tokio::sync::mpsc;
 use umbel_coordinator::server::{Server, ServerConfig};
 use umbel_net::{
@@ -40,6 +42,9 @@ const HOPS: u32 = 5;
 /// Frames that are written and read to time the codec.
 const FRAMES: u32 = 10_000;
 
+/// What the system calls a thread's giving up its core to wait.
+const WAITED: &str = "voluntary_ctxt_switches:";
+
 /// The arguments by which this program is a server of a block, and one that sends frames back.
 const SERVE: &str = "serve";
 const ECHO: &str = "echo";
@@ -47,16 +52,23 @@ const ECHO: &str = "echo";
 const QUIC: &str = "/ip4/127.0.0.1/udp/0/quic-v1";
 const TCP: &str = "/ip4/127.0.0.1/tcp/0";
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        // Apart from the thread that waits here, as all that a server does.
-        [] => tokio::spawn(measure()).await?,
-        [SERVE, block] => serve(block.parse()?).await,
-        [ECHO, listen] => echo(listen).await,
-        _ => bail!("it takes no arguments"),
-    }
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    // As `umbel` does: servers have one thread for their links.
+    let mut runtime = match arguments.as_slice() {
+        [] => Builder::new_multi_thread(),
+        _ => Builder::new_current_thread(),
+    };
+    runtime.enable_all().build()?.block_on(async {
+        match arguments.as_slice() {
+            // Apart from the thread that waits here, as a session is driven.
+            [] => tokio::spawn(measure()).await?,
+            [SERVE, block] => serve(block.parse()?).await,
+            [ECHO, listen] => echo(listen).await,
+            _ => bail!("it takes no arguments"),
+        }
+    })
 }
 
 async fn measure() -> anyhow::Result<()> {
@@ -82,6 +94,11 @@ async fn measure() -> anyhow::Result<()> {
     );
     let rest = hop - encode - quic - decode - engine;
     println!("  wake the server's own tasks              {rest:>6.1} us (the rest)");
+    if let Some(Spent { processor_us, wakes }) = many.spent {
+        println!(
+            "a server spends {processor_us:.1} us of processor time on a step, and wakes {wakes:.1} times"
+        );
+    }
     println!("for comparison");
     println!("  the same frame over TCP                  {tcp:>6.1} us");
     println!("  over a plain UDP socket, two threads     {:>6.1} us", us(plain_way()?));
@@ -136,7 +153,7 @@ impl Drop for Peer {
 
 /// A session through so many servers.
 struct Ring {
-    _peers: Vec<Peer>,
+    peers: Vec<Peer>,
     _client: Network,
     links: Vec<(LinkSender, LinkReceiver)>,
 }
@@ -146,6 +163,33 @@ struct Measured {
     round: Duration,
     /// In all servers, from arrival to departure, by their own clocks.
     in_servers: Duration,
+    /// Of one server and one step, in the mean.
+    spent: Option<Spent>,
+}
+
+/// What the system says of a process.
+#[derive(Clone, Copy)]
+struct Spent {
+    /// Microseconds of processor time.
+    processor_us: f64,
+    /// How often a thread waited and was woken.
+    wakes: f64,
+}
+
+impl Spent {
+    /// Of all threads of a process so far; `None` where the system does not say.
+    fn so_far(process: u32) -> Option<Self> {
+        let (mut nanoseconds, mut wakes) = (0.0, 0.0);
+        for task in fs::read_dir(format!("/proc/{process}/task")).ok()? {
+            let task = task.ok()?.path();
+            let schedule = fs::read_to_string(task.join("schedstat")).ok()?;
+            nanoseconds += schedule.split_whitespace().next()?.parse::<f64>().ok()?;
+            let status = fs::read_to_string(task.join("status")).ok()?;
+            let line = status.lines().find_map(|line| line.strip_prefix(WAITED))?;
+            wakes += line.trim().parse::<f64>().ok()?;
+        }
+        Some(Self { processor_us: nanoseconds / 1e3, wakes })
+    }
 }
 
 impl Ring {
@@ -185,12 +229,17 @@ impl Ring {
             links.push((sender, receiver));
         }
         links.reverse();
-        Ok(Self { _peers: peers, _client: client, links })
+        Ok(Self { peers, _client: client, links })
     }
 
     async fn run(mut self) -> anyhow::Result<Measured> {
         let (mut rounds, mut in_servers) = (Vec::new(), Vec::new());
+        let last_server = self.peers.last().map_or(0, |peer| peer.child.id());
+        let mut before = None;
         for position in 0..STEPS_UNCOUNTED + STEPS {
+            if position == STEPS_UNCOUNTED {
+                before = Spent::so_far(last_server);
+            }
             let began = Instant::now();
             self.links[0].0.send(ClientMessage::Step(step(position)?).encode()).await?;
             let (_, last) = self.links.last_mut().context("a ring has a hop")?;
@@ -203,7 +252,11 @@ impl Ring {
                 in_servers.push(answer.trace.iter().map(|hop| hop.hop).sum());
             }
         }
-        Ok(Measured { round: middle(rounds), in_servers: middle(in_servers) })
+        let spent = before.zip(Spent::so_far(last_server)).map(|(before, after)| Spent {
+            processor_us: (after.processor_us - before.processor_us) / f64::from(STEPS),
+            wakes: (after.wakes - before.wakes) / f64::from(STEPS),
+        });
+        Ok(Measured { round: middle(rounds), in_servers: middle(in_servers), spent })
     }
 }
 
