@@ -7,18 +7,16 @@
 
 #![allow(clippy::print_stdout, reason = "what it measures is what it is for")]
 
-use std::fs;
-use std::io::{BufRead as _, BufReader, Read as _};
-use std::process::{Child, Command as Process, Stdio};
+mod peer;
+
+use std::io::Read as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use tokio::runtime::Builder;
 use tokio::sync::mpsc;
 use umbel_coordinator::server::{Server, ServerConfig};
-use umbel_net::{
-    Identity, Link, LinkProtocol, LinkReceiver, LinkSender, Multiaddr, Network, NetworkConfig, Role,
-};
+use umbel_net::{Identity, LinkProtocol, LinkReceiver, LinkSender, Network, NetworkConfig, Role};
 use umbel_node::compute::{COMMANDS_WAITING_MAX, Command, Computed};
 use umbel_node::driver::{Completion, Driver, Events};
 use umbel_protocol::frame::Frame;
@@ -26,7 +24,9 @@ use umbel_protocol::inference::{
     AnswerRows, ClientMessage, Destination, HopTiming, NextHop, OpenSession, PushMessage,
     ServerMessage, Step,
 };
-use umbel_protocol::{DType, ModelId, PeerId, SessionId, Span, StepId, Tensor};
+use umbel_protocol::{DType, ModelId, SessionId, Span, StepId, Tensor};
+
+use peer::{Peer, Spent};
 
 const MODEL: ModelId = ModelId::from_bytes([1; 32]);
 const HIDDEN_SIZE: u32 = 2_048;
@@ -41,9 +41,6 @@ const HOPS: u32 = 5;
 
 /// Frames that are written and read to time the codec.
 const FRAMES: u32 = 10_000;
-
-/// What the system calls a thread's giving up its core to wait.
-const WAITED: &str = "voluntary_ctxt_switches:";
 
 /// The arguments by which this program is a server of a block, and one that sends frames back.
 const SERVE: &str = "serve";
@@ -109,48 +106,6 @@ fn us(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e6
 }
 
-/// A process of this program, which ends with its handle.
-struct Peer {
-    child: Child,
-    id: PeerId,
-    address: Multiaddr,
-}
-
-impl Peer {
-    fn start(arguments: [&str; 2]) -> anyhow::Result<Self> {
-        let mut process = Process::new(std::env::current_exe()?);
-        process.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = process.spawn().context("cannot start this program again")?;
-        let stdout = child.stdout.take().context("stdout is piped")?;
-        let mut line = String::new();
-        BufReader::new(stdout).read_line(&mut line)?;
-        let (id, address) = line.trim().split_once(' ').context("a peer did not start")?;
-        Ok(Self { child, id: id.parse()?, address: address.parse()? })
-    }
-
-    /// A link to it, whose driver may need a moment before it accepts one.
-    async fn dial(&self, client: &Network) -> anyhow::Result<Link> {
-        const TRIES: u32 = 100;
-        let addresses = [self.address.clone()];
-        for _ in 0..TRIES {
-            let link = client.open_link(self.id, &addresses, LinkProtocol::Session).await;
-            if let Ok(link) = link {
-                return Ok(link);
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        bail!("a peer does not accept links")
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ended = self.child.kill();
-        let _status = self.child.wait();
-    }
-}
-
 /// A session through so many servers.
 struct Ring {
     peers: Vec<Peer>,
@@ -165,31 +120,6 @@ struct Measured {
     in_servers: Duration,
     /// Of one server and one step, in the mean.
     spent: Option<Spent>,
-}
-
-/// What the system says of a process.
-#[derive(Clone, Copy)]
-struct Spent {
-    /// Microseconds of processor time.
-    processor_us: f64,
-    /// How often a thread waited and was woken.
-    wakes: f64,
-}
-
-impl Spent {
-    /// Of all threads of a process so far; `None` where the system does not say.
-    fn so_far(process: u32) -> Option<Self> {
-        let (mut nanoseconds, mut wakes) = (0.0, 0.0);
-        for task in fs::read_dir(format!("/proc/{process}/task")).ok()? {
-            let task = task.ok()?.path();
-            let schedule = fs::read_to_string(task.join("schedstat")).ok()?;
-            nanoseconds += schedule.split_whitespace().next()?.parse::<f64>().ok()?;
-            let status = fs::read_to_string(task.join("status")).ok()?;
-            let line = status.lines().find_map(|line| line.strip_prefix(WAITED))?;
-            wakes += line.trim().parse::<f64>().ok()?;
-        }
-        Some(Self { processor_us: nanoseconds / 1e3, wakes })
-    }
 }
 
 impl Ring {
