@@ -7,16 +7,16 @@
 
 #![allow(clippy::print_stdout, reason = "what it measures is what it is for")]
 
-use std::io::{BufRead as _, BufReader, Read as _};
-use std::process::{Child, Command as Process, Stdio};
+mod peer;
+
+use std::io::Read as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use tokio::runtime::Builder;
 use tokio::sync::mpsc;
 use umbel_coordinator::server::{Server, ServerConfig};
-use umbel_net::{
-    Identity, Link, LinkProtocol, LinkReceiver, LinkSender, Multiaddr, Network, NetworkConfig, Role,
-};
+use umbel_net::{Identity, LinkProtocol, LinkReceiver, LinkSender, Network, NetworkConfig, Role};
 use umbel_node::compute::{COMMANDS_WAITING_MAX, Command, Computed};
 use umbel_node::driver::{Completion, Driver, Events};
 use umbel_protocol::frame::Frame;
@@ -24,7 +24,9 @@ use umbel_protocol::inference::{
     AnswerRows, ClientMessage, Destination, HopTiming, NextHop, OpenSession, PushMessage,
     ServerMessage, Step,
 };
-use umbel_protocol::{DType, ModelId, PeerId, SessionId, Span, StepId, Tensor};
+use umbel_protocol::{DType, ModelId, SessionId, Span, StepId, Tensor};
+
+use peer::{Peer, Spent};
 
 const MODEL: ModelId = ModelId::from_bytes([1; 32]);
 const HIDDEN_SIZE: u32 = 2_048;
@@ -47,16 +49,23 @@ const ECHO: &str = "echo";
 const QUIC: &str = "/ip4/127.0.0.1/udp/0/quic-v1";
 const TCP: &str = "/ip4/127.0.0.1/tcp/0";
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        // Apart from the thread that waits here, as all that a server does.
-        [] => tokio::spawn(measure()).await?,
-        [SERVE, block] => serve(block.parse()?).await,
-        [ECHO, listen] => echo(listen).await,
-        _ => bail!("it takes no arguments"),
-    }
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    // As `umbel` does: servers have one thread for their links.
+    let mut runtime = match arguments.as_slice() {
+        [] => Builder::new_multi_thread(),
+        _ => Builder::new_current_thread(),
+    };
+    runtime.enable_all().build()?.block_on(async {
+        match arguments.as_slice() {
+            // Apart from the thread that waits here, as a session is driven.
+            [] => tokio::spawn(measure()).await?,
+            [SERVE, block] => serve(block.parse()?).await,
+            [ECHO, listen] => echo(listen).await,
+            _ => bail!("it takes no arguments"),
+        }
+    })
 }
 
 async fn measure() -> anyhow::Result<()> {
@@ -82,6 +91,11 @@ async fn measure() -> anyhow::Result<()> {
     );
     let rest = hop - encode - quic - decode - engine;
     println!("  wake the server's own tasks              {rest:>6.1} us (the rest)");
+    if let Some(Spent { processor_us, wakes }) = many.spent {
+        println!(
+            "a server spends {processor_us:.1} us of processor time on a step, and wakes {wakes:.1} times"
+        );
+    }
     println!("for comparison");
     println!("  the same frame over TCP                  {tcp:>6.1} us");
     println!("  over a plain UDP socket, two threads     {:>6.1} us", us(plain_way()?));
@@ -92,51 +106,9 @@ fn us(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e6
 }
 
-/// A process of this program, which ends with its handle.
-struct Peer {
-    child: Child,
-    id: PeerId,
-    address: Multiaddr,
-}
-
-impl Peer {
-    fn start(arguments: [&str; 2]) -> anyhow::Result<Self> {
-        let mut process = Process::new(std::env::current_exe()?);
-        process.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = process.spawn().context("cannot start this program again")?;
-        let stdout = child.stdout.take().context("stdout is piped")?;
-        let mut line = String::new();
-        BufReader::new(stdout).read_line(&mut line)?;
-        let (id, address) = line.trim().split_once(' ').context("a peer did not start")?;
-        Ok(Self { child, id: id.parse()?, address: address.parse()? })
-    }
-
-    /// A link to it, whose driver may need a moment before it accepts one.
-    async fn dial(&self, client: &Network) -> anyhow::Result<Link> {
-        const TRIES: u32 = 100;
-        let addresses = [self.address.clone()];
-        for _ in 0..TRIES {
-            let link = client.open_link(self.id, &addresses, LinkProtocol::Session).await;
-            if let Ok(link) = link {
-                return Ok(link);
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        bail!("a peer does not accept links")
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ended = self.child.kill();
-        let _status = self.child.wait();
-    }
-}
-
 /// A session through so many servers.
 struct Ring {
-    _peers: Vec<Peer>,
+    peers: Vec<Peer>,
     _client: Network,
     links: Vec<(LinkSender, LinkReceiver)>,
 }
@@ -146,6 +118,8 @@ struct Measured {
     round: Duration,
     /// In all servers, from arrival to departure, by their own clocks.
     in_servers: Duration,
+    /// Of one server and one step, in the mean.
+    spent: Option<Spent>,
 }
 
 impl Ring {
@@ -185,12 +159,17 @@ impl Ring {
             links.push((sender, receiver));
         }
         links.reverse();
-        Ok(Self { _peers: peers, _client: client, links })
+        Ok(Self { peers, _client: client, links })
     }
 
     async fn run(mut self) -> anyhow::Result<Measured> {
         let (mut rounds, mut in_servers) = (Vec::new(), Vec::new());
+        let last_server = self.peers.last().map_or(0, |peer| peer.child.id());
+        let mut before = None;
         for position in 0..STEPS_UNCOUNTED + STEPS {
+            if position == STEPS_UNCOUNTED {
+                before = Spent::so_far(last_server);
+            }
             let began = Instant::now();
             self.links[0].0.send(ClientMessage::Step(step(position)?).encode()).await?;
             let (_, last) = self.links.last_mut().context("a ring has a hop")?;
@@ -203,7 +182,11 @@ impl Ring {
                 in_servers.push(answer.trace.iter().map(|hop| hop.hop).sum());
             }
         }
-        Ok(Measured { round: middle(rounds), in_servers: middle(in_servers) })
+        let spent = before.zip(Spent::so_far(last_server)).map(|(before, after)| Spent {
+            processor_us: (after.processor_us - before.processor_us) / f64::from(STEPS),
+            wakes: (after.wakes - before.wakes) / f64::from(STEPS),
+        });
+        Ok(Measured { round: middle(rounds), in_servers: middle(in_servers), spent })
     }
 }
 
