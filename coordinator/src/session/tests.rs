@@ -393,12 +393,12 @@ fn silence(session: &mut Session, silent: &[u32]) -> (Time, Vec<u32>, Vec<Output
         session.handle_timeout(now);
         let outputs = drain(session);
         for (hop, message) in sent(&outputs) {
-            match message {
-                ClientMessage::Ping { .. } => asked.push(hop),
-                ClientMessage::Close { .. } if Some(&hop) == silent.last() => {
-                    return (now, asked, outputs);
-                }
-                _ => {}
+            if let ClientMessage::Ping { .. } = message {
+                asked.push(hop);
+            } else if let ClientMessage::Close { .. } = message
+                && silent.last() == Some(&hop)
+            {
+                return (now, asked, outputs);
             }
         }
         for hop in (0..4).filter(|hop| !silent.contains(hop)) {
@@ -450,11 +450,11 @@ fn a_hop_that_was_given_up_is_not_listened_to_for_ever() {
     let mut ended = Vec::new();
     while let Some(now) = session.poll_timeout().filter(|now| *now < at(20_000)) {
         session.handle_timeout(now);
-        let outputs = drain(&mut session);
-        ended.extend(outputs.into_iter().filter_map(|output| match output {
-            Output::Disconnect { hop } => Some(hop),
-            _ => None,
-        }));
+        for output in drain(&mut session) {
+            if let Output::Disconnect { hop } = output {
+                ended.push(hop);
+            }
+        }
     }
     assert!(ended.contains(&HopId(1)), "{ended:?}");
 }
