@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use umbel_engine::{HiddenStates, Sampler, Sampling};
+use umbel_engine::{EndsError, HiddenStates, Sampler, Sampling};
 use umbel_protocol::inference::AnswerRows;
 
 use crate::chain::{Chain, StepTime};
@@ -23,6 +23,9 @@ pub use error::GenerateError;
 /// once for many tokens, small enough that a step's tensor (8 MiB at a hidden size of 4096) is no
 /// burden on a link.
 pub const PREFILL_CHUNK_TOKENS: u32 = 512;
+
+/// Tokens whose embedding is looked up at once: it takes less time than waking a thread for it.
+const EMBEDDED_AT_ONCE_MAX: usize = 8;
 
 /// How often one generation may begin anew in another session before it gives up.
 const RESTARTS_MAX: u32 = 8;
@@ -268,8 +271,7 @@ impl Generation {
         for chunk in chunks {
             let end = handed_in + chunk as usize;
             let ids = self.tokens[handed_in..end].to_vec();
-            let model = Arc::clone(&self.model);
-            let entering = compute_apart(move || model.ends().embed(&ids)).await?;
+            let entering = embed(&self.model, ids).await?;
             let position = size(handed_in);
             under_way.push((end, self.chain.begin(position, entering, AnswerRows::Last).await));
             handed_in = end;
@@ -321,6 +323,18 @@ impl Generation {
         }
         shown
     }
+}
+
+/// What enters the first block for these tokens.
+pub(crate) async fn embed(
+    model: &Arc<ClientModel>,
+    ids: Vec<u32>,
+) -> Result<HiddenStates, EndsError> {
+    if ids.len() <= EMBEDDED_AT_ONCE_MAX {
+        return model.ends().embed(&ids);
+    }
+    let model = Arc::clone(model);
+    compute_apart(move || model.ends().embed(&ids)).await
 }
 
 /// Runs arithmetic where it does not hold up the network.

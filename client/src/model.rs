@@ -1,6 +1,10 @@
 //! What the client keeps of a model: its two ends, its tokenizer, its chat template.
 
-use umbel_engine::{Device, Ends};
+mod head;
+
+use std::sync::Arc;
+
+use umbel_engine::{Device, Ends, EndsError, HiddenStates};
 use umbel_protocol::ModelId;
 use umbel_shard::{
     Cache, LoadError, Model, ModelConfig, ModelSource, OpenModelError, Part, PartsNeeded, Progress,
@@ -8,11 +12,12 @@ use umbel_shard::{
 
 use crate::text::chat_template::{ChatTemplate, Message, RenderChatError};
 use crate::text::tokenizer::{EncodeError, LoadTokenizerError, Tokenizer};
+use head::Head;
 
 /// The client's part of a model.
 pub struct ClientModel {
     shard: Model,
-    ends: Ends,
+    head: Arc<Head>,
     tokenizer: Option<Tokenizer>,
     chat_template: Option<ChatTemplate>,
 }
@@ -42,13 +47,15 @@ impl ClientModel {
             Some(source) => Some(ChatTemplate::new(source, shard.special_tokens())?),
             None => None,
         };
-        Ok(Self { ends, tokenizer, chat_template, shard })
+        let head = Arc::new(Head::new(ends));
+        Ok(Self { head, tokenizer, chat_template, shard })
     }
 
     /// The same model, its ends computed by `device`.
     #[must_use]
     pub fn on(self, device: Device) -> Self {
-        Self { ends: self.ends.on(device), ..self }
+        let ends = self.ends().clone().on(device);
+        Self { head: Arc::new(Head::new(ends)), ..self }
     }
 
     /// The hash of its manifest, by which servers of the same model are found.
@@ -71,8 +78,17 @@ impl ClientModel {
 
     /// Embedding, final norm and head.
     #[must_use]
-    pub const fn ends(&self) -> &Ends {
-        &self.ends
+    pub fn ends(&self) -> &Ends {
+        self.head.ends()
+    }
+
+    /// A logit for each token of the vocabulary, for each token of `hidden`, which left the last
+    /// block. What sessions ask for at the same time is computed together, apart from the network.
+    ///
+    /// # Errors
+    /// [`EndsError`] where `hidden` is of another model.
+    pub async fn logits(&self, hidden: HiddenStates) -> Result<Vec<Vec<f32>>, EndsError> {
+        self.head.logits(hidden).await
     }
 
     /// The tokenizer, if the model has one.

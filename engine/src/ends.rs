@@ -13,7 +13,8 @@ use crate::kernel::{self, Arithmetic};
 use crate::operation::linear::Linear;
 use crate::operation::rms_norm::RmsNorm;
 
-/// Embedding, final norm and head of a model.
+/// Embedding, final norm and head of a model. A clone shares the weights.
+#[derive(Clone)]
 pub struct Ends {
     embed_tokens: Weight,
     norm: RmsNorm,
@@ -104,6 +105,25 @@ impl Ends {
             self.lm_head.forward(&normed)?.to_vec2()
         })?;
         Ok(logits)
+    }
+
+    /// As [`Ends::logits_of_all`] for each of several sessions: the head reads its weights once for
+    /// the tokens of all. No bit of a result differs from what the session alone would get, and the
+    /// error of one is none of the others'.
+    #[must_use]
+    pub fn logits_of_each(&self, hidden: &[HiddenStates]) -> Vec<Result<Vec<Vec<f32>>, EndsError>> {
+        let is_sound = |hidden: &HiddenStates| hidden.hidden_size() == self.hidden_size();
+        let sound: Vec<_> = hidden.iter().filter(|hidden| is_sound(hidden)).cloned().collect();
+        let together = HiddenStates::concat(&sound).ok().map(|all| self.logits_of_all(&all));
+        let mut rows = together.and_then(Result::ok).map(Vec::into_iter);
+        let results = hidden.iter().map(|hidden| match &mut rows {
+            Some(rows) if is_sound(hidden) => {
+                Ok(rows.by_ref().take(hidden.token_count()).collect())
+            }
+            // With an error of its own.
+            Some(_) | None => self.logits_of_all(hidden),
+        });
+        results.collect()
     }
 
     /// How many tokens the model knows.

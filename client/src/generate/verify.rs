@@ -6,13 +6,12 @@
 //! all tokens before it as its past: the very token that a step of its own would have given. Behind
 //! the last draft that is right there is always one more token, which the model itself gave.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use umbel_coordinator::session::speculation::StepSample;
 use umbel_engine::{HiddenStates, top_logits};
 
-use super::{Generation, compute_apart};
+use super::{Generation, embed};
 use crate::chain::StepTime;
 use crate::generate::GenerateError;
 use crate::speculation::Draft;
@@ -75,9 +74,8 @@ impl Generation {
         &mut self,
         drafts: &'a [u32],
     ) -> Result<(&'a [u32], HiddenStates, StepTime), GenerateError> {
-        let (model, ids) = (Arc::clone(&self.model), [&self.tokens[self.computed..], drafts]);
-        let ids = ids.concat();
-        let entering = compute_apart(move || model.ends().embed(&ids)).await?;
+        let ids = [&self.tokens[self.computed..], drafts].concat();
+        let entering = embed(&self.model, ids).await?;
         let position = u32::try_from(self.computed).expect("a context is counted in 32 bits");
         match self.chain.step(position, entering).await {
             Ok((leaving, time)) => {
@@ -100,8 +98,7 @@ impl Generation {
         leaving: HiddenStates,
         time: StepTime,
     ) -> Result<usize, GenerateError> {
-        let model = Arc::clone(&self.model);
-        let rows = compute_apart(move || model.ends().logits_of_all(&leaving)).await?;
+        let rows = self.model.logits(leaving).await?;
         let (mut text, mut time) = (self.tokens.clone(), time);
         for (index, mut logits) in rows.into_iter().enumerate() {
             let top_logits = top_logits(&logits, self.request.top_logits);

@@ -9,7 +9,7 @@ use umbel_engine::{HiddenStates, OpenTableError, Sampler};
 
 use crate::chain::Chain;
 use crate::chain::local::LocalModel;
-use crate::generate::{GenerateError, PREFILL_CHUNK_TOKENS, compute_apart};
+use crate::generate::{GenerateError, PREFILL_CHUNK_TOKENS, embed};
 use crate::model::ClientModel;
 
 /// How much the newest measurement of the time for a token says.
@@ -126,8 +126,8 @@ impl DraftSession {
         while text.len() < tokens.len() + count {
             let at = text.len() - 1;
             let leaving = self.step(at, &text[at..]).await?;
-            let model = Arc::clone(&self.model);
-            let mut logits = compute_apart(move || model.ends().logits(&leaving)).await?;
+            let mut rows = self.model.logits(leaving.last_row()).await?;
+            let mut logits = rows.pop().expect("hidden states have a token");
             text.push(self.sampler.sample(&mut logits, &text));
         }
         Ok((text.split_off(tokens.len()), overhead))
@@ -139,8 +139,7 @@ impl DraftSession {
         position: usize,
         tokens: &[u32],
     ) -> Result<HiddenStates, GenerateError> {
-        let (model, ids) = (Arc::clone(&self.model), tokens.to_vec());
-        let entering = compute_apart(move || model.ends().embed(&ids)).await?;
+        let entering = embed(&self.model, tokens.to_vec()).await?;
         let at = u32::try_from(position).expect("a context is counted in 32 bits");
         self.cached.truncate(position);
         let (leaving, _time) = self.chain.step(at, entering).await?;

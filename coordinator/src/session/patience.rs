@@ -20,9 +20,10 @@ const CALM_STEPS: u32 = 100;
 /// are sent a whole prompt at once, and one that is given up in error is no spare when it is needed.
 const SPARE_DOUBLINGS: u32 = 2;
 
-/// How fast a link is taken to be until it proves slower: 100 Mbit/s. A ping goes behind what is
-/// still leaving, so its answer may take that much longer.
-const LINK_BYTES_PER_SECOND: u32 = 12_500_000;
+/// How fast a link is taken to be until it proves slower: 32 Mbit/s, as a home uploads, or as one of
+/// dozens of clients gets whose prompts reach a server at once. A ping goes behind what is still
+/// leaving, so its answer may take that much longer.
+const LINK_BYTES_PER_SECOND: u32 = 4_000_000;
 
 /// The slowest that a link is taken to be: 1 Mbit/s.
 pub(super) const LINK_BYTES_PER_SECOND_MIN: u32 = 125_000;

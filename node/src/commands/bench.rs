@@ -148,7 +148,8 @@ async fn contenders(
     }];
     // Without servers the one process is measured alone.
     for &count in arguments.servers.iter().filter(|count| **count > 0) {
-        let servers = LocalSwarm::start(name, model.config().block_count, count, config).await?;
+        let servers =
+            LocalSwarm::start(name, model.config().block_count, count, None, config).await?;
         let join = SwarmConfig { join: vec![servers.address().clone()], ..SwarmConfig::default() };
         let swarm = Arc::new(Swarm::join(join).await?);
         let swarm = Blocks::Swarm(swarm, SessionOptions::default());

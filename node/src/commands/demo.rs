@@ -18,7 +18,7 @@ pub(super) async fn run(arguments: DemoArguments, config: &Config) -> anyhow::Re
     let model = open_ends(ModelSource::parse(name)?, config, PartsNeeded::everything()).await?;
     let block_count = model.config().block_count;
     eprintln!("starting {} servers for the {block_count} blocks of {name}", arguments.servers);
-    let servers = LocalSwarm::start(name, block_count, arguments.servers, config).await?;
+    let servers = LocalSwarm::start(name, block_count, arguments.servers, None, config).await?;
     for (blocks, address) in servers.servers() {
         eprintln!("  blocks {blocks:<8} {address}");
     }

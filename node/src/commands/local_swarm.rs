@@ -32,11 +32,13 @@ struct Server {
 }
 
 impl LocalSwarm {
-    /// Starts `count` servers on free loopback ports and waits until each is ready.
+    /// Starts `count` servers on free loopback ports and waits until each is ready. Each has room for
+    /// `kv_tokens` tokens of all sessions, or as many as a server has by itself.
     pub(super) async fn start(
         model: &str,
         block_count: u32,
         count: u32,
+        kv_tokens: Option<u32>,
         config: &Config,
     ) -> anyhow::Result<Self> {
         if count == 0 || count > block_count {
@@ -48,7 +50,7 @@ impl LocalSwarm {
         let mut swarm = Self { servers: Vec::new(), identities };
         for index in 0..count {
             let blocks = Span::new(index * block_count / count, (index + 1) * block_count / count)?;
-            let server = swarm.start_server(model, blocks, config).await;
+            let server = swarm.start_server(model, blocks, kv_tokens, config).await;
             swarm.servers.push(server.with_context(|| format!("the server of {blocks}"))?);
         }
         Ok(swarm)
@@ -79,6 +81,7 @@ impl LocalSwarm {
         &self,
         model: &str,
         blocks: Span,
+        kv_tokens: Option<u32>,
         config: &Config,
     ) -> anyhow::Result<Server> {
         let identity = self.identities.path().join(format!("{}.pem", blocks.start()));
@@ -91,6 +94,9 @@ impl LocalSwarm {
         command.args(["serve", model, "--no-mdns", "--stop-with-stdin"]);
         command.arg("--blocks").arg(blocks.to_string());
         command.arg("--identity").arg(identity);
+        if let Some(tokens) = kv_tokens {
+            command.arg("--kv-tokens").arg(tokens.to_string());
+        }
         command.args([
             "--listen",
             "/ip4/127.0.0.1/udp/0/quic-v1",

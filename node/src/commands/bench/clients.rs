@@ -19,8 +19,11 @@ use super::{Limits, loopback, prompt};
 use crate::args::BenchArguments;
 use crate::config::Config;
 
-/// Most tokens that a client decodes while another reads: at 20 tokens a second, a hundred seconds.
-const TOKENS_WHILE_READING_MAX: u32 = 2_048;
+/// Most tokens that a client decodes while another reads: at 20 tokens a second, fifty seconds.
+const TOKENS_WHILE_READING_MAX: u32 = 1_024;
+
+/// Sessions take whole pages of so many tokens.
+const PAGE_TOKENS: u32 = 16;
 
 /// What was measured with so many clients.
 struct Row {
@@ -59,8 +62,11 @@ pub(super) async fn run(
     if arguments.reader_tokens > 0 && arguments.reader_tokens.max(tokens) as usize >= context {
         bail!("the model's context has {context} tokens: let --reader-tokens be fewer, or 0");
     }
-    let servers = LocalSwarm::start(name, model.config().block_count, count, config).await?;
     let most = arguments.clients.iter().copied().max().unwrap_or(1);
+    let each = arguments.prompt_tokens + arguments.new_tokens.max(TOKENS_WHILE_READING_MAX);
+    let room = most * (each + PAGE_TOKENS) + arguments.reader_tokens + PAGE_TOKENS;
+    let block_count = model.config().block_count;
+    let servers = LocalSwarm::start(name, block_count, count, Some(room), config).await?;
     let mut clients = Vec::new();
     // One more, who reads while the others decode.
     for _ in 0..=most {
