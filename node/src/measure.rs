@@ -22,6 +22,10 @@ const PREFILL_TOKENS: usize = 512;
 /// within some twenty steps.
 const LIVE_STEPS: u32 = 16;
 
+/// How long a measurement holds: the machine may have been busy, and another build of this version
+/// may be faster.
+const KEPT_FOR: Duration = Duration::from_hours(24);
+
 /// Of what a measurement holds.
 #[derive(Debug, Clone)]
 pub struct Key {
@@ -142,8 +146,13 @@ fn file_of(folder: &Path, key: &Key) -> PathBuf {
     folder.join(format!("{}-{}-{version}.json", &model[..16], key.device))
 }
 
-/// A file that cannot be read is measured anew.
+/// What a file that cannot be read or is old should hold is measured anew.
 fn read(file: &Path) -> Option<Kept> {
+    let written = fs::metadata(file).ok()?.modified().ok()?;
+    // A file from the future is as little to be trusted.
+    if written.elapsed().ok()? > KEPT_FOR {
+        return None;
+    }
     serde_json::from_slice(&fs::read(file).ok()?).ok()
 }
 
@@ -176,6 +185,17 @@ mod tests {
         let kept: Throughput = read(&file).unwrap().into();
         assert_eq!(kept.decode_tokens_per_second.to_bits(), 900.5f32.to_bits());
         fs::write(&file, b"{").unwrap();
+        assert!(read(&file).is_none());
+    }
+
+    #[test]
+    fn a_figure_of_yesterday_is_measured_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("figure.json");
+        write(&file, Kept { decode: 1.0, decode_batch: 2.0, prefill: 3.0 });
+        assert!(read(&file).is_some());
+        let yesterday = std::time::SystemTime::now() - KEPT_FOR - Duration::from_secs(60);
+        fs::File::options().write(true).open(&file).unwrap().set_modified(yesterday).unwrap();
         assert!(read(&file).is_none());
     }
 
