@@ -5,7 +5,7 @@ use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command as Process, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use umbel_net::{Link, LinkProtocol, Multiaddr, Network};
 use umbel_protocol::PeerId;
 
@@ -31,18 +31,21 @@ impl Peer {
         Ok(Self { child, id: id.parse()?, address: address.parse()? })
     }
 
-    /// A link to it, whose driver may need a moment before it accepts one.
+    /// A link to it. It prints its address before its driver accepts links, and a link that is refused
+    /// says nothing of when the next would be taken: so it is tried again after a moment.
     pub(crate) async fn dial(&self, client: &Network) -> anyhow::Result<Link> {
         const TRIES: u32 = 100;
+        const BETWEEN_TRIES: Duration = Duration::from_millis(20);
         let addresses = [self.address.clone()];
-        for _ in 0..TRIES {
+        for _ in 1..TRIES {
             let link = client.open_link(self.id, &addresses, LinkProtocol::Session).await;
             if let Ok(link) = link {
                 return Ok(link);
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(BETWEEN_TRIES).await;
         }
-        bail!("a peer does not accept links")
+        let last = client.open_link(self.id, &addresses, LinkProtocol::Session).await;
+        last.context("a peer does not accept links")
     }
 }
 
