@@ -19,7 +19,7 @@ use umbel_engine::kernel::{
     Arithmetic, Attending, AttentionShape, InstructionSet, KvPages, PAGE_TOKENS, PackedMatrix,
     WeightView, attention, matmul_refined,
 };
-use umbel_engine::limits::{Unit, operations_per_second, read_bytes_per_second};
+use umbel_engine::limits::{Reader, Unit, operations_per_second};
 use umbel_shard::{Weight, WeightType};
 
 /// A projection of a model of a billion parameters, down from its MLP.
@@ -86,7 +86,7 @@ impl Board {
     fn measure(threads: NonZeroUsize) -> Self {
         let clock = move || clock(threads);
         let device = Device::with_threads(threads).expect("threads start");
-        let read = read_bytes_per_second(threads, &clock).expect("threads start");
+        let read = Reader::new(threads).expect("threads start").best(&clock);
         let units = [Unit::Binary32, Unit::Bfloat16, Unit::Integer8]
             .map(|unit| operations_per_second(unit, threads, &clock).expect("threads start"));
         println!("{threads} threads: streaming read {:.1} GB/s", read / 1e9);

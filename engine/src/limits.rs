@@ -27,6 +27,9 @@ const ROUNDS: usize = 1 << 16;
 /// region four times.
 const RUNS: usize = 64;
 
+/// The least that anything takes: a clock that stands still would make everything infinitely fast.
+const TICK: Duration = Duration::from_nanos(1);
+
 /// Something that multiplies and adds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
@@ -42,22 +45,53 @@ pub enum Unit {
 /// Time since some moment that stays the same.
 pub type Clock<'a> = &'a (dyn Fn() -> Duration + Sync);
 
-/// The most bytes a second that `threads` cores together read from memory, in order.
-///
-/// # Errors
-/// [`StartThreadsError`] where the operating system refuses that many.
-pub fn read_bytes_per_second(
-    threads: NonZeroUsize,
-    clock: Clock<'_>,
-) -> Result<f64, StartThreadsError> {
-    let device = Device::with_threads(threads)?;
-    let set = InstructionSet::detected();
-    let region = Region::new(REGION_BYTES);
-    let seconds = best(&device, clock, &|run, thread| {
-        let part = region.part(run % (REGION_BYTES / READ_BYTES), READ_BYTES);
-        black_box(limits::read(set, share(part, thread, threads.get())));
-    });
-    Ok(READ_BYTES as f64 / seconds)
+/// Memory that is read in order, and the threads that read it together.
+#[derive(Debug)]
+pub struct Reader {
+    region: Region,
+    device: Device,
+}
+
+impl Reader {
+    /// Takes 256 MiB of memory, and starts `threads` threads.
+    ///
+    /// # Errors
+    /// [`StartThreadsError`] where the operating system refuses that many.
+    pub fn new(threads: NonZeroUsize) -> Result<Self, StartThreadsError> {
+        Ok(Self { region: Region::new(REGION_BYTES), device: Device::with_threads(threads)? })
+    }
+
+    /// The most bytes a second that were read, of many runs of about a millisecond.
+    #[must_use]
+    pub fn best(&self, clock: Clock<'_>) -> f64 {
+        let set = InstructionSet::detected();
+        let seconds = best(&self.device, clock, &|run, thread| {
+            let part = self.region.part(run % (REGION_BYTES / READ_BYTES), READ_BYTES);
+            black_box(limits::read(set, share(part, thread, self.device.thread_count())));
+        });
+        READ_BYTES as f64 / seconds
+    }
+
+    /// Bytes a second at which `passes` times 256 MiB are read without a pause.
+    ///
+    /// A machine whose memory others use as well reads as fast as at best only for moments; this is
+    /// what it gives for as long as a few tokens take.
+    #[must_use]
+    pub fn sustained(&self, passes: usize, clock: Clock<'_>) -> f64 {
+        let set = InstructionSet::detected();
+        let threads = self.device.thread_count();
+        let region = self.region.part(0, REGION_BYTES);
+        let took = self.device.run(|| {
+            let start = clock();
+            for_each_share(threads, |thread| {
+                for _ in 0..passes {
+                    black_box(limits::read(set, share(region, thread, threads)));
+                }
+            });
+            clock().saturating_sub(start)
+        });
+        (passes * REGION_BYTES) as f64 / took.max(TICK).as_secs_f64()
+    }
 }
 
 /// The most multiplications and additions a second, each counted, of `unit` in `threads` cores
@@ -95,8 +129,7 @@ fn best(device: &Device, clock: Clock<'_>, work: &(dyn Fn(usize, usize) + Sync))
     };
     device.run(|| {
         let times = (0..RUNS).map(time);
-        // A clock that stands still would make everything infinitely fast.
-        times.min().unwrap_or_default().max(Duration::from_nanos(1)).as_secs_f64()
+        times.min().unwrap_or_default().max(TICK).as_secs_f64()
     })
 }
 
@@ -114,8 +147,11 @@ mod tests {
         let looks = AtomicU64::new(0);
         let clock = || Duration::from_millis(2 * looks.fetch_add(1, Ordering::Relaxed));
         let one = NonZeroUsize::MIN;
-        let read = read_bytes_per_second(one, &clock).unwrap();
+        let reader = Reader::new(one).unwrap();
+        let read = reader.best(&clock);
         assert!((read / (READ_BYTES as f64 / 2e-3) - 1.0).abs() < 1e-9, "{read}");
+        let sustained = reader.sustained(2, &clock);
+        assert!((sustained / (REGION_BYTES as f64 / 1e-3) - 1.0).abs() < 1e-9, "{sustained}");
         for unit in UNITS {
             let found = operations_per_second(unit, one, &clock).unwrap();
             let round = limits::round_operations(InstructionSet::detected(), unit);
@@ -136,6 +172,7 @@ mod tests {
     #[test]
     fn a_clock_that_stands_still_gives_a_number() {
         let clock = || Duration::ZERO;
-        assert!(read_bytes_per_second(NonZeroUsize::MIN, &clock).unwrap().is_finite());
+        let reader = Reader::new(NonZeroUsize::MIN).unwrap();
+        assert!(reader.best(&clock).is_finite() && reader.sustained(1, &clock).is_finite());
     }
 }

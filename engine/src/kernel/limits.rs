@@ -18,6 +18,7 @@ pub(crate) const STRIDE: usize = 1024;
 pub(super) const SUMS: usize = 12;
 
 /// Memory to be read.
+#[derive(Debug)]
 pub(crate) struct Region(Pages);
 
 impl Region {

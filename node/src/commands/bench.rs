@@ -22,7 +22,7 @@ use super::session::{Blocks, Opened, load_blocks, open_ends};
 use crate::args::BenchArguments;
 use crate::config::Config;
 use llama::Llama;
-use machine::Machine;
+use machine::{Machine, Memory};
 use sample::Sample;
 use work::Work;
 
@@ -43,6 +43,7 @@ pub(super) async fn run(arguments: BenchArguments, config: &Config) -> anyhow::R
     let threads = config.device()?.thread_count();
     let limits = Limits {
         machine: Machine::measure(threads).await?,
+        memory: Memory::new(threads)?,
         work: Work::of(model.config(), model.shard().manifest()),
     };
     let text = if arguments.clients.is_empty() {
@@ -56,11 +57,12 @@ pub(super) async fn run(arguments: BenchArguments, config: &Config) -> anyhow::R
 /// What the figures are shares of.
 struct Limits {
     machine: Machine,
+    memory: Memory,
     work: Work,
 }
 
 impl Limits {
-    /// Looks at the machine once more: the best that it ever did counts.
+    /// Looks at the machine once more: the best that it ever did counts as its best.
     async fn look_again(&mut self) -> anyhow::Result<()> {
         self.machine = self.machine.or_better(Machine::measure(self.machine.threads).await?);
         Ok(())
@@ -113,7 +115,7 @@ async fn one_client(
     for round in 0..=arguments.rounds {
         limits.look_again().await?;
         for contender in &mut contenders {
-            let sample = contender.measure(&prompt, arguments.new_tokens).await?;
+            let sample = contender.measure(&prompt, arguments.new_tokens, &limits.memory).await?;
             // The first round warms up.
             if round > 0 {
                 contender.samples.push(sample);
@@ -170,15 +172,24 @@ fn prompt(tokens: u32, vocabulary: usize) -> Vec<u32> {
 }
 
 impl Contender {
-    async fn measure(&self, prompt: &[u32], new_tokens: u32) -> anyhow::Result<Sample> {
+    async fn measure(
+        &self,
+        prompt: &[u32],
+        new_tokens: u32,
+        memory: &Memory,
+    ) -> anyhow::Result<Sample> {
         match &self.way {
             Way::Umbel { opened, servers } => {
-                let mut sample = measure(opened, prompt, new_tokens).await?;
+                let mut sample = measure(opened, prompt, new_tokens, memory).await?;
                 // In one process nothing goes over a wire.
                 sample.wire_bytes = sample.wire_bytes.filter(|_| servers.is_some());
                 Ok(sample)
             }
-            Way::Llama(llama) => llama.one(u32::try_from(prompt.len())?, new_tokens).await,
+            Way::Llama(llama) => {
+                let before = memory.look().await?;
+                let sample = llama.one(u32::try_from(prompt.len())?, new_tokens).await?;
+                Ok(Sample { read: f64::midpoint(before, memory.look().await?), ..sample })
+            }
         }
     }
 
@@ -195,26 +206,35 @@ impl Contender {
     }
 }
 
-async fn measure(opened: &Opened, prompt: &[u32], new_tokens: u32) -> anyhow::Result<Sample> {
+async fn measure(
+    opened: &Opened,
+    prompt: &[u32],
+    new_tokens: u32,
+    memory: &Memory,
+) -> anyhow::Result<Sample> {
     let request =
         Generate { max_tokens: new_tokens, ignore_eos: true, ..Generate::new(prompt.to_vec()) };
     let chain = opened.chain(prompt.len() + new_tokens as usize).await?;
     let mut generation = request.start(Arc::clone(&opened.model), chain)?;
     let started = Instant::now();
     generation.next().await?.context("no token was generated")?;
+    let prefill = prompt.len() as f64 / started.elapsed().as_secs_f64();
+    let before = memory.look().await?;
     let (first, bytes) = (Instant::now(), loopback::bytes());
     let mut times = vec![first];
     while generation.next().await?.is_some() {
         times.push(Instant::now());
     }
     let bytes = loopback::bytes().zip(bytes).map(|(after, before)| after.saturating_sub(before));
+    let after = memory.look().await?;
     let (chain, _) = generation.into_chain();
     chain.close().await;
     let tokens = f64::from(new_tokens - 1);
     let last = times.last().copied().unwrap_or(first);
     Ok(Sample {
-        prefill: prompt.len() as f64 / (first - started).as_secs_f64(),
+        prefill,
         decode: tokens / (last - first).as_secs_f64(),
+        read: f64::midpoint(before, after),
         gaps: sample::gaps(&times).collect(),
         wire_bytes: bytes.map(|bytes| bytes as f64 / tokens),
     })

@@ -25,6 +25,7 @@ use std::ops::Range;
 use umbel_shard::{Weight, WeightType};
 
 use super::outputs::Outputs;
+use super::pages::Paged;
 use super::{Arithmetic, shares};
 use crate::kernel::parallel::{for_each, for_each_share};
 use crate::kernel::{InstructionSet, portable};
@@ -41,9 +42,9 @@ pub(super) struct QuantizedMatrix {
     kind: WeightType,
     rows: usize,
     columns: usize,
-    quants: Vec<Line>,
-    factors: Vec<HalfLine>,
-    supers: Vec<HalfLine>,
+    quants: Paged<Line>,
+    factors: Paged<HalfLine>,
+    supers: Paged<HalfLine>,
 }
 
 /// 32 rows of a matrix.
@@ -76,9 +77,9 @@ impl QuantizedMatrix {
             kind,
             rows,
             columns,
-            quants: vec![Line::ZERO; panels * quants],
-            factors: vec![HalfLine::ZERO; panels * factors],
-            supers: vec![HalfLine::ZERO; panels * supers],
+            quants: Paged::zeroed(panels * quants),
+            factors: Paged::zeroed(panels * factors),
+            supers: Paged::zeroed(panels * supers),
         };
         let panel_bytes = PANEL_ROWS * (weight.bytes().len() / rows);
         // A type may have none of the factors of 256 columns, and parts without length are no chunks.

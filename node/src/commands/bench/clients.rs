@@ -14,6 +14,7 @@ use umbel_client::{ClientModel, Generate, Generation, SessionOptions, Swarm, Swa
 use super::super::local_swarm::LocalSwarm;
 use super::super::session::{Blocks, Opened};
 use super::llama::Llama;
+use super::machine::Memory;
 use super::sample::{gaps, median};
 use super::{Limits, loopback, prompt};
 use crate::args::BenchArguments;
@@ -30,7 +31,9 @@ struct Row {
     clients: u32,
     /// Tokens a second of all clients, in each round.
     rates: Vec<f64>,
-    /// The same of llama.cpp, where it is measured.
+    /// Bytes a second that memory gave before and after, in each round.
+    reads: Vec<f64>,
+    /// Tokens a second of llama.cpp, where it is measured.
     llama_rates: Vec<f64>,
     /// From token to token.
     gaps: Vec<Duration>,
@@ -76,11 +79,11 @@ pub(super) async fn run(
         clients.push(Arc::new(Opened { model: Arc::clone(model), blocks }));
     }
     // The first round warms up.
-    decode(&clients[..1], arguments).await?;
+    decode(&clients[..1], arguments, &limits.memory).await?;
     let mut rows = Vec::new();
     for &count in &arguments.clients {
         limits.look_again().await?;
-        rows.push(measure(&clients, count, arguments, peer.as_ref()).await?);
+        rows.push(measure(&clients, count, arguments, peer.as_ref(), &limits.memory).await?);
     }
     for client in clients {
         if let Some(opened) = Arc::into_inner(client) {
@@ -100,19 +103,22 @@ async fn measure(
     count: u32,
     arguments: &BenchArguments,
     peer: Option<&Llama>,
+    memory: &Memory,
 ) -> anyhow::Result<Row> {
     let (decoders, rest) = clients.split_at(count as usize);
     let reader = rest.first().context("there is a client more than decode")?;
     let mut row = Row {
         clients: count,
         rates: Vec::new(),
+        reads: Vec::new(),
         llama_rates: Vec::new(),
         gaps: Vec::new(),
         wire_bytes: Vec::new(),
         reading: Reading::default(),
     };
     for _ in 0..arguments.rounds {
-        let decoded = decode(decoders, arguments).await?;
+        let decoded = decode(decoders, arguments, memory).await?;
+        row.reads.push(decoded.read);
         row.rates.push(decoded.rate);
         row.gaps.extend(decoded.gaps);
         row.wire_bytes.extend(decoded.wire_bytes);
@@ -135,6 +141,8 @@ async fn measure(
 struct Decoded {
     /// Tokens a second of all.
     rate: f64,
+    /// Bytes a second that memory gave before the prompts and after the tokens, on average.
+    read: f64,
     /// Those of each.
     gaps: Vec<Duration>,
     /// Bytes that crossed the loopback device for each token.
@@ -142,7 +150,12 @@ struct Decoded {
 }
 
 /// Lets all decode at once.
-async fn decode(clients: &[Arc<Opened>], arguments: &BenchArguments) -> anyhow::Result<Decoded> {
+async fn decode(
+    clients: &[Arc<Opened>],
+    arguments: &BenchArguments,
+    memory: &Memory,
+) -> anyhow::Result<Decoded> {
+    let before = memory.look().await?;
     let ready = Arc::new(Barrier::new(clients.len() + 1));
     let mut tasks = JoinSet::new();
     for (index, client) in (0..).zip(clients) {
@@ -179,6 +192,7 @@ async fn decode(clients: &[Arc<Opened>], arguments: &BenchArguments) -> anyhow::
     let tokens: usize = all.iter().map(|times| times.len() - 1).sum();
     Ok(Decoded {
         rate: tokens as f64 / (*end - *begin).as_secs_f64(),
+        read: f64::midpoint(before, memory.look().await?),
         gaps: all.iter().flat_map(|times| gaps(times)).collect(),
         wire_bytes: bytes.map(|bytes| bytes as f64 / tokens as f64),
     })

@@ -1,15 +1,42 @@
 //! What this machine can do at best, so that figures can be read as shares of it.
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context as _;
 use serde_json::{Value, json};
-use umbel_engine::limits::{Unit, operations_per_second, read_bytes_per_second};
+use umbel_engine::limits::{Reader, Unit, operations_per_second};
 
 /// How often each limit is measured: where the system puts both threads on one core at first, as it
 /// does beside other work, new ones may have more luck.
 const TRIES: usize = 3;
+
+/// How often 256 MiB are read in a look at what memory gives now: some 30 ms, as long as a few tokens
+/// take.
+const LOOK_PASSES: usize = 4;
+
+/// What memory gives now, which is not what it gives at best: on a machine that is shared, others
+/// use it as well.
+#[derive(Debug, Clone)]
+pub(super) struct Memory(Arc<Reader>);
+
+impl Memory {
+    pub(super) fn new(threads: usize) -> anyhow::Result<Self> {
+        let threads = NonZeroUsize::new(threads).context("no thread computes")?;
+        Ok(Self(Arc::new(Reader::new(threads)?)))
+    }
+
+    /// Bytes a second that all threads read now.
+    pub(super) async fn look(&self) -> anyhow::Result<f64> {
+        let reader = Arc::clone(&self.0);
+        let look = move || {
+            let started = Instant::now();
+            reader.sustained(LOOK_PASSES, &|| started.elapsed())
+        };
+        Ok(tokio::task::spawn_blocking(look).await?)
+    }
+}
 
 /// Measured limits. All threads of the device work together where nothing else is said.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -47,8 +74,8 @@ impl Machine {
         let unit = |unit| operations_per_second(unit, all, &clock);
         Ok(Self {
             threads,
-            read_by_one: read_bytes_per_second(NonZeroUsize::MIN, &clock)?,
-            read: read_bytes_per_second(all, &clock)?,
+            read_by_one: Reader::new(NonZeroUsize::MIN)?.best(&clock),
+            read: Reader::new(all)?.best(&clock),
             binary32: unit(Unit::Binary32)?.context("every machine multiplies in binary32")?,
             bfloat16: unit(Unit::Bfloat16)?,
             integer8: unit(Unit::Integer8)?,
@@ -87,8 +114,8 @@ impl Machine {
             None => format!("has no unit for {name}"),
         };
         format!(
-            "this machine at best, with {} threads: reads {:.1} GB/s from memory (one thread {:.1}); \
-             computes {}, {}, {}",
+            "this machine at best, for a moment, with {} threads: reads {:.1} GB/s from memory (one \
+             thread {:.1}); computes {}, {}, {}",
             self.threads,
             self.read / 1e9,
             self.read_by_one / 1e9,
@@ -143,5 +170,12 @@ mod tests {
         let machine = Machine::measure(1).await.unwrap();
         assert!(machine.read > 0.0 && machine.read_by_one > 0.0 && machine.binary32 > 0.0);
         assert!(Machine::measure(0).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn memory_gives_something_now() {
+        let memory = Memory::new(2).unwrap();
+        assert!(memory.look().await.unwrap() > 0.0);
+        assert!(Memory::new(0).is_err());
     }
 }

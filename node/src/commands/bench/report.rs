@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::sample::{cell, least, median, median_ratio, percent, quantile_ms};
+use super::sample::{Sample, cell, least, median, median_ratio, percent, quantile_ms};
 use super::{Contender, Limits};
 use crate::args::BenchArguments;
 
@@ -12,7 +12,8 @@ pub(super) const LLAMA: &str = "llama.cpp";
 /// What the columns say.
 const LEGEND: &str = "\
 of reading: the bytes that these tokens need (every weight once, and the keys and values so far)
-            as a share of what the machine reads from memory in that time
+            as a share of what the machine read from memory right before and after, for as long
+            as a few tokens take; in the middle of all rounds
 of units:   the multiplications and additions that the prompt needs, as a share of what the
             arithmetic units for this type of weight do in that time
 of one:     the ratio to one process in the same round, in the middle of all rounds
@@ -24,6 +25,8 @@ wire:       bytes on the loopback device for each token, on all links together, 
 struct Row<'a> {
     name: &'a str,
     decode: f64,
+    /// Bytes a second that memory gave beside the tokens.
+    read: f64,
     decode_of_reading: f64,
     decode_of_one: f64,
     gap_p50: f64,
@@ -52,12 +55,17 @@ impl<'a> Row<'a> {
             contender.samples.iter().flat_map(|sample| sample.gaps.iter().copied()).collect();
         let (decode, prefill) = (median(decodes(contender)), median(prefills(contender)));
         let tokens = f64::from(arguments.prompt_tokens);
+        let of_reading = contender
+            .samples
+            .iter()
+            .map(|sample| limits.work.of_reading(sample.read, sample.decode, 1.0, past(arguments)));
         let wire = least(contender.samples.iter().filter_map(|sample| sample.wire_bytes));
-        let Limits { machine, work } = limits;
+        let Limits { machine, work, .. } = limits;
         Self {
             name: &contender.name,
             decode,
-            decode_of_reading: work.of_reading(machine, decode, 1.0, past(arguments)),
+            read: median(contender.samples.iter().map(|sample| sample.read)),
+            decode_of_reading: median(of_reading),
             decode_of_one: median_ratio(decodes(contender), decodes(one)),
             gap_p50: quantile_ms(&gaps, 0.5),
             gap_p99: quantile_ms(&gaps, 0.99),
@@ -88,6 +96,7 @@ impl<'a> Row<'a> {
         json!({
             "name": self.name,
             "decode_tokens_per_second": self.decode,
+            "read_bytes_per_second": self.read,
             "decode_of_read_limit": self.decode_of_reading,
             "decode_of_local": self.decode_of_one,
             "gap_ms": { "p50": self.gap_p50, "p99": self.gap_p99 },
@@ -103,6 +112,17 @@ impl<'a> Row<'a> {
 /// prompt and one new token.
 pub(super) fn past(arguments: &BenchArguments) -> f64 {
     f64::from(arguments.prompt_tokens) + f64::from(arguments.new_tokens) / 2.0
+}
+
+/// What memory gave beside the samples.
+fn reads_as_text<'a>(samples: impl Iterator<Item = &'a Sample>) -> String {
+    let reads: Vec<_> = samples.map(|sample| sample.read / 1e9).collect();
+    format!(
+        "beside the tokens, for tens of milliseconds: {} GB/s (least {}, most {})",
+        cell(median(reads.iter().copied()), 1),
+        cell(least(reads.iter().copied()).unwrap_or(f64::NAN), 1),
+        cell(reads.iter().copied().fold(f64::NAN, f64::max), 1),
+    )
 }
 
 fn rows<'a>(
@@ -122,6 +142,7 @@ pub(super) fn as_text(
     let tokens = f64::from(arguments.prompt_tokens);
     let mut lines = vec![
         limits.machine.as_text(),
+        reads_as_text(contenders.iter().flat_map(|contender| &contender.samples)),
         format!(
             "this model at least: {:.0} MB read for a token, {:.0} Gop for the prompt",
             limits.work.step_bytes(1.0, past(arguments)) / 1e6,

@@ -9,6 +9,8 @@ pub(super) struct Sample {
     pub(super) prefill: f64,
     /// Tokens after the first, a second.
     pub(super) decode: f64,
+    /// Bytes a second that memory gave right before and right after these tokens, on average.
+    pub(super) read: f64,
     /// From token to token; empty where a program does not tell.
     pub(super) gaps: Vec<Duration>,
     /// Bytes that crossed the loopback device for each token, where they can be counted.

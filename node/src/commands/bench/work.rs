@@ -62,16 +62,16 @@ impl Work {
         self.weight_bytes + clients * kv
     }
 
-    /// The share of the rate at which `machine` reads memory, where `clients` together get
+    /// The share of the `read` bytes a second that memory gives, where `clients` together get
     /// `tokens_per_second`, each after `past` tokens, and one step serves them all.
     pub(super) fn of_reading(
         &self,
-        machine: &Machine,
+        read: f64,
         tokens_per_second: f64,
         clients: f64,
         past: f64,
     ) -> f64 {
-        self.step_bytes(clients, past) * tokens_per_second / clients / machine.read
+        self.step_bytes(clients, past) * tokens_per_second / clients / read
     }
 
     /// The same of the rate at which its units multiply.

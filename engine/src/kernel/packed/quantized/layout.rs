@@ -19,6 +19,7 @@
 //!
 //! Scales and minima are binary16, one for each row; 16 of them are half a line.
 
+use bytemuck::{Pod, Zeroable};
 use umbel_shard::WeightType;
 
 use crate::kernel::format::{self, BLOCK_VALUES, Block, GROUPS, SUPER_VALUES, SuperBlock};
@@ -39,18 +40,14 @@ pub(in crate::kernel) const QUADS: usize = BLOCK_VALUES / 4;
 pub(in crate::kernel) const SUPER_BLOCKS: usize = SUPER_VALUES / BLOCK_VALUES;
 
 /// Bytes that fill a register of AVX-512, aligned as a cache line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C, align(64))]
 pub(in crate::kernel) struct Line(pub(in crate::kernel) [u8; 64]);
 
 /// 16 numbers in binary16, or twice 16 bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C, align(32))]
 pub(in crate::kernel) struct HalfLine(pub(in crate::kernel) [u8; 32]);
-
-impl Line {
-    pub(super) const ZERO: Self = Self([0; 64]);
-}
 
 impl HalfLine {
     pub(super) const ZERO: Self = Self([0; 32]);

@@ -12,7 +12,8 @@ use crate::args::BenchArguments;
 const LEGEND: &str = "\
 of first:   the ratio to the first line
 of reading: the bytes that these tokens need (every weight once for all clients, and the keys and
-            values of each) as a share of what the machine reads from memory in that time
+            values of each) as a share of what the machine read from memory before and after, for as
+            long as a few tokens take
 of units:   the multiplications and additions that they need, as a share of what the arithmetic units
             for this type of weight do in that time
 gap:        milliseconds from token to token of a client, in the middle and at the 99th percentile
@@ -32,10 +33,13 @@ struct Told {
 
 impl Told {
     fn of(arguments: &BenchArguments, limits: &Limits, row: &Row, first: &Row) -> Self {
-        let (rate, past, Limits { machine, work }) = (row.rate(), past(arguments), limits);
+        let (rate, past, Limits { machine, work, .. }) = (row.rate(), past(arguments), limits);
+        let clients = f64::from(row.clients);
+        let rounds = row.reads.iter().zip(&row.rates);
+        let of_reading = rounds.map(|(read, rate)| work.of_reading(*read, *rate, clients, past));
         Self {
             of_first: rate / first.rate(),
-            of_reading: work.of_reading(machine, rate, f64::from(row.clients), past),
+            of_reading: median(of_reading),
             of_units: work.of_arithmetic(machine, rate, past),
             wire_bytes: least(row.wire_bytes.iter().copied()).unwrap_or(f64::NAN),
             llama: median(row.llama_rates.iter().copied()),

@@ -66,7 +66,7 @@ fn a_step_reads_every_weight_once_and_the_past_of_each_client() {
     let work = work(WeightType::BF16);
     assert_close(work.step_bytes(1.0, 10.0), weights + 10.0 * kv);
     assert_close(work.step_bytes(8.0, 10.0), weights + 80.0 * kv);
-    let share = work.of_reading(&MACHINE, 1_000.0, 8.0, 10.0);
+    let share = work.of_reading(20e9, 1_000.0, 8.0, 10.0);
     assert_close(share, (weights + 80.0 * kv) * 125.0 / 20e9);
 }
 
