@@ -284,11 +284,11 @@ impl Server {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Time> {
         let lease = self.sessions.values().map(|served| served.last_used + SESSION_LEASE).min();
-        lease.into_iter().chain(self.shards.deadline()).min()
+        lease.into_iter().chain(self.shards.deadline()).chain(self.schedule.waits()).min()
     }
 
     /// Ends sessions that nobody has used for the length of a lease, and those that have not left
-    /// blocks that are given up.
+    /// blocks that are given up; begins a pass that has waited long enough for more sessions.
     pub fn handle_timeout(&mut self, now: Time) {
         let idle = |served: &Served| now.since(served.last_used) >= SESSION_LEASE;
         let ended: Vec<_> =
@@ -298,6 +298,7 @@ impl Server {
             self.fail(session, None, ErrorCode::LeaseEnded, detail);
         }
         self.end_drain(now);
+        self.compute_next(now);
     }
 
     /// What to do next; drain it before waiting.

@@ -5,6 +5,7 @@
 //! by the sessions and the steps of each.
 
 mod check;
+mod gather;
 mod pace;
 mod turn;
 
@@ -17,8 +18,9 @@ use umbel_protocol::{PeerId, SessionId, Span, StepId, Tensor};
 use super::{Batch, ComputeFailure, Job, JobId};
 use crate::time::Time;
 pub(super) use check::check;
+use gather::Gathering;
 use pace::{Pace, Taken};
-use turn::Turns;
+use turn::{Kind, Turns};
 
 /// Most tokens of a step that counts as decoding: one token, or guesses that are checked together.
 /// Such a step is never cut.
@@ -94,6 +96,9 @@ pub(super) struct Schedule {
     queues: BTreeMap<SessionId, Queue>,
     turns: Turns,
     pace: Pace,
+    gathering: Gathering,
+    /// Until when the next pass waits for sessions that are due.
+    waits: Option<Time>,
     running: Option<Running>,
     passes: u64,
 }
@@ -107,6 +112,7 @@ impl Schedule {
         let turn = self.passes;
         self.turns.join(client, turn);
         let (session, position) = (step.session, step.position);
+        self.gathering.came(session, now);
         let mut begun = self.begun(session);
         let steps = VecDeque::new();
         let queue = self.queues.entry(session).or_insert(Queue { client, blocks, steps, turn });
@@ -125,12 +131,20 @@ impl Schedule {
     /// The next pass, if the accelerator is free and a step waits. Where others may want to decode
     /// meanwhile (`is_shared`), it is kept short.
     pub(super) fn start(&mut self, is_shared: bool, now: Time) -> Option<Batch> {
+        self.waits = None;
         if self.running.is_some() || self.queues.is_empty() {
             return None;
         }
+        let candidates = self.turns.order(&self.queues);
+        if candidates.iter().all(|candidate| candidate.kind == Kind::Decode) {
+            self.waits = self.gathering.wait(self.pace.cost(), now);
+            if self.waits.is_some() {
+                return None;
+            }
+        }
+        self.gathering.begun();
         self.passes += 1;
         let id = JobId(self.passes);
-        let candidates = self.turns.order(&self.queues);
         let mut taken = self.pace.begin(is_shared, &candidates);
         let (mut jobs, mut parts) = (Vec::new(), Vec::new());
         for candidate in candidates {
@@ -152,6 +166,11 @@ impl Schedule {
         }
         self.running = Some(Running { job: id, parts, taken });
         Some(Batch { id, jobs })
+    }
+
+    /// When the next pass begins that waits for sessions that are due, if they do not come before.
+    pub(super) const fn waits(&self) -> Option<Time> {
+        self.waits
     }
 
     /// What the pass that ran has come to, for each session that still waits for it.
@@ -203,6 +222,7 @@ impl Schedule {
             return Finished::Failed { session, step: step.step, failure };
         };
         step.hidden = hidden;
+        self.gathering.left(session, now);
         Finished::Step { step, received, queue: waited, compute }
     }
 
@@ -230,6 +250,7 @@ impl Schedule {
 
     /// Forgets the steps of a session that has ended.
     pub(super) fn abandon(&mut self, session: SessionId) {
+        self.gathering.forget(session);
         self.remove(session);
         let parts = self.running.iter_mut().flat_map(|running| &mut running.parts);
         for part in parts.filter(|part| part.session == session) {

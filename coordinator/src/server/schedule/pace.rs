@@ -26,6 +26,12 @@ const TOKENS_UNMEASURED: u32 = 16;
 /// 16 tokens in the time of one need not compute 500 in it.
 const GROWTH: u64 = 2;
 
+/// How much the last pass that only decodes counts in what a pass costs by itself.
+const NEWEST: f64 = 1.0 / 16.0;
+
+/// Passes whose tokens differ by less than this part (its square) say nothing of what a token adds.
+const SPREAD_MIN: f64 = 0.01;
+
 /// What passes have taken, smoothed.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
@@ -35,6 +41,18 @@ pub(super) struct Pace {
     decode: Option<Duration>,
     /// Tokens times blocks of the largest pass that was no longer than it may be.
     proven: u64,
+    /// Passes that only decode, by their tokens times blocks.
+    line: Option<Line>,
+}
+
+/// Means over the passes that only decode, the last ones above all: of tokens times blocks, of
+/// seconds, and of their products.
+#[derive(Debug, Clone, Copy)]
+struct Line {
+    tokens: f64,
+    seconds: f64,
+    tokens_squared: f64,
+    tokens_by_seconds: f64,
 }
 
 /// What a pass has taken of its budget.
@@ -71,7 +89,14 @@ impl Pace {
         } else {
             let known = self.decode.unwrap_or(compute);
             self.decode = Some(known * 7 / 8 + compute / 8);
+            let line = self.line.get_or_insert_with(|| Line::of(taken.token_blocks, compute));
+            line.note(taken.token_blocks, compute);
         }
+    }
+
+    /// What a pass that only decodes costs however few tokens it has: reading the weights.
+    pub(super) fn cost(&self) -> Duration {
+        self.line.map_or(Duration::ZERO, |line| line.at_no_tokens())
     }
 
     /// Tokens times blocks of a pass that takes as long as it may.
@@ -93,6 +118,35 @@ impl Pace {
     /// How long a pass may take.
     fn longest(&self) -> Duration {
         PASS.max(self.decode.unwrap_or_default() * DECODE_PASSES)
+    }
+}
+
+impl Line {
+    fn of(token_blocks: u64, compute: Duration) -> Self {
+        let (tokens, seconds) = (token_blocks as f64, compute.as_secs_f64());
+        let (tokens_squared, tokens_by_seconds) = (tokens * tokens, tokens * seconds);
+        Self { tokens, seconds, tokens_squared, tokens_by_seconds }
+    }
+
+    fn note(&mut self, token_blocks: u64, compute: Duration) {
+        let new = Self::of(token_blocks, compute);
+        let mix = |mean: &mut f64, new: f64| *mean += (new - *mean) * NEWEST;
+        mix(&mut self.tokens, new.tokens);
+        mix(&mut self.seconds, new.seconds);
+        mix(&mut self.tokens_squared, new.tokens_squared);
+        mix(&mut self.tokens_by_seconds, new.tokens_by_seconds);
+    }
+
+    /// Where the line through the passes meets no tokens at all. Where all passes were alike, half of
+    /// what they took: it is nearly all or nearly nothing of it, and a larger pass will tell.
+    fn at_no_tokens(&self) -> Duration {
+        let spread = self.tokens_squared - self.tokens * self.tokens;
+        if spread < SPREAD_MIN * self.tokens * self.tokens {
+            return Duration::from_secs_f64(self.seconds / 2.0);
+        }
+        let slope = (self.tokens_by_seconds - self.tokens * self.seconds) / spread;
+        let rest = self.seconds - slope * self.tokens;
+        Duration::from_secs_f64(rest.clamp(0.0, self.seconds))
     }
 }
 
@@ -128,5 +182,40 @@ impl Taken {
         self.left = self.left.map(|left| left.saturating_sub(cost));
         self.token_blocks += cost;
         Some(tokens)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A pass that decodes so many tokens through one block.
+    fn pass(tokens: u64) -> Taken {
+        Taken { left: None, token_blocks: tokens, has_guesses: false, has_prefill: false }
+    }
+
+    fn millis(cost: Duration) -> f64 {
+        (cost.as_secs_f64() * 1e4).round() / 10.0
+    }
+
+    #[test]
+    fn what_a_pass_costs_is_told_from_what_a_token_adds() {
+        for (fixed, each) in [(45, 2), (8, 6), (0, 5)] {
+            let mut pace = Pace::default();
+            for tokens in (0..200).map(|pass| 1 + pass % 8) {
+                pace.note(&pass(tokens), Duration::from_millis(fixed + each * tokens));
+            }
+            assert!((millis(pace.cost()) - fixed as f64).abs() < 0.2, "{fixed} and {each}");
+        }
+    }
+
+    #[test]
+    fn passes_that_are_alike_leave_it_open() {
+        let mut pace = Pace::default();
+        assert_eq!(pace.cost(), Duration::ZERO);
+        (0..20).for_each(|_| pace.note(&pass(4), Duration::from_millis(30)));
+        assert!((millis(pace.cost()) - 15.0).abs() < 0.2);
+        (0..20).for_each(|_| pace.note(&pass(8), Duration::from_millis(31)));
+        assert!(millis(pace.cost()) > 25.0, "{:?}", pace.cost());
     }
 }

@@ -77,6 +77,16 @@ impl Bench {
         self.pass + self.token * tokens
     }
 
+    /// Lets the time pass until a pass begins that waits for sessions that are due.
+    fn wait(&mut self) {
+        while let Some(begin) = self.server.schedule.waits() {
+            assert!(self.running.is_none(), "only the next pass waits");
+            self.now = self.now.max(begin);
+            self.server.handle_timeout(self.now);
+            self.drain();
+        }
+    }
+
     /// Lets the accelerator finish; how long it took.
     fn finish(&mut self) -> Duration {
         let compute = self.duration();
@@ -352,6 +362,7 @@ proptest! {
                 let before = bench.running();
                 let heads = heads(&bench);
                 bench.finish();
+                bench.wait();
                 for head in heads {
                     let was = before.iter().any(|(session, ..)| *session == head);
                     let is = bench.running().iter().any(|(session, ..)| *session == head);
@@ -359,9 +370,11 @@ proptest! {
                 }
             }
         }
+        bench.wait();
         let mut passes = 0;
         while bench.running.is_some() {
             bench.finish();
+            bench.wait();
             passes += 1;
             prop_assert!(passes < 1_000, "everything comes to its end");
         }
@@ -373,6 +386,60 @@ proptest! {
         }
         prop_assert_eq!(bench.server.queue_depth(), 0);
     }
+}
+
+/// Lets eight sessions decode, which come back 3 ms after each result; four of them begin later. How
+/// many the last passes had, and the time of a token.
+fn decode_in_two_groups(pass: Duration, token: Duration) -> (Vec<usize>, Duration) {
+    let mut bench = Bench::new(pass, token);
+    let mut due: Vec<(Time, u128)> = (0..8).map(|session| (Time::START, session)).collect();
+    for session in 0..8u8 {
+        bench.open(session / 2, session.into());
+    }
+    due.iter_mut().skip(4).for_each(|(due, _)| *due = *due + ms(20));
+    let (mut sizes, mut positions, mut began) = (Vec::new(), [0; 8], Vec::new());
+    while sizes.len() < 200 {
+        due.sort();
+        let ends = bench.running.is_some().then(|| bench.now + bench.duration());
+        let next = due.first().map(|(due, _)| *due);
+        let waits = bench.server.schedule.waits();
+        let soonest = [ends, next, waits].into_iter().flatten().min().expect("something happens");
+        if next == Some(soonest) {
+            let (_, session) = due.remove(0);
+            let before = bench.now;
+            bench.now = soonest;
+            let position = &mut positions[session as usize];
+            let step = tokens(session, u64::from(*position), *position, 1);
+            *position += 1;
+            bench.step(u8::try_from(session / 2).unwrap(), step);
+            // A pass that runs ends when it would have ended.
+            if ends.is_some() {
+                bench.now = before;
+            }
+        } else if ends == Some(soonest) {
+            let sessions = bench.running();
+            sizes.push(sessions.len());
+            bench.finish();
+            began.push(bench.now);
+            due.extend(sessions.iter().map(|(session, ..)| (bench.now + ms(3), *session)));
+        } else {
+            bench.wait();
+        }
+    }
+    let took = began[199].since(began[99]);
+    let tokens: usize = sizes[100..].iter().sum();
+    (sizes.split_off(190), took * 8 / u32::try_from(tokens).unwrap())
+}
+
+#[test]
+fn sessions_in_two_groups_become_one_where_weights_are_most_of_a_pass() {
+    let (sizes, token) = decode_in_two_groups(ms(45), ms(1));
+    assert!(sizes.iter().all(|size| *size == 8), "{sizes:?}");
+    // A pass of all, and the way out and back; two passes of four would take 98 ms.
+    assert!(token <= ms(57), "{token:?}");
+    // Where the tokens are most of it nothing is to be gained, and nobody waits.
+    let (_, token) = decode_in_two_groups(ms(1), ms(6));
+    assert!(token <= ms(51), "{token:?}");
 }
 
 /// Sessions whose next step has one token.

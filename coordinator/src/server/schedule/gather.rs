@@ -1,0 +1,157 @@
+//! Waiting for sessions that are about to come, so that one pass serves them all.
+//!
+//! A pass reads every weight once, however many sessions share it. Sessions that come back while one
+//! runs go into the next together, those of that one come back meanwhile, and so two groups could
+//! take turns for ever and read the weights twice for every token. So a pass that would only decode
+//! waits a moment for those that are due, as long as the moment is short beside what a pass costs by
+//! itself. Whose next step takes longer, as that of a group that another server works on, is not
+//! waited for.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use umbel_protocol::SessionId;
+
+use crate::time::Time;
+
+/// A pass waits for at most this part of what it costs without any token: what it saves is all of it.
+const COST_PARTS: u32 = 2;
+
+/// The longest wait in any case: nobody notices it.
+const WAIT_MAX: Duration = Duration::from_millis(50);
+
+/// A session is late when it takes longer than usual by this part of it.
+const SLACK_PARTS: u32 = 4;
+
+/// And by this: clocks and timers are no finer.
+const SLACK_MIN: Duration = Duration::from_millis(1);
+
+/// When sessions that decode left, and how soon each usually comes back.
+#[derive(Debug, Default)]
+pub(super) struct Gathering {
+    away: BTreeMap<SessionId, Away>,
+    /// Until when the next pass waits at most, once it could begin.
+    deadline: Option<Time>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Away {
+    /// When the last result was handed on; `None` while a step waits or is computed.
+    left: Option<Time>,
+    /// From there to the next step, smoothed.
+    usual: Option<Duration>,
+}
+
+impl Gathering {
+    /// A step of a session was computed, and its result is on its way.
+    pub(super) fn left(&mut self, session: SessionId, now: Time) {
+        self.away.entry(session).or_insert(Away { left: None, usual: None }).left = Some(now);
+    }
+
+    /// A session's next step is here.
+    pub(super) fn came(&mut self, session: SessionId, now: Time) {
+        let Some(away) = self.away.get_mut(&session) else {
+            return;
+        };
+        if let Some(left) = away.left.take() {
+            let took = now.since(left);
+            let usual = away.usual.unwrap_or(took);
+            // Who was late once is not soon waited for again.
+            away.usual = Some(took.max(usual * 3 / 4 + took / 4));
+        }
+    }
+
+    /// A session has ended.
+    pub(super) fn forget(&mut self, session: SessionId) {
+        self.away.remove(&session);
+    }
+
+    /// Until when a pass that could begin now, and costs `cost` without any token, waits for those
+    /// that are due; `None` if it begins.
+    pub(super) fn wait(&mut self, cost: Duration, now: Time) -> Option<Time> {
+        let deadline = *self.deadline.get_or_insert(now + (cost / COST_PARTS).min(WAIT_MAX));
+        let due = self.away.values().filter_map(|away| {
+            let (left, usual) = away.left.zip(away.usual)?;
+            Some(left + usual + (usual / SLACK_PARTS).max(SLACK_MIN))
+        });
+        due.filter(|due| now < *due && *due <= deadline).max()
+    }
+
+    /// A pass has begun.
+    pub(super) const fn begun(&mut self) {
+        self.deadline = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COST: Duration = Duration::from_millis(40);
+
+    fn at(millis: u64) -> Time {
+        Time::START + Duration::from_millis(millis)
+    }
+
+    fn session(number: u128) -> SessionId {
+        SessionId::new(number)
+    }
+
+    /// Sessions that left at 100 ms and usually come back after so many.
+    fn gathering(usual: &[u64]) -> Gathering {
+        let mut gathering = Gathering::default();
+        for (number, usual) in (1..).zip(usual) {
+            gathering.left(session(number), at(100 - usual));
+            gathering.came(session(number), at(100));
+            gathering.left(session(number), at(100));
+        }
+        gathering
+    }
+
+    #[test]
+    fn a_pass_waits_for_who_is_due_and_begins_when_all_are_here() {
+        let mut gathering = gathering(&[4, 8]);
+        assert_eq!(gathering.wait(COST, at(103)), Some(at(110)));
+        gathering.came(session(2), at(107));
+        gathering.came(session(1), at(104));
+        assert_eq!(gathering.wait(COST, at(107)), None);
+    }
+
+    #[test]
+    fn who_is_late_is_not_waited_for() {
+        let mut gathering = gathering(&[8]);
+        assert_eq!(gathering.wait(COST, at(109)), Some(at(110)));
+        assert_eq!(gathering.wait(COST, at(110)), None);
+        // Nor is the wait prolonged for others that left meanwhile.
+        gathering.left(session(1), at(115));
+        assert_eq!(gathering.wait(COST, at(116)), Some(at(124) + SLACK_MIN));
+        gathering.left(session(1), at(122));
+        assert_eq!(gathering.wait(COST, at(123)), None);
+    }
+
+    #[test]
+    fn a_wait_is_short_beside_the_pass_that_it_saves() {
+        let mut far = gathering(&[30]);
+        assert_eq!(far.wait(COST, at(101)), None);
+        let mut near = gathering(&[30]);
+        assert_eq!(near.wait(3 * COST, at(101)), Some(at(137) + Duration::from_micros(500)));
+        assert_eq!(gathering(&[60]).wait(100 * COST, at(101)), None, "no wait is as long");
+        assert_eq!(gathering(&[4]).wait(Duration::ZERO, at(101)), None, "it saves nothing");
+    }
+
+    #[test]
+    fn who_was_late_once_is_not_soon_waited_for_again() {
+        let mut gathering = gathering(&[8]);
+        gathering.came(session(1), at(160));
+        gathering.left(session(1), at(200));
+        assert_eq!(gathering.wait(COST, at(201)), None);
+    }
+
+    #[test]
+    fn who_has_ended_or_never_came_back_is_not_waited_for() {
+        let mut gathering = gathering(&[8]);
+        gathering.forget(session(1));
+        gathering.left(session(2), at(100));
+        assert_eq!(gathering.wait(COST, at(101)), None);
+    }
+}
