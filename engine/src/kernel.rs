@@ -44,7 +44,10 @@ mod swiglu;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub use attention::{Attending, AttentionShape, KvPages, PAGE_TOKENS, attention, attention_with};
+pub use attention::{
+    Attending, AttentionShape, BLOCK_VALUES as KV_BLOCK_VALUES, KvPage, KvPages, PAGE_TOKENS, Side,
+    attention, attention_with,
+};
 pub use dequantize::dequantize_row;
 pub use instruction::InstructionSet;
 pub use matmul::{WeightView, matmul, matmul_with};

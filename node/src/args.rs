@@ -114,6 +114,11 @@ pub struct ChainArguments {
     /// f16 and q8 take a half or a quarter of a slow link and change them a little.
     #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = wire_type)]
     pub wire: DType,
+
+    /// How keys and values are kept: f32 as they are computed; bf16 and f16 take half the memory of
+    /// the servers, q8 a quarter, and change the numbers a little.
+    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = wire_type)]
+    pub kv: DType,
 }
 
 fn wire_type(name: &str) -> Result<DType, String> {
@@ -459,6 +464,14 @@ pub struct BenchArguments {
     /// How often each is measured, in turn; medians are printed.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub rounds: u32,
+
+    /// How hidden states are written on the links: f32, f16, bf16 or q8.
+    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = wire_type)]
+    pub wire: DType,
+
+    /// How keys and values are kept: f32, f16, bf16 or q8.
+    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = wire_type)]
+    pub kv: DType,
 
     /// Print one JSON object.
     #[arg(long)]

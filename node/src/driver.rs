@@ -18,7 +18,7 @@ use umbel_net::Network;
 use umbel_protocol::inference::{ClientMessage, ServerMessage, Step};
 use umbel_protocol::{PeerId, SessionId, Span};
 
-use crate::compute::{Command, Computed, Shard};
+use crate::compute::{Command, Computed, Shard, TableWanted};
 use crate::measure;
 use links::{EVENTS_WAITING_MAX, FRAMES_WAITING_MAX};
 
@@ -282,8 +282,9 @@ impl Driver {
                 Output::Disconnect { session, to } => {
                     self.pushes.remove(&(session, to));
                 }
-                Output::OpenCache { session, shard, blocks, tokens, results } => {
-                    self.command(Command::Open { session, shard, blocks, tokens, results });
+                Output::OpenCache { session, shard, blocks, tokens, results, cache } => {
+                    let table = TableWanted { shard, blocks, tokens, cache };
+                    self.command(Command::Open { session, table, results });
                 }
                 Output::Compute(batch) => {
                     self.alone = match batch.jobs.as_slice() {

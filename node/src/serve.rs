@@ -184,6 +184,7 @@ fn server_config(
         model: model.id(),
         span,
         hidden_size: u32::try_from(config.hidden_size)?,
+        head_size: u32::try_from(config.head_size)?,
         context_tokens: u32::try_from(config.context_tokens)?,
         kv_tokens_max: u32::try_from(kv_tokens)?,
         journal_bytes_max: memory::journal_bytes()?,

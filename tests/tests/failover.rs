@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use umbel_client::{
-    Chain, ClientModel, Generate, GenerateError, LocalModel, RemoteChain, Swarm, SwarmConfig,
+    Chain, ClientModel, Generate, GenerateError, LocalModel, RemoteChain, SessionOptions, Swarm,
+    SwarmConfig,
 };
 use umbel_coordinator::random::Random;
+use umbel_protocol::DType;
 use umbel_shard::{Cache, Model, ModelSource, PartsNeeded, Silent};
 use umbel_tests::clients::{Clients, Question};
 use umbel_tests::faults::{Fault, Replicated};
@@ -73,6 +75,41 @@ async fn an_answer_goes_on_over_another_server_and_no_token_differs() {
     kill_last_hop(generation.chain(), &mut servers);
     while generation.next().await.unwrap().is_some() {}
     assert_eq!(generation.tokens(), undisturbed(&model).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_continues_with_narrow_keys_and_values_rounds_as_the_one_before() {
+    let folder = checkpoint("llama");
+    let first = serve(&[&folder, "--blocks", "0..2"]);
+    let second = ["--blocks", "2..4", "--join", first.address()];
+    let second = [&[folder.as_str()], &second[..]].concat();
+    let model = model(&folder);
+    let request = || Generate { top_logits: 3, ..request() };
+    let mut servers = vec![serve(&second)];
+    for cache in [DType::BF16, DType::Q8] {
+        servers.push(serve(&second));
+        let options = SessionOptions { cache, ..SessionOptions::default() };
+        let swarm = join(&first).await;
+        let chain = RemoteChain::open_with(swarm, &model, 64, options).await.unwrap();
+        let mut generation =
+            request().start(Arc::clone(&model), Chain::Remote(Box::new(chain))).unwrap();
+        let mut logits = Vec::new();
+        for count in 0..TOKENS {
+            if count == 7 {
+                kill_last_hop(generation.chain(), &mut servers);
+            }
+            logits.push(generation.next().await.unwrap().unwrap().top_logits);
+        }
+        let blocks = LocalModel::load(model.shard(), 256, umbel_client::Device::shared()).unwrap();
+        let chain = Chain::Local(Arc::new(blocks).open_as(cache, 64).unwrap());
+        let mut local = request().start(Arc::clone(&model), chain).unwrap();
+        let mut of_one_process = Vec::new();
+        while let Some(token) = local.next().await.unwrap() {
+            of_one_process.push(token.top_logits);
+        }
+        assert!(logits == of_one_process && logits[0].len() == 3, "{cache}");
+        assert_eq!(generation.tokens(), local.tokens(), "{cache}");
+    }
 }
 
 /// Short enough for every run of the tests; `examples/kill_runs.rs` does the same at length.

@@ -5,6 +5,7 @@ use umbel_protocol::error::ErrorCode;
 use umbel_protocol::inference::{OpenSession, ServerMessage};
 
 use super::admission::{Admission, Refusal};
+use super::served::Served;
 use super::{DRAIN_TIMEOUT, Output, Server, ServerConfig, ShardId};
 use crate::time::Time;
 
@@ -25,8 +26,8 @@ pub(super) struct Shards {
 }
 
 impl Shards {
-    pub(super) fn new(span: Span, kv_tokens_max: u32) -> Self {
-        let admission = Admission::new(span, kv_tokens_max);
+    pub(super) fn new(config: &ServerConfig) -> Self {
+        let admission = Admission::new(config.span, config.head_size, config.kv_tokens_max);
         let current = Shard { id: ShardId::default(), admission, leave_by: None };
         Self { current, former: Vec::new() }
     }
@@ -54,10 +55,12 @@ impl Shards {
         self.current.admission.admit(config, open, session_count, sessions_of_client)
     }
 
-    pub(super) fn release(&mut self, shard: ShardId, blocks: Span, tokens_max: u32) {
+    /// Takes back what a session had reserved.
+    pub(super) fn release(&mut self, served: &Served) {
+        let Served { shard, blocks, tokens_max, cache, .. } = *served;
         let all = std::iter::once(&mut self.current).chain(&mut self.former);
         let of = all.into_iter().find(|of| of.id == shard);
-        of.expect("a session's shard is there").admission.release(blocks, tokens_max);
+        of.expect("a session's shard is there").admission.release(cache, blocks, tokens_max);
     }
 
     fn all(&self) -> impl Iterator<Item = &Shard> {
@@ -68,7 +71,7 @@ impl Shards {
 impl Server {
     /// Opens sessions on other blocks from now on.
     pub(super) fn serve(&mut self, id: ShardId, span: Span, kv_tokens_max: u32, now: Time) {
-        let admission = Admission::new(span, kv_tokens_max);
+        let admission = Admission::new(span, self.config.head_size, kv_tokens_max);
         let new = Shard { id, admission, leave_by: None };
         let mut old = std::mem::replace(&mut self.shards.current, new);
         old.leave_by = Some(now + DRAIN_TIMEOUT);

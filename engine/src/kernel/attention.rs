@@ -5,10 +5,15 @@
 //! scores is stored and no page is copied. The steps of the pass are the pages, which are cut at fixed
 //! positions, so the order of a token's sums depends on its own position and window alone.
 
+mod page;
+
 use std::ops::Range;
 
 use super::exponential::exponential;
 use super::{InstructionSet, LANES, PARALLEL_WORK_MIN, parallel, portable};
+use page::Room;
+pub(super) use page::Widening;
+pub use page::{BLOCK_VALUES, KvPage, Side};
 
 /// Positions in a page of the cache.
 pub const PAGE_TOKENS: usize = 16;
@@ -33,11 +38,8 @@ pub struct AttentionShape {
 /// The pages of one session in one block; page `index` has the positions from
 /// `index * PAGE_TOKENS` on.
 pub trait KvPages: Sync {
-    /// The keys of page `index`: `[kv_heads, head_size, PAGE_TOKENS]`, so that the scores of a page
-    /// are computed side by side.
-    fn keys(&self, index: usize) -> &[f32];
-    /// The values of page `index`: `[kv_heads, PAGE_TOKENS, head_size]`.
-    fn values(&self, index: usize) -> &[f32];
+    /// Page `index`.
+    fn page(&self, index: usize) -> KvPage<'_>;
 }
 
 /// Consecutive tokens of one session, and the pages that hold their keys and values and those of the
@@ -179,18 +181,26 @@ impl<P: KvPages> Kernel<'_, P> {
         }
         let last = self.seen(tokens.end - 1);
         let pages = self.seen(tokens.start).start / PAGE_TOKENS..last.end.div_ceil(PAGE_TOKENS);
+        let mut room = Room::default();
         for page in pages.clone() {
-            self.attend_page(page, page + 1 < pages.end, place, &mut rows);
+            self.attend_page(page, page + 1 < pages.end, place, &mut rows, &mut room);
         }
         rows.into_iter().for_each(Row::finish);
     }
 
     /// Lets the rows of a tile attend to a page: those that see the same of it together.
-    fn attend_page(&self, index: usize, has_next: bool, place: Place, rows: &mut [Row<'_>]) {
+    fn attend_page(
+        &self,
+        index: usize,
+        has_next: bool,
+        place: Place,
+        rows: &mut [Row<'_>],
+        room: &mut Room,
+    ) {
         let group = self.shape.heads / self.shape.kv_heads;
-        let (keys, values) = self.head_of_page(index, place.kv_head);
-        let next =
-            if has_next { self.head_of_page(index + 1, place.kv_head) } else { Default::default() };
+        let head = |index| self.pages.page(index).head(place.kv_head, self.shape.head_size);
+        let next = if has_next { head(index + 1).binary32() } else { None }.unwrap_or_default();
+        let (keys, values) = head(index).widened(self.set, room);
         let mut page = PageHead { keys, values, next };
         let slots_of = |row: usize| slots(self.seen(place.first_token + row / group), index);
         let mut start = 0;
@@ -206,13 +216,6 @@ impl<P: KvPages> Kernel<'_, P> {
             }
             start = end;
         }
-    }
-
-    /// The keys and values of one head.
-    fn head_of_page(&self, index: usize, kv_head: usize) -> (&[f32], &[f32]) {
-        let side = PAGE_TOKENS * self.shape.head_size;
-        let head = kv_head * side..(kv_head + 1) * side;
-        (&self.pages.keys(index)[head.clone()], &self.pages.values(index)[head])
     }
 
     /// The positions that a token of this pass attends to.

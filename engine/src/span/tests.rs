@@ -8,10 +8,10 @@ mod refusal;
 use std::num::NonZeroUsize;
 
 use proptest::prelude::*;
+use umbel_protocol::DType;
 use umbel_shard::{Family, WeightType};
 
 use super::*;
-use crate::kernel::KvPages;
 use crate::kv::PAGE_TOKENS;
 use crate::kv::arena::KvArena;
 use crate::reference::Reference;
@@ -88,10 +88,11 @@ fn cache_bits(table: &mut KvTable) -> Vec<u32> {
     for cache in table.caches_mut() {
         for position in 0..position {
             let (page, slot) = (position / PAGE_TOKENS, position % PAGE_TOKENS);
+            let (keys, values) = cache.floats(page);
             for head in 0..shape.kv_heads {
-                let keys = cache.keys(page)[shape.key(head, slot)..].iter().step_by(PAGE_TOKENS);
+                let keys = keys[shape.key(head, slot)..].iter().step_by(PAGE_TOKENS);
                 found.extend(keys.take(shape.head_size).map(|key| key.to_bits()));
-                found.extend(bits(&cache.values(page)[shape.value(head, slot)]));
+                found.extend(bits(&values[shape.value(head, slot)]));
             }
         }
     }
@@ -112,6 +113,28 @@ fn token_by_token_and_in_one_step_give_the_same_bits() {
             assert_eq!(cache_bits(&mut single), cache_bits(&mut whole), "{family} {weight_type}");
         }
     }
+}
+
+#[test]
+fn narrow_caches_give_the_same_bits_however_tokens_come() {
+    let world = World::new(Family::Qwen3, WeightType::BF16);
+    let (blocks, input) = (span(0, 3), model::hidden(TOKENS, 2));
+    let hosted = world.host(blocks);
+    let open =
+        |dtype| KvArena::new(&world.config, blocks, 128).open_as(dtype, blocks, 128).unwrap();
+    let exact = pieces(&hosted, &mut open(DType::F32), &input, &[]).to_values();
+    let mut errors = Vec::new();
+    for dtype in DType::ALL {
+        let whole = pieces(&hosted, &mut open(dtype), &input, &[]);
+        let single = pieces(&hosted, &mut open(dtype), &input, &[1; TOKENS]);
+        assert_eq!(hidden_bits(&whole), hidden_bits(&single), "{dtype}");
+        let errors_of = whole.to_values().into_iter().zip(&exact).map(|(a, b)| (a - b).abs());
+        errors.push(errors_of.fold(0.0_f32, f32::max));
+    }
+    // Binary32 changes nothing, and each narrower type more than the one before, but not much.
+    assert!(errors[0] == 0.0 && errors.is_sorted() && errors[1] > 0.0, "{errors:?}");
+    let largest = exact.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
+    assert!(errors[3] < 0.05 * largest, "{errors:?} of {largest}");
 }
 
 #[test]
