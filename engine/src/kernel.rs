@@ -18,7 +18,7 @@
 //! | `normalize`, `swiglu` | what is computed value by value |
 //! | `format`, `activation` | how weights are written; activations as integers |
 //! | [`mod@packed`] | weights as this machine multiplies them fastest: what models are computed with |
-//! | `portable`, `x86`, `avx512` | the inner loops: on any machine; with AVX2, FMA and F16C; with AVX-512 |
+//! | `portable`, `x86`, `avx512`, `neon` | the inner loops: on any machine; with AVX2, FMA and F16C; with AVX-512; with NEON |
 //! | `limits` | loops that measure the machine |
 //! | `parallel` | work that is divided among threads |
 
@@ -32,6 +32,8 @@ mod format;
 pub mod instruction;
 pub(crate) mod limits;
 pub mod matmul;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod normalize;
 pub mod packed;
 pub(crate) mod parallel;

@@ -4,6 +4,8 @@ use std::sync::OnceLock;
 
 #[cfg(target_arch = "x86_64")]
 pub use super::avx512::Avx512;
+#[cfg(target_arch = "aarch64")]
+pub use super::neon::Neon;
 #[cfg(target_arch = "x86_64")]
 pub use super::x86::Avx2;
 
@@ -18,6 +20,9 @@ pub enum InstructionSet {
     /// AVX-512 with BF16 and VNNI, beside AVX2.
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
+    /// NEON, with SDOT or without.
+    #[cfg(target_arch = "aarch64")]
+    Neon(Neon),
 }
 
 impl InstructionSet {
@@ -33,8 +38,10 @@ impl InstructionSet {
     pub fn all() -> Vec<Self> {
         #[cfg(target_arch = "x86_64")]
         let wide = [Avx2::detect().map(Self::Avx2), Avx512::detect().map(Self::Avx512)];
-        #[cfg(not(target_arch = "x86_64"))]
-        let wide = [];
+        #[cfg(target_arch = "aarch64")]
+        let wide = [Neon::detect(), Neon::detect_with_products()].map(|neon| neon.map(Self::Neon));
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+        let wide = [None];
         std::iter::once(Self::Portable).chain(wide.into_iter().flatten()).collect()
     }
 }

@@ -22,7 +22,7 @@ use std::ops::Range;
 use umbel_shard::{Weight, WeightType};
 
 use self::inputs::Inputs;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", test))]
 pub(in crate::kernel) use self::inputs::round_pairs;
 use super::outputs::Outputs;
 use super::pages::Pages;
@@ -206,6 +206,8 @@ impl DenseMatrix {
             InstructionSet::Avx512(_) => inputs.tile_count() == 1,
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx2(_) => inputs.tokens() == 1,
+            #[cfg(target_arch = "aarch64")]
+            InstructionSet::Neon(_) => inputs.tokens() == 1,
             InstructionSet::Portable => true,
         }
     }
@@ -242,6 +244,8 @@ fn multiply_tile(set: InstructionSet, format: Format, tile: Tile<'_>, sums: &mut
         InstructionSet::Avx2(avx2) => avx2.multiply_tile(format, tile, sums),
         #[cfg(target_arch = "x86_64")]
         InstructionSet::Avx512(avx512) => avx512.multiply_tile(format, tile, sums),
+        #[cfg(target_arch = "aarch64")]
+        InstructionSet::Neon(neon) => neon.multiply_tile(format, tile, sums),
     }
 }
 

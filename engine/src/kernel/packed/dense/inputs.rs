@@ -104,6 +104,8 @@ fn round_to_pairs(set: InstructionSet, input: &[f32], pairs: &mut [u32]) {
         InstructionSet::Avx512(avx512) => avx512.round_pairs(input, pairs),
         #[cfg(target_arch = "x86_64")]
         InstructionSet::Avx2(_) => round_pairs(input, pairs),
+        #[cfg(target_arch = "aarch64")]
+        InstructionSet::Neon(_) => round_pairs(input, pairs),
         InstructionSet::Portable => round_pairs(input, pairs),
     }
 }

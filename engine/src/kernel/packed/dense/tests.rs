@@ -251,6 +251,26 @@ fn numbers_of_all_sizes() -> impl Iterator<Item = f32> {
     std::iter::repeat_with(bits).map(f32::from_bits).filter(|value| !value.is_nan()).take(1000)
 }
 
+/// Both fuse their sums on this target.
+#[cfg(target_arch = "aarch64")]
+#[test]
+fn neon_gives_the_bits_of_the_portable_loops() {
+    let mut numbers = Numbers(37);
+    for kind in FLOATS {
+        let (rows, columns) = (100, 301);
+        let bytes = weights(kind, rows * columns, &mut numbers);
+        let input = numbers.floats(9 * columns);
+        let portable = pack(InstructionSet::Portable, kind, &bytes, rows);
+        let expected = multiply(&portable, Arithmetic::Usual, &input);
+        let all = InstructionSet::all();
+        assert!(all.len() > 1, "this machine has NEON");
+        for set in all {
+            let found = multiply(&pack(set, kind, &bytes, rows), Arithmetic::Usual, &input);
+            assert_eq!(bits(&found), bits(&expected), "{kind}, {set:?}");
+        }
+    }
+}
+
 #[test]
 fn no_token_is_no_output_and_an_empty_matrix_is_not_packed() {
     for set in InstructionSet::all() {
