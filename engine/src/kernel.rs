@@ -18,11 +18,13 @@
 //! | `normalize`, `swiglu` | what is computed value by value |
 //! | `format`, `activation` | how weights are written; activations as integers |
 //! | [`mod@packed`] | weights as this machine multiplies them fastest: what models are computed with |
-//! | `portable`, `x86`, `avx512`, `neon` | the inner loops: on any machine; with AVX2, FMA and F16C; with AVX-512; with NEON |
+//! | `portable`, `x86`, `avx512`, `amx`, `neon` | the inner loops: on any machine; with AVX2, FMA and F16C; with AVX-512; with AMX beside it; with NEON |
 //! | `limits` | loops that measure the machine |
 //! | `parallel` | work that is divided among threads |
 
 mod activation;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 pub mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx512;

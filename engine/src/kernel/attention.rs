@@ -227,11 +227,9 @@ impl<P: KvPages> Kernel<'_, P> {
         let fills = |lanes: usize| self.shape.head_size.is_multiple_of(lanes);
         match self.set {
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx512(avx512) if fills(2 * LANES) => avx512.attend(page, slots, rows),
+            InstructionSet::Avx512(avx512) if fills(LANES) => avx512.attend(page, slots, rows),
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx512(avx512) if fills(LANES) => {
-                avx512.avx2().attend(page, slots, rows);
-            }
+            InstructionSet::Amx(amx) if fills(LANES) => amx.avx512().attend(page, slots, rows),
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx2(avx2) if fills(LANES) => avx2.attend(page, slots, rows),
             #[cfg(target_arch = "aarch64")]

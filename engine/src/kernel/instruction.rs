@@ -3,6 +3,8 @@
 use std::sync::OnceLock;
 
 #[cfg(target_arch = "x86_64")]
+pub use super::amx::Amx;
+#[cfg(target_arch = "x86_64")]
 pub use super::avx512::Avx512;
 #[cfg(target_arch = "aarch64")]
 pub use super::neon::Neon;
@@ -20,6 +22,9 @@ pub enum InstructionSet {
     /// AVX-512 with BF16 and VNNI, beside AVX2.
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
+    /// AMX for bfloat16 and for bytes, beside AVX-512.
+    #[cfg(target_arch = "x86_64")]
+    Amx(Amx),
     /// NEON, with SDOT or without.
     #[cfg(target_arch = "aarch64")]
     Neon(Neon),
@@ -30,14 +35,29 @@ impl InstructionSet {
     #[must_use]
     pub fn detected() -> Self {
         static DETECTED: OnceLock<InstructionSet> = OnceLock::new();
-        *DETECTED.get_or_init(|| *Self::all().last().expect("every machine has the portable set"))
+        *DETECTED.get_or_init(|| *Self::found().last().expect("every machine has the portable set"))
+    }
+
+    /// All sets that this machine can run, the best one last. Tests of the kernels emulate AMX.
+    #[must_use]
+    pub fn all() -> Vec<Self> {
+        #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
+        let emulated = Amx::emulated().map(Self::Amx);
+        #[cfg(not(all(test, target_arch = "x86_64", target_os = "linux")))]
+        let emulated = None;
+        let mut all = Self::found();
+        all.extend(emulated.filter(|set| !all.contains(set)));
+        all
     }
 
     /// All sets that this machine has, the best one last.
-    #[must_use]
-    pub fn all() -> Vec<Self> {
+    fn found() -> Vec<Self> {
         #[cfg(target_arch = "x86_64")]
-        let wide = [Avx2::detect().map(Self::Avx2), Avx512::detect().map(Self::Avx512)];
+        let wide = [
+            Avx2::detect().map(Self::Avx2),
+            Avx512::detect().map(Self::Avx512),
+            Amx::detect().map(Self::Amx),
+        ];
         #[cfg(target_arch = "aarch64")]
         let wide = [Neon::detect(), Neon::detect_with_products()].map(|neon| neon.map(Self::Neon));
         #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]

@@ -42,6 +42,8 @@ pub(crate) fn read(set: InstructionSet, bytes: &[u8]) -> u64 {
         InstructionSet::Avx2(avx2) => avx2.fold(bytes),
         #[cfg(target_arch = "x86_64")]
         InstructionSet::Avx512(avx512) => avx512.fold(bytes),
+        #[cfg(target_arch = "x86_64")]
+        InstructionSet::Amx(amx) => amx.avx512().fold(bytes),
         #[cfg(target_arch = "aarch64")]
         InstructionSet::Neon(_) => fold(bytes),
     }
@@ -78,6 +80,8 @@ pub(crate) fn round_operations(set: InstructionSet, unit: Unit) -> Option<usize>
             Unit::Bfloat16 => Some(SUMS * 32),
             Unit::Integer8 => Some(SUMS * 64),
         },
+        #[cfg(target_arch = "x86_64")]
+        InstructionSet::Amx(amx) => Some(amx.round_products(unit).unwrap_or(SUMS * 16)),
         #[cfg(target_arch = "aarch64")]
         InstructionSet::Neon(neon) => neon.round_products(unit),
     };
@@ -103,6 +107,8 @@ pub(crate) fn multiply(set: InstructionSet, unit: Unit, rounds: usize) {
         InstructionSet::Avx2(avx2) => avx2.work(unit, rounds),
         #[cfg(target_arch = "x86_64")]
         InstructionSet::Avx512(avx512) => avx512.work(unit, rounds),
+        #[cfg(target_arch = "x86_64")]
+        InstructionSet::Amx(amx) => amx.work(unit, rounds),
         #[cfg(target_arch = "aarch64")]
         InstructionSet::Neon(neon) => neon.work(unit, rounds),
     }

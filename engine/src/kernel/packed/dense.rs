@@ -38,6 +38,12 @@ pub(in crate::kernel) const PANEL_ROWS: usize = 64;
 /// them: 12 of its 16 registers.
 pub(in crate::kernel) const TILE_TOKENS: usize = 6;
 
+/// The most tokens that share tiles of weights in AMX: two tiles.
+const AMX_TOKENS: usize = 32;
+
+/// Steps of a tile of AMX: its rows of weights.
+pub(in crate::kernel) const TILE_STEPS: usize = 16;
+
 /// Bytes of a panel over which all tokens pass before the next ones are read. With the block that is
 /// being fetched it is half of the 256 KiB of second-level cache that the smallest cores have.
 const BLOCK_BYTES: usize = 64 * 1024;
@@ -56,6 +62,9 @@ pub(in crate::kernel) enum Format {
     Bfloat16,
     /// Two columns of bfloat16 a step, with one word of two bfloat16, the first in the lower half.
     Bfloat16Pairs,
+    /// The same, where a token has the words of [`TILE_STEPS`] steps side by side, the last ones filled
+    /// up with zeros: a row of a tile of AMX.
+    Bfloat16Tiles,
 }
 
 impl Format {
@@ -79,14 +88,14 @@ impl Format {
     const fn step_columns(self) -> usize {
         match self {
             Self::Binary32 | Self::Binary16 => 1,
-            Self::Bfloat16 | Self::Bfloat16Pairs => 2,
+            Self::Bfloat16 | Self::Bfloat16Pairs | Self::Bfloat16Tiles => 2,
         }
     }
 
     /// Words of the input for a step.
     const fn step_words(self) -> usize {
         match self {
-            Self::Binary32 | Self::Binary16 | Self::Bfloat16Pairs => 1,
+            Self::Binary32 | Self::Binary16 | Self::Bfloat16Pairs | Self::Bfloat16Tiles => 1,
             Self::Bfloat16 => 2,
         }
     }
@@ -95,8 +104,39 @@ impl Format {
     const fn row_bytes(self) -> usize {
         match self {
             Self::Binary16 => 2,
-            Self::Binary32 | Self::Bfloat16 | Self::Bfloat16Pairs => 4,
+            Self::Binary32 | Self::Bfloat16 | Self::Bfloat16Pairs | Self::Bfloat16Tiles => 4,
         }
+    }
+
+    /// Words of a token before those of step `steps`, in whole tiles where inputs come in tiles.
+    const fn words_until(self, steps: usize) -> usize {
+        let words = steps * self.step_words();
+        match self {
+            Self::Bfloat16Tiles => words.next_multiple_of(TILE_STEPS),
+            Self::Binary32 | Self::Binary16 | Self::Bfloat16 | Self::Bfloat16Pairs => words,
+        }
+    }
+
+    const fn tile_count(self, tokens: usize) -> usize {
+        match self {
+            Self::Bfloat16Tiles => tokens.div_ceil(AMX_TOKENS),
+            Self::Binary32 | Self::Binary16 | Self::Bfloat16 | Self::Bfloat16Pairs => {
+                tokens.div_ceil(TILE_TOKENS)
+            }
+        }
+    }
+
+    /// The tokens of each tile: as few tiles as may be, and all of about one size, but those of AMX are
+    /// full before the last.
+    fn tile_tokens(self, tokens: usize) -> impl Iterator<Item = Range<usize>> {
+        let count = self.tile_count(tokens);
+        let start = move |tile: usize| match self {
+            Self::Bfloat16Tiles => tokens.min(tile * AMX_TOKENS),
+            Self::Binary32 | Self::Binary16 | Self::Bfloat16 | Self::Bfloat16Pairs => {
+                tile * tokens / count
+            }
+        };
+        (0..count).map(move |tile| start(tile)..start(tile + 1))
     }
 
     /// Bytes of a step.
@@ -110,7 +150,7 @@ impl Format {
 pub(in crate::kernel) struct Tile<'a> {
     /// `[steps, rows of a panel]`.
     pub(in crate::kernel) weights: &'a [u8],
-    /// `[steps, words of a step, tokens]`.
+    /// `[steps, words of a step, tokens]`, or for tiles of AMX `[steps / 16, tokens, 16]`.
     pub(in crate::kernel) inputs: &'a [u32],
     /// What to fetch into the cache meanwhile.
     pub(in crate::kernel) ahead: &'a [u8],
@@ -146,7 +186,7 @@ impl DenseMatrix {
         self.rows.div_ceil(PANEL_ROWS)
     }
 
-    /// How weights and inputs are multiplied: only AVX-512 has a unit for pairs of bfloat16, and
+    /// How weights and inputs are multiplied: only AVX-512 and AMX have a unit for pairs of bfloat16, and
     /// binary32 is no slower elsewhere.
     fn format(&self, arithmetic: Arithmetic) -> Format {
         match (self.set, self.format, arithmetic) {
@@ -154,6 +194,8 @@ impl DenseMatrix {
             (InstructionSet::Avx512(_), Format::Bfloat16, Arithmetic::Usual) => {
                 Format::Bfloat16Pairs
             }
+            #[cfg(target_arch = "x86_64")]
+            (InstructionSet::Amx(_), Format::Bfloat16, Arithmetic::Usual) => Format::Bfloat16Tiles,
             (_, format, _) => format,
         }
     }
@@ -191,8 +233,9 @@ impl DenseMatrix {
             let steps =
                 block * block_steps..block * block_steps + weights.len() / format.step_bytes();
             for (tokens, words) in inputs.tiles() {
-                let step_words = format.step_words() * tokens.len();
-                let inputs = &words[steps.start * step_words..steps.end * step_words];
+                let [start, end] =
+                    [steps.start, steps.end].map(|steps| format.words_until(steps) * tokens.len());
+                let inputs = &words[start..end];
                 let tile = Tile { weights, inputs, ahead: ahead.next().unwrap_or_default() };
                 multiply_tile(self.set, format, tile, &mut sums[tokens]);
             }
@@ -204,6 +247,9 @@ impl DenseMatrix {
         match self.set {
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx512(_) => inputs.tile_count() == 1,
+            // One tile of tokens takes all rows at once, two take half of them.
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Amx(_) => inputs.tokens() <= AMX_TOKENS / 2,
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx2(_) => inputs.tokens() == 1,
             #[cfg(target_arch = "aarch64")]
@@ -244,6 +290,8 @@ fn multiply_tile(set: InstructionSet, format: Format, tile: Tile<'_>, sums: &mut
         InstructionSet::Avx2(avx2) => avx2.multiply_tile(format, tile, sums),
         #[cfg(target_arch = "x86_64")]
         InstructionSet::Avx512(avx512) => avx512.multiply_tile(format, tile, sums),
+        #[cfg(target_arch = "x86_64")]
+        InstructionSet::Amx(amx) => amx.multiply_tile(format, tile, sums),
         #[cfg(target_arch = "aarch64")]
         InstructionSet::Neon(neon) => neon.multiply_tile(format, tile, sums),
     }

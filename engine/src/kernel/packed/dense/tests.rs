@@ -35,9 +35,14 @@ fn multiply(matrix: &DenseMatrix, arithmetic: Arithmetic, input: &[f32]) -> Vec<
     output
 }
 
+/// Whether a unit for bfloat16 multiplies.
+fn is_rounded(matrix: &DenseMatrix, arithmetic: Arithmetic) -> bool {
+    matches!(matrix.format(arithmetic), Format::Bfloat16Pairs | Format::Bfloat16Tiles)
+}
+
 /// What `matrix` multiplies of these activations.
 fn rounded(matrix: &DenseMatrix, arithmetic: Arithmetic, input: &[f32]) -> Vec<f64> {
-    let is_rounded = matrix.format(arithmetic) == Format::Bfloat16Pairs;
+    let is_rounded = is_rounded(matrix, arithmetic);
     let value = |&value: &f32| if is_rounded { bf16::from_f32(value).to_f32() } else { value };
     input.iter().map(value).map(f64::from).collect()
 }
@@ -151,7 +156,9 @@ fn narrowed(kind: WeightType, values: &[f32]) -> Vec<u8> {
     let bytes = |value: &f32| match Format::of(kind).unwrap() {
         Format::Binary32 => value.to_le_bytes().to_vec(),
         Format::Binary16 => f16::from_f32(*value).to_le_bytes().to_vec(),
-        Format::Bfloat16 | Format::Bfloat16Pairs => bf16::from_f32(*value).to_le_bytes().to_vec(),
+        Format::Bfloat16 | Format::Bfloat16Pairs | Format::Bfloat16Tiles => {
+            bf16::from_f32(*value).to_le_bytes().to_vec()
+        }
     };
     values.iter().flat_map(bytes).collect()
 }
@@ -210,13 +217,15 @@ fn the_smallest_numbers_are_not_flushed_to_zero_but_by_the_unit_for_bfloat16() {
         let smallest = match Format::of(kind).unwrap() {
             Format::Binary32 => f32::from_bits(1),
             Format::Binary16 => f16::from_bits(1).to_f32(),
-            Format::Bfloat16 | Format::Bfloat16Pairs => bf16::from_bits(1).to_f32(),
+            Format::Bfloat16 | Format::Bfloat16Pairs | Format::Bfloat16Tiles => {
+                bf16::from_bits(1).to_f32()
+            }
         };
         let bytes = narrowed(kind, &[smallest; 9]);
         for set in InstructionSet::all() {
             let matrix = pack(set, kind, &bytes, 1);
             for arithmetic in ARITHMETICS {
-                let is_flushed = matrix.format(arithmetic) == Format::Bfloat16Pairs;
+                let is_flushed = is_rounded(&matrix, arithmetic);
                 let expected = if is_flushed { 0.0 } else { 9.0 * smallest };
                 let what = format!("{kind}, {set:?}, {arithmetic:?}");
                 assert_eq!(multiply(&matrix, arithmetic, &[1.0; 9]), [expected], "{what}");

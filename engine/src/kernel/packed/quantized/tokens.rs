@@ -190,6 +190,8 @@ impl Unprepared<'_> {
             InstructionSet::Avx2(avx2) => avx2.prepare_tokens(self, words, factors),
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx512(avx512) => avx512.prepare_tokens(self, words, factors),
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Amx(amx) => amx.avx512().prepare_tokens(self, words, factors),
             #[cfg(target_arch = "aarch64")]
             InstructionSet::Neon(neon) => neon.prepare_tokens(self, words, factors),
         }

@@ -23,7 +23,7 @@ fn order(set: InstructionSet) -> Order {
         #[cfg(target_arch = "x86_64")]
         InstructionSet::Avx2(_) => Order::Pairs,
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx512(_) => Order::Bytes,
+        InstructionSet::Avx512(_) | InstructionSet::Amx(_) => Order::Bytes,
         #[cfg(target_arch = "aarch64")]
         InstructionSet::Neon(neon) => {
             if neon.has_products() {
