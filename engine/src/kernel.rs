@@ -50,7 +50,7 @@ mod x86;
 
 pub use attention::{Attending, AttentionShape, KvPages, PAGE_TOKENS, attention, attention_with};
 pub use dequantize::dequantize_row;
-pub use instruction::InstructionSet;
+pub use instruction::{ChooseInstructionsError, InstructionSet};
 pub use matmul::{WeightView, matmul, matmul_with};
 pub use normalize::rms_norm;
 pub use packed::{Arithmetic, PackedMatrix};

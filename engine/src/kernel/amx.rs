@@ -138,8 +138,8 @@ fn has_tiles() -> bool {
     }
     // Palette 1: 8 tiles of 1 KiB, in 16 rows of 64 bytes.
     let palette = __cpuid_count(0x1d, 1);
-    palette.eax == 1024 << 16 | 8 * 1024
-        && palette.ebx == 8 << 16 | 64
+    palette.eax == (1024 << 16) | (8 * 1024)
+        && palette.ebx == (8 << 16) | 64
         && palette.ecx & 0xffff == 16
 }
 

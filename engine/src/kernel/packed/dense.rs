@@ -14,13 +14,16 @@
 //! else: a sum that leaves its register between two blocks of columns comes back as it was. So one
 //! row and many rows give the same bits by construction.
 
+mod format;
 mod inputs;
 mod pack;
 
 use std::ops::Range;
 
-use umbel_shard::{Weight, WeightType};
+use umbel_shard::Weight;
 
+use self::format::AMX_TOKENS;
+pub(in crate::kernel) use self::format::{Format, TILE_STEPS};
 use self::inputs::Inputs;
 #[cfg(any(target_arch = "x86_64", test))]
 pub(in crate::kernel) use self::inputs::round_pairs;
@@ -34,116 +37,12 @@ use crate::kernel::portable;
 /// registers stay for weights and inputs. The matrices of models have multiples of 64 rows.
 pub(in crate::kernel) const PANEL_ROWS: usize = 64;
 
-/// The most tokens that share the weights in a kernel's registers. AVX2 takes 16 rows at a time with
-/// them: 12 of its 16 registers.
-pub(in crate::kernel) const TILE_TOKENS: usize = 6;
-
-/// The most tokens that share tiles of weights in AMX: two tiles.
-const AMX_TOKENS: usize = 32;
-
-/// Steps of a tile of AMX: its rows of weights.
-pub(in crate::kernel) const TILE_STEPS: usize = 16;
-
 /// Bytes of a panel over which all tokens pass before the next ones are read. With the block that is
 /// being fetched it is half of the 256 KiB of second-level cache that the smallest cores have.
 const BLOCK_BYTES: usize = 64 * 1024;
 
 /// The sums of a panel's rows for one token.
 pub(in crate::kernel) type Sums = [f32; PANEL_ROWS];
-
-/// What a kernel multiplies: how the weights are written, and what the words of its inputs are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::kernel) enum Format {
-    /// IEEE 754 binary32; a word is a binary32.
-    Binary32,
-    /// IEEE 754 binary16; a word is a binary32.
-    Binary16,
-    /// Two columns of bfloat16 a step, each with a word in binary32.
-    Bfloat16,
-    /// Two columns of bfloat16 a step, with one word of two bfloat16, the first in the lower half.
-    Bfloat16Pairs,
-    /// The same, where a token has the words of [`TILE_STEPS`] steps side by side, the last ones filled
-    /// up with zeros: a row of a tile of AMX.
-    Bfloat16Tiles,
-}
-
-impl Format {
-    fn of(kind: WeightType) -> Option<Self> {
-        match kind {
-            WeightType::F32 => Some(Self::Binary32),
-            WeightType::F16 => Some(Self::Binary16),
-            WeightType::BF16 => Some(Self::Bfloat16),
-            WeightType::Q4_0
-            | WeightType::Q4_1
-            | WeightType::Q5_0
-            | WeightType::Q5_1
-            | WeightType::Q8_0
-            | WeightType::Q4K
-            | WeightType::Q5K
-            | WeightType::Q6K => None,
-        }
-    }
-
-    /// Columns of a step.
-    const fn step_columns(self) -> usize {
-        match self {
-            Self::Binary32 | Self::Binary16 => 1,
-            Self::Bfloat16 | Self::Bfloat16Pairs | Self::Bfloat16Tiles => 2,
-        }
-    }
-
-    /// Words of the input for a step.
-    const fn step_words(self) -> usize {
-        match self {
-            Self::Binary32 | Self::Binary16 | Self::Bfloat16Pairs | Self::Bfloat16Tiles => 1,
-            Self::Bfloat16 => 2,
-        }
-    }
-
-    /// Bytes of a row in a step.
-    const fn row_bytes(self) -> usize {
-        match self {
-            Self::Binary16 => 2,
-            Self::Binary32 | Self::Bfloat16 | Self::Bfloat16Pairs | Self::Bfloat16Tiles => 4,
-        }
-    }
-
-    /// Words of a token before those of step `steps`, in whole tiles where inputs come in tiles.
-    const fn words_until(self, steps: usize) -> usize {
-        let words = steps * self.step_words();
-        match self {
-            Self::Bfloat16Tiles => words.next_multiple_of(TILE_STEPS),
-            Self::Binary32 | Self::Binary16 | Self::Bfloat16 | Self::Bfloat16Pairs => words,
-        }
-    }
-
-    const fn tile_count(self, tokens: usize) -> usize {
-        match self {
-            Self::Bfloat16Tiles => tokens.div_ceil(AMX_TOKENS),
-            Self::Binary32 | Self::Binary16 | Self::Bfloat16 | Self::Bfloat16Pairs => {
-                tokens.div_ceil(TILE_TOKENS)
-            }
-        }
-    }
-
-    /// The tokens of each tile: as few tiles as may be, and all of about one size, but those of AMX are
-    /// full before the last.
-    fn tile_tokens(self, tokens: usize) -> impl Iterator<Item = Range<usize>> {
-        let count = self.tile_count(tokens);
-        let start = move |tile: usize| match self {
-            Self::Bfloat16Tiles => tokens.min(tile * AMX_TOKENS),
-            Self::Binary32 | Self::Binary16 | Self::Bfloat16 | Self::Bfloat16Pairs => {
-                tile * tokens / count
-            }
-        };
-        (0..count).map(move |tile| start(tile)..start(tile + 1))
-    }
-
-    /// Bytes of a step.
-    const fn step_bytes(self) -> usize {
-        PANEL_ROWS * self.row_bytes()
-    }
-}
 
 /// Some steps of a panel, and the tokens that a kernel multiplies them with.
 #[derive(Clone, Copy)]

@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 
 use half::{bf16, f16};
 use proptest::prelude::*;
+use umbel_shard::WeightType;
 
 use super::*;
 use crate::Device;
