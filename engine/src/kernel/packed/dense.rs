@@ -10,9 +10,9 @@
 //! # The order of sums
 //!
 //! Each output has a lane of its own, to which its products are added from the first column to the
-//! last. How many tokens are side by side decides how lanes share registers and loads, and nothing
-//! else: a sum that leaves its register between two blocks of columns comes back as it was. So one
-//! row and many rows give the same bits by construction.
+//! last, by tiles of AMX 32 columns at a time. How many tokens are side by side decides how lanes share
+//! registers and loads, and nothing else: a sum that leaves its register between two blocks of columns
+//! comes back as it was. So one row and many rows give the same bits by construction.
 
 mod format;
 mod inputs;
