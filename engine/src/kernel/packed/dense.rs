@@ -22,6 +22,7 @@ use std::ops::Range;
 
 use umbel_shard::Weight;
 
+#[cfg(target_arch = "x86_64")]
 use self::format::AMX_TOKENS;
 pub(in crate::kernel) use self::format::{Format, TILE_STEPS};
 use self::inputs::Inputs;

@@ -18,6 +18,10 @@ pub(in crate::kernel) const TILE_STEPS: usize = 16;
 
 /// What a kernel multiplies: how the weights are written, and what the words of its inputs are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(dead_code, reason = "only x86-64 has units for bfloat16 that we use")
+)]
 pub(in crate::kernel) enum Format {
     /// IEEE 754 binary32; a word is a binary32.
     Binary32,
