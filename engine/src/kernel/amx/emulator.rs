@@ -63,8 +63,13 @@ extern "C" fn handle(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc
     // names as the operand of its instruction, and it has promised that it may be read or written.
     let done = TILES.with(|tiles| unsafe { (*tiles.get()).execute(instruction) });
     if done.is_none() {
-        // SAFETY: to end the process needs nothing.
-        unsafe { libc::abort() };
+        const WHY: &[u8] = b"an instruction of AMX met tiles of other shapes, or none\n";
+        // SAFETY: the bytes are there to be written, and to end the process needs nothing. Both may be
+        // done in a handler of signals.
+        unsafe {
+            libc::write(libc::STDERR_FILENO, WHY.as_ptr().cast(), WHY.len());
+            libc::abort()
+        };
     }
     registers[Register::RIP.place()] += length;
 }
