@@ -18,11 +18,13 @@
 //! | `normalize`, `swiglu` | what is computed value by value |
 //! | `format`, `activation` | how weights are written; activations as integers |
 //! | [`mod@packed`] | weights as this machine multiplies them fastest: what models are computed with |
-//! | `portable`, `x86`, `avx512` | the inner loops: on any machine; with AVX2, FMA and F16C; with AVX-512 |
+//! | `portable`, `x86`, `avx512`, `amx`, `neon` | the inner loops: on any machine; with AVX2, FMA and F16C; with AVX-512; with AMX beside it; with NEON |
 //! | `limits` | loops that measure the machine |
 //! | `parallel` | work that is divided among threads |
 
 mod activation;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 pub mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -32,6 +34,8 @@ mod format;
 pub mod instruction;
 pub(crate) mod limits;
 pub mod matmul;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod normalize;
 pub mod packed;
 pub(crate) mod parallel;
@@ -49,7 +53,7 @@ pub use attention::{
     attention, attention_with,
 };
 pub use dequantize::dequantize_row;
-pub use instruction::InstructionSet;
+pub use instruction::{ChooseInstructionsError, InstructionSet};
 pub use matmul::{WeightView, matmul, matmul_with};
 pub use normalize::rms_norm;
 pub use packed::{Arithmetic, PackedMatrix};

@@ -29,6 +29,7 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(200);
 /// With a chain of causes that tells a person what to do.
 pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let config = Config::resolve(&arguments)?;
+    config.choose_instructions()?;
     let runtime = runtime(&arguments.command).context("the runtime cannot be started")?;
     let result = runtime.block_on(async {
         match arguments.command {

@@ -226,17 +226,17 @@ impl<P: KvPages> Kernel<'_, P> {
 
     fn attend_rows(&self, page: PageHead<'_>, slots: Range<usize>, rows: &mut [Row<'_>]) {
         // Heads that fill no registers are in no model that we know of.
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         let fills = |lanes: usize| self.shape.head_size.is_multiple_of(lanes);
         match self.set {
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx512(avx512) if fills(2 * LANES) => avx512.attend(page, slots, rows),
+            InstructionSet::Avx512(avx512) if fills(LANES) => avx512.attend(page, slots, rows),
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx512(avx512) if fills(LANES) => {
-                avx512.avx2().attend(page, slots, rows);
-            }
+            InstructionSet::Amx(amx) if fills(LANES) => amx.avx512().attend(page, slots, rows),
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx2(avx2) if fills(LANES) => avx2.attend(page, slots, rows),
+            #[cfg(target_arch = "aarch64")]
+            InstructionSet::Neon(neon) if fills(LANES / 2) => neon.attend(page, slots, rows),
             _ => portable::attention::attend(page, &slots, rows),
         }
     }
