@@ -47,6 +47,7 @@ pub async fn serve(arguments: ServeArguments, config: &Config) -> anyhow::Result
     let Serving { network, announcer, offer, driver, mut balancer } = serving;
     let load = driver.load();
     let handle = balancer.handle();
+    tokio::spawn(memory::give_back(load.clone()));
     let mut driving = tokio::spawn(driver.run());
     {
         let announced = offer.subscribe();

@@ -1,8 +1,14 @@
-//! How much fits into the memory of this machine.
+//! How much fits into the memory of this machine, and what of it goes back.
+
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
+use tokio::sync::watch;
+use umbel_engine::heap;
 use umbel_shard::{Model, budget};
+
+use crate::driver::Load;
 
 /// How much of the free memory a server takes: the rest is for the system's own ups and downs.
 const SHARE: f64 = 0.8;
@@ -19,6 +25,21 @@ const KV_TOKENS_DEFAULT_MAX: usize = 32_768;
 
 /// Fewest tokens of KV cache that make a server useful.
 const KV_TOKENS_MIN: usize = 256;
+
+/// How long after steps were computed or sessions ended what they left goes back to the system.
+/// Seldom enough that a busy server does not notice it: the buffers of a long prompt, some 100 MB,
+/// take some 30 ms to be had again.
+const GIVE_BACK_AFTER: Duration = Duration::from_secs(10);
+
+/// Gives freed memory back while there is something to give, until the driver is gone.
+pub(super) async fn give_back(mut load: watch::Receiver<Load>) {
+    while load.changed().await.is_ok() {
+        tokio::time::sleep(GIVE_BACK_AFTER).await;
+        load.mark_unchanged();
+        let given = tokio::task::spawn_blocking(heap::give_back).await;
+        given.expect("the allocator does not panic");
+    }
+}
 
 /// Memory that the system could give to this process now.
 pub(super) fn free_bytes() -> anyhow::Result<u64> {
