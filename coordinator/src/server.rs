@@ -130,10 +130,8 @@ pub enum Input {
     Serve {
         /// Their name, never used before.
         shard: ShardId,
-        /// The blocks.
+        /// The blocks. Their sessions share the KV budget with those that are still elsewhere.
         span: Span,
-        /// As in [`ServerConfig`].
-        kv_tokens_max: u32,
     },
     /// The server is to leave: no session opens any more, and the clients are asked to leave.
     Drain,
@@ -271,8 +269,8 @@ impl Server {
             Input::Computed { job, results, compute } => self.computed(job, results, compute, now),
             Input::LinkClosed { link } => self.link_closed(link),
             Input::PushFailed { session, to, detail } => self.push_failed(session, to, detail),
-            Input::Serve { shard, span, kv_tokens_max } => {
-                self.serve(shard, span, kv_tokens_max, now);
+            Input::Serve { shard, span } => {
+                self.serve(shard, span, now);
             }
             Input::Drain => self.drain(now),
         }
@@ -284,7 +282,7 @@ impl Server {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Time> {
         let lease = self.sessions.values().map(|served| served.last_used + SESSION_LEASE).min();
-        lease.into_iter().chain(self.shards.deadline()).min()
+        lease.into_iter().chain(self.drain_deadline()).min()
     }
 
     /// Ends sessions that nobody has used for the length of a lease, and those that have not left
@@ -308,7 +306,7 @@ impl Server {
     /// Tokens of KV cache that no session has reserved, on the blocks on which sessions open.
     #[must_use]
     pub fn kv_tokens_free(&self) -> u32 {
-        self.shards.current().admission.kv_tokens_free()
+        self.shards.kv_tokens_free()
     }
 
     /// Steps that wait or are being computed.
@@ -431,7 +429,7 @@ impl Server {
 
     fn forget(&mut self, session: SessionId) -> Option<Served> {
         let served = self.sessions.remove(&session)?;
-        self.shards.release(served.shard, served.blocks, served.tokens_max);
+        self.shards.release(served.blocks, served.tokens_max);
         self.schedule.abandon(session);
         self.journal_bytes -= served.journal.bytes();
         for to in served.destinations() {

@@ -21,7 +21,8 @@ use umbel_shard::{Model, Part};
 use umbel_tests::workload::client_model;
 
 /// Prose, a list and a program, so that some tokens can be foreseen and others cannot.
-const TEXT: &str = "The ferry to the outer islands leaves twice a day from the old pier, at seven in \
+const TEXT: &str =
+    "The ferry to the outer islands leaves twice a day from the old pier, at seven in \
 the morning and again at half past three. In winter there is only the morning boat, and when the \
 wind is stronger than force eight it does not sail at all. Tickets are sold on board. Children \
 under six travel free, and bicycles cost as much as a grown person.

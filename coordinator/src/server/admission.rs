@@ -10,10 +10,10 @@ use super::{SESSIONS_MAX, SESSIONS_PER_CLIENT_MAX, ServerConfig};
 /// up to whole pages here, so that the arena beneath can always give what was admitted.
 pub(super) const PAGE_TOKENS: u32 = 16;
 
-/// The KV budget of a shard: tokens times blocks.
+/// The KV budget of a server, tokens times blocks. All blocks that it holds share it: a server that
+/// moves has sessions on its old blocks and on its new ones, and no more memory than before.
 #[derive(Debug)]
 pub(super) struct Admission {
-    span: Span,
     token_blocks_free: u64,
 }
 
@@ -28,13 +28,14 @@ impl Admission {
     pub(super) fn new(span: Span, kv_tokens_max: u32) -> Self {
         let tokens = kv_tokens_max / PAGE_TOKENS * PAGE_TOKENS;
         let token_blocks_free = u64::from(tokens) * u64::from(span.block_count());
-        Self { span, token_blocks_free }
+        Self { token_blocks_free }
     }
 
-    /// Reserves room for a session, or says why there is none.
+    /// Reserves room for a session on blocks of `span`, or says why there is none.
     pub(super) fn admit(
         &mut self,
         config: &ServerConfig,
+        span: Span,
         open: &OpenSession,
         session_count: usize,
         sessions_of_client: usize,
@@ -43,8 +44,8 @@ impl Admission {
         if open.model != config.model {
             return refuse(ErrorCode::UnknownModel, format!("this server serves {}", config.model));
         }
-        if !self.span.covers(open.blocks) {
-            let detail = format!("this server serves blocks {}", self.span);
+        if !span.covers(open.blocks) {
+            let detail = format!("this server serves blocks {span}");
             return refuse(ErrorCode::BlocksNotServed, detail);
         }
         if open.tokens_max == 0 || open.tokens_max > config.context_tokens {
@@ -57,7 +58,7 @@ impl Admission {
         }
         let wanted = token_blocks(open.blocks, open.tokens_max);
         if wanted > self.token_blocks_free {
-            let detail = format!("room for {} tokens is left", self.kv_tokens_free());
+            let detail = format!("room for {} tokens is left", self.kv_tokens_free(span));
             return refuse(ErrorCode::KvFull, detail);
         }
         self.token_blocks_free -= wanted;
@@ -69,10 +70,10 @@ impl Admission {
         self.token_blocks_free += token_blocks(blocks, tokens_max);
     }
 
-    /// Tokens for which a session through every block of the span would still find room.
-    #[expect(clippy::cast_possible_truncation, reason = "at most the 32 bits of the budget")]
-    pub(super) const fn kv_tokens_free(&self) -> u32 {
-        (self.token_blocks_free / self.span.block_count() as u64) as u32
+    /// Tokens for which a session through every block of `span` would still find room.
+    pub(super) fn kv_tokens_free(&self, span: Span) -> u32 {
+        // In fewer blocks than at first there is room for more tokens.
+        u32::try_from(self.token_blocks_free / u64::from(span.block_count())).unwrap_or(u32::MAX)
     }
 }
 
