@@ -21,9 +21,10 @@ mod tests {
     use super::*;
 
     fn resident_bytes() -> u64 {
-        let status = std::fs::read_to_string("/proc/self/status").unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
+        let status = std::fs::read_to_string("/proc/self/status").expect("proc(5) is mounted");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let number = line.and_then(|line| line.trim().strip_suffix(" kB")).map(str::parse::<u64>);
+        number.expect("a number of kB").expect("a number of kB") * 1024
     }
 
     #[test]
