@@ -1,7 +1,8 @@
 //! Decode and speculation at a distance, measured: three servers of a real model as processes of
 //! their own, with a delay on every link, and a client in this process.
 //! `cargo run --release -p umbel-tests --example distance -- 50 96 5` takes the delay of a way in
-//! milliseconds, the tokens of an answer, and how many blocks the drafting model lacks.
+//! milliseconds, the tokens of an answer, and how many blocks the drafting model lacks; and, where not
+//! everything is to be measured, a part of the names of what is.
 //!
 //! With and without drafts come in turn, and so do links with and without delay, as the machine may
 //! be busy at one time and not at another. There is no small model of the family at hand, so the one
@@ -38,6 +39,10 @@ const WAYS: u32 = 4;
 /// 48%, 45%).
 const LEFT_OUT: [u32; 8] = [5, 25, 17, 14, 19, 18, 6, 16];
 
+/// Without its first block the model says nothing of use: hardly any draft is right, at the full
+/// price.
+const LEFT_OUT_USELESS: [u32; 1] = [0];
+
 const PASSAGE: &str = "The harbour lies on the north side of the island. Ships with a draught of up \
 to nine metres may enter at any tide; larger ones wait for a pilot at the outer buoy. Between \
 October and March the wind is mostly from the west, and captains are advised to keep two anchors \
@@ -61,7 +66,7 @@ struct Group {
     speculate: Speculate,
 }
 
-fn groups(draft: &DraftModel) -> Vec<Group> {
+fn groups(draft: &DraftModel, useless: &DraftModel) -> Vec<Group> {
     let copy = format!("Repeat the following text word for word:\n\n{PASSAGE}");
     let fix = format!("Write this code again, without any change:\n\n```rust\n{CODE}```");
     let chat: Vec<String> = CHAT.map(str::to_owned).into();
@@ -78,8 +83,9 @@ fn groups(draft: &DraftModel) -> Vec<Group> {
         group("repeats its prompt, text", &[copy, fix], &Sampling::greedy(), &Speculate::Auto),
         group("chat, draft model", &chat, &usual, &model),
         group("chat, text", &chat, &usual, &Speculate::Auto),
-        group("cannot be guessed, model", &chat[..2], &hot, &model),
-        group("cannot be guessed, text", &chat[..2], &hot, &Speculate::Auto),
+        group("temperature 3, draft model", &chat[..2], &hot, &model),
+        group("temperature 3, text", &chat[..2], &hot, &Speculate::Auto),
+        group("chat, useless model", &chat[..2], &usual, &Speculate::Model(useless.clone())),
     ]
 }
 
@@ -207,7 +213,8 @@ impl Far {
                 let with = self.answer(drafting).await?;
                 (self.answer(request).await?, with)
             };
-            same += usize::from((without.tokens, without.logits) == (with.tokens.clone(), with.logits));
+            same +=
+                usize::from((without.tokens, without.logits) == (with.tokens.clone(), with.logits));
             plain += without.took;
             guessed += with.took;
             count += with.tokens.len() - 1;
@@ -246,11 +253,10 @@ fn ms(time: Duration) -> String {
 }
 
 /// The model without some blocks, whole in this process.
-fn draft_model(model: &ClientModel, left_out: usize) -> anyhow::Result<DraftModel> {
+fn draft_model(model: &ClientModel, left_out: &[u32]) -> anyhow::Result<DraftModel> {
     let folder = tempfile::tempdir()?;
     let whole = cache().join("catalogue").join(NAME).join("SmolLM2-135M-Instruct.Q4_1.gguf");
     let path = folder.path().join("thinned.gguf");
-    let left_out = LEFT_OUT.get(..left_out).context("fewer blocks can be left out")?;
     leave_out(left_out, &whole, &path)?;
     let source = ModelSource::parse(path.to_str().context("a path of ASCII")?)?;
     let thinned = Model::open(&source, &Cache::new(cache()), PartsNeeded::everything(), &Silent)?;
@@ -265,16 +271,42 @@ async fn main() -> anyhow::Result<()> {
     let mut number = |or: u32| arguments.next().map_or(Ok(or), |argument| argument.parse());
     let (delay, tokens, left_out) = (number(50)?, number(96)?, number(5)?);
     let model = client_model(NAME)?;
-    let draft = draft_model(&model, left_out as usize)?;
-    let far = Far::start(model, Duration::from_millis(delay.into())).await?;
+    let left_out = LEFT_OUT.get(..left_out as usize).context("fewer blocks can be left out")?;
+    let drafts = [draft_model(&model, left_out)?, draft_model(&model, &LEFT_OUT_USELESS)?];
+    let only = arguments.next().unwrap_or_default();
+    let mut far = Far::start(model, Duration::from_millis(delay.into())).await?;
+    let measured = measure(&far, &drafts, tokens, &only).await;
+    if measured.is_err() {
+        for server in &mut far.servers {
+            let runs = server.is_running();
+            println!("{}, runs: {runs}\n{}", server.address(), server.stderr());
+        }
+    }
+    measured
+}
+
+async fn measure(
+    far: &Far,
+    [draft, useless]: &[DraftModel; 2],
+    tokens: u32,
+    only: &str,
+) -> anyhow::Result<()> {
     far.decode(tokens).await?;
     println!(
         "{:<26} {:>7} {:>8} {:>8} {:>6} {:>7} {:>7} {:>6} {:>8} {:>10}",
-        "answer, drafts from", "tokens", "without", "with", "times", "a trip", "drafts", "right",
-        "ms/trip", "identical"
+        "answer, drafts from",
+        "tokens",
+        "without",
+        "with",
+        "times",
+        "a trip",
+        "drafts",
+        "right",
+        "ms/trip",
+        "identical"
     );
-    for group in groups(&draft) {
-        far.compare(&group, tokens).await?;
+    for group in groups(draft, useless).iter().filter(|group| group.name.contains(only)) {
+        far.compare(group, tokens).await?;
     }
     Ok(())
 }

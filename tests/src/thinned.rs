@@ -19,11 +19,10 @@ pub fn leave_out(blocks: &[u32], from: &Path, to: &Path) -> anyhow::Result<()> {
     let kept = kept(&header, blocks)?;
     let mut writer = GgufWriter::new();
     for (key, value) in header.metadata() {
-        let value = match value {
-            Value::Unsigned(_) if key.ends_with(BLOCK_COUNT) => {
-                WriteValue::U32(u32::try_from(kept.len())?)
-            }
-            other => rewritten(other).with_context(|| format!("{key} cannot be written"))?,
+        let value = if key.ends_with(BLOCK_COUNT) {
+            WriteValue::U32(u32::try_from(kept.len())?)
+        } else {
+            rewritten(value).with_context(|| format!("{key} cannot be written"))?
         };
         // The offsets are new ones.
         if key != "general.alignment" {
@@ -88,10 +87,66 @@ fn rewritten(value: &Value) -> anyhow::Result<WriteValue> {
         Value::Array(Array::Floats(numbers)) => {
             WriteValue::F32s(numbers.iter().map(|number| *number as f32).collect())
         }
-        other => {
-            let numbers = other.as_numbers().context("an array of another kind")?;
+        Value::Array(
+            Array::Unsigned(_) | Array::Signed(_) | Array::Flags(_) | Array::Arrays(_),
+        ) => {
+            let numbers = value.as_numbers().context("an array of another kind")?;
             let narrow = numbers.into_iter().map(i32::try_from);
             WriteValue::I32s(narrow.collect::<Result<_, _>>()?)
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use umbel_shard::{Family, ModelConfig, Rope, RopeScaling, WeightType};
+
+    use super::*;
+
+    fn config(block_count: u32) -> ModelConfig {
+        ModelConfig {
+            family: Family::Llama,
+            hidden_size: 64,
+            intermediate_size: 64,
+            block_count,
+            head_count: 2,
+            kv_head_count: 1,
+            head_size: 32,
+            vocabulary_size: 40,
+            context_tokens: 128,
+            rms_norm_eps: 1e-5,
+            rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
+            attention_windows: vec![None; block_count as usize],
+            attention_bias: false,
+            output_bias: false,
+            mlp_bias: false,
+            tied_embeddings: false,
+            bos_token_id: None,
+            eos_token_ids: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_blocks_that_are_left_move_up_and_are_as_they_were() -> anyhow::Result<()> {
+        let folder = tempfile::tempdir()?;
+        let (whole, thin) = (folder.path().join("whole.gguf"), folder.path().join("thin.gguf"));
+        fs::write(&whole, GgufWriter::random_model(&config(4), WeightType::Q8_0, 1)?.to_bytes())?;
+        leave_out(&[1, 2], &whole, &thin)?;
+        let (whole, thin) = (fs::read(whole)?, fs::read(thin)?);
+        let (before, after) = (parse_header(&whole)?, parse_header(&thin)?);
+        assert_eq!(ModelConfig::from_gguf(&after, None)?, config(2));
+        let bytes = |header: &GgufHeader, file: &[u8], name: &str| {
+            let tensor = &header.tensors()[name];
+            let begin = usize::try_from(tensor.offset).expect("it lies in the file");
+            file[begin..begin + usize::try_from(tensor.bytes).expect("as above")].to_vec()
+        };
+        let last = bytes(&before, &whole, "blk.3.ffn_up.weight");
+        assert_eq!(bytes(&after, &thin, "blk.1.ffn_up.weight"), last);
+        let head = bytes(&before, &whole, "output.weight");
+        assert_eq!(bytes(&after, &thin, "output.weight"), head);
+        assert!(
+            leave_out(&[4], &folder.path().join("whole.gguf"), &folder.path().join("x")).is_err()
+        );
+        Ok(())
+    }
 }
