@@ -133,10 +133,8 @@ pub enum Input {
     Serve {
         /// Their name, never used before.
         shard: ShardId,
-        /// The blocks.
+        /// The blocks. Their sessions share the KV budget with those that are still elsewhere.
         span: Span,
-        /// As in [`ServerConfig`].
-        kv_tokens_max: u32,
     },
     /// The server is to leave: no session opens any more, and the clients are asked to leave.
     Drain,
@@ -276,8 +274,8 @@ impl Server {
             Input::Computed { job, results, compute } => self.computed(job, results, compute, now),
             Input::LinkClosed { link } => self.link_closed(link),
             Input::PushFailed { session, to, detail } => self.push_failed(session, to, detail),
-            Input::Serve { shard, span, kv_tokens_max } => {
-                self.serve(shard, span, kv_tokens_max, now);
+            Input::Serve { shard, span } => {
+                self.serve(shard, span, now);
             }
             Input::Drain => self.drain(now),
         }
@@ -289,7 +287,8 @@ impl Server {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Time> {
         let lease = self.sessions.values().map(|served| served.last_used + SESSION_LEASE).min();
-        lease.into_iter().chain(self.shards.deadline()).chain(self.schedule.waits()).min()
+        let deadlines = self.drain_deadline().into_iter().chain(self.schedule.waits());
+        lease.into_iter().chain(deadlines).min()
     }
 
     /// Ends sessions that nobody has used for the length of a lease, and those that have not left
@@ -315,7 +314,7 @@ impl Server {
     /// open.
     #[must_use]
     pub fn kv_tokens_free(&self) -> u32 {
-        self.shards.current().admission.tokens_free(DType::F32)
+        self.shards.kv_tokens_free()
     }
 
     /// Steps that wait or are being computed.

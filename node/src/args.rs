@@ -259,6 +259,11 @@ pub struct ServeArguments {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(16..))]
     pub kv_tokens: Option<u32>,
 
+    /// Memory for weights, keys and values, also while the server moves to other blocks [default: 80%
+    /// of what is free].
+    #[arg(long, value_name = "BYTES")]
+    pub memory_bytes: Option<u64>,
+
     /// Stay with the blocks that were chosen at the start, also where others are needed more; with
     /// --blocks a server always does.
     #[arg(long)]

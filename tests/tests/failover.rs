@@ -222,12 +222,24 @@ async fn a_session_that_is_asked_for_while_the_only_server_restarts_waits_for_it
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_moves_to_blocks_that_are_given_up_while_clients_generate() {
+    a_server_moves(&[]).await;
+}
+
+/// With room for the blocks that it serves and not for others beside them, it first gives those up.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_room_for_both_gives_up_its_blocks_before_it_loads_others() {
+    let log = a_server_moves(&["--memory-bytes", "1", "--kv-tokens", "4096"]).await;
+    assert!(log.contains("no room for others beside them"), "{log}");
+}
+
+/// The log of a server that moves while clients generate.
+async fn a_server_moves(arguments: &[&str]) -> String {
     let folder = checkpoint("llama");
     let leaving = serve(&[&folder, "--blocks", "2..4"]);
     let with = |arguments: &[&str]| serve(&[&[folder.as_str()], arguments].concat());
     let mover = ["--block-count", "2", "--rebalance-interval", "1", "--join", leaving.address()];
     // It takes the half that has no server yet; then that half gets another one.
-    let mover = with(&mover);
+    let mover = with(&[&mover, arguments].concat());
     let anchor =
         with(&["--blocks", "0..2", "--join", leaving.address(), "--join", mover.address()]);
     let model = model(&folder);
@@ -258,6 +270,7 @@ async fn a_server_moves_to_blocks_that_are_given_up_while_clients_generate() {
     let output = gone.await.unwrap();
     assert!(output.status.success(), "{}", output.stderr);
     mover.assert_no_errors();
+    mover.stderr()
 }
 
 #[tokio::test(flavor = "multi_thread")]

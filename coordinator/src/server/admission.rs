@@ -10,11 +10,11 @@ use super::{SESSIONS_MAX, SESSIONS_PER_CLIENT_MAX, ServerConfig};
 /// up to whole pages here, so that the arena beneath can always give what was admitted.
 pub(super) const PAGE_TOKENS: u32 = 16;
 
-/// The KV budget of a shard, in bytes of one head of keys: values take as much, and so does every
-/// other head.
+/// The KV budget of a server, in bytes of one head of keys: values take as much, and so does every
+/// other head. All blocks that it holds share it: a server that moves has sessions on its old blocks
+/// and on its new ones, and no more memory than before.
 #[derive(Debug)]
 pub(super) struct Admission {
-    span: Span,
     head_size: u32,
     bytes_free: u64,
 }
@@ -30,13 +30,14 @@ impl Admission {
     /// `kv_tokens_max` is that of [`ServerConfig`].
     pub(super) fn new(span: Span, head_size: u32, kv_tokens_max: u32) -> Self {
         let tokens = kv_tokens_max / PAGE_TOKENS * PAGE_TOKENS;
-        Self { span, head_size, bytes_free: bytes(head_size, DType::F32, span, tokens) }
+        Self { head_size, bytes_free: bytes(head_size, DType::F32, span, tokens) }
     }
 
-    /// Reserves room for a session, or says why there is none.
+    /// Reserves room for a session on blocks of `span`, or says why there is none.
     pub(super) fn admit(
         &mut self,
         config: &ServerConfig,
+        span: Span,
         open: &OpenSession,
         session_count: usize,
         sessions_of_client: usize,
@@ -45,8 +46,8 @@ impl Admission {
         if open.model != config.model {
             return refuse(ErrorCode::UnknownModel, format!("this server serves {}", config.model));
         }
-        if !self.span.covers(open.blocks) {
-            let detail = format!("this server serves blocks {}", self.span);
+        if !span.covers(open.blocks) {
+            let detail = format!("this server serves blocks {span}");
             return refuse(ErrorCode::BlocksNotServed, detail);
         }
         if open.tokens_max == 0 || open.tokens_max > config.context_tokens {
@@ -59,7 +60,7 @@ impl Admission {
         }
         let wanted = bytes(self.head_size, open.cache, open.blocks, open.tokens_max);
         if wanted > self.bytes_free {
-            let detail = format!("room for {} tokens is left", self.tokens_free(open.cache));
+            let detail = format!("room for {} tokens is left", self.tokens_free(open.cache, span));
             return refuse(ErrorCode::KvFull, detail);
         }
         self.bytes_free -= wanted;
@@ -71,10 +72,11 @@ impl Admission {
         self.bytes_free += bytes(self.head_size, cache, blocks, tokens_max);
     }
 
-    /// Tokens for which a session through every block of the span would still find room, kept in
-    /// this type.
-    pub(super) fn tokens_free(&self, cache: DType) -> u32 {
-        let token = cache.row_bytes(self.head_size) * u64::from(self.span.block_count());
+    /// Tokens for which a session through every block of `span` would still find room, kept in this
+    /// type.
+    pub(super) fn tokens_free(&self, cache: DType, span: Span) -> u32 {
+        // In fewer blocks than at first there is room for more tokens.
+        let token = cache.row_bytes(self.head_size) * u64::from(span.block_count());
         u32::try_from(self.bytes_free / token.max(1)).unwrap_or(u32::MAX)
     }
 }

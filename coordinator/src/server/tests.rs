@@ -448,8 +448,11 @@ fn a_server_that_leaves_asks_its_clients_to_and_says_when_they_have() {
 fn a_server_that_moves_opens_on_the_new_blocks_and_ends_late_sessions_on_the_old() {
     let mut server = busy(Destination::Client);
     let (shard, span) = (ShardId(1), Span::new(6, 8).unwrap());
-    server.handle(Input::Serve { shard, span, kv_tokens_max: 128 }, Time::START).unwrap();
+    let free_before = server.kv_tokens_free();
+    server.handle(Input::Serve { shard, span }, Time::START).unwrap();
     drain(&mut server);
+    // Half as many blocks, and what the session on the old ones has reserved is still reserved.
+    assert_eq!(server.kv_tokens_free(), 2 * free_before);
     let old = say(&mut server, LINK, ClientMessage::Open(opening(2)));
     assert_eq!(refusal(&old), Some(ErrorCode::BlocksNotServed));
     let open = OpenSession { blocks: span, ..opening(3) };
@@ -464,6 +467,24 @@ fn a_server_that_moves_opens_on_the_new_blocks_and_ends_late_sessions_on_the_old
     let dropped = |output: &Output| matches!(output, Output::Drained { shard: ShardId(0) });
     assert!(outputs.iter().any(dropped), "{outputs:?}");
     assert_eq!(server.session_count(), 1);
+}
+
+#[test]
+fn a_server_that_has_drained_waits_for_nothing_and_says_so_again_when_asked() {
+    let mut server = server(128);
+    for _ in 0..2 {
+        server.handle(Input::Drain, Time::START).unwrap();
+        let outputs = drain(&mut server);
+        assert!(matches!(outputs[..], [Output::Drained { shard: ShardId(0) }]), "{outputs:?}");
+        assert_eq!(server.poll_timeout(), None);
+    }
+    // Blocks that it loads afterwards are served as any others.
+    let (shard, span) = (ShardId(1), Span::new(6, 8).unwrap());
+    server.handle(Input::Serve { shard, span }, Time::START).unwrap();
+    drain(&mut server);
+    let open = OpenSession { blocks: span, ..opening(3) };
+    let outputs = say(&mut server, LINK, ClientMessage::Open(open));
+    assert_eq!(refusal(&outputs), None, "{outputs:?}");
 }
 
 proptest! {

@@ -14,8 +14,8 @@ use super::table::{KvTable, PageShape};
 ///
 /// It promises memory, and allocates none: a table allocates its pages as tokens fill them. What
 /// was promised at [`KvArena::open`] is there when it is needed, so a session that is open never
-/// fails for lack of room.
-#[derive(Debug)]
+/// fails for lack of room. A clone gives out the same room.
+#[derive(Debug, Clone)]
 pub struct KvArena {
     hosted: Span,
     context_tokens: usize,
@@ -33,6 +33,13 @@ impl KvArena {
         let bytes = bytes(page, DType::F32, hosted, tokens_max);
         let budget = Arc::new(Budget { free: AtomicUsize::new(bytes) });
         Self { hosted, context_tokens, page, budget }
+    }
+
+    /// An arena for `hosted`, other blocks of the same model, that gives out the same room: what is
+    /// open in one is missing in the other.
+    #[must_use]
+    pub fn beside(&self, hosted: Span) -> Self {
+        Self { hosted, budget: Arc::clone(&self.budget), ..*self }
     }
 
     /// A table with room for `tokens` tokens in each of `blocks`, empty at first, that keeps them as

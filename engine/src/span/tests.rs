@@ -158,6 +158,35 @@ fn splitting_the_model_changes_no_bit() {
 }
 
 #[test]
+fn blocks_that_are_held_already_are_shared_and_compute_the_same() {
+    let world = World::new(Family::Llama, WeightType::Q8_0);
+    let blocks = world.config.block_count;
+    let held = world.host(span(0, blocks - 1));
+    let beside = span(1, blocks);
+    let shared = std::slice::from_ref(&held);
+    let shared = HostedSpan::load_beside(shared, &world.config, &world.weights, beside).unwrap();
+    for index in 1..blocks - 1 {
+        assert!(Arc::ptr_eq(held.block(index).unwrap(), shared.block(index).unwrap()));
+    }
+    assert!(held.part(span(blocks - 1, blocks)).is_none());
+    let part = held.part(beside).unwrap();
+    assert_eq!(part.span(), span(1, blocks - 1));
+    drop(held);
+
+    let input = model::hidden(5, 3);
+    let mut results = [shared, world.host(beside)].map(|hosted| {
+        let mut table = world.open(beside);
+        hidden_bits(&hosted.forward(&mut table, &input).unwrap())
+    });
+    assert_eq!(results[0], results[1]);
+    results = [part, world.host(span(1, blocks - 1))].map(|hosted| {
+        let mut table = world.open(hosted.span());
+        hidden_bits(&hosted.forward(&mut table, &input).unwrap())
+    });
+    assert_eq!(results[0], results[1]);
+}
+
+#[test]
 fn the_number_of_threads_changes_no_bit() {
     for weight_type in [WeightType::F32, WeightType::BF16, WeightType::Q4K] {
         let world = World::new(Family::Mistral, weight_type);

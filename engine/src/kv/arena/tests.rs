@@ -131,6 +131,18 @@ proptest! {
 }
 
 #[test]
+fn an_arena_beside_another_gives_out_the_same_room() {
+    let arena = arena(64);
+    let beside = arena.beside(span(0, 12));
+    let table = beside.open(span(0, 12), 16).unwrap();
+    // 12 of 24 pages.
+    assert_eq!((arena.free_tokens(), beside.free_tokens()), (32, 16));
+    assert!(matches!(arena.open(arena.hosted(), 48), Err(OpenTableError::Full { .. })));
+    drop(table);
+    assert_eq!(arena.free_tokens(), 64);
+}
+
+#[test]
 fn a_session_longer_than_the_context_is_refused() {
     let refused = arena(10_000).open(span(3, 4), CONTEXT_TOKENS + 1).unwrap_err();
     assert_eq!(refused, OpenTableError::TooLong { tokens: 401, context_tokens: 400 });
