@@ -16,6 +16,20 @@ pub fn give_back() {
     }
 }
 
+/// Lets all threads allocate from one heap, from now on; nothing else of the process may run yet.
+///
+/// Each thread has a heap of its own otherwise, and of those [`give_back`] cannot free the ends: what
+/// a thread once took for loading stays with it. Threads that compute allocate little, so they seldom
+/// wait for each other.
+pub fn share() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        #[allow(unsafe_code, reason = "the standard library does not speak to its allocator")]
+        // SAFETY: mallopt(3) takes the allocator's own lock, and touches nothing that is allocated.
+        let _whether_it_was_taken = unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+    }
+}
+
 #[cfg(all(test, target_os = "linux", target_env = "gnu"))]
 mod tests {
     use super::*;

@@ -1,6 +1,6 @@
 //! Getting blocks into memory.
 
-use umbel_engine::{Device, HostedSpan, KvArena};
+use umbel_engine::{Device, HostedSpan, KvArena, heap};
 use umbel_protocol::Span;
 use umbel_protocol::announcement::Throughput;
 use umbel_shard::{Model, ModelConfig, ModelSource, Part, PartsNeeded};
@@ -75,6 +75,9 @@ impl Loader {
             // Sessions open in the other one meanwhile, and are promised all of its room.
             let trial = KvArena::new(&config, span, measure::TOKENS);
             let throughput = measure::throughput(&blocks, &trial, &key, &folder)?;
+            drop(trial);
+            // What packing and measuring took is of no use any more.
+            heap::give_back();
             Ok(Loaded { shard: Shard { blocks, arena: arena(&config) }, throughput })
         };
         tokio::task::spawn_blocking(load).await?
