@@ -1,7 +1,11 @@
-//! The thread that owns the engine: passes in, results out.
+//! The engine and its thread: passes in, results out.
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
@@ -12,7 +16,7 @@ use umbel_protocol::{DType, SessionId, Span, Tensor};
 
 /// Commands that wait for the thread: of each session one to open its cache, one to free it, and
 /// one pass for all of them.
-pub const COMMANDS_WAITING_MAX: usize = 2 * umbel_coordinator::server::SESSIONS_MAX + 16;
+const COMMANDS_WAITING_MAX: usize = 2 * umbel_coordinator::server::SESSIONS_MAX + 16;
 
 /// Blocks and the arena of their keys and values.
 pub struct Shard {
@@ -78,54 +82,87 @@ pub struct Computed {
     pub compute: Duration,
 }
 
-/// Starts the thread, which ends when the sender is dropped.
-///
-/// # Panics
-/// If the system cannot start a thread.
-pub fn start(
-    shard: Shard,
-    done: impl Fn(Computed) + Send + 'static,
-) -> (mpsc::Sender<Command>, JoinHandle<()>) {
-    let (send, receive) = mpsc::channel(COMMANDS_WAITING_MAX);
-    let shards = BTreeMap::from([(ShardId::default(), shard)]);
-    let engine = Engine { shards, tables: BTreeMap::new() };
-    let thread = std::thread::Builder::new()
-        .name("compute".to_owned())
-        .spawn(move || engine.run(receive, done))
-        .expect("the system can start a thread");
-    (send, thread)
+/// What carries commands out: an engine, or what stands for one where all else is measured.
+pub trait Engine: Send + 'static {
+    /// Carries it out; a pass has a result.
+    fn run(&mut self, command: Command) -> Option<Computed>;
 }
 
-struct Engine {
+/// An engine with a thread of its own, for whoever alone gives it commands.
+pub struct Compute {
+    engine: Arc<Mutex<dyn Engine>>,
+    commands: mpsc::Sender<Command>,
+    /// Commands that the thread has been given and has not carried out.
+    unfinished: Arc<AtomicUsize>,
+}
+
+impl Compute {
+    /// Starts the thread, which ends when the result is dropped, and hands what it computes to
+    /// `done`.
+    ///
+    /// # Panics
+    /// If the system cannot start a thread.
+    pub fn start(engine: impl Engine, done: impl Fn(Computed) + Send + 'static) -> Self {
+        let engine: Arc<Mutex<dyn Engine>> = Arc::new(Mutex::new(engine));
+        let unfinished = Arc::new(AtomicUsize::new(0));
+        let (commands, mut waiting) = mpsc::channel(COMMANDS_WAITING_MAX);
+        let (own, left) = (Arc::clone(&engine), Arc::clone(&unfinished));
+        std::thread::Builder::new()
+            .name("compute".to_owned())
+            .spawn(move || {
+                while let Some(command) = waiting.blocking_recv() {
+                    let computed = lock(&own).run(command);
+                    // Before the result is known, so that whoever knows it finds the engine free.
+                    left.fetch_sub(1, Ordering::Release);
+                    if let Some(computed) = computed {
+                        done(computed);
+                    }
+                }
+            })
+            .expect("the system can start a thread");
+        Self { engine, commands, unfinished }
+    }
+
+    /// Leaves a command to the thread.
+    ///
+    /// # Panics
+    /// If more wait than the machine of a server can ask for, or if the thread has panicked.
+    pub fn tell(&self, command: Command) {
+        self.unfinished.fetch_add(1, Ordering::Relaxed);
+        self.commands.try_send(command).expect("the queue has room for every session's commands");
+    }
+
+    /// Carries a command out on the calling thread, if the engine has nothing else to do: for what is
+    /// so short that two threads' waking each other would be a large part of it.
+    ///
+    /// # Errors
+    /// The command, where the thread has others to carry out first.
+    ///
+    /// # Panics
+    /// If the engine has panicked before.
+    pub fn run_here(&self, command: Command) -> Result<Option<Computed>, Command> {
+        if self.unfinished.load(Ordering::Acquire) > 0 {
+            return Err(command);
+        }
+        Ok(lock(&self.engine).run(command))
+    }
+}
+
+fn lock(engine: &Mutex<dyn Engine>) -> MutexGuard<'_, dyn Engine> {
+    engine.lock().expect("an engine that has panicked computes nothing more")
+}
+
+/// Blocks, and the caches of the sessions on them.
+pub struct Shards {
     shards: BTreeMap<ShardId, Shard>,
     tables: BTreeMap<SessionId, (ShardId, KvTable, DType)>,
 }
 
-impl Engine {
-    fn run(mut self, mut commands: mpsc::Receiver<Command>, done: impl Fn(Computed)) {
-        while let Some(command) = commands.blocking_recv() {
-            match command {
-                Command::Add { id, shard } => {
-                    self.shards.insert(id, shard);
-                }
-                Command::Drop { id } => {
-                    self.shards.remove(&id);
-                }
-                Command::Open { session, table, results } => self.open(session, table, results),
-                Command::Pass(batch) => {
-                    let started = Instant::now();
-                    let results = self.pass(&batch.jobs);
-                    done(Computed { job: batch.id, results, compute: started.elapsed() });
-                }
-                Command::Forget { session } => {
-                    if let Some((shard, table, _)) = self.tables.remove(&session)
-                        && let Some(shard) = self.shards.get(&shard)
-                    {
-                        shard.arena.close(table);
-                    }
-                }
-            }
-        }
+impl Shards {
+    /// The first blocks, and no session yet.
+    #[must_use]
+    pub fn new(first: Shard) -> Self {
+        Self { shards: BTreeMap::from([(ShardId::default(), first)]), tables: BTreeMap::new() }
     }
 
     fn open(&mut self, session: SessionId, wanted: TableWanted, results: DType) {
@@ -186,6 +223,33 @@ impl Engine {
         })?;
         let (_, table, results) = self.tables.remove(&session).expect("it was there just now");
         Ok((shard, Ready { index, session, table, results, input }))
+    }
+}
+
+impl Engine for Shards {
+    fn run(&mut self, command: Command) -> Option<Computed> {
+        match command {
+            Command::Add { id, shard } => {
+                self.shards.insert(id, shard);
+            }
+            Command::Drop { id } => {
+                self.shards.remove(&id);
+            }
+            Command::Open { session, table, results } => self.open(session, table, results),
+            Command::Pass(batch) => {
+                let started = Instant::now();
+                let results = self.pass(&batch.jobs);
+                return Some(Computed { job: batch.id, results, compute: started.elapsed() });
+            }
+            Command::Forget { session } => {
+                if let Some((shard, table, _)) = self.tables.remove(&session)
+                    && let Some(shard) = self.shards.get(&shard)
+                {
+                    shard.arena.close(table);
+                }
+            }
+        }
+        None
     }
 }
 

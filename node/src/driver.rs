@@ -18,12 +18,18 @@ use umbel_net::Network;
 use umbel_protocol::inference::{ClientMessage, ServerMessage, Step};
 use umbel_protocol::{PeerId, SessionId, Span};
 
-use crate::compute::{Command, Computed, Shard, TableWanted};
+use crate::compute::{Command, Compute, Computed, Shard, TableWanted};
 use crate::measure;
 use links::{EVENTS_WAITING_MAX, FRAMES_WAITING_MAX};
 
 /// Shards of which it is still to be heard that nobody uses them: a server holds two at once.
 const DRAINED_WAITING_MAX: usize = 8;
+
+/// How long the task that owns the machine may compute itself, and with it the thread of all links
+/// stand still: what is heard meanwhile would wait for the engine anyway, but for pings, and peers
+/// who measure by them how far away this server is see a part of this at times. Two wakes of a
+/// thread, which are saved, take 40 microseconds.
+const PASS_HERE_MAX: Duration = Duration::from_millis(5);
 
 /// What happens on the links and in the engine.
 enum Event {
@@ -52,7 +58,7 @@ pub struct Load {
 pub struct Driver {
     server: Server,
     network: Network,
-    compute: mpsc::Sender<Command>,
+    compute: Compute,
     links: BTreeMap<LinkId, OpenLink>,
     /// By the session's name here and at the next hop.
     pushes: BTreeMap<(SessionId, SessionId), PushLink>,
@@ -162,7 +168,7 @@ impl Driver {
     pub fn new(
         server: Server,
         network: Network,
-        compute: mpsc::Sender<Command>,
+        compute: Compute,
         events: Events,
     ) -> (Self, mpsc::Receiver<ShardId>) {
         let (drained, drained_shards) = mpsc::channel(DRAINED_WAITING_MAX);
@@ -246,7 +252,7 @@ impl Driver {
                 }
             }
             Event::Serve { id, span, shard } => {
-                self.command(Command::Add { id, shard: *shard });
+                self.compute.tell(Command::Add { id, shard: *shard });
                 self.tell_server(Input::Serve { shard: id, span });
             }
             Event::Drain => self.tell_server(Input::Drain),
@@ -284,18 +290,18 @@ impl Driver {
                 }
                 Output::OpenCache { session, shard, blocks, tokens, results, cache } => {
                     let table = TableWanted { shard, blocks, tokens, cache };
-                    self.command(Command::Open { session, table, results });
+                    self.compute.tell(Command::Open { session, table, results });
                 }
                 Output::Compute(batch) => {
                     self.alone = match batch.jobs.as_slice() {
                         [job] if job.hidden.shape()[0] == 1 => Some(job.blocks.block_count()),
                         _ => None,
                     };
-                    self.command(Command::Pass(batch));
+                    self.compute(Command::Pass(batch));
                 }
-                Output::Forget { session } => self.command(Command::Forget { session }),
+                Output::Forget { session } => self.compute.tell(Command::Forget { session }),
                 Output::Drained { shard } => {
-                    self.command(Command::Drop { id: shard });
+                    self.compute.tell(Command::Drop { id: shard });
                     // Nobody may wait for it, and who does has a timeout.
                     let _unheard = self.drained.try_send(shard);
                 }
@@ -331,8 +337,17 @@ impl Driver {
         }
     }
 
-    fn command(&self, command: Command) {
-        self.compute.try_send(command).expect("the queue has room for every session's commands");
+    /// Has a pass computed: here, where it is short, else by the engine's thread.
+    fn compute(&mut self, pass: Command) {
+        let expected = self.alone.zip(self.decode).map(|(blocks, each)| each * blocks);
+        if expected.is_none_or(|expected| expected > PASS_HERE_MAX) {
+            return self.compute.tell(pass);
+        }
+        match self.compute.run_here(pass) {
+            Ok(Some(computed)) => self.handle(Event::Computed(computed)),
+            Ok(None) => {}
+            Err(pass) => self.compute.tell(pass),
+        }
     }
 }
 

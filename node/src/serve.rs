@@ -20,7 +20,7 @@ use umbel_shard::{Model, ModelSource, PartsNeeded};
 
 use crate::announce::{Announcer, Offer};
 use crate::args::ServeArguments;
-use crate::compute;
+use crate::compute::{Compute, Shards};
 use crate::config::Config;
 use crate::driver::{Driver, Events, Load};
 use crate::shutdown::Shutdown;
@@ -168,7 +168,7 @@ impl Serving {
         let server = Server::new(server_config(&model, network.peer_id(), span, kv_tokens)?);
         let events = Events::new();
         let (completion, handle) = (events.completion(), events.handle());
-        let (compute, _thread) = compute::start(shard, move |done| completion.done(done));
+        let compute = Compute::start(Shards::new(shard), move |done| completion.done(done));
         let (driver, drained) = Driver::new(server, network.clone(), compute, events);
         let peer = network.peer_id();
         let balancer =
