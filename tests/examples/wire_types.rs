@@ -1,4 +1,4 @@
-//! What a type of the wire does to the logits, and what its hidden states weigh.
+//! What a narrow type does to the logits: of hidden states on the wire, and of keys and values.
 //!
 //! `cargo run --release -p umbel-tests --example wire_types -- MODEL [HOPS]`
 //!
@@ -6,10 +6,12 @@
 //! `HOPS` spans, between which the hidden states take the form that they have on a link. Printed are
 //! the differences of the logits, how often the likeliest token is another one, how far the
 //! distributions of the next token are apart, what the text costs in bits, bytes of a token on the
-//! link, and what packing makes of them and how fast.
+//! link, and what packing makes of them and how fast. Then the same for each type of the cache, in
+//! one piece, with the bytes that a token's keys and values take in all blocks.
 
 #![allow(clippy::print_stdout, reason = "it prints what it measures")]
 
+use std::fmt;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
@@ -17,7 +19,7 @@ use umbel_engine::{HiddenStates, HostedSpan, KvArena};
 use umbel_protocol::compression::Packing;
 use umbel_protocol::inference::{AnswerRows, PushMessage, Step};
 use umbel_protocol::{DType, SessionId, Span, StepId, Tensor};
-use umbel_shard::{Model, Part};
+use umbel_shard::{Model, ModelConfig, Part};
 use umbel_tests::workload::client_model;
 
 /// Prose, a list and a program, so that some tokens can be foreseen and others cannot.
@@ -63,43 +65,55 @@ fn main() -> Result<()> {
     let client = client_model(&name)?;
     let ids = client.encode(TEXT)?;
     let entering = client.ends().embed(&ids)?;
-    let (whole, _) = through(client.shard(), 1, DType::F32, &entering)?;
+    let plain = Types { wire: DType::F32, cache: DType::F32 };
+    let (whole, _) = through(client.shard(), 1, plain, &entering)?;
     let exact = client.ends().logits_of_all(&whole)?;
     println!("{} tokens, {hops} hops", ids.len());
-    println!(
-        "type | largest difference | root of mean square | other token | divergence, mean | largest \
-         | bits a token | bytes a token | packed | pack, unpack"
-    );
+    let columns = "largest difference | root of mean square | other token | divergence, mean \
+         | largest | bits a token | bytes a token";
+    println!("wire | {columns} | packed | pack, unpack");
     for dtype in DType::ALL {
-        let (leaving, sent) = through(client.shard(), hops, dtype, &entering)?;
+        let (leaving, sent) =
+            through(client.shard(), hops, Types { wire: dtype, ..plain }, &entering)?;
         let logits = client.ends().logits_of_all(&leaving)?;
         let off = Difference::of(&logits, &exact, &ids);
         let bytes = sent.iter().map(|tensor| tensor.payload().len()).sum::<usize>() as f64;
         let (packed, pack, unpack) = packing(&sent)?;
         println!(
-            "{dtype:4} | {:.4} | {:.5} | {} of {} | {:.2e} | {:.2e} | {:.4} | {:.0} | {:.0}% | {:.0}, \
-             {:.0} MB/s",
-            off.largest,
-            off.root_mean_square,
-            off.others,
-            ids.len(),
-            off.divergence,
-            off.divergence_max,
-            off.bits,
+            "{dtype:4} | {off} | {:.0} | {:.0}% | {:.0}, {:.0} MB/s",
             bytes / ids.len() as f64 / sent.len() as f64,
             100.0 * packed / bytes,
             bytes / pack / 1e6,
             bytes / unpack / 1e6,
         );
     }
+    println!("cache | {columns}");
+    for dtype in DType::ALL {
+        let (leaving, _) = through(client.shard(), 1, Types { cache: dtype, ..plain }, &entering)?;
+        let off = Difference::of(&client.ends().logits_of_all(&leaving)?, &exact, &ids);
+        println!("{dtype:4} | {off} | {}", cache_bytes(client.shard().config(), dtype));
+    }
     Ok(())
+}
+
+/// How numbers are kept on their way.
+#[derive(Clone, Copy)]
+struct Types {
+    wire: DType,
+    cache: DType,
+}
+
+/// Bytes of one token's keys and values in all blocks.
+fn cache_bytes(config: &ModelConfig, dtype: DType) -> u64 {
+    let head = dtype.row_bytes(u32::try_from(config.head_size).unwrap_or(u32::MAX));
+    u64::from(config.block_count) * 2 * config.kv_head_count as u64 * head
 }
 
 /// What leaves the last block, and what went over the links on the way.
 fn through(
     model: &Model,
     hops: u32,
-    dtype: DType,
+    types: Types,
     entering: &HiddenStates,
 ) -> Result<(HiddenStates, Vec<Tensor>)> {
     let (config, mut hidden, mut sent) = (model.config(), entering.clone(), Vec::new());
@@ -108,13 +122,13 @@ fn through(
         let end = |hop: u32| config.block_count * hop / hops;
         let span = Span::new(end(hop), end(hop + 1))?;
         let blocks = HostedSpan::load(config, &model.weights(Part::Blocks(span))?, span)?;
-        let mut table = KvArena::new(config, span, tokens).open(span, tokens)?;
-        let tensor = hidden.to_wire_as(dtype);
+        let mut table = KvArena::new(config, span, tokens).open_as(types.cache, span, tokens)?;
+        let tensor = hidden.to_wire_as(types.wire);
         let arrived = HiddenStates::from_wire(&tensor, config.hidden_size)?;
         sent.push(tensor);
         hidden = blocks.forward(&mut table, &arrived)?;
     }
-    let tensor = hidden.to_wire_as(dtype);
+    let tensor = hidden.to_wire_as(types.wire);
     let answer = HiddenStates::from_wire(&tensor, config.hidden_size)?;
     sent.push(tensor);
     Ok((answer, sent))
@@ -132,6 +146,16 @@ struct Difference {
     divergence_max: f64,
     /// What the tokens that follow cost by these logits.
     bits: f64,
+    /// Of how many.
+    positions: usize,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { largest, root_mean_square, others, positions, .. } = self;
+        write!(f, "{largest:.4} | {root_mean_square:.5} | {others} of {positions} | ")?;
+        write!(f, "{:.2e} | {:.2e} | {:.4}", self.divergence, self.divergence_max, self.bits)
+    }
 }
 
 impl Difference {
@@ -156,7 +180,8 @@ impl Difference {
             bits -= log_chances(row)[*next as usize] / (ids.len() - 1) as f64;
         }
         let root_mean_square = (squares / count).sqrt();
-        Self { largest, root_mean_square, others, divergence, divergence_max, bits }
+        let positions = logits.len();
+        Self { largest, root_mean_square, others, divergence, divergence_max, bits, positions }
     }
 }
 
