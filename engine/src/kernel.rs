@@ -46,6 +46,7 @@ mod x86;
 
 pub use attention::{Attending, AttentionShape, KvPages, PAGE_TOKENS, attention, attention_with};
 pub use dequantize::dequantize_row;
+pub(crate) use exponential::exponential;
 pub use instruction::InstructionSet;
 pub use matmul::{WeightView, matmul, matmul_with};
 pub use normalize::rms_norm;

@@ -16,6 +16,7 @@
 
 mod inputs;
 mod pack;
+mod unpack;
 
 use std::ops::Range;
 
