@@ -19,7 +19,7 @@
 //! | [`optimizer`] | AdamW |
 //! | [`loss`] | cross-entropy at the ends of the model |
 //! | `block` | one block forward and backward |
-//! | `lora`, `attention`, `norm`, `swiglu`, `transposed`, `dense` | its parts |
+//! | `lora`, `attention`, `norm`, `swiglu`, `dense` | its parts |
 //! | `dropout` | masks that a replay draws again |
 
 pub mod adapter;
@@ -32,7 +32,6 @@ pub mod loss;
 mod norm;
 pub mod optimizer;
 mod swiglu;
-mod transposed;
 
 use std::fmt;
 

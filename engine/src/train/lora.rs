@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use super::adapter::LoraMatrices;
 use super::dense::{times, times_transposed, transposed_times};
 use super::dropout::Mask;
-use super::transposed::add_transposed;
+use crate::kernel::add_transposed;
 use crate::operation::linear::Linear;
 
 /// One matrix of a block during training.

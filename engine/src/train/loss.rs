@@ -1,9 +1,9 @@
 //! Cross-entropy at the ends of a model, which the client computes, and its gradient.
 
 use super::norm;
-use super::transposed::add_transposed;
 use crate::ends::Ends;
 use crate::hidden::HiddenStates;
+use crate::kernel::add_transposed;
 use crate::operation;
 
 /// Logits that are held at once: 16 MiB, or one token's.

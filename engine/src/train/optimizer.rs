@@ -1,6 +1,6 @@
 //! AdamW (Loshchilov and Hutter 2019, <https://arxiv.org/abs/1711.05101>), as PyTorch computes it.
 
-use super::adapter::{Adapter, Parameters};
+use super::adapter::{Adapter, LoraMatrices, Parameters, Place};
 
 /// What is added to a norm that is divided by, as `clip_grad_norm_` of PyTorch does.
 const NORM_MIN: f64 = 1e-6;
@@ -49,6 +49,29 @@ impl Optimizer {
         Self { settings, steps: 0, means: zeros.clone(), mean_squares: zeros }
     }
 
+    /// Where a checkpoint of [`Self::steps`] and [`Self::moments`] was taken of `adapter`'s training.
+    ///
+    /// # Errors
+    /// [`StepError`] where the moments are not of this adapter, or such as no training has.
+    pub fn resume(
+        settings: AdamW,
+        adapter: &Adapter,
+        steps: u64,
+        [means, mean_squares]: [Parameters; 2],
+    ) -> Result<Self, StepError> {
+        let expected = shapes(adapter.parameters());
+        if [&means, &mean_squares].iter().any(|moments| shapes(moments) != expected) {
+            return Err(StepError::OtherAdapter);
+        }
+        let squares = mean_squares.0.values().flat_map(|pair| pair.a.iter().chain(&pair.b));
+        if !means.sum_of_squares().is_finite()
+            || squares.into_iter().any(|v| !(0.0..f32::INFINITY).contains(v))
+        {
+            return Err(StepError::NotFinite);
+        }
+        Ok(Self { settings, steps, means, mean_squares })
+    }
+
     /// Steps that were taken.
     #[must_use]
     pub const fn steps(&self) -> u64 {
@@ -73,14 +96,13 @@ impl Optimizer {
         learning_rate: f64,
         factor: f64,
     ) -> Result<(), StepError> {
-        let shapes = |of: &Parameters| -> Vec<_> {
-            of.iter().map(|(place, matrices)| (place, matrices.shape())).collect()
-        };
         let expected = shapes(&self.means);
         if shapes(gradients) != expected || shapes(adapter.parameters()) != expected {
             return Err(StepError::OtherAdapter);
         }
-        if !(gradients.sum_of_squares() * factor * learning_rate).is_finite() {
+        // As a number of binary32, in which each square is kept.
+        let squares = narrow(gradients.sum_of_squares() * factor * factor);
+        if !squares.is_finite() || !learning_rate.is_finite() {
             return Err(StepError::NotFinite);
         }
         self.steps += 1;
@@ -110,6 +132,12 @@ impl Optimizer {
             step: narrow(learning_rate / correction(beta1)),
         }
     }
+}
+
+/// Where matrices stand, and for what size of matrix and rank they are.
+fn shapes(parameters: &Parameters) -> Vec<(Place, [usize; 2], usize)> {
+    let shape = |(place, pair): (_, &LoraMatrices)| (place, pair.shape(), pair.rank());
+    parameters.iter().map(shape).collect()
 }
 
 #[derive(Debug, Clone, Copy)]

@@ -15,6 +15,11 @@ pub(crate) const TILE_COLUMNS: usize = 64;
 /// The most rows that a panel has.
 pub(crate) const TILE_ROWS: usize = 64;
 
+const _: () = assert!(
+    TILE_ROWS >= super::dense::PANEL_ROWS && TILE_ROWS >= super::quantized::layout::PANEL_ROWS,
+    "a panel fits in a tile"
+);
+
 /// Some rows and columns of a matrix; what lies beyond its edges is zero.
 pub(crate) type WeightTile = [[f32; TILE_COLUMNS]; TILE_ROWS];
 

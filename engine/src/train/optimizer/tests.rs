@@ -74,7 +74,30 @@ fn gradients_that_are_not_finite_or_of_another_adapter_change_nothing() {
     assert_eq!(refused, Err(StepError::NotFinite));
     let refused = optimizer.step(&mut adapter, &Parameters::default(), RATE, 1.0);
     assert_eq!(refused, Err(StepError::OtherAdapter));
+    let huge = gradients(&adapter, 1e20);
+    assert_eq!(optimizer.step(&mut adapter, &huge, RATE, 1.0), Err(StepError::NotFinite));
     let sound = gradients(&adapter, 1.0);
     assert_eq!(optimizer.step(&mut adapter, &sound, f64::NAN, 1.0), Err(StepError::NotFinite));
     assert_eq!((adapter, optimizer), (before, state));
+}
+
+#[test]
+fn a_training_that_is_resumed_takes_the_steps_of_one_that_was_not() {
+    let mut adapter = adapter();
+    let mut optimizer = Optimizer::new(AdamW::default(), &adapter);
+    let step = |optimizer: &mut Optimizer, adapter: &mut Adapter, factor| {
+        let gradients = gradients(adapter, factor);
+        optimizer.step(adapter, &gradients, RATE, 1.0).unwrap();
+    };
+    step(&mut optimizer, &mut adapter, 0.5);
+    let resume = |moments| Optimizer::resume(AdamW::default(), &adapter, 1, moments);
+    let mut resumed = resume(optimizer.moments().map(Clone::clone)).unwrap();
+    let mut resumed_adapter = adapter.clone();
+    let [means, squares] = optimizer.moments().map(Clone::clone);
+    let other = resume([means.clone(), Parameters::default()]);
+    assert_eq!(other, Err(StepError::OtherAdapter));
+    assert_eq!(resume([squares, means]), Err(StepError::NotFinite), "no square is negative");
+    step(&mut optimizer, &mut adapter, -2.0);
+    step(&mut resumed, &mut resumed_adapter, -2.0);
+    assert_eq!((adapter, optimizer), (resumed_adapter, resumed));
 }
