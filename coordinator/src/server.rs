@@ -61,9 +61,12 @@ pub struct ServerConfig {
     pub span: Span,
     /// Elements of one token's hidden state.
     pub hidden_size: u32,
+    /// Elements of a head of keys or values.
+    pub head_size: u32,
     /// Most tokens of one session: the context of the model.
     pub context_tokens: u32,
-    /// Tokens of KV cache for all sessions together, each counted once per block of the span.
+    /// Tokens of KV cache in binary32 for all sessions together, each counted once per block of the
+    /// span.
     pub kv_tokens_max: u32,
     /// Bytes of results that are kept for the failure of a next hop; beyond them the largest
     /// journal is forgotten, and its session is refilled from further upstream.
@@ -130,10 +133,8 @@ pub enum Input {
     Serve {
         /// Their name, never used before.
         shard: ShardId,
-        /// The blocks.
+        /// The blocks. Their sessions share the KV budget with those that are still elsewhere.
         span: Span,
-        /// As in [`ServerConfig`].
-        kv_tokens_max: u32,
     },
     /// The server is to leave: no session opens any more, and the clients are asked to leave.
     Drain,
@@ -196,6 +197,8 @@ pub enum Output {
         tokens: u32,
         /// How its results are written.
         results: DType,
+        /// How its keys and values are kept.
+        cache: DType,
     },
     /// Compute a pass; the answer is [`Input::Computed`]. There is never more than one.
     Compute(Batch),
@@ -250,7 +253,7 @@ impl Server {
     #[must_use]
     pub fn new(config: ServerConfig) -> Self {
         Self {
-            shards: Shards::new(config.span, config.kv_tokens_max),
+            shards: Shards::new(&config),
             config,
             sessions: BTreeMap::new(),
             schedule: Schedule::default(),
@@ -271,8 +274,8 @@ impl Server {
             Input::Computed { job, results, compute } => self.computed(job, results, compute, now),
             Input::LinkClosed { link } => self.link_closed(link),
             Input::PushFailed { session, to, detail } => self.push_failed(session, to, detail),
-            Input::Serve { shard, span, kv_tokens_max } => {
-                self.serve(shard, span, kv_tokens_max, now);
+            Input::Serve { shard, span } => {
+                self.serve(shard, span, now);
             }
             Input::Drain => self.drain(now),
         }
@@ -284,7 +287,8 @@ impl Server {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Time> {
         let lease = self.sessions.values().map(|served| served.last_used + SESSION_LEASE).min();
-        lease.into_iter().chain(self.shards.deadline()).chain(self.schedule.waits()).min()
+        let deadlines = self.drain_deadline().into_iter().chain(self.schedule.waits());
+        lease.into_iter().chain(deadlines).min()
     }
 
     /// Ends sessions that nobody has used for the length of a lease, and those that have not left
@@ -306,10 +310,11 @@ impl Server {
         self.outputs.pop_front()
     }
 
-    /// Tokens of KV cache that no session has reserved, on the blocks on which sessions open.
+    /// Tokens of KV cache in binary32 that no session has reserved, on the blocks on which sessions
+    /// open.
     #[must_use]
     pub fn kv_tokens_free(&self) -> u32 {
-        self.shards.current().admission.kv_tokens_free()
+        self.shards.kv_tokens_free()
     }
 
     /// Steps that wait or are being computed.
@@ -366,8 +371,16 @@ impl Server {
         }
         tracing::info!(%session, %client, blocks = %open.blocks, tokens = open.tokens_max, "opened");
         let shard = self.shards.current().id;
-        let (blocks, tokens, results) = (open.blocks, open.tokens_max, open.results);
-        self.outputs.push_back(Output::OpenCache { session, shard, blocks, tokens, results });
+        let (blocks, tokens) = (open.blocks, open.tokens_max);
+        let (results, cache) = (open.results, open.cache);
+        self.outputs.push_back(Output::OpenCache {
+            session,
+            shard,
+            blocks,
+            tokens,
+            results,
+            cache,
+        });
         self.send(link, ServerMessage::Opened { session, tokens_max: tokens });
         let (served, next) = Served::new(client, link, shard, open, now);
         let packing = served.packing;
@@ -432,7 +445,7 @@ impl Server {
 
     fn forget(&mut self, session: SessionId) -> Option<Served> {
         let served = self.sessions.remove(&session)?;
-        self.shards.release(served.shard, served.blocks, served.tokens_max);
+        self.shards.release(&served);
         self.schedule.abandon(session);
         self.journal_bytes -= served.journal.bytes();
         for to in served.destinations() {

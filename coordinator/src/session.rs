@@ -61,6 +61,8 @@ pub struct SessionConfig {
     pub token_bytes: u32,
     /// How hops write their results.
     pub results: DType,
+    /// How hops keep keys and values.
+    pub cache: DType,
     /// Bytes of what was sent to the first hop that are kept for its failure. Beyond them the
     /// session fails with its first hop, and the caller begins a new one from its tokens.
     pub journal_bytes_max: usize,

@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use umbel_engine::Device;
 use umbel_engine::kernel::{
-    Arithmetic, Attending, AttentionShape, InstructionSet, KvPages, PAGE_TOKENS, PackedMatrix,
-    WeightView, attention, matmul_refined,
+    Arithmetic, Attending, AttentionShape, InstructionSet, KvPage, KvPages, PAGE_TOKENS,
+    PackedMatrix, Side, WeightView, attention, matmul_refined,
 };
 use umbel_engine::limits::{Reader, Unit, operations_per_second};
 use umbel_shard::{Weight, WeightType};
@@ -223,12 +223,8 @@ fn weights(kind: WeightType, bytes: usize) -> Vec<u8> {
 struct OnePage(Vec<f32>);
 
 impl KvPages for OnePage {
-    fn keys(&self, _index: usize) -> &[f32] {
-        &self.0
-    }
-
-    fn values(&self, _index: usize) -> &[f32] {
-        &self.0
+    fn page(&self, _index: usize) -> KvPage<'_> {
+        KvPage { keys: Side::Binary32(&self.0), values: Side::Binary32(&self.0) }
     }
 }
 

@@ -19,11 +19,13 @@
 //! | `normalize`, `swiglu` | what is computed value by value |
 //! | `format`, `activation` | how weights are written; activations as integers |
 //! | [`mod@packed`] | weights as this machine multiplies them fastest: what models are computed with |
-//! | `portable`, `x86`, `avx512` | the inner loops: on any machine; with AVX2, FMA and F16C; with AVX-512 |
+//! | `portable`, `x86`, `avx512`, `amx`, `neon` | the inner loops: on any machine; with AVX2, FMA and F16C; with AVX-512; with AMX beside it; with NEON |
 //! | `limits` | loops that measure the machine |
 //! | `parallel` | work that is divided among threads |
 
 mod activation;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 pub mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -33,6 +35,8 @@ mod format;
 pub mod instruction;
 pub(crate) mod limits;
 pub mod matmul;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod normalize;
 pub mod packed;
 pub(crate) mod parallel;
@@ -46,10 +50,13 @@ mod transposed;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub use attention::{Attending, AttentionShape, KvPages, PAGE_TOKENS, attention, attention_with};
+pub use attention::{
+    Attending, AttentionShape, BLOCK_VALUES as KV_BLOCK_VALUES, KvPage, KvPages, PAGE_TOKENS, Side,
+    attention, attention_with,
+};
 pub use dequantize::dequantize_row;
 pub(crate) use exponential::exponential;
-pub use instruction::InstructionSet;
+pub use instruction::{ChooseInstructionsError, InstructionSet};
 pub use matmul::{WeightView, matmul, matmul_with};
 pub use normalize::rms_norm;
 pub use packed::{Arithmetic, PackedMatrix};

@@ -6,6 +6,7 @@
 //! session and owns its pages, so that no two sessions can ever meet in one.
 
 pub mod arena;
+mod page;
 pub mod table;
 
 pub use crate::kernel::PAGE_TOKENS;

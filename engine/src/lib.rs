@@ -17,6 +17,7 @@
 //! | `block`, `model` | the trait of a block; one file for each family |
 //! | `operation` | what a block is made of, as candle's custom operations |
 //! | [`kernel`] | the arithmetic beneath, on slices |
+//! | [`heap`] | giving freed memory back to the system |
 //! | [`limits`] | what this machine can do at best, by measurement |
 //! | [`mod@reference`] | the same mathematics, slow and obvious: the oracle of the tests |
 //!
@@ -31,6 +32,7 @@ mod block;
 pub mod checkpoint;
 pub mod device;
 pub mod ends;
+pub mod heap;
 pub mod hidden;
 pub mod kernel;
 pub mod kv;

@@ -35,10 +35,10 @@ const TICK: Duration = Duration::from_nanos(1);
 pub enum Unit {
     /// Products and sums in binary32 (FMA): weights in float32, float16 and exact bfloat16.
     Binary32,
-    /// Products of pairs of bfloat16 (VDPBF16PS): weights in bfloat16.
+    /// Products of pairs of bfloat16 (VDPBF16PS, or TDPBF16PS with AMX): weights in bfloat16.
     Bfloat16,
-    /// Products of groups of four 8-bit integers (VPDPBUSD, or VPMADDUBSW with AVX2): quantized
-    /// weights.
+    /// Products of groups of four 8-bit integers (VPDPBUSD, VPMADDUBSW with AVX2, TDPBSUD with AMX,
+    /// SDOT with NEON, or products of 16 bits where NEON has no SDOT): quantized weights.
     Integer8,
 }
 

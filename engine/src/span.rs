@@ -16,12 +16,13 @@ use crate::kernel::{Arithmetic, RopeTable};
 use crate::kv::table::{KvTable, PageShape};
 use crate::model;
 
-/// Consecutive blocks of a model, ready to compute.
+/// Consecutive blocks of a model, ready to compute. A clone shares the weights.
+#[derive(Clone)]
 pub struct HostedSpan {
     span: Span,
     hidden_size: usize,
     page: PageShape,
-    blocks: Vec<Box<dyn Block>>,
+    blocks: Vec<Arc<dyn Block>>,
     device: Device,
 }
 
@@ -36,7 +37,21 @@ impl HostedSpan {
         weights: &Weights,
         span: Span,
     ) -> Result<Self, LoadSpanError> {
-        Self::load_with(Arithmetic::default(), config, weights, span)
+        Self::load_beside(&[], config, weights, span)
+    }
+
+    /// As [`HostedSpan::load`], but blocks that are in one of `held`, of the same model, are shared
+    /// with it: they are in memory once.
+    ///
+    /// # Errors
+    /// As [`HostedSpan::load`].
+    pub fn load_beside(
+        held: &[Self],
+        config: &ModelConfig,
+        weights: &Weights,
+        span: Span,
+    ) -> Result<Self, LoadSpanError> {
+        Self::load_all(held, Arithmetic::default(), config, weights, span)
     }
 
     /// As [`HostedSpan::load`], with activations multiplied as `arithmetic` says.
@@ -49,12 +64,25 @@ impl HostedSpan {
         weights: &Weights,
         span: Span,
     ) -> Result<Self, LoadSpanError> {
+        Self::load_all(&[], arithmetic, config, weights, span)
+    }
+
+    fn load_all(
+        held: &[Self],
+        arithmetic: Arithmetic,
+        config: &ModelConfig,
+        weights: &Weights,
+        span: Span,
+    ) -> Result<Self, LoadSpanError> {
         if span.end() > config.block_count {
             return Err(LoadSpanError::NoSuchBlocks { span, block_count: config.block_count });
         }
         let rope = Arc::new(RopeTable::new(&config.rope, config.head_size));
         let checkpoint = Checkpoint { config, weights, arithmetic };
-        let load = |index| model::load_block(checkpoint, index, &rope);
+        let load = |index| match held.iter().find_map(|held| held.block(index)) {
+            Some(block) => Ok(Arc::clone(block)),
+            None => model::load_block(checkpoint, index, &rope).map(Arc::from),
+        };
         let blocks = span.blocks().map(load).collect::<Result<_, _>>()?;
         Ok(Self {
             span,
@@ -69,6 +97,18 @@ impl HostedSpan {
     #[must_use]
     pub fn on(self, device: Device) -> Self {
         Self { device, ..self }
+    }
+
+    /// Those of the blocks that `span` has too, if there are any.
+    #[must_use]
+    pub fn part(&self, span: Span) -> Option<Self> {
+        let span = self.span.intersection(span)?;
+        let blocks = span.blocks().filter_map(|index| self.block(index)).map(Arc::clone);
+        Some(Self { span, blocks: blocks.collect(), ..self.clone() })
+    }
+
+    fn block(&self, index: u32) -> Option<&Arc<dyn Block>> {
+        self.blocks.get(index.checked_sub(self.span.start())? as usize)
     }
 
     /// The blocks that are here.

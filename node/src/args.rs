@@ -30,6 +30,11 @@ pub struct Arguments {
     /// Threads that compute [default: one for each processor core].
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
+
+    /// The processor's instructions that compute: portable, avx2, avx512 or amx, or on ARM portable,
+    /// neon or neon-sdot [default: the best that this machine has].
+    #[arg(long, global = true, value_name = "SET")]
+    pub instructions: Option<String>,
 }
 
 const EXAMPLES: &str = "\
@@ -114,6 +119,11 @@ pub struct ChainArguments {
     /// f16 and q8 take a half or a quarter of a slow link and change them a little.
     #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = wire_type)]
     pub wire: DType,
+
+    /// How keys and values are kept: f32 as they are computed; bf16 and f16 take half the memory of
+    /// the servers, q8 a quarter, and change the numbers a little.
+    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = wire_type)]
+    pub kv: DType,
 }
 
 fn wire_type(name: &str) -> Result<DType, String> {
@@ -248,6 +258,11 @@ pub struct ServeArguments {
     /// most four full contexts].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(16..))]
     pub kv_tokens: Option<u32>,
+
+    /// Memory for weights, keys and values, also while the server moves to other blocks [default: 80%
+    /// of what is free].
+    #[arg(long, value_name = "BYTES")]
+    pub memory_bytes: Option<u64>,
 
     /// Stay with the blocks that were chosen at the start, also where others are needed more; with
     /// --blocks a server always does.
@@ -459,6 +474,14 @@ pub struct BenchArguments {
     /// How often each is measured, in turn; medians are printed.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub rounds: u32,
+
+    /// How hidden states are written on the links: f32, f16, bf16 or q8.
+    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = wire_type)]
+    pub wire: DType,
+
+    /// How keys and values are kept: f32, f16, bf16 or q8.
+    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = wire_type)]
+    pub kv: DType,
 
     /// Print one JSON object.
     #[arg(long)]

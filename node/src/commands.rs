@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::runtime::{Builder, Runtime};
+use umbel_engine::heap;
 
 use crate::args::{Arguments, Command};
 use crate::config::Config;
@@ -29,6 +30,11 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(200);
 /// With a chain of causes that tells a person what to do.
 pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let config = Config::resolve(&arguments)?;
+    config.choose_instructions()?;
+    if matches!(arguments.command, Command::Serve(_)) {
+        // A server lives for weeks, and promises its memory to others.
+        heap::share();
+    }
     let runtime = runtime(&arguments.command).context("the runtime cannot be started")?;
     let result = runtime.block_on(async {
         match arguments.command {

@@ -40,12 +40,8 @@ pub enum Command {
     Open {
         /// Whose.
         session: SessionId,
-        /// On which blocks of those that are held.
-        shard: ShardId,
-        /// In which blocks.
-        blocks: Span,
-        /// For how many tokens.
-        tokens: u32,
+        /// What is to be opened.
+        table: TableWanted,
         /// How its results are written.
         results: DType,
     },
@@ -56,6 +52,19 @@ pub enum Command {
         /// Whose.
         session: SessionId,
     },
+}
+
+/// Keys and values of a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TableWanted {
+    /// On which blocks of those that are held.
+    pub shard: ShardId,
+    /// In which blocks.
+    pub blocks: Span,
+    /// For how many tokens.
+    pub tokens: u32,
+    /// How they are kept.
+    pub cache: DType,
 }
 
 /// A pass that is done.
@@ -102,9 +111,7 @@ impl Engine {
                 Command::Drop { id } => {
                     self.shards.remove(&id);
                 }
-                Command::Open { session, shard, blocks, tokens, results } => {
-                    self.open(session, shard, blocks, tokens, results);
-                }
+                Command::Open { session, table, results } => self.open(session, table, results),
                 Command::Pass(batch) => {
                     let started = Instant::now();
                     let results = self.pass(&batch.jobs);
@@ -121,9 +128,10 @@ impl Engine {
         }
     }
 
-    fn open(&mut self, session: SessionId, id: ShardId, blocks: Span, tokens: u32, results: DType) {
+    fn open(&mut self, session: SessionId, wanted: TableWanted, results: DType) {
+        let TableWanted { shard: id, blocks, tokens, cache } = wanted;
         let shard = self.shards.get(&id).expect("blocks are held as long as sessions use them");
-        match shard.arena.open(blocks, tokens as usize) {
+        match shard.arena.open_as(cache, blocks, tokens as usize) {
             Ok(table) => {
                 self.tables.insert(session, (id, table, results));
             }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use umbel_engine::Device;
+use umbel_engine::kernel::InstructionSet;
 use umbel_shard::{Cache, HubConfig};
 
 use crate::args::Arguments;
@@ -21,6 +22,8 @@ pub struct Config {
     pub hub: HubConfig,
     /// Threads that compute; `None` for one a core.
     pub threads: Option<u16>,
+    /// The instructions that compute, by name; `None` for the best.
+    pub instructions: Option<String>,
     /// The log filter, as it was typed, for child processes.
     pub log: Option<String>,
 }
@@ -51,6 +54,7 @@ impl Config {
             data_dir,
             hub,
             threads: arguments.threads,
+            instructions: arguments.instructions.clone(),
             log: arguments.log.clone(),
         })
     }
@@ -68,7 +72,19 @@ impl Config {
             || std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
             usize::from,
         );
-        format!("cpu-{threads}")
+        let instructions = self.instructions.as_ref().map(|name| format!("-{name}"));
+        format!("cpu-{threads}{}", instructions.unwrap_or_default())
+    }
+
+    /// Lets everything that is computed in this process use the instructions that were asked for.
+    ///
+    /// # Errors
+    /// Where this machine does not have them.
+    pub fn choose_instructions(&self) -> anyhow::Result<()> {
+        if let Some(name) = &self.instructions {
+            InstructionSet::choose(name).context("choose others with --instructions")?;
+        }
+        Ok(())
     }
 
     /// The threads that compute.

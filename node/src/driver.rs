@@ -18,7 +18,7 @@ use umbel_net::Network;
 use umbel_protocol::inference::{ClientMessage, ServerMessage, Step};
 use umbel_protocol::{PeerId, SessionId, Span};
 
-use crate::compute::{Command, Computed, Shard};
+use crate::compute::{Command, Computed, Shard, TableWanted};
 use crate::measure;
 use links::{EVENTS_WAITING_MAX, FRAMES_WAITING_MAX};
 
@@ -33,7 +33,7 @@ enum Event {
     Computed(Computed),
     LinkClosed { link: LinkId },
     PushFailed { session: SessionId, to: SessionId, link: u64, detail: String },
-    Serve { id: ShardId, span: Span, kv_tokens_max: u32, shard: Box<Shard> },
+    Serve { id: ShardId, span: Span, shard: Box<Shard> },
     Drain,
 }
 
@@ -110,10 +110,10 @@ pub struct Handle {
 
 impl Handle {
     /// Opens sessions on other blocks from now on.
-    pub async fn serve(&self, id: ShardId, span: Span, kv_tokens_max: u32, shard: Shard) {
+    pub async fn serve(&self, id: ShardId, span: Span, shard: Shard) {
         let shard = Box::new(shard);
         // A driver that has ended serves nothing any more.
-        let _ended = self.tell.send(Event::Serve { id, span, kv_tokens_max, shard }).await;
+        let _ended = self.tell.send(Event::Serve { id, span, shard }).await;
     }
 
     /// Opens no session any more, and asks the clients to leave.
@@ -245,9 +245,9 @@ impl Driver {
                     self.tell_server(Input::PushFailed { session, to, detail });
                 }
             }
-            Event::Serve { id, span, kv_tokens_max, shard } => {
+            Event::Serve { id, span, shard } => {
                 self.command(Command::Add { id, shard: *shard });
-                self.tell_server(Input::Serve { shard: id, span, kv_tokens_max });
+                self.tell_server(Input::Serve { shard: id, span });
             }
             Event::Drain => self.tell_server(Input::Drain),
         }
@@ -282,8 +282,9 @@ impl Driver {
                 Output::Disconnect { session, to } => {
                     self.pushes.remove(&(session, to));
                 }
-                Output::OpenCache { session, shard, blocks, tokens, results } => {
-                    self.command(Command::Open { session, shard, blocks, tokens, results });
+                Output::OpenCache { session, shard, blocks, tokens, results, cache } => {
+                    let table = TableWanted { shard, blocks, tokens, cache };
+                    self.command(Command::Open { session, table, results });
                 }
                 Output::Compute(batch) => {
                     self.alone = match batch.jobs.as_slice() {

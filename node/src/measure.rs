@@ -18,6 +18,9 @@ const BATCH: usize = 8;
 /// Tokens of the prefill, through one block: as many as a client sends at once.
 const PREFILL_TOKENS: usize = 512;
 
+/// Tokens for which an arena must have room.
+pub const TOKENS: usize = PREFILL_TOKENS + 1;
+
 /// One part in so many of a new sample goes into the figure of live traffic: it follows the machine
 /// within some twenty steps.
 const LIVE_STEPS: u32 = 16;

@@ -25,7 +25,7 @@ use crate::config::Config;
 use crate::driver::{Driver, Events, Load};
 use crate::shutdown::Shutdown;
 use balance::Balancer;
-use loading::{Loaded, Loader};
+use loading::{Held, Loaded, Loader};
 
 /// Servers of one user on one machine that find an identity without being given one.
 const IDENTITIES_MAX: usize = 64;
@@ -47,6 +47,7 @@ pub async fn serve(arguments: ServeArguments, config: &Config) -> anyhow::Result
     let Serving { network, announcer, offer, driver, mut balancer } = serving;
     let load = driver.load();
     let handle = balancer.handle();
+    tokio::spawn(memory::give_back(load.clone()));
     let mut driving = tokio::spawn(driver.run());
     {
         let announced = offer.subscribe();
@@ -139,7 +140,8 @@ impl Serving {
 
         let loader = Loader { source, config: config.clone(), device: config.device()? };
         let model = loader.open(PartsNeeded::nothing()).await?;
-        let (span, kv_tokens) = choose(&arguments, &model, &announcer, arguments.kv_tokens)?;
+        let allowed_bytes = memory::allowed_bytes(arguments.memory_bytes)?;
+        let (span, kv_tokens) = choose(&arguments, &model, &announcer, allowed_bytes)?;
         let Loaded { shard, throughput } = loader.load(span, kv_tokens).await?;
         tracing::info!(
             model = model.name(),
@@ -160,6 +162,9 @@ impl Serving {
             intention: Intention::default(),
             draining: false,
         });
+        let held = Held { spans: vec![shard.blocks.clone()], arena: shard.arena.clone() };
+        let held_max =
+            memory::blocks_held_max(&model, span.block_count(), kv_tokens, allowed_bytes);
         let server = Server::new(server_config(&model, network.peer_id(), span, kv_tokens)?);
         let events = Events::new();
         let (completion, handle) = (events.completion(), events.handle());
@@ -167,7 +172,7 @@ impl Serving {
         let (driver, drained) = Driver::new(server, network.clone(), compute, events);
         let peer = network.peer_id();
         let balancer =
-            Balancer::new(peer, &arguments, &model, (span, kv_tokens), loader, (handle, drained));
+            Balancer::new(peer, &arguments, &model, (held, held_max), loader, (handle, drained));
         Ok(Self { network, announcer, offer, driver, balancer })
     }
 }
@@ -184,6 +189,7 @@ fn server_config(
         model: model.id(),
         span,
         hidden_size: u32::try_from(config.hidden_size)?,
+        head_size: u32::try_from(config.head_size)?,
         context_tokens: u32::try_from(config.context_tokens)?,
         kv_tokens_max: u32::try_from(kv_tokens)?,
         journal_bytes_max: memory::journal_bytes()?,
@@ -232,10 +238,9 @@ fn choose(
     arguments: &ServeArguments,
     model: &Model,
     announcer: &Announcer,
-    kv_tokens: Option<u32>,
+    free_bytes: u64,
 ) -> anyhow::Result<(Span, usize)> {
-    let block_count = model.config().block_count;
-    let free_bytes = memory::free_bytes()?;
+    let (block_count, kv_tokens) = (model.config().block_count, arguments.kv_tokens);
     if let Some(span) = arguments.blocks {
         if span.end() > block_count {
             bail!("the model has blocks 0..{block_count}; {span} goes beyond them");

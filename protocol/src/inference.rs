@@ -67,6 +67,9 @@ pub struct OpenSession {
     pub results: DType,
     /// Whether large results may be packed, since a link of the route is slow.
     pub compress: bool,
+    /// How the keys and values of a head of a token are kept. What is narrower than binary32 takes
+    /// less room, and is rounded once, when it is computed.
+    pub cache: DType,
 }
 
 /// What a server answers to a client, on the same link.

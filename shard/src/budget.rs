@@ -27,6 +27,25 @@ pub fn blocks_that_fit(
     count
 }
 
+/// How many blocks can be held at once by a server that has chosen to serve `block_count` of them,
+/// with room for `kv_bytes` of keys and values of all its sessions: so many while it moves to others,
+/// and loads those beside the ones that it serves.
+///
+/// It is never fewer than it serves, and never more than twice as many.
+#[must_use]
+pub fn blocks_held_max(
+    block_bytes: &[u64],
+    block_count: u32,
+    kv_bytes: u64,
+    free_bytes: u64,
+) -> u32 {
+    // Any blocks at all may come together, so there are enough of the largest for two spans.
+    let largest = block_bytes.iter().copied().max().unwrap_or_default();
+    let held = vec![largest; 2 * block_count as usize];
+    let fit = blocks_that_fit(&held, 0, 0, free_bytes.saturating_sub(kv_bytes));
+    fit.max(block_count)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -40,6 +59,16 @@ mod tests {
         assert_eq!(blocks_that_fit(&[100; 3], 1, 50, u64::MAX), 3);
         assert_eq!(blocks_that_fit(&[], 1, 50, u64::MAX), 0);
         assert_eq!(blocks_that_fit(&[1], u64::MAX, 2, u64::MAX - 1), 0);
+    }
+
+    #[test]
+    fn two_spans_are_held_at_once_only_where_there_is_room_for_both() {
+        assert_eq!(blocks_held_max(&[100; 30], 10, 500, 2500), 20);
+        assert_eq!(blocks_held_max(&[100; 30], 10, 500, 2499), 19);
+        assert_eq!(blocks_held_max(&[100; 30], 10, 500, u64::MAX), 20);
+        // What it serves it holds, whatever the estimate was.
+        assert_eq!(blocks_held_max(&[100; 30], 10, 500, 0), 10);
+        assert_eq!(blocks_held_max(&[100, 300], 1, 0, 599), 1);
     }
 
     proptest! {

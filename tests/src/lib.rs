@@ -7,6 +7,7 @@
 //! | [`shape`] | links between those servers with delay, loss and partitions |
 //! | [`faults`] | swarms whose servers are killed, frozen and cut off while they answer |
 //! | [`clients`] | clients that ask a swarm again and again whatever is done to it |
+//! | [`thinned`] | a model without some of its blocks, to draft for the whole one |
 //! | [`workload`] | what is asked of a swarm, and what one process answers |
 //! | [`fuzz`] | what the fuzz targets check of each decoder of foreign bytes |
 
@@ -16,4 +17,5 @@ pub mod fuzz;
 pub mod process;
 pub mod shape;
 pub mod swarm;
+pub mod thinned;
 pub mod workload;

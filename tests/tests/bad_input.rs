@@ -246,6 +246,7 @@ async fn a_tensor_of_the_wrong_shape_ends_its_own_session_alone() {
         next_step: StepId(0),
         results: DType::F32,
         compress: false,
+        cache: DType::F32,
     };
     for shape in [vec![1, 63], vec![1, 65], vec![64], vec![2, 2, 64]] {
         let values: u32 = shape.iter().product();

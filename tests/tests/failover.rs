@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use umbel_client::{
-    Chain, ClientModel, Generate, GenerateError, LocalModel, RemoteChain, Swarm, SwarmConfig,
+    Chain, ClientModel, Generate, GenerateError, LocalModel, RemoteChain, SessionOptions, Swarm,
+    SwarmConfig,
 };
 use umbel_coordinator::random::Random;
+use umbel_protocol::DType;
 use umbel_shard::{Cache, Model, ModelSource, PartsNeeded, Silent};
 use umbel_tests::clients::{Clients, Question};
 use umbel_tests::faults::{Fault, Replicated};
@@ -73,6 +75,41 @@ async fn an_answer_goes_on_over_another_server_and_no_token_differs() {
     kill_last_hop(generation.chain(), &mut servers);
     while generation.next().await.unwrap().is_some() {}
     assert_eq!(generation.tokens(), undisturbed(&model).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_continues_with_narrow_keys_and_values_rounds_as_the_one_before() {
+    let folder = checkpoint("llama");
+    let first = serve(&[&folder, "--blocks", "0..2"]);
+    let second = ["--blocks", "2..4", "--join", first.address()];
+    let second = [&[folder.as_str()], &second[..]].concat();
+    let model = model(&folder);
+    let request = || Generate { top_logits: 3, ..request() };
+    let mut servers = vec![serve(&second)];
+    for cache in [DType::BF16, DType::Q8] {
+        servers.push(serve(&second));
+        let options = SessionOptions { cache, ..SessionOptions::default() };
+        let swarm = join(&first).await;
+        let chain = RemoteChain::open_with(swarm, &model, 64, options).await.unwrap();
+        let mut generation =
+            request().start(Arc::clone(&model), Chain::Remote(Box::new(chain))).unwrap();
+        let mut logits = Vec::new();
+        for count in 0..TOKENS {
+            if count == 7 {
+                kill_last_hop(generation.chain(), &mut servers);
+            }
+            logits.push(generation.next().await.unwrap().unwrap().top_logits);
+        }
+        let blocks = LocalModel::load(model.shard(), 256, umbel_client::Device::shared()).unwrap();
+        let chain = Chain::Local(Arc::new(blocks).open_as(cache, 64).unwrap());
+        let mut local = request().start(Arc::clone(&model), chain).unwrap();
+        let mut of_one_process = Vec::new();
+        while let Some(token) = local.next().await.unwrap() {
+            of_one_process.push(token.top_logits);
+        }
+        assert!(logits == of_one_process && logits[0].len() == 3, "{cache}");
+        assert_eq!(generation.tokens(), local.tokens(), "{cache}");
+    }
 }
 
 /// Short enough for every run of the tests; `examples/kill_runs.rs` does the same at length.
@@ -185,12 +222,24 @@ async fn a_session_that_is_asked_for_while_the_only_server_restarts_waits_for_it
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_moves_to_blocks_that_are_given_up_while_clients_generate() {
+    a_server_moves(&[]).await;
+}
+
+/// With room for the blocks that it serves and not for others beside them, it first gives those up.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_room_for_both_gives_up_its_blocks_before_it_loads_others() {
+    let log = a_server_moves(&["--memory-bytes", "1", "--kv-tokens", "4096"]).await;
+    assert!(log.contains("no room for others beside them"), "{log}");
+}
+
+/// The log of a server that moves while clients generate.
+async fn a_server_moves(arguments: &[&str]) -> String {
     let folder = checkpoint("llama");
     let leaving = serve(&[&folder, "--blocks", "2..4"]);
     let with = |arguments: &[&str]| serve(&[&[folder.as_str()], arguments].concat());
     let mover = ["--block-count", "2", "--rebalance-interval", "1", "--join", leaving.address()];
     // It takes the half that has no server yet; then that half gets another one.
-    let mover = with(&mover);
+    let mover = with(&[&mover, arguments].concat());
     let anchor =
         with(&["--blocks", "0..2", "--join", leaving.address(), "--join", mover.address()]);
     let model = model(&folder);
@@ -221,6 +270,7 @@ async fn a_server_moves_to_blocks_that_are_given_up_while_clients_generate() {
     let output = gone.await.unwrap();
     assert!(output.status.success(), "{}", output.stderr);
     mover.assert_no_errors();
+    mover.stderr()
 }
 
 #[tokio::test(flavor = "multi_thread")]

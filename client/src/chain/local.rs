@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use umbel_engine::{
     Device, ForwardError, HiddenStates, HostedSpan, KvArena, KvTable, OpenTableError, TruncateError,
 };
-use umbel_protocol::Span;
+use umbel_protocol::{DType, Span};
 use umbel_shard::{LoadError, Model, Part};
 
 use super::{HopTime, StepError, StepTime};
@@ -35,7 +35,19 @@ impl LocalModel {
     /// # Errors
     /// [`OpenTableError`] where the other sessions leave too little room.
     pub fn open(self: &Arc<Self>, tokens_max: u32) -> Result<LocalChain, OpenTableError> {
-        let table = self.arena.open(self.blocks.span(), tokens_max as usize)?;
+        self.open_as(DType::F32, tokens_max)
+    }
+
+    /// The same, whose keys and values are kept in this type.
+    ///
+    /// # Errors
+    /// As [`LocalModel::open`].
+    pub fn open_as(
+        self: &Arc<Self>,
+        cache: DType,
+        tokens_max: u32,
+    ) -> Result<LocalChain, OpenTableError> {
+        let table = self.arena.open_as(cache, self.blocks.span(), tokens_max as usize)?;
         Ok(LocalChain { model: Arc::clone(self), table: Some(table), tokens_max })
     }
 }

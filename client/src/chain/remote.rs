@@ -40,11 +40,15 @@ pub struct SessionOptions {
     /// process, and the same ones however the model is split; narrower types take less of a slow
     /// link.
     pub wire: DType,
+    /// How servers keep keys and values. Narrower types take less of their memory, so that more
+    /// sessions or longer ones find room; each server rounds alike, so that a replacement continues
+    /// as its predecessor would have.
+    pub cache: DType,
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { standby: false, wire: DType::F32 }
+        Self { standby: false, wire: DType::F32, cache: DType::F32 }
     }
 }
 
@@ -63,8 +67,18 @@ struct Wanted {
     block_count: u32,
     tokens_max: u32,
     token_bytes: u32,
+    head_size: u32,
     options: SessionOptions,
     proportions: Proportions,
+}
+
+impl Wanted {
+    /// As many tokens in binary32 take as much room.
+    fn room_tokens(&self) -> u32 {
+        let head = |dtype: DType| dtype.row_bytes(self.head_size).max(1);
+        let bytes = u64::from(self.tokens_max) * head(self.options.cache);
+        u32::try_from(bytes.div_ceil(head(DType::F32))).unwrap_or(u32::MAX)
+    }
 }
 
 /// The task that drives the session.
@@ -119,6 +133,7 @@ impl RemoteChain {
                 options.wire.row_bytes(u32::try_from(hidden_size).unwrap_or(u32::MAX)),
             )
             .unwrap_or(u32::MAX),
+            head_size: u32::try_from(model.config().head_size).unwrap_or(u32::MAX),
             options,
             proportions: Proportions::of(model.config()),
         };
@@ -219,11 +234,13 @@ impl Running {
             token_bytes: wanted.token_bytes,
             journal_bytes_max: JOURNAL_BYTES_MAX,
             results: wanted.options.wire,
+            cache: wanted.options.cache,
             standby: wanted.options.standby,
         };
         let (commands, receive) = mpsc::channel(COMMANDS_WAITING_MAX);
         let (ready, opened) = oneshot::channel();
-        let (driver, hops, failures) = Driver::new(swarm, config, receive, ready);
+        let (driver, hops, failures) =
+            Driver::new(swarm, config, wanted.room_tokens(), receive, ready);
         tokio::spawn(driver.run());
         match opened.await {
             Ok(Ok(())) => Ok(Self { commands, hops, failures }),

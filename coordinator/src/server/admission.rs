@@ -1,8 +1,8 @@
 //! Who may open a session: model, blocks, and room in the KV cache.
 
-use umbel_protocol::Span;
 use umbel_protocol::error::ErrorCode;
 use umbel_protocol::inference::OpenSession;
+use umbel_protocol::{DType, Span};
 
 use super::{SESSIONS_MAX, SESSIONS_PER_CLIENT_MAX, ServerConfig};
 
@@ -10,11 +10,13 @@ use super::{SESSIONS_MAX, SESSIONS_PER_CLIENT_MAX, ServerConfig};
 /// up to whole pages here, so that the arena beneath can always give what was admitted.
 pub(super) const PAGE_TOKENS: u32 = 16;
 
-/// The KV budget of a shard: tokens times blocks.
+/// The KV budget of a server, in bytes of one head of keys: values take as much, and so does every
+/// other head. All blocks that it holds share it: a server that moves has sessions on its old blocks
+/// and on its new ones, and no more memory than before.
 #[derive(Debug)]
 pub(super) struct Admission {
-    span: Span,
-    token_blocks_free: u64,
+    head_size: u32,
+    bytes_free: u64,
 }
 
 /// Why a session or a step is not taken.
@@ -25,16 +27,17 @@ pub(super) struct Refusal {
 }
 
 impl Admission {
-    pub(super) fn new(span: Span, kv_tokens_max: u32) -> Self {
+    /// `kv_tokens_max` is that of [`ServerConfig`].
+    pub(super) fn new(span: Span, head_size: u32, kv_tokens_max: u32) -> Self {
         let tokens = kv_tokens_max / PAGE_TOKENS * PAGE_TOKENS;
-        let token_blocks_free = u64::from(tokens) * u64::from(span.block_count());
-        Self { span, token_blocks_free }
+        Self { head_size, bytes_free: bytes(head_size, DType::F32, span, tokens) }
     }
 
-    /// Reserves room for a session, or says why there is none.
+    /// Reserves room for a session on blocks of `span`, or says why there is none.
     pub(super) fn admit(
         &mut self,
         config: &ServerConfig,
+        span: Span,
         open: &OpenSession,
         session_count: usize,
         sessions_of_client: usize,
@@ -43,8 +46,8 @@ impl Admission {
         if open.model != config.model {
             return refuse(ErrorCode::UnknownModel, format!("this server serves {}", config.model));
         }
-        if !self.span.covers(open.blocks) {
-            let detail = format!("this server serves blocks {}", self.span);
+        if !span.covers(open.blocks) {
+            let detail = format!("this server serves blocks {span}");
             return refuse(ErrorCode::BlocksNotServed, detail);
         }
         if open.tokens_max == 0 || open.tokens_max > config.context_tokens {
@@ -55,29 +58,32 @@ impl Admission {
             let detail = format!("{session_count} sessions are open");
             return refuse(ErrorCode::Busy, detail);
         }
-        let wanted = token_blocks(open.blocks, open.tokens_max);
-        if wanted > self.token_blocks_free {
-            let detail = format!("room for {} tokens is left", self.kv_tokens_free());
+        let wanted = bytes(self.head_size, open.cache, open.blocks, open.tokens_max);
+        if wanted > self.bytes_free {
+            let detail = format!("room for {} tokens is left", self.tokens_free(open.cache, span));
             return refuse(ErrorCode::KvFull, detail);
         }
-        self.token_blocks_free -= wanted;
+        self.bytes_free -= wanted;
         Ok(())
     }
 
     /// Takes back what a session had reserved.
-    pub(super) fn release(&mut self, blocks: Span, tokens_max: u32) {
-        self.token_blocks_free += token_blocks(blocks, tokens_max);
+    pub(super) fn release(&mut self, cache: DType, blocks: Span, tokens_max: u32) {
+        self.bytes_free += bytes(self.head_size, cache, blocks, tokens_max);
     }
 
-    /// Tokens for which a session through every block of the span would still find room.
-    #[expect(clippy::cast_possible_truncation, reason = "at most the 32 bits of the budget")]
-    pub(super) const fn kv_tokens_free(&self) -> u32 {
-        (self.token_blocks_free / self.span.block_count() as u64) as u32
+    /// Tokens for which a session through every block of `span` would still find room, kept in this
+    /// type.
+    pub(super) fn tokens_free(&self, cache: DType, span: Span) -> u32 {
+        // In fewer blocks than at first there is room for more tokens.
+        let token = cache.row_bytes(self.head_size) * u64::from(span.block_count());
+        u32::try_from(self.bytes_free / token.max(1)).unwrap_or(u32::MAX)
     }
 }
 
-fn token_blocks(blocks: Span, tokens: u32) -> u64 {
+fn bytes(head_size: u32, cache: DType, blocks: Span, tokens: u32) -> u64 {
     u64::from(tokens.div_ceil(PAGE_TOKENS))
         * u64::from(PAGE_TOKENS)
         * u64::from(blocks.block_count())
+        * cache.row_bytes(head_size)
 }

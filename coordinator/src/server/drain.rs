@@ -1,18 +1,19 @@
 //! The blocks that a server holds, and how sessions leave those that it gives up.
 
-use umbel_protocol::Span;
 use umbel_protocol::error::ErrorCode;
 use umbel_protocol::inference::{OpenSession, ServerMessage};
+use umbel_protocol::{DType, Span};
 
 use super::admission::{Admission, Refusal};
+use super::served::Served;
 use super::{DRAIN_TIMEOUT, Output, Server, ServerConfig, ShardId};
 use crate::time::Time;
 
-/// A lot of blocks with its KV budget.
+/// A lot of blocks.
 #[derive(Debug)]
 pub(super) struct Shard {
     pub(super) id: ShardId,
-    pub(super) admission: Admission,
+    span: Span,
     /// By when the last session has to leave, where it is given up.
     leave_by: Option<Time>,
 }
@@ -20,24 +21,25 @@ pub(super) struct Shard {
 /// The blocks on which sessions open, and those that are given up.
 #[derive(Debug)]
 pub(super) struct Shards {
+    admission: Admission,
     current: Shard,
     former: Vec<Shard>,
 }
 
 impl Shards {
-    pub(super) fn new(span: Span, kv_tokens_max: u32) -> Self {
-        let admission = Admission::new(span, kv_tokens_max);
-        let current = Shard { id: ShardId::default(), admission, leave_by: None };
-        Self { current, former: Vec::new() }
+    pub(super) fn new(config: &ServerConfig) -> Self {
+        let current = Shard { id: ShardId::default(), span: config.span, leave_by: None };
+        let admission = Admission::new(config.span, config.head_size, config.kv_tokens_max);
+        Self { admission, current, former: Vec::new() }
     }
 
     pub(super) const fn current(&self) -> &Shard {
         &self.current
     }
 
-    /// When the next shard has to be empty.
-    pub(super) fn deadline(&self) -> Option<Time> {
-        self.all().filter_map(|shard| shard.leave_by).min()
+    /// Tokens for which a session could be opened.
+    pub(super) fn kv_tokens_free(&self) -> u32 {
+        self.admission.tokens_free(DType::F32, self.current.span)
     }
 
     pub(super) fn admit(
@@ -51,13 +53,13 @@ impl Shards {
             let detail = "this server is about to leave".to_owned();
             return Err(Refusal { code: ErrorCode::Draining, detail });
         }
-        self.current.admission.admit(config, open, session_count, sessions_of_client)
+        let span = self.current.span;
+        self.admission.admit(config, span, open, session_count, sessions_of_client)
     }
 
-    pub(super) fn release(&mut self, shard: ShardId, blocks: Span, tokens_max: u32) {
-        let all = std::iter::once(&mut self.current).chain(&mut self.former);
-        let of = all.into_iter().find(|of| of.id == shard);
-        of.expect("a session's shard is there").admission.release(blocks, tokens_max);
+    /// Takes back what a session had reserved.
+    pub(super) fn release(&mut self, served: &Served) {
+        self.admission.release(served.cache, served.blocks, served.tokens_max);
     }
 
     fn all(&self) -> impl Iterator<Item = &Shard> {
@@ -67,9 +69,8 @@ impl Shards {
 
 impl Server {
     /// Opens sessions on other blocks from now on.
-    pub(super) fn serve(&mut self, id: ShardId, span: Span, kv_tokens_max: u32, now: Time) {
-        let admission = Admission::new(span, kv_tokens_max);
-        let new = Shard { id, admission, leave_by: None };
+    pub(super) fn serve(&mut self, id: ShardId, span: Span, now: Time) {
+        let new = Shard { id, span, leave_by: None };
         let mut old = std::mem::replace(&mut self.shards.current, new);
         old.leave_by = Some(now + DRAIN_TIMEOUT);
         self.ask_to_leave(old.id);
@@ -80,13 +81,18 @@ impl Server {
     /// Opens no session any more.
     pub(super) fn drain(&mut self, now: Time) {
         let current = &mut self.shards.current;
-        if current.leave_by.is_some() {
-            return;
+        if current.leave_by.is_none() {
+            current.leave_by = Some(now + DRAIN_TIMEOUT);
+            let id = current.id;
+            self.ask_to_leave(id);
         }
-        current.leave_by = Some(now + DRAIN_TIMEOUT);
-        let id = current.id;
-        self.ask_to_leave(id);
         self.report_drained();
+    }
+
+    /// When the next shard that sessions still use has to be empty.
+    pub(super) fn drain_deadline(&self) -> Option<Time> {
+        let used = |shard: &&Shard| shard.leave_by.is_some() && self.is_used(shard.id);
+        self.shards.all().filter(used).filter_map(|shard| shard.leave_by).min()
     }
 
     /// Ends the sessions that have not left in time.
@@ -105,15 +111,18 @@ impl Server {
 
     /// Says once of each shard that is given up that nobody uses it any more.
     pub(super) fn report_drained(&mut self) {
-        let is_used = |id: ShardId| self.sessions.values().any(|served| served.shard == id);
         let former = std::mem::take(&mut self.shards.former);
         let (kept, empty): (Vec<_>, Vec<_>) =
-            former.into_iter().partition(|shard| is_used(shard.id));
+            former.into_iter().partition(|shard| self.is_used(shard.id));
         self.shards.former = kept;
         let current = &self.shards.current;
-        let leaves = current.leave_by.is_some() && !is_used(current.id);
+        let leaves = current.leave_by.is_some() && !self.is_used(current.id);
         let empty = empty.into_iter().map(|shard| shard.id).chain(leaves.then_some(current.id));
         self.outputs.extend(empty.map(|shard| Output::Drained { shard }));
+    }
+
+    fn is_used(&self, id: ShardId) -> bool {
+        self.sessions.values().any(|served| served.shard == id)
     }
 
     fn ask_to_leave(&mut self, shard: ShardId) {

@@ -2,7 +2,7 @@
 
 use umbel_protocol::compression::Packing;
 use umbel_protocol::inference::{Destination, NextHop, OpenSession, Redirect, Step};
-use umbel_protocol::{PeerId, SessionId, Span};
+use umbel_protocol::{DType, PeerId, SessionId, Span};
 
 use super::{LinkId, ShardId};
 use crate::journal::{Journal, Outlet};
@@ -16,6 +16,8 @@ pub(super) struct Served {
     pub(super) shard: ShardId,
     pub(super) blocks: Span,
     pub(super) tokens_max: u32,
+    /// How keys and values are kept.
+    pub(super) cache: DType,
     pub(super) previous: Option<PeerId>,
     /// Who pushed before: what it still had under way is dropped, and no fault.
     pub(super) former: Option<PeerId>,
@@ -79,6 +81,7 @@ impl Served {
             shard,
             blocks: open.blocks,
             tokens_max: open.tokens_max,
+            cache: open.cache,
             previous: open.previous,
             former: None,
             received: 0,

@@ -24,6 +24,7 @@ fn server(kv_tokens_max: u32) -> Server {
         model: MODEL,
         span: Span::new(2, 6).unwrap(),
         hidden_size: HIDDEN,
+        head_size: 32,
         context_tokens: 512,
         kv_tokens_max,
         journal_bytes_max: 1 << 20,
@@ -42,6 +43,7 @@ fn opening(session: u128) -> OpenSession {
         next_step: StepId(0),
         results: DType::F32,
         compress: false,
+        cache: DType::F32,
     }
 }
 
@@ -103,6 +105,26 @@ fn compute(server: &mut Server, job: JobId, tokens: u32) -> Vec<Output> {
     let now = Time::after_start(Duration::from_millis(8));
     server.handle(Input::Computed { job, results, compute }, now).unwrap();
     drain(server)
+}
+
+#[test]
+fn narrower_caches_leave_more_room() {
+    for (cache, tokens) in [(DType::F32, 128), (DType::BF16, 256), (DType::Q8, 480)] {
+        let mut server = server(128);
+        let open = OpenSession { tokens_max: tokens + 1, cache, ..opening(1) };
+        assert_eq!(
+            refusal(&say(&mut server, LINK, ClientMessage::Open(open.clone()))),
+            Some(ErrorCode::KvFull)
+        );
+        let open = OpenSession { tokens_max: tokens, ..open };
+        let outputs = say(&mut server, LINK, ClientMessage::Open(open));
+        let kept =
+            |output: &Output| matches!(output, Output::OpenCache { cache: of, .. } if *of == cache);
+        assert!(outputs.iter().any(kept), "{cache}: {outputs:?}");
+        let session = SessionId::new(1);
+        say(&mut server, LINK, ClientMessage::Close { session });
+        assert_eq!(server.kv_tokens_free(), 128);
+    }
 }
 
 #[test]
@@ -426,8 +448,11 @@ fn a_server_that_leaves_asks_its_clients_to_and_says_when_they_have() {
 fn a_server_that_moves_opens_on_the_new_blocks_and_ends_late_sessions_on_the_old() {
     let mut server = busy(Destination::Client);
     let (shard, span) = (ShardId(1), Span::new(6, 8).unwrap());
-    server.handle(Input::Serve { shard, span, kv_tokens_max: 128 }, Time::START).unwrap();
+    let free_before = server.kv_tokens_free();
+    server.handle(Input::Serve { shard, span }, Time::START).unwrap();
     drain(&mut server);
+    // Half as many blocks, and what the session on the old ones has reserved is still reserved.
+    assert_eq!(server.kv_tokens_free(), 2 * free_before);
     let old = say(&mut server, LINK, ClientMessage::Open(opening(2)));
     assert_eq!(refusal(&old), Some(ErrorCode::BlocksNotServed));
     let open = OpenSession { blocks: span, ..opening(3) };
@@ -444,23 +469,44 @@ fn a_server_that_moves_opens_on_the_new_blocks_and_ends_late_sessions_on_the_old
     assert_eq!(server.session_count(), 1);
 }
 
+#[test]
+fn a_server_that_has_drained_waits_for_nothing_and_says_so_again_when_asked() {
+    let mut server = server(128);
+    for _ in 0..2 {
+        server.handle(Input::Drain, Time::START).unwrap();
+        let outputs = drain(&mut server);
+        assert!(matches!(outputs[..], [Output::Drained { shard: ShardId(0) }]), "{outputs:?}");
+        assert_eq!(server.poll_timeout(), None);
+    }
+    // Blocks that it loads afterwards are served as any others.
+    let (shard, span) = (ShardId(1), Span::new(6, 8).unwrap());
+    server.handle(Input::Serve { shard, span }, Time::START).unwrap();
+    drain(&mut server);
+    let open = OpenSession { blocks: span, ..opening(3) };
+    let outputs = say(&mut server, LINK, ClientMessage::Open(open));
+    assert_eq!(refusal(&outputs), None, "{outputs:?}");
+}
+
 proptest! {
     /// Whatever clients do, what is reserved is what open sessions have reserved.
     #[test]
     fn the_budget_is_never_overrun_and_always_returned(
-        actions in proptest::collection::vec((0u128..6, 0u8..3, 1u32..200, 2u32..6), 0..80),
+        actions in
+            proptest::collection::vec((0u128..6, 0u8..3, 1u32..200, 2u32..6, 0usize..4), 0..80),
     ) {
         let mut server = server(200);
         let mut open: BTreeMap<u128, u64> = BTreeMap::new();
-        for (session, action, tokens, start) in actions {
+        for (session, action, tokens, start, cache) in actions {
             let id = SessionId::new(session);
             if action == 0 && !open.contains_key(&session) {
                 let blocks = Span::new(start, 6).unwrap();
-                let opening = OpenSession { blocks, tokens_max: tokens, ..opening(session) };
+                let cache = DType::ALL[cache];
+                let opening = OpenSession { blocks, tokens_max: tokens, cache, ..opening(session) };
                 let outputs = say(&mut server, LINK, ClientMessage::Open(opening));
                 if refusal(&outputs).is_none() {
                     let pages = u64::from(tokens.div_ceil(16)) * 16;
-                    open.insert(session, pages * u64::from(blocks.block_count()));
+                    let bytes = pages * cache.row_bytes(32);
+                    open.insert(session, bytes * u64::from(blocks.block_count()));
                 }
             } else if action == 1 {
                 say(&mut server, LINK, ClientMessage::Close { session: id });
@@ -473,8 +519,10 @@ proptest! {
                 }
             }
             let reserved: u64 = open.values().sum();
-            prop_assert!(reserved <= 192 * 4);
-            prop_assert_eq!(u64::from(server.kv_tokens_free()), (192 * 4 - reserved) / 4);
+            let budget = 192 * 4 * DType::F32.row_bytes(32);
+            prop_assert!(reserved <= budget);
+            let free = (budget - reserved) / (4 * DType::F32.row_bytes(32));
+            prop_assert_eq!(u64::from(server.kv_tokens_free()), free);
             prop_assert_eq!(server.session_count(), open.len());
         }
     }

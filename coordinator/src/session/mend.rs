@@ -209,6 +209,7 @@ impl Session {
             next_step,
             results: self.config.results,
             compress,
+            cache: self.config.cache,
         };
         let (hop, message) = (place.id, ClientMessage::Open(open));
         self.outputs.push_back(Output::Send { hop, message });

@@ -97,6 +97,7 @@ impl Session {
             next_step: StepId::default(),
             results: self.config.results,
             compress: place.is_far || self.is_far(index + 1),
+            cache: self.config.cache,
         };
         let (hop, message) = (place.id, ClientMessage::Open(open));
         self.outputs.push_back(Output::Send { hop, message });

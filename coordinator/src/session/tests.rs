@@ -44,6 +44,7 @@ fn open_with(standby: bool) -> Session {
         tokens_max: 100,
         token_bytes: 8,
         results: DType::F32,
+        cache: DType::F32,
         journal_bytes_max: 1 << 20,
         standby,
     };

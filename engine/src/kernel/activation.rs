@@ -102,6 +102,10 @@ impl<'a> Activations<'a> {
                 InstructionSet::Avx2(avx2) => avx2.quantize(input, values, factors),
                 #[cfg(target_arch = "x86_64")]
                 InstructionSet::Avx512(avx512) => avx512.avx2().quantize(input, values, factors),
+                #[cfg(target_arch = "x86_64")]
+                InstructionSet::Amx(amx) => amx.avx512().avx2().quantize(input, values, factors),
+                #[cfg(target_arch = "aarch64")]
+                InstructionSet::Neon(_) => quantize(input, values, factors),
             },
         );
         Self::Blocks { values, factors, row_blocks }
@@ -119,6 +123,10 @@ impl<'a> Activations<'a> {
             InstructionSet::Avx2(avx2) => avx2.quantize_super(input, values),
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx512(avx512) => avx512.avx2().quantize_super(input, values),
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Amx(amx) => amx.avx512().avx2().quantize_super(input, values),
+            #[cfg(target_arch = "aarch64")]
+            InstructionSet::Neon(_) => quantize_super(input, values),
         });
         Self::SuperBlocks { values, row_blocks }
     }

@@ -5,10 +5,15 @@
 //! scores is stored and no page is copied. The steps of the pass are the pages, which are cut at fixed
 //! positions, so the order of a token's sums depends on its own position and window alone.
 
+mod page;
+
 use std::ops::Range;
 
 use super::exponential::exponential;
 use super::{InstructionSet, LANES, PARALLEL_WORK_MIN, parallel, portable};
+use page::Room;
+pub(super) use page::Widening;
+pub use page::{BLOCK_VALUES, KvPage, Side};
 
 /// Positions in a page of the cache.
 pub const PAGE_TOKENS: usize = 16;
@@ -33,11 +38,8 @@ pub struct AttentionShape {
 /// The pages of one session in one block; page `index` has the positions from
 /// `index * PAGE_TOKENS` on.
 pub trait KvPages: Sync {
-    /// The keys of page `index`: `[kv_heads, head_size, PAGE_TOKENS]`, so that the scores of a page
-    /// are computed side by side.
-    fn keys(&self, index: usize) -> &[f32];
-    /// The values of page `index`: `[kv_heads, PAGE_TOKENS, head_size]`.
-    fn values(&self, index: usize) -> &[f32];
+    /// Page `index`.
+    fn page(&self, index: usize) -> KvPage<'_>;
 }
 
 /// Consecutive tokens of one session, and the pages that hold their keys and values and those of the
@@ -179,18 +181,26 @@ impl<P: KvPages> Kernel<'_, P> {
         }
         let last = self.seen(tokens.end - 1);
         let pages = self.seen(tokens.start).start / PAGE_TOKENS..last.end.div_ceil(PAGE_TOKENS);
+        let mut room = Room::default();
         for page in pages.clone() {
-            self.attend_page(page, page + 1 < pages.end, place, &mut rows);
+            self.attend_page(page, page + 1 < pages.end, place, &mut rows, &mut room);
         }
         rows.into_iter().for_each(Row::finish);
     }
 
     /// Lets the rows of a tile attend to a page: those that see the same of it together.
-    fn attend_page(&self, index: usize, has_next: bool, place: Place, rows: &mut [Row<'_>]) {
+    fn attend_page(
+        &self,
+        index: usize,
+        has_next: bool,
+        place: Place,
+        rows: &mut [Row<'_>],
+        room: &mut Room,
+    ) {
         let group = self.shape.heads / self.shape.kv_heads;
-        let (keys, values) = self.head_of_page(index, place.kv_head);
-        let next =
-            if has_next { self.head_of_page(index + 1, place.kv_head) } else { Default::default() };
+        let head = |index| self.pages.page(index).head(place.kv_head, self.shape.head_size);
+        let next = if has_next { head(index + 1).binary32() } else { None }.unwrap_or_default();
+        let (keys, values) = head(index).widened(self.set, room);
         let mut page = PageHead { keys, values, next };
         let slots_of = |row: usize| slots(self.seen(place.first_token + row / group), index);
         let mut start = 0;
@@ -208,13 +218,6 @@ impl<P: KvPages> Kernel<'_, P> {
         }
     }
 
-    /// The keys and values of one head.
-    fn head_of_page(&self, index: usize, kv_head: usize) -> (&[f32], &[f32]) {
-        let side = PAGE_TOKENS * self.shape.head_size;
-        let head = kv_head * side..(kv_head + 1) * side;
-        (&self.pages.keys(index)[head.clone()], &self.pages.values(index)[head])
-    }
-
     /// The positions that a token of this pass attends to.
     fn seen(&self, token: usize) -> Range<usize> {
         let end = self.position + token + 1;
@@ -223,17 +226,17 @@ impl<P: KvPages> Kernel<'_, P> {
 
     fn attend_rows(&self, page: PageHead<'_>, slots: Range<usize>, rows: &mut [Row<'_>]) {
         // Heads that fill no registers are in no model that we know of.
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         let fills = |lanes: usize| self.shape.head_size.is_multiple_of(lanes);
         match self.set {
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx512(avx512) if fills(2 * LANES) => avx512.attend(page, slots, rows),
+            InstructionSet::Avx512(avx512) if fills(LANES) => avx512.attend(page, slots, rows),
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx512(avx512) if fills(LANES) => {
-                avx512.avx2().attend(page, slots, rows);
-            }
+            InstructionSet::Amx(amx) if fills(LANES) => amx.avx512().attend(page, slots, rows),
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx2(avx2) if fills(LANES) => avx2.attend(page, slots, rows),
+            #[cfg(target_arch = "aarch64")]
+            InstructionSet::Neon(neon) if fills(LANES / 2) => neon.attend(page, slots, rows),
             _ => portable::attention::attend(page, &slots, rows),
         }
     }

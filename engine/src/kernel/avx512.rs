@@ -3,16 +3,18 @@
 mod attention;
 mod dense;
 mod limits;
-mod load;
+pub(super) mod load;
 mod products;
 mod quantized;
 mod unpack;
 
 use std::ops::Range;
 
+pub(super) use self::quantized::Block;
+use super::amx::Amx;
 use super::attention::{PageHead, Row};
 use super::packed::dense::{self as packed_dense, Format, Tile, round_pairs};
-use super::packed::quantized::tokens::{TokenFactors, TokenTile, Unprepared, Words};
+use super::packed::quantized::tokens::{IntegerTile, TokenFactors, TokenTile, Unprepared, Words};
 use super::packed::quantized::{Panel, Sums};
 use super::x86::Avx2;
 use super::{portable, swiglu};
@@ -41,8 +43,12 @@ impl Avx512 {
         self.0
     }
 
-    /// Lets some queries attend to the places in `slots` of one page; a head fills registers.
+    /// Lets some queries attend to the places in `slots` of one page; a head fills registers of
+    /// [`Avx2`], which take it where it does not fill wider ones.
     pub(super) fn attend(self, page: PageHead<'_>, slots: Range<usize>, rows: &mut [Row<'_>]) {
+        if !attention::fills(rows) {
+            return self.0.attend(page, slots, rows);
+        }
         // SAFETY: `self` exists only where the processor has the instructions.
         unsafe { attention::attend(page, &slots, rows) }
     }
@@ -89,9 +95,20 @@ impl Avx512 {
             TokenTile::Floats { values, columns } => unsafe {
                 exactly(panel, values, columns, sums);
             },
-            // SAFETY: as above.
-            TokenTile::Integers(tile) => unsafe { quantized::multiply(panel, tile, sums) },
+            TokenTile::Integers(tile) => self.multiply_integers(None, panel, tile, sums),
         }
+    }
+
+    /// As [`Self::multiply_panel`], and the products are those of tiles where there are any.
+    pub(super) fn multiply_integers(
+        self,
+        amx: Option<Amx>,
+        panel: Panel<'_>,
+        tile: IntegerTile<'_>,
+        sums: &mut [Sums],
+    ) {
+        // SAFETY: `self` exists only where the processor has the instructions.
+        unsafe { quantized::multiply(amx, panel, tile, sums) }
     }
 
     /// As [`Unprepared::bytes`].

@@ -43,6 +43,10 @@ pub(crate) fn read(set: InstructionSet, bytes: &[u8]) -> u64 {
         InstructionSet::Avx2(avx2) => avx2.fold(bytes),
         #[cfg(target_arch = "x86_64")]
         InstructionSet::Avx512(avx512) => avx512.fold(bytes),
+        #[cfg(target_arch = "x86_64")]
+        InstructionSet::Amx(amx) => amx.avx512().fold(bytes),
+        #[cfg(target_arch = "aarch64")]
+        InstructionSet::Neon(_) => fold(bytes),
     }
 }
 
@@ -60,20 +64,29 @@ pub(super) fn fold(bytes: &[u8]) -> u64 {
 
 /// Multiplications and additions of one round of [`multiply`]; `None` where there is no such unit.
 pub(crate) fn round_operations(set: InstructionSet, unit: Unit) -> Option<usize> {
-    let register_bytes = match set {
-        InstructionSet::Portable => return (unit == Unit::Binary32).then_some(2 * SUMS * 8),
+    let products = match set {
+        InstructionSet::Portable => match unit {
+            Unit::Binary32 => Some(SUMS * 8),
+            Unit::Bfloat16 | Unit::Integer8 => None,
+        },
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx2(_) => 32,
+        InstructionSet::Avx2(_) => match unit {
+            Unit::Binary32 => Some(SUMS * 8),
+            Unit::Bfloat16 => None,
+            Unit::Integer8 => Some(SUMS * 32),
+        },
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx512(_) => 64,
+        InstructionSet::Avx512(_) => match unit {
+            Unit::Binary32 => Some(SUMS * 16),
+            Unit::Bfloat16 => Some(SUMS * 32),
+            Unit::Integer8 => Some(SUMS * 64),
+        },
+        #[cfg(target_arch = "x86_64")]
+        InstructionSet::Amx(amx) => Some(amx.round_products(unit).unwrap_or(SUMS * 16)),
+        #[cfg(target_arch = "aarch64")]
+        InstructionSet::Neon(neon) => neon.round_products(unit),
     };
-    let products = match unit {
-        Unit::Binary32 => register_bytes / 4,
-        Unit::Bfloat16 if register_bytes == 64 => register_bytes / 2,
-        Unit::Bfloat16 => return None,
-        Unit::Integer8 => register_bytes,
-    };
-    Some(2 * SUMS * products)
+    products.map(|products| 2 * products)
 }
 
 /// Lets `unit` work for `rounds` rounds on what is in registers.
@@ -95,6 +108,10 @@ pub(crate) fn multiply(set: InstructionSet, unit: Unit, rounds: usize) {
         InstructionSet::Avx2(avx2) => avx2.work(unit, rounds),
         #[cfg(target_arch = "x86_64")]
         InstructionSet::Avx512(avx512) => avx512.work(unit, rounds),
+        #[cfg(target_arch = "x86_64")]
+        InstructionSet::Amx(amx) => amx.work(unit, rounds),
+        #[cfg(target_arch = "aarch64")]
+        InstructionSet::Neon(neon) => neon.work(unit, rounds),
     }
 }
 

@@ -157,6 +157,10 @@ fn multiply_share(
                 InstructionSet::Avx2(avx2) => avx2.multiply(panel, outputs),
                 #[cfg(target_arch = "x86_64")]
                 InstructionSet::Avx512(avx512) => avx512.avx2().multiply(panel, outputs),
+                #[cfg(target_arch = "x86_64")]
+                InstructionSet::Amx(amx) => amx.avx512().avx2().multiply(panel, outputs),
+                #[cfg(target_arch = "aarch64")]
+                InstructionSet::Neon(_) => portable::multiply(panel, outputs),
             }
         }
     }

@@ -42,8 +42,8 @@ enum Layout {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Arithmetic {
     /// Activations are rounded to what the unit multiplies: to bfloat16 for weights in bfloat16 where
-    /// there is a unit for it (AVX-512, not AVX2), to integers of 16 bits with a scale for each block
-    /// for quantized weights.
+    /// there is a unit for it (AVX-512 and AMX, not AVX2 or NEON), to integers of 16 bits with a scale
+    /// for each block for quantized weights.
     #[default]
     Usual,
     /// For quantized weights, activations are rounded to integers of 8 bits, which moves logits of

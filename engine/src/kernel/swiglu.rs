@@ -28,6 +28,10 @@ pub fn swiglu_with(set: InstructionSet, gate: &mut [f32], up: &[f32]) {
         InstructionSet::Avx2(avx2) => avx2.gate(gate, up),
         #[cfg(target_arch = "x86_64")]
         InstructionSet::Avx512(avx512) => avx512.gate(gate, up),
+        #[cfg(target_arch = "x86_64")]
+        InstructionSet::Amx(amx) => amx.avx512().gate(gate, up),
+        #[cfg(target_arch = "aarch64")]
+        InstructionSet::Neon(_) => self::gate(gate, up),
     });
 }
 

@@ -64,6 +64,9 @@ fn add_panel(
 ) {
     match set {
         InstructionSet::Portable => add_rows(tile, panel, rows, gradient, totals),
+        // NEON is in the baseline of the architecture, so compilers use it without being told.
+        #[cfg(target_arch = "aarch64")]
+        InstructionSet::Neon(_) => add_rows(tile, panel, rows, gradient, totals),
         #[cfg(target_arch = "x86_64")]
         InstructionSet::Avx2(_) => {
             #[expect(unsafe_code, reason = "a call into a function that needs AVX2")]
@@ -72,8 +75,9 @@ fn add_panel(
                 add_rows_avx2(tile, panel, rows, gradient, totals);
             }
         }
+        // Tiles of AMX multiply bfloat16 and bytes alone, and whoever has them has AVX-512.
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx512(_) => {
+        InstructionSet::Avx512(_) | InstructionSet::Amx(_) => {
             #[expect(unsafe_code, reason = "a call into a function that needs AVX-512")]
             // SAFETY: the set has its value only where the processor has the instructions.
             unsafe {

@@ -21,7 +21,7 @@ use std::ops::Range;
 use umbel_shard::WeightType;
 
 use super::activation::{self, Factors, Integers, SuperIntegers};
-use super::attention::{PageHead, Row};
+use super::attention::{PageHead, Row, Widening};
 use super::format::{BLOCK_VALUES, SUPER_VALUES};
 use super::matmul::Panel;
 use super::packed::dense::{self as panels, Format, Tile};
@@ -122,6 +122,12 @@ impl Avx2 {
         unsafe { gate_values(gate, up) }
     }
 
+    /// As [`Widening::portable`].
+    pub(super) fn widen(self, from: Widening<'_>, room: &mut [f32]) {
+        // SAFETY: `self` exists only where the processor has the instructions.
+        unsafe { widen(from, room) }
+    }
+
     /// Lets some queries attend to the places in `slots` of one page; a head fills registers.
     pub(super) fn attend(self, page: PageHead<'_>, slots: Range<usize>, rows: &mut [Row<'_>]) {
         // SAFETY: `self` exists only where the processor has the instructions.
@@ -154,6 +160,11 @@ fn quantize(input: &[[f32; BLOCK_VALUES]], values: &mut [Integers], factors: &mu
 #[target_feature(enable = "avx2,fma,f16c")]
 fn quantize_super(input: &[[f32; SUPER_VALUES]], blocks: &mut [SuperIntegers]) {
     activation::quantize_super(input, blocks);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn widen(from: Widening<'_>, room: &mut [f32]) {
+    from.portable(room);
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]

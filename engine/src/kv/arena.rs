@@ -3,48 +3,68 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use umbel_protocol::Span;
+use umbel_protocol::{DType, Span};
 use umbel_shard::ModelConfig;
 
 use super::PAGE_TOKENS;
+use super::page::Page;
 use super::table::{KvTable, PageShape};
 
 /// Cache memory for the blocks of one span.
 ///
 /// It promises memory, and allocates none: a table allocates its pages as tokens fill them. What
 /// was promised at [`KvArena::open`] is there when it is needed, so a session that is open never
-/// fails for lack of room.
-#[derive(Debug)]
+/// fails for lack of room. A clone gives out the same room.
+#[derive(Debug, Clone)]
 pub struct KvArena {
     hosted: Span,
     context_tokens: usize,
     page: PageShape,
-    budget: Arc<PageBudget>,
+    budget: Arc<Budget>,
 }
 
 impl KvArena {
-    /// Room for `tokens_max` tokens, over all sessions, in each block of `hosted`.
+    /// Room for `tokens_max` tokens in binary32, over all sessions, in each block of `hosted`.
     ///
     /// Pages are not split, so the budget is rounded up to whole ones, and so is each session.
     #[must_use]
     pub fn new(config: &ModelConfig, hosted: Span, tokens_max: usize) -> Self {
-        let pages = tokens_max.div_ceil(PAGE_TOKENS).saturating_mul(block_count(hosted));
-        Self {
-            hosted,
-            context_tokens: config.context_tokens,
-            page: PageShape::of(config),
-            budget: Arc::new(PageBudget { free: AtomicUsize::new(pages) }),
-        }
+        let (context_tokens, page) = (config.context_tokens, PageShape::of(config));
+        let bytes = bytes(page, DType::F32, hosted, tokens_max);
+        let budget = Arc::new(Budget { free: AtomicUsize::new(bytes) });
+        Self { hosted, context_tokens, page, budget }
     }
 
-    /// A table with room for `tokens` tokens in each of `blocks`, empty at first.
+    /// An arena for `hosted`, other blocks of the same model, that gives out the same room: what is
+    /// open in one is missing in the other.
+    #[must_use]
+    pub fn beside(&self, hosted: Span) -> Self {
+        Self { hosted, budget: Arc::clone(&self.budget), ..*self }
+    }
+
+    /// A table with room for `tokens` tokens in each of `blocks`, empty at first, that keeps them as
+    /// they were computed.
+    ///
+    /// # Errors
+    /// As [`KvArena::open_as`].
+    pub fn open(&self, blocks: Span, tokens: usize) -> Result<KvTable, OpenTableError> {
+        self.open_as(DType::F32, blocks, tokens)
+    }
+
+    /// A table with room for `tokens` tokens in each of `blocks`, empty at first. What is narrower
+    /// than binary32 takes less of the budget, and is rounded when it is written.
     ///
     /// The room is given back when the table is dropped.
     ///
     /// # Errors
     /// [`OpenTableError`]: another server, a shorter session or, where the arena is full, a later
     /// attempt may do.
-    pub fn open(&self, blocks: Span, tokens: usize) -> Result<KvTable, OpenTableError> {
+    pub fn open_as(
+        &self,
+        dtype: DType,
+        blocks: Span,
+        tokens: usize,
+    ) -> Result<KvTable, OpenTableError> {
         if !self.hosted.covers(blocks) {
             return Err(OpenTableError::NotHosted { blocks, hosted: self.hosted });
         }
@@ -52,11 +72,12 @@ impl KvArena {
             return Err(OpenTableError::TooLong { tokens, context_tokens: self.context_tokens });
         }
         // Saturates only where a configuration claims an absurd context, and nobody has that room.
-        let pages = tokens.div_ceil(PAGE_TOKENS).saturating_mul(block_count(blocks));
-        let Some(reservation) = Reservation::take(&self.budget, pages) else {
-            return Err(OpenTableError::Full { tokens, free_tokens: self.free_tokens_for(blocks) });
+        let bytes = bytes(self.page, dtype, blocks, tokens);
+        let Some(reservation) = Reservation::take(&self.budget, bytes) else {
+            let free_tokens = self.free_tokens_as(dtype, blocks);
+            return Err(OpenTableError::Full { tokens, free_tokens });
         };
-        Ok(KvTable::new(blocks, tokens, self.page, reservation))
+        Ok(KvTable::new(blocks, tokens, self.page, dtype, reservation))
     }
 
     /// Gives back the room of `table`; dropping it does the same.
@@ -79,47 +100,58 @@ impl KvArena {
     /// Tokens for which a session through `blocks` could be opened now.
     #[must_use]
     pub fn free_tokens_for(&self, blocks: Span) -> usize {
-        self.budget.free_pages() / block_count(blocks) * PAGE_TOKENS
+        self.free_tokens_as(DType::F32, blocks)
+    }
+
+    fn free_tokens_as(&self, dtype: DType, blocks: Span) -> usize {
+        let pages = self.budget.free_bytes() / Page::bytes(self.page, dtype).max(1);
+        pages / block_count(blocks) * PAGE_TOKENS
     }
 }
 
-/// How many pages nobody was promised yet.
+/// What the pages for so many tokens take.
+fn bytes(page: PageShape, dtype: DType, blocks: Span, tokens: usize) -> usize {
+    let pages = tokens.div_ceil(PAGE_TOKENS).saturating_mul(block_count(blocks));
+    pages.saturating_mul(Page::bytes(page, dtype))
+}
+
+/// How many bytes nobody was promised yet.
 #[derive(Debug)]
-struct PageBudget {
+struct Budget {
     free: AtomicUsize,
 }
 
-impl PageBudget {
-    fn free_pages(&self) -> usize {
+impl Budget {
+    fn free_bytes(&self) -> usize {
         self.free.load(Ordering::Acquire)
     }
 }
 
-/// Pages that were promised to one table; dropping it gives them back.
+/// Bytes that were promised to one table; dropping it gives them back.
 #[derive(Debug)]
 pub(super) struct Reservation {
-    budget: Arc<PageBudget>,
-    pages: usize,
+    budget: Arc<Budget>,
+    bytes: usize,
 }
 
 impl Reservation {
-    fn take(budget: &Arc<PageBudget>, pages: usize) -> Option<Self> {
+    fn take(budget: &Arc<Budget>, bytes: usize) -> Option<Self> {
         budget
             .free
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |free| free.checked_sub(pages))
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |free| free.checked_sub(bytes))
             .ok()?;
-        Some(Self { budget: Arc::clone(budget), pages })
+        Some(Self { budget: Arc::clone(budget), bytes })
     }
 
-    /// How many pages were promised.
-    pub(super) const fn pages(&self) -> usize {
-        self.pages
+    /// How many were promised.
+    pub(super) const fn bytes(&self) -> usize {
+        self.bytes
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.budget.free.fetch_add(self.pages, Ordering::AcqRel);
+        self.budget.free.fetch_add(self.bytes, Ordering::AcqRel);
     }
 }
 

@@ -2,12 +2,15 @@
 
 use std::ops::Range;
 
-use umbel_protocol::Span;
+use umbel_protocol::{DType, Span};
 use umbel_shard::ModelConfig;
 
 use super::PAGE_TOKENS;
 use super::arena::Reservation;
-use crate::kernel::KvPages;
+use super::page::Page;
+#[cfg(test)]
+use crate::kernel::Side;
+use crate::kernel::{KvPage, KvPages};
 
 /// Keys and values of one session in each block of its span.
 ///
@@ -18,6 +21,7 @@ pub struct KvTable {
     position: usize,
     capacity: usize,
     shape: PageShape,
+    dtype: DType,
     caches: Vec<BlockCache>,
     reservation: Reservation,
 }
@@ -27,10 +31,12 @@ impl KvTable {
         blocks: Span,
         capacity: usize,
         shape: PageShape,
+        dtype: DType,
         reservation: Reservation,
     ) -> Self {
-        let caches = blocks.blocks().map(|_| BlockCache { shape, pages: Vec::new() }).collect();
-        Self { blocks, position: 0, capacity, shape, caches, reservation }
+        let cache = |_| BlockCache { shape, dtype, pages: Vec::new() };
+        let caches = blocks.blocks().map(cache).collect();
+        Self { blocks, position: 0, capacity, shape, dtype, caches, reservation }
     }
 
     /// The blocks that the session goes through here.
@@ -75,7 +81,8 @@ impl KvTable {
     /// Bytes of the pages that are filled at least in part.
     #[must_use]
     pub fn allocated_bytes(&self) -> usize {
-        self.page_count() * 2 * self.shape.side_values() * size_of::<f32>()
+        let pages: usize = self.caches.iter().map(|cache| cache.pages.len()).sum();
+        pages * Page::bytes(self.shape, self.dtype)
     }
 
     /// The cache of each block, in order; a pass fills them before it calls [`KvTable::advance`].
@@ -91,12 +98,8 @@ impl KvTable {
     /// Counts `tokens` as held, once every block has their keys and values.
     pub(crate) fn advance(&mut self, tokens: usize) {
         assert!(tokens <= self.free_tokens(), "a pass is checked for room before it runs");
-        assert!(self.page_count() <= self.reservation.pages(), "pages are promised before use");
+        assert!(self.allocated_bytes() <= self.reservation.bytes(), "promised before use");
         self.position += tokens;
-    }
-
-    fn page_count(&self) -> usize {
-        self.caches.iter().map(|cache| cache.pages.len()).sum()
     }
 }
 
@@ -122,11 +125,6 @@ impl PageShape {
         Self { kv_heads: config.kv_head_count, head_size: config.head_size }
     }
 
-    /// Values of the keys of one page, and as many for its values.
-    const fn side_values(self) -> usize {
-        self.kv_heads * PAGE_TOKENS * self.head_size
-    }
-
     /// Where `head` at place `slot` of a page lies in its values.
     pub(crate) const fn value(self, head: usize, slot: usize) -> Range<usize> {
         let start = (head * PAGE_TOKENS + slot) * self.head_size;
@@ -144,15 +142,9 @@ impl PageShape {
 #[derive(Debug)]
 pub(crate) struct BlockCache {
     shape: PageShape,
+    dtype: DType,
     /// In the order of their positions.
     pages: Vec<Page>,
-}
-
-/// Keys and values of [`PAGE_TOKENS`] positions, as [`KvPages`] has them.
-#[derive(Debug)]
-struct Page {
-    keys: Box<[f32]>,
-    values: Box<[f32]>,
 }
 
 impl BlockCache {
@@ -167,33 +159,29 @@ impl BlockCache {
         let rows = keys.chunks_exact(token_values).zip(values.chunks_exact(token_values));
         for (position, (key, value)) in (position..).zip(rows) {
             let (page, slot) = (position / PAGE_TOKENS, position % PAGE_TOKENS);
-            self.grow_to(page + 1);
-            for head in 0..self.shape.kv_heads {
-                let from = head * self.shape.head_size..(head + 1) * self.shape.head_size;
-                let Page { keys, values } = &mut self.pages[page];
-                values[self.shape.value(head, slot)].copy_from_slice(&value[from.clone()]);
-                let places = keys[self.shape.key(head, slot)..].iter_mut().step_by(PAGE_TOKENS);
-                places.zip(&key[from]).for_each(|(place, value)| *place = *value);
+            while self.pages.len() <= page {
+                self.pages.push(Page::zeroed(self.shape, self.dtype));
             }
-        }
-    }
-
-    fn grow_to(&mut self, pages: usize) {
-        let side = self.shape.side_values();
-        while self.pages.len() < pages {
-            let zeros = || vec![0.0; side].into_boxed_slice();
-            self.pages.push(Page { keys: zeros(), values: zeros() });
+            self.pages[page].write(self.shape, slot, key, value);
         }
     }
 }
 
-impl KvPages for BlockCache {
-    fn keys(&self, index: usize) -> &[f32] {
-        &self.pages[index].keys
+#[cfg(test)]
+impl BlockCache {
+    /// The keys and the values of a page, where they are in binary32.
+    pub(crate) fn floats(&self, page: usize) -> (&[f32], &[f32]) {
+        let KvPage { keys: Side::Binary32(keys), values: Side::Binary32(values) } = self.page(page)
+        else {
+            panic!("the session asked for binary32");
+        };
+        (keys, values)
     }
+}
 
-    fn values(&self, index: usize) -> &[f32] {
-        &self.pages[index].values
+impl KvPages for BlockCache {
+    fn page(&self, index: usize) -> KvPage<'_> {
+        self.pages[index].view()
     }
 }
 
@@ -210,21 +198,21 @@ mod tests {
     #[test]
     fn tokens_lie_in_their_pages_by_head_and_position() {
         let shape = PageShape { kv_heads: 2, head_size: 3 };
-        let mut cache = BlockCache { shape, pages: Vec::new() };
+        let mut cache = BlockCache { shape, dtype: DType::F32, pages: Vec::new() };
         let tokens: Vec<f32> = (0..20).flat_map(token).collect();
         let negated: Vec<f32> = tokens.iter().map(|value| -value).collect();
         cache.write(0, &tokens[..6 * 7], &negated[..6 * 7]);
         cache.write(7, &tokens[6 * 7..], &negated[6 * 7..]);
         assert_eq!(cache.pages.len(), 2);
         for position in 0..20 {
-            let page = &cache.pages[position / PAGE_TOKENS];
+            let (keys, values) = cache.floats(position / PAGE_TOKENS);
             for head in 0..2 {
                 let slot = position % PAGE_TOKENS;
-                let values = (head * PAGE_TOKENS + slot) * 3;
+                let place = (head * PAGE_TOKENS + slot) * 3;
                 for index in 0..3 {
                     let expected = token(position)[head * 3 + index];
-                    assert_eq!(page.keys[(head * 3 + index) * PAGE_TOKENS + slot], expected);
-                    assert_eq!(page.values[values + index], -expected);
+                    assert_eq!(keys[(head * 3 + index) * PAGE_TOKENS + slot], expected);
+                    assert_eq!(values[place + index], -expected);
                 }
             }
         }

@@ -8,10 +8,10 @@ mod refusal;
 use std::num::NonZeroUsize;
 
 use proptest::prelude::*;
+use umbel_protocol::DType;
 use umbel_shard::{Family, WeightType};
 
 use super::*;
-use crate::kernel::KvPages;
 use crate::kv::PAGE_TOKENS;
 use crate::kv::arena::KvArena;
 use crate::reference::Reference;
@@ -88,10 +88,11 @@ fn cache_bits(table: &mut KvTable) -> Vec<u32> {
     for cache in table.caches_mut() {
         for position in 0..position {
             let (page, slot) = (position / PAGE_TOKENS, position % PAGE_TOKENS);
+            let (keys, values) = cache.floats(page);
             for head in 0..shape.kv_heads {
-                let keys = cache.keys(page)[shape.key(head, slot)..].iter().step_by(PAGE_TOKENS);
+                let keys = keys[shape.key(head, slot)..].iter().step_by(PAGE_TOKENS);
                 found.extend(keys.take(shape.head_size).map(|key| key.to_bits()));
-                found.extend(bits(&cache.values(page)[shape.value(head, slot)]));
+                found.extend(bits(&values[shape.value(head, slot)]));
             }
         }
     }
@@ -115,6 +116,28 @@ fn token_by_token_and_in_one_step_give_the_same_bits() {
 }
 
 #[test]
+fn narrow_caches_give_the_same_bits_however_tokens_come() {
+    let world = World::new(Family::Qwen3, WeightType::BF16);
+    let (blocks, input) = (span(0, 3), model::hidden(TOKENS, 2));
+    let hosted = world.host(blocks);
+    let open =
+        |dtype| KvArena::new(&world.config, blocks, 128).open_as(dtype, blocks, 128).unwrap();
+    let exact = pieces(&hosted, &mut open(DType::F32), &input, &[]).to_values();
+    let mut errors = Vec::new();
+    for dtype in DType::ALL {
+        let whole = pieces(&hosted, &mut open(dtype), &input, &[]);
+        let single = pieces(&hosted, &mut open(dtype), &input, &[1; TOKENS]);
+        assert_eq!(hidden_bits(&whole), hidden_bits(&single), "{dtype}");
+        let errors_of = whole.to_values().into_iter().zip(&exact).map(|(a, b)| (a - b).abs());
+        errors.push(errors_of.fold(0.0_f32, f32::max));
+    }
+    // Binary32 changes nothing, and each narrower type more than the one before, but not much.
+    assert!(errors[0] == 0.0 && errors.is_sorted() && errors[1] > 0.0, "{errors:?}");
+    let largest = exact.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
+    assert!(errors[3] < 0.05 * largest, "{errors:?} of {largest}");
+}
+
+#[test]
 fn splitting_the_model_changes_no_bit() {
     let world = World::new(Family::Qwen3, WeightType::Q8_0);
     let input = model::hidden(TOKENS, 3);
@@ -132,6 +155,35 @@ fn splitting_the_model_changes_no_bit() {
         }
         assert_eq!(hidden_bits(&hidden), hidden_bits(&expected), "{cuts:?}");
     }
+}
+
+#[test]
+fn blocks_that_are_held_already_are_shared_and_compute_the_same() {
+    let world = World::new(Family::Llama, WeightType::Q8_0);
+    let blocks = world.config.block_count;
+    let held = world.host(span(0, blocks - 1));
+    let beside = span(1, blocks);
+    let shared = std::slice::from_ref(&held);
+    let shared = HostedSpan::load_beside(shared, &world.config, &world.weights, beside).unwrap();
+    for index in 1..blocks - 1 {
+        assert!(Arc::ptr_eq(held.block(index).unwrap(), shared.block(index).unwrap()));
+    }
+    assert!(held.part(span(blocks - 1, blocks)).is_none());
+    let part = held.part(beside).unwrap();
+    assert_eq!(part.span(), span(1, blocks - 1));
+    drop(held);
+
+    let input = model::hidden(5, 3);
+    let mut results = [shared, world.host(beside)].map(|hosted| {
+        let mut table = world.open(beside);
+        hidden_bits(&hosted.forward(&mut table, &input).unwrap())
+    });
+    assert_eq!(results[0], results[1]);
+    results = [part, world.host(span(1, blocks - 1))].map(|hosted| {
+        let mut table = world.open(hosted.span());
+        hidden_bits(&hosted.forward(&mut table, &input).unwrap())
+    });
+    assert_eq!(results[0], results[1]);
 }
 
 #[test]

@@ -148,6 +148,7 @@ impl Ring {
                 next_step: StepId(0),
                 results: DType::F32,
                 compress: false,
+                cache: DType::F32,
             };
             let (mut sender, mut receiver) = peer.dial(&client).await?.split();
             sender.send(ClientMessage::Open(open).encode()).await?;
@@ -203,6 +204,7 @@ async fn serve(block: u32) -> anyhow::Result<()> {
         model: MODEL,
         span: Span::new(block, block + 1)?,
         hidden_size: HIDDEN_SIZE,
+        head_size: 32,
         context_tokens: TOKENS_MAX,
         kv_tokens_max: TOKENS_MAX,
         journal_bytes_max: 64 << 20,

@@ -141,7 +141,7 @@ async fn contenders(
     model: &Arc<ClientModel>,
     config: &Config,
 ) -> anyhow::Result<Vec<Contender>> {
-    let local = Blocks::Local(load_blocks(model, config).await?);
+    let local = Blocks::Local(load_blocks(model, config).await?, arguments.kv);
     let opened = Opened { model: Arc::clone(model), blocks: local };
     let mut contenders = vec![Contender {
         name: "one process".to_owned(),
@@ -154,7 +154,7 @@ async fn contenders(
             LocalSwarm::start(name, model.config().block_count, count, None, config).await?;
         let join = SwarmConfig { join: vec![servers.address().clone()], ..SwarmConfig::default() };
         let swarm = Arc::new(Swarm::join(join).await?);
-        let swarm = Blocks::Swarm(swarm, SessionOptions::default());
+        let swarm = Blocks::Swarm(swarm, session_options(arguments));
         let opened = Opened { model: Arc::clone(model), blocks: swarm };
         contenders.push(Contender {
             name: format!("swarm of {count}"),
@@ -163,6 +163,11 @@ async fn contenders(
         });
     }
     Ok(contenders)
+}
+
+/// What every session of a swarm is like.
+fn session_options(arguments: &BenchArguments) -> SessionOptions {
+    SessionOptions { cache: arguments.kv, wire: arguments.wire, ..SessionOptions::default() }
 }
 
 /// Token ids without meaning, spread over the vocabulary: speed does not depend on them.

@@ -91,6 +91,9 @@ impl LocalSwarm {
         if let Some(threads) = config.threads {
             command.arg("--threads").arg(threads.to_string());
         }
+        if let Some(instructions) = &config.instructions {
+            command.arg("--instructions").arg(instructions);
+        }
         command.args(["serve", model, "--no-mdns", "--stop-with-stdin"]);
         command.arg("--blocks").arg(blocks.to_string());
         command.arg("--identity").arg(identity);

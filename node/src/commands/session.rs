@@ -7,6 +7,7 @@ use anyhow::{Context as _, bail};
 use umbel_client::{
     Chain, ClientModel, LocalModel, RemoteChain, Sampling, SessionOptions, Swarm, SwarmConfig,
 };
+use umbel_protocol::DType;
 use umbel_shard::{Model, ModelSource, PartsNeeded};
 
 use crate::args::{ChainArguments, SamplingArguments};
@@ -15,7 +16,8 @@ use crate::progress::Shown;
 
 /// Where the blocks are computed.
 pub(super) enum Blocks {
-    Local(Arc<LocalModel>),
+    /// In this process, with keys and values in this type.
+    Local(Arc<LocalModel>, DType),
     Swarm(Arc<Swarm>, SessionOptions),
 }
 
@@ -43,7 +45,7 @@ impl Opened {
         if chain.local {
             let model = open_ends(source, config, PartsNeeded::everything()).await?;
             let blocks = load_blocks(&model, config).await?;
-            return Ok(Self { model, blocks: Blocks::Local(blocks) });
+            return Ok(Self { model, blocks: Blocks::Local(blocks, chain.kv) });
         }
         let join = SwarmConfig {
             join: chain.join.clone(),
@@ -52,7 +54,7 @@ impl Opened {
         };
         let swarm = Arc::new(Swarm::join(join).await?);
         let model = open_ends(source, config, PartsNeeded::ends()).await?;
-        let options = SessionOptions { wire: chain.wire, standby: chain.standby };
+        let options = SessionOptions { wire: chain.wire, standby: chain.standby, cache: chain.kv };
         Ok(Self { model, blocks: Blocks::Swarm(swarm, options) })
     }
 
@@ -60,7 +62,7 @@ impl Opened {
     pub(super) async fn chain(&self, tokens: usize) -> anyhow::Result<Chain> {
         let tokens = u32::try_from(tokens.clamp(1, self.model.config().context_tokens))?;
         Ok(match &self.blocks {
-            Blocks::Local(blocks) => Chain::Local(blocks.open(tokens)?),
+            Blocks::Local(blocks, cache) => Chain::Local(blocks.open_as(*cache, tokens)?),
             Blocks::Swarm(swarm, options) => {
                 let swarm = Arc::clone(swarm);
                 let chain = RemoteChain::open_with(swarm, &self.model, tokens, *options).await?;

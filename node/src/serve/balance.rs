@@ -8,12 +8,14 @@ use umbel_client::clock::Clock;
 use umbel_coordinator::Time;
 use umbel_coordinator::server::ShardId;
 use umbel_coordinator::swarm::placement::{Input, Mover, MoverConfig, Output, Sight, View};
+use umbel_engine::{HostedSpan, KvArena};
 use umbel_protocol::{PeerId, Span};
 use umbel_shard::Model;
 
-use super::loading::{Loaded, Loader};
+use super::loading::{Held, Loaded, Loader};
 use crate::announce::{Announcer, Offer};
 use crate::args::ServeArguments;
+use crate::compute::Shard;
 use crate::driver::Handle;
 
 /// Looks for blocks that need this server more, and moves to them.
@@ -21,8 +23,10 @@ pub(super) struct Balancer {
     /// `None` where the server stays with its blocks.
     mover: Option<Mover>,
     block_bytes: Vec<u64>,
-    kv_tokens: usize,
     loader: Loader,
+    /// The blocks in memory, by whose sessions use them, and the room for all sessions.
+    held: Vec<(ShardId, HostedSpan)>,
+    arena: KvArena,
     handle: Handle,
     drained: mpsc::Receiver<ShardId>,
     current: ShardId,
@@ -32,15 +36,17 @@ pub(super) struct Balancer {
 }
 
 impl Balancer {
-    /// Of a server that serves `span` with room for so many tokens.
+    /// Of a server that serves these blocks, and may hold so many at once.
     pub(super) fn new(
         peer: PeerId,
         arguments: &ServeArguments,
         model: &Model,
-        (span, kv_tokens): (Span, usize),
+        (held, held_max): (Held, u32),
         loader: Loader,
         (handle, drained): (Handle, mpsc::Receiver<ShardId>),
     ) -> Self {
+        let Held { spans, arena } = held;
+        let span = arena.hosted();
         let pinned = arguments.no_rebalance || arguments.blocks.is_some();
         let block_count = model.config().block_count;
         let mover = (!pinned && span.block_count() < block_count).then(|| {
@@ -48,9 +54,7 @@ impl Balancer {
                 peer,
                 span,
                 block_limit: span.block_count(),
-                // Weights are mapped, so the old blocks need no memory that the system cannot take
-                // back; the KV cache of both is allocated as sessions use it.
-                held_max: 2 * span.block_count(),
+                held_max,
                 look_interval: Duration::from_secs(arguments.rebalance_interval.into()),
                 seed: getrandom::u64().unwrap_or_default(),
             };
@@ -60,8 +64,9 @@ impl Balancer {
         Self {
             mover,
             block_bytes: block_bytes.collect(),
-            kv_tokens,
             loader,
+            held: spans.into_iter().map(|span| (ShardId::default(), span)).collect(),
+            arena,
             handle,
             drained,
             current: ShardId::default(),
@@ -101,7 +106,10 @@ impl Balancer {
                     }
                 }
                 Some(shard) = self.drained.recv() => {
-                    (shard < self.current).then_some(Input::Drained)
+                    self.held.retain(|(held, _)| *held != shard);
+                    // Blocks of an earlier move may be in use for longer than those of the last.
+                    let only_current = self.held.iter().all(|(held, _)| *held == self.current);
+                    only_current.then_some(Input::Drained)
                 }
                 () = clock.wait_until(deadline) => None,
             };
@@ -149,16 +157,17 @@ impl Balancer {
                 offer.send_modify(|offer| offer.intention = intention);
             }
             Output::Load(span) => {
-                let (loader, kv_tokens) = (self.loader.clone(), self.kv_tokens);
-                let load = async move { loader.load(span, kv_tokens).await };
+                let spans = self.held.iter().map(|(_, held)| held.clone()).collect();
+                let (loader, held) =
+                    (self.loader.clone(), Held { spans, arena: self.arena.clone() });
+                let load = async move { loader.load_beside(span, held).await };
                 self.loading = Some(tokio::spawn(load));
             }
             Output::Serve(span) => self.serve(span, offer).await,
             // The driver drops blocks as soon as no session uses them; those that were loaded and
             // never served go here.
             Output::DropOld(_) => self.loaded = None,
-            // It holds two spans at any time, so it never has to give one up first.
-            Output::Withdraw { .. } => tracing::warn!("there is room for both spans"),
+            Output::Withdraw { to } => self.withdraw(to, offer).await,
         }
     }
 
@@ -166,16 +175,37 @@ impl Balancer {
         let Some(Loaded { shard, throughput }) = self.loaded.take() else {
             return;
         };
-        self.current = ShardId(self.current.0 + 1);
-        let kv_tokens = u32::try_from(self.kv_tokens).unwrap_or(u32::MAX);
-        self.handle.serve(self.current, span, kv_tokens, shard).await;
+        self.hand_over(shard).await;
         tracing::info!(blocks = %span, "serving other blocks");
         offer.send_modify(|offer| {
             offer.span = span;
+            offer.draining = false;
             offer.intention.moving_to = None;
             offer.intention.joined = None;
             offer.throughput = throughput;
         });
+    }
+
+    /// Goes on with a part of the blocks, or with none, so that there is room for others.
+    async fn withdraw(&mut self, to: Option<Span>, offer: &watch::Sender<Offer>) {
+        let served = self.held.iter().find(|(held, _)| *held == self.current);
+        let part = to.and_then(|to| served?.1.part(to));
+        let Some(blocks) = part else {
+            tracing::info!("leaving all blocks, as there is no room for others beside them");
+            offer.send_modify(|offer| offer.draining = true);
+            return self.handle.drain().await;
+        };
+        let span = blocks.span();
+        tracing::info!(blocks = %span, "leaving the other blocks, as there is no room beside them");
+        self.hand_over(Shard { arena: self.arena.beside(span), blocks }).await;
+        offer.send_modify(|offer| offer.span = span);
+    }
+
+    /// Lets new sessions open on these blocks.
+    async fn hand_over(&mut self, shard: Shard) {
+        self.current = ShardId(self.current.0 + 1);
+        self.held.push((self.current, shard.blocks.clone()));
+        self.handle.serve(self.current, shard.blocks.span(), shard).await;
     }
 
     fn sight(&self, announcer: &Announcer, offer: &Offer) -> Sight {

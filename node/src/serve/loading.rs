@@ -1,10 +1,11 @@
 //! Getting blocks into memory.
 
-use umbel_engine::{Device, HostedSpan, KvArena};
+use umbel_engine::{Device, HostedSpan, KvArena, heap};
 use umbel_protocol::Span;
 use umbel_protocol::announcement::Throughput;
-use umbel_shard::{Model, ModelSource, Part, PartsNeeded};
+use umbel_shard::{Model, ModelConfig, ModelSource, Part, PartsNeeded};
 
+use super::memory;
 use crate::compute::Shard;
 use crate::config::Config;
 use crate::measure;
@@ -24,6 +25,12 @@ pub(super) struct Loaded {
     pub(super) throughput: Throughput,
 }
 
+/// What a server holds already.
+pub(super) struct Held {
+    pub(super) spans: Vec<HostedSpan>,
+    pub(super) arena: KvArena,
+}
+
 impl Loader {
     /// Opens the model; fetches those parts of it that are not on disk.
     pub(super) async fn open(&self, parts: PartsNeeded) -> anyhow::Result<Model> {
@@ -36,17 +43,42 @@ impl Loader {
 
     /// Loads blocks, with room for so many tokens, and measures them.
     pub(super) async fn load(&self, span: Span, kv_tokens: usize) -> anyhow::Result<Loaded> {
+        self.load_into(span, move |config| KvArena::new(config, span, kv_tokens), Vec::new()).await
+    }
+
+    /// Loads blocks beside others: they share the blocks that both have, and the room for tokens.
+    ///
+    /// # Errors
+    /// Also where the system lacks the memory for them.
+    pub(super) async fn load_beside(&self, span: Span, held: Held) -> anyhow::Result<Loaded> {
+        let Held { spans, arena } = held;
+        self.load_into(span, move |_| arena.beside(span), spans).await
+    }
+
+    async fn load_into(
+        &self,
+        span: Span,
+        arena: impl FnOnce(&ModelConfig) -> KvArena + Send + 'static,
+        held: Vec<HostedSpan>,
+    ) -> anyhow::Result<Loaded> {
         let model = self.open(PartsNeeded::span(span)).await?;
+        let missing =
+            span.blocks().filter(|block| !held.iter().any(|of| of.span().contains(*block)));
+        memory::wait_for(missing.map(|block| model.manifest().block_bytes(block)).sum()).await?;
         let weights = model.weights(Part::Blocks(span))?;
         let config = model.config().clone();
         let key = measure::Key { model: model.id(), device: self.config.device_name() };
         let folder = self.config.data_dir.join("speed");
         let device = self.device.clone();
         let load = move || -> anyhow::Result<_> {
-            let blocks = HostedSpan::load(&config, &weights, span)?.on(device);
-            let arena = KvArena::new(&config, span, kv_tokens);
-            let throughput = measure::throughput(&blocks, &arena, &key, &folder)?;
-            Ok(Loaded { shard: Shard { blocks, arena }, throughput })
+            let blocks = HostedSpan::load_beside(&held, &config, &weights, span)?.on(device);
+            // Sessions open in the other one meanwhile, and are promised all of its room.
+            let trial = KvArena::new(&config, span, measure::TOKENS);
+            let throughput = measure::throughput(&blocks, &trial, &key, &folder)?;
+            drop(trial);
+            // What packing and measuring took is of no use any more.
+            heap::give_back();
+            Ok(Loaded { shard: Shard { blocks, arena: arena(&config) }, throughput })
         };
         tokio::task::spawn_blocking(load).await?
     }

@@ -1,8 +1,14 @@
-//! How much fits into the memory of this machine.
+//! How much fits into the memory of this machine, and what of it goes back.
+
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
+use tokio::sync::watch;
+use umbel_engine::heap;
 use umbel_shard::{Model, budget};
+
+use crate::driver::Load;
 
 /// How much of the free memory a server takes: the rest is for the system's own ups and downs.
 const SHARE: f64 = 0.8;
@@ -17,15 +23,39 @@ const CONTEXTS: usize = 4;
 /// Most tokens of KV cache without a wish, for models with enormous contexts.
 const KV_TOKENS_DEFAULT_MAX: usize = 32_768;
 
+/// How long the engine may take to let go of blocks: a pass of a long prompt.
+const FREED_WITHIN: Duration = Duration::from_secs(5);
+
 /// Fewest tokens of KV cache that make a server useful.
 const KV_TOKENS_MIN: usize = 256;
 
+/// How long after steps were computed or sessions ended what they left goes back to the system.
+/// Seldom enough that a busy server does not notice it: the buffers of a long prompt, some 100 MB,
+/// take some 30 ms to be had again.
+const GIVE_BACK_AFTER: Duration = Duration::from_secs(10);
+
+/// Gives freed memory back while there is something to give, until the driver is gone.
+pub(super) async fn give_back(mut load: watch::Receiver<Load>) {
+    while load.changed().await.is_ok() {
+        tokio::time::sleep(GIVE_BACK_AFTER).await;
+        load.mark_unchanged();
+        let given = tokio::task::spawn_blocking(heap::give_back).await;
+        given.expect("the allocator does not panic");
+    }
+}
+
 /// Memory that the system could give to this process now.
-pub(super) fn free_bytes() -> anyhow::Result<u64> {
+fn available_bytes() -> anyhow::Result<u64> {
     let kind = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
-    let system = System::new_with_specifics(kind)
-        .context("the free memory cannot be told: give --block-count and --kv-tokens")?;
-    let available = system.available_memory();
+    let system = System::new_with_specifics(kind).context(
+        "the free memory cannot be told: give --block-count, --kv-tokens and --memory-bytes",
+    )?;
+    Ok(system.available_memory())
+}
+
+/// As much of it as a server takes.
+fn free_bytes() -> anyhow::Result<u64> {
+    let available = available_bytes()?;
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -39,6 +69,46 @@ pub(super) fn free_bytes() -> anyhow::Result<u64> {
 /// Bytes of results that are kept for the failure of next hops.
 pub(super) fn journal_bytes() -> anyhow::Result<usize> {
     Ok(usize::try_from(free_bytes()? / JOURNAL_PART).unwrap_or(usize::MAX))
+}
+
+/// What may be taken: as much as was said, or a share of what is free now.
+pub(super) fn allowed_bytes(said: Option<u64>) -> anyhow::Result<u64> {
+    said.map_or_else(free_bytes, Ok)
+}
+
+/// Most blocks that a server may hold at once while it moves.
+pub(super) fn blocks_held_max(
+    model: &Model,
+    block_count: u32,
+    kv_tokens: usize,
+    allowed_bytes: u64,
+) -> u32 {
+    let token_bytes = model.config().kv_token_bytes_per_block() * u64::from(block_count);
+    let kv_bytes = token_bytes.saturating_mul(kv_tokens as u64);
+    budget::blocks_held_max(&model.manifest().blocks_bytes(), block_count, kv_bytes, allowed_bytes)
+}
+
+/// Waits until the system has so much memory: blocks that were given up just now may not be gone
+/// yet.
+///
+/// # Errors
+/// Where it does not have it in time: others have taken it since this server chose its blocks.
+pub(super) async fn wait_for(bytes: u64) -> anyhow::Result<()> {
+    let deadline = tokio::time::Instant::now() + FREED_WITHIN;
+    loop {
+        let available = available_bytes()?;
+        if available >= bytes {
+            return Ok(());
+        }
+        if tokio::time::Instant::now() >= deadline {
+            bail!(
+                "the blocks take {} MB and the system has {} MB left",
+                bytes / 1_000_000,
+                available / 1_000_000
+            );
+        }
+        tokio::time::sleep(FREED_WITHIN / 10).await;
+    }
 }
 
 /// How many blocks fit, with the KV cache that was asked for or a default one.

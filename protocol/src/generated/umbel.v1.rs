@@ -415,6 +415,9 @@ pub struct OpenSession {
     /// Large results may be compressed, since some link of the route is slow.
     #[prost(bool, tag = "11")]
     pub compress: bool,
+    /// How keys and values are kept. Unspecified: as binary32.
+    #[prost(enumeration = "DType", tag = "12")]
+    pub cache: i32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NextHop {

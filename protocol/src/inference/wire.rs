@@ -197,6 +197,14 @@ impl PushMessage {
     }
 }
 
+/// The type, or what means binary32 where nothing is said.
+const fn unless_f32(dtype: DType) -> v1::DType {
+    match dtype {
+        DType::F32 => v1::DType::Unspecified,
+        narrower @ (DType::F16 | DType::BF16 | DType::Q8) => wire::dtype_to_wire(narrower),
+    }
+}
+
 impl From<OpenSession> for v1::OpenSession {
     fn from(open: OpenSession) -> Self {
         let (next, held) = repair::destination_to_wire(open.next, open.session);
@@ -210,14 +218,9 @@ impl From<OpenSession> for v1::OpenSession {
             held,
             next_position: open.next_position,
             next_step: open.next_step.0,
-            results: match open.results {
-                // What it means where nothing is said.
-                DType::F32 => v1::DType::Unspecified.into(),
-                narrower @ (DType::F16 | DType::BF16 | DType::Q8) => {
-                    wire::dtype_to_wire(narrower).into()
-                }
-            },
+            results: unless_f32(open.results).into(),
             compress: open.compress,
+            cache: unless_f32(open.cache).into(),
         }
     }
 }
@@ -238,6 +241,7 @@ impl TryFrom<v1::OpenSession> for OpenSession {
             next_step: StepId(open.next_step),
             results: wire::dtype(open.results)?.unwrap_or(DType::F32),
             compress: open.compress,
+            cache: wire::dtype(open.cache)?.unwrap_or(DType::F32),
         })
     }
 }

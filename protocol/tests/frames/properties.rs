@@ -53,9 +53,9 @@ fn destinations() -> impl Strategy<Value = Destination> {
 fn opens() -> impl Strategy<Value = OpenSession> {
     let numbers = (any::<u32>(), any::<u32>(), any::<u64>());
     let places = (option::of(peers()), destinations());
-    let writing = (dtypes(), any::<bool>());
+    let writing = (dtypes(), any::<bool>(), dtypes());
     (sessions(), models(), spans(), numbers, places, writing).prop_map(
-        |(session, model, blocks, numbers, (previous, next), (results, compress))| {
+        |(session, model, blocks, numbers, (previous, next), (results, compress, cache))| {
             let (tokens_max, next_position, next_step) = numbers;
             OpenSession {
                 session,
@@ -68,6 +68,7 @@ fn opens() -> impl Strategy<Value = OpenSession> {
                 next_step: StepId(next_step),
                 results,
                 compress,
+                cache,
             }
         },
     )

@@ -74,6 +74,7 @@ pub(crate) fn samples() -> Vec<Sample> {
         client("client_open_alone", ClientMessage::Open(open_alone(session))),
         client("client_open_refill", ClientMessage::Open(open_refill(session))),
         client("client_open_narrow", ClientMessage::Open(open_narrow(session))),
+        client("client_open_narrow_cache", ClientMessage::Open(open_narrow_cache(session))),
         client("client_step", ClientMessage::Step(step(session))),
         client("client_step_last_row", ClientMessage::Step(step_last_row(session))),
         client("client_close", ClientMessage::Close { session }),
@@ -137,6 +138,7 @@ fn open(session: SessionId) -> OpenSession {
         next_step: StepId(0),
         results: DType::F32,
         compress: false,
+        cache: DType::F32,
     }
 }
 
@@ -200,6 +202,10 @@ fn replay(session: SessionId) -> Step {
 
 fn open_narrow(session: SessionId) -> OpenSession {
     OpenSession { results: DType::Q8, compress: true, ..open(session) }
+}
+
+fn open_narrow_cache(session: SessionId) -> OpenSession {
+    OpenSession { cache: DType::BF16, ..open(session) }
 }
 
 /// Two rows of 35 elements: a block of 32 and one of 3 each.

@@ -162,6 +162,7 @@ impl Scenario {
             model: model(),
             span: Span::new(start, start + of.blocks).expect("servers have blocks"),
             hidden_size: HIDDEN_SIZE,
+            head_size: 32,
             context_tokens: CONTEXT_TOKENS,
             kv_tokens_max: of.kv_tokens,
             journal_bytes_max,

@@ -197,6 +197,7 @@ pub fn generate(length: u32, probability: f64, standby: bool, noticed: bool, see
                 model,
                 span: Span::new(ends[0], ends[1]).expect("stages are not empty"),
                 hidden_size: HIDDEN_SIZE,
+                head_size: 32,
                 context_tokens: 2_048,
                 kv_tokens_max: 16_384,
                 journal_bytes_max: 16 << 20,

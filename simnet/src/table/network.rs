@@ -117,6 +117,7 @@ impl Setup {
                 model,
                 span: Span::new(ends[0], ends[1]).expect("no server is without blocks"),
                 hidden_size: HIDDEN_SIZE,
+                head_size: 32,
                 context_tokens: 4_096,
                 kv_tokens_max: 8_192,
                 journal_bytes_max: 16 << 20,

@@ -96,6 +96,7 @@ pub fn time(manner: Manner, prompt: u32, bytes_per_second: f64) -> Duration {
             model,
             span: Span::new(stage * BLOCKS, (stage + 1) * BLOCKS).expect("a stage has blocks"),
             hidden_size: HIDDEN_SIZE,
+            head_size: 32,
             context_tokens: 8_192,
             kv_tokens_max: 8_192,
             journal_bytes_max: 64 << 20,

@@ -87,6 +87,7 @@ impl Client {
                 tokens_max: plan.tokens_max,
                 token_bytes: u32::try_from(settings.token_bytes).unwrap_or(u32::MAX),
                 results: DType::F32,
+                cache: DType::F32,
                 journal_bytes_max: JOURNAL_BYTES_MAX,
                 standby: plan.standby,
             },

@@ -24,6 +24,7 @@ fn a_long_prompt_over_a_slow_link_reaches_its_hop() {
             model,
             span: Span::new(0, 1).unwrap(),
             hidden_size: HIDDEN_SIZE,
+            head_size: 32,
             context_tokens: 1_024,
             kv_tokens_max: 4_096,
             journal_bytes_max: 1 << 20,

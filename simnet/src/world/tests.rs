@@ -24,6 +24,7 @@ fn server(name: u8, start: u32, end: u32, kv_tokens_max: u32) -> ServerConfig {
         model: MODEL,
         span: Span::new(start, end).unwrap(),
         hidden_size: HIDDEN_SIZE,
+        head_size: 32,
         context_tokens: 512,
         kv_tokens_max,
         journal_bytes_max: 1 << 20,

@@ -61,7 +61,8 @@ pub(super) enum Event {
 pub(super) struct Driver {
     swarm: Arc<Swarm>,
     model: ModelId,
-    tokens_max: u32,
+    /// As many tokens in binary32 take as much of a server's memory as the session does.
+    room_tokens: u32,
     token_bytes: u32,
     session: Session,
     links: BTreeMap<HopId, HopLink>,
@@ -90,6 +91,7 @@ impl Driver {
     pub(super) fn new(
         swarm: Arc<Swarm>,
         config: SessionConfig,
+        room_tokens: u32,
         commands: mpsc::Receiver<Command>,
         ready: oneshot::Sender<Result<(), SessionFailure>>,
     ) -> (Self, watch::Receiver<Vec<Hop>>, watch::Receiver<Vec<HopFailure>>) {
@@ -99,7 +101,7 @@ impl Driver {
         let driver = Self {
             swarm,
             model: config.model,
-            tokens_max: config.tokens_max,
+            room_tokens,
             token_bytes: config.token_bytes,
             session: Session::open(config, Time::START),
             links: BTreeMap::new(),
@@ -232,7 +234,7 @@ impl Driver {
         let searched = self.searched.replace(now);
         let search = Search {
             model: self.model,
-            tokens_max: self.tokens_max,
+            tokens_max: self.room_tokens,
             token_bytes: self.token_bytes,
             since: if begun { self.troubled.unwrap_or(now) } else { self.started },
             forgiving_from: searched.map_or(now, |searched| searched + FORGIVEN_AGAIN),

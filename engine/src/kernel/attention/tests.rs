@@ -64,12 +64,11 @@ fn value_place(shape: AttentionShape, head: usize, position: usize) -> Range<usi
 }
 
 impl KvPages for Cache {
-    fn keys(&self, index: usize) -> &[f32] {
-        &self.keys[index]
-    }
-
-    fn values(&self, index: usize) -> &[f32] {
-        &self.values[index]
+    fn page(&self, index: usize) -> KvPage<'_> {
+        KvPage {
+            keys: Side::Binary32(&self.keys[index]),
+            values: Side::Binary32(&self.values[index]),
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use super::load;
 use crate::kernel::attention::{PAGE_TOKENS, PageHead, Row};
 
 /// Values of a register, which are also the keys of a page: the scores of a page fill one.
-pub(super) const LANES: usize = 16;
+const LANES: usize = 16;
 
 /// Rows that share what is loaded of a page. With [`TILE_SUMS`] registers of each row's sum, as many
 /// of values, and one weight they fill 21 of 32 registers.
@@ -16,6 +16,11 @@ const GROUP: usize = 4;
 
 /// Registers of a head's sum that are summed over a page at once: 64 values, a head of most models.
 const TILE_SUMS: usize = 4;
+
+/// Whether the heads of `rows` fill registers.
+pub(super) fn fills(rows: &[Row<'_>]) -> bool {
+    rows.iter().all(|row| row.sum.len().is_multiple_of(LANES))
+}
 
 /// Adds to the sum of each row the weighted values of the places in `slots`.
 ///

@@ -50,6 +50,7 @@ pub(super) fn multiply(format: Format, tile: Tile<'_>, sums: &mut [Sums]) {
             |step, register, _| _mm512_castsi512_ps(bytes_64(step, register)),
             |sum, weights, input| dot_pairs(sum, weights, input),
         ),
+        Format::Bfloat16Tiles => unreachable!("AVX-512 has no tiles"),
     }
 }
 

@@ -55,7 +55,7 @@ pub(super) fn bytes_16(bytes: &[u8; 16]) -> __m128i {
 #[target_feature(enable = "avx512f")]
 #[inline]
 #[allow(unsafe_code, reason = "the intrinsic takes a pointer")]
-pub(super) fn sums(sums: &Sums) -> [__m512; STRIPS] {
+pub(in crate::kernel) fn sums(sums: &Sums) -> [__m512; STRIPS] {
     let mut registers = [_mm512_setzero_ps(); STRIPS];
     for (register, sums) in registers.iter_mut().zip(&sums.0) {
         // SAFETY: the reference is to 64 bytes; the load asks for no alignment.
@@ -68,7 +68,7 @@ pub(super) fn sums(sums: &Sums) -> [__m512; STRIPS] {
 #[target_feature(enable = "avx512f")]
 #[inline]
 #[allow(unsafe_code, reason = "the intrinsic takes a pointer")]
-pub(super) fn store(sums: &mut Sums, registers: [__m512; STRIPS]) {
+pub(in crate::kernel) fn store(sums: &mut Sums, registers: [__m512; STRIPS]) {
     for (sums, register) in sums.0.iter_mut().zip(registers) {
         // SAFETY: the reference is to 64 bytes; the store asks for no alignment.
         unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), register) }
@@ -91,4 +91,23 @@ pub(super) fn floats(values: &[f32; 16]) -> __m512 {
 pub(super) fn store_floats(values: &mut [f32; 16], register: __m512) {
     // SAFETY: the reference is to 64 bytes, and no other is to them; the store asks for no alignment.
     unsafe { _mm512_storeu_ps(values.as_mut_ptr(), register) }
+}
+
+/// A register to a line.
+#[target_feature(enable = "avx512f")]
+#[inline]
+#[allow(unsafe_code, reason = "the intrinsic takes a pointer")]
+pub(in crate::kernel) fn store_line(line: &mut Line, register: __m512i) {
+    // SAFETY: the reference is to 64 bytes, which the type aligns as the store asks, and no other is
+    // to them.
+    unsafe { _mm512_store_si512(line.0.as_mut_ptr().cast(), register) }
+}
+
+/// 16 integers at any alignment.
+#[target_feature(enable = "avx512f")]
+#[inline]
+#[allow(unsafe_code, reason = "the intrinsic takes a pointer")]
+pub(in crate::kernel) fn integers(values: &[i32; 16]) -> __m512i {
+    // SAFETY: the reference is to 64 bytes; the load asks for no alignment.
+    unsafe { _mm512_loadu_si512(values.as_ptr().cast()) }
 }

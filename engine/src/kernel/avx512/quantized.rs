@@ -13,51 +13,65 @@ use umbel_shard::WeightType;
 use super::load;
 use super::products::{self, GROUP, Products};
 use super::unpack::{self, Quads};
+use crate::kernel::amx::{self, Amx};
 use crate::kernel::packed::quantized::layout::STRIPS;
 use crate::kernel::packed::quantized::tokens::{IntegerTile, TokenFactors};
 use crate::kernel::packed::quantized::{Panel, Sums};
 
 /// The weights of a block, and what their integers stand for.
-struct Block<F> {
-    quads: Quads,
-    factors: F,
+pub(in crate::kernel) struct Block<F> {
+    pub(in crate::kernel) quads: Quads,
+    pub(in crate::kernel) factors: F,
 }
 
-/// One panel times one tile of tokens.
+/// One panel times one tile of tokens, with the products of tiles where there are any.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) fn multiply(panel: Panel<'_>, tile: IntegerTile<'_>, sums: &mut [Sums]) {
-    if tile.upper_only {
-        by_type::<true>(panel, tile, sums);
-    } else {
-        by_type::<false>(panel, tile, sums);
+pub(super) fn multiply(
+    amx: Option<Amx>,
+    panel: Panel<'_>,
+    tile: IntegerTile<'_>,
+    sums: &mut [Sums],
+) {
+    // Each loop is compiled on its own: sharing closures, none would have them inlined, which costs a
+    // sixth of the speed.
+    match (tile.upper_only, amx.is_some()) {
+        (false, false) => by_type::<false, false>(amx, panel, tile, sums),
+        (true, false) => by_type::<true, false>(amx, panel, tile, sums),
+        (false, true) => by_type::<false, true>(amx, panel, tile, sums),
+        (true, true) => by_type::<true, true>(amx, panel, tile, sums),
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn by_type<const UPPER_ONLY: bool>(panel: Panel<'_>, tile: IntegerTile<'_>, sums: &mut [Sums]) {
+fn by_type<const UPPER_ONLY: bool, const TILES: bool>(
+    amx: Option<Amx>,
+    panel: Panel<'_>,
+    tile: IntegerTile<'_>,
+    sums: &mut [Sums],
+) {
     match panel.kind {
-        WeightType::Q4_0 => scaled::<UPPER_ONLY>(tile, sums, |block, strip| {
+        WeightType::Q4_0 => scaled::<UPPER_ONLY, TILES>(amx, tile, sums, |block, strip| {
             with_scale(panel, block, strip, unpack::bits_4(panel.lines(block, strip)))
         }),
-        WeightType::Q5_0 => scaled::<UPPER_ONLY>(tile, sums, |block, strip| {
+        WeightType::Q5_0 => scaled::<UPPER_ONLY, TILES>(amx, tile, sums, |block, strip| {
             with_scale(panel, block, strip, unpack::bits_5(panel.lines(block, strip)))
         }),
-        WeightType::Q8_0 => scaled::<UPPER_ONLY>(tile, sums, |block, strip| {
+        WeightType::Q8_0 => scaled::<UPPER_ONLY, TILES>(amx, tile, sums, |block, strip| {
             with_scale(panel, block, strip, unpack::bits_8(panel.lines(block, strip)))
         }),
-        WeightType::Q4_1 => with_minimum::<UPPER_ONLY>(tile, sums, |block, strip| {
+        WeightType::Q4_1 => with_minimum::<UPPER_ONLY, TILES>(amx, tile, sums, |block, strip| {
             with_own_factors(panel, block, strip, unpack::bits_4(panel.lines(block, strip)))
         }),
-        WeightType::Q5_1 => with_minimum::<UPPER_ONLY>(tile, sums, |block, strip| {
+        WeightType::Q5_1 => with_minimum::<UPPER_ONLY, TILES>(amx, tile, sums, |block, strip| {
             with_own_factors(panel, block, strip, unpack::bits_5(panel.lines(block, strip)))
         }),
-        WeightType::Q4K => with_minimum::<UPPER_ONLY>(tile, sums, |block, strip| {
+        WeightType::Q4K => with_minimum::<UPPER_ONLY, TILES>(amx, tile, sums, |block, strip| {
             with_shared_factors(panel, block, strip, unpack::bits_4(panel.lines(block, strip)))
         }),
-        WeightType::Q5K => with_minimum::<UPPER_ONLY>(tile, sums, |block, strip| {
+        WeightType::Q5K => with_minimum::<UPPER_ONLY, TILES>(amx, tile, sums, |block, strip| {
             with_shared_factors(panel, block, strip, unpack::bits_5(panel.lines(block, strip)))
         }),
-        WeightType::Q6K => in_halves::<UPPER_ONLY>(panel, tile, sums),
+        WeightType::Q6K => in_halves::<UPPER_ONLY, TILES>(amx, panel, tile, sums),
         WeightType::F32 | WeightType::F16 | WeightType::BF16 => {
             unreachable!("weights in floating point are not packed as integers")
         }
@@ -106,12 +120,13 @@ fn with_shared_factors(
 /// Types without a minimum.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
-fn scaled<const UPPER_ONLY: bool>(
+fn scaled<const UPPER_ONLY: bool, const TILES: bool>(
+    amx: Option<Amx>,
     tile: IntegerTile<'_>,
     sums: &mut [Sums],
     read: impl Fn(usize, usize) -> Block<__m512> + Copy,
 ) {
-    by_blocks::<_, UPPER_ONLY, 1>(tile, sums, read, |scale, [products], token, sum| {
+    by_blocks::<_, UPPER_ONLY, TILES, 1>(amx, tile, sums, read, |scale, [products], token, sum| {
         let scale = _mm512_mul_ps(scale, _mm512_set1_ps(token.scale));
         _mm512_add_ps(sum, _mm512_mul_ps(_mm512_cvtepi32_ps(products), scale))
     });
@@ -120,22 +135,34 @@ fn scaled<const UPPER_ONLY: bool>(
 /// Types with a minimum: the scale, and the minimum.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
-fn with_minimum<const UPPER_ONLY: bool>(
+fn with_minimum<const UPPER_ONLY: bool, const TILES: bool>(
+    amx: Option<Amx>,
     tile: IntegerTile<'_>,
     sums: &mut [Sums],
     read: impl Fn(usize, usize) -> Block<[__m512; 2]> + Copy,
 ) {
-    by_blocks::<_, UPPER_ONLY, 1>(tile, sums, read, |[scale, minimum], [products], token, sum| {
-        let scale = _mm512_mul_ps(scale, _mm512_set1_ps(token.scale));
-        let sum = _mm512_add_ps(sum, _mm512_mul_ps(_mm512_cvtepi32_ps(products), scale));
-        _mm512_add_ps(sum, _mm512_mul_ps(minimum, _mm512_set1_ps(token.sum)))
-    });
+    by_blocks::<_, UPPER_ONLY, TILES, 1>(
+        amx,
+        tile,
+        sums,
+        read,
+        |[scale, minimum], [products], token, sum| {
+            let scale = _mm512_mul_ps(scale, _mm512_set1_ps(token.scale));
+            let sum = _mm512_add_ps(sum, _mm512_mul_ps(_mm512_cvtepi32_ps(products), scale));
+            _mm512_add_ps(sum, _mm512_mul_ps(minimum, _mm512_set1_ps(token.sum)))
+        },
+    );
 }
 
 /// Q6_K, whose blocks have a scale for each half.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
-fn in_halves<const UPPER_ONLY: bool>(panel: Panel<'_>, tile: IntegerTile<'_>, sums: &mut [Sums]) {
+fn in_halves<const UPPER_ONLY: bool, const TILES: bool>(
+    amx: Option<Amx>,
+    panel: Panel<'_>,
+    tile: IntegerTile<'_>,
+    sums: &mut [Sums],
+) {
     let read = |block: usize, strip: usize| {
         let [scale] = panel.supers(block, strip);
         let [factors] = panel.factors::<1>(block, strip);
@@ -146,24 +173,34 @@ fn in_halves<const UPPER_ONLY: bool>(panel: Panel<'_>, tile: IntegerTile<'_>, su
         });
         Block { quads: unpack::bits_6(panel.lines(block, strip)), factors: scales }
     };
-    by_blocks::<_, UPPER_ONLY, 2>(tile, sums, read, |scales, [first, last], token, sum| {
-        let first = _mm512_mul_ps(_mm512_cvtepi32_ps(first), scales[0]);
-        let last = _mm512_mul_ps(_mm512_cvtepi32_ps(last), scales[1]);
-        let products = _mm512_mul_ps(_mm512_add_ps(first, last), _mm512_set1_ps(token.scale));
-        _mm512_add_ps(sum, products)
-    });
+    by_blocks::<_, UPPER_ONLY, TILES, 2>(
+        amx,
+        tile,
+        sums,
+        read,
+        |scales, [first, last], token, sum| {
+            let first = _mm512_mul_ps(_mm512_cvtepi32_ps(first), scales[0]);
+            let last = _mm512_mul_ps(_mm512_cvtepi32_ps(last), scales[1]);
+            let products = _mm512_mul_ps(_mm512_add_ps(first, last), _mm512_set1_ps(token.scale));
+            _mm512_add_ps(sum, products)
+        },
+    );
 }
 
 /// Reads block after block and adds its products to the sums of each token: `add` takes the block's
 /// factors, the products, the factors of the token, and the sum so far.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
-fn by_blocks<F: Copy, const UPPER_ONLY: bool, const HALVES: usize>(
+fn by_blocks<F: Copy, const UPPER_ONLY: bool, const TILES: bool, const HALVES: usize>(
+    amx: Option<Amx>,
     tile: IntegerTile<'_>,
     sums: &mut [Sums],
     read: impl Fn(usize, usize) -> Block<F> + Copy,
     add: impl Fn(F, [__m512i; HALVES], &TokenFactors, __m512) -> __m512 + Copy,
 ) {
+    if let (true, Some(amx)) = (TILES, amx) {
+        return amx::by_blocks::<F, UPPER_ONLY, HALVES>(amx, tile, sums, read, add);
+    }
     sums.iter_mut().for_each(|sums| load::store(sums, [_mm512_setzero_ps(); STRIPS]));
     let (sums, last_sums) = sums.as_chunks_mut::<GROUP>();
     let words = tile.words.chunks_exact(tile.tokens);

@@ -7,7 +7,7 @@ use super::load;
 use crate::kernel::packed::quantized::layout::{Line, QUADS};
 
 /// The first and the last quads of a block, unsigned bytes of 4 columns in each of 16 rows.
-pub(super) type Quads = [[__m512i; QUADS / 2]; 2];
+pub(in crate::kernel) type Quads = [[__m512i; QUADS / 2]; 2];
 
 /// For a ternary logic instruction: `a | (b & c)`.
 const JOIN_MASKED: i32 = 0xf8;

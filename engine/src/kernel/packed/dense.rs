@@ -10,20 +10,24 @@
 //! # The order of sums
 //!
 //! Each output has a lane of its own, to which its products are added from the first column to the
-//! last. How many tokens are side by side decides how lanes share registers and loads, and nothing
-//! else: a sum that leaves its register between two blocks of columns comes back as it was. So one
-//! row and many rows give the same bits by construction.
+//! last, by tiles of AMX 32 columns at a time. How many tokens are side by side decides how lanes share
+//! registers and loads, and nothing else: a sum that leaves its register between two blocks of columns
+//! comes back as it was. So one row and many rows give the same bits by construction.
 
+mod format;
 mod inputs;
 mod pack;
 mod unpack;
 
 use std::ops::Range;
 
-use umbel_shard::{Weight, WeightType};
+use umbel_shard::Weight;
 
-use self::inputs::Inputs;
 #[cfg(target_arch = "x86_64")]
+use self::format::AMX_TOKENS;
+pub(in crate::kernel) use self::format::{Format, TILE_STEPS};
+use self::inputs::Inputs;
+#[cfg(any(target_arch = "x86_64", test))]
 pub(in crate::kernel) use self::inputs::round_pairs;
 use super::outputs::Outputs;
 use super::pages::Pages;
@@ -35,10 +39,6 @@ use crate::kernel::portable;
 /// registers stay for weights and inputs. The matrices of models have multiples of 64 rows.
 pub(in crate::kernel) const PANEL_ROWS: usize = 64;
 
-/// The most tokens that share the weights in a kernel's registers. AVX2 takes 16 rows at a time with
-/// them: 12 of its 16 registers.
-pub(in crate::kernel) const TILE_TOKENS: usize = 6;
-
 /// Bytes of a panel over which all tokens pass before the next ones are read. With the block that is
 /// being fetched it is half of the 256 KiB of second-level cache that the smallest cores have.
 const BLOCK_BYTES: usize = 64 * 1024;
@@ -46,72 +46,12 @@ const BLOCK_BYTES: usize = 64 * 1024;
 /// The sums of a panel's rows for one token.
 pub(in crate::kernel) type Sums = [f32; PANEL_ROWS];
 
-/// What a kernel multiplies: how the weights are written, and what the words of its inputs are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::kernel) enum Format {
-    /// IEEE 754 binary32; a word is a binary32.
-    Binary32,
-    /// IEEE 754 binary16; a word is a binary32.
-    Binary16,
-    /// Two columns of bfloat16 a step, each with a word in binary32.
-    Bfloat16,
-    /// Two columns of bfloat16 a step, with one word of two bfloat16, the first in the lower half.
-    Bfloat16Pairs,
-}
-
-impl Format {
-    fn of(kind: WeightType) -> Option<Self> {
-        match kind {
-            WeightType::F32 => Some(Self::Binary32),
-            WeightType::F16 => Some(Self::Binary16),
-            WeightType::BF16 => Some(Self::Bfloat16),
-            WeightType::Q4_0
-            | WeightType::Q4_1
-            | WeightType::Q5_0
-            | WeightType::Q5_1
-            | WeightType::Q8_0
-            | WeightType::Q4K
-            | WeightType::Q5K
-            | WeightType::Q6K => None,
-        }
-    }
-
-    /// Columns of a step.
-    const fn step_columns(self) -> usize {
-        match self {
-            Self::Binary32 | Self::Binary16 => 1,
-            Self::Bfloat16 | Self::Bfloat16Pairs => 2,
-        }
-    }
-
-    /// Words of the input for a step.
-    const fn step_words(self) -> usize {
-        match self {
-            Self::Binary32 | Self::Binary16 | Self::Bfloat16Pairs => 1,
-            Self::Bfloat16 => 2,
-        }
-    }
-
-    /// Bytes of a row in a step.
-    const fn row_bytes(self) -> usize {
-        match self {
-            Self::Binary16 => 2,
-            Self::Binary32 | Self::Bfloat16 | Self::Bfloat16Pairs => 4,
-        }
-    }
-
-    /// Bytes of a step.
-    const fn step_bytes(self) -> usize {
-        PANEL_ROWS * self.row_bytes()
-    }
-}
-
 /// Some steps of a panel, and the tokens that a kernel multiplies them with.
 #[derive(Clone, Copy)]
 pub(in crate::kernel) struct Tile<'a> {
     /// `[steps, rows of a panel]`.
     pub(in crate::kernel) weights: &'a [u8],
-    /// `[steps, words of a step, tokens]`.
+    /// `[steps, words of a step, tokens]`, or for tiles of AMX `[steps / 16, tokens, 16]`.
     pub(in crate::kernel) inputs: &'a [u32],
     /// What to fetch into the cache meanwhile.
     pub(in crate::kernel) ahead: &'a [u8],
@@ -147,7 +87,7 @@ impl DenseMatrix {
         self.rows.div_ceil(PANEL_ROWS)
     }
 
-    /// How weights and inputs are multiplied: only AVX-512 has a unit for pairs of bfloat16, and
+    /// How weights and inputs are multiplied: only AVX-512 and AMX have a unit for pairs of bfloat16, and
     /// binary32 is no slower elsewhere.
     fn format(&self, arithmetic: Arithmetic) -> Format {
         match (self.set, self.format, arithmetic) {
@@ -155,6 +95,8 @@ impl DenseMatrix {
             (InstructionSet::Avx512(_), Format::Bfloat16, Arithmetic::Usual) => {
                 Format::Bfloat16Pairs
             }
+            #[cfg(target_arch = "x86_64")]
+            (InstructionSet::Amx(_), Format::Bfloat16, Arithmetic::Usual) => Format::Bfloat16Tiles,
             (_, format, _) => format,
         }
     }
@@ -192,8 +134,9 @@ impl DenseMatrix {
             let steps =
                 block * block_steps..block * block_steps + weights.len() / format.step_bytes();
             for (tokens, words) in inputs.tiles() {
-                let step_words = format.step_words() * tokens.len();
-                let inputs = &words[steps.start * step_words..steps.end * step_words];
+                let [start, end] =
+                    [steps.start, steps.end].map(|steps| format.words_until(steps) * tokens.len());
+                let inputs = &words[start..end];
                 let tile = Tile { weights, inputs, ahead: ahead.next().unwrap_or_default() };
                 multiply_tile(self.set, format, tile, &mut sums[tokens]);
             }
@@ -205,8 +148,13 @@ impl DenseMatrix {
         match self.set {
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx512(_) => inputs.tile_count() == 1,
+            // One tile of tokens takes all rows at once, two take half of them.
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Amx(_) => inputs.tokens() <= AMX_TOKENS / 2,
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx2(_) => inputs.tokens() == 1,
+            #[cfg(target_arch = "aarch64")]
+            InstructionSet::Neon(_) => inputs.tokens() == 1,
             InstructionSet::Portable => true,
         }
     }
@@ -243,6 +191,10 @@ fn multiply_tile(set: InstructionSet, format: Format, tile: Tile<'_>, sums: &mut
         InstructionSet::Avx2(avx2) => avx2.multiply_tile(format, tile, sums),
         #[cfg(target_arch = "x86_64")]
         InstructionSet::Avx512(avx512) => avx512.multiply_tile(format, tile, sums),
+        #[cfg(target_arch = "x86_64")]
+        InstructionSet::Amx(amx) => amx.multiply_tile(format, tile, sums),
+        #[cfg(target_arch = "aarch64")]
+        InstructionSet::Neon(neon) => neon.multiply_tile(format, tile, sums),
     }
 }
 

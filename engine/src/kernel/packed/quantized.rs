@@ -210,6 +210,10 @@ fn multiply_tile(set: InstructionSet, panel: Panel<'_>, tile: TokenTile<'_>, sum
         InstructionSet::Avx2(avx2) => avx2.multiply_panel(panel, tile, sums),
         #[cfg(target_arch = "x86_64")]
         InstructionSet::Avx512(avx512) => avx512.multiply_panel(panel, tile, sums),
+        #[cfg(target_arch = "x86_64")]
+        InstructionSet::Amx(amx) => amx.multiply_panel(panel, tile, sums),
+        #[cfg(target_arch = "aarch64")]
+        InstructionSet::Neon(neon) => neon.multiply_panel(panel, tile, sums),
     }
 }
 

@@ -13,7 +13,9 @@ pub(in crate::kernel) fn multiply_tile(format: Format, tile: Tile<'_>, sums: &mu
         Format::Binary32 => by_tokens::<4, 1>(tile, sums, |row, _| f32::from_le_bytes(*row)),
         Format::Binary16 => by_tokens::<2, 1>(tile, sums, |row, _| binary16(*row)),
         Format::Bfloat16 => by_tokens::<4, 2>(tile, sums, bfloat16),
-        Format::Bfloat16Pairs => unreachable!("products of bfloat16 need a unit for them"),
+        Format::Bfloat16Pairs | Format::Bfloat16Tiles => {
+            unreachable!("products of bfloat16 need a unit for them")
+        }
     }
 }
 

@@ -27,7 +27,9 @@ pub(super) fn multiply(format: Format, tile: Tile<'_>, sums: &mut [Sums]) {
         Format::Bfloat16 => by_tokens::<256, 2>(tile, sums, |step, register, column| {
             widen(load::bytes_32(&step.as_chunks().0[register]), column)
         }),
-        Format::Bfloat16Pairs => unreachable!("AVX2 has no products of bfloat16"),
+        Format::Bfloat16Pairs | Format::Bfloat16Tiles => {
+            unreachable!("AVX2 has no products of bfloat16")
+        }
     }
 }
 

@@ -3,7 +3,6 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::kernel::KvPages;
 use crate::kv::table::BlockCache;
 
 const KV_HEADS: usize = 2;
@@ -18,8 +17,8 @@ fn span(start: u32, end: u32) -> Span {
 fn arena(tokens_max: usize) -> KvArena {
     let page = PageShape { kv_heads: KV_HEADS, head_size: HEAD_SIZE };
     let hosted = span(HOSTED.0, HOSTED.1);
-    let pages = tokens_max.div_ceil(PAGE_TOKENS) * block_count(hosted);
-    let budget = Arc::new(PageBudget { free: AtomicUsize::new(pages) });
+    let bytes = bytes(page, DType::F32, hosted, tokens_max);
+    let budget = Arc::new(Budget { free: AtomicUsize::new(bytes) });
     KvArena { hosted, context_tokens: CONTEXT_TOKENS, page, budget }
 }
 
@@ -34,8 +33,10 @@ fn fill(table: &mut KvTable, tokens: usize) {
 fn page_addresses(table: &mut KvTable) -> Vec<*const f32> {
     let pages = 0..table.position().div_ceil(PAGE_TOKENS);
     let caches = table.caches_mut().iter();
-    let of_page =
-        |cache: &BlockCache, page| [cache.keys(page).as_ptr(), cache.values(page).as_ptr()];
+    let of_page = |cache: &BlockCache, page| {
+        let (keys, values) = cache.floats(page);
+        [keys.as_ptr(), values.as_ptr()]
+    };
     caches.flat_map(|cache| pages.clone().flat_map(|page| of_page(cache, page))).collect()
 }
 
@@ -130,9 +131,38 @@ proptest! {
 }
 
 #[test]
+fn an_arena_beside_another_gives_out_the_same_room() {
+    let arena = arena(64);
+    let beside = arena.beside(span(0, 12));
+    let table = beside.open(span(0, 12), 16).unwrap();
+    // 12 of 24 pages.
+    assert_eq!((arena.free_tokens(), beside.free_tokens()), (32, 16));
+    assert!(matches!(arena.open(arena.hosted(), 48), Err(OpenTableError::Full { .. })));
+    drop(table);
+    assert_eq!(arena.free_tokens(), 64);
+}
+
+#[test]
 fn a_session_longer_than_the_context_is_refused() {
     let refused = arena(10_000).open(span(3, 4), CONTEXT_TOKENS + 1).unwrap_err();
     assert_eq!(refused, OpenTableError::TooLong { tokens: 401, context_tokens: 400 });
+}
+
+#[test]
+fn narrow_tables_take_less_of_the_budget() {
+    let arena = arena(400);
+    // A head of 4 values takes 16 bytes, 8, or 6 with a scale of its own.
+    for (dtype, tokens) in
+        [(DType::F32, 96), (DType::F16, 192), (DType::BF16, 192), (DType::Q8, 256)]
+    {
+        let rest = arena.open(span(3, 9), 400 - 96).unwrap();
+        let refused = arena.open_as(dtype, span(3, 9), tokens + 1).unwrap_err();
+        assert_eq!(refused, OpenTableError::Full { tokens: tokens + 1, free_tokens: tokens });
+        let mut table = arena.open_as(dtype, span(3, 9), tokens).unwrap();
+        fill(&mut table, tokens);
+        drop((table, rest));
+        assert_eq!(arena.free_tokens(), 400);
+    }
 }
 
 #[test]

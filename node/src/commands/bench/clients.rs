@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use tokio::sync::Barrier;
 use tokio::task::JoinSet;
-use umbel_client::{ClientModel, Generate, Generation, SessionOptions, Swarm, SwarmConfig};
+use umbel_client::{ClientModel, Generate, Generation, Swarm, SwarmConfig};
 
 use super::super::local_swarm::LocalSwarm;
 use super::super::session::{Blocks, Opened};
 use super::llama::Llama;
 use super::machine::Memory;
 use super::sample::{gaps, median};
-use super::{Limits, loopback, prompt};
+use super::{Limits, loopback, prompt, session_options};
 use crate::args::BenchArguments;
 use crate::config::Config;
 
@@ -75,7 +75,7 @@ pub(super) async fn run(
     for _ in 0..=most {
         let join = SwarmConfig { join: vec![servers.address().clone()], ..SwarmConfig::default() };
         let swarm = Arc::new(Swarm::join(join).await?);
-        let blocks = Blocks::Swarm(swarm, SessionOptions::default());
+        let blocks = Blocks::Swarm(swarm, session_options(arguments));
         clients.push(Arc::new(Opened { model: Arc::clone(model), blocks }));
     }
     // The first round warms up.

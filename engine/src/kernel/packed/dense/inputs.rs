@@ -2,14 +2,14 @@
 
 use std::ops::Range;
 
-use super::{Format, TILE_TOKENS};
+use super::{Format, TILE_STEPS};
 use crate::kernel::parallel::for_each;
 use crate::kernel::{InstructionSet, PARALLEL_WORK_MIN};
 
 /// The tokens of one multiplication.
 pub(super) struct Inputs {
     format: Format,
-    /// For each tile `[words of a row, tokens of the tile]`.
+    /// For each tile `[words of a row, tokens of the tile]`, where a group of words counts as one.
     words: Vec<u32>,
     tokens: usize,
     row_words: usize,
@@ -23,12 +23,12 @@ impl Inputs {
         input: &[f32],
         columns: usize,
     ) -> Self {
-        let row_words = columns.div_ceil(format.step_columns()) * format.step_words();
+        let row_words = format.words_until(columns.div_ceil(format.step_columns()));
         let tokens = input.len() / columns;
         let mut inputs = Self { format, words: vec![0; tokens * row_words], tokens, row_words };
         let mut rest = &mut inputs.words[..];
-        let mut tiles = Vec::with_capacity(tile_count(tokens));
-        for range in tile_tokens(tokens) {
+        let mut tiles = Vec::with_capacity(format.tile_count(tokens));
+        for range in format.tile_tokens(tokens) {
             let (words, after) = rest.split_at_mut(range.len() * row_words);
             tiles.push((words, &input[range.start * columns..range.end * columns]));
             rest = after;
@@ -53,26 +53,16 @@ impl Inputs {
     }
 
     pub(super) const fn tile_count(&self) -> usize {
-        tile_count(self.tokens)
+        self.format.tile_count(self.tokens)
     }
 
     /// The tokens of each tile, and their words.
     pub(super) fn tiles(&self) -> impl Iterator<Item = (Range<usize>, &[u32])> {
-        tile_tokens(self.tokens).map(|tokens| {
+        self.format.tile_tokens(self.tokens).map(|tokens| {
             let words = tokens.start * self.row_words..tokens.end * self.row_words;
             (tokens, &self.words[words])
         })
     }
-}
-
-const fn tile_count(tokens: usize) -> usize {
-    tokens.div_ceil(TILE_TOKENS)
-}
-
-/// The tokens of each tile: as few tiles as may be, and all of about one size.
-fn tile_tokens(tokens: usize) -> impl Iterator<Item = Range<usize>> {
-    let count = tile_count(tokens);
-    (0..count).map(move |tile| tile * tokens / count..(tile + 1) * tokens / count)
 }
 
 /// Writes the words of one tile. Words beyond the columns stay zeros.
@@ -86,13 +76,25 @@ fn write_tile(
     let tokens = input.len() / columns;
     let mut pairs = Vec::new();
     for (token, input) in input.chunks_exact(columns).enumerate() {
-        let places = words[token..].iter_mut().step_by(tokens);
-        if format == Format::Bfloat16Pairs {
-            pairs.resize(columns.div_ceil(2), 0);
-            round_to_pairs(set, input, &mut pairs);
-            places.zip(&pairs).for_each(|(place, &pair)| *place = pair);
-        } else {
-            places.zip(input).for_each(|(place, value)| *place = value.to_bits());
+        match format {
+            Format::Binary32 | Format::Binary16 | Format::Bfloat16 => {
+                let places = words[token..].iter_mut().step_by(tokens);
+                places.zip(input).for_each(|(place, value)| *place = value.to_bits());
+            }
+            Format::Bfloat16Pairs => {
+                pairs.resize(columns.div_ceil(2), 0);
+                round_to_pairs(set, input, &mut pairs);
+                let places = words[token..].iter_mut().step_by(tokens);
+                places.zip(&pairs).for_each(|(place, &pair)| *place = pair);
+            }
+            Format::Bfloat16Tiles => {
+                pairs.resize(columns.div_ceil(2), 0);
+                round_to_pairs(set, input, &mut pairs);
+                let places = words.as_chunks_mut::<TILE_STEPS>().0[token..].iter_mut();
+                for (place, pairs) in places.step_by(tokens).zip(pairs.chunks(TILE_STEPS)) {
+                    place[..pairs.len()].copy_from_slice(pairs);
+                }
+            }
         }
     }
 }
@@ -104,6 +106,10 @@ fn round_to_pairs(set: InstructionSet, input: &[f32], pairs: &mut [u32]) {
         InstructionSet::Avx512(avx512) => avx512.round_pairs(input, pairs),
         #[cfg(target_arch = "x86_64")]
         InstructionSet::Avx2(_) => round_pairs(input, pairs),
+        #[cfg(target_arch = "x86_64")]
+        InstructionSet::Amx(amx) => amx.avx512().round_pairs(input, pairs),
+        #[cfg(target_arch = "aarch64")]
+        InstructionSet::Neon(_) => round_pairs(input, pairs),
         InstructionSet::Portable => round_pairs(input, pairs),
     }
 }

@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 
 use half::{bf16, f16};
 use proptest::prelude::*;
+use umbel_shard::WeightType;
 
 use super::*;
 use crate::Device;
@@ -35,9 +36,14 @@ fn multiply(matrix: &DenseMatrix, arithmetic: Arithmetic, input: &[f32]) -> Vec<
     output
 }
 
+/// Whether a unit for bfloat16 multiplies.
+fn is_rounded(matrix: &DenseMatrix, arithmetic: Arithmetic) -> bool {
+    matches!(matrix.format(arithmetic), Format::Bfloat16Pairs | Format::Bfloat16Tiles)
+}
+
 /// What `matrix` multiplies of these activations.
 fn rounded(matrix: &DenseMatrix, arithmetic: Arithmetic, input: &[f32]) -> Vec<f64> {
-    let is_rounded = matrix.format(arithmetic) == Format::Bfloat16Pairs;
+    let is_rounded = is_rounded(matrix, arithmetic);
     let value = |&value: &f32| if is_rounded { bf16::from_f32(value).to_f32() } else { value };
     input.iter().map(value).map(f64::from).collect()
 }
@@ -151,7 +157,9 @@ fn narrowed(kind: WeightType, values: &[f32]) -> Vec<u8> {
     let bytes = |value: &f32| match Format::of(kind).unwrap() {
         Format::Binary32 => value.to_le_bytes().to_vec(),
         Format::Binary16 => f16::from_f32(*value).to_le_bytes().to_vec(),
-        Format::Bfloat16 | Format::Bfloat16Pairs => bf16::from_f32(*value).to_le_bytes().to_vec(),
+        Format::Bfloat16 | Format::Bfloat16Pairs | Format::Bfloat16Tiles => {
+            bf16::from_f32(*value).to_le_bytes().to_vec()
+        }
     };
     values.iter().flat_map(bytes).collect()
 }
@@ -210,13 +218,15 @@ fn the_smallest_numbers_are_not_flushed_to_zero_but_by_the_unit_for_bfloat16() {
         let smallest = match Format::of(kind).unwrap() {
             Format::Binary32 => f32::from_bits(1),
             Format::Binary16 => f16::from_bits(1).to_f32(),
-            Format::Bfloat16 | Format::Bfloat16Pairs => bf16::from_bits(1).to_f32(),
+            Format::Bfloat16 | Format::Bfloat16Pairs | Format::Bfloat16Tiles => {
+                bf16::from_bits(1).to_f32()
+            }
         };
         let bytes = narrowed(kind, &[smallest; 9]);
         for set in InstructionSet::all() {
             let matrix = pack(set, kind, &bytes, 1);
             for arithmetic in ARITHMETICS {
-                let is_flushed = matrix.format(arithmetic) == Format::Bfloat16Pairs;
+                let is_flushed = is_rounded(&matrix, arithmetic);
                 let expected = if is_flushed { 0.0 } else { 9.0 * smallest };
                 let what = format!("{kind}, {set:?}, {arithmetic:?}");
                 assert_eq!(multiply(&matrix, arithmetic, &[1.0; 9]), [expected], "{what}");
@@ -249,6 +259,26 @@ fn numbers_of_all_sizes() -> impl Iterator<Item = f32> {
     let mut numbers = Numbers(36);
     let bits = move || u32::from_le_bytes(numbers.next().to_le_bytes()[..4].try_into().unwrap());
     std::iter::repeat_with(bits).map(f32::from_bits).filter(|value| !value.is_nan()).take(1000)
+}
+
+/// Both fuse their sums on this target.
+#[cfg(target_arch = "aarch64")]
+#[test]
+fn neon_gives_the_bits_of_the_portable_loops() {
+    let mut numbers = Numbers(37);
+    for kind in FLOATS {
+        let (rows, columns) = (100, 301);
+        let bytes = weights(kind, rows * columns, &mut numbers);
+        let input = numbers.floats(9 * columns);
+        let portable = pack(InstructionSet::Portable, kind, &bytes, rows);
+        let expected = multiply(&portable, Arithmetic::Usual, &input);
+        let all = InstructionSet::all();
+        assert!(all.len() > 1, "this machine has NEON");
+        for set in all {
+            let found = multiply(&pack(set, kind, &bytes, rows), Arithmetic::Usual, &input);
+            assert_eq!(bits(&found), bits(&expected), "{kind}, {set:?}");
+        }
+    }
 }
 
 #[test]

@@ -32,7 +32,10 @@ impl DenseMatrix {
                     (Format::Binary16, &[a, b]) => {
                         row[column] = f16::from_le_bytes([a, b]).to_f32()
                     }
-                    (Format::Bfloat16 | Format::Bfloat16Pairs, &[a, b, c, d]) => {
+                    (
+                        Format::Bfloat16 | Format::Bfloat16Pairs | Format::Bfloat16Tiles,
+                        &[a, b, c, d],
+                    ) => {
                         // The second column of the last step of an odd number is a zero.
                         row[column] = bf16::from_le_bytes([a, b]).to_f32();
                         row[column + 1] = bf16::from_le_bytes([c, d]).to_f32();

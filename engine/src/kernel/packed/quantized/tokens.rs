@@ -36,7 +36,8 @@ const ROUNDER: f32 = 12_582_912.0;
 ///
 /// In order of [`Order::Bytes`] the first 8 words are the upper bytes of 4 activations each, and the
 /// last 8 the lower ones. In [`Order::Pairs`] words `2 i` and `2 i + 1` have the activations of quad
-/// `i` as integers of 16 bits: the first and third, then the second and fourth.
+/// `i` as integers of 16 bits: the first and third, then the second and fourth. In [`Order::Columns`]
+/// they are integers of 16 bits one after the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub(in crate::kernel) struct Words(pub(in crate::kernel) [i32; 2 * QUADS]);
@@ -44,8 +45,14 @@ pub(in crate::kernel) struct Words(pub(in crate::kernel) [i32; 2 * QUADS]);
 /// How the activations of a block lie in its words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Order {
+    #[cfg_attr(
+        not(any(target_arch = "x86_64", target_arch = "aarch64")),
+        allow(dead_code, reason = "for units that multiply bytes")
+    )]
     Bytes,
     Pairs,
+    #[cfg(target_arch = "aarch64")]
+    Columns,
 }
 
 /// What the integers of a block stand for.
@@ -183,6 +190,10 @@ impl Unprepared<'_> {
             InstructionSet::Avx2(avx2) => avx2.prepare_tokens(self, words, factors),
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx512(avx512) => avx512.prepare_tokens(self, words, factors),
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Amx(amx) => amx.avx512().prepare_tokens(self, words, factors),
+            #[cfg(target_arch = "aarch64")]
+            InstructionSet::Neon(neon) => neon.prepare_tokens(self, words, factors),
         }
     }
 
@@ -198,6 +209,13 @@ impl Unprepared<'_> {
         self.round(Order::Pairs, words, factors);
     }
 
+    /// Rounds to words in the order of columns.
+    #[cfg(target_arch = "aarch64")]
+    #[inline(always)]
+    pub(in crate::kernel) fn columns(self, words: &mut [Words], factors: &mut [TokenFactors]) {
+        self.round(Order::Columns, words, factors);
+    }
+
     #[inline(always)]
     fn round(self, order: Order, words: &mut [Words], factors: &mut [TokenFactors]) {
         let tokens = self.input.len() / self.columns;
@@ -209,6 +227,8 @@ impl Unprepared<'_> {
                 words[place] = match order {
                     Order::Bytes => bytes(&integers),
                     Order::Pairs => pairs(&integers),
+                    #[cfg(target_arch = "aarch64")]
+                    Order::Columns => columns(&integers),
                 };
                 let sum = |half: usize| -> i32 {
                     integers[half * 16..][..16].iter().map(|&value| i32::from(value)).sum()
@@ -274,6 +294,17 @@ fn pairs(integers: &[i16; BLOCK_VALUES]) -> Words {
     let mut words = [0; 2 * QUADS];
     for (words, quad) in words.as_chunks_mut::<2>().0.iter_mut().zip(integers.as_chunks::<4>().0) {
         *words = [pair(quad[0], quad[2]), pair(quad[1], quad[3])];
+    }
+    Words(words)
+}
+
+/// Two integers of 16 bits in each word, as they come.
+#[cfg(target_arch = "aarch64")]
+#[inline(always)]
+fn columns(integers: &[i16; BLOCK_VALUES]) -> Words {
+    let mut words = [0; 2 * QUADS];
+    for (word, [first, second]) in words.iter_mut().zip(integers.as_chunks::<2>().0) {
+        *word = i32::from(*first) & 0xffff | i32::from(*second) << 16;
     }
     Words(words)
 }

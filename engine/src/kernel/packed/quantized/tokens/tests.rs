@@ -12,31 +12,54 @@ fn prepare(
 ) -> (Vec<i32>, Vec<TokenFactors>) {
     let tokens = Tokens::prepare(set, kind, arithmetic, input, input.len());
     let TokenTile::Integers(tile) = tokens.tile(0) else { unreachable!("not exact") };
-    let by_bytes = format!("{set:?}").starts_with("Avx512");
-    let integers = |words: &Words| -> Vec<i32> {
-        let bytes = |words: &[i32]| -> Vec<i32> {
-            words
-                .iter()
-                .flat_map(|word| word.to_le_bytes().map(|b| i32::from(b.cast_signed())))
-                .collect()
-        };
-        if by_bytes {
+    let integers = |words: &Words| integers(order(set), words);
+    (tile.words.iter().flat_map(integers).collect(), tile.factors.to_vec())
+}
+
+/// How the kernels of `set` read a block.
+fn order(set: InstructionSet) -> Order {
+    match set {
+        InstructionSet::Portable => Order::Pairs,
+        #[cfg(target_arch = "x86_64")]
+        InstructionSet::Avx2(_) => Order::Pairs,
+        #[cfg(target_arch = "x86_64")]
+        InstructionSet::Avx512(_) | InstructionSet::Amx(_) => Order::Bytes,
+        #[cfg(target_arch = "aarch64")]
+        InstructionSet::Neon(neon) => {
+            if neon.has_products() {
+                Order::Bytes
+            } else {
+                Order::Columns
+            }
+        }
+    }
+}
+
+/// The integers of a block, column by column.
+fn integers(order: Order, words: &Words) -> Vec<i32> {
+    let bytes = |words: &[i32]| -> Vec<i32> {
+        words
+            .iter()
+            .flat_map(|word| word.to_le_bytes().map(|b| i32::from(b.cast_signed())))
+            .collect()
+    };
+    let pair = |word: i32| [word << 16 >> 16, word >> 16];
+    match order {
+        Order::Bytes => {
             let (upper, lower) = words.0.split_at(QUADS);
-            bytes(upper)
-                .iter()
-                .zip(bytes(lower))
-                .map(|(upper, lower)| upper * 256 + lower)
-                .collect()
-        } else {
-            let pair = |word: i32| [word << 16 >> 16, word >> 16];
+            let digits = bytes(upper).into_iter().zip(bytes(lower));
+            digits.map(|(upper, lower)| upper * 256 + lower).collect()
+        }
+        Order::Pairs => {
             let quad = |words: &[i32; 2]| {
                 let [[first, third], [second, fourth]] = words.map(pair);
                 [first, second, third, fourth]
             };
             words.0.as_chunks::<2>().0.iter().flat_map(quad).collect()
         }
-    };
-    (tile.words.iter().flat_map(integers).collect(), tile.factors.to_vec())
+        #[cfg(target_arch = "aarch64")]
+        Order::Columns => words.0.into_iter().flat_map(pair).collect(),
+    }
 }
 
 #[test]
