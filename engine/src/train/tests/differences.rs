@@ -61,8 +61,8 @@ fn gradients_are_slopes_in_every_family() {
 }
 
 #[test]
-fn gradients_are_slopes_with_quantized_weights() {
-    for weight_type in [WeightType::BF16, WeightType::Q4_1, WeightType::Q6K] {
+fn gradients_are_slopes_with_every_type_of_weights() {
+    for weight_type in WeightType::ALL {
         let world = World::new(Family::Qwen3, weight_type);
         assert_slopes(&world, &world.adapter, &weight_type.to_string());
     }
