@@ -4,17 +4,16 @@ use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
 
+use crate::kernel::{AttentionShape, RopeTable};
 use crate::kv::table::BlockCache;
+use crate::operation::linear::Linear;
+use crate::operation::rms_norm::RmsNorm;
 
 /// One transformer block: attention over a cache, then the MLP, each around a residual path.
 ///
-/// The families implement it in [`model`](crate::model). All arithmetic goes through candle tensors
-/// and the custom operations of [`operation`](crate::operation), which record themselves where
-/// their input is tracked. That is what a backward pass needs: it runs a block again from the
-/// block's own input, made a variable, over whole tensors instead of a cache (activations inside a
-/// block are not kept: Chen et al. 2016, <https://arxiv.org/abs/1604.06174>), asks candle for the
-/// gradient of the output, and hands on the gradient of the input. Each operation then implements
-/// `bwd` of its candle trait; the cache and its attention take no part.
+/// The families implement it in [`model`](crate::model). All arithmetic goes through the custom
+/// operations of [`operation`](crate::operation). A backward pass does not go this way: it takes the
+/// [`BlockParts`] over whole sequences and without a cache, in [`train`](crate::train).
 pub(crate) trait Block: Send + Sync {
     /// From what enters the block to what leaves it, both `[tokens, hidden]` in binary32.
     ///
@@ -24,6 +23,29 @@ pub(crate) trait Block: Send + Sync {
     /// # Errors
     /// What candle found wrong with the tensors; a bug of ours, as shapes were checked before.
     fn forward(&self, input: &Tensor, pass: &mut Pass<'_>) -> Result<Tensor>;
+
+    /// What it is made of.
+    fn parts(&self) -> BlockParts<'_>;
+}
+
+/// What a block of the Llama family and its relatives is made of, named as in their checkpoints.
+#[derive(Clone, Copy)]
+pub(crate) struct BlockParts<'a> {
+    pub(crate) input_layernorm: &'a RmsNorm,
+    pub(crate) q_proj: &'a Linear,
+    pub(crate) k_proj: &'a Linear,
+    pub(crate) v_proj: &'a Linear,
+    pub(crate) o_proj: &'a Linear,
+    /// Of each head of queries, where the family norms them.
+    pub(crate) q_norm: Option<&'a RmsNorm>,
+    /// Of each head of keys.
+    pub(crate) k_norm: Option<&'a RmsNorm>,
+    pub(crate) rope: &'a RopeTable,
+    pub(crate) attention: AttentionShape,
+    pub(crate) post_attention_layernorm: &'a RmsNorm,
+    pub(crate) gate_proj: &'a Linear,
+    pub(crate) up_proj: &'a Linear,
+    pub(crate) down_proj: &'a Linear,
 }
 
 /// Whose tokens go through a block together.

@@ -59,6 +59,16 @@ impl Ends {
         Self { device, ..self }
     }
 
+    /// Where the ends are computed.
+    pub(crate) const fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// What stands between the last block and the logits.
+    pub(crate) const fn norm_and_head(&self) -> (&RmsNorm, &Linear) {
+        (&self.norm, &self.lm_head)
+    }
+
     /// What enters the first block for these tokens: `[ids, hidden]`.
     ///
     /// # Errors

@@ -12,6 +12,7 @@
 //! |---|---|
 //! | [`mod@matmul`] | a weight matrix times rows of activations, the weights as their file has them |
 //! | [`mod@refined`] | the same with activations that are rounded twice |
+//! | `transposed` | rows of gradients times a weight matrix itself |
 //! | [`mod@dequantize`] | a row of weights in binary32 |
 //! | [`mod@attention`] | attention to a paged cache |
 //! | [`mod@rope`] | rotary positions |
@@ -45,6 +46,7 @@ pub mod rope;
 #[cfg(test)]
 mod specimen;
 mod swiglu;
+mod transposed;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -53,6 +55,7 @@ pub use attention::{
     attention, attention_with,
 };
 pub use dequantize::dequantize_row;
+pub(crate) use exponential::exponential;
 pub use instruction::{ChooseInstructionsError, InstructionSet};
 pub use matmul::{WeightView, matmul, matmul_with};
 pub use normalize::rms_norm;
@@ -61,6 +64,7 @@ pub(crate) use parallel::Pool;
 pub use refined::matmul_refined;
 pub use rope::{RopeTable, rope, rope_at};
 pub use swiglu::{add, swiglu, swiglu_with};
+pub(crate) use transposed::add_transposed;
 
 /// Values that are computed side by side: the width of an AVX2 register.
 ///

@@ -10,6 +10,7 @@
 //! | [`ends`] | embedding, final norm and head: what the client keeps |
 //! | [`hidden`] | what flows between blocks |
 //! | [`kv`] | the paged cache of keys and values |
+//! | [`train`] | gradients through the blocks, adapters and their optimizer |
 //! | [`sample`] | from logits to a token |
 //! | [`device`] | where the arithmetic runs |
 //! | [`checkpoint`] | tensors by name, with their shapes checked |
@@ -41,6 +42,7 @@ mod operation;
 pub mod reference;
 pub mod sample;
 pub mod span;
+pub mod train;
 
 pub use checkpoint::LoadTensorError;
 pub use device::{Device, StartThreadsError};

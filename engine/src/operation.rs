@@ -1,4 +1,4 @@
-//! The operations of a block, as candle's tensors and its automatic differentiation see them.
+//! The operations of a block, as candle's tensors see them.
 //!
 //! Each is a candle custom operation over one of our [`kernel`](crate::kernel)s, on contiguous
 //! binary32 tensors `[tokens, values]` on the processor. All of them are batch invariant: the bits

@@ -8,7 +8,7 @@ use candle_core::Tensor;
 use umbel_protocol::Span;
 use umbel_shard::{ModelConfig, Weights};
 
-use crate::block::{Block, Pass, Stretch};
+use crate::block::{Block, BlockParts, Pass, Stretch};
 use crate::checkpoint::{Checkpoint, LoadTensorError};
 use crate::device::Device;
 use crate::hidden::HiddenStates;
@@ -121,6 +121,16 @@ impl HostedSpan {
     #[must_use]
     pub const fn hidden_size(&self) -> usize {
         self.hidden_size
+    }
+
+    /// Where the blocks are computed.
+    pub(crate) const fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// What the block `index`, which is one of the hosted ones, is made of.
+    pub(crate) fn parts(&self, index: u32) -> BlockParts<'_> {
+        self.blocks[(index - self.span.start()) as usize].parts()
     }
 
     /// Takes the tokens of `input`, which stand at [`KvTable::position`] and after it, through the
@@ -336,4 +346,4 @@ pub enum ForwardError {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -18,7 +18,7 @@ const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
 /// Cephes (<https://www.netlib.org/cephes/>). There is no fused operation in it, so the result has the
 /// same bits with every set of instructions.
 #[inline(always)]
-pub(super) fn exponential(x: f32) -> f32 {
+pub(crate) fn exponential(x: f32) -> f32 {
     // Comparisons, not `clamp`, so that what is no number stays so.
     let clamped = if x < SMALLEST { SMALLEST } else { x };
     let clamped = if clamped > LARGEST { LARGEST } else { clamped };

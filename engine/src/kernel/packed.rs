@@ -7,6 +7,7 @@ pub(in crate::kernel) mod dense;
 mod outputs;
 mod pages;
 pub(super) mod quantized;
+pub(crate) mod unpack;
 
 use std::fmt;
 use std::ops::Range;

@@ -52,7 +52,7 @@ pub(crate) fn for_each_share(count: usize, work: impl Fn(usize) + Sync + Send) {
 
 /// Calls `work` with each of `items`, on the threads of the pool that this runs in. One item alone
 /// wakes nobody.
-pub(super) fn for_each<T: Send>(
+pub(crate) fn for_each<T: Send>(
     items: impl IntoIterator<Item = T>,
     work: impl Fn(T) + Sync + Send,
 ) {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use umbel_shard::ModelConfig;
 
-use crate::block::{Block, Pass};
+use crate::block::{Block, BlockParts, Pass};
 use crate::checkpoint::{Checkpoint, LoadTensorError};
 use crate::kernel::{AttentionShape, RopeTable};
 use crate::operation::attention::attend;
@@ -103,11 +103,23 @@ fn attention_shape(config: &ModelConfig, window: Option<usize>) -> AttentionShap
 pub(super) trait SelfAttention: Send + Sync {
     /// Keeps the shape `[tokens, hidden]`; the rest is as in [`Block::forward`].
     fn forward(&self, hidden: &Tensor, pass: &mut Pass<'_>) -> candle_core::Result<Tensor>;
+
+    /// The projections, the positions and the shape.
+    fn inner(&self) -> &Attention;
+
+    /// The norms of queries and keys, where there are any.
+    fn norms(&self) -> Option<[&RmsNorm; 2]> {
+        None
+    }
 }
 
 impl SelfAttention for Attention {
     fn forward(&self, hidden: &Tensor, pass: &mut Pass<'_>) -> candle_core::Result<Tensor> {
         self.attend(self.project(hidden)?, pass)
+    }
+
+    fn inner(&self) -> &Attention {
+        self
     }
 }
 
@@ -171,5 +183,25 @@ impl<A: SelfAttention> Block for LlamaBlock<A> {
         let hidden = residual::add(self.self_attn.forward(&normed, pass)?, input)?;
         let normed = self.post_attention_layernorm.forward(&hidden)?;
         residual::add(self.mlp.forward(&normed)?, &hidden)
+    }
+
+    fn parts(&self) -> BlockParts<'_> {
+        let Attention { q_proj, k_proj, v_proj, o_proj, rope, shape } = self.self_attn.inner();
+        let [q_norm, k_norm] = self.self_attn.norms().map_or([None; 2], |norms| norms.map(Some));
+        BlockParts {
+            input_layernorm: &self.input_layernorm,
+            q_proj,
+            k_proj,
+            v_proj,
+            o_proj,
+            q_norm,
+            k_norm,
+            rope,
+            attention: *shape,
+            post_attention_layernorm: &self.post_attention_layernorm,
+            gate_proj: &self.mlp.gate_proj,
+            up_proj: &self.mlp.up_proj,
+            down_proj: &self.mlp.down_proj,
+        }
     }
 }

@@ -58,4 +58,12 @@ impl SelfAttention for Attention {
         let normed = (self.q_norm.forward(&queries)?, self.k_norm.forward(&keys)?, values);
         self.inner.attend(normed, pass)
     }
+
+    fn inner(&self) -> &llama::Attention {
+        &self.inner
+    }
+
+    fn norms(&self) -> Option<[&RmsNorm; 2]> {
+        Some([&self.q_norm, &self.k_norm])
+    }
 }

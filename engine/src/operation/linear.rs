@@ -31,6 +31,27 @@ impl Linear {
         input.apply_op1(self.clone())
     }
 
+    /// What [`Linear::forward`] gives, from values to values.
+    pub(crate) fn multiply(&self, input: &[f32]) -> Vec<f32> {
+        let [product] = Self::products([self], input);
+        product
+    }
+
+    /// The matrix alone.
+    pub(crate) fn weight(&self) -> &PackedMatrix {
+        &self.weight
+    }
+
+    /// Values of an output row.
+    pub(crate) fn rows(&self) -> usize {
+        self.weight.rows()
+    }
+
+    /// Values of an input row.
+    pub(crate) fn columns(&self) -> usize {
+        self.weight.columns()
+    }
+
     /// What [`Linear::forward`] gives for each of `layers`, which have as many columns and the same
     /// arithmetic: the input is prepared once, and the threads wait for each other once.
     ///

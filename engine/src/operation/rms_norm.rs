@@ -26,6 +26,23 @@ impl RmsNorm {
     pub(crate) fn forward(&self, input: &Tensor) -> Result<Tensor> {
         input.apply_op1(self.clone())
     }
+
+    /// What [`RmsNorm::forward`] gives, from values to values.
+    pub(crate) fn apply(&self, input: &[f32]) -> Vec<f32> {
+        let mut output = vec![0.0; input.len()];
+        kernel::rms_norm(input, &self.weight, self.epsilon, &mut output);
+        output
+    }
+
+    /// What the normed values are multiplied by.
+    pub(crate) fn weight(&self) -> &[f32] {
+        &self.weight
+    }
+
+    /// What is added to the mean square.
+    pub(crate) const fn epsilon(&self) -> f32 {
+        self.epsilon
+    }
 }
 
 impl CustomOp1 for RmsNorm {
@@ -37,9 +54,7 @@ impl CustomOp1 for RmsNorm {
         let (tokens, columns) = layout.shape().dims2()?;
         let groups = columns / self.weight.len();
         super::rows_of(self.name(), layout, groups * self.weight.len())?;
-        let input = values(self.name(), storage, layout)?;
-        let mut output = vec![0.0; input.len()];
-        kernel::rms_norm(input, &self.weight, self.epsilon, &mut output);
+        let output = self.apply(values(self.name(), storage, layout)?);
         Ok(computed(output, tokens, columns))
     }
 }

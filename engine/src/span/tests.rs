@@ -1,7 +1,7 @@
 //! No bit of a token's result depends on what it is computed together with.
 
 mod batch;
-mod model;
+pub(crate) mod model;
 mod oracle;
 mod refusal;
 

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod fixture;
+mod lora;
 
 use fixture::{Fixture, Run, largest_difference};
 use half::bf16;

@@ -17,6 +17,7 @@
 mod format;
 mod inputs;
 mod pack;
+mod unpack;
 
 use std::ops::Range;
 

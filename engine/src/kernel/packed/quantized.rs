@@ -19,6 +19,7 @@
 
 pub(in crate::kernel) mod layout;
 pub(in crate::kernel) mod tokens;
+mod unpack;
 
 use std::ops::Range;
 

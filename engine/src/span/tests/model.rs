@@ -11,7 +11,7 @@ const HIDDEN_SIZE: usize = 256;
 
 /// A model of three blocks with grouped queries. Where its family has windows, these are shorter
 /// than a page, longer than one, and absent.
-pub(super) fn config(family: Family) -> ModelConfig {
+pub(crate) fn config(family: Family) -> ModelConfig {
     let windows = match family {
         Family::Mistral | Family::Qwen3 => vec![Some(5), Some(21), None],
         Family::Llama | Family::Qwen2 => vec![None; 3],
@@ -39,7 +39,7 @@ pub(super) fn config(family: Family) -> ModelConfig {
 }
 
 /// Weights of all blocks, the matrices in `weight_type`.
-pub(super) fn weights(config: &ModelConfig, weight_type: WeightType) -> Weights {
+pub(crate) fn weights(config: &ModelConfig, weight_type: WeightType) -> Weights {
     let mut noise = Noise(config.family as u64 + 1);
     let tensors = (0..config.block_count).flat_map(|index| layout::block(config, index));
     let weight = |tensor: layout::LayoutTensor| {
@@ -63,7 +63,7 @@ pub(super) fn weights(config: &ModelConfig, weight_type: WeightType) -> Weights 
 }
 
 /// Hidden states such as an embedding gives, another for each `seed`.
-pub(super) fn hidden(tokens: usize, seed: u64) -> HiddenStates {
+pub(crate) fn hidden(tokens: usize, seed: u64) -> HiddenStates {
     let values = Noise(seed).values(tokens * HIDDEN_SIZE).collect();
     HiddenStates::from_values(values, HIDDEN_SIZE).unwrap()
 }

@@ -1,0 +1,261 @@
+//! Gradients through the blocks of a span, and adapters that learn from them.
+//!
+//! A [`TrainingPass`] takes whole sequences through blocks without a cache. Its
+//! [`forward`](TrainingPass::forward) keeps what enters each block and nothing else; its
+//! [`backward`](TrainingPass::backward) goes through the blocks from the last to the first, computes
+//! the activations of one block again from its input, and hands the gradient on (Chen et al. 2016,
+//! <https://arxiv.org/abs/1604.06174>). So memory grows with the activations of one block. The
+//! weights of the model are frozen: gradients pass through them, and only the [`Adapter`] has its own.
+//!
+//! Matrices multiply forward as they do when the model answers, with the activations rounded as the
+//! span's [`Arithmetic`](crate::Arithmetic) says; gradients pass through this rounding unchanged.
+//!
+//! The bits of a token's result, and of the gradient of its input, do not depend on the number of
+//! threads, on the split into spans, or on the other sequences of a pass.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`adapter`] | LoRA: its values, and PEFT's files |
+//! | [`optimizer`] | AdamW |
+//! | [`loss`] | cross-entropy at the ends of the model |
+//! | `block` | one block forward and backward |
+//! | `lora`, `attention`, `norm`, `swiglu`, `dense` | its parts |
+//! | `dropout` | masks that a replay draws again |
+
+pub mod adapter;
+mod attention;
+mod block;
+mod dense;
+mod dropout;
+mod lora;
+pub mod loss;
+mod norm;
+pub mod optimizer;
+mod swiglu;
+
+use std::fmt;
+
+use umbel_protocol::Span;
+
+pub use adapter::{Adapter, AdapterConfig, AdapterError, Parameters, PeftFiles, TargetModule};
+pub use loss::{Loss, LossError};
+pub use optimizer::{AdamW, Optimizer};
+
+use crate::hidden::HiddenStates;
+use crate::operation;
+use crate::span::HostedSpan;
+use block::TrainedBlock;
+
+/// One text of a microbatch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sequence {
+    /// Its tokens, the first of which stands at position 0.
+    pub tokens: usize,
+    /// What the dropout of an adapter is drawn from: another number for each sequence and step.
+    pub dropout_seed: u64,
+}
+
+/// Sequences on their way through some blocks of a span.
+pub struct TrainingPass<'a> {
+    hosted: &'a HostedSpan,
+    blocks: Span,
+    adapter: Option<&'a Adapter>,
+    sequences: &'a [Sequence],
+    lengths: Vec<usize>,
+    positions: Vec<usize>,
+}
+
+/// What a pass forward leaves.
+#[derive(Debug)]
+pub struct Forward {
+    /// What entered each block: what the way back needs.
+    pub inputs: Vec<HiddenStates>,
+    /// What left the last block.
+    pub output: HiddenStates,
+}
+
+/// What the way back gives.
+#[derive(Debug)]
+pub struct Backward {
+    /// The gradient of what entered the first block.
+    pub input: HiddenStates,
+    /// Those of the adapter's values; empty without an adapter.
+    pub parameters: Parameters,
+}
+
+impl<'a> TrainingPass<'a> {
+    /// Takes `sequences`, one after the other, through `blocks` of `hosted` with what `adapter` adds.
+    ///
+    /// # Errors
+    /// [`TrainError`] where the blocks are not here, or the adapter is not for them.
+    pub fn new(
+        hosted: &'a HostedSpan,
+        blocks: Span,
+        adapter: Option<&'a Adapter>,
+        sequences: &'a [Sequence],
+    ) -> Result<Self, TrainError> {
+        if !hosted.span().covers(blocks) {
+            return Err(TrainError::NotHosted { blocks, hosted: hosted.span() });
+        }
+        if sequences.is_empty() || sequences.iter().any(|sequence| sequence.tokens == 0) {
+            return Err(TrainError::NoToken);
+        }
+        if let Some(adapter) = adapter {
+            check_adapter(hosted, blocks, adapter)?;
+        }
+        let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.tokens).collect();
+        let positions = lengths.iter().flat_map(|&tokens| 0..tokens).collect();
+        Ok(Self { hosted, blocks, adapter, sequences, lengths, positions })
+    }
+
+    /// From what enters the first block to what leaves the last, `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// [`TrainError`] where `input` has not a row for each token.
+    pub fn forward(&self, input: &HiddenStates) -> Result<Forward, TrainError> {
+        self.check(input)?;
+        let mut inputs = Vec::with_capacity(self.blocks.blocks().len());
+        let mut hidden = input.clone();
+        self.hosted.device().run(|| {
+            for index in self.blocks.blocks() {
+                let output = with_values(&hidden, |hidden| self.block(index).forward(hidden));
+                inputs.push(std::mem::replace(&mut hidden, self.states(output)));
+            }
+        });
+        Ok(Forward { inputs, output: hidden })
+    }
+
+    /// From what entered each block and the gradient of what left the last one.
+    ///
+    /// # Errors
+    /// [`TrainError`] where a tensor has not a row for each token, or there is not an input for each
+    /// block.
+    pub fn backward(
+        &self,
+        inputs: &[HiddenStates],
+        gradient: &HiddenStates,
+    ) -> Result<Backward, TrainError> {
+        let expected = self.blocks.blocks().len();
+        if inputs.len() != expected {
+            return Err(TrainError::Inputs { found: inputs.len(), expected });
+        }
+        inputs.iter().chain([gradient]).try_for_each(|states| self.check(states))?;
+        let mut gradient = gradient.to_values();
+        let mut parameters = Parameters::default();
+        self.hosted.device().run(|| {
+            for (index, input) in self.blocks.blocks().zip(inputs).rev() {
+                gradient = with_values(input, |input| {
+                    self.block(index).backward(input, &gradient, &mut parameters)
+                });
+            }
+        });
+        Ok(Backward { input: self.states(gradient), parameters })
+    }
+
+    fn block(&self, index: u32) -> TrainedBlock<'_> {
+        let parts = self.hosted.parts(index);
+        let rows = (&*self.lengths, &*self.positions);
+        TrainedBlock::new(index, parts, self.adapter, self.sequences, rows)
+    }
+
+    fn states(&self, values: Vec<f32>) -> HiddenStates {
+        HiddenStates::from_values(values, self.hosted.hidden_size())
+            .expect("blocks keep the shape of their input")
+    }
+
+    fn check(&self, states: &HiddenStates) -> Result<(), TrainError> {
+        let expected = [self.positions.len(), self.hosted.hidden_size()];
+        let found = [states.token_count(), states.hidden_size()];
+        if found == expected { Ok(()) } else { Err(TrainError::Shape { expected, found }) }
+    }
+}
+
+/// Whether an adapter has the blocks, and each of its pairs the shape of its matrix.
+fn check_adapter(hosted: &HostedSpan, blocks: Span, adapter: &Adapter) -> Result<(), TrainError> {
+    if !adapter.blocks().covers(blocks) {
+        return Err(TrainError::NotAdapted { blocks, adapted: adapter.blocks() });
+    }
+    for ((block, module), matrices) in adapter.parameters().iter() {
+        if !blocks.contains(block) {
+            continue;
+        }
+        let linear = block::linear_of(&hosted.parts(block), module);
+        let (expected, found) = ([linear.rows(), linear.columns()], matrices.shape());
+        if found != expected {
+            return Err(TrainError::OtherModel { block, module, expected, found });
+        }
+    }
+    Ok(())
+}
+
+fn with_values<R>(states: &HiddenStates, read: impl FnOnce(&[f32]) -> R) -> R {
+    operation::with_values(states.tensor(), read)
+        .expect("hidden states are contiguous binary32 on the processor")
+}
+
+impl fmt::Debug for TrainingPass<'_> {
+    /// The shape; never a value.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (tokens, sequences) = (self.positions.len(), self.lengths.len());
+        write!(f, "TrainingPass({tokens} tokens of {sequences} sequences through {})", self.blocks)
+    }
+}
+
+/// A pass that was not computed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TrainError {
+    /// The blocks are not here: ask the server that has them.
+    #[error("blocks {blocks} are not among the hosted blocks {hosted}")]
+    NotHosted {
+        /// The blocks asked for.
+        blocks: Span,
+        /// The blocks that are here.
+        hosted: Span,
+    },
+    /// The adapter lacks a block.
+    #[error("the adapter has blocks {adapted}, not all of {blocks}")]
+    NotAdapted {
+        /// The blocks asked for.
+        blocks: Span,
+        /// Those of the adapter.
+        adapted: Span,
+    },
+    /// The adapter is for another model.
+    #[error(
+        "the adapter adds to a {found:?} matrix where {} of block {block} is {expected:?}: is it for \
+         another model?",
+        module.name()
+    )]
+    OtherModel {
+        /// The block.
+        block: u32,
+        /// The matrix in it.
+        module: TargetModule,
+        /// Rows and columns of the model's matrix.
+        expected: [usize; 2],
+        /// Those that the adapter is for.
+        found: [usize; 2],
+    },
+    /// A sequence without a token, or no sequence.
+    #[error("no token to learn from: a sequence is empty")]
+    NoToken,
+    /// Another shape than the sequences and the model have.
+    #[error("the tensor is {found:?}; the sequences and the model make it {expected:?}")]
+    Shape {
+        /// Tokens, and values of each.
+        expected: [usize; 2],
+        /// Those of the tensor.
+        found: [usize; 2],
+    },
+    /// Not an input for each block.
+    #[error("{found} inputs for {expected} blocks")]
+    Inputs {
+        /// How many there are.
+        found: usize,
+        /// How many there should be.
+        expected: usize,
+    },
+}
+
+#[cfg(test)]
+mod tests;

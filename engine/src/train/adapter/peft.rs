@@ -1,0 +1,197 @@
+//! Adapters in the layout of PEFT (<https://github.com/huggingface/peft>): two files in a folder.
+//!
+//! They come from strangers: sizes are checked before anything is taken apart, each tensor must be
+//! one that the model has a place for, and a setting that would change the mathematics and is not
+//! known here is an error and not a silence.
+
+mod config;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::Path;
+
+use serde_json::{Value, json};
+use umbel_protocol::Span;
+use umbel_shard::ModelConfig;
+use umbel_shard::safetensors::{StoredTensor, StoredType, parse_header};
+
+use super::{Adapter, AdapterConfig, AdapterError, LoraMatrices, Parameters, Place, places};
+use crate::kernel::dequantize_row;
+
+/// What the adapter is.
+pub const PEFT_CONFIG_FILE: &str = "adapter_config.json";
+
+/// Its tensors.
+pub const PEFT_WEIGHTS_FILE: &str = "adapter_model.safetensors";
+
+/// The longest configuration: those that PEFT writes have a kilobyte.
+const CONFIG_BYTES_MAX: u64 = 1 << 20;
+
+/// What the header of the tensors takes for each: a name of some 80 bytes, and 80 more for type, shape
+/// and place. A header that is longer has tensors that no model has a place for.
+const HEADER_TENSOR_BYTES: u64 = 512;
+
+/// Bytes of a value in the widest type that is taken.
+const VALUE_BYTES: u64 = 4;
+
+/// The bytes of an adapter's two files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeftFiles {
+    /// `adapter_config.json`.
+    pub config: Vec<u8>,
+    /// `adapter_model.safetensors`.
+    pub weights: Vec<u8>,
+}
+
+impl Adapter {
+    /// Takes the part for `blocks` out of an adapter for all blocks of `model`.
+    ///
+    /// # Errors
+    /// [`AdapterError`] where it is broken, of another model, or of a kind that is not known.
+    pub fn from_peft(
+        files: &PeftFiles,
+        model: &ModelConfig,
+        blocks: Span,
+    ) -> Result<Self, AdapterError> {
+        super::check_blocks(model, blocks)?;
+        check_length(PEFT_CONFIG_FILE, files.config.len() as u64, CONFIG_BYTES_MAX)?;
+        let config = config::parse(&files.config)?;
+        let max = weights_bytes_max(&config, model);
+        check_length(PEFT_WEIGHTS_FILE, files.weights.len() as u64, max)?;
+        let header = parse_header(&files.weights, files.weights.len() as u64)?;
+        let mut tensors: BTreeMap<&str, &StoredTensor> =
+            header.tensors().iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+        let mut parameters = Parameters::default();
+        let all = Span::new(0, model.block_count).map_err(|_| AdapterError::Parts)?;
+        for place in places(&config, all) {
+            let [rows, columns] = place.1.shape(model);
+            let mut read = |name: String, shape| match tensors.remove(name.as_str()) {
+                Some(tensor) => read(&files.weights, name, tensor, shape),
+                None => Err(AdapterError::MissingTensor { name }),
+            };
+            let a = read(tensor_name(place, "A"), [config.rank, columns])?;
+            let b = read(tensor_name(place, "B"), [rows, config.rank])?;
+            if blocks.contains(place.0) {
+                parameters.0.insert(place, LoraMatrices::new(a, b, config.rank));
+            }
+        }
+        if let Some(name) = tensors.into_keys().next() {
+            return Err(AdapterError::UnknownTensor { name: name.to_owned() });
+        }
+        Ok(Self { config, blocks, parameters })
+    }
+
+    /// The files that PEFT reads. Those of an adapter for all blocks of a model are a whole adapter.
+    #[must_use]
+    pub fn to_peft(&self) -> PeftFiles {
+        let mut header = serde_json::Map::new();
+        let mut values = Vec::new();
+        for (place, matrices) in self.parameters.iter() {
+            let ([rows, columns], rank) = (matrices.shape(), self.config.rank);
+            let tensors = [("A", [rank, columns], &matrices.a), ("B", [rows, rank], &matrices.b)];
+            for (matrix, shape, tensor) in tensors {
+                let start = values.len();
+                values.extend(tensor.iter().flat_map(|value| value.to_le_bytes()));
+                let entry = json!({ "dtype": "F32", "shape": shape, "data_offsets": [start, values.len()] });
+                header.insert(tensor_name(place, matrix), entry);
+            }
+        }
+        header.insert("__metadata__".into(), json!({ "format": "pt" }));
+        let mut header = Value::Object(header).to_string().into_bytes();
+        // The tensors begin at a multiple of 8 bytes, and the header may end in spaces.
+        header.resize(header.len().next_multiple_of(8), b' ');
+        let mut weights = (header.len() as u64).to_le_bytes().to_vec();
+        weights.extend_from_slice(&header);
+        weights.extend_from_slice(&values);
+        PeftFiles { config: config::write(&self.config), weights }
+    }
+}
+
+impl PeftFiles {
+    /// Reads the files of an adapter for `model` in `folder`, no longer than such files can be.
+    ///
+    /// # Errors
+    /// [`AdapterError`] where one cannot be read, is too long, or has a broken configuration.
+    pub fn read(folder: &Path, model: &ModelConfig) -> Result<Self, AdapterError> {
+        let config = read_file(folder, PEFT_CONFIG_FILE, CONFIG_BYTES_MAX)?;
+        let max = weights_bytes_max(&config::parse(&config)?, model);
+        Ok(Self { config, weights: read_file(folder, PEFT_WEIGHTS_FILE, max)? })
+    }
+
+    /// Writes the files into `folder`, which is made where it is missing. Each file is written beside
+    /// its place first, so that what was there survives a disk that is full.
+    ///
+    /// # Errors
+    /// [`AdapterError::File`] where the operating system refuses.
+    pub fn write(&self, folder: &Path) -> Result<(), AdapterError> {
+        let files = [(PEFT_CONFIG_FILE, &self.config), (PEFT_WEIGHTS_FILE, &self.weights)];
+        let part = |file: &str| folder.join(format!("{file}.part"));
+        let failed = |file| move |source| AdapterError::File { file, source };
+        fs::create_dir_all(folder).map_err(failed(PEFT_CONFIG_FILE))?;
+        for (file, bytes) in files {
+            fs::write(part(file), bytes).map_err(failed(file))?;
+        }
+        for (file, _) in files {
+            fs::rename(part(file), folder.join(file)).map_err(failed(file))?;
+        }
+        Ok(())
+    }
+}
+
+/// The name of a tensor in PEFT's file.
+fn tensor_name((block, module): Place, matrix: &str) -> String {
+    let (parent, name) = (module.parent(), module.name());
+    format!("base_model.model.model.layers.{block}.{parent}.{name}.lora_{matrix}.weight")
+}
+
+/// The longest file of tensors that an adapter for `model` has.
+fn weights_bytes_max(config: &AdapterConfig, model: &ModelConfig) -> u64 {
+    let values = |module: &super::TargetModule| {
+        let sizes = module.shape(model).map(|size| (size as u64).saturating_mul(VALUE_BYTES));
+        sizes[0].saturating_add(sizes[1]).saturating_mul(config.rank as u64)
+    };
+    let tensors = 2 * config.target_modules.len() as u64;
+    let of_block = config.target_modules.iter().map(values).fold(0, u64::saturating_add);
+    let of_block = of_block.saturating_add(tensors * HEADER_TENSOR_BYTES);
+    of_block.saturating_mul(u64::from(model.block_count)).saturating_add(HEADER_TENSOR_BYTES)
+}
+
+fn check_length(file: &'static str, found: u64, max: u64) -> Result<(), AdapterError> {
+    if found > max { Err(AdapterError::TooLong { file, found, max }) } else { Ok(()) }
+}
+
+fn read_file(folder: &Path, file: &'static str, max: u64) -> Result<Vec<u8>, AdapterError> {
+    let read = || -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        // One byte more than is allowed shows that there are too many.
+        File::open(folder.join(file))?.take(max.saturating_add(1)).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let bytes = read().map_err(|source| AdapterError::File { file, source })?;
+    check_length(file, bytes.len() as u64, max)?;
+    Ok(bytes)
+}
+
+/// The values of a tensor in binary32.
+fn read(
+    file: &[u8],
+    name: String,
+    tensor: &StoredTensor,
+    expected: [usize; 2],
+) -> Result<Vec<f32>, AdapterError> {
+    let (StoredType::Supported(kind), true) = (&tensor.stored_type, tensor.shape == expected)
+    else {
+        let found = format!("{:?} in {:?}", tensor.shape, tensor.stored_type);
+        return Err(AdapterError::Tensor { name, expected, found });
+    };
+    let range = usize::try_from(tensor.offset).ok().zip(usize::try_from(tensor.bytes).ok());
+    let bytes = range.and_then(|(start, length)| file.get(start..)?.get(..length));
+    let bytes = bytes.expect("the header was checked against the file");
+    let mut values = vec![0.0; expected[0] * expected[1]];
+    dequantize_row(*kind, bytes, &mut values);
+    if values.iter().any(|value| !value.is_finite()) {
+        return Err(AdapterError::NotFinite { name });
+    }
+    Ok(values)
+}

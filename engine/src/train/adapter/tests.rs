@@ -1,0 +1,217 @@
+//! Adapters' files, sound and broken.
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use umbel_shard::Family;
+
+use super::*;
+use crate::span::tests::model;
+
+fn span(start: u32, end: u32) -> Span {
+    Span::new(start, end).unwrap()
+}
+
+fn config() -> ModelConfig {
+    model::config(Family::Llama)
+}
+
+fn adapter() -> Adapter {
+    let settings = AdapterConfig {
+        rank: 4,
+        alpha: 0.1,
+        rank_stabilized: true,
+        dropout: 0.05,
+        target_modules: vec![TargetModule::Key, TargetModule::Down],
+    };
+    Adapter::begin(settings, &config(), span(0, 3), 1).unwrap()
+}
+
+fn load(files: &PeftFiles) -> Result<Adapter, AdapterError> {
+    Adapter::from_peft(files, &config(), span(0, 3))
+}
+
+/// The files with one setting changed.
+fn with(key: &str, value: Value) -> PeftFiles {
+    let mut files = adapter().to_peft();
+    let mut settings: Value = serde_json::from_slice(&files.config).unwrap();
+    settings[key] = value;
+    files.config = settings.to_string().into_bytes();
+    files
+}
+
+/// The files with the header of the tensors changed.
+fn with_header(change: impl Fn(&mut serde_json::Map<String, Value>)) -> PeftFiles {
+    let mut files = adapter().to_peft();
+    let length = u64::from_le_bytes(*files.weights.first_chunk().unwrap());
+    let end = 8 + usize::try_from(length).unwrap();
+    let Value::Object(mut header) = serde_json::from_slice(&files.weights[8..end]).unwrap() else {
+        panic!("a header is an object");
+    };
+    change(&mut header);
+    let header = Value::Object(header).to_string().into_bytes();
+    let mut weights = (header.len() as u64).to_le_bytes().to_vec();
+    weights.extend(header);
+    weights.extend_from_slice(&files.weights[end..]);
+    files.weights = weights;
+    files
+}
+
+#[test]
+fn an_adapter_survives_its_files_and_its_parts_are_those_of_the_whole() {
+    let whole = adapter();
+    assert_eq!(load(&whole.to_peft()).unwrap(), whole);
+    let part = Adapter::from_peft(&whole.to_peft(), &config(), span(1, 2)).unwrap();
+    assert_eq!(part, whole.part(span(1, 2)).unwrap());
+    let begun = Adapter::begin(whole.config().clone(), &config(), span(1, 2), 1).unwrap();
+    assert_eq!(begun, part, "servers begin alike however the blocks are split");
+    let parts = [span(0, 1), span(1, 2), span(2, 3)].map(|blocks| whole.part(blocks).unwrap());
+    assert_eq!(Adapter::join(&parts).unwrap(), whole);
+    assert!(matches!(Adapter::join(&[]), Err(AdapterError::Parts)));
+    assert!(matches!(
+        Adapter::join(&[parts[0].clone(), parts[2].clone()]),
+        Err(AdapterError::Parts)
+    ));
+    assert!(matches!(part.part(span(0, 2)), Err(AdapterError::NoSuchBlocks { .. })));
+}
+
+#[test]
+fn a_new_adapter_adds_nothing_and_its_values_are_bounded() {
+    let adapter = adapter();
+    for ((_, module), matrices) in adapter.parameters().iter() {
+        let [_, columns] = module.shape(&config());
+        let bound = 1.0 / (columns as f32).sqrt();
+        assert!(matrices.b().iter().all(|value| *value == 0.0));
+        assert!(matrices.a().iter().all(|value| value.abs() <= bound));
+        assert!(matrices.a().iter().any(|value| value.abs() > bound / 2.0));
+    }
+    assert!((adapter.config().scale() - 0.05).abs() < 1e-8, "alpha by the root of the rank");
+}
+
+#[test]
+fn settings_that_change_what_is_computed_are_refused() {
+    for (key, value) in [
+        ("use_dora", json!(true)),
+        ("bias", json!("all")),
+        ("fan_in_fan_out", json!(true)),
+        ("rank_pattern", json!({ "q_proj": 8 })),
+        ("modules_to_save", json!(["lm_head"])),
+        ("layers_to_transform", json!([0])),
+        ("init_lora_weights", json!("pissa")),
+        ("a_setting_of_tomorrow", json!(7)),
+        ("target_modules", json!(".*_proj")),
+        ("peft_type", json!("IA3")),
+    ] {
+        let refused = load(&with(key, value)).unwrap_err();
+        let AdapterError::Unsupported { key: named, .. } = refused else {
+            panic!("{key}: {refused}");
+        };
+        assert_eq!(named, key);
+    }
+    for (key, value) in [
+        ("a_setting_of_tomorrow", json!(null)),
+        ("loftq_config", json!({})),
+        ("init_lora_weights", json!(true)),
+        ("base_model_name_or_path", json!("somebody/model")),
+    ] {
+        assert_eq!(load(&with(key, value)).unwrap(), adapter(), "{key}");
+    }
+}
+
+#[test]
+fn settings_out_of_bounds_are_refused() {
+    let refused = |key, value| load(&with(key, value)).unwrap_err();
+    for rank in [json!(0), json!(RANK_MAX + 1), json!(u64::MAX)] {
+        assert!(matches!(refused("r", rank), AdapterError::Rank { .. }));
+    }
+    assert!(matches!(refused("r", json!(-1)), AdapterError::Setting { key: "r" }));
+    assert!(matches!(refused("r", json!("4")), AdapterError::Setting { key: "r" }));
+    assert!(matches!(refused("lora_alpha", json!(0)), AdapterError::Alpha { .. }));
+    assert!(matches!(refused("lora_alpha", json!(1e300)), AdapterError::Alpha { .. }));
+    assert!(matches!(refused("lora_dropout", json!(1.0)), AdapterError::Dropout { .. }));
+    let refused = |names| refused("target_modules", names);
+    assert!(matches!(refused(json!([])), AdapterError::TargetModules));
+    assert!(matches!(refused(json!(["k_proj", "k_proj"])), AdapterError::TargetModules));
+    assert!(matches!(refused(json!(["lm_head"])), AdapterError::UnknownModule { .. }));
+    assert!(matches!(refused(json!([3])), AdapterError::UnknownModule { .. }));
+}
+
+#[test]
+fn files_for_another_model_are_refused() {
+    let name = "base_model.model.model.layers.2.mlp.down_proj.lora_B.weight";
+    let refused = load(&with_header(|header| {
+        let tensor = header.remove(name).unwrap();
+        header.insert(name.replace("layers.2", "layers.3"), tensor);
+    }));
+    assert!(
+        matches!(refused, Err(AdapterError::MissingTensor { name: missing }) if missing == name)
+    );
+    let mut deeper = config();
+    deeper.block_count = 2;
+    deeper.attention_windows.pop();
+    let refused = Adapter::from_peft(&adapter().to_peft(), &deeper, span(0, 2));
+    assert!(matches!(
+        refused,
+        Err(AdapterError::TooLong { .. } | AdapterError::UnknownTensor { .. })
+    ));
+    let mut wider = config();
+    wider.intermediate_size = 512;
+    let refused = Adapter::from_peft(&adapter().to_peft(), &wider, span(0, 3));
+    assert!(matches!(refused, Err(AdapterError::Tensor { expected: [4, 512], .. })));
+    let refused = Adapter::from_peft(&adapter().to_peft(), &config(), span(2, 4));
+    assert!(matches!(refused, Err(AdapterError::NoSuchBlocks { .. })));
+    let refused = load(&with("r", json!(8)));
+    assert!(matches!(refused, Err(AdapterError::Tensor { .. })));
+}
+
+#[test]
+fn broken_tensors_are_refused() {
+    let name = "base_model.model.model.layers.0.self_attn.k_proj.lora_A.weight";
+    let refused = load(&with_header(|header| header[name]["dtype"] = json!("I32"))).unwrap_err();
+    assert!(matches!(refused, AdapterError::Tensor { .. }));
+    let refused = load(&with_header(|header| header[name]["shape"] = json!([256, 4]))).unwrap_err();
+    assert!(matches!(refused, AdapterError::Tensor { .. }));
+    let refused = load(&with_header(|header| header[name]["shape"] = json!([4]))).unwrap_err();
+    assert!(matches!(refused, AdapterError::Safetensors(_)));
+    let mut files = adapter().to_peft();
+    let end = files.weights.len();
+    files.weights[end - 4..].copy_from_slice(&f32::INFINITY.to_le_bytes());
+    assert!(matches!(load(&files).unwrap_err(), AdapterError::NotFinite { .. }));
+    files.weights.pop();
+    assert!(matches!(load(&files).unwrap_err(), AdapterError::Safetensors(_)));
+    files.weights.resize(1 << 20, 0);
+    assert!(matches!(load(&files).unwrap_err(), AdapterError::TooLong { .. }));
+}
+
+#[test]
+fn a_file_that_is_missing_or_far_too_long_is_refused_unread() {
+    let folder = tempfile::tempdir().unwrap();
+    let read = || PeftFiles::read(folder.path(), &config()).unwrap_err();
+    assert!(matches!(read(), AdapterError::File { file: PEFT_CONFIG_FILE, .. }));
+    adapter().to_peft().write(folder.path()).unwrap();
+    assert!(PeftFiles::read(folder.path(), &config()).is_ok());
+    // A hole takes no room on the disk.
+    let weights = std::fs::File::create(folder.path().join(PEFT_WEIGHTS_FILE)).unwrap();
+    weights.set_len(1 << 40).unwrap();
+    assert!(matches!(read(), AdapterError::TooLong { file: PEFT_WEIGHTS_FILE, .. }));
+}
+
+proptest! {
+    #[test]
+    fn perturbed_files_never_panic(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        in_config in any::<bool>(),
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let mut files = adapter().to_peft();
+        let bytes = if in_config { &mut files.config } else { &mut files.weights };
+        for (index, byte) in changes {
+            // The header is where bytes mean something.
+            let end = bytes.len().min(4096);
+            bytes[index.index(end)] = byte;
+        }
+        bytes.truncate(bytes.len() - cut.index(3));
+        if let Ok(adapter) = load(&files) {
+            prop_assert_eq!(adapter.blocks(), span(0, 3));
+        }
+    }
+}

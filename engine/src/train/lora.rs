@@ -1,0 +1,77 @@
+//! A frozen matrix with what an adapter adds to it (Hu et al. 2021,
+//! <https://arxiv.org/abs/2106.09685>): `y = W x + b + scale B A dropout(x)`.
+
+use std::borrow::Cow;
+
+use super::adapter::LoraMatrices;
+use super::dense::{times, times_transposed, transposed_times};
+use super::dropout::Mask;
+use crate::kernel::add_transposed;
+use crate::operation::linear::Linear;
+
+/// One matrix of a block during training.
+#[derive(Clone, Copy)]
+pub(super) struct Layer<'a> {
+    pub(super) linear: &'a Linear,
+    /// `None` where the module is no target of the adapter.
+    pub(super) lora: Option<Lora<'a>>,
+}
+
+/// What an adapter adds to a matrix.
+#[derive(Clone, Copy)]
+pub(super) struct Lora<'a> {
+    pub(super) matrices: &'a LoraMatrices,
+    pub(super) scale: f32,
+    pub(super) mask: Option<Mask<'a>>,
+}
+
+impl Layer<'_> {
+    /// From `[tokens, columns]` to `[tokens, rows]`.
+    pub(super) fn forward(&self, input: &[f32]) -> Vec<f32> {
+        let mut output = self.linear.multiply(input);
+        if let Some(lora) = self.lora {
+            let input = lora.masked(input, self.linear.columns());
+            let inner = times_transposed(&input, &lora.matrices.a, self.linear.columns());
+            let added = times_transposed(&inner, &lora.matrices.b, lora.matrices.rank());
+            let values = output.iter_mut().zip(&added);
+            values.for_each(|(output, added)| *output += lora.scale * added);
+        }
+        output
+    }
+
+    /// From the gradient of the output: adds that of `input` to `of_input`, and returns those of the
+    /// adapter's matrices.
+    pub(super) fn backward(
+        &self,
+        input: &[f32],
+        gradient: &[f32],
+        of_input: &mut [f32],
+    ) -> Option<LoraMatrices> {
+        add_transposed(self.linear.weight(), gradient, of_input);
+        let lora = self.lora?;
+        let (columns, rows) = (self.linear.columns(), self.linear.rows());
+        let rank = lora.matrices.rank();
+        let input = lora.masked(input, columns);
+        let mut inner = times_transposed(&input, &lora.matrices.a, columns);
+        inner.iter_mut().for_each(|value| *value *= lora.scale);
+        let mut of_inner = times(gradient, &lora.matrices.b, rank);
+        of_inner.iter_mut().for_each(|value| *value *= lora.scale);
+        let mut through = times(&of_inner, &lora.matrices.a, columns);
+        if let Some(mask) = lora.mask {
+            mask.apply(&mut through, columns);
+        }
+        of_input.iter_mut().zip(&through).for_each(|(of_input, through)| *of_input += through);
+        let a = transposed_times(&of_inner, rank, &input, columns);
+        let b = transposed_times(gradient, rows, &inner, rank);
+        Some(LoraMatrices::new(a, b, rank))
+    }
+}
+
+impl Lora<'_> {
+    fn masked<'a>(&self, input: &'a [f32], columns: usize) -> Cow<'a, [f32]> {
+        let Some(mask) = self.mask else { return Cow::Borrowed(input) };
+        let mut input = input.to_vec();
+        mask.apply(&mut input, columns);
+        Cow::Owned(input)
+    }
+}

@@ -1,0 +1,75 @@
+//! Against differences: values a small step before and behind along a gradient.
+
+use super::*;
+
+/// Of a difference beside the gradient: the third derivative over a step, and rounding of binary32.
+const ERROR_MAX: f64 = 1e-2;
+
+/// A step whose square is far below the error that is allowed, and which moves the value by far more
+/// than it is rounded.
+const STEP: f32 = 2e-3;
+
+/// The change of the value along `direction`, for one step.
+fn change(value_at: impl Fn(f32) -> f64) -> f64 {
+    (value_at(STEP) - value_at(-STEP)) / (2.0 * f64::from(STEP))
+}
+
+/// `direction` with the length 1, so that a step is [`STEP`] long, and the slope along it.
+fn unit(gradient: &[f32]) -> (Vec<f32>, f64) {
+    let length = product(gradient, gradient).sqrt();
+    #[expect(clippy::cast_possible_truncation, reason = "steps are taken in binary32")]
+    let inverse = length.recip() as f32;
+    (gradient.iter().map(|value| value * inverse).collect(), length)
+}
+
+fn stepped(values: &[f32], direction: &[f32], step: f32) -> Vec<f32> {
+    values.iter().zip(direction).map(|(value, direction)| value + step * direction).collect()
+}
+
+fn assert_slopes(world: &World, adapter: &Adapter, what: &str) {
+    let hosted = world.host(span(0, 3));
+    let (_, back) = world.train(&hosted, Some(adapter));
+    let (direction, slope) = unit(&back.input.to_values());
+    let found = change(|step| {
+        let input = stepped(&world.input.to_values(), &direction, step * 10.0);
+        world.value(&hosted, adapter, &states(input, &world.input))
+    }) / 10.0;
+    assert!((found / slope - 1.0).abs() < ERROR_MAX, "{what}, input: {found}, not {slope}");
+    for (place, gradients) in back.parameters.iter() {
+        for (matrix, gradient) in [("A", gradients.a()), ("B", gradients.b())] {
+            let (direction, slope) = unit(gradient);
+            let found = change(|step| {
+                let mut moved = adapter.clone();
+                let matrices = moved.parameters.0.get_mut(&place).unwrap();
+                let values = if matrix == "A" { &mut matrices.a } else { &mut matrices.b };
+                *values = stepped(values, &direction, step);
+                world.value(&hosted, &moved, &world.input)
+            });
+            let error = (found / slope - 1.0).abs();
+            assert!(error < ERROR_MAX, "{what}, {matrix} of {place:?}: {found}, not {slope}");
+        }
+    }
+    assert_eq!(back.parameters.iter().count(), 3 * TargetModule::ALL.len(), "{what}");
+}
+
+#[test]
+fn gradients_are_slopes_in_every_family() {
+    for family in Family::ALL {
+        let world = World::new(family, WeightType::F32);
+        assert_slopes(&world, &world.adapter, &family.to_string());
+    }
+}
+
+#[test]
+fn gradients_are_slopes_with_every_type_of_weights() {
+    for weight_type in WeightType::ALL {
+        let world = World::new(Family::Qwen3, weight_type);
+        assert_slopes(&world, &world.adapter, &weight_type.to_string());
+    }
+}
+
+#[test]
+fn gradients_are_slopes_under_dropout() {
+    let world = World::new(Family::Qwen2, WeightType::F32);
+    assert_slopes(&world, &adapter(&world.config, 0.3), "dropout");
+}
