@@ -3,11 +3,12 @@
 mod bench;
 mod chat;
 mod demo;
+mod gateway;
 mod generate;
 mod inspect;
 mod local_swarm;
 mod serve;
-mod session;
+pub(crate) mod session;
 mod speculate;
 mod status;
 
@@ -42,6 +43,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Command::Serve(arguments) => serve::run(arguments, &config).await,
             Command::Chat(arguments) => chat::run(arguments, &config).await,
             Command::Generate(arguments) => generate::run(arguments, &config).await,
+            Command::Gateway(arguments) => gateway::run(arguments, &config).await,
             Command::Inspect(arguments) => inspect::run(arguments, &config).await,
             Command::Status(arguments) => status::run(arguments, &config).await,
             Command::Bench(arguments) => bench::run(arguments, &config).await,
@@ -60,6 +62,7 @@ fn runtime(command: &Command) -> std::io::Result<Runtime> {
         Command::Demo(_)
         | Command::Chat(_)
         | Command::Generate(_)
+        | Command::Gateway(_)
         | Command::Inspect(_)
         | Command::Status(_)
         | Command::Bench(_) => Builder::new_multi_thread(),

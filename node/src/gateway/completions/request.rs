@@ -1,0 +1,135 @@
+//! The body of a completion request.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::gateway::Gateway;
+use crate::gateway::error::ApiError;
+use crate::gateway::options::{Options, StreamOptions, Texts};
+
+/// Answers to all prompts of a request together.
+const ANSWERS_MAX: usize = 64;
+
+/// As OpenAI's reference has it, and `top_k`, `min_p` and `repetition_penalty` as others have them.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CompletionRequest {
+    pub(super) model: String,
+    prompt: Prompts,
+    n: Option<u32>,
+    best_of: Option<u32>,
+    max_tokens: Option<u32>,
+    temperature: Option<f32>,
+    top_p: Option<f32>,
+    top_k: Option<usize>,
+    min_p: Option<f32>,
+    repetition_penalty: Option<f32>,
+    presence_penalty: Option<f32>,
+    frequency_penalty: Option<f32>,
+    logit_bias: Option<serde_json::Map<String, Value>>,
+    seed: Option<i64>,
+    stop: Option<Texts>,
+    logprobs: Option<usize>,
+    echo: Option<bool>,
+    suffix: Option<String>,
+    stream: Option<bool>,
+    stream_options: Option<StreamOptions>,
+    #[serde(rename = "user")]
+    _user: Option<String>,
+}
+
+/// One prompt or several, as text or as token ids.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "a string, a list of strings, a list of token ids, or a list of such lists"
+)]
+enum Prompts {
+    Text(String),
+    Texts(Vec<String>),
+    Ids(Vec<u32>),
+    Lists(Vec<Vec<u32>>),
+}
+
+/// One of them.
+#[derive(Debug, Clone)]
+pub(super) enum Prompt {
+    Text(String),
+    Ids(Vec<u32>),
+}
+
+impl Prompt {
+    /// Its token ids and its text.
+    pub(super) async fn encode(
+        self,
+        gateway: &Arc<Gateway>,
+    ) -> Result<(Vec<u32>, String), ApiError> {
+        match self {
+            Self::Text(text) => Ok((gateway.encode_prompt(text.clone()).await?, text)),
+            Self::Ids(ids) => {
+                let text = gateway.decode(&ids)?;
+                Ok((ids, text))
+            }
+        }
+    }
+}
+
+impl CompletionRequest {
+    /// Whether the prompt comes back before the answer.
+    pub(super) fn echo(&self) -> bool {
+        self.echo.unwrap_or(false)
+    }
+
+    pub(super) fn prompts(&self) -> Result<Vec<Prompt>, ApiError> {
+        let prompts: Vec<_> = match self.prompt.clone() {
+            Prompts::Text(text) => vec![Prompt::Text(text)],
+            Prompts::Texts(texts) => texts.into_iter().map(Prompt::Text).collect(),
+            Prompts::Ids(ids) => vec![Prompt::Ids(ids)],
+            Prompts::Lists(lists) => lists.into_iter().map(Prompt::Ids).collect(),
+        };
+        let answers = prompts.len().saturating_mul(self.n.unwrap_or(1) as usize);
+        if prompts.is_empty() || answers > ANSWERS_MAX {
+            let message = format!("a request has from 1 to {ANSWERS_MAX} answers, not {answers}");
+            return Err(ApiError::invalid("prompt", message));
+        }
+        Ok(prompts)
+    }
+
+    pub(super) fn options(&self) -> Result<Options, ApiError> {
+        if self.best_of.is_some_and(|best_of| best_of != self.n.unwrap_or(1)) {
+            return Err(ApiError::unsupported("best_of", "a best_of other than n"));
+        }
+        if self.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty()) {
+            return Err(ApiError::unsupported("suffix", "filling in before a suffix"));
+        }
+        if self.logit_bias.as_ref().is_some_and(|bias| !bias.is_empty()) {
+            return Err(ApiError::unsupported("logit_bias", "logit_bias"));
+        }
+        if self.echo() && self.logprobs.is_some() {
+            return Err(ApiError::unsupported("echo", "echo with logprobs"));
+        }
+        let options = Options {
+            n: self.n,
+            max_tokens: Some(self.max_tokens.unwrap_or(MAX_TOKENS_DEFAULT)),
+            temperature: self.temperature,
+            top_p: self.top_p,
+            top_k: self.top_k,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            seed: self.seed,
+            stop: self.stop.clone(),
+            top_logprobs: self.logprobs,
+            stream: self.stream.unwrap_or(false),
+            stream_options: self.stream_options,
+        };
+        options.check()?;
+        Ok(options)
+    }
+}
+
+/// What OpenAI's reference has.
+const MAX_TOKENS_DEFAULT: u32 = 16;

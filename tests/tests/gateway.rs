@@ -1,0 +1,329 @@
+//! The gateway in front of a swarm of three processes: answers, streams, faults and bad requests.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use serde_json::{Value, json};
+use umbel_tests::gateway::{Answer, Events, Gateway};
+use umbel_tests::swarm::{Server, report, serve, umbel};
+
+const MODEL: &str = "smollm2-135m";
+const CHAT: &str = "/v1/chat/completions";
+const COMPLETIONS: &str = "/v1/completions";
+
+/// Servers of a third of the blocks each, `replicas` for each third.
+fn swarm(replicas: usize) -> Vec<Server> {
+    let mut servers: Vec<Server> = Vec::new();
+    for blocks in ["0..10", "10..20", "20..30"] {
+        for _ in 0..replicas {
+            let join = servers.first().map(|first| first.address().to_owned());
+            let mut arguments = vec![MODEL, "--blocks", blocks];
+            arguments.extend(join.iter().flat_map(|address| ["--join", address]));
+            servers.push(serve(&arguments));
+        }
+    }
+    servers
+}
+
+fn gateway(servers: &[Server], arguments: &[&str]) -> Gateway {
+    Gateway::start(&[&["--join", servers[0].address()], arguments].concat())
+}
+
+fn chat(text: &str, more: Value) -> Value {
+    let mut body = json!({
+        "model": MODEL,
+        "messages": [{ "role": "user", "content": text }],
+        "temperature": 0,
+        "max_tokens": 16,
+    });
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    body
+}
+
+/// What one process answers.
+fn local(arguments: &[&str]) -> Value {
+    report(&umbel(&[&["generate", "--local", "--json"], arguments].concat()))
+}
+
+/// The text of each answer of a stream, and its last event.
+fn collect(events: Events) -> (Vec<String>, Value) {
+    let (mut texts, mut last) = (Vec::new(), Value::Null);
+    for event in events {
+        for choice in event["choices"].as_array().unwrap() {
+            let index = choice["index"].as_u64().unwrap() as usize;
+            texts.resize(texts.len().max(index + 1), String::new());
+            let text = choice["delta"]["content"].as_str().or(choice["text"].as_str());
+            texts[index].push_str(text.unwrap_or(""));
+        }
+        last = event;
+    }
+    (texts, last)
+}
+
+#[test]
+fn answers_are_those_of_one_process_whole_or_as_a_stream() {
+    let servers = swarm(1);
+    let gateway = gateway(&servers, &[]);
+    assert_eq!(gateway.get("/v1/models").json["data"][0]["id"], MODEL);
+    assert_eq!(gateway.get("/ready").status, 200);
+
+    let arguments = ["--chat", "--prompt", "Say hello", "--max-tokens", "16"];
+    let expected = local(&arguments);
+    let text = expected["text"].as_str().unwrap();
+    let whole = gateway.ask(CHAT, &chat("Say hello", json!({})));
+    assert_eq!(whole["choices"][0]["message"]["content"], text);
+    assert_eq!(whole["choices"][0]["finish_reason"], "length");
+    let tokens = expected["prompt_ids"].as_array().unwrap().len();
+    let usage = json!({
+        "prompt_tokens": tokens, "completion_tokens": 16, "total_tokens": tokens + 16,
+    });
+    assert_eq!(whole["usage"], usage);
+
+    let options = json!({ "stream": true, "stream_options": { "include_usage": true }, "n": 2 });
+    let (texts, last) = collect(gateway.stream(CHAT, &chat("Say hello", options)));
+    assert_eq!(texts, [text, text], "greedy answers are equal");
+    assert_eq!(last["usage"]["completion_tokens"], 32);
+
+    seeds_and_probabilities(&gateway);
+    texts_that_go_on(&gateway);
+    drop(gateway);
+    servers.iter().for_each(|server| server.assert_no_errors());
+}
+
+fn seeds_and_probabilities(gateway: &Gateway) {
+    let drawn = json!({ "temperature": 1.2, "seed": 7, "n": 2, "max_tokens": 8 });
+    let draw = || {
+        let answer = gateway.ask(CHAT, &chat("Tell a story", drawn.clone()));
+        let content = |index: usize| answer["choices"][index]["message"]["content"].clone();
+        [content(0), content(1)]
+    };
+    let first = draw();
+    assert_ne!(first[0], first[1], "each answer has a seed of its own");
+    assert_eq!(first, draw(), "the same seed gives the same answers");
+
+    let wanted = json!({ "logprobs": true, "top_logprobs": 3, "max_tokens": 4 });
+    let answer = gateway.ask(CHAT, &chat("Say hello", wanted));
+    let entries = answer["choices"][0]["logprobs"]["content"].as_array().unwrap();
+    assert_eq!(entries.len(), 4);
+    for entry in entries {
+        let top = entry["top_logprobs"].as_array().unwrap();
+        assert_eq!(top.len(), 3);
+        assert_eq!((&top[0]["token"], &top[0]["logprob"]), (&entry["token"], &entry["logprob"]));
+        let chances: f64 = top.iter().map(|top| top["logprob"].as_f64().unwrap().exp()).sum();
+        assert!(chances > 0.1 && chances < 1.0, "{chances}");
+    }
+}
+
+fn texts_that_go_on(gateway: &Gateway) {
+    let prompt = "The capital of France is";
+    let expected = local(&["--prompt", prompt, "--max-tokens", "8"]);
+    let text = expected["text"].as_str().unwrap();
+    let prompts = json!({
+        "model": MODEL, "prompt": [prompt, "One, two, three,"], "max_tokens": 8, "temperature": 0,
+    });
+    let several = gateway.ask(COMPLETIONS, &prompts);
+    assert_eq!(several["choices"][0]["text"], text);
+    assert_ne!(several["choices"][1]["text"], text);
+
+    let ids = json!({
+        "model": MODEL, "prompt": expected["prompt_ids"], "max_tokens": 8, "temperature": 0,
+        "echo": true, "stream": true,
+    });
+    let (texts, _) = collect(gateway.stream(COMPLETIONS, &ids));
+    assert_eq!(texts, [format!("{prompt}{text}")]);
+
+    let word = text.split_whitespace().nth(1).unwrap();
+    let stopped = json!({
+        "model": MODEL, "prompt": prompt, "max_tokens": 8, "temperature": 0, "stop": word,
+    });
+    let stopped = gateway.ask(COMPLETIONS, &stopped);
+    assert_eq!(stopped["choices"][0]["text"], text.split(word).next().unwrap());
+    assert_eq!(stopped["choices"][0]["finish_reason"], "stop");
+}
+
+#[test]
+fn an_answer_goes_on_when_a_server_dies_and_ends_when_its_client_leaves() {
+    let mut servers = swarm(2);
+    let gateway = gateway(&servers, &["--patience", "20"]);
+    let arguments = ["--chat", "--prompt", "Count to thirty", "--max-tokens", "60"];
+    let expected = local(&[&arguments[..], &["--ignore-eos"]].concat());
+
+    let options = json!({ "stream": true, "max_tokens": 60 });
+    let mut events = gateway.stream(CHAT, &chat("Count to thirty", options.clone()));
+    let mut text = String::new();
+    for event in events.by_ref().take(12) {
+        text.push_str(event["choices"][0]["delta"]["content"].as_str().unwrap());
+    }
+    // One of two for each third, so that a hop of the route is among them, most likely several.
+    for third in [4, 2] {
+        servers.remove(third).kill();
+    }
+    text.push_str(&collect(events).0[0]);
+    assert!(expected["text"].as_str().unwrap().starts_with(&text), "{text}");
+    assert!(text.len() > 20, "{text}");
+
+    let free = kv_free(&servers[0]);
+    let more = json!({ "stream": true, "max_tokens": 2_000, "n": 4, "temperature": 1 });
+    let mut events = gateway.stream(CHAT, &chat("Tell a long story", more));
+    for _ in 0..12 {
+        events.next().unwrap();
+    }
+    drop(events);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while kv_free(&servers[0]) < free {
+        assert!(Instant::now() < deadline, "sessions outlive the client that asked for them");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+
+    // An answer that is under way when the gateway is told to stop comes to its end.
+    let events = gateway.stream(CHAT, &chat("Count to thirty", options));
+    let stopping = std::thread::spawn(move || gateway.into_process().terminate().unwrap());
+    let (texts, _) = collect(events);
+    assert_eq!(texts[0], text);
+    let stopped = stopping.join().unwrap();
+    assert!(stopped.status.success(), "{}", stopped.stderr);
+}
+
+/// Tokens that no session has reserved, at the servers of the whole swarm.
+fn kv_free(server: &Server) -> u64 {
+    let status = report(&umbel(&["status", "--json", "--join", server.address()]));
+    let servers = status["servers"].as_array().unwrap();
+    servers.iter().map(|server| server["kv_tokens_free"].as_u64().unwrap()).sum()
+}
+
+#[test]
+fn bad_requests_are_refused_and_say_why() {
+    // Nothing of this reaches the blocks.
+    let gateway = Gateway::start(&["--local"]);
+    let cases = [
+        (json!({ "model": "gpt" }), 404, "model", "not served"),
+        (json!({ "messages": [] }), 400, "messages", "from 1 to"),
+        (json!({ "messages": [{ "role": "bob", "content": "" }] }), 400, "messages[0].role", "bob"),
+        (json!({ "messages": 3 }), 400, "messages", "expected a sequence"),
+        (json!({ "colour": "red" }), 400, "colour", "unknown field"),
+        (json!({ "temperature": 2.5 }), 400, "temperature", "from 0 to 2"),
+        (json!({ "top_p": 0 }), 400, "top_p", "above 0"),
+        (json!({ "n": 0 }), 400, "n", "from 1 to 8"),
+        (json!({ "n": -1 }), 400, "n", "invalid value"),
+        (json!({ "max_tokens": 0 }), 400, "max_tokens", "at least 1"),
+        (json!({ "max_completion_tokens": 5 }), 400, "max_completion_tokens", "differ"),
+        (json!({ "top_logprobs": 2 }), 400, "top_logprobs", "logprobs: true"),
+        (json!({ "stream_options": {} }), 400, "stream_options", "stream: true"),
+        (json!({ "stop": [1] }), 400, "stop", "a list of strings"),
+        (json!({ "stop": ["a", "b", "c", "d", "e"] }), 400, "stop", "at most 4"),
+        (json!({ "logit_bias": { "1": 5 } }), 400, "logit_bias", "not supported"),
+        (json!({ "presence_penalty": 1 }), 400, "presence_penalty", "not supported"),
+        (json!({ "response_format": { "type": "json_object" } }), 400, "response_format", "not"),
+    ];
+    for (change, status, param, message) in cases {
+        let answer = gateway.post(CHAT, chat("Hi", change.clone()).to_string().as_bytes());
+        refused(&answer, status, &change);
+        assert_eq!(answer.json["error"]["param"], param, "{change}: {}", answer.json);
+        let said = answer.json["error"]["message"].as_str().unwrap();
+        assert!(said.contains(message), "{change}: {said}");
+    }
+    let long = chat(&"word ".repeat(9_000), json!({}));
+    let long = gateway.post(CHAT, long.to_string().as_bytes());
+    assert_eq!(long.json["error"]["code"], "context_length_exceeded");
+    for (body, status) in [
+        (&b"{"[..], 400),
+        (b"{} {}", 400),
+        (b"\xff\xfe", 400),
+        (b"", 400),
+        (&vec![b' '; 5 << 20], 413),
+    ] {
+        refused(&gateway.post(CHAT, body), status, &json!(body.len()));
+    }
+    refused(&gateway.post("/v1/nothing", b"{}"), 404, &json!("path"));
+    refused(&gateway.post("/v1/models", b"{}"), 405, &json!("method"));
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{";
+    let cut = gateway.raw("\0\0\0\r\n\r\n".as_bytes());
+    assert!(cut.starts_with("HTTP/1.1 400"), "{cut}");
+    let slow = gateway.raw(head.as_bytes());
+    assert!(slow.starts_with("HTTP/1.1 408"), "{slow}");
+    random_requests(&gateway);
+    assert_eq!(gateway.get("/health").status, 200);
+}
+
+fn refused(answer: &Answer, status: u16, what: &Value) {
+    assert_eq!(answer.status, status, "{what}: {}", answer.json);
+    assert_eq!(answer.json["error"]["type"], "invalid_request_error", "{what}: {}", answer.json);
+}
+
+/// Whatever JSON comes, the fault is not the gateway's.
+fn random_requests(gateway: &Gateway) {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        (-3.0..3.0f64).prop_map(Value::from),
+        "[a-z]{0,8}".prop_map(Value::from),
+    ];
+    let value = leaf.prop_recursive(3, 12, 4, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::btree_map("[a-z]{1,8}", inner, 0..4)
+                .prop_map(|map| Value::Object(map.into_iter().collect())),
+        ]
+    });
+    let names = [
+        "messages",
+        "prompt",
+        "n",
+        "stop",
+        "seed",
+        "stream",
+        "logprobs",
+        "temperature",
+        "echo",
+        "top_k",
+        "tools",
+        "prediction",
+        "response_format",
+        "stream_options",
+        "logit_bias",
+        "zebra",
+    ];
+    let field = (prop::sample::select(names.to_vec()), value);
+    let fields = prop::collection::vec(field, 1..4);
+    let mut runner = TestRunner::new(Config { cases: 256, ..Config::default() });
+    let result = runner.run(&(any::<bool>(), fields), |(is_chat, fields)| {
+        let mut body = if is_chat {
+            chat("Hi", json!({ "max_tokens": 1 }))
+        } else {
+            json!({ "model": MODEL, "prompt": "Hi", "max_tokens": 1 })
+        };
+        for (name, value) in fields {
+            body[name] = value;
+        }
+        let path = if is_chat { CHAT } else { COMPLETIONS };
+        let status = gateway.post(path, body.to_string().as_bytes()).status;
+        prop_assert!(status < 500, "{status}: {body}");
+        Ok(())
+    });
+    result.unwrap();
+}
+
+#[test]
+fn who_comes_when_too_many_wait_is_told_to_come_back() {
+    let gateway = Gateway::start(&["--local", "--answers", "1", "--waiting", "0"]);
+    let long = json!({ "stream": true, "max_tokens": 4_000, "temperature": 1 });
+    let mut events = gateway.stream(CHAT, &chat("Tell a long story", long));
+    events.next().unwrap();
+    let busy = gateway.post(CHAT, chat("Hi", json!({})).to_string().as_bytes());
+    assert_eq!((busy.status, busy.retry_after.as_deref()), (429, Some("2")), "{}", busy.json);
+    assert_eq!(busy.json["error"]["type"], "rate_limit_error");
+    drop(events);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let next = gateway.post(CHAT, chat("Hi", json!({})).to_string().as_bytes());
+        if next.status == 200 {
+            break;
+        }
+        assert!(Instant::now() < deadline, "an answer outlives the client that asked for it");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
