@@ -1,5 +1,6 @@
 //! Generation: prefill the prompt, then one token after another.
 
+mod adjust;
 mod error;
 mod verify;
 
@@ -13,10 +14,12 @@ use umbel_protocol::inference::AnswerRows;
 use crate::chain::{Chain, StepTime};
 use crate::model::ClientModel;
 use crate::speculation::{Drafts, Speculate, Speculator};
+use crate::text::grammar::Grammar;
 use crate::text::stop::StopStrings;
 use crate::text::tokenizer::TextStream;
 use verify::Verified;
 
+pub use adjust::Adjust;
 pub use error::GenerateError;
 
 /// Most tokens of the prompt that go through the chain in one step: large enough that weights are read
@@ -39,6 +42,10 @@ pub struct Generate {
     pub max_tokens: u32,
     /// How the next token is chosen.
     pub sampling: Sampling,
+    /// What is added to the logits before that.
+    pub adjust: Adjust,
+    /// The form that the answer is held to, from its first token on.
+    pub grammar: Option<Grammar>,
     /// Texts at which the answer ends; they are not part of it.
     pub stop: Vec<String>,
     /// Whether to go on past the model's end-of-sequence token.
@@ -111,6 +118,8 @@ impl Generate {
             prompt,
             max_tokens: 128,
             sampling: Sampling::greedy(),
+            adjust: Adjust::default(),
+            grammar: None,
             stop: Vec::new(),
             ignore_eos: false,
             top_logits: 0,

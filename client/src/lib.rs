@@ -39,7 +39,7 @@ pub mod text;
 pub use chain::local::{LocalChain, LocalModel};
 pub use chain::remote::{RemoteChain, SessionOptions};
 pub use chain::{Chain, HopTime, StepError, StepTime, StepUnderWay};
-pub use generate::{FinishReason, Generate, GenerateError, Generation, Logprobs, Token};
+pub use generate::{Adjust, FinishReason, Generate, GenerateError, Generation, Logprobs, Token};
 pub use model::ClientModel;
 pub use speculation::{DraftModel, DraftModelError, Drafts, Speculate};
 pub use swarm::{JoinSwarmError, Swarm, SwarmConfig};

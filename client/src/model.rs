@@ -2,7 +2,7 @@
 
 mod head;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use umbel_engine::{Device, Ends, EndsError, HiddenStates};
 use umbel_protocol::ModelId;
@@ -11,6 +11,7 @@ use umbel_shard::{
 };
 
 use crate::text::chat_template::{ChatTemplate, Message, RenderChatError};
+use crate::text::grammar::{GrammarError, Grammars};
 use crate::text::tokenizer::{EncodeError, LoadTokenizerError, Tokenizer};
 use head::Head;
 
@@ -20,6 +21,8 @@ pub struct ClientModel {
     head: Arc<Head>,
     tokenizer: Option<Tokenizer>,
     chat_template: Option<ChatTemplate>,
+    /// Made when the first answer is held to a form: it takes a moment and some megabytes.
+    grammars: OnceLock<Result<Grammars, GrammarError>>,
 }
 
 impl ClientModel {
@@ -48,7 +51,7 @@ impl ClientModel {
             None => None,
         };
         let head = Arc::new(Head::new(ends));
-        Ok(Self { head, tokenizer, chat_template, shard })
+        Ok(Self { head, tokenizer, chat_template, shard, grammars: OnceLock::new() })
     }
 
     /// The same model, its ends computed by `device`.
@@ -95,6 +98,20 @@ impl ClientModel {
     #[must_use]
     pub const fn tokenizer(&self) -> Option<&Tokenizer> {
         self.tokenizer.as_ref()
+    }
+
+    /// The forms that answers can be held to. The first call takes a moment: call it apart from the
+    /// network.
+    ///
+    /// # Errors
+    /// [`GrammarError`] where the model has no tokenizer, or none of its tokens ends an answer.
+    pub fn grammars(&self) -> Result<&Grammars, GrammarError> {
+        let make = || {
+            let tokenizer = self.tokenizer.as_ref().ok_or(GrammarError::Vocabulary)?;
+            let config = self.config();
+            Grammars::new(tokenizer, config.vocabulary_size, &config.eos_token_ids)
+        };
+        self.grammars.get_or_init(make).as_ref().map_err(Clone::clone)
     }
 
     /// The token ids of a text, with the special tokens that the model puts around it.

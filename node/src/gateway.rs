@@ -8,7 +8,7 @@
 //! | `listen` | connections |
 //! | `body`, `error` | what comes in, and what a request that fails is answered |
 //! | `admission` | turns, and how many may wait for them |
-//! | `options` | what all requests may ask of an answer |
+//! | `options`, `format` | what requests may ask of an answer, and the form that it is held to |
 //! | `answer` | answers under way |
 //! | `chat`, `completions`, `models` | the endpoints |
 //! | `events`, `reply`, `usage`, `logprobs` | parts of what goes out |
@@ -20,6 +20,7 @@ mod chat;
 mod completions;
 mod error;
 mod events;
+mod format;
 mod listen;
 mod logprobs;
 mod models;

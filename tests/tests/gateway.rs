@@ -89,6 +89,7 @@ fn answers_are_those_of_one_process_whole_or_as_a_stream() {
 
     seeds_and_probabilities(&gateway);
     texts_that_go_on(&gateway);
+    forms(&gateway);
     drop(gateway);
     servers.iter().for_each(|server| server.assert_no_errors());
 }
@@ -115,6 +116,59 @@ fn seeds_and_probabilities(gateway: &Gateway) {
         let chances: f64 = top.iter().map(|top| top["logprob"].as_f64().unwrap().exp()).sum();
         assert!(chances > 0.1 && chances < 1.0, "{chances}");
     }
+}
+
+fn schema(schema: &Value) -> Value {
+    let named = json!({ "name": "answer", "strict": true, "schema": schema });
+    json!({ "response_format": { "type": "json_schema", "json_schema": named } })
+}
+
+/// Answers to a schema are held to it, whatever the model would say.
+fn forms(gateway: &Gateway) {
+    let person = json!({
+        "type": "object",
+        "properties": {
+            "name": { "type": "string", "maxLength": 20 },
+            "age": { "type": "integer", "minimum": 0, "maximum": 120 },
+            "colour": { "enum": ["red", "green", "blue"] },
+        },
+        "required": ["name", "age", "colour"],
+        "additionalProperties": false,
+    });
+    for seed in 0..20 {
+        let mut more = schema(&person);
+        more["seed"] = json!(seed);
+        more["temperature"] = json!(1);
+        more["max_tokens"] = json!(100);
+        let answer = gateway.ask(CHAT, &chat("Invent a person.", more));
+        assert_eq!(answer["choices"][0]["finish_reason"], "stop", "{answer}");
+        let text = answer["choices"][0]["message"]["content"].as_str().unwrap();
+        let person: Value = serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"));
+        assert!(person["age"].as_u64().unwrap() <= 120, "{text}");
+        assert!(["red", "green", "blue"].contains(&person["colour"].as_str().unwrap()), "{text}");
+    }
+    let object = json!({ "response_format": { "type": "json_object" }, "max_tokens": 3 });
+    let answer = gateway.ask(CHAT, &chat("Say hello", object));
+    assert!(answer["choices"][0]["message"]["content"].as_str().unwrap().starts_with('{'));
+
+    // " Paris" cannot come where its logit is 100 less, and comes at once where it is 100 more.
+    let prompt = "The capital of France is";
+    let ids = &local(&["--prompt", prompt, "--max-tokens", "1"])["token_ids"];
+    let first = |bias: f32| {
+        let body = json!({
+            "model": MODEL, "prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": 0,
+            "logit_bias": { ids[0].to_string(): bias },
+        });
+        gateway.ask(COMPLETIONS, &body)["choices"][0]["logprobs"]["tokens"][0].clone()
+    };
+    assert_ne!(first(0.0), first(-100.0));
+    assert_eq!(first(0.0), first(100.0));
+    let again = json!({ "presence_penalty": 2, "frequency_penalty": 2, "max_tokens": 60 });
+    let plain = gateway.ask(CHAT, &chat("Say it again and again", json!({ "max_tokens": 60 })));
+    assert_ne!(
+        plain["choices"][0]["message"],
+        gateway.ask(CHAT, &chat("Say it again and again", again))["choices"][0]["message"]
+    );
 }
 
 fn texts_that_go_on(gateway: &Gateway) {
@@ -213,9 +267,12 @@ fn bad_requests_are_refused_and_say_why() {
         (json!({ "stream_options": {} }), 400, "stream_options", "stream: true"),
         (json!({ "stop": [1] }), 400, "stop", "a list of strings"),
         (json!({ "stop": ["a", "b", "c", "d", "e"] }), 400, "stop", "at most 4"),
-        (json!({ "logit_bias": { "1": 5 } }), 400, "logit_bias", "not supported"),
-        (json!({ "presence_penalty": 1 }), 400, "presence_penalty", "not supported"),
-        (json!({ "response_format": { "type": "json_object" } }), 400, "response_format", "not"),
+        (json!({ "logit_bias": { "1": 500 } }), 400, "logit_bias", "from -100 to 100"),
+        (json!({ "logit_bias": { "word": 5 } }), 400, "logit_bias", "no token id"),
+        (json!({ "presence_penalty": 3 }), 400, "presence_penalty", "from -2 to 2"),
+        (json!({ "response_format": { "type": "xml" } }), 400, "response_format.type", "xml"),
+        (schema(&json!({ "type": "colour" })), 400, "response_format", "form"),
+        (json!({ "tools": [{ "type": "function" }] }), 400, "tools", "not supported"),
     ];
     for (change, status, param, message) in cases {
         let answer = gateway.post(CHAT, chat("Hi", change.clone()).to_string().as_bytes());

@@ -104,7 +104,14 @@ impl Generation {
         for (index, mut logits) in rows.into_iter().enumerate() {
             let largest = top_logits(&logits, self.request.top_logits);
             let given = self.request.top_logprobs.map(|count| (count, logits.clone()));
+            self.request.adjust.apply(&mut logits, &text[self.request.prompt.len()..]);
+            if let Some(grammar) = &mut self.request.grammar {
+                grammar.restrict(&mut logits)?;
+            }
             let id = self.sampler.sample(&mut logits, &text);
+            if let Some(grammar) = &mut self.request.grammar {
+                grammar.accept(id)?;
+            }
             text.push(id);
             let logprobs = given.map(|(count, logits)| logprobs(&logits, id, count));
             let (top_logits, time) = (largest, std::mem::take(&mut time));

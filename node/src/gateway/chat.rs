@@ -25,7 +25,10 @@ pub(super) async fn complete(
 ) -> Result<Response, ApiError> {
     let request: ChatRequest = body::json(body).await?;
     gateway.check_model(&request.model)?;
-    let options = request.options()?;
+    let mut options = request.options()?;
+    if let Some(format) = request.response_format() {
+        options.grammar = gateway.grammar(format).await?;
+    }
     let prompt = gateway.encode_chat(&request.messages()?).await?;
     let mut requests = options.requests(&gateway, &prompt)?;
     if let Some(expected) = request.prediction() {

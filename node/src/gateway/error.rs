@@ -85,7 +85,9 @@ impl From<GenerateError> for ApiError {
             GenerateError::EmptyPrompt | GenerateError::UnknownToken { .. } => {
                 Self::invalid("prompt", message)
             }
-            GenerateError::Sampling(_) => Self::refused(StatusCode::BAD_REQUEST, message),
+            GenerateError::Sampling(_) | GenerateError::Grammar(_) => {
+                Self::refused(StatusCode::BAD_REQUEST, message)
+            }
             GenerateError::Ends(_) | GenerateError::Draft(_) | GenerateError::Step(_) => {
                 Self::unavailable(&error.into())
             }

@@ -1,7 +1,10 @@
 //! What requests of all kinds ask of an answer, checked once.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
-use umbel_client::{Generate, Sampling};
+use umbel_client::text::grammar::Grammar;
+use umbel_client::{Adjust, Generate, Sampling};
 
 use super::Gateway;
 use super::error::ApiError;
@@ -46,6 +49,37 @@ pub(super) struct StreamOptions {
     _include_obfuscation: Option<bool>,
 }
 
+/// Tokens whose logits a request may change, and how far.
+const BIASES_MAX: usize = 1024;
+const BIAS_MAX: f32 = 100.0;
+
+/// What requests say of penalties and of single tokens, the latter by ids that are written as text.
+pub(super) fn adjust(
+    presence: Option<f32>,
+    frequency: Option<f32>,
+    bias: Option<&BTreeMap<String, f32>>,
+) -> Result<Adjust, ApiError> {
+    let refuse = |message: String| Err(ApiError::invalid("logit_bias", message));
+    let mut adjust = Adjust {
+        presence: presence.unwrap_or(0.0),
+        frequency: frequency.unwrap_or(0.0),
+        ..Adjust::default()
+    };
+    for (id, bias) in bias.into_iter().flatten() {
+        let Ok(id) = id.parse() else {
+            return refuse(format!("{id:?} is no token id"));
+        };
+        if !(-BIAS_MAX..=BIAS_MAX).contains(bias) {
+            return refuse(format!("a bias is from -{BIAS_MAX} to {BIAS_MAX}, not {bias}"));
+        }
+        adjust.bias.insert(id, *bias);
+    }
+    if adjust.bias.len() > BIASES_MAX {
+        return refuse(format!("at most {BIASES_MAX} tokens have a bias"));
+    }
+    Ok(adjust)
+}
+
 /// What a request says of its answers.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Options {
@@ -56,8 +90,8 @@ pub(super) struct Options {
     pub(super) top_k: Option<usize>,
     pub(super) min_p: Option<f32>,
     pub(super) repetition_penalty: Option<f32>,
-    pub(super) presence_penalty: Option<f32>,
-    pub(super) frequency_penalty: Option<f32>,
+    pub(super) adjust: Adjust,
+    pub(super) grammar: Option<Grammar>,
     pub(super) seed: Option<i64>,
     pub(super) stop: Option<Texts>,
     pub(super) top_logprobs: Option<usize>,
@@ -90,14 +124,8 @@ impl Options {
         between("top_p", self.top_p, 0.0, 1.0)?;
         between("min_p", self.min_p, 0.0, 1.0)?;
         between("repetition_penalty", self.repetition_penalty, 0.01, 10.0)?;
-        for (name, value) in [
-            ("presence_penalty", self.presence_penalty),
-            ("frequency_penalty", self.frequency_penalty),
-        ] {
-            if value.is_some_and(|value| value != 0.0) {
-                return Err(ApiError::unsupported(name, &format!("a {name} other than 0")));
-            }
-        }
+        between("presence_penalty", Some(self.adjust.presence), -2.0, 2.0)?;
+        between("frequency_penalty", Some(self.adjust.frequency), -2.0, 2.0)?;
         if self.top_p == Some(0.0) {
             return Err(ApiError::invalid("top_p", "top_p is 0; it is above 0"));
         }
@@ -156,6 +184,8 @@ impl Options {
                 repetition_penalty: self.repetition_penalty.unwrap_or(plain.repetition_penalty),
                 seed: seed.wrapping_add(answer.into()),
             },
+            adjust: self.adjust.clone(),
+            grammar: self.grammar.clone(),
             stop: self.stop.clone().map_or_else(Vec::new, Texts::into_vec),
             top_logprobs: self.top_logprobs,
             speculate: gateway.speculate(),

@@ -1,11 +1,14 @@
 //! The body of a chat request.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 use serde_json::Value;
 use umbel_client::text::chat_template::Message;
 
 use crate::gateway::error::ApiError;
-use crate::gateway::options::{Options, StreamOptions, Texts};
+use crate::gateway::format::ResponseFormat;
+use crate::gateway::options::{self, Options, StreamOptions, Texts};
 
 /// Turns of a conversation.
 const MESSAGES_MAX: usize = 4096;
@@ -26,7 +29,7 @@ pub(super) struct ChatRequest {
     repetition_penalty: Option<f32>,
     presence_penalty: Option<f32>,
     frequency_penalty: Option<f32>,
-    logit_bias: Option<serde_json::Map<String, Value>>,
+    logit_bias: Option<BTreeMap<String, f32>>,
     seed: Option<i64>,
     stop: Option<Texts>,
     #[serde(default)]
@@ -109,12 +112,6 @@ enum Prediction {
     Content { content: Content },
 }
 
-/// The form of the answer.
-#[derive(Debug, Deserialize)]
-struct ResponseFormat {
-    r#type: String,
-}
-
 impl ChatRequest {
     pub(super) fn messages(&self) -> Result<Vec<Message>, ApiError> {
         if self.messages.is_empty() || self.messages.len() > MESSAGES_MAX {
@@ -154,8 +151,12 @@ impl ChatRequest {
             top_k: self.top_k,
             min_p: self.min_p,
             repetition_penalty: self.repetition_penalty,
-            presence_penalty: self.presence_penalty,
-            frequency_penalty: self.frequency_penalty,
+            adjust: options::adjust(
+                self.presence_penalty,
+                self.frequency_penalty,
+                self.logit_bias.as_ref(),
+            )?,
+            grammar: None,
             seed: self.seed,
             stop: self.stop.clone(),
             top_logprobs,
@@ -167,20 +168,16 @@ impl ChatRequest {
     }
 
     fn refuse_what_is_missing(&self) -> Result<(), ApiError> {
-        if self.logit_bias.as_ref().is_some_and(|bias| !bias.is_empty()) {
-            return Err(ApiError::unsupported("logit_bias", "logit_bias"));
-        }
-        if let Some(format) = &self.response_format
-            && format.r#type != "text"
-        {
-            let what = format!("a response_format of type {:?}", format.r#type);
-            return Err(ApiError::unsupported("response_format", &what));
-        }
         let none = self.tool_choice.as_ref().is_some_and(|choice| choice == "none");
         if self.tools.as_ref().is_some_and(|tools| !tools.is_empty()) && !none {
             return Err(ApiError::unsupported("tools", "calling functions"));
         }
         Ok(())
+    }
+
+    /// The form of the answer, if one was asked for.
+    pub(super) fn response_format(&self) -> Option<ResponseFormat> {
+        self.response_format.clone()
     }
 
     /// A text that the answer will repeat in part, if one was given.

@@ -1,13 +1,13 @@
 //! The body of a completion request.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::Deserialize;
-use serde_json::Value;
 
 use crate::gateway::Gateway;
 use crate::gateway::error::ApiError;
-use crate::gateway::options::{Options, StreamOptions, Texts};
+use crate::gateway::options::{self, Options, StreamOptions, Texts};
 
 /// Answers to all prompts of a request together.
 const ANSWERS_MAX: usize = 64;
@@ -28,7 +28,7 @@ pub(super) struct CompletionRequest {
     repetition_penalty: Option<f32>,
     presence_penalty: Option<f32>,
     frequency_penalty: Option<f32>,
-    logit_bias: Option<serde_json::Map<String, Value>>,
+    logit_bias: Option<BTreeMap<String, f32>>,
     seed: Option<i64>,
     stop: Option<Texts>,
     logprobs: Option<usize>,
@@ -104,9 +104,6 @@ impl CompletionRequest {
         if self.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty()) {
             return Err(ApiError::unsupported("suffix", "filling in before a suffix"));
         }
-        if self.logit_bias.as_ref().is_some_and(|bias| !bias.is_empty()) {
-            return Err(ApiError::unsupported("logit_bias", "logit_bias"));
-        }
         if self.echo() && self.logprobs.is_some() {
             return Err(ApiError::unsupported("echo", "echo with logprobs"));
         }
@@ -118,8 +115,12 @@ impl CompletionRequest {
             top_k: self.top_k,
             min_p: self.min_p,
             repetition_penalty: self.repetition_penalty,
-            presence_penalty: self.presence_penalty,
-            frequency_penalty: self.frequency_penalty,
+            adjust: options::adjust(
+                self.presence_penalty,
+                self.frequency_penalty,
+                self.logit_bias.as_ref(),
+            )?,
+            grammar: None,
             seed: self.seed,
             stop: self.stop.clone(),
             top_logprobs: self.logprobs,
