@@ -241,6 +241,12 @@ impl Generation {
         self.finished
     }
 
+    /// The text at which it ended, where it was one of those that were named.
+    #[must_use]
+    pub fn stopped_at(&self) -> Option<&str> {
+        self.stop.stopped_at()
+    }
+
     /// The prompt and what has been generated.
     #[must_use]
     pub fn tokens(&self) -> &[u32] {

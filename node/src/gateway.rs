@@ -1,4 +1,4 @@
-//! An HTTP server with OpenAI's interface in front of a swarm.
+//! An HTTP server with OpenAI's interface, and Anthropic's for messages, in front of a swarm.
 //!
 //! A request waits for its turn, opens a session for each answer, and is answered as a whole or by
 //! server-sent events. A client that goes away ends its sessions.
@@ -10,7 +10,8 @@
 //! | `admission` | turns, and how many may wait for them |
 //! | `options`, `format` | what requests may ask of an answer, and the form that it is held to |
 //! | `answer` | answers under way |
-//! | `chat`, `completions`, `models` | the endpoints |
+//! | `chat`, `completions`, `messages`, `models` | the endpoints |
+//! | `content` | parts of what comes in |
 //! | `events`, `reply`, `usage`, `logprobs` | parts of what goes out |
 
 mod admission;
@@ -18,11 +19,13 @@ mod answer;
 mod body;
 mod chat;
 mod completions;
+mod content;
 mod error;
 mod events;
 mod format;
 mod listen;
 mod logprobs;
+mod messages;
 mod models;
 mod options;
 mod reply;
@@ -175,6 +178,7 @@ fn router(gateway: Arc<Gateway>) -> Router {
         .route("/v1/models/{name}", get(models::one))
         .route("/v1/chat/completions", post(chat::complete))
         .route("/v1/completions", post(completions::complete))
+        .route("/v1/messages", post(messages::create))
         .fallback(unknown_path)
         .method_not_allowed_fallback(other_method)
         .with_state(gateway)

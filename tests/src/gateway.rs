@@ -114,7 +114,9 @@ impl Gateway {
         String::from_utf8_lossy(&answer).into_owned()
     }
 
-    fn url(&self, path: &str) -> String {
+    /// Where something is.
+    #[must_use]
+    pub fn url(&self, path: &str) -> String {
         format!("{}{path}", self.process.address())
     }
 }

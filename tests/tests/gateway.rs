@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
@@ -361,6 +362,28 @@ fn random_requests(gateway: &Gateway) {
         Ok(())
     });
     result.unwrap();
+}
+
+/// The Python in which the official clients are installed, where there is one: `.ci/run` makes it.
+const PYTHON: &str = "UMBEL_TEST_PYTHON";
+
+#[test]
+fn the_official_clients_are_content() {
+    let (python, wanted) = match std::env::var(PYTHON) {
+        Ok(python) => (python, true),
+        Err(_) => ("python3".to_owned(), false),
+    };
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/python/clients.py");
+    let has_them = Command::new(&python).args(["-c", "import openai, anthropic"]).output();
+    if !has_them.is_ok_and(|output| output.status.success()) {
+        assert!(!wanted, "{python} has no openai or no anthropic");
+        eprintln!("not tried: {python} has no openai or no anthropic");
+        return;
+    }
+    let servers = swarm(1);
+    let gateway = gateway(&servers, &[]);
+    let output = Command::new(&python).args([script, gateway.url("").as_str()]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]

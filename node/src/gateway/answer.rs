@@ -32,6 +32,8 @@ pub(super) enum Event {
         answer: usize,
         /// Why.
         reason: FinishReason,
+        /// The text at which it ended, where it was one that the request names.
+        stopped_at: Option<String>,
     },
 }
 
@@ -101,7 +103,8 @@ async fn run(
             Ok(Some(token)) => (Ok(Event::Token { answer, token: Box::new(token) }), false),
             Ok(None) => {
                 let reason = generation.finish_reason().unwrap_or(FinishReason::Stop);
-                (Ok(Event::Finished { answer, reason }), true)
+                let stopped_at = generation.stopped_at().map(str::to_owned);
+                (Ok(Event::Finished { answer, reason, stopped_at }), true)
             }
             Err(error) => {
                 tracing::warn!(%error, "an answer ended too early");

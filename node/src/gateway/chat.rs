@@ -13,7 +13,7 @@ use umbel_client::{FinishReason, Token};
 
 use super::answer::{Answers, Event};
 use super::error::ApiError;
-use super::events::{self, Chunks};
+use super::events::{self, Chunk, Chunks};
 use super::logprobs;
 use super::usage::Usage;
 use super::{Gateway, body, reply};
@@ -69,7 +69,7 @@ async fn whole(
                 choices[answer].text.push_str(&token.text);
                 choices[answer].logprobs.extend(logprobs::of_chat(gateway, &token));
             }
-            Event::Finished { answer, reason } => choices[answer].finish = Some(reason),
+            Event::Finished { answer, reason, .. } => choices[answer].finish = Some(reason),
         }
     }
     let choice = |(index, choice): (usize, Choice)| {
@@ -118,40 +118,42 @@ impl ChatChunks {
         })
     }
 
-    fn token(&mut self, answer: usize, token: &Token) -> Vec<Value> {
+    fn token(&mut self, answer: usize, token: &Token) -> Vec<Chunk> {
         self.usage.completion += 1;
         let logprobs: Vec<_> = logprobs::of_chat(&self.gateway, token).into_iter().collect();
         if token.text.is_empty() && logprobs.is_empty() {
             return Vec::new();
         }
         let delta = json!({ "content": token.text });
-        vec![self.chunk(vec![Self::choice(answer, &delta, &content(logprobs), None)])]
+        vec![self.chunk(vec![Self::choice(answer, &delta, &content(logprobs), None)]).into()]
     }
 }
 
 impl Chunks for ChatChunks {
-    fn begin(&mut self) -> Vec<Value> {
+    fn begin(&mut self) -> Vec<Chunk> {
         let delta = json!({ "role": "assistant", "content": "", "refusal": null });
         let first = |answer: u32| Self::choice(answer as usize, &delta, &Value::Null, None);
-        (0..self.count).map(|answer| self.chunk(vec![first(answer)])).collect()
+        (0..self.count).map(|answer| self.chunk(vec![first(answer)]).into()).collect()
     }
 
-    fn event(&mut self, event: Event) -> Vec<Value> {
+    fn event(&mut self, event: Event) -> Vec<Chunk> {
         match event {
             Event::Token { answer, token } => self.token(answer, &token),
-            Event::Finished { answer, reason } => {
+            Event::Finished { answer, reason, .. } => {
                 let finish = Some(reason.as_str());
-                vec![self.chunk(vec![Self::choice(answer, &json!({}), &Value::Null, finish)])]
+                vec![
+                    self.chunk(vec![Self::choice(answer, &json!({}), &Value::Null, finish)]).into(),
+                ]
             }
         }
     }
 
-    fn end(&mut self) -> Vec<Value> {
+    fn end(&mut self) -> Vec<Chunk> {
         if !self.with_usage {
             return Vec::new();
         }
         let mut last = self.chunk(Vec::new());
         last["usage"] = self.usage.to_json();
-        vec![last]
+        vec![last.into()]
     }
 }

@@ -13,7 +13,7 @@ use umbel_client::FinishReason;
 
 use super::answer::{Answers, Event};
 use super::error::ApiError;
-use super::events::{self, Chunks};
+use super::events::{self, Chunk, Chunks};
 use super::logprobs::Lists;
 use super::reply::Reply;
 use super::usage::Usage;
@@ -79,7 +79,7 @@ fn grow(gateway: &Gateway, choices: &mut [Choice], usage: &mut Usage, event: Eve
             choices[answer].logprobs.push(gateway, &token);
             answer
         }
-        Event::Finished { answer, reason } => {
+        Event::Finished { answer, reason, .. } => {
             choices[answer].finish = Some(reason);
             answer
         }
@@ -122,26 +122,26 @@ impl CompletionChunks {
 }
 
 impl Chunks for CompletionChunks {
-    fn begin(&mut self) -> Vec<Value> {
+    fn begin(&mut self) -> Vec<Chunk> {
         Vec::new()
     }
 
-    fn event(&mut self, event: Event) -> Vec<Value> {
+    fn event(&mut self, event: Event) -> Vec<Chunk> {
         let index = grow(&self.gateway, &mut self.choices, &mut self.usage, event);
         let choice = &mut self.choices[index];
         if choice.text.is_empty() && choice.finish.is_none() {
             return Vec::new();
         }
         let choice = choice.take(index);
-        vec![self.chunk(vec![choice])]
+        vec![self.chunk(vec![choice]).into()]
     }
 
-    fn end(&mut self) -> Vec<Value> {
+    fn end(&mut self) -> Vec<Chunk> {
         if !self.with_usage {
             return Vec::new();
         }
         let mut last = self.chunk(Vec::new());
         last["usage"] = self.usage.to_json();
-        vec![last]
+        vec![last.into()]
     }
 }

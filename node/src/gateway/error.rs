@@ -74,6 +74,37 @@ impl ApiError {
     }
 }
 
+/// The same error in the shape that clients of Anthropic's interface read.
+#[derive(Debug)]
+pub(super) struct MessagesError(pub(super) ApiError);
+
+impl MessagesError {
+    pub(super) fn to_json(&self) -> Value {
+        let Self(ApiError { status, message, .. }) = self;
+        let kind = match *status {
+            StatusCode::NOT_FOUND => "not_found_error",
+            StatusCode::PAYLOAD_TOO_LARGE => "request_too_large",
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            StatusCode::SERVICE_UNAVAILABLE => "overloaded_error",
+            _ => "invalid_request_error",
+        };
+        json!({ "type": "error", "error": { "type": kind, "message": message } })
+    }
+}
+
+impl From<ApiError> for MessagesError {
+    fn from(error: ApiError) -> Self {
+        Self(error)
+    }
+}
+
+impl IntoResponse for MessagesError {
+    fn into_response(self) -> Response {
+        let body = self.to_json();
+        self.0.respond(body)
+    }
+}
+
 impl From<GenerateError> for ApiError {
     fn from(error: GenerateError) -> Self {
         let message = chain(&error);
@@ -101,9 +132,9 @@ impl From<PromptError> for ApiError {
     }
 }
 
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
-        let mut response = (self.status, Json(self.to_json())).into_response();
+impl ApiError {
+    fn respond(self, body: Value) -> Response {
+        let mut response = (self.status, Json(body)).into_response();
         if self.status == StatusCode::TOO_MANY_REQUESTS {
             let after = HeaderValue::from(RETRY_AFTER_SECONDS);
             response.headers_mut().insert(header::RETRY_AFTER, after);
@@ -113,6 +144,13 @@ impl IntoResponse for ApiError {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let body = self.to_json();
+        self.respond(body)
     }
 }
 

@@ -26,13 +26,21 @@ pub(super) enum ResponseFormat {
 #[serde(deny_unknown_fields)]
 pub(super) struct NamedSchema {
     #[serde(rename = "name")]
-    _name: String,
+    _name: Option<String>,
     #[serde(rename = "description")]
     _description: Option<String>,
     pub(super) schema: Value,
     // Every schema is kept to.
     #[serde(rename = "strict")]
     _strict: Option<bool>,
+}
+
+impl ResponseFormat {
+    /// What `schema` describes.
+    pub(super) const fn of_schema(schema: Value) -> Self {
+        let json_schema = NamedSchema { _name: None, _description: None, schema, _strict: None };
+        Self::JsonSchema { json_schema }
+    }
 }
 
 impl Gateway {

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use umbel_client::text::chat_template::Message;
 
+use crate::gateway::content::Content;
 use crate::gateway::error::ApiError;
 use crate::gateway::format::ResponseFormat;
 use crate::gateway::options::{self, Options, StreamOptions, Texts};
@@ -79,30 +80,6 @@ enum Role {
     Developer,
     User,
     Assistant,
-}
-
-/// What is said.
-#[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "a string, or a list of parts of type \"text\"")]
-enum Content {
-    Text(String),
-    Parts(Vec<Part>),
-}
-
-/// A piece of what is said.
-#[derive(Debug, Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
-enum Part {
-    Text { text: String },
-}
-
-impl Content {
-    fn text(&self) -> String {
-        match self {
-            Self::Text(text) => text.clone(),
-            Self::Parts(parts) => parts.iter().map(|Part::Text { text }| text.as_str()).collect(),
-        }
-    }
 }
 
 /// A text that the answer will repeat in part.
