@@ -10,8 +10,8 @@
 //! | `admission` | turns, and how many may wait for them |
 //! | `options`, `format` | what requests may ask of an answer, and the form that it is held to |
 //! | `answer` | answers under way |
-//! | `chat`, `completions`, `messages`, `models` | the endpoints |
-//! | `content` | parts of what comes in |
+//! | `chat`, `completions`, `embeddings`, `messages`, `models` | the endpoints |
+//! | `content`, `prompts` | parts of what comes in |
 //! | `events`, `reply`, `usage`, `logprobs` | parts of what goes out |
 
 mod admission;
@@ -20,6 +20,7 @@ mod body;
 mod chat;
 mod completions;
 mod content;
+mod embeddings;
 mod error;
 mod events;
 mod format;
@@ -28,6 +29,7 @@ mod logprobs;
 mod messages;
 mod models;
 mod options;
+mod prompts;
 mod reply;
 mod usage;
 
@@ -39,7 +41,7 @@ use axum::routing::{get, post};
 use tokio::net::TcpListener;
 use umbel_client::text::chat_template::Message;
 use umbel_client::text::tokenizer::Tokenizer;
-use umbel_client::{Generate, Generation, Speculate};
+use umbel_client::{Generate, GenerateError, Generation, Speculate};
 
 use crate::commands::session::{Blocks, Opened};
 use admission::Admission;
@@ -116,6 +118,21 @@ impl Gateway {
         Ok(request.start(Arc::clone(&self.opened.model), chain)?)
     }
 
+    /// The vector of a text, read in a session of its own.
+    async fn embedding(&self, ids: &[u32]) -> Result<Vec<f32>, ApiError> {
+        let context = self.context();
+        if ids.len() > context {
+            return Err(GenerateError::PromptTooLong { tokens: ids.len(), context }.into());
+        }
+        let chain = self.opened.chain(ids.len()).await;
+        let chain = chain.map_err(|error| ApiError::unavailable(&error))?;
+        Ok(umbel_client::embedding(&self.opened.model, chain, ids).await?)
+    }
+
+    fn hidden_size(&self) -> usize {
+        self.opened.model.config().hidden_size
+    }
+
     async fn encode_chat(self: &Arc<Self>, messages: &[Message]) -> Result<Vec<u32>, ApiError> {
         let (gateway, messages) = (Arc::clone(self), messages.to_vec());
         apart(move || Ok(gateway.opened.model.encode_chat(&messages)?)).await
@@ -142,7 +159,7 @@ impl Gateway {
     fn decode(&self, ids: &[u32]) -> Result<String, ApiError> {
         let vocabulary = self.opened.model.config().vocabulary_size;
         if let Some(&id) = ids.iter().find(|id| **id as usize >= vocabulary) {
-            return Err(umbel_client::GenerateError::UnknownToken { id, vocabulary }.into());
+            return Err(GenerateError::UnknownToken { id, vocabulary }.into());
         }
         let text = self.opened.model.tokenizer().map(|tokenizer| tokenizer.decode(ids));
         text.transpose()
@@ -178,6 +195,7 @@ fn router(gateway: Arc<Gateway>) -> Router {
         .route("/v1/models/{name}", get(models::one))
         .route("/v1/chat/completions", post(chat::complete))
         .route("/v1/completions", post(completions::complete))
+        .route("/v1/embeddings", post(embeddings::create))
         .route("/v1/messages", post(messages::create))
         .fallback(unknown_path)
         .method_not_allowed_fallback(other_method)

@@ -87,6 +87,14 @@ def completions(client):
     assert text == answer.choices[0].text, text
 
 
+def embeddings(client):
+    answer = client.embeddings.create(model=MODEL, input=["one", "two"])
+    assert [len(entry.embedding) for entry in answer.data] == [576, 576], answer.usage
+    plain = client.embeddings.create(model=MODEL, input="two", encoding_format="float")
+    apart = zip(plain.data[0].embedding, answer.data[1].embedding)
+    assert all(abs(a - b) < 1e-6 for a, b in apart)
+
+
 def errors(client):
     try:
         client.chat.completions.create(model="no-such-model", messages=HELLO)
@@ -133,6 +141,7 @@ def main(address):
     text = chat(client)
     forms(client)
     completions(client)
+    embeddings(client)
     errors(client)
     messages(anthropic.Anthropic(base_url=address, api_key="none", max_retries=0), text)
     print("all answers are as they should be")

@@ -13,6 +13,7 @@ use umbel_tests::swarm::{Server, report, serve, umbel};
 
 const MODEL: &str = "smollm2-135m";
 const CHAT: &str = "/v1/chat/completions";
+const EMBEDDINGS: &str = "/v1/embeddings";
 const COMPLETIONS: &str = "/v1/completions";
 
 /// Servers of a third of the blocks each, `replicas` for each third.
@@ -91,6 +92,7 @@ fn answers_are_those_of_one_process_whole_or_as_a_stream() {
     seeds_and_probabilities(&gateway);
     texts_that_go_on(&gateway);
     forms(&gateway);
+    vectors(&gateway);
     drop(gateway);
     servers.iter().for_each(|server| server.assert_no_errors());
 }
@@ -170,6 +172,30 @@ fn forms(gateway: &Gateway) {
         plain["choices"][0]["message"],
         gateway.ask(CHAT, &chat("Say it again and again", again))["choices"][0]["message"]
     );
+}
+
+/// Vectors of texts have length 1, do not depend on what else is asked for, and are nearer where the
+/// texts are.
+fn vectors(gateway: &Gateway) {
+    let texts = ["The cat sleeps on the sofa.", "A cat is asleep on a couch.", "let x = 5 + 7;"];
+    let answer = gateway.ask(EMBEDDINGS, &json!({ "model": MODEL, "input": texts }));
+    let vector = |entry: &Value| -> Vec<f64> {
+        entry["embedding"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
+    };
+    let vectors: Vec<_> = answer["data"].as_array().unwrap().iter().map(vector).collect();
+    let product = |a: usize, b: usize| -> f64 {
+        vectors[a].iter().zip(&vectors[b]).map(|(a, b)| a * b).sum()
+    };
+    assert_eq!((vectors.len(), vectors[0].len()), (3, 576));
+    assert!((product(0, 0) - 1.0).abs() < 1e-5);
+    assert!(product(0, 1) > product(0, 2), "{} {}", product(0, 1), product(0, 2));
+    let alone = json!({ "model": MODEL, "input": texts[1], "dimensions": 576 });
+    assert_eq!(
+        gateway.ask(EMBEDDINGS, &alone)["data"][0]["embedding"],
+        answer["data"][1]["embedding"]
+    );
+    let cut = json!({ "model": MODEL, "input": "x", "dimensions": 5 }).to_string();
+    refused(&gateway.post(EMBEDDINGS, cut.as_bytes()), 400, &json!("dimensions"));
 }
 
 fn texts_that_go_on(gateway: &Gateway) {
@@ -365,24 +391,21 @@ fn random_requests(gateway: &Gateway) {
 }
 
 /// The Python in which the official clients are installed, where there is one: `.ci/run` makes it.
-const PYTHON: &str = "UMBEL_TEST_PYTHON";
+const PYTHON: Option<&str> = option_env!("UMBEL_TEST_PYTHON");
 
 #[test]
 fn the_official_clients_are_content() {
-    let (python, wanted) = match std::env::var(PYTHON) {
-        Ok(python) => (python, true),
-        Err(_) => ("python3".to_owned(), false),
-    };
+    let python = PYTHON.unwrap_or("python3");
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/python/clients.py");
-    let has_them = Command::new(&python).args(["-c", "import openai, anthropic"]).output();
+    let has_them = Command::new(python).args(["-c", "import openai, anthropic"]).output();
     if !has_them.is_ok_and(|output| output.status.success()) {
-        assert!(!wanted, "{python} has no openai or no anthropic");
+        assert!(PYTHON.is_none(), "{python} has no openai or no anthropic");
         eprintln!("not tried: {python} has no openai or no anthropic");
         return;
     }
     let servers = swarm(1);
     let gateway = gateway(&servers, &[]);
-    let output = Command::new(&python).args([script, gateway.url("").as_str()]).output().unwrap();
+    let output = Command::new(python).args([script, gateway.url("").as_str()]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 

@@ -1,13 +1,12 @@
 //! The body of a completion request.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use serde::Deserialize;
 
-use crate::gateway::Gateway;
 use crate::gateway::error::ApiError;
 use crate::gateway::options::{self, Options, StreamOptions, Texts};
+use crate::gateway::prompts::{Prompt, Prompts};
 
 /// Answers to all prompts of a request together.
 const ANSWERS_MAX: usize = 64;
@@ -40,42 +39,6 @@ pub(super) struct CompletionRequest {
     _user: Option<String>,
 }
 
-/// One prompt or several, as text or as token ids.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(
-    untagged,
-    expecting = "a string, a list of strings, a list of token ids, or a list of such lists"
-)]
-enum Prompts {
-    Text(String),
-    Texts(Vec<String>),
-    Ids(Vec<u32>),
-    Lists(Vec<Vec<u32>>),
-}
-
-/// One of them.
-#[derive(Debug, Clone)]
-pub(super) enum Prompt {
-    Text(String),
-    Ids(Vec<u32>),
-}
-
-impl Prompt {
-    /// Its token ids and its text.
-    pub(super) async fn encode(
-        self,
-        gateway: &Arc<Gateway>,
-    ) -> Result<(Vec<u32>, String), ApiError> {
-        match self {
-            Self::Text(text) => Ok((gateway.encode_prompt(text.clone()).await?, text)),
-            Self::Ids(ids) => {
-                let text = gateway.decode(&ids)?;
-                Ok((ids, text))
-            }
-        }
-    }
-}
-
 impl CompletionRequest {
     /// Whether the prompt comes back before the answer.
     pub(super) fn echo(&self) -> bool {
@@ -83,12 +46,7 @@ impl CompletionRequest {
     }
 
     pub(super) fn prompts(&self) -> Result<Vec<Prompt>, ApiError> {
-        let prompts: Vec<_> = match self.prompt.clone() {
-            Prompts::Text(text) => vec![Prompt::Text(text)],
-            Prompts::Texts(texts) => texts.into_iter().map(Prompt::Text).collect(),
-            Prompts::Ids(ids) => vec![Prompt::Ids(ids)],
-            Prompts::Lists(lists) => lists.into_iter().map(Prompt::Ids).collect(),
-        };
+        let prompts = self.prompt.clone().into_vec();
         let answers = prompts.len().saturating_mul(self.n.unwrap_or(1) as usize);
         if prompts.is_empty() || answers > ANSWERS_MAX {
             let message = format!("a request has from 1 to {ANSWERS_MAX} answers, not {answers}");
