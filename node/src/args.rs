@@ -403,8 +403,13 @@ pub struct GatewayArguments {
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
 
-    /// Listen where others can reach it: everybody who does may ask.
-    #[arg(long)]
+    /// Who may ask, and how much: a TOML file with a [[key]] for each, which has a name, a key, and
+    /// if need be requests_per_minute and tokens_per_minute.
+    #[arg(long, value_name = "FILE")]
+    pub keys: Option<PathBuf>,
+
+    /// Listen without keys where others can reach it: everybody who does may ask.
+    #[arg(long, conflicts_with = "keys")]
     pub allow_anyone: bool,
 
     /// Answers at once; further requests wait for their turn.

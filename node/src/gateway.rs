@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `listen` | connections |
 //! | `body`, `error` | what comes in, and what a request that fails is answered |
+//! | `keys` | who may ask, and how much |
 //! | `admission` | turns, and how many may wait for them |
 //! | `options`, `format` | what requests may ask of an answer, and the form that it is held to |
 //! | `answer` | answers under way |
@@ -24,6 +25,7 @@ mod embeddings;
 mod error;
 mod events;
 mod format;
+mod keys;
 mod listen;
 mod logprobs;
 mod messages;
@@ -37,6 +39,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::http::{Method, StatusCode, Uri};
+use axum::middleware;
 use axum::routing::{get, post};
 use tokio::net::TcpListener;
 use umbel_client::text::chat_template::Message;
@@ -46,6 +49,9 @@ use umbel_client::{Generate, GenerateError, Generation, Speculate};
 use crate::commands::session::{Blocks, Opened};
 use admission::Admission;
 use error::ApiError;
+use keys::Holder;
+
+pub use keys::Keys;
 
 /// How many requests a gateway takes.
 #[derive(Debug, Clone, Copy)]
@@ -61,13 +67,22 @@ pub(crate) struct Gateway {
     opened: Opened,
     speculate: Speculate,
     admission: Admission,
+    /// `None` where anybody may ask who reaches it.
+    keys: Option<Keys>,
+    anybody: Arc<Holder>,
     started: u64,
 }
 
 impl Gateway {
-    pub(crate) fn new(opened: Opened, speculate: Speculate, limits: Limits) -> Self {
+    pub(crate) fn new(
+        opened: Opened,
+        speculate: Speculate,
+        limits: Limits,
+        keys: Option<Keys>,
+    ) -> Self {
         let admission = Admission::new(limits.answers, limits.waiting);
-        Self { opened, speculate, admission, started: reply::unix_seconds() }
+        let anybody = Arc::new(Holder::anybody());
+        Self { opened, speculate, admission, keys, anybody, started: reply::unix_seconds() }
     }
 
     /// Answers requests until `stop`; gives back what it was made of, to be left in good order.
@@ -188,17 +203,20 @@ impl Gateway {
 }
 
 fn router(gateway: Arc<Gateway>) -> Router {
-    Router::new()
-        .route("/health", get(models::health))
-        .route("/ready", get(models::ready))
+    let interface = Router::new()
         .route("/v1/models", get(models::list))
         .route("/v1/models/{name}", get(models::one))
         .route("/v1/chat/completions", post(chat::complete))
         .route("/v1/completions", post(completions::complete))
         .route("/v1/embeddings", post(embeddings::create))
         .route("/v1/messages", post(messages::create))
-        .fallback(unknown_path)
         .method_not_allowed_fallback(other_method)
+        .layer(middleware::from_fn_with_state(Arc::clone(&gateway), keys::check));
+    Router::new()
+        .route("/health", get(models::health))
+        .route("/ready", get(models::ready))
+        .merge(interface)
+        .fallback(unknown_path)
         .with_state(gateway)
 }
 

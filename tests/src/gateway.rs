@@ -73,6 +73,16 @@ impl Gateway {
         answer(response.unwrap_or_else(|error| panic!("{path}: {error}")))
     }
 
+    /// Sends a body with a header.
+    ///
+    /// # Panics
+    /// If nothing answers.
+    #[must_use]
+    pub fn post_with(&self, path: &str, header: (&str, &str), body: &[u8]) -> Answer {
+        let response = self.agent.post(self.url(path)).header(header.0, header.1).send(body);
+        answer(response.unwrap_or_else(|error| panic!("{path}: {error}")))
+    }
+
     /// Sends JSON and wants a good answer.
     ///
     /// # Panics

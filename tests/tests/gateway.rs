@@ -246,7 +246,7 @@ fn an_answer_goes_on_when_a_server_dies_and_ends_when_its_client_leaves() {
     assert!(expected["text"].as_str().unwrap().starts_with(&text), "{text}");
     assert!(text.len() > 20, "{text}");
 
-    let free = kv_free(&servers[0]);
+    let free = kv_free(&servers);
     let more = json!({ "stream": true, "max_tokens": 2_000, "n": 4, "temperature": 1 });
     let mut events = gateway.stream(CHAT, &chat("Tell a long story", more));
     for _ in 0..12 {
@@ -254,7 +254,7 @@ fn an_answer_goes_on_when_a_server_dies_and_ends_when_its_client_leaves() {
     }
     drop(events);
     let deadline = Instant::now() + Duration::from_secs(60);
-    while kv_free(&servers[0]) < free {
+    while kv_free(&servers) < free {
         assert!(Instant::now() < deadline, "sessions outlive the client that asked for them");
     }
 
@@ -267,11 +267,15 @@ fn an_answer_goes_on_when_a_server_dies_and_ends_when_its_client_leaves() {
     assert!(stopped.status.success(), "{}", stopped.stderr);
 }
 
-/// Tokens that no session has reserved, at the servers of the whole swarm.
-fn kv_free(server: &Server) -> u64 {
-    let status = report(&umbel(&["status", "--json", "--join", server.address()]));
-    let servers = status["servers"].as_array().unwrap();
-    servers.iter().map(|server| server["kv_tokens_free"].as_u64().unwrap()).sum()
+/// Tokens that no session has reserved, at these servers: those that were killed are still spoken of.
+fn kv_free(servers: &[Server]) -> u64 {
+    let status = report(&umbel(&["status", "--json", "--join", servers[0].address()]));
+    let lives = |known: &&Value| {
+        let peer = known["peer"].as_str().unwrap();
+        servers.iter().any(|server| server.address().ends_with(peer))
+    };
+    let known = status["servers"].as_array().unwrap().iter().filter(lives);
+    known.map(|server| server["kv_tokens_free"].as_u64().unwrap()).sum()
 }
 
 #[test]
@@ -388,6 +392,32 @@ fn random_requests(gateway: &Gateway) {
         Ok(())
     });
     result.unwrap();
+}
+
+#[test]
+fn who_has_no_key_is_refused_and_who_has_one_has_a_budget() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys.toml");
+    let keys = "[[key]]\nname = 'ann'\nkey = 'a-key-of-some-length'\nrequests_per_minute = 2\n";
+    std::fs::write(&file, keys).unwrap();
+    let gateway = Gateway::start(&["--local", "--keys", file.to_str().unwrap()]);
+    let body = chat("Hi", json!({ "max_tokens": 1 })).to_string();
+    let ask = |path: &str, header: (&str, &str)| gateway.post_with(path, header, body.as_bytes());
+    assert_eq!(gateway.get("/health").status, 200, "whoever watches it needs no key");
+    let none = gateway.post(CHAT, body.as_bytes());
+    assert_eq!((none.status, &none.json["error"]["code"]), (401, &json!("invalid_api_key")));
+    assert_eq!(ask(CHAT, ("authorization", "Bearer another-key-of-length")).status, 401);
+    let messages = ask("/v1/messages", ("x-api-key", "wrong"));
+    assert_eq!(messages.json["error"]["type"], "authentication_error", "{}", messages.json);
+    assert_eq!(ask(CHAT, ("authorization", "Bearer a-key-of-some-length")).status, 200);
+    assert_eq!(ask("/v1/messages", ("x-api-key", "a-key-of-some-length")).status, 200);
+    let spent = ask(CHAT, ("authorization", "Bearer a-key-of-some-length"));
+    assert_eq!((spent.status, spent.retry_after.is_some()), (429, true), "{}", spent.json);
+
+    let missing = umbel(&["gateway", "--local", "--keys", "/nowhere/keys.toml"]);
+    assert!(!missing.status.success() && missing.stderr.contains("/nowhere/keys.toml"));
+    let open = umbel(&["gateway", "--local", "--listen", "0.0.0.0:0"]);
+    assert!(!open.status.success() && open.stderr.contains("--keys"), "{}", open.stderr);
 }
 
 /// The Python in which the official clients are installed, where there is one: `.ci/run` makes it.

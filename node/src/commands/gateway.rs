@@ -11,15 +11,16 @@ use super::session::Opened;
 use super::speculate;
 use crate::args::GatewayArguments;
 use crate::config::Config;
-use crate::gateway::{Gateway, Limits};
+use crate::gateway::{Gateway, Keys, Limits};
 use crate::shutdown::Shutdown;
 
 pub(super) async fn run(arguments: GatewayArguments, config: &Config) -> anyhow::Result<()> {
     let listen = arguments.listen;
-    if !listen.ip().is_loopback() && !arguments.allow_anyone {
+    let keys = arguments.keys.as_deref().map(Keys::read).transpose()?;
+    if !listen.ip().is_loopback() && keys.is_none() && !arguments.allow_anyone {
         bail!(
-            "{listen} can be reached from other machines, and whoever reaches it may ask: listen on \
-             127.0.0.1 behind a server that knows who may, or say --allow-anyone"
+            "{listen} can be reached from other machines, and whoever reaches it may ask: name who may \
+             with --keys FILE, or say --allow-anyone"
         );
     }
     let mut stop = Shutdown::listen().context("signals cannot be caught")?;
@@ -45,7 +46,7 @@ pub(super) async fn run(arguments: GatewayArguments, config: &Config) -> anyhow:
     }
     let (tell, told) = oneshot::channel::<()>();
     // Whether it is said or who would say it is gone: both are the end.
-    let serving = Gateway::new(opened, speculate, limits).serve(listener, told.map(drop));
+    let serving = Gateway::new(opened, speculate, limits, keys).serve(listener, told.map(drop));
     let mut serving = std::pin::pin!(serving);
     tokio::select! {
         _ = &mut serving => return Ok(()),

@@ -9,6 +9,7 @@ use umbel_client::{FinishReason, Generate, Generation, Token};
 
 use super::Gateway;
 use super::error::ApiError;
+use super::keys::Holder;
 
 /// Tokens that wait for a client that reads slowly.
 const TOKENS_WAITING_MAX: usize = 256;
@@ -51,6 +52,7 @@ impl Answers {
     /// [`ApiError`] where too many wait, or the swarm opens no session.
     pub(super) async fn begin(
         gateway: &Arc<Gateway>,
+        holder: &Arc<Holder>,
         requests: Vec<Generate>,
     ) -> Result<Self, ApiError> {
         let (tell, events) = mpsc::channel(TOKENS_WAITING_MAX);
@@ -58,10 +60,11 @@ impl Answers {
         if let Some((answer, request)) = requests.next() {
             let turn = gateway.admission.turn().await?;
             let generation = gateway.start(request).await?;
-            tokio::spawn(run(answer, generation, turn, tell.clone()));
+            tokio::spawn(run(answer, generation, (turn, Arc::clone(holder)), tell.clone()));
         }
         for (answer, request) in requests {
-            let (gateway, tell) = (Arc::clone(gateway), tell.clone());
+            let (gateway, holder) = (Arc::clone(gateway), Arc::clone(holder));
+            let tell = tell.clone();
             tokio::spawn(async move {
                 let beginning = async {
                     let turn = gateway.admission.further_turn().await;
@@ -72,7 +75,7 @@ impl Answers {
                     () = tell.closed() => return,
                 };
                 match begun {
-                    Ok((generation, turn)) => run(answer, generation, turn, tell).await,
+                    Ok((generation, turn)) => run(answer, generation, (turn, holder), tell).await,
                     // Where nobody reads any more, nobody need know.
                     Err(error) => drop(tell.send(Err(error)).await),
                 }
@@ -91,7 +94,7 @@ impl Answers {
 async fn run(
     answer: usize,
     mut generation: Generation,
-    _turn: OwnedSemaphorePermit,
+    (_turn, holder): (OwnedSemaphorePermit, Arc<Holder>),
     tell: mpsc::Sender<Result<Event, ApiError>>,
 ) {
     loop {
@@ -100,7 +103,10 @@ async fn run(
             () = tell.closed() => return,
         };
         let (event, over) = match next {
-            Ok(Some(token)) => (Ok(Event::Token { answer, token: Box::new(token) }), false),
+            Ok(Some(token)) => {
+                holder.spend(1);
+                (Ok(Event::Token { answer, token: Box::new(token) }), false)
+            }
             Ok(None) => {
                 let reason = generation.finish_reason().unwrap_or(FinishReason::Stop);
                 let stopped_at = generation.stopped_at().map(str::to_owned);

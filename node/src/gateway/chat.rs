@@ -4,16 +4,17 @@ mod request;
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use serde_json::{Value, json};
 use umbel_client::{FinishReason, Token};
 
 use super::answer::{Answers, Event};
 use super::error::ApiError;
 use super::events::{self, Chunk, Chunks};
+use super::keys::Holder;
 use super::logprobs;
 use super::usage::Usage;
 use super::{Gateway, body, reply};
@@ -21,6 +22,7 @@ use request::ChatRequest;
 
 pub(super) async fn complete(
     State(gateway): State<Arc<Gateway>>,
+    Extension(holder): Extension<Arc<Holder>>,
     body: Body,
 ) -> Result<Response, ApiError> {
     let request: ChatRequest = body::json(body).await?;
@@ -37,7 +39,8 @@ pub(super) async fn complete(
     }
     let reply = reply::Reply::new("chatcmpl", &gateway);
     let usage = Usage { prompt: prompt.len(), completion: 0 };
-    let answers = Answers::begin(&gateway, requests).await?;
+    holder.spend(prompt.len());
+    let answers = Answers::begin(&gateway, &holder, requests).await?;
     if options.stream {
         let (count, with_usage) = (options.answers(), options.includes_usage());
         let chunks = ChatChunks { gateway, reply, usage, count, with_usage };

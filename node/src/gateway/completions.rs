@@ -4,16 +4,17 @@ mod request;
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use serde_json::{Value, json};
 use umbel_client::FinishReason;
 
 use super::answer::{Answers, Event};
 use super::error::ApiError;
 use super::events::{self, Chunk, Chunks};
+use super::keys::Holder;
 use super::logprobs::Lists;
 use super::reply::Reply;
 use super::usage::Usage;
@@ -22,6 +23,7 @@ use request::CompletionRequest;
 
 pub(super) async fn complete(
     State(gateway): State<Arc<Gateway>>,
+    Extension(holder): Extension<Arc<Holder>>,
     body: Body,
 ) -> Result<Response, ApiError> {
     let request: CompletionRequest = body::json(body).await?;
@@ -36,7 +38,8 @@ pub(super) async fn complete(
         choices.extend((0..options.answers()).map(|_| Choice::beginning(echo.clone())));
     }
     let reply = Reply::new("cmpl", &gateway);
-    let answers = Answers::begin(&gateway, requests).await?;
+    holder.spend(usage.prompt);
+    let answers = Answers::begin(&gateway, &holder, requests).await?;
     if options.stream {
         let with_usage = options.includes_usage();
         let chunks = CompletionChunks { gateway, reply, usage, choices, with_usage };

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
+use axum::{Extension, Json};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::error::ApiError;
+use super::keys::Holder;
 use super::prompts::{Prompt, Prompts};
 use super::{Gateway, body};
 
@@ -43,6 +44,7 @@ enum Encoding {
 
 pub(super) async fn create(
     State(gateway): State<Arc<Gateway>>,
+    Extension(holder): Extension<Arc<Holder>>,
     body: Body,
 ) -> Result<Json<Value>, ApiError> {
     let request: EmbeddingsRequest = body::json(body).await?;
@@ -61,6 +63,7 @@ pub(super) async fn create(
     let read = texts.into_iter().map(|text| read(&gateway, text));
     let read: Vec<_> = stream::iter(read).buffered(AT_ONCE).try_collect().await?;
     let tokens: usize = read.iter().map(|(tokens, _)| tokens).sum();
+    holder.spend(tokens);
     let encoding = request.encoding_format.unwrap_or(Encoding::Float);
     let entry = |(index, (_, vector)): (usize, (usize, Vec<f32>))| json!({ "object": "embedding", "index": index, "embedding": write(encoding, &vector) });
     let data: Vec<_> = read.into_iter().enumerate().map(entry).collect();

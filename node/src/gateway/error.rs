@@ -61,6 +61,26 @@ impl ApiError {
         }
     }
 
+    /// The holder of a key has used up what it may.
+    pub(super) fn over_budget(name: &str, what: &str) -> Self {
+        let message = format!("{name} has used up the {what} of this minute");
+        Self {
+            kind: "rate_limit_error",
+            code: Some("rate_limit_exceeded"),
+            ..Self::refused(StatusCode::TOO_MANY_REQUESTS, message)
+        }
+    }
+
+    /// The request has no key, or one that is not known.
+    pub(super) fn no_key() -> Self {
+        let message = "a key of this gateway is needed: send it as `Authorization: Bearer KEY`";
+        Self {
+            kind: "authentication_error",
+            code: Some("invalid_api_key"),
+            ..Self::refused(StatusCode::UNAUTHORIZED, message)
+        }
+    }
+
     /// The swarm cannot answer now.
     pub(super) fn unavailable(error: &anyhow::Error) -> Self {
         let message = format!("the swarm cannot answer: {}", chain(error.as_ref()));
@@ -82,6 +102,7 @@ impl MessagesError {
     pub(super) fn to_json(&self) -> Value {
         let Self(ApiError { status, message, .. }) = self;
         let kind = match *status {
+            StatusCode::UNAUTHORIZED => "authentication_error",
             StatusCode::NOT_FOUND => "not_found_error",
             StatusCode::PAYLOAD_TOO_LARGE => "request_too_large",
             StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",

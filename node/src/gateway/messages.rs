@@ -4,22 +4,24 @@ mod request;
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use serde_json::{Value, json};
 use umbel_client::FinishReason;
 
 use super::answer::{Answers, Event};
 use super::error::{ApiError, MessagesError};
 use super::events::{self, Chunk, Chunks};
+use super::keys::Holder;
 use super::usage::Usage;
 use super::{Gateway, body};
 use request::MessagesRequest;
 
 pub(super) async fn create(
     State(gateway): State<Arc<Gateway>>,
+    Extension(holder): Extension<Arc<Holder>>,
     body: Body,
 ) -> Result<Response, MessagesError> {
     let request: MessagesRequest = body::json(body).await?;
@@ -33,7 +35,8 @@ pub(super) async fn create(
     // A name alone: where the system has no randomness, two answers may share one.
     let id = format!("msg_{:016x}", getrandom::u64().unwrap_or_default());
     let usage = Usage { prompt: prompt.len(), completion: 0 };
-    let answers = Answers::begin(&gateway, requests).await?;
+    holder.spend(prompt.len());
+    let answers = Answers::begin(&gateway, &holder, requests).await?;
     let model = gateway.model_name().to_owned();
     let message = Message { id, model, usage, stop: None };
     if options.stream {
