@@ -3,6 +3,7 @@
 mod head;
 
 use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
 
 use umbel_engine::{Device, Ends, EndsError, HiddenStates};
 use umbel_protocol::ModelId;
@@ -10,9 +11,12 @@ use umbel_shard::{
     Cache, LoadError, Model, ModelConfig, ModelSource, OpenModelError, Part, PartsNeeded, Progress,
 };
 
-use crate::text::chat_template::{ChatTemplate, Message, RenderChatError};
+use crate::text::chat_template::{
+    ChatTemplate, Conversation, InvalidTool, Message, RenderChatError, Tool,
+};
 use crate::text::grammar::{GrammarError, Grammars};
 use crate::text::tokenizer::{EncodeError, LoadTokenizerError, Tokenizer};
+use crate::text::tools::Tools;
 use head::Head;
 
 /// The client's part of a model.
@@ -133,6 +137,31 @@ impl ClientModel {
         // The template writes the special tokens itself.
         Ok(tokenizer.encode(&template.render(messages, true)?, false)?)
     }
+
+    /// The same where the model may ask for functions.
+    ///
+    /// # Errors
+    /// As [`ClientModel::encode_chat`].
+    pub fn encode_chat_with(
+        &self,
+        messages: &[Message],
+        tools: &Tools,
+    ) -> Result<Vec<u32>, PromptError> {
+        let tokenizer = self.tokenizer.as_ref().ok_or(PromptError::NoTokenizer)?;
+        let template = self.chat_template.as_ref().ok_or(PromptError::NoChatTemplate)?;
+        if !template.takes_tools() {
+            return self.encode_chat(&tools.explain(messages));
+        }
+        let described: Result<Vec<_>, _> =
+            tools.described().map(|tool| Tool::from_json(&tool.to_string())).collect();
+        let text = template.render_conversation(Conversation {
+            messages,
+            tools: &described?,
+            add_generation_prompt: true,
+            now: SystemTime::now(),
+        })?;
+        Ok(tokenizer.encode(&text, false)?)
+    }
 }
 
 /// A prompt that cannot become tokens.
@@ -150,6 +179,9 @@ pub enum PromptError {
     /// The template failed.
     #[error(transparent)]
     Render(#[from] RenderChatError),
+    /// A function cannot be described.
+    #[error(transparent)]
+    Tool(#[from] InvalidTool),
 }
 
 /// The client's part of a model that cannot be had.

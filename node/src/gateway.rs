@@ -44,6 +44,7 @@ use axum::routing::{get, post};
 use tokio::net::TcpListener;
 use umbel_client::text::chat_template::Message;
 use umbel_client::text::tokenizer::Tokenizer;
+use umbel_client::text::tools::Tools;
 use umbel_client::{Generate, GenerateError, Generation, Speculate};
 
 use crate::commands::session::{Blocks, Opened};
@@ -148,9 +149,21 @@ impl Gateway {
         self.opened.model.config().hidden_size
     }
 
-    async fn encode_chat(self: &Arc<Self>, messages: &[Message]) -> Result<Vec<u32>, ApiError> {
-        let (gateway, messages) = (Arc::clone(self), messages.to_vec());
-        apart(move || Ok(gateway.opened.model.encode_chat(&messages)?)).await
+    /// The tokens of a conversation, in which the model may ask for functions.
+    async fn encode_chat(
+        self: &Arc<Self>,
+        messages: Vec<Message>,
+        tools: Option<Tools>,
+    ) -> Result<Vec<u32>, ApiError> {
+        let gateway = Arc::clone(self);
+        apart(move || {
+            let model = &gateway.opened.model;
+            Ok(match &tools {
+                None => model.encode_chat(&messages)?,
+                Some(tools) => model.encode_chat_with(&messages, tools)?,
+            })
+        })
+        .await
     }
 
     async fn encode_prompt(self: &Arc<Self>, text: String) -> Result<Vec<u32>, ApiError> {

@@ -73,6 +73,31 @@ def forms(client):
     assert set(city) == {"city", "inhabitants"}, city
 
 
+def functions(client):
+    parameters = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 12}},
+        "required": ["city"],
+        "additionalProperties": False,
+    }
+    weather = {"name": "weather", "description": "The weather of a city", "parameters": parameters}
+    request = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "How is the weather in Oslo?"}],
+        "tools": [{"type": "function", "function": weather}],
+        "max_tokens": 60,
+        "temperature": 0,
+    }
+    answer = client.chat.completions.create(**request, tool_choice="required").choices[0]
+    (call,) = answer.message.tool_calls
+    assert answer.finish_reason == "tool_calls" and call.function.name == "weather", answer
+    assert isinstance(json.loads(call.function.arguments)["city"], str), call
+    result = {"role": "tool", "tool_call_id": call.id, "content": "rain"}
+    turns = [*request["messages"], answer.message, result]
+    said = client.chat.completions.create(**{**request, "messages": turns, "tool_choice": "none"})
+    assert said.choices[0].message.content, said
+
+
 def completions(client):
     prompt = "The capital of France is"
     answer = client.completions.create(
@@ -140,6 +165,7 @@ def main(address):
     assert [model.id for model in client.models.list()] == [MODEL]
     text = chat(client)
     forms(client)
+    functions(client)
     completions(client)
     embeddings(client)
     errors(client)

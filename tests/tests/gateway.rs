@@ -92,6 +92,7 @@ fn answers_are_those_of_one_process_whole_or_as_a_stream() {
     seeds_and_probabilities(&gateway);
     texts_that_go_on(&gateway);
     forms(&gateway);
+    functions(&gateway);
     vectors(&gateway);
     drop(gateway);
     servers.iter().for_each(|server| server.assert_no_errors());
@@ -172,6 +173,62 @@ fn forms(gateway: &Gateway) {
         plain["choices"][0]["message"],
         gateway.ask(CHAT, &chat("Say it again and again", again))["choices"][0]["message"]
     );
+}
+
+fn named(name: &str) -> Value {
+    json!({ "type": "function", "function": { "name": name } })
+}
+
+/// Functions of these names, which take a city, and whether they must be called.
+fn tool_choice(choice: &Value, names: &[&str]) -> Value {
+    let city = json!({ "type": "string", "maxLength": 12 });
+    let parameters = json!({
+        "type": "object", "properties": { "city": city }, "required": ["city"],
+        "additionalProperties": false,
+    });
+    let tool = |name: &&str| {
+        let function =
+            json!({ "name": name, "description": "Says how it is", "parameters": parameters });
+        json!({ "type": "function", "function": function })
+    };
+    let tools: Vec<_> = names.iter().map(tool).collect();
+    json!({ "tools": tools, "tool_choice": choice, "max_tokens": 60 })
+}
+
+/// A function is called where it must be, and its result is taken up.
+fn functions(gateway: &Gateway) {
+    let question = "How is the weather in Oslo?";
+    let forced = chat(question, tool_choice(&json!("required"), &["weather", "time"]));
+    let whole = gateway.ask(CHAT, &forced);
+    let choice = &whole["choices"][0];
+    assert_eq!(choice["finish_reason"], "tool_calls", "{whole}");
+    let call = choice["message"]["tool_calls"][0].clone();
+    let name = call["function"]["name"].as_str().unwrap();
+    assert!(["weather", "time"].contains(&name), "{whole}");
+    let arguments: Value =
+        serde_json::from_str(call["function"]["arguments"].as_str().unwrap()).unwrap();
+    assert!(arguments["city"].is_string(), "{whole}");
+    assert_eq!(choice["message"]["content"], Value::Null);
+
+    let mut streamed = chat(question, tool_choice(&named("time"), &["weather", "time"]));
+    streamed["stream"] = json!(true);
+    let (mut calls, mut last, mut text) = (Vec::new(), Value::Null, String::new());
+    for event in gateway.stream(CHAT, &streamed) {
+        let choice = &event["choices"][0];
+        text.push_str(choice["delta"]["content"].as_str().unwrap_or(""));
+        calls.extend(choice["delta"]["tool_calls"].as_array().cloned().unwrap_or_default());
+        last = choice["finish_reason"].clone();
+    }
+    assert_eq!((calls.len(), text.as_str(), last), (1, "", json!("tool_calls")));
+    assert_eq!(calls[0]["function"]["name"], "time");
+
+    let mut told = chat(question, tool_choice(&json!("auto"), &["weather", "time"]));
+    let turns = told["messages"].as_array_mut().unwrap();
+    turns.push(json!({ "role": "assistant", "content": null, "tool_calls": [call] }));
+    turns.push(json!({ "role": "tool", "tool_call_id": call["id"], "content": "rain, 4 degrees" }));
+    let answer = gateway.ask(CHAT, &told);
+    assert_eq!(answer["choices"].as_array().unwrap().len(), 1);
+    assert!(answer["usage"]["prompt_tokens"].as_u64() > whole["usage"]["prompt_tokens"].as_u64());
 }
 
 /// Vectors of texts have length 1, do not depend on what else is asked for, and are nearer where the
@@ -303,7 +360,10 @@ fn bad_requests_are_refused_and_say_why() {
         (json!({ "presence_penalty": 3 }), 400, "presence_penalty", "from -2 to 2"),
         (json!({ "response_format": { "type": "xml" } }), 400, "response_format.type", "xml"),
         (schema(&json!({ "type": "colour" })), 400, "response_format", "form"),
-        (json!({ "tools": [{ "type": "function" }] }), 400, "tools", "not supported"),
+        (json!({ "tools": [{ "type": "function" }] }), 400, "tools[0]", "missing field"),
+        (tool_choice(&json!("required"), &[]), 400, "tool_choice", "no tools"),
+        (tool_choice(&json!("required"), &["a b"]), 400, "tools", "no name"),
+        (tool_choice(&named("other"), &["weather"]), 400, "tool_choice", "other"),
     ];
     for (change, status, param, message) in cases {
         let answer = gateway.post(CHAT, chat("Hi", change.clone()).to_string().as_bytes());

@@ -16,7 +16,7 @@ use super::error::{ApiError, MessagesError};
 use super::events::{self, Chunk, Chunks};
 use super::keys::Holder;
 use super::usage::Usage;
-use super::{Gateway, body};
+use super::{Gateway, body, reply};
 use request::MessagesRequest;
 
 pub(super) async fn create(
@@ -30,10 +30,9 @@ pub(super) async fn create(
     if let Some(format) = request.format() {
         options.grammar = gateway.grammar(format).await?;
     }
-    let prompt = gateway.encode_chat(&request.messages()?).await?;
+    let prompt = gateway.encode_chat(request.messages()?, None).await?;
     let requests = options.requests(&gateway, &prompt)?;
-    // A name alone: where the system has no randomness, two answers may share one.
-    let id = format!("msg_{:016x}", getrandom::u64().unwrap_or_default());
+    let id = reply::id("msg_");
     let usage = Usage { prompt: prompt.len(), completion: 0 };
     holder.spend(prompt.len());
     let answers = Answers::begin(&gateway, &holder, requests).await?;

@@ -17,10 +17,8 @@ pub(super) struct Reply {
 
 impl Reply {
     pub(super) fn new(prefix: &str, gateway: &Gateway) -> Self {
-        // A name alone: where the system has no randomness, two answers may share one.
-        let number = getrandom::u64().unwrap_or_default();
         Self {
-            id: format!("{prefix}-{number:016x}"),
+            id: id(&format!("{prefix}-")),
             created: unix_seconds(),
             model: gateway.model_name().to_owned(),
             fingerprint: gateway.fingerprint(),
@@ -37,6 +35,11 @@ impl Reply {
             "choices": choices,
         })
     }
+}
+
+/// A name that begins so; where the system has no randomness, two things may share one.
+pub(super) fn id(prefix: &str) -> String {
+    format!("{prefix}{:016x}", getrandom::u64().unwrap_or_default())
 }
 
 pub(super) fn unix_seconds() -> u64 {

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use serde_json::Value;
-use umbel_client::text::chat_template::Message;
+use umbel_client::text::chat_template::{Message, ToolCall};
+use umbel_client::text::tools::Tools;
 
 use crate::gateway::content::Content;
 use crate::gateway::error::ApiError;
@@ -13,6 +14,14 @@ use crate::gateway::options::{self, Options, StreamOptions, Texts};
 
 /// Turns of a conversation.
 const MESSAGES_MAX: usize = 4096;
+
+/// The functions of a conversation.
+#[derive(Debug)]
+pub(super) struct ChatTools {
+    pub(super) tools: Tools,
+    /// The form of an answer that must call one.
+    pub(super) forced: Option<ResponseFormat>,
+}
 
 /// As OpenAI's reference has it, and `top_k`, `min_p` and `repetition_penalty` as others have them.
 #[derive(Debug, Deserialize)]
@@ -41,8 +50,8 @@ pub(super) struct ChatRequest {
     stream_options: Option<StreamOptions>,
     prediction: Option<Prediction>,
     response_format: Option<ResponseFormat>,
-    tools: Option<Vec<Value>>,
-    tool_choice: Option<Value>,
+    tools: Option<Vec<Tool>>,
+    tool_choice: Option<ToolChoice>,
     // What changes no answer here.
     #[serde(rename = "user")]
     _user: Option<String>,
@@ -65,7 +74,10 @@ pub(super) struct ChatRequest {
 #[serde(deny_unknown_fields)]
 struct Turn {
     role: Role,
-    content: Content,
+    content: Option<Content>,
+    #[serde(default)]
+    tool_calls: Option<Vec<Call>>,
+    tool_call_id: Option<String>,
     #[serde(rename = "name")]
     _name: Option<String>,
     #[serde(rename = "refusal")]
@@ -80,6 +92,58 @@ enum Role {
     Developer,
     User,
     Assistant,
+    Tool,
+}
+
+/// A function that the model asked for.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+enum Call {
+    Function { id: String, function: CalledFunction },
+}
+
+/// Which, and with what.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CalledFunction {
+    name: String,
+    /// An object of JSON as text.
+    arguments: String,
+}
+
+/// A function that the model may ask for.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+enum Tool {
+    Function { function: Value },
+}
+
+/// Whether the model may, or must, ask for a function.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "\"none\", \"auto\", \"required\", or a function by its name")]
+enum ToolChoice {
+    Mode(Mode),
+    Named(Named),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Mode {
+    None,
+    Auto,
+    Required,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+enum Named {
+    Function { function: FunctionName },
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FunctionName {
+    name: String,
 }
 
 /// A text that the answer will repeat in part.
@@ -95,12 +159,38 @@ impl ChatRequest {
             let message = format!("messages has from 1 to {MESSAGES_MAX} turns");
             return Err(ApiError::invalid("messages", message));
         }
-        let message = |turn: &Turn| match turn.role {
-            Role::System | Role::Developer => Message::system(turn.content.text()),
-            Role::User => Message::user(turn.content.text()),
-            Role::Assistant => Message::assistant(turn.content.text()),
+        self.messages.iter().enumerate().map(|(index, turn)| turn.message(index)).collect()
+    }
+
+    /// The functions that the model may ask for, and how an answer is held to asking for one.
+    pub(super) fn tools(&self) -> Result<Option<ChatTools>, ApiError> {
+        let tools = self.tools.iter().flatten();
+        let functions: Vec<_> = tools.map(|Tool::Function { function }| function.clone()).collect();
+        if functions.is_empty() {
+            if matches!(self.tool_choice, None | Some(ToolChoice::Mode(Mode::None | Mode::Auto))) {
+                return Ok(None);
+            }
+            return Err(ApiError::invalid("tool_choice", "there are no tools to choose from"));
+        }
+        let tools = Tools::new(functions);
+        let tools = tools.map_err(|error| ApiError::invalid("tools", error.to_string()))?;
+        let forced = match &self.tool_choice {
+            Some(ToolChoice::Mode(Mode::None)) => return Ok(None),
+            None | Some(ToolChoice::Mode(Mode::Auto)) => None,
+            Some(ToolChoice::Mode(Mode::Required)) => Some(tools.call_schema(None)),
+            Some(ToolChoice::Named(Named::Function { function: FunctionName { name } })) => {
+                if tools.get(name).is_none() {
+                    let message = format!("no tool is called {name:?}");
+                    return Err(ApiError::invalid("tool_choice", message));
+                }
+                Some(tools.call_schema(Some(name)))
+            }
         };
-        Ok(self.messages.iter().map(message).collect())
+        if forced.is_some() && self.response_format.is_some() {
+            let message = "an answer cannot call a function and have a response_format";
+            return Err(ApiError::invalid("response_format", message));
+        }
+        Ok(Some(ChatTools { tools, forced: forced.map(ResponseFormat::of_schema) }))
     }
 
     pub(super) fn options(&self) -> Result<Options, ApiError> {
@@ -119,7 +209,6 @@ impl ChatRequest {
             }
             _ => None,
         };
-        self.refuse_what_is_missing()?;
         let options = Options {
             n: self.n,
             max_tokens,
@@ -144,14 +233,6 @@ impl ChatRequest {
         Ok(options)
     }
 
-    fn refuse_what_is_missing(&self) -> Result<(), ApiError> {
-        let none = self.tool_choice.as_ref().is_some_and(|choice| choice == "none");
-        if self.tools.as_ref().is_some_and(|tools| !tools.is_empty()) && !none {
-            return Err(ApiError::unsupported("tools", "calling functions"));
-        }
-        Ok(())
-    }
-
     /// The form of the answer, if one was asked for.
     pub(super) fn response_format(&self) -> Option<ResponseFormat> {
         self.response_format.clone()
@@ -160,5 +241,37 @@ impl ChatRequest {
     /// A text that the answer will repeat in part, if one was given.
     pub(super) fn prediction(&self) -> Option<String> {
         self.prediction.as_ref().map(|Prediction::Content { content }| content.text())
+    }
+}
+
+impl Turn {
+    fn message(&self, index: usize) -> Result<Message, ApiError> {
+        let field = |name: &str| format!("messages[{index}].{name}");
+        let calls = self.tool_calls.as_deref().unwrap_or_default();
+        let content = match &self.content {
+            Some(content) => content.text(),
+            None if !calls.is_empty() => String::new(),
+            None => return Err(ApiError::invalid(field("content"), "the turn says nothing")),
+        };
+        if !calls.is_empty() && !matches!(self.role, Role::Assistant) {
+            let message = "only the assistant asks for functions";
+            return Err(ApiError::invalid(field("tool_calls"), message));
+        }
+        Ok(match self.role {
+            Role::System | Role::Developer => Message::system(content),
+            Role::User => Message::user(content),
+            Role::Tool => Message::tool(self.tool_call_id.clone(), content),
+            Role::Assistant => {
+                let call = |Call::Function { id, function }: &Call| {
+                    let arguments = serde_json::from_str(&function.arguments).map_err(|error| {
+                        let message = format!("the arguments are no object of JSON: {error}");
+                        ApiError::invalid(field("tool_calls"), message)
+                    })?;
+                    Ok(ToolCall { id: Some(id.clone()), name: function.name.clone(), arguments })
+                };
+                let calls: Result<_, ApiError> = calls.iter().map(call).collect();
+                Message { calls: calls?, ..Message::assistant(content) }
+            }
+        })
     }
 }
