@@ -177,6 +177,7 @@ impl Pages {
         orders
     }
 
+    #[cfg(test)]
     pub(super) const fn idle_bytes(&self) -> u64 {
         self.idle_bytes
     }

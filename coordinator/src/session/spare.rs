@@ -189,16 +189,18 @@ impl Session {
         }
     }
 
-    /// A mirror could not be fed: its hop has to do without. One that leaves is relieved all the same,
-    /// since it will be gone soon: the hops before it compute anew what they no longer keep.
+    /// A mirror could not be fed: its hop has to do without. One that leaves is relieved all the same
+    /// where only a prefix is lacking: the hops before it compute that now.
     pub(super) fn mirror_lost(&mut self, feeder: HopId, now: Time) {
         let fed = |spare: &Spare| spare.fed_by == Feeder::Hop(feeder);
         let Some(number) = self.spares.iter().position(fed) else {
             return;
         };
-        let leaves = self.is_relief(&self.spares[number]);
-        let (hop, of) = (self.spares[number].place.id, self.spares[number].of);
-        if let Some(index) = self.index_of(of).filter(|_| leaves) {
+        let spare = &self.spares[number];
+        let (hop, of) = (spare.place.id, spare.of);
+        // What hops took over is in no journal.
+        let lacks_prefix = self.is_relief(spare) && spare.place.held < self.taken_over;
+        if let Some(index) = self.index_of(of).filter(|_| lacks_prefix) {
             self.spares[number].fed_by = Feeder::Nobody;
             self.drop_place(index, FailureReason::Leaving);
         } else {
