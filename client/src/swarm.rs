@@ -11,6 +11,7 @@ use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use umbel_coordinator::Time;
 use umbel_coordinator::random::Random;
+use umbel_coordinator::session::Sharing;
 use umbel_coordinator::swarm::Directory;
 use umbel_coordinator::swarm::directory::Inserted;
 use umbel_coordinator::swarm::health::Health;
@@ -63,6 +64,9 @@ pub struct Swarm {
     joined: Vec<PeerId>,
     patience: Duration,
     clock: Clock,
+    /// Goes into the names by which servers find what they have kept for this client, so that these
+    /// say nothing to anybody else.
+    secret: [u8; 32],
 }
 
 /// What is known of the others: by what they say, and by what was seen.
@@ -103,7 +107,15 @@ impl Swarm {
             unreachable: BTreeMap::new(),
             random: Random::new(getrandom::u64().unwrap_or_default()),
         };
-        Ok(Self { network, view: Mutex::new(view), joined, patience, clock: Clock::start() })
+        let (view, clock) = (Mutex::new(view), Clock::start());
+        let mut secret = [0; 32];
+        getrandom::fill(&mut secret).map_err(JoinSwarmError::Random)?;
+        Ok(Self { network, view, joined, patience, clock, secret })
+    }
+
+    /// What a session that begins with these tokens shares with others of this client.
+    pub(crate) fn sharing(&self, tokens: &[u32]) -> Sharing {
+        Sharing { secret: self.secret, tokens: tokens.to_vec() }
     }
 
     /// This client's own name.
@@ -290,4 +302,7 @@ pub enum JoinSwarmError {
     /// A peer did not answer.
     #[error(transparent)]
     Lookup(#[from] LookupError),
+    /// The system has no randomness.
+    #[error("the system gives no random numbers")]
+    Random(#[source] getrandom::Error),
 }

@@ -124,6 +124,10 @@ pub struct ChainArguments {
     /// the servers, q8 a quarter, and change the numbers a little.
     #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = wire_type)]
     pub kv: DType,
+
+    /// Take over nothing that servers have kept of earlier sessions, and leave them nothing.
+    #[arg(long, conflicts_with = "local")]
+    pub no_share: bool,
 }
 
 fn wire_type(name: &str) -> Result<DType, String> {
@@ -277,6 +281,10 @@ pub struct ServeArguments {
     /// Ctrl-C stops it at once.
     #[arg(long, value_name = "SECONDS", default_value_t = 20)]
     pub drain_timeout: u32,
+
+    /// Keep nothing of what sessions have read for later ones of the same client.
+    #[arg(long)]
+    pub no_share: bool,
 
     /// Do not look for peers on the local network.
     #[arg(long)]

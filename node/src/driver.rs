@@ -282,10 +282,11 @@ impl Driver {
                 Output::Disconnect { session, to } => {
                     self.pushes.remove(&(session, to));
                 }
-                Output::OpenCache { session, shard, blocks, tokens, results, cache } => {
+                Output::OpenCache { session, shard, blocks, tokens, results, cache, prefix } => {
                     let table = TableWanted { shard, blocks, tokens, cache };
-                    self.command(Command::Open { session, table, results });
+                    self.command(Command::Open { session, table, results, prefix });
                 }
+                Output::Pages(orders) => self.command(Command::Pages(orders)),
                 Output::Compute(batch) => {
                     self.alone = match batch.jobs.as_slice() {
                         [job] if job.hidden.shape()[0] == 1 => Some(job.blocks.block_count()),

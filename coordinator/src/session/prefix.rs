@@ -102,7 +102,7 @@ impl Session {
         place.keeps = kept.is_some();
         place.held = tokens;
         place.told = tokens / PAGE_TOKENS;
-        tokens <= most && tokens % PAGE_TOKENS == 0
+        tokens <= most && tokens.is_multiple_of(PAGE_TOKENS)
     }
 
     /// The route is whole for the first time: the session begins where all hops can.

@@ -167,7 +167,9 @@ async fn contenders(
 
 /// What every session of a swarm is like.
 fn session_options(arguments: &BenchArguments) -> SessionOptions {
-    SessionOptions { cache: arguments.kv, wire: arguments.wire, ..SessionOptions::default() }
+    // The same prompt comes again and again, and is to be computed each time.
+    let (cache, wire) = (arguments.kv, arguments.wire);
+    SessionOptions { cache, wire, share: false, ..SessionOptions::default() }
 }
 
 /// Token ids without meaning, spread over the vocabulary: speed does not depend on them.
@@ -219,7 +221,7 @@ async fn measure(
 ) -> anyhow::Result<Sample> {
     let request =
         Generate { max_tokens: new_tokens, ignore_eos: true, ..Generate::new(prompt.to_vec()) };
-    let chain = opened.chain(prompt.len() + new_tokens as usize).await?;
+    let chain = opened.chain(prompt.len() + new_tokens as usize, &[]).await?;
     let mut generation = request.start(Arc::clone(&opened.model), chain)?;
     let started = Instant::now();
     generation.next().await?.context("no token was generated")?;

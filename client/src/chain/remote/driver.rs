@@ -31,13 +31,21 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// What the caller asks for.
 pub(super) enum Command {
     Step(NextStep),
-    Close { done: oneshot::Sender<()> },
+    /// What enters the first block for tokens that servers hold.
+    Remember {
+        hidden: Tensor,
+    },
+    Close {
+        done: oneshot::Sender<()>,
+    },
 }
 
 /// A step that is to begin.
 pub(super) struct NextStep {
     pub(super) position: u32,
     pub(super) hidden: Tensor,
+    /// Empty where they are not known.
+    pub(super) ids: Vec<u32>,
     pub(super) answer_rows: AnswerRows,
     pub(super) answer: Answer,
 }
@@ -71,7 +79,8 @@ pub(super) struct Driver {
     tell: mpsc::Sender<Event>,
     events: mpsc::Receiver<Event>,
     commands: mpsc::Receiver<Command>,
-    ready: Option<oneshot::Sender<Result<(), SessionFailure>>>,
+    /// Who waits for the session to open, and wants to know how many tokens it begins with.
+    ready: Option<oneshot::Sender<Result<u32, SessionFailure>>>,
     /// It waits until the session accepts it.
     next: Option<NextStep>,
     /// Who waits for the steps under way, in order.
@@ -93,7 +102,7 @@ impl Driver {
         config: SessionConfig,
         room_tokens: u32,
         commands: mpsc::Receiver<Command>,
-        ready: oneshot::Sender<Result<(), SessionFailure>>,
+        ready: oneshot::Sender<Result<u32, SessionFailure>>,
     ) -> (Self, watch::Receiver<Vec<Hop>>, watch::Receiver<Vec<HopFailure>>) {
         let (tell, events) = mpsc::channel(EVENTS_WAITING_MAX);
         let (hops, failures) = (watch::Sender::new(Vec::new()), watch::Sender::new(Vec::new()));
@@ -138,6 +147,7 @@ impl Driver {
                 }
                 command = self.commands.recv(), if idle => match command {
                     Some(Command::Step(next)) => self.next = Some(next),
+                    Some(Command::Remember { hidden }) => self.tell(Input::Remember { hidden }),
                     Some(Command::Close { done }) => {
                         self.close().await;
                         // The caller may not wait for it.
@@ -165,9 +175,9 @@ impl Driver {
     fn begin_next(&mut self) {
         let accepts = |next: &mut NextStep| self.session.accepts(next.position);
         if let Some(next) = self.next.take_if(accepts) {
-            let NextStep { position, hidden, answer_rows, answer } = next;
+            let NextStep { position, hidden, ids, answer_rows, answer } = next;
             self.answers.push_back(answer);
-            self.tell(Input::Step { position, hidden, answer_rows });
+            self.tell(Input::Step { position, hidden, ids, answer_rows });
             self.drain();
         }
     }
@@ -212,7 +222,7 @@ impl Driver {
                     self.report_hops();
                     if let Some(ready) = self.ready.take() {
                         // Its caller may be gone; then the commands end too.
-                        let _gone = ready.send(Ok(()));
+                        let _gone = ready.send(Ok(self.session.taken_over()));
                     }
                 }
                 Output::Stepped { hidden, trace, total } => {
