@@ -2,6 +2,7 @@
 
 pub mod exchange;
 pub(crate) mod route;
+mod warm;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,21 +10,23 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use umbel_coordinator::Time;
 use umbel_coordinator::random::Random;
 use umbel_coordinator::session::Sharing;
 use umbel_coordinator::swarm::Directory;
 use umbel_coordinator::swarm::directory::Inserted;
 use umbel_coordinator::swarm::health::Health;
+use umbel_coordinator::{Hop, Time};
 use umbel_net::{
     Identity, JoinError, Link, LinkProtocol, Multiaddr, Network, NetworkConfig, OpenLinkError,
     Role, StartNetworkError,
 };
 use umbel_protocol::announcement::{Announcement, UnixTime};
+use umbel_protocol::prefix::PageDigest;
 use umbel_protocol::{ModelId, PeerId};
 
 use crate::clock::Clock;
 use exchange::{LookupError, lookup};
+use warm::Warm;
 
 /// Most peers that are asked for what they know in one refresh: enough that some have news that
 /// others lack, few enough for a swarm of thousands.
@@ -80,6 +83,8 @@ struct View {
     /// Pairs of servers of which the first could not reach the second, and when.
     unreachable: BTreeMap<(PeerId, PeerId), Time>,
     random: Random,
+    /// Which servers hold what of this client's sessions.
+    warm: Warm,
 }
 
 impl Swarm {
@@ -106,6 +111,7 @@ impl Swarm {
             doubtful: BTreeMap::new(),
             unreachable: BTreeMap::new(),
             random: Random::new(getrandom::u64().unwrap_or_default()),
+            warm: Warm::default(),
         };
         let (view, clock) = (Mutex::new(view), Clock::start());
         let mut secret = [0; 32];
@@ -116,6 +122,11 @@ impl Swarm {
     /// What a session that begins with these tokens shares with others of this client.
     pub(crate) fn sharing(&self, tokens: &[u32]) -> Sharing {
         Sharing { secret: self.secret, tokens: tokens.to_vec() }
+    }
+
+    /// Takes note of who holds the pages of a session.
+    pub(crate) fn remember(&self, model: ModelId, pages: &[PageDigest], hops: Vec<Hop>) {
+        self.view().warm.remember(model, pages, hops);
     }
 
     /// This client's own name.

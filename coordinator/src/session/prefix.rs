@@ -52,6 +52,16 @@ impl Session {
         self.taken_over
     }
 
+    /// The tokens that the hops hold, as far as they are known and were answered.
+    #[must_use]
+    pub fn text(&self) -> &[u32] {
+        let known = self.known_tokens();
+        match (&self.state, &self.text) {
+            (State::Open | State::Over, Some(text)) => &text.tokens[..known],
+            (State::Opening, _) | (_, None) => &[],
+        }
+    }
+
     /// The pages with which a hop in the place at `index` is to begin, and how to name those that
     /// follow.
     pub(super) fn prefix_of(&self, index: usize) -> (Vec<PageDigest>, Option<PrefixChain>) {

@@ -12,6 +12,7 @@ use umbel_coordinator::session::{
 };
 use umbel_coordinator::{Hop, Time};
 use umbel_protocol::inference::{AnswerRows, ClientMessage, HopTiming, ServerMessage};
+use umbel_protocol::prefix::{PageDigest, PrefixChain, PrefixSeed};
 use umbel_protocol::{ModelId, Tensor};
 
 use super::links::{self, HopLink};
@@ -72,6 +73,10 @@ pub(super) struct Driver {
     /// As many tokens in binary32 take as much of a server's memory as the session does.
     room_tokens: u32,
     token_bytes: u32,
+    /// Names of the session's pages for this side's own use; `None` where it shares nothing.
+    pages: Option<PrefixChain>,
+    /// What the session is to begin with.
+    prefix: Vec<PageDigest>,
     session: Session,
     links: BTreeMap<HopId, HopLink>,
     /// Links over which something may still have to be said.
@@ -93,6 +98,8 @@ pub(super) struct Driver {
     searched: Option<Instant>,
     /// Since when there has been no answer after a failure.
     troubled: Option<Instant>,
+    /// Whether a step was answered.
+    stepped: bool,
     over: bool,
 }
 
@@ -107,11 +114,20 @@ impl Driver {
         let (tell, events) = mpsc::channel(EVENTS_WAITING_MAX);
         let (hops, failures) = (watch::Sender::new(Vec::new()), watch::Sender::new(Vec::new()));
         let views = (hops.subscribe(), failures.subscribe());
+        let mut pages = config.sharing.as_ref().map(|sharing| {
+            // Routes are told apart by their hops, so the blocks at which links round say no more.
+            let (model, cache, wire) = (config.model, config.cache, config.results);
+            PrefixChain::new(PrefixSeed::new(&sharing.secret, model, cache, wire, None))
+        });
+        let text = config.sharing.as_ref().map_or(&[][..], |sharing| &sharing.tokens);
+        let prefix = pages.as_mut().map_or_else(Vec::new, |pages| pages.digests(text).to_vec());
         let driver = Self {
             swarm,
             model: config.model,
             room_tokens,
             token_bytes: config.token_bytes,
+            pages,
+            prefix,
             session: Session::open(config, Time::START),
             links: BTreeMap::new(),
             closing: JoinSet::new(),
@@ -127,6 +143,7 @@ impl Driver {
             started: Instant::now(),
             searched: None,
             troubled: None,
+            stepped: false,
             over: false,
         };
         (driver, views.0, views.1)
@@ -227,6 +244,9 @@ impl Driver {
                 }
                 Output::Stepped { hidden, trace, total } => {
                     self.troubled = None;
+                    if !std::mem::replace(&mut self.stepped, true) {
+                        self.remember();
+                    }
                     self.swarm.praise(trace.iter().map(|hop| hop.peer));
                     if let Some(answer) = self.answers.pop_front() {
                         let _gone = answer.send(Ok(Stepped { hidden, trace, total }));
@@ -249,6 +269,7 @@ impl Driver {
             since: if begun { self.troubled.unwrap_or(now) } else { self.started },
             forgiving_from: searched.map_or(now, |searched| searched + FORGIVEN_AGAIN),
             urgent: begun,
+            prefix: if begun { Vec::new() } else { self.prefix.clone() },
             wanted,
         };
         tokio::spawn(async move {
@@ -304,7 +325,19 @@ impl Driver {
         });
     }
 
+    /// Takes note of who holds what the session has read, for later ones.
+    fn remember(&mut self) {
+        let Some(pages) = &mut self.pages else {
+            return;
+        };
+        let text = self.session.text();
+        // What it was to begin with need not be what it has read.
+        pages.truncate(0);
+        self.swarm.remember(self.model, pages.digests(text), self.session.hops());
+    }
+
     async fn close(&mut self) {
+        self.remember();
         self.tell(Input::Close);
         self.drain();
         while self.closing.join_next().await.is_some() {}
