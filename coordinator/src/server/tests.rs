@@ -9,6 +9,7 @@ use umbel_protocol::inference::{Adopt, AnswerRows, Destination, Neighbour, Redir
 
 use super::*;
 
+mod share;
 mod stream;
 
 const MODEL: ModelId = ModelId::from_bytes([3; 32]);

@@ -8,6 +8,8 @@ use umbel_protocol::{DType, Span};
 
 use super::*;
 
+mod prefix;
+
 fn peer(name: u8) -> PeerId {
     PeerId::from_public_key([name; 32])
 }
