@@ -433,6 +433,7 @@ pub enum RandomShape {
 #[command(
     after_help = "Examples:\n  umbel bench\n  umbel bench --servers 1,2,4 --new-tokens 128 --rounds 5\n  \
                   umbel bench --servers 1 --clients 1,8,32 --prompt-tokens 256\n  \
+                  umbel bench --servers 1,2 --shared-tokens 1000\n  \
                   umbel bench --random-model 1b --weights q8_0 --llama-bench ./llama-bench"
 )]
 pub struct BenchArguments {
@@ -470,6 +471,11 @@ pub struct BenchArguments {
     /// The same for many clients: the path of llama-batched-bench.
     #[arg(long, value_name = "PATH", requires = "clients")]
     pub llama_batched_bench: Option<PathBuf>,
+
+    /// Measure, instead, how long the first token takes of a request that begins with so many tokens
+    /// of an earlier one.
+    #[arg(long, value_name = "N", conflicts_with_all = ["clients", "llama_bench"], value_parser = clap::value_parser!(u32).range(1..))]
+    pub shared_tokens: Option<u32>,
 
     /// Tokens of the prompt.
     #[arg(long, value_name = "N", default_value_t = 512)]

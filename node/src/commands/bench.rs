@@ -4,6 +4,7 @@ mod clients;
 mod llama;
 mod loopback;
 mod machine;
+mod prefix;
 mod random;
 mod report;
 mod sample;
@@ -38,6 +39,10 @@ pub(super) async fn run(arguments: BenchArguments, config: &Config) -> anyhow::R
     }
     if (arguments.prompt_tokens + arguments.new_tokens) as usize > context {
         bail!("the model's context has {context} tokens: measure fewer");
+    }
+    if let Some(tokens) = arguments.shared_tokens {
+        let text = prefix::run(&arguments, tokens, name, &model, config).await?;
+        return write!(std::io::stdout(), "{text}").context("stdout is closed");
     }
     let peer = peer(&arguments, &model, config)?;
     let threads = config.device()?.thread_count();

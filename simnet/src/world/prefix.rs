@@ -48,7 +48,7 @@ fn plans(random: &mut Random, standby: bool) -> Vec<(Duration, Plan)> {
 /// Four clients, of which two have one name, with routes that nobody would choose or those of
 /// production.
 fn run(seed: u64, standby: bool) -> (World, Vec<usize>) {
-    let planner = if seed % 2 == 0 { Planner::Random } else { Planner::Announced };
+    let planner = if seed.is_multiple_of(2) { Planner::Random } else { Planner::Announced };
     let seed = Seed(seed);
     let mut random = seed.stream("swarm");
     let settings = Settings { planner, ..Settings::new(MODEL, BLOCKS, links()) };
