@@ -46,6 +46,9 @@ pub struct Load {
     pub queue_depth: u32,
     /// How long one token takes through one block, smoothed; `None` before the first.
     pub decode_per_block: Option<Duration>,
+    /// Pages that are kept for later sessions; nobody else is told, but what they took can go back
+    /// to the system when they are fewer.
+    pub pages_kept: usize,
 }
 
 /// Runs the machine of one server.
@@ -342,5 +345,6 @@ fn load(server: &Server, decode: Option<Duration>) -> Load {
         kv_tokens_free: server.kv_tokens_free(),
         queue_depth: u32::try_from(server.queue_depth()).unwrap_or(u32::MAX),
         decode_per_block: decode,
+        pages_kept: server.pages_kept(),
     }
 }

@@ -7,7 +7,7 @@
 //! the first token as it does without a prefix. A hop that is replaced is refilled from there.
 
 use umbel_protocol::inference::{ClientMessage, KeepPages, Step};
-use umbel_protocol::prefix::{PAGE_TOKENS, PageDigest, PrefixChain, PrefixSeed};
+use umbel_protocol::prefix::{PAGE_TOKENS, PREFIX_PAGES_MAX, PageDigest, PrefixChain, PrefixSeed};
 use umbel_protocol::{DType, SessionId, StepId, Tensor};
 
 use super::place::{Fill, Place};
@@ -184,36 +184,39 @@ impl Session {
         if !whole || !matches!(self.state, State::Open) {
             return;
         }
+        let known = self.text.as_ref().map_or(0, |text| text.tokens.len()).min(position as usize);
+        let pages = (known / PAGE_TOKENS as usize).min(PREFIX_PAGES_MAX);
+        let enough = if at_end { 1 } else { PAGES_TOLD_MIN };
         for index in 0..self.places.len() {
-            let seed = self.seed_of(index);
-            let (Some(text), Some(seed)) = (&self.text, seed) else {
-                continue;
-            };
-            let known = text.tokens.len().min(position as usize);
-            let place = &mut self.places[index];
-            if !place.keeps || place.fill != Fill::Full {
-                continue;
+            let place = &self.places[index];
+            let is_due = place.told as usize + enough <= pages;
+            if place.keeps && place.fill == Fill::Full && is_due {
+                self.tell_pages_to(index, known);
             }
-            let chain = place.chain.get_or_insert_with(|| PrefixChain::new(seed));
-            if chain.seed() != seed {
-                continue;
-            }
-            let told = place.told as usize;
-            let pages = chain.digests(&text.tokens[..known]).get(told..).unwrap_or_default();
-            let enough = if at_end { 1 } else { PAGES_TOLD_MIN };
-            if pages.len() < enough {
-                continue;
-            }
-            let keep = KeepPages {
-                session: place.session,
-                next_step: self.next_step,
-                first: place.told,
-                pages: pages.to_vec(),
-            };
-            place.told += u32::try_from(keep.pages.len()).unwrap_or(u32::MAX);
-            let (hop, message) = (place.id, ClientMessage::Keep(keep));
-            self.outputs.push_back(Output::Send { hop, message });
         }
+    }
+
+    /// Tells the hop at `index` of the pages of the first so many tokens.
+    fn tell_pages_to(&mut self, index: usize, known: usize) {
+        let seed = self.seed_of(index);
+        let (Some(text), Some(seed)) = (&self.text, seed) else {
+            return;
+        };
+        let place = &mut self.places[index];
+        let chain = place.chain.get_or_insert_with(|| PrefixChain::new(seed));
+        if chain.seed() != seed {
+            return;
+        }
+        let pages = chain.digests(&text.tokens[..known]);
+        let keep = KeepPages {
+            session: place.session,
+            next_step: self.next_step,
+            first: place.told,
+            pages: pages.get(place.told as usize..).unwrap_or_default().to_vec(),
+        };
+        place.told = u32::try_from(pages.len()).unwrap_or(u32::MAX);
+        let (hop, message) = (place.id, ClientMessage::Keep(keep));
+        self.outputs.push_back(Output::Send { hop, message });
     }
 
     /// A hop has lost its place while the session was open.
