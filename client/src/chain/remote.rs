@@ -289,21 +289,22 @@ impl Running {
         };
         let running = Self { commands, hops, failures };
         let mut held = text[..text.len().min(taken_over as usize)].to_vec();
-        if !held.is_empty() {
-            tracing::debug!(tokens = held.len(), "servers hold the beginning of the prompt");
-            match running.remember(ends, &held, wanted.options.wire).await {
-                Ok(()) => {}
-                // The prompt has tokens that the model lacks: who hands them in will be told so.
-                Err(_unknown) => held.clear(),
-            }
+        // The prompt has tokens that the model lacks: who hands them in will be told so.
+        if running.remember(ends, &held, wanted).await.is_err() {
+            held.clear();
         }
         Ok((running, held))
     }
 
     /// Hands in what enters the first block for tokens that no step brings, in case a server has to
-    /// be filled anew.
-    async fn remember(&self, ends: &Ends, held: &[u32], wire: DType) -> Result<(), EndsError> {
-        let (ends, held) = (ends.clone(), held.to_vec());
+    /// be filled anew; of a text for which there is no room the session could keep nothing.
+    async fn remember(&self, ends: &Ends, held: &[u32], wanted: &Wanted) -> Result<(), EndsError> {
+        let bytes = held.len().saturating_mul(wanted.token_bytes as usize);
+        if held.is_empty() || bytes > JOURNAL_BYTES_MAX {
+            return Ok(());
+        }
+        tracing::debug!(tokens = held.len(), "servers hold the beginning of the prompt");
+        let (ends, held, wire) = (ends.clone(), held.to_vec(), wanted.options.wire);
         let hidden =
             compute_apart(move || Ok::<_, EndsError>(ends.embed(&held)?.to_wire_as(wire))).await?;
         // A session that is over needs nothing any more.
