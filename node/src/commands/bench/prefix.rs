@@ -99,12 +99,11 @@ fn text(
     round: u32,
     question: u32,
 ) -> anyhow::Result<Vec<u32>> {
-    let vocabulary = model.config().vocabulary_size;
-    let mut text = prompt(shared_tokens + OWN_TOKENS, vocabulary);
-    let (round, question) = (round % u32::try_from(vocabulary)?, question + 1);
+    let vocabulary = u32::try_from(model.config().vocabulary_size)?.max(1);
+    let mut text = prompt(shared_tokens, model.config().vocabulary_size);
     // Another text in each round: what the one before has left is of no use.
-    text[0] = round;
-    *text.last_mut().context("a request has tokens")? = question;
+    text[0] = round % vocabulary;
+    text.extend((0..OWN_TOKENS).map(|token| (token * 2 + question + 1) % vocabulary));
     Ok(text)
 }
 
