@@ -103,6 +103,19 @@ impl Chain {
         self.begin(position, hidden, AnswerRows::All).await.finish().await
     }
 
+    /// The same for tokens that are told, so that servers may keep what they compute for later
+    /// sessions of this client.
+    ///
+    /// # Errors
+    /// As [`Chain::step`].
+    pub async fn step_of(
+        &mut self,
+        position: u32,
+        (hidden, ids): (HiddenStates, Vec<u32>),
+    ) -> Result<(HiddenStates, StepTime), StepError> {
+        self.begin_of(position, (hidden, ids), AnswerRows::All).await.finish().await
+    }
+
     /// Hands tokens in without waiting for their result, of which these rows are wanted. The next
     /// step may begin at once where it follows this one; where too many are under way, it waits.
     pub async fn begin(
@@ -111,10 +124,32 @@ impl Chain {
         hidden: HiddenStates,
         answer_rows: AnswerRows,
     ) -> StepUnderWay {
+        self.begin_of(position, (hidden, Vec::new()), answer_rows).await
+    }
+
+    /// The same for tokens that are told: `ids` has one for each of `hidden`, whose embedding that
+    /// is.
+    pub async fn begin_of(
+        &mut self,
+        position: u32,
+        (hidden, ids): (HiddenStates, Vec<u32>),
+        answer_rows: AnswerRows,
+    ) -> StepUnderWay {
         StepUnderWay(match self {
             Self::Local(chain) => UnderWay::Done(Box::new(chain.step(position, hidden).await)),
-            Self::Remote(chain) => UnderWay::Sent(chain.begin(position, hidden, answer_rows).await),
+            Self::Remote(chain) => {
+                UnderWay::Sent(chain.begin(position, (hidden, ids), answer_rows).await)
+            }
         })
+    }
+
+    /// Tokens at the beginning of the prompt for which it was opened that need not be handed in.
+    #[must_use]
+    pub fn held(&self) -> &[u32] {
+        match self {
+            Self::Local(_) => &[],
+            Self::Remote(chain) => chain.held(),
+        }
     }
 
     /// The chunks, of at most `tokens_max` tokens, in which a prompt of `tokens` tokens that begins
@@ -151,14 +186,15 @@ impl Chain {
         }
     }
 
-    /// Begins anew with an empty cache, after a step has failed.
+    /// Begins anew after a step has failed, with nothing in the cache but what servers hold of `text`
+    /// ([`Chain::held`]).
     ///
     /// # Errors
     /// [`StepError`] where there is no route.
-    pub async fn reopen(&mut self) -> Result<(), StepError> {
+    pub async fn reopen(&mut self, text: &[u32]) -> Result<(), StepError> {
         match self {
             Self::Local(_) => Ok(()),
-            Self::Remote(chain) => Ok(chain.reopen().await?),
+            Self::Remote(chain) => Ok(chain.reopen(text).await?),
         }
     }
 

@@ -130,12 +130,13 @@ impl Generate {
         }
     }
 
-    /// Begins with an empty cache.
+    /// Begins with an empty cache, or with what servers hold of the prompt.
     ///
     /// # Errors
     /// [`GenerateError`] where the request cannot be met; nothing has been computed by then.
     pub fn start(self, model: Arc<ClientModel>, chain: Chain) -> Result<Generation, GenerateError> {
-        self.resume(model, chain, &[])
+        let held = chain.held().to_vec();
+        self.resume(model, chain, &held)
     }
 
     /// Begins where the chain's cache already holds `cached`, of which it uses what the prompt
@@ -282,8 +283,8 @@ impl Generation {
                 {
                     self.restarts += 1;
                     tracing::warn!(error = %error, "the chain failed; beginning anew");
-                    self.chain.reopen().await?;
-                    self.computed = 0;
+                    self.chain.reopen(&self.tokens).await?;
+                    self.computed = self.chain.held().len().min(self.tokens.len() - 1);
                 }
                 result => return result,
             }
@@ -301,9 +302,10 @@ impl Generation {
         for chunk in chunks {
             let end = handed_in + chunk as usize;
             let ids = self.tokens[handed_in..end].to_vec();
-            let entering = embed(&self.model, ids).await?;
+            let entering = embed(&self.model, ids.clone()).await?;
             let position = size(handed_in);
-            under_way.push((end, self.chain.begin(position, entering, AnswerRows::Last).await));
+            let step = self.chain.begin_of(position, (entering, ids), AnswerRows::Last).await;
+            under_way.push((end, step));
             handed_in = end;
         }
         let streams = under_way.len() > 1;

@@ -2,6 +2,7 @@
 
 pub mod exchange;
 pub(crate) mod route;
+mod warm;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,20 +10,23 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use umbel_coordinator::Time;
 use umbel_coordinator::random::Random;
+use umbel_coordinator::session::Sharing;
 use umbel_coordinator::swarm::Directory;
 use umbel_coordinator::swarm::directory::Inserted;
 use umbel_coordinator::swarm::health::Health;
+use umbel_coordinator::{Hop, Time};
 use umbel_net::{
     Identity, JoinError, Link, LinkProtocol, Multiaddr, Network, NetworkConfig, OpenLinkError,
     Role, StartNetworkError,
 };
 use umbel_protocol::announcement::{Announcement, UnixTime};
+use umbel_protocol::prefix::PageDigest;
 use umbel_protocol::{ModelId, PeerId};
 
 use crate::clock::Clock;
 use exchange::{LookupError, lookup};
+use warm::Warm;
 
 /// Most peers that are asked for what they know in one refresh: enough that some have news that
 /// others lack, few enough for a swarm of thousands.
@@ -63,6 +67,9 @@ pub struct Swarm {
     joined: Vec<PeerId>,
     patience: Duration,
     clock: Clock,
+    /// Goes into the names by which servers find what they have kept for this client, so that these
+    /// say nothing to anybody else.
+    secret: [u8; 32],
 }
 
 /// What is known of the others: by what they say, and by what was seen.
@@ -76,6 +83,8 @@ struct View {
     /// Pairs of servers of which the first could not reach the second, and when.
     unreachable: BTreeMap<(PeerId, PeerId), Time>,
     random: Random,
+    /// Which servers hold what of this client's sessions.
+    warm: Warm,
 }
 
 impl Swarm {
@@ -102,8 +111,22 @@ impl Swarm {
             doubtful: BTreeMap::new(),
             unreachable: BTreeMap::new(),
             random: Random::new(getrandom::u64().unwrap_or_default()),
+            warm: Warm::default(),
         };
-        Ok(Self { network, view: Mutex::new(view), joined, patience, clock: Clock::start() })
+        let (view, clock) = (Mutex::new(view), Clock::start());
+        let mut secret = [0; 32];
+        getrandom::fill(&mut secret).map_err(JoinSwarmError::Random)?;
+        Ok(Self { network, view, joined, patience, clock, secret })
+    }
+
+    /// What a session that begins with these tokens shares with others of this client.
+    pub(crate) fn sharing(&self, tokens: &[u32]) -> Sharing {
+        Sharing { secret: self.secret, tokens: tokens.to_vec() }
+    }
+
+    /// Takes note of who holds the pages of a session.
+    pub(crate) fn remember(&self, model: ModelId, pages: &[PageDigest], hops: Vec<Hop>) {
+        self.view().warm.remember(model, pages, hops);
     }
 
     /// This client's own name.
@@ -290,4 +313,7 @@ pub enum JoinSwarmError {
     /// A peer did not answer.
     #[error(transparent)]
     Lookup(#[from] LookupError),
+    /// The system has no randomness.
+    #[error("the system gives no random numbers")]
+    Random(#[source] getrandom::Error),
 }

@@ -179,8 +179,9 @@ fn merge(parts: &mut Vec<Entry>) -> Option<Recorded> {
 /// What of the results goes on to a destination that has some of them already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Outlet {
-    /// Tokens whose results the destination has.
-    next_position: u32,
+    /// Tokens whose results the destination has; `None` where it has what comes before the first step
+    /// that goes there.
+    next_position: Option<u32>,
     /// The first step whose results it lacks.
     next_step: StepId,
 }
@@ -190,24 +191,35 @@ impl Outlet {
     /// before this one.
     #[must_use]
     pub const fn new(next_position: u32, next_step: StepId) -> Self {
-        Self { next_position, next_step }
+        Self { next_position: Some(next_position), next_step }
+    }
+
+    /// An outlet to a destination that is as new as this side: it has taken over as much of a prefix
+    /// as comes before the first step, and lacks this step and all behind it.
+    #[must_use]
+    pub const fn unused(next_step: StepId) -> Self {
+        Self { next_position: None, next_step }
     }
 
     /// The part of `step` that goes on: of a replay what is new; nothing of a step beyond a gap,
     /// since what fills the gap brings this step again; nothing of a step that is over.
     pub fn pass(&mut self, mut step: Step) -> Option<Step> {
         let end = step.end_position()?;
-        let gap = step.position > self.next_position;
-        let known = step.replay && end <= self.next_position;
-        if gap || known || step.step < self.next_step {
+        if step.step < self.next_step {
             return None;
         }
-        if step.replay && step.position < self.next_position {
-            let from = self.next_position - step.position;
-            step.hidden = step.hidden.rows(from, end - step.position);
-            step.position = self.next_position;
+        let next_position = *self.next_position.get_or_insert(step.position);
+        let gap = step.position > next_position;
+        let known = step.replay && end <= next_position;
+        if gap || known {
+            return None;
         }
-        self.next_position = end;
+        if step.replay && step.position < next_position {
+            let from = next_position - step.position;
+            step.hidden = step.hidden.rows(from, end - step.position);
+            step.position = next_position;
+        }
+        self.next_position = Some(end);
         Some(step)
     }
 
@@ -219,7 +231,8 @@ impl Outlet {
         settled: u32,
         session: SessionId,
     ) -> Option<Vec<Step>> {
-        let chunks = journal.replay(self.next_position, settled)?;
+        let next_position = self.next_position.unwrap_or(0);
+        let chunks = journal.replay(next_position, settled)?;
         let step = |recorded: Recorded| Step {
             session,
             step: recorded.step,
@@ -231,7 +244,7 @@ impl Outlet {
         };
         let wanted = |recorded: &Recorded| recorded.step >= self.next_step;
         let steps = chunks.into_iter().filter(wanted).map(step).collect();
-        self.next_position = self.next_position.max(journal.end());
+        self.next_position = Some(next_position.max(journal.end()));
         Some(steps)
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod cost;
 mod graph;
+mod held;
 mod path;
 pub mod plan;
 pub mod throughput;
@@ -12,6 +13,7 @@ use std::fmt;
 use umbel_protocol::{PeerId, Span};
 
 pub use cost::Costs;
+pub use held::HeldPrefix;
 pub use plan::{NoRoute, RouteRequest, plan_route, route_time};
 pub use throughput::plan_throughput_route;
 

@@ -9,8 +9,10 @@ mod admission;
 mod drain;
 mod mend;
 mod pass;
+mod prefix;
 mod schedule;
 mod served;
+mod share;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -25,9 +27,11 @@ use umbel_protocol::{DType, ModelId, PeerId, SessionId, Span, StepId, Tensor};
 use crate::session::STEPS_IN_FLIGHT_MAX;
 use crate::time::Time;
 use drain::Shards;
+use prefix::Pages;
 use schedule::Schedule;
 use served::Served;
 
+pub use prefix::{IDLE_KEPT, PageId, PageOrder};
 pub use schedule::{DECODE_TOKENS_MAX, PART_TOKENS_MAX};
 
 /// Most sessions at once. Each holds a few hundred bytes here; its KV cache and its journal are
@@ -71,6 +75,8 @@ pub struct ServerConfig {
     /// Bytes of results that are kept for the failure of a next hop; beyond them the largest
     /// journal is forgotten, and its session is refilled from further upstream.
     pub journal_bytes_max: usize,
+    /// Whether pages are kept for later sessions of the same client.
+    pub keeps_pages: bool,
 }
 
 /// A link to a client, as the body numbers it.
@@ -199,7 +205,11 @@ pub enum Output {
         results: DType,
         /// How its keys and values are kept.
         cache: DType,
+        /// Pages that are in it from the beginning on.
+        prefix: Vec<PageId>,
     },
+    /// What becomes of pages that are kept.
+    Pages(Vec<PageOrder>),
     /// Compute a pass; the answer is [`Input::Computed`]. There is never more than one.
     Compute(Batch),
     /// The session is over: free its cache.
@@ -244,6 +254,7 @@ pub struct Server {
     shards: Shards,
     sessions: BTreeMap<SessionId, Served>,
     schedule: Schedule,
+    pages: Pages,
     journal_bytes: usize,
     outputs: VecDeque<Output>,
 }
@@ -257,6 +268,7 @@ impl Server {
             config,
             sessions: BTreeMap::new(),
             schedule: Schedule::default(),
+            pages: Pages::default(),
             journal_bytes: 0,
             outputs: VecDeque::new(),
         }
@@ -272,7 +284,7 @@ impl Server {
             Input::Received { link, from, message } => self.received(link, from, message, now)?,
             Input::Pushed { from, step } => self.pushed(from, step, now)?,
             Input::Computed { job, results, compute } => self.computed(job, results, compute, now),
-            Input::LinkClosed { link } => self.link_closed(link),
+            Input::LinkClosed { link } => self.link_closed(link, now),
             Input::PushFailed { session, to, detail } => self.push_failed(session, to, detail),
             Input::Serve { shard, span } => {
                 self.serve(shard, span, now);
@@ -287,8 +299,8 @@ impl Server {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Time> {
         let lease = self.sessions.values().map(|served| served.last_used + SESSION_LEASE).min();
-        let deadlines = self.drain_deadline().into_iter().chain(self.schedule.waits());
-        lease.into_iter().chain(deadlines).min()
+        let deadlines = [self.drain_deadline(), self.schedule.waits(), self.pages.expires()];
+        lease.into_iter().chain(deadlines.into_iter().flatten()).min()
     }
 
     /// Ends sessions that nobody has used for the length of a lease, and those that have not left
@@ -299,9 +311,10 @@ impl Server {
             self.sessions.iter().filter(|(_, served)| idle(served)).map(|(id, _)| *id).collect();
         for session in ended {
             let detail = format!("no step for {} minutes", SESSION_LEASE.as_secs() / 60);
-            self.fail(session, None, ErrorCode::LeaseEnded, detail);
+            self.fail(session, None, (ErrorCode::LeaseEnded, detail), now);
         }
         self.end_drain(now);
+        self.pages.expire(now);
         self.compute_next(now);
     }
 
@@ -345,10 +358,11 @@ impl Server {
         match message {
             ClientMessage::Open(open) => self.open(link, from, open, now),
             ClientMessage::Step(step) => self.client_step(link, step, now),
-            ClientMessage::Close { session } => self.client_close(link, session),
+            ClientMessage::Close { session } => self.client_close(link, session, now),
             ClientMessage::Redirect(redirect) => self.redirect(link, redirect),
             ClientMessage::Adopt(adopt) => self.adopt(link, adopt),
             ClientMessage::Ping { session } => self.ping(link, session),
+            ClientMessage::Keep(keep) => self.keep(link, keep, now),
         }
     }
 
@@ -373,6 +387,9 @@ impl Server {
         let shard = self.shards.current().id;
         let (blocks, tokens) = (open.blocks, open.tokens_max);
         let (results, cache) = (open.results, open.cache);
+        let prefix = self.take_over(client, shard, &open);
+        let (served, next) = Served::new(client, link, shard, open, &prefix, now);
+        let kept = self.config.keeps_pages.then_some(served.received);
         self.outputs.push_back(Output::OpenCache {
             session,
             shard,
@@ -380,9 +397,9 @@ impl Server {
             tokens,
             results,
             cache,
+            prefix,
         });
-        self.send(link, ServerMessage::Opened { session, tokens_max: tokens });
-        let (served, next) = Served::new(client, link, shard, open, now);
+        self.send(link, ServerMessage::Opened { session, tokens_max: tokens, kept });
         let packing = served.packing;
         self.sessions.insert(session, served);
         if let Some(next) = next {
@@ -407,18 +424,23 @@ impl Server {
             return Err(ProtocolViolation::NotAllowed { message: "Step" });
         }
         if let Err((session, step, refusal)) = self.enqueue(step, now) {
-            self.fail(session, Some(step), refusal.code, refusal.detail);
+            self.fail(session, Some(step), (refusal.code, refusal.detail), now);
         }
         Ok(())
     }
 
-    fn client_close(&mut self, link: LinkId, session: SessionId) -> Result<(), ProtocolViolation> {
+    fn client_close(
+        &mut self,
+        link: LinkId,
+        session: SessionId,
+        now: Time,
+    ) -> Result<(), ProtocolViolation> {
         match self.sessions.get(&session) {
             Some(served) if served.link != link => {
                 return Err(ProtocolViolation::NotAllowed { message: "Close" });
             }
             Some(_) => {
-                self.forget(session);
+                self.forget(session, now);
             }
             None => {}
         }
@@ -426,25 +448,33 @@ impl Server {
         Ok(())
     }
 
-    fn link_closed(&mut self, link: LinkId) {
+    fn link_closed(&mut self, link: LinkId, now: Time) {
         let of_link = |served: &Served| served.link == link;
         let ended: Vec<_> =
             self.sessions.iter().filter(|(_, served)| of_link(served)).map(|(id, _)| *id).collect();
         for session in ended {
-            self.forget(session);
+            self.forget(session, now);
         }
     }
 
-    fn fail(&mut self, session: SessionId, step: Option<StepId>, code: ErrorCode, detail: String) {
-        let Some(served) = self.forget(session) else {
+    fn fail(
+        &mut self,
+        session: SessionId,
+        step: Option<StepId>,
+        (code, detail): (ErrorCode, String),
+        now: Time,
+    ) {
+        let Some(served) = self.forget(session, now) else {
             return;
         };
         tracing::info!(%session, client = %served.client, %code, detail, "session failed");
         self.send_error(served.link, session, step, code, detail);
     }
 
-    fn forget(&mut self, session: SessionId) -> Option<Served> {
+    fn forget(&mut self, session: SessionId, now: Time) -> Option<Served> {
         let served = self.sessions.remove(&session)?;
+        // A page is kept while its session is there.
+        self.order_pages();
         self.shards.release(&served);
         self.schedule.abandon(session);
         self.journal_bytes -= served.journal.bytes();
@@ -452,6 +482,7 @@ impl Server {
             self.outputs.push_back(Output::Disconnect { session, to });
         }
         self.outputs.push_back(Output::Forget { session });
+        self.pages.release(served.pages.values().copied(), now);
         self.report_drained();
         Some(served)
     }

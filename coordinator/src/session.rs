@@ -12,6 +12,7 @@ mod inbox;
 mod mend;
 mod patience;
 mod place;
+mod prefix;
 mod spare;
 pub mod speculation;
 mod watch;
@@ -29,10 +30,12 @@ use crate::time::Time;
 use flight::InFlight;
 use patience::{Patience, Suspect};
 use place::Place;
+use prefix::Text;
 use spare::{Asked, Spare};
 
 pub use failure::{FailureReason, HopFailure, SessionFailure};
 pub use flight::STEPS_IN_FLIGHT_MAX;
+pub use prefix::Sharing;
 
 /// How long a hop may take to open a session where nobody knows how far away it is: it only counts
 /// its KV cache, so this is a generous dial and round trip to the far side of the world.
@@ -69,6 +72,8 @@ pub struct SessionConfig {
     /// Whether each hop is to have a spare that computes along, so that its failure costs no
     /// replay. It doubles what the swarm computes for this session.
     pub standby: bool,
+    /// What it shares with other sessions of the client, if it does.
+    pub sharing: Option<Sharing>,
 }
 
 /// A hop of a route, where it can be reached, and what the session is to be called there.
@@ -119,8 +124,16 @@ pub enum Input {
         position: u32,
         /// `[tokens, hidden]`.
         hidden: Tensor,
+        /// The tokens, where they are known; else nothing of them is kept for later sessions.
+        ids: Vec<u32>,
         /// Which rows of the result are wanted.
         answer_rows: AnswerRows,
+    },
+    /// What enters the first block for the tokens that were taken over ([`Session::taken_over`]):
+    /// before the first step, or the loss of a hop may end the session.
+    Remember {
+        /// `[tokens, hidden]`.
+        hidden: Tensor,
     },
     /// The caller has no more to ask.
     Close,
@@ -206,6 +219,10 @@ pub struct Session {
     next_step: StepId,
     /// Tokens that have been answered.
     settled: u32,
+    /// Tokens that all hops held when the session was opened.
+    taken_over: u32,
+    /// What is known of the tokens, where they are shared.
+    text: Option<Text>,
     journal: Journal,
     outlet: Outlet,
     /// The hop that the outlet leads to.
@@ -228,8 +245,10 @@ pub struct Session {
 impl Session {
     /// A session that asks for a route, and then every hop of it to open the session.
     #[must_use]
-    pub fn open(config: SessionConfig, now: Time) -> Self {
+    pub fn open(mut config: SessionConfig, now: Time) -> Self {
         let mut session = Self {
+            text: config.sharing.take().map(Text::new),
+            taken_over: 0,
             config,
             places: Vec::new(),
             next_hop: 0,
@@ -291,9 +310,10 @@ impl Session {
                     None => self.drop_spare(hop, &reason, now),
                 }
             }
-            Input::Step { position, hidden, answer_rows } => {
-                self.step(position, hidden, answer_rows, now);
+            Input::Step { position, hidden, ids, answer_rows } => {
+                self.step(position, (hidden, &ids), answer_rows, now);
             }
+            Input::Remember { hidden } => self.remember(hidden),
             Input::Close => self.close(),
         }
         self.mend(now);
@@ -339,6 +359,7 @@ impl Session {
     }
 
     fn close(&mut self) {
+        self.tell_pages(self.settled, true);
         self.state = State::Over;
         let spares = std::mem::take(&mut self.spares).into_iter().map(|spare| spare.place);
         for place in std::mem::take(&mut self.places).into_iter().chain(spares) {

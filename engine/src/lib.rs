@@ -51,6 +51,7 @@ pub use hidden::{HiddenStates, NoSuchRows, WrongHiddenStates};
 pub use kernel::Arithmetic;
 pub use kv::PAGE_TOKENS;
 pub use kv::arena::{KvArena, OpenTableError};
+pub use kv::kept::{KeptPage, WrongPrefixError};
 pub use kv::table::{KvTable, TruncateError};
 pub use sample::{InvalidSampling, Sampler, Sampling, top_logits};
 pub use span::{ForwardError, HostedSpan, LoadSpanError};

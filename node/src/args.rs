@@ -127,6 +127,10 @@ pub struct ChainArguments {
     /// the servers, q8 a quarter, and change the numbers a little.
     #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = wire_type)]
     pub kv: DType,
+
+    /// Take over nothing that servers have kept of earlier sessions, and leave them nothing.
+    #[arg(long, conflicts_with = "local")]
+    pub no_share: bool,
 }
 
 fn wire_type(name: &str) -> Result<DType, String> {
@@ -280,6 +284,10 @@ pub struct ServeArguments {
     /// Ctrl-C stops it at once.
     #[arg(long, value_name = "SECONDS", default_value_t = 20)]
     pub drain_timeout: u32,
+
+    /// Keep nothing of what sessions have read for later ones of the same client.
+    #[arg(long)]
+    pub no_share: bool,
 
     /// Do not look for peers on the local network.
     #[arg(long)]
@@ -472,6 +480,7 @@ pub enum RandomShape {
 #[command(
     after_help = "Examples:\n  umbel bench\n  umbel bench --servers 1,2,4 --new-tokens 128 --rounds 5\n  \
                   umbel bench --servers 1 --clients 1,8,32 --prompt-tokens 256\n  \
+                  umbel bench --servers 1,2 --shared-tokens 1000\n  \
                   umbel bench --random-model 1b --weights q8_0 --llama-bench ./llama-bench"
 )]
 pub struct BenchArguments {
@@ -509,6 +518,11 @@ pub struct BenchArguments {
     /// The same for many clients: the path of llama-batched-bench.
     #[arg(long, value_name = "PATH", requires = "clients")]
     pub llama_batched_bench: Option<PathBuf>,
+
+    /// Measure, instead, how long the first token takes of a request that begins with so many tokens
+    /// of an earlier one.
+    #[arg(long, value_name = "N", conflicts_with_all = ["clients", "llama_bench"], value_parser = clap::value_parser!(u32).range(1..))]
+    pub shared_tokens: Option<u32>,
 
     /// Tokens of the prompt.
     #[arg(long, value_name = "N", default_value_t = 512)]

@@ -3,20 +3,24 @@
 #[cfg(test)]
 mod tests;
 
+mod pages;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
-use umbel_coordinator::server::{Batch, ComputeFailure, Job, JobId, ShardId};
+use umbel_coordinator::server::{Batch, ComputeFailure, Job, JobId, PageId, PageOrder, ShardId};
 use umbel_engine::{HiddenStates, HostedSpan, KvArena, KvTable};
 use umbel_protocol::error::ErrorCode;
 use umbel_protocol::{DType, SessionId, Span, Tensor};
 
+use pages::Pages;
+
 /// Commands that wait for the thread: of each session one to open its cache, one to free it, and
-/// one pass for all of them.
-const COMMANDS_WAITING_MAX: usize = 2 * umbel_coordinator::server::SESSIONS_MAX + 16;
+/// one pass for all of them; and before each of them what becomes of pages.
+const COMMANDS_WAITING_MAX: usize = 2 * (2 * umbel_coordinator::server::SESSIONS_MAX + 16);
 
 /// Blocks and the arena of their keys and values.
 pub struct Shard {
@@ -48,7 +52,11 @@ pub enum Command {
         table: TableWanted,
         /// How its results are written.
         results: DType,
+        /// Pages with which it begins.
+        prefix: Vec<PageId>,
     },
+    /// Keep pages, or drop them.
+    Pages(Vec<PageOrder>),
     /// Compute a pass.
     Pass(Batch),
     /// Free a session's cache.
@@ -156,20 +164,40 @@ fn lock(engine: &Mutex<dyn Engine>) -> MutexGuard<'_, dyn Engine> {
 pub struct Shards {
     shards: BTreeMap<ShardId, Shard>,
     tables: BTreeMap<SessionId, (ShardId, KvTable, DType)>,
+    pages: Pages,
 }
 
 impl Shards {
     /// The first blocks, and no session yet.
     #[must_use]
     pub fn new(first: Shard) -> Self {
-        Self { shards: BTreeMap::from([(ShardId::default(), first)]), tables: BTreeMap::new() }
+        let shards = BTreeMap::from([(ShardId::default(), first)]);
+        Self { shards, tables: BTreeMap::new(), pages: Pages::default() }
     }
 
-    fn open(&mut self, session: SessionId, wanted: TableWanted, results: DType) {
+    fn order_pages(&mut self, orders: Vec<PageOrder>) {
+        let mut idle = Vec::new();
+        for order in orders {
+            match order {
+                PageOrder::Keep { session, number, page } => {
+                    let table = self.tables.get(&session).map(|(_, table, _)| table);
+                    self.pages.keep(table, number, page);
+                }
+                PageOrder::Idle(page) => idle.push(page),
+                PageOrder::Drop(page) => self.pages.drop_page(page),
+            }
+        }
+        // What is dropped makes room for what became idle before it. All arenas share one budget.
+        self.pages.charge(&idle, self.shards.values().next().map(|shard| &shard.arena));
+    }
+
+    fn open(&mut self, session: SessionId, wanted: TableWanted, results: DType, prefix: &[PageId]) {
         let TableWanted { shard: id, blocks, tokens, cache } = wanted;
+        self.pages.uncharge(prefix);
         let shard = self.shards.get(&id).expect("blocks are held as long as sessions use them");
         match shard.arena.open_as(cache, blocks, tokens as usize) {
-            Ok(table) => {
+            Ok(mut table) => {
+                self.pages.begin(&mut table, prefix);
                 self.tables.insert(session, (id, table, results));
             }
             // Admission counts as the arena does, so this is a bug; the session's first step will
@@ -235,7 +263,10 @@ impl Engine for Shards {
             Command::Drop { id } => {
                 self.shards.remove(&id);
             }
-            Command::Open { session, table, results } => self.open(session, table, results),
+            Command::Open { session, table, results, prefix } => {
+                self.open(session, table, results, &prefix);
+            }
+            Command::Pages(orders) => self.order_pages(orders),
             Command::Pass(batch) => {
                 let started = Instant::now();
                 let results = self.pass(&batch.jobs);

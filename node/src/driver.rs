@@ -52,6 +52,9 @@ pub struct Load {
     pub queue_depth: u32,
     /// How long one token takes through one block, smoothed; `None` before the first.
     pub decode_per_block: Option<Duration>,
+    /// Pages that are kept for later sessions; nobody else is told, but what they took can go back
+    /// to the system when they are fewer.
+    pub pages_kept: usize,
 }
 
 /// Runs the machine of one server.
@@ -288,10 +291,11 @@ impl Driver {
                 Output::Disconnect { session, to } => {
                     self.pushes.remove(&(session, to));
                 }
-                Output::OpenCache { session, shard, blocks, tokens, results, cache } => {
+                Output::OpenCache { session, shard, blocks, tokens, results, cache, prefix } => {
                     let table = TableWanted { shard, blocks, tokens, cache };
-                    self.compute.tell(Command::Open { session, table, results });
+                    self.compute.tell(Command::Open { session, table, results, prefix });
                 }
+                Output::Pages(orders) => self.compute.tell(Command::Pages(orders)),
                 Output::Compute(batch) => {
                     self.alone = match batch.jobs.as_slice() {
                         [job] if job.hidden.shape()[0] == 1 => Some(job.blocks.block_count()),
@@ -356,5 +360,6 @@ fn load(server: &Server, decode: Option<Duration>) -> Load {
         kv_tokens_free: server.kv_tokens_free(),
         queue_depth: u32::try_from(server.queue_depth()).unwrap_or(u32::MAX),
         decode_per_block: decode,
+        pages_kept: server.pages_kept(),
     }
 }

@@ -129,7 +129,7 @@ impl Gateway {
     /// Opens a session for an answer.
     async fn start(&self, request: Generate) -> Result<Generation, ApiError> {
         let tokens = request.prompt.len().saturating_add(request.max_tokens as usize);
-        let chain = self.opened.chain(tokens).await;
+        let chain = self.opened.chain(tokens, &request.prompt).await;
         let chain = chain.map_err(|error| ApiError::unavailable(&error))?;
         Ok(request.start(Arc::clone(&self.opened.model), chain)?)
     }
@@ -140,7 +140,7 @@ impl Gateway {
         if ids.len() > context {
             return Err(GenerateError::PromptTooLong { tokens: ids.len(), context }.into());
         }
-        let chain = self.opened.chain(ids.len()).await;
+        let chain = self.opened.chain(ids.len(), &[]).await;
         let chain = chain.map_err(|error| ApiError::unavailable(&error))?;
         Ok(umbel_client::embedding(&self.opened.model, chain, ids).await?)
     }

@@ -165,7 +165,9 @@ impl Serving {
         let held = Held { spans: vec![shard.blocks.clone()], arena: shard.arena.clone() };
         let held_max =
             memory::blocks_held_max(&model, span.block_count(), kv_tokens, allowed_bytes);
-        let server = Server::new(server_config(&model, network.peer_id(), span, kv_tokens)?);
+        let keeps_pages = !arguments.no_share;
+        let config = server_config(&model, network.peer_id(), span, kv_tokens, keeps_pages)?;
+        let server = Server::new(config);
         let events = Events::new();
         let (completion, handle) = (events.completion(), events.handle());
         let compute = Compute::start(Shards::new(shard), move |done| completion.done(done));
@@ -182,6 +184,7 @@ fn server_config(
     peer: PeerId,
     span: Span,
     kv_tokens: usize,
+    keeps_pages: bool,
 ) -> anyhow::Result<ServerConfig> {
     let config = model.config();
     Ok(ServerConfig {
@@ -193,6 +196,7 @@ fn server_config(
         context_tokens: u32::try_from(config.context_tokens)?,
         kv_tokens_max: u32::try_from(kv_tokens)?,
         journal_bytes_max: memory::journal_bytes()?,
+        keeps_pages,
     })
 }
 

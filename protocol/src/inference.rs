@@ -12,6 +12,7 @@ mod repair;
 mod step;
 mod wire;
 
+use crate::prefix::PageDigest;
 use crate::{DType, ErrorCode, ModelId, PeerId, SessionId, Span, StepId};
 
 pub use repair::{Adopt, Destination, Neighbour, NextHop, Redirect, Trouble};
@@ -41,6 +42,8 @@ pub enum ClientMessage {
         /// Which session.
         session: SessionId,
     },
+    /// Keep pages for later sessions; there is no answer.
+    Keep(KeepPages),
 }
 
 /// What a session needs of one server.
@@ -70,6 +73,25 @@ pub struct OpenSession {
     /// How the keys and values of a head of a token are kept. What is narrower than binary32 takes
     /// less room, and is rounded once, when it is computed.
     pub cache: DType,
+    /// The pages that the session is to begin with, at most
+    /// [`PREFIX_PAGES_MAX`](crate::prefix::PREFIX_PAGES_MAX): it takes over what the server has
+    /// kept of them for the same client.
+    pub prefix: Vec<PageDigest>,
+}
+
+/// Pages of a session that later sessions of the same client may take over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeepPages {
+    /// Which session.
+    pub session: SessionId,
+    /// All steps before this one are answered; who has seen a later one ignores the message, since
+    /// that one may have taken tokens back.
+    pub next_step: StepId,
+    /// The number of the first page.
+    pub first: u32,
+    /// The digests of that page and of those behind it, at most
+    /// [`PREFIX_PAGES_MAX`](crate::prefix::PREFIX_PAGES_MAX).
+    pub pages: Vec<PageDigest>,
 }
 
 /// What a server answers to a client, on the same link.
@@ -81,6 +103,9 @@ pub enum ServerMessage {
         session: SessionId,
         /// Tokens for which there is room.
         tokens_max: u32,
+        /// Tokens of the prefix that are in the cache already; `None` where the server keeps no
+        /// pages.
+        kept: Option<u32>,
     },
     /// What leaves the last block of the route.
     Output(Step),

@@ -1,10 +1,11 @@
 //! A server of the simulated world: the production machine and a toy accelerator.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use umbel_coordinator::Time;
-use umbel_coordinator::server::{JobId, Server, ServerConfig};
+use umbel_coordinator::server::{JobId, PageId, PageOrder, Server, ServerConfig};
+use umbel_protocol::prefix::PAGE_TOKENS;
 use umbel_protocol::{PeerId, SessionId, Span, Tensor};
 
 use crate::oracle::Oracle;
@@ -111,6 +112,8 @@ pub struct Host<E> {
     pub leaving: bool,
     /// Whether its answers have the wrong shape.
     pub lies: bool,
+    /// Pages of no session, by a count of our own.
+    pub idle: BTreeSet<PageId>,
     /// Blocks times tokens, and tokens, that its sessions have room for, by a count of our own.
     pub reserved: BTreeMap<SessionId, (u64, u32)>,
 }
@@ -134,6 +137,7 @@ impl<E> Host<E> {
             held: VecDeque::new(),
             leaving: false,
             lies: false,
+            idle: BTreeSet::new(),
             reserved: BTreeMap::new(),
         }
     }
@@ -142,6 +146,46 @@ impl<E> Host<E> {
     pub fn restart(&mut self) {
         let life = self.life + 1;
         *self = Self { life, ..Self::new(self.config.clone(), self.speed, self.group) };
+    }
+
+    /// Does what the machine wants done with pages.
+    pub fn order(&mut self, orders: Vec<PageOrder>) {
+        for order in orders {
+            match order {
+                PageOrder::Keep { session, number, page } => {
+                    self.oracle.keep(session, number, page);
+                }
+                PageOrder::Idle(page) => {
+                    self.idle.insert(page);
+                }
+                PageOrder::Drop(page) => {
+                    self.oracle.drop_page(page);
+                    self.idle.remove(&page);
+                }
+            }
+        }
+    }
+
+    /// Makes room for a session, with pages that it begins with.
+    pub fn open(&mut self, session: SessionId, blocks: Span, prefix: &[PageId]) {
+        self.oracle.open_with(session, blocks, prefix);
+        for page in prefix {
+            self.idle.remove(page);
+        }
+    }
+
+    /// Blocks times tokens of what sessions have reserved, and of what is kept of none.
+    #[must_use]
+    pub fn used(&self) -> u64 {
+        let reserved: u64 = self.reserved.values().map(|(room, _)| *room).sum();
+        let page = |page: &PageId| self.oracle.page_blocks(*page) as u64 * u64::from(PAGE_TOKENS);
+        reserved + self.idle.iter().map(page).sum::<u64>()
+    }
+
+    /// As many as there are.
+    #[must_use]
+    pub fn budget(&self) -> u64 {
+        u64::from(self.config.kv_tokens_max) * u64::from(self.config.span.block_count())
     }
 
     /// How long a pass of these rows takes now.

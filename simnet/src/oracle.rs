@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 
 use sha2::{Digest as _, Sha256};
+use umbel_coordinator::server::PageId;
+use umbel_protocol::prefix::PAGE_TOKENS;
 use umbel_protocol::{DType, SessionId, Span, Tensor};
 
 /// Elements of a hidden state: the 32 bytes of a hash, taken for eight numbers.
@@ -23,13 +25,55 @@ struct Cache {
 #[derive(Debug, Default)]
 pub struct Oracle {
     caches: BTreeMap<SessionId, Cache>,
+    /// At each block what a cache held of one page.
+    pages: BTreeMap<PageId, BTreeMap<u32, Vec<Hash>>>,
 }
 
 impl Oracle {
     /// Makes room for a session.
     pub fn open(&mut self, session: SessionId, blocks: Span) {
-        let blocks = blocks.blocks().map(|block| (block, Vec::new())).collect();
+        self.open_with(session, blocks, &[]);
+    }
+
+    /// The same for one that begins with pages that were kept.
+    ///
+    /// # Panics
+    /// If one of them was not, or was of other blocks: the machines must not let that happen.
+    pub fn open_with(&mut self, session: SessionId, blocks: Span, prefix: &[PageId]) {
+        let chain = |block| {
+            let pages = prefix.iter().map(|page| &self.pages[page][&block]);
+            (block, pages.flatten().copied().collect())
+        };
+        let blocks = blocks.blocks().map(chain).collect();
         self.caches.insert(session, Cache { blocks });
+    }
+
+    /// Keeps a page of a session.
+    ///
+    /// # Panics
+    /// If the session is not open or has not filled it: the machines must not let that happen.
+    pub fn keep(&mut self, session: SessionId, number: u32, page: PageId) {
+        let tokens = (number * PAGE_TOKENS) as usize..((number + 1) * PAGE_TOKENS) as usize;
+        let cache = self.caches.get(&session).expect("the session is open");
+        let part = |(block, chain): (&u32, &Vec<Hash>)| (*block, chain[tokens.clone()].to_vec());
+        self.pages.insert(page, cache.blocks.iter().map(part).collect());
+    }
+
+    /// Drops a page.
+    pub fn drop_page(&mut self, page: PageId) {
+        self.pages.remove(&page);
+    }
+
+    /// How many blocks a page is of; none where it is not kept.
+    #[must_use]
+    pub fn page_blocks(&self, page: PageId) -> usize {
+        self.pages.get(&page).map_or(0, BTreeMap::len)
+    }
+
+    /// How many pages are kept.
+    #[must_use]
+    pub fn page_count(&self) -> usize {
+        self.pages.len()
     }
 
     /// Frees what a session had.

@@ -24,6 +24,47 @@ pub struct Plan {
     pub window: usize,
     /// Which rows of the results are wanted.
     pub answer_rows: AnswerRows,
+    /// The tokens with which the client says that the session is to begin; it may err. `None` where
+    /// it says nothing, of what comes either.
+    pub says: Option<Vec<u32>>,
+}
+
+impl Plan {
+    /// The tokens of the first steps, as long as one follows the other.
+    #[must_use]
+    pub fn beginning(&self) -> Vec<u32> {
+        let mut text = Vec::new();
+        for (position, tokens) in &self.steps {
+            if *position as usize != text.len() {
+                break;
+            }
+            text.extend(tokens);
+        }
+        text
+    }
+
+    /// Leaves out what need not be computed, where the first `held` tokens are as the client has said.
+    /// Where the first step begins then; steps that are left out altogether.
+    pub fn skip(&mut self, held: u32) -> (u32, usize) {
+        let says = self.says.as_deref().unwrap_or_default();
+        let alike = says.iter().zip(self.beginning()).take_while(|(a, b)| **a == *b).count();
+        let begin = held.min(u32::try_from(alike).unwrap_or(u32::MAX));
+        let (mut skipped, mut reached) = (0, 0);
+        while reached < begin
+            && let Some((position, tokens)) = self.steps.front_mut()
+        {
+            let end = *position + u32::try_from(tokens.len()).unwrap_or(u32::MAX);
+            if end > begin {
+                tokens.drain(..(begin - *position) as usize);
+                *position = begin;
+                break;
+            }
+            reached = end;
+            self.steps.pop_front();
+            skipped += 1;
+        }
+        (begin, skipped)
+    }
 }
 
 /// The smallest and the largest of what is drawn.

@@ -9,7 +9,7 @@ mod route;
 mod server;
 mod trace;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use umbel_coordinator::Time;
@@ -230,6 +230,18 @@ impl World {
         self.begin(at, client);
     }
 
+    /// Adds a client that begins at a moment and follows these plans one after the other, each after
+    /// a pause; without one it does nothing.
+    pub fn join_for(&mut self, at: Time, plans: Vec<(Duration, Plan)>, group: usize) {
+        let mut plans = VecDeque::from(plans);
+        let Some((pause, plan)) = plans.pop_front() else {
+            return;
+        };
+        let client = self.clients.len();
+        self.clients.push(Client::new(client, &self.settings, group, plan).with_more(plans));
+        self.begin(at + pause, client);
+    }
+
     /// Adds a client that begins at a moment and has one session after another.
     pub fn work(&mut self, at: Time, workload: Workload, group: usize) {
         let client = self.clients.len();
@@ -333,5 +345,7 @@ impl World {
 
 #[cfg(test)]
 mod known;
+#[cfg(test)]
+mod prefix;
 #[cfg(test)]
 mod tests;

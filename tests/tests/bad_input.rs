@@ -247,6 +247,7 @@ async fn a_tensor_of_the_wrong_shape_ends_its_own_session_alone() {
         results: DType::F32,
         compress: false,
         cache: DType::F32,
+        prefix: Vec::new(),
     };
     for shape in [vec![1, 63], vec![1, 65], vec![64], vec![2, 2, 64]] {
         let values: u32 = shape.iter().product();

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use umbel_client::{Chain, ClientModel, RemoteChain, Swarm, SwarmConfig};
+use umbel_client::{Chain, ClientModel, RemoteChain, SessionOptions, Swarm, SwarmConfig};
 use umbel_engine::{HiddenStates, PAGE_TOKENS};
 use umbel_shard::gguf::write::GgufWriter;
 use umbel_shard::{Family, ModelConfig, Rope, RopeScaling, WeightType};
@@ -35,6 +35,9 @@ const SESSIONS: usize = 20;
 
 /// Room that each session asks for.
 const SESSION_TOKENS: u32 = 8_000;
+
+/// Room of all sessions.
+const KV_TOKENS: u32 = 200_000;
 
 /// What a session that idles has read.
 const IDLE_TOKENS: usize = 40;
@@ -67,6 +70,11 @@ fn config(block_count: u32) -> ModelConfig {
     }
 }
 
+/// So many tokens, the same ones each time.
+fn text(tokens: usize) -> Vec<u32> {
+    (0..tokens).map(|token| u32::try_from(token % 251).unwrap()).collect()
+}
+
 /// A server of a model of its own.
 struct Watched {
     server: Server,
@@ -83,7 +91,8 @@ impl Watched {
         file.write(&mut BufWriter::new(File::create(&path).unwrap())).unwrap();
         let name = path.to_str().unwrap();
         let blocks = format!("0..{block_count}");
-        let server = serve(&[name, "--blocks", &blocks, "--kv-tokens", "200000"]);
+        let kv_tokens = KV_TOKENS.to_string();
+        let server = serve(&[name, "--blocks", &blocks, "--kv-tokens", &kv_tokens]);
         let model = client_model(name).unwrap();
         let join = vec![server.address().parse().unwrap()];
         let swarm = Swarm::join(SwarmConfig { join, ..SwarmConfig::default() }).await.unwrap();
@@ -96,14 +105,30 @@ impl Watched {
         let swarm = Arc::clone(&self.swarm);
         let chain = RemoteChain::open(swarm, &self.model, SESSION_TOKENS).await.unwrap();
         let mut chain = Chain::Remote(Box::new(chain));
-        let ids: Vec<u32> = (0..tokens).map(|token| u32::try_from(token % 251).unwrap()).collect();
         let mut position = 0;
-        for ids in ids.chunks(512) {
+        for ids in text(tokens).chunks(512) {
             let entering: HiddenStates = self.model.ends().embed(ids).unwrap();
             let _leaving = chain.step(position, entering).await.unwrap();
             position += u32::try_from(ids.len()).unwrap();
         }
         chain
+    }
+
+    /// A session for a prompt of so many tokens, which is told token by token; how many the server
+    /// held already.
+    async fn read_known(&self, tokens: usize) -> (Chain, usize) {
+        let (swarm, options) = (Arc::clone(&self.swarm), SessionOptions::default());
+        let ids = text(tokens);
+        let chain = RemoteChain::open_for(swarm, &self.model, SESSION_TOKENS, &ids, options);
+        let mut chain = Chain::Remote(Box::new(chain.await.unwrap()));
+        let held = chain.held().len();
+        let mut position = u32::try_from(held).unwrap();
+        for ids in ids[held..].chunks(512) {
+            let entering = self.model.ends().embed(ids).unwrap();
+            let _leaving = chain.step_of(position, (entering, ids.to_vec())).await.unwrap();
+            position += u32::try_from(ids.len()).unwrap();
+        }
+        (chain, held)
     }
 
     fn resident(&self) -> u64 {
@@ -177,4 +202,42 @@ async fn a_server_of_quantized_weights_holds_them_once_and_the_pages_in_use() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_of_bfloat16_holds_weights_once_and_the_pages_in_use() {
     holds_weights_once_and_pages_in_use(WeightType::BF16, 3).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_kept_of_a_prompt_takes_its_memory_once_and_goes_when_the_room_is_wanted() {
+    let folder = tempfile::tempdir().unwrap();
+    let watched = Watched::start(folder.path(), WeightType::Q8_0, 5).await;
+    let first = watched.check("at first", 0, OTHER_BYTES_MAX).await;
+    let other = first - watched.weights + IDLE_BYTES_MAX;
+    let (chain, held) = watched.read_known(LONG_TOKENS).await;
+    assert_eq!(held, 0);
+    chain.close().await;
+    let kept = watched.pages(LONG_TOKENS);
+    // Twice as much, or none, could not be told from it otherwise.
+    assert!(kept > 2 * IDLE_BYTES_MAX, "{kept} bytes of pages");
+    watched.check("a prompt was read", kept, other).await;
+
+    let mut chains = Vec::new();
+    for _ in 0..4 {
+        let (chain, held) = watched.read_known(LONG_TOKENS).await;
+        assert_eq!(held, (LONG_TOKENS - 1) / PAGE_TOKENS * PAGE_TOKENS);
+        chains.push(chain);
+    }
+    watched.check("four more have read it", kept + 4 * watched.pages(PAGE_TOKENS), other).await;
+    for chain in chains {
+        chain.close().await;
+    }
+
+    // All the room is reserved now, and what is kept lies in no session's.
+    let mut wanted = Vec::new();
+    for _ in 0..KV_TOKENS / SESSION_TOKENS {
+        wanted.push(watched.read(1).await);
+    }
+    let used = watched.pages(1) * wanted.len() as u64;
+    watched.check("others want the room", used, other).await;
+    wanted.pop().unwrap().close().await;
+    let (_chain, held) = watched.read_known(IDLE_TOKENS).await;
+    assert_eq!(held, 0, "it is gone");
+    watched.server.assert_no_errors();
 }

@@ -14,11 +14,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 use umbel_coordinator::prefill::CHUNK_TOKENS_MIN;
 use umbel_coordinator::session::{HopFailure, SessionConfig, SessionFailure};
 use umbel_coordinator::{Hop, prefill};
-use umbel_engine::HiddenStates;
+use umbel_engine::{Ends, EndsError, HiddenStates};
 use umbel_protocol::inference::AnswerRows;
 use umbel_protocol::{DType, ModelId};
 
 use super::{StepError, StepTime};
+use crate::generate::compute_apart;
 use crate::model::ClientModel;
 use crate::swarm::Swarm;
 use driver::{Command, Driver, NextStep, Stepped};
@@ -44,20 +45,26 @@ pub struct SessionOptions {
     /// sessions or longer ones find room; each server rounds alike, so that a replacement continues
     /// as its predecessor would have.
     pub cache: DType,
+    /// Whether the session takes over what servers have kept of earlier ones of this client, and
+    /// leaves them what it reads. With `standby` it takes nothing over.
+    pub share: bool,
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { standby: false, wire: DType::F32, cache: DType::F32 }
+        Self { standby: false, wire: DType::F32, cache: DType::F32, share: true }
     }
 }
 
 /// A session along a route of servers.
 pub struct RemoteChain {
     swarm: Arc<Swarm>,
+    ends: Ends,
     wanted: Wanted,
     hidden_size: usize,
     running: Running,
+    /// The tokens that every server holds and no step has brought.
+    held: Vec<u32>,
 }
 
 /// What a session is opened for.
@@ -124,6 +131,21 @@ impl RemoteChain {
         tokens_max: u32,
         options: SessionOptions,
     ) -> Result<Self, OpenChainError> {
+        Self::open_for(swarm, model, tokens_max, &[], options).await
+    }
+
+    /// The same for a prompt: where servers still hold what it begins with, from an earlier session
+    /// of this client, the session begins behind that ([`RemoteChain::held`]).
+    ///
+    /// # Errors
+    /// As [`RemoteChain::open`].
+    pub async fn open_for(
+        swarm: Arc<Swarm>,
+        model: &ClientModel,
+        tokens_max: u32,
+        prompt: &[u32],
+        options: SessionOptions,
+    ) -> Result<Self, OpenChainError> {
         let hidden_size = model.config().hidden_size;
         let wanted = Wanted {
             model: model.id(),
@@ -137,26 +159,36 @@ impl RemoteChain {
             options,
             proportions: Proportions::of(model.config()),
         };
-        let running = Running::start(Arc::clone(&swarm), &wanted).await?;
-        Ok(Self { swarm, wanted, hidden_size, running })
+        let ends = model.ends().clone();
+        let (running, held) = Running::start(&swarm, &wanted, &ends, prompt).await?;
+        Ok(Self { swarm, ends, wanted, hidden_size, running, held })
     }
 
-    /// Begins anew on a route of its own, with an empty cache.
-    pub(super) async fn reopen(&mut self) -> Result<(), OpenChainError> {
-        self.running = Running::start(Arc::clone(&self.swarm), &self.wanted).await?;
+    /// Begins anew on a route of its own, with nothing in its cache but what servers hold of `text`.
+    pub(super) async fn reopen(&mut self, text: &[u32]) -> Result<(), OpenChainError> {
+        (self.running, self.held) =
+            Running::start(&self.swarm, &self.wanted, &self.ends, text).await?;
         Ok(())
+    }
+
+    /// Tokens at the beginning of the prompt that every server holds already: the first step may begin
+    /// behind them. Nothing any more once there has been a step.
+    #[must_use]
+    pub fn held(&self) -> &[u32] {
+        &self.held
     }
 
     /// Hands tokens in; they wait while as many steps are under way as may be.
     pub(super) async fn begin(
         &mut self,
         position: u32,
-        hidden: HiddenStates,
+        (hidden, ids): (HiddenStates, Vec<u32>),
         answer_rows: AnswerRows,
     ) -> RemoteStep {
         let (answer, answered) = oneshot::channel();
         let hidden = hidden.to_wire_as(self.wanted.options.wire);
-        let next = NextStep { position, hidden, answer_rows, answer };
+        let next = NextStep { position, hidden, ids, answer_rows, answer };
+        self.held.clear();
         // A session that is over answers nothing more.
         let _over = self.running.commands.send(Command::Step(next)).await;
         RemoteStep { answered, swarm: Arc::clone(&self.swarm), hidden_size: self.hidden_size }
@@ -221,7 +253,14 @@ impl RemoteStep {
 }
 
 impl Running {
-    async fn start(swarm: Arc<Swarm>, wanted: &Wanted) -> Result<Self, OpenChainError> {
+    /// Opens a session; what its servers hold of `text`.
+    async fn start(
+        swarm: &Arc<Swarm>,
+        wanted: &Wanted,
+        ends: &Ends,
+        text: &[u32],
+    ) -> Result<(Self, Vec<u32>), OpenChainError> {
+        let swarm = Arc::clone(swarm);
         let model = wanted.model;
         swarm.refresh(model).await;
         if swarm.knows_nobody(model) {
@@ -236,17 +275,41 @@ impl Running {
             results: wanted.options.wire,
             cache: wanted.options.cache,
             standby: wanted.options.standby,
+            sharing: wanted.options.share.then(|| swarm.sharing(text)),
         };
         let (commands, receive) = mpsc::channel(COMMANDS_WAITING_MAX);
         let (ready, opened) = oneshot::channel();
         let (driver, hops, failures) =
             Driver::new(swarm, config, wanted.room_tokens(), receive, ready);
         tokio::spawn(driver.run());
-        match opened.await {
-            Ok(Ok(())) => Ok(Self { commands, hops, failures }),
-            Ok(Err(failure)) => Err(OpenChainError::Session(failure)),
-            Err(_) => Err(OpenChainError::NotServed { model }),
+        let taken_over = match opened.await {
+            Ok(Ok(taken_over)) => taken_over,
+            Ok(Err(failure)) => return Err(OpenChainError::Session(failure)),
+            Err(_) => return Err(OpenChainError::NotServed { model }),
+        };
+        let running = Self { commands, hops, failures };
+        let mut held = text[..text.len().min(taken_over as usize)].to_vec();
+        // The prompt has tokens that the model lacks: who hands them in will be told so.
+        if running.remember(ends, &held, wanted).await.is_err() {
+            held.clear();
         }
+        Ok((running, held))
+    }
+
+    /// Hands in what enters the first block for tokens that no step brings, in case a server has to
+    /// be filled anew; of a text for which there is no room the session could keep nothing.
+    async fn remember(&self, ends: &Ends, held: &[u32], wanted: &Wanted) -> Result<(), EndsError> {
+        let bytes = held.len().saturating_mul(wanted.token_bytes as usize);
+        if held.is_empty() || bytes > JOURNAL_BYTES_MAX {
+            return Ok(());
+        }
+        tracing::debug!(tokens = held.len(), "servers hold the beginning of the prompt");
+        let (ends, held, wire) = (ends.clone(), held.to_vec(), wanted.options.wire);
+        let hidden =
+            compute_apart(move || Ok::<_, EndsError>(ends.embed(&held)?.to_wire_as(wire))).await?;
+        // A session that is over needs nothing any more.
+        let _over = self.commands.send(Command::Remember { hidden }).await;
+        Ok(())
     }
 }
 

@@ -76,9 +76,9 @@ impl Generation {
         drafts: &'a [u32],
     ) -> Result<(&'a [u32], HiddenStates, StepTime), GenerateError> {
         let ids = [&self.tokens[self.computed..], drafts].concat();
-        let entering = embed(&self.model, ids).await?;
+        let entering = embed(&self.model, ids.clone()).await?;
         let position = u32::try_from(self.computed).expect("a context is counted in 32 bits");
-        match self.chain.step(position, entering).await {
+        match self.chain.step_of(position, (entering, ids)).await {
             Ok((leaving, time)) => {
                 self.computed = self.tokens.len();
                 Ok((drafts, leaving, time))

@@ -7,6 +7,7 @@ use umbel_coordinator::route::{Costs, NoRoute, Route, RouteRequest, plan_route};
 use umbel_coordinator::session::{FailureReason, HopFailure, RouteHop, RouteWanted};
 use umbel_coordinator::swarm::health::Health;
 use umbel_protocol::announcement::Announcement;
+use umbel_protocol::prefix::PageDigest;
 use umbel_protocol::{ModelId, PeerId, SessionId, Span};
 
 use super::{Swarm, View, unix_time};
@@ -47,6 +48,8 @@ pub(crate) struct Search {
     pub(crate) forgiving_from: Instant,
     /// Whether the session has begun, so that time counts for more than the best route.
     pub(crate) urgent: bool,
+    /// The pages that the session begins with, where it has not.
+    pub(crate) prefix: Vec<PageDigest>,
 }
 
 /// Among whom hops are looked for.
@@ -181,7 +184,7 @@ impl Swarm {
         let Search { wanted, .. } = search;
         let (now, unix_now) = (self.clock.now(), unix_time());
         let mut view = self.view();
-        let View { directory, health, doubtful, unreachable, random } = &mut *view;
+        let View { directory, health, doubtful, unreachable, random, warm } = &mut *view;
         directory.expire(unix_now);
         unreachable.retain(|_, since| now.since(*since) < UNREACHABLE);
         // Where nobody else is left, a server that has failed is better than none.
@@ -213,6 +216,7 @@ impl Swarm {
                 unreachable: unreachable.keys().copied().collect(),
                 ..Costs::default()
             },
+            held: warm.longest(search.model, &search.prefix),
         };
         let route: Route = plan_route(&request, &candidates, random)?;
         tracing::debug!(%route, "planned");

@@ -123,3 +123,17 @@ fn nothing_of_a_step_that_is_over_goes_to_who_has_its_results() {
     let newer = Step { step: StepId(4), ..step(1, &[9], false) };
     assert!(outlet.pass(newer).is_some());
 }
+
+#[test]
+fn an_unused_outlet_begins_with_the_first_step_that_is_not_outdated() {
+    let mut outlet = Outlet::unused(StepId(5));
+    let numbered = |number, position, rows: &[u8]| Step {
+        step: StepId(number),
+        ..step(position, rows, false)
+    };
+    assert!(outlet.pass(numbered(4, 0, &[1; 20])).is_none(), "outdated");
+    assert!(outlet.pass(numbered(5, 32, &[1; 4])).is_some());
+    assert!(outlet.pass(numbered(6, 37, &[1; 4])).is_none(), "a gap");
+    assert!(outlet.pass(numbered(6, 36, &[1; 4])).is_some());
+    assert!(outlet.pass(numbered(7, 20, &[1])).is_some(), "a rollback below what was taken over");
+}

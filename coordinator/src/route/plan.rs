@@ -10,6 +10,7 @@ use umbel_protocol::{PeerId, Span};
 
 use super::cost::Costs;
 use super::graph::{self, Graph, HERD_SPREAD};
+use super::held::HeldPrefix;
 use super::path::{Entry, Path, shortest_path};
 use super::{Hop, Route};
 use crate::random::Random;
@@ -39,6 +40,8 @@ pub struct RouteRequest {
     pub token_bytes: u32,
     /// What the client has measured.
     pub costs: Costs,
+    /// A route whose servers hold what the session begins with, if one is known.
+    pub held: Option<HeldPrefix>,
 }
 
 impl RouteRequest {
@@ -53,6 +56,7 @@ impl RouteRequest {
             excluded: BTreeSet::new(),
             token_bytes: 0,
             costs: Costs::new(),
+            held: None,
         }
     }
 }
@@ -64,7 +68,8 @@ impl RouteRequest {
 /// show it, as one of the two servers announces it, or else estimated from the client's own round
 /// trips. A server may be entered and left at any block of its span, and has one place on a route.
 /// Servers without room are used where there is no other way. The route is the best one but for
-/// a spread of 5% by chance.
+/// a spread of 5% by chance, or one whose servers hold so much of the session that it saves more
+/// than it costs.
 ///
 /// # Errors
 /// [`NoRoute`] with the blocks that nobody serves.
@@ -75,8 +80,9 @@ pub fn plan_route<'a>(
 ) -> Result<Route, NoRoute> {
     let servers: Vec<_> = servers.into_iter().collect();
     let graph = Graph::new(request, &servers, HERD_SPREAD, random);
-    let visits = best_visits(&graph).ok_or_else(|| NoRoute::of(request, &servers))?;
-    Ok(route(&graph, &visits))
+    let best = best_visits(&graph).ok_or_else(|| NoRoute::of(request, &servers))?;
+    let held = request.held.as_ref().and_then(|held| held.worthwhile(&graph, &best));
+    Ok(route(&graph, &held.unwrap_or(best)))
 }
 
 /// Time that one token is expected to take along `route`, or `None` where the request excludes
@@ -89,13 +95,18 @@ pub fn route_time<'a>(
 ) -> Option<Duration> {
     let servers: Vec<_> = servers.into_iter().collect();
     let graph = Graph::new(request, &servers, 0.0, &mut Random::new(0));
+    let visits = visits_of(&graph, route)?;
+    Duration::try_from_secs_f64(graph.seconds(&visits)).ok()
+}
+
+/// What a route visits; `None` where one of its servers is not there or serves other blocks by now.
+pub(super) fn visits_of(graph: &Graph, route: &Route) -> Option<Vec<(usize, Span)>> {
     let visit = |hop: &Hop| {
         let is_hop =
             |vertex: &graph::Vertex| vertex.peer == hop.peer && vertex.span.covers(hop.blocks);
         Some((graph.vertices.iter().position(is_hop)?, hop.blocks))
     };
-    let visits: Vec<_> = route.hops().iter().map(visit).collect::<Option<_>>()?;
-    Duration::try_from_secs_f64(graph.seconds(&visits)).ok()
+    route.hops().iter().map(visit).collect()
 }
 
 pub(super) fn route(graph: &Graph, visits: &[(usize, Span)]) -> Route {

@@ -8,7 +8,7 @@ use super::{SESSIONS_MAX, SESSIONS_PER_CLIENT_MAX, ServerConfig};
 
 /// Tokens of a page, the unit in which KV cache is allocated: what a session reserves is rounded
 /// up to whole pages here, so that the arena beneath can always give what was admitted.
-pub(super) const PAGE_TOKENS: u32 = 16;
+pub(super) const PAGE_TOKENS: u32 = umbel_protocol::prefix::PAGE_TOKENS;
 
 /// The KV budget of a server, in bytes of one head of keys: values take as much, and so does every
 /// other head. All blocks that it holds share it: a server that moves has sessions on its old blocks
@@ -70,6 +70,16 @@ impl Admission {
     /// Takes back what a session had reserved.
     pub(super) fn release(&mut self, cache: DType, blocks: Span, tokens_max: u32) {
         self.bytes_free += bytes(self.head_size, cache, blocks, tokens_max);
+    }
+
+    /// What nobody has reserved.
+    pub(super) const fn bytes_free(&self) -> u64 {
+        self.bytes_free
+    }
+
+    /// What one page takes.
+    pub(super) fn page_bytes(&self, cache: DType, blocks: Span) -> u64 {
+        bytes(self.head_size, cache, blocks, PAGE_TOKENS)
     }
 
     /// Tokens for which a session through every block of `span` would still find room, kept in this

@@ -57,6 +57,21 @@ impl Shards {
         self.admission.admit(config, span, open, session_count, sessions_of_client)
     }
 
+    /// What no session has reserved.
+    pub(super) const fn bytes_free(&self) -> u64 {
+        self.admission.bytes_free()
+    }
+
+    /// What a page takes in these blocks.
+    pub(super) fn page_bytes(&self, cache: DType, blocks: Span) -> u64 {
+        self.admission.page_bytes(cache, blocks)
+    }
+
+    /// Whether sessions open on this shard.
+    pub(super) fn is_open(&self, shard: ShardId) -> bool {
+        self.current.id == shard && self.current.leave_by.is_none()
+    }
+
     /// Takes back what a session had reserved.
     pub(super) fn release(&mut self, served: &Served) {
         self.admission.release(served.cache, served.blocks, served.tokens_max);
@@ -74,6 +89,7 @@ impl Server {
         let mut old = std::mem::replace(&mut self.shards.current, new);
         old.leave_by = Some(now + DRAIN_TIMEOUT);
         self.ask_to_leave(old.id);
+        self.pages.clear();
         self.shards.former.push(old);
         self.report_drained();
     }
@@ -85,6 +101,7 @@ impl Server {
             current.leave_by = Some(now + DRAIN_TIMEOUT);
             let id = current.id;
             self.ask_to_leave(id);
+            self.pages.clear();
         }
         self.report_drained();
     }
@@ -104,7 +121,7 @@ impl Server {
             let sessions: Vec<_> = of_shard.map(|(id, _)| *id).collect();
             for session in sessions {
                 let detail = "the server gives up these blocks".to_owned();
-                self.fail(session, None, ErrorCode::Draining, detail);
+                self.fail(session, None, (ErrorCode::Draining, detail), now);
             }
         }
     }

@@ -154,7 +154,7 @@ impl Server {
     }
 
     /// The session of this link with this name; the client is told where there is none.
-    fn own(
+    pub(super) fn own(
         &mut self,
         link: LinkId,
         session: SessionId,

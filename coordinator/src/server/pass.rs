@@ -31,6 +31,9 @@ impl Server {
             .map_err(|refusal| (session, step.step, refusal))?;
         served.received = end;
         served.awaits_refill = false;
+        if !step.replay {
+            served.latest = served.latest.max(Some(step.step));
+        }
         self.schedule.push(served.client, served.blocks, step, now);
         Ok(())
     }
@@ -41,7 +44,15 @@ impl Server {
         let in_use = in_use.filter(|served| now.since(served.last_used) < DECODES_WITHIN);
         let is_shared = in_use.take(2).count() > 1;
         if let Some(batch) = self.schedule.start(is_shared, now) {
+            self.order_pages();
+            let begins: Vec<_> = batch.jobs.iter().map(|job| (job.session, job.position)).collect();
             self.outputs.push_back(Output::Compute(batch));
+            for (session, position) in begins {
+                self.cut_pages(session, position, now);
+            }
+        }
+        if !self.schedule.is_running() {
+            self.order_pages();
         }
     }
 
@@ -65,7 +76,7 @@ impl Server {
                     served.computed = position;
                 }
                 Finished::Failed { session, step, failure } => {
-                    self.fail(session, Some(step), failure.code, failure.detail);
+                    self.fail(session, Some(step), (failure.code, failure.detail), now);
                 }
             }
         }

@@ -248,6 +248,17 @@ impl Schedule {
         runs || front.is_some_and(|queued| queued.done > 0)
     }
 
+    /// Whether the accelerator works.
+    pub(super) const fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+
+    /// Whether a step of a session that is not computed to its end begins before a position.
+    pub(super) fn begins_before(&self, session: SessionId, position: u32) -> bool {
+        let queue = self.queues.get(&session);
+        queue.is_some_and(|queue| queue.steps.iter().any(|of| of.step.position < position))
+    }
+
     /// Forgets the steps of a session that has ended.
     pub(super) fn abandon(&mut self, session: SessionId) {
         self.gathering.forget(session);

@@ -1,9 +1,13 @@
 //! One session of one client on this server.
 
+use std::collections::BTreeMap;
+
 use umbel_protocol::compression::Packing;
 use umbel_protocol::inference::{Destination, NextHop, OpenSession, Redirect, Step};
-use umbel_protocol::{DType, PeerId, SessionId, Span};
+use umbel_protocol::{DType, PeerId, SessionId, Span, StepId};
 
+use super::admission::PAGE_TOKENS;
+use super::prefix::{PageId, Scope};
 use super::{LinkId, ShardId};
 use crate::journal::{Journal, Outlet};
 use crate::time::Time;
@@ -31,6 +35,10 @@ pub(super) struct Served {
     pub(super) awaits_refill: bool,
     /// How large results are to be written.
     pub(super) packing: Packing,
+    /// The latest step that came, but for replays.
+    pub(super) latest: Option<StepId>,
+    /// Pages of its cache that are kept for others, by number.
+    pub(super) pages: BTreeMap<u32, PageId>,
     next: Next,
     outlet: Outlet,
     mirror: Option<(SessionId, Outlet)>,
@@ -72,9 +80,16 @@ impl Served {
         link: LinkId,
         shard: ShardId,
         open: OpenSession,
+        pages: &[PageId],
         now: Time,
     ) -> (Self, Option<NextHop>) {
         let (next, connect) = Next::of(open.next);
+        let pages: BTreeMap<_, _> = (0..).zip(pages.iter().copied()).collect();
+        let kept = u32::try_from(pages.len()).unwrap_or(u32::MAX).saturating_mul(PAGE_TOKENS);
+        let outlet = match open.next_position {
+            0 => Outlet::unused(open.next_step),
+            tokens => Outlet::new(tokens, open.next_step),
+        };
         let served = Self {
             client,
             link,
@@ -84,17 +99,30 @@ impl Served {
             cache: open.cache,
             previous: open.previous,
             former: None,
-            received: 0,
-            computed: 0,
+            received: kept,
+            computed: kept,
             journal: Journal::default(),
             packing: if open.compress { Packing::WhereSmaller } else { Packing::Plain },
             last_used: now,
             awaits_refill: false,
+            latest: None,
+            pages,
             next,
-            outlet: Outlet::new(open.next_position, open.next_step),
+            outlet,
             mirror: None,
         };
         (served, connect)
+    }
+
+    /// What pages of it must have in common with those of another session.
+    pub(super) const fn scope(&self) -> Scope {
+        let Self { client, shard, blocks, cache, .. } = *self;
+        Scope { client, shard, blocks, cache }
+    }
+
+    /// The pages that it uses no more once its cache is cut to `position` and written from there on.
+    pub(super) fn cut(&mut self, position: u32) -> BTreeMap<u32, PageId> {
+        self.pages.split_off(&(position / PAGE_TOKENS))
     }
 
     /// The names of the session where its results go.
@@ -117,6 +145,8 @@ impl Served {
         }
         match self.next {
             Next::Held => {}
+            // The client has had what is replayed.
+            Next::Client if step.replay => {}
             Next::Client => deliveries.extend(self.outlet.pass(step).map(Delivery::Client)),
             Next::Server(session) => {
                 let step = Step { session, ..step };

@@ -9,6 +9,7 @@ use umbel_protocol::inference::{Adopt, AnswerRows, Destination, Neighbour, Redir
 
 use super::*;
 
+mod share;
 mod stream;
 
 const MODEL: ModelId = ModelId::from_bytes([3; 32]);
@@ -28,6 +29,7 @@ fn server(kv_tokens_max: u32) -> Server {
         context_tokens: 512,
         kv_tokens_max,
         journal_bytes_max: 1 << 20,
+        keeps_pages: true,
     })
 }
 
@@ -44,6 +46,7 @@ fn opening(session: u128) -> OpenSession {
         results: DType::F32,
         compress: false,
         cache: DType::F32,
+        prefix: Vec::new(),
     }
 }
 

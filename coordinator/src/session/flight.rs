@@ -43,18 +43,20 @@ impl Session {
     pub(super) fn step(
         &mut self,
         position: u32,
-        hidden: Tensor,
+        (hidden, ids): (Tensor, &[u32]),
         answer_rows: AnswerRows,
         now: Time,
     ) {
         assert!(self.accepts(position), "the caller has asked whether it may begin");
         if self.flight.is_empty() {
             assert!(position <= self.settled, "a step begins where the cache ends, or before");
+            self.tell_pages(position, false);
             self.settled = position;
             for place in &mut self.places {
                 place.watch.begin(now);
             }
         }
+        self.read_on(position, ids, hidden.shape()[0]);
         let step = self.next_step;
         self.next_step = step.next();
         let session = self.places.first().map_or(SessionId::new(0), |place| place.session);

@@ -31,10 +31,13 @@ impl Session {
         self.check_name(index, named)?;
         let place = &mut self.places[index];
         match message {
-            ServerMessage::Opened { .. } => {
+            ServerMessage::Opened { kept, .. } => {
                 let Opening::Asked { .. } = place.opening else {
                     return Err(ProtocolViolation::Unexpected { message: "Opened" });
                 };
+                if !Self::opened_with(place, kept) {
+                    return Err(ProtocolViolation::Unexpected { message: "Opened" });
+                }
                 place.opening = Opening::Open;
                 place.watch.begin(now);
                 // What it was opened with is what it knows, unless that has changed since.

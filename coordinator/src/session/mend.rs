@@ -52,6 +52,7 @@ impl Session {
     /// If there is a spare for it, that one takes it at once.
     pub(super) fn drop_place(&mut self, index: usize, reason: FailureReason) {
         let place = self.places.remove(index);
+        self.reroute();
         self.promote_spares(place.id);
         let failure = HopFailure { hop: place.hop, reason };
         tracing::info!(%failure, "a hop is replaced");
@@ -191,11 +192,18 @@ impl Session {
 
     fn open_place(&mut self, index: usize, now: Time) {
         let next = self.target_of(index);
-        let (destination, next_position, next_step) = self.destination_of(index, next);
+        let (destination, mut next_position, next_step) = self.destination_of(index, next);
+        if self.places.get(index + 1).is_some_and(|next| next.fill == Fill::Wanted) {
+            // What it takes over is not known before all that are new have opened; the first step
+            // that comes begins where all of them can.
+            next_position = 0;
+        }
         let previous = self.previous_of(index);
         let peer = index.checked_sub(1).map(|before| self.places[before].hop.peer);
         let compress = self.is_far(index) || self.is_far(index + 1);
+        let (prefix, chain) = self.prefix_of(index);
         let place = &mut self.places[index];
+        place.chain = chain;
         (place.opening, place.previous) = (Opening::Asked { at: now }, previous);
         place.next = next;
         let open = OpenSession {
@@ -210,6 +218,7 @@ impl Session {
             results: self.config.results,
             compress,
             cache: self.config.cache,
+            prefix,
         };
         let (hop, message) = (place.id, ClientMessage::Open(open));
         self.outputs.push_back(Output::Send { hop, message });
@@ -218,6 +227,9 @@ impl Session {
     /// Lets everything flow again: every hop sends where the mended route wants it, beginning with
     /// what the hop after it lacks; so does the client.
     fn resume(&mut self, now: Time) {
+        if matches!(self.state, State::Opening) {
+            self.begin_with_prefix();
+        }
         let proof = self.next_step;
         for index in 0..self.places.len() {
             let next = self.target_of(index);
@@ -277,7 +289,7 @@ impl Session {
             let mut pass = |step| self.outlet.pass(Step { session, ..step });
             steps.extend(unsent.into_iter().filter_map(&mut pass));
         } else {
-            let (next_position, next_step) = self.filled(first);
+            let (next_position, next_step) = self.filled(0);
             self.outlet = Outlet::new(next_position, next_step);
             steps = self.outlet.refill(&self.journal, self.settled, session)?;
         }
@@ -329,18 +341,18 @@ impl Session {
             Target::Client => (Destination::Client, self.settled, self.open_step()),
             Target::Held => (Destination::Held, 0, StepId::default()),
             Target::Hop(_) => {
-                let next = &self.places[index + 1];
-                let (next_position, next_step) = self.filled(next);
-                (next.as_destination(), next_position, next_step)
+                let (next_position, next_step) = self.filled(index + 1);
+                (self.places[index + 1].as_destination(), next_position, next_step)
             }
         }
     }
 
-    /// What a hop has in its cache for certain: tokens, and all steps before this one.
-    fn filled(&self, place: &Place) -> (u32, StepId) {
-        match place.fill {
+    /// What the hop at `index` has in its cache for certain: tokens, and all steps before this one.
+    fn filled(&self, index: usize) -> (u32, StepId) {
+        match self.places[index].fill {
             Fill::Full => (self.settled, self.open_step()),
-            Fill::Filling { .. } | Fill::Wanted => (0, StepId::default()),
+            Fill::Wanted => (self.start_of(index), StepId::default()),
+            Fill::Filling { .. } => (0, StepId::default()),
         }
     }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use umbel_protocol::inference::{Destination, NextHop};
+use umbel_protocol::prefix::PrefixChain;
 use umbel_protocol::{SessionId, StepId};
 
 use super::watch::Watch;
@@ -44,6 +45,14 @@ pub(super) struct Place {
     pub(super) watch: Watch,
     /// The way there is a long one.
     pub(super) is_far: bool,
+    /// Tokens that it took over when it opened, and has still.
+    pub(super) held: u32,
+    /// Whether it keeps pages for later sessions.
+    pub(super) keeps: bool,
+    /// Pages of which it knows that they may be kept.
+    pub(super) told: u32,
+    /// The digests of the session's pages there.
+    pub(super) chain: Option<PrefixChain>,
 }
 
 /// How far the opening has come.
@@ -95,6 +104,10 @@ impl Place {
             spare_at: now,
             is_far: route.round_trip.is_some_and(|trip| trip >= FAR),
             watch: Watch::new(route.round_trip, now),
+            held: 0,
+            keeps: false,
+            told: 0,
+            chain: None,
         }
     }
 
@@ -106,6 +119,7 @@ impl Place {
     pub(super) const fn must_be_filled(&mut self) {
         self.fill = Fill::Wanted;
         self.is_empty = false;
+        (self.held, self.told) = (0, 0);
     }
 
     pub(super) fn as_destination(&self) -> Destination {

@@ -3,6 +3,7 @@
 //! A spare is fed the same results as the hop whose place it may take, and computes them without
 //! sending anything on. So it takes the place without a replay.
 
+use umbel_protocol::error::ProtocolViolation;
 use umbel_protocol::inference::{
     ClientMessage, Destination, OpenSession, Redirect, ServerMessage, Step,
 };
@@ -83,6 +84,8 @@ impl Session {
             return;
         };
         let mut place = self.new_place(route, now);
+        let (prefix, chain) = self.prefix_of(index);
+        place.chain = chain;
         let before = index.checked_sub(1).map(|before| &self.places[before]);
         place.opening = Opening::Asked { at: now };
         place.previous = before.map(|before| before.id);
@@ -98,6 +101,7 @@ impl Session {
             results: self.config.results,
             compress: place.is_far || self.is_far(index + 1),
             cache: self.config.cache,
+            prefix,
         };
         let (hop, message) = (place.id, ClientMessage::Open(open));
         self.outputs.push_back(Output::Send { hop, message });
@@ -142,9 +146,14 @@ impl Session {
         };
         spare.place.watch.heard(now);
         match message {
-            ServerMessage::Opened { .. } => {
-                spare.place.opening = Opening::Open;
-                spare.place.previous_known = true;
+            ServerMessage::Opened { kept, .. } => {
+                if Self::opened_with(&mut spare.place, kept) {
+                    spare.place.opening = Opening::Open;
+                    spare.place.previous_known = true;
+                } else {
+                    let violation = ProtocolViolation::Unexpected { message: "Opened" };
+                    self.drop_spare(hop, &FailureReason::Violation(violation), now);
+                }
             }
             ServerMessage::Pong { received, computed, .. } => {
                 spare.place.watch.pong(received, computed, now);
@@ -180,10 +189,21 @@ impl Session {
         }
     }
 
-    /// A mirror could not be fed: its hop has to do without.
+    /// A mirror could not be fed: its hop has to do without. One that leaves is relieved all the same
+    /// where only a prefix is lacking: the hops before it compute that now.
     pub(super) fn mirror_lost(&mut self, feeder: HopId, now: Time) {
-        let fed = |spare: &&Spare| spare.fed_by == Feeder::Hop(feeder);
-        if let Some(hop) = self.spares.iter().find(fed).map(|spare| spare.place.id) {
+        let fed = |spare: &Spare| spare.fed_by == Feeder::Hop(feeder);
+        let Some(number) = self.spares.iter().position(fed) else {
+            return;
+        };
+        let spare = &self.spares[number];
+        let (hop, of) = (spare.place.id, spare.of);
+        // What hops took over is in no journal.
+        let lacks_prefix = self.is_relief(spare) && spare.place.held < self.taken_over;
+        if let Some(index) = self.index_of(of).filter(|_| lacks_prefix) {
+            self.spares[number].fed_by = Feeder::Nobody;
+            self.drop_place(index, FailureReason::Leaving);
+        } else {
             let detail = "it cannot be fed".to_owned();
             self.drop_spare(hop, &FailureReason::LinkLost { detail }, now);
         }
@@ -215,7 +235,7 @@ impl Session {
                     let redirect = Redirect {
                         session: place.session,
                         next: self.spares[number].place.as_destination(),
-                        next_position: 0,
+                        next_position: self.spares[number].place.held,
                         next_step: StepId::default(),
                         settled: self.settled,
                         mirror: true,
@@ -230,7 +250,7 @@ impl Session {
     /// Feeds the spare of the first hop from this side's own journal.
     fn feed_own_spare(&mut self, number: usize) {
         let place = &self.spares[number].place;
-        let mut outlet = Outlet::new(0, StepId::default());
+        let mut outlet = Outlet::new(place.held, StepId::default());
         // Where the journal is gone, so is the spare's use; it is filled if it is ever needed.
         let Some(steps) = outlet.refill(&self.journal, self.settled, place.session) else {
             return;

@@ -8,6 +8,8 @@ use umbel_protocol::{DType, Span};
 
 use super::*;
 
+mod prefix;
+
 fn peer(name: u8) -> PeerId {
     PeerId::from_public_key([name; 32])
 }
@@ -26,7 +28,7 @@ fn tensor(tokens: u32) -> Tensor {
 }
 
 fn begin(position: u32, tokens: u32) -> Input {
-    Input::Step { position, hidden: tensor(tokens), answer_rows: AnswerRows::All }
+    Input::Step { position, hidden: tensor(tokens), ids: Vec::new(), answer_rows: AnswerRows::All }
 }
 
 fn at(milliseconds: u64) -> Time {
@@ -47,6 +49,7 @@ fn open_with(standby: bool) -> Session {
         cache: DType::F32,
         journal_bytes_max: 1 << 20,
         standby,
+        sharing: None,
     };
     Session::open(config, Time::START)
 }
@@ -69,7 +72,7 @@ fn say(session: &mut Session, hop: u32, message: ServerMessage) -> Vec<Output> {
 }
 
 fn opened(name: u8) -> ServerMessage {
-    ServerMessage::Opened { session: SessionId::new(name.into()), tokens_max: 100 }
+    ServerMessage::Opened { session: SessionId::new(name.into()), tokens_max: 100, kept: None }
 }
 
 fn answer(name: u8, step: u64, position: u32, tokens: u32) -> ServerMessage {
@@ -163,12 +166,7 @@ fn a_step_below_the_end_of_the_cache_is_one_message_like_any_other() {
     let mut session = ready();
     // Of five rows three are kept: the next step begins at the first that is not.
     for (step, position) in (0..).zip([0, 3, 6]) {
-        session
-            .handle(
-                Input::Step { position, hidden: tensor(5), answer_rows: AnswerRows::All },
-                at(1),
-            )
-            .unwrap();
+        session.handle(begin(position, 5), at(1)).unwrap();
         let outputs = drain(&mut session);
         let [(0, ClientMessage::Step(sent))] = sent(&outputs)[..] else { panic!("{outputs:?}") };
         assert_eq!((sent.position, outputs.len()), (position, 1));
@@ -280,7 +278,9 @@ fn streaming() -> Session {
     for position in [0, 3, 6] {
         assert!(session.accepts(position));
         let (hidden, answer_rows) = (tensor(3), AnswerRows::Last);
-        session.handle(Input::Step { position, hidden, answer_rows }, at(1)).unwrap();
+        session
+            .handle(Input::Step { position, hidden, ids: Vec::new(), answer_rows }, at(1))
+            .unwrap();
     }
     let outputs = drain(&mut session);
     assert_eq!(sent(&outputs).len(), 3, "none waits for the answer of another");

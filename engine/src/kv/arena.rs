@@ -103,9 +103,22 @@ impl KvArena {
         self.free_tokens_as(DType::F32, blocks)
     }
 
+    pub(super) fn reserve(&self, bytes: usize) -> Option<Reservation> {
+        Reservation::take(&self.budget, bytes)
+    }
+
     fn free_tokens_as(&self, dtype: DType, blocks: Span) -> usize {
         let pages = self.budget.free_bytes() / Page::bytes(self.page, dtype).max(1);
         pages / block_count(blocks) * PAGE_TOKENS
+    }
+}
+
+#[cfg(test)]
+impl KvArena {
+    pub(super) fn of_pages(hosted: Span, page: PageShape, tokens_max: usize) -> Self {
+        let bytes = bytes(page, DType::F32, hosted, tokens_max);
+        let budget = Arc::new(Budget { free: AtomicUsize::new(bytes) });
+        Self { hosted, context_tokens: 400, page, budget }
     }
 }
 
@@ -127,7 +140,7 @@ impl Budget {
     }
 }
 
-/// Bytes that were promised to one table; dropping it gives them back.
+/// Bytes that were promised to one table or one page that is kept; dropping it gives them back.
 #[derive(Debug)]
 pub(super) struct Reservation {
     budget: Arc<Budget>,

@@ -11,7 +11,7 @@ use crate::kernel::{KV_BLOCK_VALUES, KvPage, Side};
 const STEPS: f32 = 127.0;
 
 /// Keys and values of [`PAGE_TOKENS`] positions, as [`KvPage`] has them.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Page {
     keys: Values,
     values: Values,
@@ -19,7 +19,7 @@ pub(super) struct Page {
 
 /// The keys or the values of a page; they start as zeros, so that nothing of a former session is ever
 /// in them.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Values {
     Binary32(Box<[f32]>),
     Binary16(Box<[f16]>),

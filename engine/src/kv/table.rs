@@ -1,6 +1,7 @@
 //! The cache of one session: which positions are filled, and the pages that hold them.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use umbel_protocol::{DType, Span};
 use umbel_shard::ModelConfig;
@@ -85,6 +86,14 @@ impl KvTable {
         pages * Page::bytes(self.shape, self.dtype)
     }
 
+    pub(super) const fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    pub(super) fn caches(&self) -> &[BlockCache] {
+        &self.caches
+    }
+
     /// The cache of each block, in order; a pass fills them before it calls [`KvTable::advance`].
     pub(crate) fn caches_mut(&mut self) -> &mut [BlockCache] {
         &mut self.caches
@@ -143,8 +152,8 @@ impl PageShape {
 pub(crate) struct BlockCache {
     shape: PageShape,
     dtype: DType,
-    /// In the order of their positions.
-    pages: Vec<Page>,
+    /// In the order of their positions. Others may hold them too.
+    pages: Vec<Arc<Page>>,
 }
 
 impl BlockCache {
@@ -160,10 +169,21 @@ impl BlockCache {
         for (position, (key, value)) in (position..).zip(rows) {
             let (page, slot) = (position / PAGE_TOKENS, position % PAGE_TOKENS);
             while self.pages.len() <= page {
-                self.pages.push(Page::zeroed(self.shape, self.dtype));
+                self.pages.push(Arc::new(Page::zeroed(self.shape, self.dtype)));
             }
-            self.pages[page].write(self.shape, slot, key, value);
+            // A page that others hold is copied first.
+            Arc::make_mut(&mut self.pages[page]).write(self.shape, slot, key, value);
         }
+    }
+
+    pub(super) fn pages(&self) -> &[Arc<Page>] {
+        &self.pages
+    }
+
+    /// Holds these pages, where it held none.
+    pub(super) fn begin_with(&mut self, pages: impl Iterator<Item = Arc<Page>>) {
+        assert!(self.pages.is_empty(), "only an empty table begins with pages");
+        self.pages.extend(pages);
     }
 }
 

@@ -3,6 +3,7 @@
 mod batch;
 pub(crate) mod model;
 mod oracle;
+mod prefix;
 mod refusal;
 
 use std::num::NonZeroUsize;

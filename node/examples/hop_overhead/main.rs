@@ -148,6 +148,7 @@ impl Ring {
                 results: DType::F32,
                 compress: false,
                 cache: DType::F32,
+                prefix: Vec::new(),
             };
             let (mut sender, mut receiver) = peer.dial(&client).await?.split();
             sender.send(ClientMessage::Open(open).encode()).await?;
@@ -207,6 +208,7 @@ async fn serve(block: u32) -> anyhow::Result<()> {
         context_tokens: TOKENS_MAX,
         kv_tokens_max: TOKENS_MAX,
         journal_bytes_max: 64 << 20,
+        keeps_pages: true,
     });
     let events = Events::new();
     let completion = events.completion();

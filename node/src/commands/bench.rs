@@ -4,6 +4,7 @@ mod clients;
 mod llama;
 mod loopback;
 mod machine;
+mod prefix;
 mod random;
 mod report;
 mod sample;
@@ -38,6 +39,10 @@ pub(super) async fn run(arguments: BenchArguments, config: &Config) -> anyhow::R
     }
     if (arguments.prompt_tokens + arguments.new_tokens) as usize > context {
         bail!("the model's context has {context} tokens: measure fewer");
+    }
+    if let Some(tokens) = arguments.shared_tokens {
+        let text = prefix::run(&arguments, tokens, name, &model, config).await?;
+        return write!(std::io::stdout(), "{text}").context("stdout is closed");
     }
     let peer = peer(&arguments, &model, config)?;
     let threads = config.device()?.thread_count();
@@ -167,7 +172,9 @@ async fn contenders(
 
 /// What every session of a swarm is like.
 fn session_options(arguments: &BenchArguments) -> SessionOptions {
-    SessionOptions { cache: arguments.kv, wire: arguments.wire, ..SessionOptions::default() }
+    // The same prompt comes again and again, and is to be computed each time.
+    let (cache, wire) = (arguments.kv, arguments.wire);
+    SessionOptions { cache, wire, share: false, ..SessionOptions::default() }
 }
 
 /// Token ids without meaning, spread over the vocabulary: speed does not depend on them.
@@ -219,7 +226,7 @@ async fn measure(
 ) -> anyhow::Result<Sample> {
     let request =
         Generate { max_tokens: new_tokens, ignore_eos: true, ..Generate::new(prompt.to_vec()) };
-    let chain = opened.chain(prompt.len() + new_tokens as usize).await?;
+    let chain = opened.chain(prompt.len() + new_tokens as usize, &[]).await?;
     let mut generation = request.start(Arc::clone(&opened.model), chain)?;
     let started = Instant::now();
     generation.next().await?.context("no token was generated")?;

@@ -89,7 +89,7 @@ impl<'a> Conversation<'a> {
     pub(super) async fn answer(&mut self, question: &str) -> anyhow::Result<()> {
         self.messages.push(Message::user(question));
         let prompt = self.opened.model.encode_chat(&self.messages)?;
-        let (chain, cached) = self.chain_for(prompt.len()).await?;
+        let (chain, cached) = self.chain_for(&prompt).await?;
         let request = Generate {
             max_tokens: self.max_tokens,
             sampling: self.sampling.clone(),
@@ -125,9 +125,9 @@ impl<'a> Conversation<'a> {
     }
 
     /// The chain of the last answer, or one with more room where the conversation has outgrown it.
-    async fn chain_for(&mut self, prompt_tokens: usize) -> anyhow::Result<(Chain, Vec<u32>)> {
+    async fn chain_for(&mut self, prompt: &[u32]) -> anyhow::Result<(Chain, Vec<u32>)> {
         let context = self.opened.model.config().context_tokens;
-        let needed = (prompt_tokens + self.max_tokens as usize).min(context);
+        let needed = (prompt.len() + self.max_tokens as usize).min(context);
         if let Some((chain, cached)) = self.chain.take() {
             if chain.tokens_max() as usize >= needed {
                 return Ok((chain, cached));
@@ -135,7 +135,9 @@ impl<'a> Conversation<'a> {
             chain.close().await;
         }
         let room = needed.next_power_of_two().max(CONVERSATION_TOKENS);
-        Ok((self.opened.chain(room).await?, Vec::new()))
+        let chain = self.opened.chain(room, prompt).await?;
+        let held = chain.held().to_vec();
+        Ok((chain, held))
     }
 
     pub(super) async fn close(self) {

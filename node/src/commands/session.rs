@@ -54,18 +54,25 @@ impl Opened {
         };
         let swarm = Arc::new(Swarm::join(join).await?);
         let model = open_ends(source, config, PartsNeeded::ends()).await?;
-        let options = SessionOptions { wire: chain.wire, standby: chain.standby, cache: chain.kv };
+        let options = SessionOptions {
+            wire: chain.wire,
+            standby: chain.standby,
+            cache: chain.kv,
+            share: !chain.no_share,
+        };
         Ok(Self { model, blocks: Blocks::Swarm(swarm, options) })
     }
 
-    /// A session with room for so many tokens, at most the model's context.
-    pub(crate) async fn chain(&self, tokens: usize) -> anyhow::Result<Chain> {
+    /// A session with room for so many tokens, at most the model's context, for this prompt: servers
+    /// may hold some of it.
+    pub(crate) async fn chain(&self, tokens: usize, prompt: &[u32]) -> anyhow::Result<Chain> {
         let tokens = u32::try_from(tokens.clamp(1, self.model.config().context_tokens))?;
         Ok(match &self.blocks {
             Blocks::Local(blocks, cache) => Chain::Local(blocks.open_as(*cache, tokens)?),
             Blocks::Swarm(swarm, options) => {
                 let swarm = Arc::clone(swarm);
-                let chain = RemoteChain::open_with(swarm, &self.model, tokens, *options).await?;
+                let chain =
+                    RemoteChain::open_for(swarm, &self.model, tokens, prompt, *options).await?;
                 Chain::Remote(Box::new(chain))
             }
         })

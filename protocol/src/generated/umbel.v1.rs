@@ -315,7 +315,7 @@ impl Packing {
 /// What a client says on a link of the session protocol.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ClientMessage {
-    #[prost(oneof = "client_message::Message", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "client_message::Message", tags = "1, 2, 3, 4, 5, 6, 7")]
     pub message: ::core::option::Option<client_message::Message>,
 }
 /// Nested message and enum types in `ClientMessage`.
@@ -334,6 +334,8 @@ pub mod client_message {
         Adopt(super::Adopt),
         #[prost(message, tag = "6")]
         Ping(super::Ping),
+        #[prost(message, tag = "7")]
+        Keep(super::KeepPages),
     }
 }
 /// What a server answers on the same link.
@@ -418,6 +420,10 @@ pub struct OpenSession {
     /// How keys and values are kept. Unspecified: as binary32.
     #[prost(enumeration = "DType", tag = "12")]
     pub cache: i32,
+    /// Digests of 16 bytes each, of the pages of 16 tokens that the session is to begin with: it takes
+    /// over what the server has kept of them for the same client.
+    #[prost(bytes = "bytes", tag = "13")]
+    pub prefix: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NextHop {
@@ -467,6 +473,21 @@ pub struct Adopt {
     /// comes for position 0.
     #[prost(bool, tag = "3")]
     pub empty: bool,
+}
+/// These pages of the session may be taken over by later sessions of the same client. Not answered.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KeepPages {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub session: ::prost::bytes::Bytes,
+    /// All steps before this one are answered. A server that has seen a later one ignores the message.
+    #[prost(uint64, tag = "2")]
+    pub next_step: u64,
+    /// The number of the first page, of 16 tokens each.
+    #[prost(uint32, tag = "3")]
+    pub first: u32,
+    /// Digests of 16 bytes, of that page and those behind it.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub pages: ::prost::bytes::Bytes,
 }
 /// Is the server there, and how far has it come?
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -531,6 +552,9 @@ pub struct SessionOpened {
     /// Tokens for which the server keeps room.
     #[prost(uint32, tag = "2")]
     pub tokens_max: u32,
+    /// Tokens of the prefix that are in the cache already. Absent: the server keeps no pages.
+    #[prost(uint32, optional, tag = "3")]
+    pub kept: ::core::option::Option<u32>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SessionError {

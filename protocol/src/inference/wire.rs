@@ -1,5 +1,6 @@
 //! Between the messages of a session and their frames.
 
+mod prefix;
 mod repair;
 
 use std::time::Duration;
@@ -44,6 +45,7 @@ impl ClientMessage {
                 let session = wire::session_bytes(session);
                 client_message::Message::Ping(v1::Ping { session })
             }
+            Self::Keep(keep) => client_message::Message::Keep(keep.into()),
         };
         let header = v1::ClientMessage { message: Some(message) }.encode_to_vec().into();
         Frame { header, payload }
@@ -73,6 +75,7 @@ impl ClientMessage {
             client_message::Message::Ping(v1::Ping { session }) => {
                 Ok(Self::Ping { session: wire::session_id(&session)? })
             }
+            client_message::Message::Keep(keep) => Ok(Self::Keep(keep.try_into()?)),
         }
     }
 }
@@ -89,9 +92,9 @@ impl ServerMessage {
     pub fn encode_as(self, packing: Packing) -> Frame {
         let mut payload = Bytes::new();
         let message = match self {
-            Self::Opened { session, tokens_max } => {
+            Self::Opened { session, tokens_max, kept } => {
                 let session = wire::session_bytes(session);
-                server_message::Message::Opened(v1::SessionOpened { session, tokens_max })
+                server_message::Message::Opened(v1::SessionOpened { session, tokens_max, kept })
             }
             Self::Output(step) => {
                 server_message::Message::Output(step_to_wire(step, packing, &mut payload))
@@ -138,8 +141,8 @@ impl ServerMessage {
         wire::no_payload(&payload, MESSAGE)?;
         Ok(match message {
             server_message::Message::Output(_) => unreachable!("it was read above"),
-            server_message::Message::Opened(v1::SessionOpened { session, tokens_max }) => {
-                Self::Opened { session: wire::session_id(&session)?, tokens_max }
+            server_message::Message::Opened(v1::SessionOpened { session, tokens_max, kept }) => {
+                Self::Opened { session: wire::session_id(&session)?, tokens_max, kept }
             }
             server_message::Message::Error(error) => Self::Error(error.try_into()?),
             server_message::Message::Closed(v1::SessionClosed { session }) => {
@@ -221,6 +224,7 @@ impl From<OpenSession> for v1::OpenSession {
             results: unless_f32(open.results).into(),
             compress: open.compress,
             cache: unless_f32(open.cache).into(),
+            prefix: prefix::to_wire(&open.prefix),
         }
     }
 }
@@ -242,6 +246,7 @@ impl TryFrom<v1::OpenSession> for OpenSession {
             results: wire::dtype(open.results)?.unwrap_or(DType::F32),
             compress: open.compress,
             cache: wire::dtype(open.cache)?.unwrap_or(DType::F32),
+            prefix: prefix::from_wire(&open.prefix)?,
         })
     }
 }

@@ -11,9 +11,10 @@ use umbel_protocol::directory::{DirectoryAnswer, DirectoryRequest};
 use umbel_protocol::error::{ErrorCode, ProtocolViolation};
 use umbel_protocol::frame::{Frame, FrameDecoder};
 use umbel_protocol::inference::{
-    Adopt, AnswerRows, ClientMessage, Destination, HopTiming, Neighbour, NextHop, OpenSession,
-    PushMessage, Redirect, ServerMessage, SessionError, Step, Trouble,
+    Adopt, AnswerRows, ClientMessage, Destination, HopTiming, KeepPages, Neighbour, NextHop,
+    OpenSession, PushMessage, Redirect, ServerMessage, SessionError, Step, Trouble,
 };
+use umbel_protocol::prefix::{PREFIX_PAGES_MAX, PageDigest};
 use umbel_protocol::{DType, ModelId, PeerId, SessionId, Span, StepId, Tensor};
 
 use crate::ANY;
@@ -54,8 +55,9 @@ fn opens() -> impl Strategy<Value = OpenSession> {
     let numbers = (any::<u32>(), any::<u32>(), any::<u64>());
     let places = (option::of(peers()), destinations());
     let writing = (dtypes(), any::<bool>(), dtypes());
-    (sessions(), models(), spans(), numbers, places, writing).prop_map(
-        |(session, model, blocks, numbers, (previous, next), (results, compress, cache))| {
+    (sessions(), models(), spans(), numbers, places, writing, pages()).prop_map(
+        |(session, model, blocks, numbers, (previous, next), writing, prefix)| {
+            let (results, compress, cache) = writing;
             let (tokens_max, next_position, next_step) = numbers;
             OpenSession {
                 session,
@@ -69,7 +71,23 @@ fn opens() -> impl Strategy<Value = OpenSession> {
                 results,
                 compress,
                 cache,
+                prefix,
             }
+        },
+    )
+}
+
+fn pages() -> impl Strategy<Value = Vec<PageDigest>> {
+    vec(any::<[u8; 16]>().prop_map(PageDigest::from_bytes), 0..9)
+}
+
+fn keeps() -> impl Strategy<Value = KeepPages> {
+    (sessions(), any::<u64>(), any::<u32>(), pages()).prop_map(
+        |(session, next_step, first, pages)| KeepPages {
+            session,
+            next_step: StepId(next_step),
+            first,
+            pages,
         },
     )
 }
@@ -157,8 +175,9 @@ fn messages() -> impl Strategy<Value = Message> {
             detail,
         },
     );
-    let opened = (sessions(), any::<u32>())
-        .prop_map(|(session, tokens_max)| ServerMessage::Opened { session, tokens_max });
+    let opened = (sessions(), any::<u32>(), option::of(any::<u32>())).prop_map(
+        |(session, tokens_max, kept)| ServerMessage::Opened { session, tokens_max, kept },
+    );
     let client = prop_oneof![
         opens().prop_map(ClientMessage::Open),
         steps().prop_map(ClientMessage::Step),
@@ -168,6 +187,7 @@ fn messages() -> impl Strategy<Value = Message> {
             ClientMessage::Adopt(Adopt { session, previous, empty })
         }),
         sessions().prop_map(|session| ClientMessage::Ping { session }),
+        keeps().prop_map(ClientMessage::Keep),
     ];
     let server = prop_oneof![
         opened,
@@ -284,6 +304,43 @@ fn a_payload_that_the_header_does_not_ask_for_is_a_violation() {
     frame.payload = Bytes::from_static(&[0]);
     let violation = ProtocolViolation::UnexpectedPayload { message: "client's message", bytes: 1 };
     assert_eq!(ClientMessage::decode(frame), Err(violation));
+}
+
+/// A message that asks to keep pages, with so many bytes of digests.
+fn keep_of(digest_bytes: usize) -> Frame {
+    let field = |tag: u8, bytes: &[u8]| {
+        let mut field = vec![tag];
+        let mut length = bytes.len();
+        while length >= 128 {
+            field.push(u8::try_from(length % 128).unwrap() | 128);
+            length /= 128;
+        }
+        field.push(u8::try_from(length).unwrap());
+        [&field, bytes].concat()
+    };
+    // Fields 1 and 4 of field 7.
+    let keep = [field(0x0a, &[1; 16]), field(0x22, &vec![7; digest_bytes])].concat();
+    Frame { header: field(0x3a, &keep).into(), ..Frame::default() }
+}
+
+#[test]
+fn more_pages_than_a_message_may_name_and_half_digests_are_violations() {
+    let decoded = ClientMessage::decode(keep_of(16 * PREFIX_PAGES_MAX));
+    assert!(
+        matches!(decoded, Ok(ClientMessage::Keep(keep)) if keep.pages.len() == PREFIX_PAGES_MAX)
+    );
+    let decoded = ClientMessage::decode(keep_of(16 * PREFIX_PAGES_MAX + 16));
+    assert!(matches!(decoded, Err(ProtocolViolation::TooMany { .. })), "{decoded:?}");
+    let decoded = ClientMessage::decode(keep_of(16 * 3 + 15));
+    assert!(matches!(decoded, Err(ProtocolViolation::WrongLength { .. })), "{decoded:?}");
+}
+
+#[test]
+fn more_pages_than_a_message_may_name_are_left_out_by_who_sends_them() {
+    let pages = vec![PageDigest::from_bytes([7; 16]); PREFIX_PAGES_MAX + 1];
+    let keep = KeepPages { session: SessionId::new(1), next_step: StepId(0), first: 0, pages };
+    let read = ClientMessage::decode(ClientMessage::Keep(keep).encode());
+    assert!(matches!(read, Ok(ClientMessage::Keep(keep)) if keep.pages.len() == PREFIX_PAGES_MAX));
 }
 
 #[test]

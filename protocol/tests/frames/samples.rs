@@ -11,9 +11,10 @@ use umbel_protocol::directory::{DirectoryAnswer, DirectoryRequest};
 use umbel_protocol::error::{ErrorCode, ProtocolViolation};
 use umbel_protocol::frame::{Frame, Limits, encode_prefix};
 use umbel_protocol::inference::{
-    Adopt, AnswerRows, ClientMessage, Destination, HopTiming, Neighbour, NextHop, OpenSession,
-    PushMessage, Redirect, ServerMessage, SessionError, Step, Trouble,
+    Adopt, AnswerRows, ClientMessage, Destination, HopTiming, KeepPages, Neighbour, NextHop,
+    OpenSession, PushMessage, Redirect, ServerMessage, SessionError, Step, Trouble,
 };
+use umbel_protocol::prefix::PageDigest;
 use umbel_protocol::{DType, ModelId, PeerId, SessionId, Span, StepId, Tensor};
 
 /// A message of any kind.
@@ -75,13 +76,19 @@ pub(crate) fn samples() -> Vec<Sample> {
         client("client_open_refill", ClientMessage::Open(open_refill(session))),
         client("client_open_narrow", ClientMessage::Open(open_narrow(session))),
         client("client_open_narrow_cache", ClientMessage::Open(open_narrow_cache(session))),
+        client("client_open_prefix", ClientMessage::Open(open_prefix(session))),
         client("client_step", ClientMessage::Step(step(session))),
         client("client_step_last_row", ClientMessage::Step(step_last_row(session))),
         client("client_close", ClientMessage::Close { session }),
         client("client_redirect", ClientMessage::Redirect(redirect(session))),
         client("client_adopt", ClientMessage::Adopt(adopt(session))),
         client("client_ping", ClientMessage::Ping { session }),
-        server("server_opened", ServerMessage::Opened { session, tokens_max: 2_048 }),
+        client("client_keep", ClientMessage::Keep(keep(session))),
+        server("server_opened", ServerMessage::Opened { session, tokens_max: 2_048, kept: None }),
+        server(
+            "server_opened_prefix",
+            ServerMessage::Opened { session, tokens_max: 2_048, kept: Some(32) },
+        ),
         server("server_output", ServerMessage::Output(step(session))),
         server("server_error", ServerMessage::Error(error(session))),
         server("server_closed", ServerMessage::Closed { session }),
@@ -139,7 +146,20 @@ fn open(session: SessionId) -> OpenSession {
         results: DType::F32,
         compress: false,
         cache: DType::F32,
+        prefix: Vec::new(),
     }
+}
+
+fn pages() -> Vec<PageDigest> {
+    (1..4).map(|page| PageDigest::from_bytes([page; 16])).collect()
+}
+
+fn open_prefix(session: SessionId) -> OpenSession {
+    OpenSession { prefix: pages(), ..open(session) }
+}
+
+fn keep(session: SessionId) -> KeepPages {
+    KeepPages { session, next_step: StepId(9), first: 5, pages: pages() }
 }
 
 fn open_refill(session: SessionId) -> OpenSession {

@@ -166,6 +166,7 @@ impl Scenario {
             context_tokens: CONTEXT_TOKENS,
             kv_tokens_max: of.kv_tokens,
             journal_bytes_max,
+            keeps_pages: true,
         }
     }
 

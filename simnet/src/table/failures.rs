@@ -201,6 +201,7 @@ pub fn generate(length: u32, probability: f64, standby: bool, noticed: bool, see
                 context_tokens: 2_048,
                 kv_tokens_max: 16_384,
                 journal_bytes_max: 16 << 20,
+                keeps_pages: true,
             };
             world.serve(config, gtx_1080_ti(), 0);
         }

@@ -121,6 +121,7 @@ impl Setup {
                 context_tokens: 4_096,
                 kv_tokens_max: 8_192,
                 journal_bytes_max: 16 << 20,
+                keeps_pages: true,
             };
             world.serve(config, self.speed(), 0);
         }

@@ -100,6 +100,7 @@ pub fn time(manner: Manner, prompt: u32, bytes_per_second: f64) -> Duration {
             context_tokens: 8_192,
             kv_tokens_max: 8_192,
             journal_bytes_max: 64 << 20,
+            keeps_pages: true,
         };
         world.serve(config, SPEED, 0);
     }

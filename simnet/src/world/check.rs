@@ -31,6 +31,8 @@ pub struct Totals {
     pub violations: u64,
     /// Hops that clients gave up.
     pub blames: u64,
+    /// Tokens that sessions took over and did not have computed.
+    pub tokens_shared: u64,
     /// Checks of invariants.
     pub checks: u64,
     /// Invariants that did not hold.
@@ -61,9 +63,7 @@ impl World {
         let room = u64::from(blocks.block_count()) * u64::from(tokens);
         self.hosts[server].reserved.insert(session, (room, tokens));
         let host = &self.hosts[server];
-        let used: u64 = host.reserved.values().map(|(room, _)| *room).sum();
-        let budget =
-            u64::from(host.config.kv_tokens_max) * u64::from(host.config.span.block_count());
+        let (used, budget) = (host.used(), host.budget());
         if used > budget {
             self.broken(format!("server {server} promises {used} of {budget} token-blocks"));
         }
@@ -85,10 +85,14 @@ impl World {
         let journals = machine.journal_bytes() <= host.config.journal_bytes_max;
         let queue = machine.queue_depth() <= sessions * STEPS_QUEUED_PER_SESSION_MAX + 1;
         let caches = host.oracle.session_count() == sessions && host.reserved.len() == sessions;
-        let room = machine.kv_tokens_free() <= host.config.kv_tokens_max;
-        if !(journals && queue && caches && room) {
+        let room =
+            machine.kv_tokens_free() <= host.config.kv_tokens_max && host.used() <= host.budget();
+        // Orders may wait for a pass that runs.
+        let pages = host.computing.is_some() || host.oracle.page_count() == machine.pages_kept();
+        if !(journals && queue && caches && room && pages) {
             let what = format!(
-                "server {server}: journals {journals}, queue {queue}, caches {caches}, room {room}"
+                "server {server}: journals {journals}, queue {queue}, caches {caches}, \
+                 room {room}, pages {pages}"
             );
             self.broken(what);
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use umbel_coordinator::Time;
 use umbel_coordinator::random::Random;
 use umbel_coordinator::session::{
-    HopFailure, HopId, Input, Output, Session, SessionConfig, SessionFailure,
+    HopFailure, HopId, Input, Output, Session, SessionConfig, SessionFailure, Sharing,
 };
 use umbel_protocol::inference::ClientMessage;
 use umbel_protocol::{DType, PeerId, SessionId, Span, Tensor};
@@ -21,6 +21,9 @@ const JOURNAL_BYTES_MAX: usize = 64 << 20;
 
 /// Most failures of hops that a client keeps in words.
 const BLAMED_MAX: usize = 64;
+
+/// What goes into the digests of all clients, so that one that is shown another's pages notices.
+const SECRET: [u8; 32] = [0x5e; 32];
 
 /// The session's name at the oracle beside the swarm.
 const REFERENCE: SessionId = SessionId::new(0);
@@ -51,11 +54,15 @@ pub struct Client {
     pub blamed: Vec<HopFailure>,
     /// Sessions that came to their end.
     pub sessions_done: u32,
+    /// Steps that needed no answer, since hops held their tokens.
+    pub skipped: usize,
     /// Sessions that have begun.
     pub(super) sessions_begun: u32,
     session: Option<Session>,
     config: SessionConfig,
     plan: Plan,
+    /// What follows it, each after a pause.
+    more: VecDeque<(Duration, Plan)>,
     workload: Option<(Workload, Random)>,
     /// What the swarm's answers must equal.
     reference: Oracle,
@@ -79,6 +86,7 @@ impl Client {
             failures: Vec::new(),
             blamed: Vec::new(),
             sessions_done: 0,
+            skipped: 0,
             sessions_begun: 0,
             session: None,
             config: SessionConfig {
@@ -90,8 +98,10 @@ impl Client {
                 cache: DType::F32,
                 journal_bytes_max: JOURNAL_BYTES_MAX,
                 standby: plan.standby,
+                sharing: None,
             },
             plan,
+            more: VecDeque::new(),
             workload: None,
             reference: Oracle::default(),
             expected: VecDeque::new(),
@@ -112,6 +122,10 @@ impl Client {
         let mut client = Self::new(index, settings, group, Plan::default());
         client.workload = Some((workload, random));
         client
+    }
+
+    pub(super) fn with_more(self, more: VecDeque<(Duration, Plan)>) -> Self {
+        Self { more, ..self }
     }
 
     pub(super) const fn tokens_max(&self) -> u32 {
@@ -139,11 +153,32 @@ impl Client {
         let (answer_rows, count) = (self.plan.answer_rows, hidden.shape()[0]);
         self.expected.push_back(result.rows(count - answer_rows.of(count), count));
         self.end = position + count;
-        Some(Input::Step { position, hidden, answer_rows })
+        let ids = self.plan.says.as_ref().map_or_else(Vec::new, |_| tokens);
+        Some(Input::Step { position, hidden, ids, answer_rows })
+    }
+
+    /// Begins where all hops can; what enters the first block before that.
+    fn begin(&mut self) -> Option<Input> {
+        let held = self.session.as_ref().map_or(0, Session::taken_over);
+        let says = self.plan.says.as_ref().filter(|_| held > 0)?;
+        let hidden = embed(&says[..held as usize]);
+        let (begin, skipped) = self.plan.skip(held);
+        self.skipped += skipped;
+        self.end = begin;
+        if begin > 0 {
+            let blocks = Span::new(0, self.config.block_count).expect("a model has blocks");
+            let before = hidden.rows(0, begin);
+            let _known = self.reference.step(REFERENCE, blocks, 0, &before);
+        }
+        Some(Input::Remember { hidden })
     }
 
     /// The plan of the next session, if there is to be one; and when.
     fn next_session(&mut self, now: Time) -> Option<Time> {
+        if let Some((pause, plan)) = self.more.pop_front() {
+            self.plan = plan;
+            return Some(now + pause);
+        }
         let (workload, random) = self.workload.as_mut()?;
         let at = now + workload.pause.draw(random);
         (at < workload.until && self.sessions_begun < workload.sessions).then_some(at)
@@ -155,9 +190,11 @@ impl World {
         let of = &mut self.clients[client];
         if let Some((workload, random)) = &mut of.workload {
             of.plan = workload.plan(random);
-            of.config.tokens_max = of.plan.tokens_max;
-            of.config.standby = of.plan.standby;
         }
+        of.config.tokens_max = of.plan.tokens_max;
+        of.config.standby = of.plan.standby;
+        let says = of.plan.says.clone();
+        of.config.sharing = says.map(|tokens| Sharing { secret: SECRET, tokens });
         let blocks = Span::new(0, of.config.block_count).expect("a model has blocks");
         of.reference.open(REFERENCE, blocks);
         of.sessions_begun += 1;
@@ -211,7 +248,17 @@ impl World {
                         self.send(Place::Client(client), Place::Server(end.server), 0, event);
                     }
                 }
-                Output::Ready => over |= self.next_steps(client),
+                Output::Ready => {
+                    let remember = of.begin();
+                    self.totals.tokens_shared += u64::from(self.clients[client].end);
+                    if let Some(input) = remember
+                        && let Some(session) = &mut self.clients[client].session
+                    {
+                        let result = session.handle(input, self.now);
+                        assert_eq!(result, Ok(()), "the client does not wrong itself");
+                    }
+                    over |= self.next_steps(client);
+                }
                 Output::Stepped { hidden, total, .. } => {
                     let (at, took, tokens) = (self.now, total, hidden.shape()[0]);
                     if of.expected.pop_front() != Some(hidden) {
@@ -294,7 +341,7 @@ impl World {
     fn end_session(&mut self, client: usize) {
         let now = self.now;
         let of = &mut self.clients[client];
-        (of.session, of.armed) = (None, None);
+        (of.session, of.armed, of.end) = (None, None, 0);
         of.expected.clear();
         of.reference.forget(REFERENCE);
         match of.next_session(now) {

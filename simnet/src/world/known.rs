@@ -28,6 +28,7 @@ fn a_long_prompt_over_a_slow_link_reaches_its_hop() {
             context_tokens: 1_024,
             kv_tokens_max: 4_096,
             journal_bytes_max: 1 << 20,
+            keeps_pages: true,
         };
         world.serve(config, Speed::new(Duration::from_millis(1), Duration::ZERO), 0);
     }

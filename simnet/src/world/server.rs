@@ -103,8 +103,9 @@ impl World {
                 Output::Disconnect { session, to } => {
                     self.links.close_push((server, session, to));
                 }
-                Output::OpenCache { session, blocks, tokens, .. } => {
-                    self.hosts[server].oracle.open(session, blocks);
+                Output::Pages(orders) => self.hosts[server].order(orders),
+                Output::OpenCache { session, blocks, tokens, prefix, .. } => {
+                    self.hosts[server].open(session, blocks, &prefix);
                     self.reserve(server, session, blocks, tokens);
                 }
                 Output::Forget { session } => {

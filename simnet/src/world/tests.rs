@@ -7,10 +7,10 @@ use super::*;
 use crate::oracle::HIDDEN_SIZE;
 use crate::workload::tokens;
 
-const BLOCKS: u32 = 6;
-const MODEL: ModelId = ModelId::from_bytes([9; 32]);
+pub(super) const BLOCKS: u32 = 6;
+pub(super) const MODEL: ModelId = ModelId::from_bytes([9; 32]);
 
-fn ms(milliseconds: u64) -> Duration {
+pub(super) fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
 }
 
@@ -18,7 +18,7 @@ pub(super) fn at(milliseconds: u64) -> Time {
     Time::after_start(ms(milliseconds))
 }
 
-fn server(name: u8, start: u32, end: u32, kv_tokens_max: u32) -> ServerConfig {
+pub(super) fn server(name: u8, start: u32, end: u32, kv_tokens_max: u32) -> ServerConfig {
     ServerConfig {
         peer: PeerId::from_public_key([name; 32]),
         model: MODEL,
@@ -28,6 +28,7 @@ fn server(name: u8, start: u32, end: u32, kv_tokens_max: u32) -> ServerConfig {
         context_tokens: 512,
         kv_tokens_max,
         journal_bytes_max: 1 << 20,
+        keeps_pages: true,
     }
 }
 
@@ -73,24 +74,8 @@ type MakePlan = fn(&mut Random, bool) -> Plan;
 /// Servers of which two at least serve each block, clients with random plans, and faults.
 fn run(seed: Seed, make_plan: MakePlan, standby: bool) -> (World, Vec<Plan>) {
     let mut random = seed.stream("swarm");
-    let links = LinkClass::new(ms(20), ms(10), 1e6);
-    let mut world = World::new(seed, Settings::new(MODEL, BLOCKS, links));
-    for name in 0..9u8 {
-        let (start, end) = match name {
-            0 | 1 => (0, 3),
-            2 | 3 => (2, 6),
-            _ => {
-                let start = u32::try_from(random.below(5)).unwrap();
-                (start, start + 1 + u32::try_from(random.below((6 - start) as usize)).unwrap())
-            }
-        };
-        let mut config = server(name + 1, start, end, 4_000);
-        if random.below(3) == 0 {
-            config.journal_bytes_max = 2_000;
-        }
-        let per_block = Duration::from_secs_f64(0.001 + 0.01 * random.unit());
-        world.serve(config, Speed::new(per_block, per_block / 20), 0);
-    }
+    let mut world = World::new(seed, Settings::new(MODEL, BLOCKS, links()));
+    serve_some(&mut world, &mut random, 4_000);
     let plans: Vec<_> = (0..6).map(|_| make_plan(&mut random, standby)).collect();
     for plan in &plans {
         let begin = at(random.below(500) as u64);
@@ -101,10 +86,35 @@ fn run(seed: Seed, make_plan: MakePlan, standby: bool) -> (World, Vec<Plan>) {
     (world, plans)
 }
 
+pub(super) fn links() -> LinkClass {
+    LinkClass::new(ms(20), ms(10), 1e6)
+}
+
+/// Nine servers, of which two at least have each block.
+pub(super) fn serve_some(world: &mut World, random: &mut Random, kv_tokens_max: u32) {
+    for name in 0..9u8 {
+        let (start, end) = match name {
+            0 | 1 => (0, 3),
+            2 | 3 => (2, 6),
+            _ => {
+                let start = u32::try_from(random.below(5)).unwrap();
+                (start, start + 1 + u32::try_from(random.below((6 - start) as usize)).unwrap())
+            }
+        };
+        let mut config = server(name + 1, start, end, kv_tokens_max);
+        if random.below(3) == 0 {
+            config.journal_bytes_max = 2_000;
+        }
+        let per_block = Duration::from_secs_f64(0.001 + 0.01 * random.unit());
+        world.serve(config, Speed::new(per_block, per_block / 20), 0);
+    }
+}
+
 /// Everything that can happen to servers, in the first five seconds; all of them run in the end.
-fn faults(world: &mut World, random: &mut Random) {
+pub(super) fn faults(world: &mut World, random: &mut Random) {
+    let count = world.hosts.len();
     for _ in 0..12 {
-        let (server, begin) = (random.below(9), 100 + random.below(5_000) as u64);
+        let (server, begin) = (random.below(count), 100 + random.below(5_000) as u64);
         let end = begin + 50 + random.below(3_000) as u64;
         let (fault, undo) = match random.below(5) {
             0 => (Fault::Crash { server, noticed: true }, Fault::Restart { server }),
@@ -116,7 +126,7 @@ fn faults(world: &mut World, random: &mut Random) {
         world.plan(at(begin), fault);
         world.plan(at(end), undo);
     }
-    for server in 0..9 {
+    for server in 0..count {
         world.plan(at(9_000), Fault::Thaw { server });
         world.plan(at(10_000), Fault::Restart { server });
     }

@@ -12,6 +12,7 @@ use umbel_coordinator::session::{
 };
 use umbel_coordinator::{Hop, Time};
 use umbel_protocol::inference::{AnswerRows, ClientMessage, HopTiming, ServerMessage};
+use umbel_protocol::prefix::{PageDigest, PrefixChain, PrefixSeed};
 use umbel_protocol::{ModelId, Tensor};
 
 use super::links::{self, HopLink};
@@ -31,13 +32,21 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// What the caller asks for.
 pub(super) enum Command {
     Step(NextStep),
-    Close { done: oneshot::Sender<()> },
+    /// What enters the first block for tokens that servers hold.
+    Remember {
+        hidden: Tensor,
+    },
+    Close {
+        done: oneshot::Sender<()>,
+    },
 }
 
 /// A step that is to begin.
 pub(super) struct NextStep {
     pub(super) position: u32,
     pub(super) hidden: Tensor,
+    /// Empty where they are not known.
+    pub(super) ids: Vec<u32>,
     pub(super) answer_rows: AnswerRows,
     pub(super) answer: Answer,
 }
@@ -64,6 +73,10 @@ pub(super) struct Driver {
     /// As many tokens in binary32 take as much of a server's memory as the session does.
     room_tokens: u32,
     token_bytes: u32,
+    /// Names of the session's pages for this side's own use; `None` where it shares nothing.
+    pages: Option<PrefixChain>,
+    /// What the session is to begin with.
+    prefix: Vec<PageDigest>,
     session: Session,
     links: BTreeMap<HopId, HopLink>,
     /// Links over which something may still have to be said.
@@ -71,7 +84,8 @@ pub(super) struct Driver {
     tell: mpsc::Sender<Event>,
     events: mpsc::Receiver<Event>,
     commands: mpsc::Receiver<Command>,
-    ready: Option<oneshot::Sender<Result<(), SessionFailure>>>,
+    /// Who waits for the session to open, and wants to know how many tokens it begins with.
+    ready: Option<oneshot::Sender<Result<u32, SessionFailure>>>,
     /// It waits until the session accepts it.
     next: Option<NextStep>,
     /// Who waits for the steps under way, in order.
@@ -84,6 +98,8 @@ pub(super) struct Driver {
     searched: Option<Instant>,
     /// Since when there has been no answer after a failure.
     troubled: Option<Instant>,
+    /// Whether a step was answered.
+    stepped: bool,
     over: bool,
 }
 
@@ -93,16 +109,25 @@ impl Driver {
         config: SessionConfig,
         room_tokens: u32,
         commands: mpsc::Receiver<Command>,
-        ready: oneshot::Sender<Result<(), SessionFailure>>,
+        ready: oneshot::Sender<Result<u32, SessionFailure>>,
     ) -> (Self, watch::Receiver<Vec<Hop>>, watch::Receiver<Vec<HopFailure>>) {
         let (tell, events) = mpsc::channel(EVENTS_WAITING_MAX);
         let (hops, failures) = (watch::Sender::new(Vec::new()), watch::Sender::new(Vec::new()));
         let views = (hops.subscribe(), failures.subscribe());
+        let mut pages = config.sharing.as_ref().map(|sharing| {
+            // Routes are told apart by their hops, so the blocks at which links round say no more.
+            let (model, cache, wire) = (config.model, config.cache, config.results);
+            PrefixChain::new(PrefixSeed::new(&sharing.secret, model, cache, wire, None))
+        });
+        let text = config.sharing.as_ref().map_or(&[][..], |sharing| &sharing.tokens);
+        let prefix = pages.as_mut().map_or_else(Vec::new, |pages| pages.digests(text).to_vec());
         let driver = Self {
             swarm,
             model: config.model,
             room_tokens,
             token_bytes: config.token_bytes,
+            pages,
+            prefix,
             session: Session::open(config, Time::START),
             links: BTreeMap::new(),
             closing: JoinSet::new(),
@@ -118,6 +143,7 @@ impl Driver {
             started: Instant::now(),
             searched: None,
             troubled: None,
+            stepped: false,
             over: false,
         };
         (driver, views.0, views.1)
@@ -138,6 +164,7 @@ impl Driver {
                 }
                 command = self.commands.recv(), if idle => match command {
                     Some(Command::Step(next)) => self.next = Some(next),
+                    Some(Command::Remember { hidden }) => self.tell(Input::Remember { hidden }),
                     Some(Command::Close { done }) => {
                         self.close().await;
                         // The caller may not wait for it.
@@ -165,9 +192,9 @@ impl Driver {
     fn begin_next(&mut self) {
         let accepts = |next: &mut NextStep| self.session.accepts(next.position);
         if let Some(next) = self.next.take_if(accepts) {
-            let NextStep { position, hidden, answer_rows, answer } = next;
+            let NextStep { position, hidden, ids, answer_rows, answer } = next;
             self.answers.push_back(answer);
-            self.tell(Input::Step { position, hidden, answer_rows });
+            self.tell(Input::Step { position, hidden, ids, answer_rows });
             self.drain();
         }
     }
@@ -212,11 +239,14 @@ impl Driver {
                     self.report_hops();
                     if let Some(ready) = self.ready.take() {
                         // Its caller may be gone; then the commands end too.
-                        let _gone = ready.send(Ok(()));
+                        let _gone = ready.send(Ok(self.session.taken_over()));
                     }
                 }
                 Output::Stepped { hidden, trace, total } => {
                     self.troubled = None;
+                    if !std::mem::replace(&mut self.stepped, true) {
+                        self.remember();
+                    }
                     self.swarm.praise(trace.iter().map(|hop| hop.peer));
                     if let Some(answer) = self.answers.pop_front() {
                         let _gone = answer.send(Ok(Stepped { hidden, trace, total }));
@@ -239,6 +269,7 @@ impl Driver {
             since: if begun { self.troubled.unwrap_or(now) } else { self.started },
             forgiving_from: searched.map_or(now, |searched| searched + FORGIVEN_AGAIN),
             urgent: begun,
+            prefix: if begun { Vec::new() } else { self.prefix.clone() },
             wanted,
         };
         tokio::spawn(async move {
@@ -294,7 +325,19 @@ impl Driver {
         });
     }
 
+    /// Takes note of who holds what the session has read, for later ones.
+    fn remember(&mut self) {
+        let Some(pages) = &mut self.pages else {
+            return;
+        };
+        let text = self.session.text();
+        // What it was to begin with need not be what it has read.
+        pages.truncate(0);
+        self.swarm.remember(self.model, pages.digests(text), self.session.hops());
+    }
+
     async fn close(&mut self) {
+        self.remember();
         self.tell(Input::Close);
         self.drain();
         while self.closing.join_next().await.is_some() {}

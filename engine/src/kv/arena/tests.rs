@@ -16,10 +16,7 @@ fn span(start: u32, end: u32) -> Span {
 
 fn arena(tokens_max: usize) -> KvArena {
     let page = PageShape { kv_heads: KV_HEADS, head_size: HEAD_SIZE };
-    let hosted = span(HOSTED.0, HOSTED.1);
-    let bytes = bytes(page, DType::F32, hosted, tokens_max);
-    let budget = Arc::new(Budget { free: AtomicUsize::new(bytes) });
-    KvArena { hosted, context_tokens: CONTEXT_TOKENS, page, budget }
+    KvArena::of_pages(span(HOSTED.0, HOSTED.1), page, tokens_max)
 }
 
 /// What a pass does to a table: keys and values for every block, then the new position.

@@ -248,7 +248,7 @@ async fn begin(
     let vocabulary = client.model.config().vocabulary_size;
     let mut ids = prompt(prompt_tokens, vocabulary);
     ids[0] = index % u32::try_from(vocabulary)?;
-    let chain = client.chain((prompt_tokens + new_tokens) as usize).await?;
+    let chain = client.chain((prompt_tokens + new_tokens) as usize, &[]).await?;
     let request = Generate { max_tokens: new_tokens, ignore_eos: true, ..Generate::new(ids) };
     Ok(request.start(Arc::clone(&client.model), chain)?)
 }

@@ -1,0 +1,93 @@
+//! Pages that outlive the table that filled them, so that later tables may begin with them.
+//!
+//! They are shared, not copied: a table that writes into a page that others hold copies it first.
+//! While a table holds a page, its own promise covers it; a page that no table holds is charged to
+//! the arena's budget by itself, and can be dropped at any time.
+
+use std::sync::Arc;
+
+use umbel_protocol::{DType, Span};
+
+use super::PAGE_TOKENS;
+use super::arena::{KvArena, Reservation};
+use super::page::Page;
+use super::table::{KvTable, PageShape};
+
+/// Keys and values of [`PAGE_TOKENS`] consecutive positions in each block of a span.
+#[derive(Debug)]
+pub struct KeptPage {
+    blocks: Span,
+    shape: PageShape,
+    dtype: DType,
+    pages: Vec<Arc<Page>>,
+    charge: Option<Reservation>,
+}
+
+impl KeptPage {
+    /// What it takes of the budget where no table holds it.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.pages.len() * Page::bytes(self.shape, self.dtype)
+    }
+
+    /// Gives back the room that [`KvArena::charge`] took for it: a table is about to hold it.
+    pub fn uncharge(&mut self) {
+        self.charge = None;
+    }
+}
+
+impl KvTable {
+    /// The page of the positions from `index` times [`PAGE_TOKENS`] on, to be kept beside the table;
+    /// `None` where it is not full.
+    #[must_use]
+    pub fn keep(&self, index: usize) -> Option<KeptPage> {
+        if index >= self.position() / PAGE_TOKENS {
+            return None;
+        }
+        let pages = self.caches().iter().map(|cache| Arc::clone(&cache.pages()[index])).collect();
+        let (blocks, shape, dtype) = (self.blocks(), self.shape(), self.dtype());
+        Some(KeptPage { blocks, shape, dtype, pages, charge: None })
+    }
+
+    /// Lets an empty table hold these pages from its first position on, as if it had been through
+    /// their tokens.
+    ///
+    /// # Errors
+    /// [`WrongPrefixError`] where the table is not empty, or too short, or a page is of other
+    /// blocks or another type; the table is then as it was.
+    pub fn begin_with(&mut self, prefix: &[&KeptPage]) -> Result<(), WrongPrefixError> {
+        let (blocks, shape, dtype) = (self.blocks(), self.shape(), self.dtype());
+        let fits =
+            |page: &&KeptPage| (page.blocks, page.shape, page.dtype) == (blocks, shape, dtype);
+        let tokens = prefix.len() * PAGE_TOKENS;
+        if self.position() > 0 || tokens > self.capacity() || !prefix.iter().all(fits) {
+            return Err(WrongPrefixError { pages: prefix.len() });
+        }
+        for (index, cache) in self.caches_mut().iter_mut().enumerate() {
+            cache.begin_with(prefix.iter().map(|kept| Arc::clone(&kept.pages[index])));
+        }
+        self.advance(tokens);
+        Ok(())
+    }
+}
+
+impl KvArena {
+    /// Takes room of its own for a page that no table holds any more. Whether there was some.
+    pub fn charge(&self, page: &mut KeptPage) -> bool {
+        if page.charge.is_none() {
+            page.charge = self.reserve(page.bytes());
+        }
+        page.charge.is_some()
+    }
+}
+
+/// Pages with which a table cannot begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the table cannot begin with these {pages} pages: it is not empty, or they are of another")]
+pub struct WrongPrefixError {
+    /// How many there were.
+    pub pages: usize,
+}
+
+#[cfg(test)]
+mod tests;
