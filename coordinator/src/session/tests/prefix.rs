@@ -30,7 +30,7 @@ fn opened_with(name: u8, kept: Option<u32>) -> ServerMessage {
 }
 
 fn opens(outputs: &[Output]) -> Vec<&OpenSession> {
-    fn open<'a>((_, message): (u32, &'a ClientMessage)) -> Option<&'a OpenSession> {
+    fn open((_, message): (u32, &ClientMessage)) -> Option<&OpenSession> {
         let ClientMessage::Open(open) = message else { return None };
         Some(open)
     }
@@ -38,7 +38,7 @@ fn opens(outputs: &[Output]) -> Vec<&OpenSession> {
 }
 
 fn keeps(outputs: &[Output]) -> Vec<(u32, &KeepPages)> {
-    fn keep<'a>((hop, message): (u32, &'a ClientMessage)) -> Option<(u32, &'a KeepPages)> {
+    fn keep((hop, message): (u32, &ClientMessage)) -> Option<(u32, &KeepPages)> {
         let ClientMessage::Keep(keep) = message else { return None };
         Some((hop, keep))
     }
