@@ -11,6 +11,7 @@
 //! |---|---|
 //! | [`frame`] | frames, their limits, and a decoder that is fed bytes as they come |
 //! | [`inference`] | what clients and servers say in a session |
+//! | [`training`] | what trainers and servers say to each other |
 //! | [`announcement`] | what a server says of itself, signed |
 //! | [`directory`] | asking a peer which servers it knows |
 //! | [`compression`] | large payloads in fewer bytes, without loss |
@@ -29,6 +30,7 @@ pub mod id;
 pub mod inference;
 pub mod span;
 pub mod tensor;
+pub mod training;
 pub mod version;
 mod wire;
 
