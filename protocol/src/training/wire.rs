@@ -63,7 +63,7 @@ impl TrainerMessage {
             Wire::Backward(v1::TrainBackward { microbatch, gradient }) => {
                 Ok(Self::Backward { microbatch, gradient: rows(gradient, payload)? })
             }
-            message => {
+            message @ (Wire::Open(_) | Wire::Read(_) | Wire::Step(_) | Wire::Close(_)) => {
                 wire::no_payload(&payload, MESSAGE)?;
                 Self::without_payload(message)
             }
@@ -149,7 +149,11 @@ impl TrainingAnswer {
             Wire::Read(v1::StateRead { kind, offset, values }) => {
                 Ok(Self::State(state(kind, offset, values, payload)?))
             }
-            message => {
+            message @ (Wire::Opened(_)
+            | Wire::Written(_)
+            | Wire::Stepped(_)
+            | Wire::Closed(_)
+            | Wire::Error(_)) => {
                 wire::no_payload(&payload, MESSAGE)?;
                 Self::without_payload(message)
             }
