@@ -30,9 +30,9 @@ pub const SESSIONS_MAX: usize = 64;
 /// may still be there.
 pub const SESSIONS_PER_TRAINER_MAX: usize = 8;
 
-/// Messages of one session that wait: a trainer sends what follows before the answer has come, and
-/// reads a state of some hundred megabytes in as many parts.
-pub const MESSAGES_WAITING_MAX: usize = 16;
+/// Messages of one session that wait: one that is being computed does not count, so a trainer may have
+/// three under way, which fill a link.
+pub const MESSAGES_WAITING_MAX: usize = 2;
 
 /// How long a session is kept whose link is gone: a trainer comes back within seconds, or has found
 /// another server.
@@ -242,7 +242,7 @@ impl Host {
             (_, None) => Err(ProtocolViolation::Unexpected { message: "trainer's message" }),
             (message, Some(session)) => {
                 let held = self.sessions.get_mut(&session).expect("a link's session is held");
-                held.push(message, now)
+                held.push(&self.config, message, now)
             }
         }
     }

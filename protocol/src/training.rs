@@ -20,8 +20,8 @@ pub use settings::{
 /// Most sequences of a microbatch: 64 KiB of header hold three times as many.
 pub const SEQUENCES_MAX: usize = 1_024;
 
-/// Most values of a state in one message: 16 MiB.
-pub const STATE_VALUES_MAX: usize = 4 << 20;
+/// Most values of a state in one message: 1 MiB, so that what waits of many sessions stays small.
+pub const STATE_VALUES_MAX: usize = 1 << 18;
 
 /// What a trainer says.
 #[derive(Debug, Clone, PartialEq)]

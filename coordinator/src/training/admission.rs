@@ -1,9 +1,9 @@
 //! Who may open a session: model, blocks, and room.
 
-use umbel_protocol::training::{OpenTraining, TargetModule};
+use umbel_protocol::training::{OpenTraining, STATE_VALUES_MAX, TargetModule};
 use umbel_protocol::{ErrorCode, Span};
 
-use super::{HostConfig, SESSIONS_MAX, SESSIONS_PER_TRAINER_MAX};
+use super::{HostConfig, MESSAGES_WAITING_MAX, SESSIONS_MAX, SESSIONS_PER_TRAINER_MAX};
 
 /// Rows of values that a session keeps of each of its values: the adapter's own, two of the optimizer,
 /// and the gradients of a step.
@@ -68,12 +68,24 @@ impl Admission {
 }
 
 /// What a session takes at most: its state, what entered each block of the microbatches that are under
-/// way, and a message with another.
+/// way, and messages that wait.
 pub(super) fn bytes(config: &HostConfig, open: &OpenTraining) -> u64 {
     let blocks = u64::from(open.blocks.block_count());
     let state = values(config, open).saturating_mul(STATE_ROWS * VALUE_BYTES);
-    let rows = u64::from(open.tokens_max).saturating_mul(u64::from(config.hidden_size));
-    state.saturating_add(rows.saturating_mul(VALUE_BYTES).saturating_mul(blocks + 2))
+    let kept = row_bytes(config, open).saturating_mul(blocks);
+    let waiting = message_bytes_max(config, open).saturating_mul(MESSAGES_WAITING_MAX as u64);
+    state.saturating_add(kept).saturating_add(waiting)
+}
+
+/// The largest payload that a message of a session has: all its tokens, or a part of its state.
+pub(super) fn message_bytes_max(config: &HostConfig, open: &OpenTraining) -> u64 {
+    row_bytes(config, open).max(STATE_VALUES_MAX as u64 * VALUE_BYTES)
+}
+
+/// Bytes of as many tokens as may be under way, at one place.
+fn row_bytes(config: &HostConfig, open: &OpenTraining) -> u64 {
+    let values = u64::from(open.tokens_max).saturating_mul(u64::from(config.hidden_size));
+    values.saturating_mul(VALUE_BYTES)
 }
 
 /// How many values an adapter has in the blocks of a session.

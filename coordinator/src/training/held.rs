@@ -7,7 +7,7 @@ use umbel_protocol::training::{
 };
 use umbel_protocol::{ErrorCode, PeerId, ProtocolViolation, Tensor};
 
-use super::admission::values;
+use super::admission::{message_bytes_max, values};
 use super::{HostConfig, IDLE_LEASE, MESSAGES_WAITING_MAX, ORPHAN_LEASE, Work};
 use crate::server::{LinkId, ShardId};
 use crate::time::Time;
@@ -120,12 +120,16 @@ impl Held {
 
     pub(super) fn push(
         &mut self,
+        config: &HostConfig,
         message: TrainerMessage,
         now: Time,
     ) -> Result<(), ProtocolViolation> {
         if self.waiting.len() >= MESSAGES_WAITING_MAX {
             let (field, max) = ("messages that wait", MESSAGES_WAITING_MAX);
             return Err(ProtocolViolation::TooMany { field, max, found: max + 1 });
+        }
+        if payload_bytes(&message) > message_bytes_max(config, &self.open) {
+            return Err(ProtocolViolation::OutOfBounds { field: "the size of a message" });
         }
         self.last_used = now;
         self.waiting.push_back(message);
@@ -158,21 +162,17 @@ impl Held {
             return Next::Answer(link, TrainingAnswer::Opened { steps, resumed, value_count });
         }
         let message = self.waiting.pop_front().expect("something waits of it");
-        match self.check(config, &message) {
-            Err((code, detail)) => Next::Fail(code, detail.to_owned()),
-            Ok(()) => match message {
-                TrainerMessage::Close => Next::Close(link),
-                TrainerMessage::Step(step) if step.number == self.steps => {
-                    match self.last_step.clone() {
-                        Some(answer) => Next::Answer(link, answer),
-                        None => Next::Fail(
-                            ErrorCode::WrongPosition,
-                            "the step was taken elsewhere".to_owned(),
-                        ),
-                    }
-                }
-                message => self.compute(Work::Message(message)),
-            },
+        if let Err((code, detail)) = self.check(config, &message) {
+            return Next::Fail(code, detail.to_owned());
+        }
+        if matches!(message, TrainerMessage::Close) {
+            return Next::Close(link);
+        }
+        match (&message, &self.last_step) {
+            (TrainerMessage::Step(step), Some(answer)) if step.number == self.steps => {
+                Next::Answer(link, answer.clone())
+            }
+            (_, _) => self.compute(Work::Message(message)),
         }
     }
 
@@ -232,7 +232,9 @@ impl Held {
                     "the session has not as many values",
                 )
             }
-            TrainerMessage::Step(step) if step.number == self.steps => Ok(()),
+            TrainerMessage::Step(step) if step.number == self.steps && self.last_step.is_some() => {
+                Ok(())
+            }
             TrainerMessage::Step(step) => {
                 if self.steps.checked_add(1) != Some(step.number) {
                     return Err((ErrorCode::WrongPosition, "not the next step"));
@@ -286,6 +288,19 @@ impl Held {
 
 fn check(holds: bool, detail: &'static str) -> Result<(), (ErrorCode, &'static str)> {
     if holds { Ok(()) } else { Err((ErrorCode::WrongShape, detail)) }
+}
+
+fn payload_bytes(message: &TrainerMessage) -> u64 {
+    let tensor = match message {
+        TrainerMessage::Write(state) => &state.values,
+        TrainerMessage::Forward(forward) => &forward.hidden,
+        TrainerMessage::Backward { gradient, .. } => gradient,
+        TrainerMessage::Open(_)
+        | TrainerMessage::Read { .. }
+        | TrainerMessage::Step(_)
+        | TrainerMessage::Close => return 0,
+    };
+    tensor.payload().len() as u64
 }
 
 /// Whether a tensor has rows of this model, and as many as are expected.

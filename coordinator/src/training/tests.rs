@@ -1,8 +1,8 @@
 //! The host against trainers that come back, fail, and ask for too much.
 
 use umbel_protocol::training::{
-    AdamWSettings, AdapterSettings, ForwardMicrobatch, OptimizerStep, StateKind, StateValues,
-    TargetModule, TrainingSequence,
+    AdamWSettings, AdapterSettings, ForwardMicrobatch, OptimizerStep, STATE_VALUES_MAX, StateKind,
+    StateValues, TargetModule, TrainingSequence,
 };
 use umbel_protocol::{DType, Tensor};
 
@@ -43,8 +43,9 @@ fn opening(session: u128) -> OpenTraining {
     }
 }
 
-/// Of the session above: 4 rows of 2 * (4 + 8) * 2 values, and 10 tokens in 2 blocks and 2 messages.
-const BYTES: u64 = 4 * 4 * 48 + 10 * 2 * 4 * 4;
+/// Of the session above: 4 rows of 2 * (4 + 8) * 2 values, 10 tokens in 2 blocks, and 2 messages of a
+/// state.
+const BYTES: u64 = 4 * 4 * 48 + 10 * 2 * 4 * 2 + 2 * 4 * (1 << 18);
 
 fn rows(tokens: u32) -> Tensor {
     let bytes = vec![0; (tokens * HIDDEN * 4) as usize];
@@ -150,18 +151,16 @@ impl World {
     }
 
     fn opened(&self, link: u64) -> Option<(u64, bool)> {
-        self.sent.iter().rev().find_map(|(of, answer)| match answer {
-            TrainingAnswer::Opened { steps, resumed, .. } if *of == link => {
-                Some((*steps, *resumed))
-            }
-            _ => None,
+        self.sent.iter().rev().filter(|(of, _)| *of == link).find_map(|(_, answer)| {
+            let TrainingAnswer::Opened { steps, resumed, .. } = answer else { return None };
+            Some((*steps, *resumed))
         })
     }
 
     fn error(&self, link: u64) -> Option<ErrorCode> {
-        self.sent.iter().rev().find_map(|(of, answer)| match answer {
-            TrainingAnswer::Error { code, .. } if *of == link => Some(*code),
-            _ => None,
+        self.sent.iter().rev().filter(|(of, _)| *of == link).find_map(|(_, answer)| {
+            let TrainingAnswer::Error { code, .. } = answer else { return None };
+            Some(*code)
         })
     }
 }
@@ -371,6 +370,18 @@ fn a_trainer_that_does_not_wait_for_answers_is_cut_off() {
     }
     let violation = world.refused(ANNA, 1, TrainerMessage::Write(state(0)));
     assert!(matches!(violation, ProtocolViolation::TooMany { .. }));
+}
+
+#[test]
+fn a_message_that_is_larger_than_any_of_its_session_is_a_violation() {
+    let mut world = World::new(BYTES * 2);
+    world.say(ANNA, 1, TrainerMessage::Open(opening(5)));
+    let tokens = u32::try_from(STATE_VALUES_MAX).unwrap() / HIDDEN;
+    world.say(ANNA, 1, forward(1, tokens));
+    assert_eq!(world.error(1), Some(ErrorCode::ContextExceeded));
+    world.say(ANNA, 2, TrainerMessage::Open(opening(6)));
+    let violation = world.refused(ANNA, 2, forward(1, tokens + 1));
+    assert!(matches!(violation, ProtocolViolation::OutOfBounds { .. }));
 }
 
 #[test]

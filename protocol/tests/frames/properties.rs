@@ -192,6 +192,30 @@ fn forwards((evaluate, microbatch, lengths): (bool, u64, Vec<(u32, u64)>)) -> Tr
     TrainerMessage::Forward(ForwardMicrobatch { microbatch, sequences, evaluate, hidden })
 }
 
+fn training_messages() -> impl Strategy<Value = Message> {
+    let trainer = prop_oneof![
+        trainings().prop_map(TrainerMessage::Open),
+        (any::<bool>(), any::<u64>(), vec((1u32..5, any::<u64>()), 1..5)).prop_map(forwards),
+        (any::<u64>(), tensors())
+            .prop_map(|(microbatch, gradient)| TrainerMessage::Backward { microbatch, gradient }),
+        (any::<u64>(), 0.0..1e9, 0.0..1.0).prop_map(|(number, learning_rate, factor)| {
+            TrainerMessage::Step(OptimizerStep { number, learning_rate, factor })
+        }),
+        Just(TrainerMessage::Close),
+    ];
+    let training = prop_oneof![
+        (any::<u64>(), any::<bool>(), any::<u64>()).prop_map(|(steps, resumed, value_count)| {
+            TrainingAnswer::Opened { steps, resumed, value_count }
+        }),
+        (any::<u64>(), tensors())
+            .prop_map(|(microbatch, hidden)| TrainingAnswer::Forwarded { microbatch, hidden }),
+        (any::<u64>(), any::<[u8; 32]>())
+            .prop_map(|(number, digest)| TrainingAnswer::Stepped { number, digest }),
+        (codes(), "\\PC{0,100}").prop_map(|(code, detail)| TrainingAnswer::Error { code, detail }),
+    ];
+    prop_oneof![trainer.prop_map(Message::Trainer), training.prop_map(Message::Training)]
+}
+
 fn messages() -> impl Strategy<Value = Message> {
     let error = (sessions(), option::of(any::<u64>()), codes(), "\\PC{0,100}").prop_map(
         |(session, step, code, detail)| SessionError {
@@ -237,29 +261,8 @@ fn messages() -> impl Strategy<Value = Message> {
         Just(DirectoryAnswer::Announced),
         vec(announcements(), 0..5).prop_map(DirectoryAnswer::Found),
     ];
-    let trainer = prop_oneof![
-        trainings().prop_map(TrainerMessage::Open),
-        (any::<bool>(), any::<u64>(), vec((1u32..5, any::<u64>()), 1..5)).prop_map(forwards),
-        (any::<u64>(), tensors())
-            .prop_map(|(microbatch, gradient)| TrainerMessage::Backward { microbatch, gradient }),
-        (any::<u64>(), 0.0..1e9, 0.0..1.0).prop_map(|(number, learning_rate, factor)| {
-            TrainerMessage::Step(OptimizerStep { number, learning_rate, factor })
-        }),
-        Just(TrainerMessage::Close),
-    ];
-    let training = prop_oneof![
-        (any::<u64>(), any::<bool>(), any::<u64>()).prop_map(|(steps, resumed, value_count)| {
-            TrainingAnswer::Opened { steps, resumed, value_count }
-        }),
-        (any::<u64>(), tensors())
-            .prop_map(|(microbatch, hidden)| TrainingAnswer::Forwarded { microbatch, hidden }),
-        (any::<u64>(), any::<[u8; 32]>())
-            .prop_map(|(number, digest)| TrainingAnswer::Stepped { number, digest }),
-        (codes(), "\\PC{0,100}").prop_map(|(code, detail)| TrainingAnswer::Error { code, detail }),
-    ];
     prop_oneof![
-        trainer.prop_map(Message::Trainer),
-        training.prop_map(Message::Training),
+        training_messages(),
         client.prop_map(Message::Client),
         server.prop_map(Message::Server),
         steps().prop_map(|step| Message::Push(PushMessage::Step(step))),
