@@ -35,6 +35,7 @@ pub mod model;
 pub mod speculation;
 pub mod swarm;
 pub mod text;
+pub mod train;
 
 pub use chain::local::{LocalChain, LocalModel};
 pub use chain::remote::{RemoteChain, SessionOptions};

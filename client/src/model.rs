@@ -97,6 +97,12 @@ impl ClientModel {
         self.tokenizer.as_ref()
     }
 
+    /// The chat template, if the model has one.
+    #[must_use]
+    pub const fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.chat_template.as_ref()
+    }
+
     /// The token ids of a text, with the special tokens that the model puts around it.
     ///
     /// # Errors

@@ -77,6 +77,12 @@ impl Optimizer {
         self.steps = steps;
     }
 
+    /// How it steps.
+    #[must_use]
+    pub const fn settings(&self) -> AdamW {
+        self.settings
+    }
+
     /// Steps that were taken.
     #[must_use]
     pub const fn steps(&self) -> u64 {

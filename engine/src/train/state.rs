@@ -59,6 +59,12 @@ impl TrainingState {
         self.optimizer.steps()
     }
 
+    /// How its optimizer steps.
+    #[must_use]
+    pub const fn settings(&self) -> AdamW {
+        self.optimizer.settings()
+    }
+
     /// How many values the adapter has.
     #[must_use]
     pub fn value_count(&self) -> u64 {
