@@ -1,5 +1,7 @@
 //! What was typed.
 
+pub mod train;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -56,6 +58,8 @@ pub enum Command {
     Chat(ChatArguments),
     /// Continue a text.
     Generate(GenerateArguments),
+    /// Teach a model: learn an adapter from texts.
+    Train(Box<train::TrainArguments>),
     /// Show a model: configuration, blocks, sizes, id.
     Inspect(InspectArguments),
     /// Show which peers serve which blocks.

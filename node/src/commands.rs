@@ -10,6 +10,7 @@ mod serve;
 mod session;
 mod speculate;
 mod status;
+mod train;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -42,6 +43,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Command::Serve(arguments) => serve::run(arguments, &config).await,
             Command::Chat(arguments) => chat::run(arguments, &config).await,
             Command::Generate(arguments) => generate::run(arguments, &config).await,
+            Command::Train(arguments) => train::run(*arguments, &config).await,
             Command::Inspect(arguments) => inspect::run(arguments, &config).await,
             Command::Status(arguments) => status::run(arguments, &config).await,
             Command::Bench(arguments) => bench::run(arguments, &config).await,
@@ -60,6 +62,7 @@ fn runtime(command: &Command) -> std::io::Result<Runtime> {
         Command::Demo(_)
         | Command::Chat(_)
         | Command::Generate(_)
+        | Command::Train(_)
         | Command::Inspect(_)
         | Command::Status(_)
         | Command::Bench(_) => Builder::new_multi_thread(),

@@ -5,6 +5,7 @@
 //! | `messages`: a list of `role` and `content` | what the assistant says |
 //! | `prompt` and `completion` | the completion, and that it ends |
 //! | `text` | all of it |
+//! | `token_ids` | all of them |
 
 mod line;
 
@@ -14,8 +15,7 @@ use std::path::{Path, PathBuf};
 
 use umbel_coordinator::random::Random;
 
-use crate::model::ClientModel;
-pub use line::LineError;
+pub use line::{LineError, TextReader};
 
 /// The longest line: some million words.
 const LINE_BYTES_MAX: u64 = 16 << 20;
@@ -97,14 +97,18 @@ impl DataSet {
     ///
     /// # Errors
     /// [`DataError`] where it cannot be read, or has broken lines or no text.
-    pub fn read(path: &Path, model: &ClientModel, tokens_max: usize) -> Result<Self, DataError> {
+    pub fn read(
+        path: &Path,
+        reader: &TextReader<'_>,
+        tokens_max: usize,
+    ) -> Result<Self, DataError> {
         let failed = |source| DataError::File { path: path.to_owned(), source };
-        let mut reader = BufReader::new(File::open(path).map_err(failed)?);
+        let mut file = BufReader::new(File::open(path).map_err(failed)?);
         let (mut examples, mut cut, mut left_out) = (Vec::new(), 0, 0);
         let mut broken = Vec::new();
         for number in 1_usize.. {
             let mut line = Vec::new();
-            let length = reader.by_ref().take(LINE_BYTES_MAX + 1).read_until(b'\n', &mut line);
+            let length = file.by_ref().take(LINE_BYTES_MAX + 1).read_until(b'\n', &mut line);
             let length = length.map_err(failed)? as u64;
             if length == 0 {
                 break;
@@ -117,7 +121,7 @@ impl DataSet {
             if line.trim_ascii().is_empty() {
                 continue;
             }
-            match line::parse(&line, model) {
+            match reader.parse(&line) {
                 Ok(example) => {
                     cut += usize::from(example.ids.len() > tokens_max);
                     let example = example.cut(tokens_max);

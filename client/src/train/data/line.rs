@@ -1,7 +1,6 @@
 //! One line of a data set.
 
 use serde::Deserialize;
-use serde_json::Value;
 
 use super::Example;
 use crate::model::ClientModel;
@@ -17,6 +16,7 @@ struct Line {
     prompt: Option<String>,
     completion: Option<String>,
     text: Option<String>,
+    token_ids: Option<Vec<u32>>,
 }
 
 #[derive(Deserialize)]
@@ -25,29 +25,54 @@ struct Turn {
     content: String,
 }
 
-/// The text of a line.
-pub(super) fn parse(bytes: &[u8], model: &ClientModel) -> Result<Example, LineError> {
-    let value: Value = serde_json::from_slice(bytes).map_err(LineError::Json)?;
-    let line: Line = serde_json::from_value(value).map_err(LineError::Fields)?;
-    let tokenizer = model.tokenizer().ok_or(LineError::NoTokenizer)?;
-    let end = model.config().eos_token_ids.first().copied();
-    match line {
-        Line { messages: Some(turns), prompt: None, completion: None, text: None } => {
-            let template = model.chat_template().ok_or(LineError::NoChatTemplate)?;
-            let message = |Turn { role, content }| Message { role, content };
-            conversation(turns.into_iter().map(message).collect(), template, tokenizer)
+/// Reads lines as texts of one model.
+#[derive(Debug, Clone, Copy)]
+pub struct TextReader<'a> {
+    /// Its tokenizer.
+    pub tokenizer: Option<&'a Tokenizer>,
+    /// Its chat template.
+    pub chat_template: Option<&'a ChatTemplate>,
+    /// What ends a text.
+    pub end: Option<u32>,
+}
+
+impl<'a> TextReader<'a> {
+    /// For texts of this model.
+    #[must_use]
+    pub fn of(model: &'a ClientModel) -> Self {
+        Self {
+            tokenizer: model.tokenizer(),
+            chat_template: model.chat_template(),
+            end: model.config().eos_token_ids.first().copied(),
         }
-        Line { messages: None, prompt: Some(prompt), completion: Some(completion), text: None } => {
-            let mut learned = tokenizer.encode(&completion, false)?;
-            learned.extend(end);
-            Ok(Example::of_parts([(tokenizer.encode_prompt(&prompt)?, false), (learned, true)]))
+    }
+
+    /// The text of a line.
+    pub(super) fn parse(&self, bytes: &[u8]) -> Result<Example, LineError> {
+        let line: Line = serde_json::from_slice(bytes).map_err(LineError::Json)?;
+        let Line { messages, prompt, completion, text, token_ids } = line;
+        let tokenizer = self.tokenizer.ok_or(LineError::NoTokenizer);
+        match (messages, prompt, completion, text, token_ids) {
+            (Some(turns), None, None, None, None) => {
+                let template = self.chat_template.ok_or(LineError::NoChatTemplate)?;
+                let message = |Turn { role, content }| Message { role, content };
+                conversation(turns.into_iter().map(message).collect(), template, tokenizer?)
+            }
+            (None, Some(prompt), Some(completion), None, None) => {
+                let tokenizer = tokenizer?;
+                let mut learned = tokenizer.encode(&completion, false)?;
+                learned.extend(self.end);
+                let prompt = tokenizer.encode_prompt(&prompt)?;
+                Ok(Example::of_parts([(prompt, false), (learned, true)]))
+            }
+            (None, None, None, Some(text), None) => {
+                let mut ids = tokenizer?.encode_prompt(&text)?;
+                ids.extend(self.end);
+                Ok(Example::of_text(ids))
+            }
+            (None, None, None, None, Some(ids)) => Ok(Example::of_text(ids)),
+            (_, _, _, _, _) => Err(LineError::Kind),
         }
-        Line { messages: None, prompt: None, completion: None, text: Some(text) } => {
-            let mut ids = tokenizer.encode_prompt(&text)?;
-            ids.extend(end);
-            Ok(Example::of_text(ids))
-        }
-        Line { .. } => Err(LineError::Kind),
     }
 }
 
@@ -81,14 +106,11 @@ fn conversation(
 /// A line that makes no text.
 #[derive(Debug, thiserror::Error)]
 pub enum LineError {
-    /// It is no JSON.
-    #[error("no JSON: {0}")]
-    Json(serde_json::Error),
-    /// A field is of another kind.
+    /// It is no JSON object with such fields.
     #[error("{0}")]
-    Fields(serde_json::Error),
-    /// It has none, or several, of the three kinds.
-    #[error("give messages, or prompt and completion, or text")]
+    Json(serde_json::Error),
+    /// It has none, or several, of the kinds.
+    #[error("give messages, or prompt and completion, or text, or token_ids")]
     Kind,
     /// Nobody answers in the conversation.
     #[error("no message of the role assistant")]
