@@ -345,6 +345,11 @@ pub struct GenerateArguments {
     #[arg(long, value_name = "ID,ID,...", value_delimiter = ',', num_args = 1)]
     pub prompt_ids: Option<Vec<u32>>,
 
+    /// An adapter's folder, as `umbel train` and PEFT write it. Each token then goes the way of the
+    /// whole text before it.
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+
     /// Put the prompt into the model's chat template, as what the user says.
     #[arg(long, conflicts_with = "prompt_ids")]
     pub chat: bool,

@@ -16,7 +16,7 @@ use umbel_client::train::{Blocks, LocalBlocks, Trainer, TrainerSettings};
 use umbel_engine::train::{AdamW, Adapter, AdapterConfig, PeftFiles, TargetModule, TrainingState};
 use umbel_protocol::Span;
 use umbel_tests::process::Output;
-use umbel_tests::swarm::{checkpoint, serve, umbel};
+use umbel_tests::swarm::{checkpoint, report, serve, umbel};
 use umbel_tests::workload::client_model;
 
 /// Texts with a pattern that can be learned: each id is followed by the one that is 3 larger.
@@ -84,12 +84,74 @@ fn a_swarm_learns_what_one_process_does_and_a_finished_training_is_not_begun_aga
     assert!(losses[4] < losses[0], "it learns: {losses:?}");
     [&first, &second].iter().for_each(|server| server.assert_no_errors());
 
+    // What was learned shows in the answers, wherever they are computed.
+    let ask = |more: &[&str]| {
+        let prompt =
+            ["generate", &model, "--prompt-ids", "7,10,13,16", "--max-tokens", "6", "--ignore-eos"];
+        let output = umbel(&[&prompt[..], &["--json", "--top-logits", "9"], more].concat());
+        report(&output)["top_logits"].clone()
+    };
+    let adapter = folder.join("swarm");
+    let adapter = adapter.to_str().unwrap();
+    let learned = ask(&["--local", "--adapter", adapter]);
+    assert_eq!(ask(&["--join", first.address(), "--adapter", adapter]), learned);
+    assert_ne!(ask(&["--local"]), learned);
+    let untrained = ask(&["--join", first.address()]);
+    assert_eq!(untrained, ask(&["--local"]), "nobody else is answered with it");
+
     let before = files("alone");
     refused(&train(folder, "alone", &["--local"]), "--resume goes on with it");
     let other = train(folder, "alone", &["--local", "--resume", "--seed", "4"]);
     refused(&other, "another seed");
     succeeded(&train(folder, "alone", &["--local", "--resume"]));
     assert!(files("alone") == before, "there was no step left");
+}
+
+/// What implementations in binary32 may differ by over four blocks, in logits of about 1.
+const LOGIT_ERROR_MAX: f64 = 1e-4;
+
+#[test]
+fn an_adapter_of_peft_gives_the_stored_logits_over_a_swarm() {
+    let model = checkpoint("llama");
+    let tensors = |path: &str, name: &str| {
+        let bytes = fs::read(Path::new(&model).join(path)).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        tensors.tensor(name).unwrap().data().to_vec()
+    };
+    let ids = tensors("golden.safetensors", "input_ids");
+    let ids: Vec<_> =
+        ids.as_chunks().0.iter().map(|&id| i64::from_le_bytes(id).to_string()).collect();
+    let logits = tensors("lora/golden.safetensors", "logits");
+    let logits: Vec<_> =
+        logits.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+    let last = &logits[logits.len() / ids.len() * (ids.len() - 1)..];
+
+    let first = serve(&[&model, "--blocks", "0..3"]);
+    let second = serve(&[&model, "--blocks", "3..4", "--join", first.address()]);
+    let adapter = Path::new(&model).join("lora");
+    let output = umbel(&[
+        "generate",
+        &model,
+        "--join",
+        first.address(),
+        "--adapter",
+        adapter.to_str().unwrap(),
+        "--prompt-ids",
+        &ids.join(","),
+        "--max-tokens",
+        "1",
+        "--json",
+        "--top-logits",
+        "20",
+    ]);
+    let found = report(&output)["top_logits"][0].as_array().unwrap().clone();
+    assert_eq!(found.len(), 20);
+    for pair in found {
+        let (id, logit) = (pair[0].as_u64().unwrap(), pair[1].as_f64().unwrap());
+        let stored = f64::from(last[usize::try_from(id).unwrap()]);
+        assert!((logit - stored).abs() < LOGIT_ERROR_MAX, "{id}: {logit}, not {stored}");
+    }
+    [&first, &second].iter().for_each(|server| server.assert_no_errors());
 }
 
 #[test]

@@ -23,7 +23,11 @@ pub(super) async fn run(arguments: GenerateArguments, config: &Config) -> anyhow
         // Said before a server is asked for room that no session has.
         anyhow::bail!(umbel_client::GenerateError::PromptTooLong { tokens: prompt_count, context });
     }
-    let chain = opened.chain(prompt_count.saturating_add(arguments.max_tokens as usize)).await?;
+    let tokens = prompt_count.saturating_add(arguments.max_tokens as usize);
+    let chain = match &arguments.adapter {
+        Some(folder) => opened.chain_with(folder, tokens).await?,
+        None => opened.chain(tokens).await?,
+    };
     let mut generation = request.start(opened.model.clone(), chain)?;
     let stopped = if arguments.json {
         let report = report(&mut generation, prompt_count, &arguments).await?;

@@ -10,7 +10,7 @@ use umbel_protocol::Span;
 use umbel_shard::{Model, Part};
 
 use super::Microbatch;
-use crate::chain::local::LoadLocalError;
+use crate::chain::local::{LoadLocalError, LocalModel};
 use crate::model::ClientModel;
 use crate::train::TrainError;
 
@@ -27,6 +27,12 @@ impl LocalBlocks {
         let span = Span::new(0, config.block_count).map_err(|_| LoadLocalError::NoBlocks)?;
         let blocks = HostedSpan::load(config, &model.weights(Part::Blocks(span))?, span)?;
         Ok(Self(Arc::new(blocks.on(device))))
+    }
+
+    /// Those of a model that answers already.
+    #[must_use]
+    pub fn of(model: &LocalModel) -> Self {
+        Self(Arc::new(model.blocks()))
     }
 
     pub(super) fn span(&self) -> Span {
@@ -62,11 +68,21 @@ impl LocalBlocks {
     ) -> Result<f64, TrainError> {
         let mut sum = 0.0;
         for microbatch in microbatches {
-            let (_, output) = self.forward(state, microbatch, false).await?;
-            microbatch.entering.insert(self.span().end(), output);
+            self.answer(state, microbatch).await?;
             sum += microbatch.foretell(model, 0.0).await?;
         }
         Ok(sum)
+    }
+
+    /// Takes a microbatch through, without dropout.
+    pub(super) async fn answer(
+        &self,
+        state: &Arc<TrainingState>,
+        microbatch: &mut Microbatch,
+    ) -> Result<(), TrainError> {
+        let (_, output) = self.forward(state, microbatch, false).await?;
+        microbatch.entering.insert(self.span().end(), output);
+        Ok(())
     }
 
     async fn forward(

@@ -113,16 +113,26 @@ impl RemoteBlocks {
         state: &Arc<TrainingState>,
         microbatches: &mut [Microbatch],
     ) -> Result<f64, TrainError> {
-        self.failures = 0;
-        self.avoided.clear();
         let mut sum = 0.0;
         for microbatch in microbatches {
-            while let Err((place, fault)) = self.forward(microbatch, true).await {
-                self.mend(place, fault, state).await?;
-            }
+            self.answer(state, microbatch).await?;
             sum += microbatch.foretell(model, 0.0).await?;
         }
         Ok(sum)
+    }
+
+    /// Takes a microbatch through, without dropout.
+    pub(super) async fn answer(
+        &mut self,
+        state: &Arc<TrainingState>,
+        microbatch: &mut Microbatch,
+    ) -> Result<(), TrainError> {
+        self.failures = 0;
+        self.avoided.clear();
+        while let Err((place, fault)) = self.forward(microbatch, true).await {
+            self.mend(place, fault, state).await?;
+        }
+        Ok(())
     }
 
     /// What is still missing of a step, up to the gradients.
