@@ -1,5 +1,6 @@
 //! Generation: prefill the prompt, then one token after another.
 
+mod adjust;
 mod error;
 mod verify;
 
@@ -13,10 +14,12 @@ use umbel_protocol::inference::AnswerRows;
 use crate::chain::{Chain, StepTime};
 use crate::model::ClientModel;
 use crate::speculation::{Drafts, Speculate, Speculator};
+use crate::text::grammar::Grammar;
 use crate::text::stop::StopStrings;
 use crate::text::tokenizer::TextStream;
 use verify::Verified;
 
+pub use adjust::Adjust;
 pub use error::GenerateError;
 
 /// Most tokens of the prompt that go through the chain in one step: large enough that weights are read
@@ -39,12 +42,19 @@ pub struct Generate {
     pub max_tokens: u32,
     /// How the next token is chosen.
     pub sampling: Sampling,
+    /// What is added to the logits before that.
+    pub adjust: Adjust,
+    /// The form that the answer is held to, from its first token on.
+    pub grammar: Option<Grammar>,
     /// Texts at which the answer ends; they are not part of it.
     pub stop: Vec<String>,
     /// Whether to go on past the model's end-of-sequence token.
     pub ignore_eos: bool,
     /// How many of the largest logits to report with each token; 0 for none.
     pub top_logits: usize,
+    /// How many of the likeliest tokens to report with each token, beside the token itself, with the
+    /// logarithms of their chances; `None` for not even that.
+    pub top_logprobs: Option<usize>,
     /// Most tokens of the prompt that are computed in one step.
     pub prefill_chunk: u32,
     /// Whether tokens are guessed, so that one trip gives several. It changes no token.
@@ -64,9 +74,20 @@ pub struct Token {
     pub text: String,
     /// The largest logits before any sampling, largest first.
     pub top_logits: Vec<(u32, f32)>,
+    /// How likely it was, if that was asked for.
+    pub logprobs: Option<Logprobs>,
     /// Where the time went; for the first token, of the whole prefill. Of several tokens that came
     /// with one step, the first has its time and the others none.
     pub time: StepTime,
+}
+
+/// Natural logarithms of chances, as the model gives them before any sampling.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Logprobs {
+    /// That of the token which was chosen.
+    pub chosen: f32,
+    /// Those of the likeliest tokens, likeliest first.
+    pub top: Vec<(u32, f32)>,
 }
 
 /// Why a generation ended.
@@ -97,9 +118,12 @@ impl Generate {
             prompt,
             max_tokens: 128,
             sampling: Sampling::greedy(),
+            adjust: Adjust::default(),
+            grammar: None,
             stop: Vec::new(),
             ignore_eos: false,
             top_logits: 0,
+            top_logprobs: None,
             prefill_chunk: PREFILL_CHUNK_TOKENS,
             speculate: Speculate::Off,
             expected: Vec::new(),
@@ -201,20 +225,26 @@ impl Generation {
             self.step().await?;
         }
         let next = self.verified.pop_front().expect("a step gives one token at least");
-        let Verified { id, top_logits, time } = next;
+        let Verified { id, top_logits, logprobs, time } = next;
         self.tokens.push(id);
         self.new_count += 1;
         let text = self.advance(id);
         if self.finished.is_some() {
             self.verified.clear();
         }
-        Ok(Some(Token { id, text, top_logits, time }))
+        Ok(Some(Token { id, text, top_logits, logprobs, time }))
     }
 
     /// Why the generation ended; `None` while it has not.
     #[must_use]
     pub const fn finish_reason(&self) -> Option<FinishReason> {
         self.finished
+    }
+
+    /// The text at which it ended, where it was one of those that were named.
+    #[must_use]
+    pub fn stopped_at(&self) -> Option<&str> {
+        self.stop.stopped_at()
     }
 
     /// The prompt and what has been generated.

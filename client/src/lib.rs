@@ -30,6 +30,7 @@
 
 pub mod chain;
 pub mod clock;
+pub mod embedding;
 pub mod generate;
 pub mod model;
 pub mod speculation;
@@ -41,7 +42,8 @@ pub use chain::adapted::AdaptedChain;
 pub use chain::local::{LocalChain, LocalModel};
 pub use chain::remote::{RemoteChain, SessionOptions};
 pub use chain::{Chain, HopTime, StepError, StepTime, StepUnderWay};
-pub use generate::{FinishReason, Generate, GenerateError, Generation, Token};
+pub use embedding::embedding;
+pub use generate::{Adjust, FinishReason, Generate, GenerateError, Generation, Logprobs, Token};
 pub use model::ClientModel;
 pub use speculation::{DraftModel, DraftModelError, Drafts, Speculate};
 pub use swarm::{JoinSwarmError, Swarm, SwarmConfig};

@@ -2,7 +2,8 @@
 
 mod head;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
 
 use umbel_engine::{Device, Ends, EndsError, HiddenStates};
 use umbel_protocol::ModelId;
@@ -10,8 +11,12 @@ use umbel_shard::{
     Cache, LoadError, Model, ModelConfig, ModelSource, OpenModelError, Part, PartsNeeded, Progress,
 };
 
-use crate::text::chat_template::{ChatTemplate, Message, RenderChatError};
+use crate::text::chat_template::{
+    ChatTemplate, Conversation, InvalidTool, Message, RenderChatError, Tool,
+};
+use crate::text::grammar::{GrammarError, Grammars};
 use crate::text::tokenizer::{EncodeError, LoadTokenizerError, Tokenizer};
+use crate::text::tools::Tools;
 use head::Head;
 
 /// The client's part of a model.
@@ -20,6 +25,8 @@ pub struct ClientModel {
     head: Arc<Head>,
     tokenizer: Option<Tokenizer>,
     chat_template: Option<ChatTemplate>,
+    /// Made when the first answer is held to a form: it takes a moment and some megabytes.
+    grammars: OnceLock<Result<Grammars, GrammarError>>,
 }
 
 impl ClientModel {
@@ -48,7 +55,7 @@ impl ClientModel {
             None => None,
         };
         let head = Arc::new(Head::new(ends));
-        Ok(Self { head, tokenizer, chat_template, shard })
+        Ok(Self { head, tokenizer, chat_template, shard, grammars: OnceLock::new() })
     }
 
     /// The same model, its ends computed by `device`.
@@ -103,6 +110,20 @@ impl ClientModel {
         self.chat_template.as_ref()
     }
 
+    /// The forms that answers can be held to. The first call takes a moment: call it apart from the
+    /// network.
+    ///
+    /// # Errors
+    /// [`GrammarError`] where the model has no tokenizer, or none of its tokens ends an answer.
+    pub fn grammars(&self) -> Result<&Grammars, GrammarError> {
+        let make = || {
+            let tokenizer = self.tokenizer.as_ref().ok_or(GrammarError::Vocabulary)?;
+            let config = self.config();
+            Grammars::new(tokenizer, config.vocabulary_size, &config.eos_token_ids)
+        };
+        self.grammars.get_or_init(make).as_ref().map_err(Clone::clone)
+    }
+
     /// The token ids of a text, with the special tokens that the model puts around it.
     ///
     /// # Errors
@@ -122,6 +143,31 @@ impl ClientModel {
         // The template writes the special tokens itself.
         Ok(tokenizer.encode(&template.render(messages, true)?, false)?)
     }
+
+    /// The same where the model may ask for functions.
+    ///
+    /// # Errors
+    /// As [`ClientModel::encode_chat`].
+    pub fn encode_chat_with(
+        &self,
+        messages: &[Message],
+        tools: &Tools,
+    ) -> Result<Vec<u32>, PromptError> {
+        let tokenizer = self.tokenizer.as_ref().ok_or(PromptError::NoTokenizer)?;
+        let template = self.chat_template.as_ref().ok_or(PromptError::NoChatTemplate)?;
+        if !template.takes_tools() {
+            return self.encode_chat(&tools.explain(messages));
+        }
+        let described: Result<Vec<_>, _> =
+            tools.described().map(|tool| Tool::from_json(&tool.to_string())).collect();
+        let text = template.render_conversation(Conversation {
+            messages,
+            tools: &described?,
+            add_generation_prompt: true,
+            now: SystemTime::now(),
+        })?;
+        Ok(tokenizer.encode(&text, false)?)
+    }
 }
 
 /// A prompt that cannot become tokens.
@@ -139,6 +185,9 @@ pub enum PromptError {
     /// The template failed.
     #[error(transparent)]
     Render(#[from] RenderChatError),
+    /// A function cannot be described.
+    #[error(transparent)]
+    Tool(#[from] InvalidTool),
 }
 
 /// The client's part of a model that cannot be had.

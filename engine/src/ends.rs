@@ -91,6 +91,24 @@ impl Ends {
         Ok(HiddenStates::from_values(values, hidden_size).expect("there is a row for each id"))
     }
 
+    /// What the head is given for each token of `hidden`, which left the last block.
+    ///
+    /// # Errors
+    /// [`EndsError`] where `hidden` is of another model.
+    pub fn normed(&self, hidden: &HiddenStates) -> Result<Vec<Vec<f32>>, EndsError> {
+        self.check(hidden)?;
+        let rows = self.device.run(|| self.norm.forward(hidden.tensor())?.to_vec2())?;
+        Ok(rows)
+    }
+
+    fn check(&self, hidden: &HiddenStates) -> Result<(), EndsError> {
+        let (expected, found) = (self.hidden_size(), hidden.hidden_size());
+        if expected == found {
+            return Ok(());
+        }
+        Err(EndsError::WrongHiddenSize { expected, found })
+    }
+
     /// What the model says of the token after the last one of `hidden`, which left the last block:
     /// a logit for each token of the vocabulary.
     ///
@@ -106,10 +124,7 @@ impl Ends {
     /// # Errors
     /// [`EndsError`] where `hidden` is of another model.
     pub fn logits_of_all(&self, hidden: &HiddenStates) -> Result<Vec<Vec<f32>>, EndsError> {
-        if hidden.hidden_size() != self.hidden_size() {
-            let (expected, found) = (self.hidden_size(), hidden.hidden_size());
-            return Err(EndsError::WrongHiddenSize { expected, found });
-        }
+        self.check(hidden)?;
         let logits = self.device.run(|| {
             let normed = self.norm.forward(hidden.tensor())?;
             self.lm_head.forward(&normed)?.to_vec2()

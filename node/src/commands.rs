@@ -3,11 +3,12 @@
 mod bench;
 mod chat;
 mod demo;
+mod gateway;
 mod generate;
 mod inspect;
 mod local_swarm;
 mod serve;
-mod session;
+pub(crate) mod session;
 mod speculate;
 mod status;
 mod train;
@@ -44,6 +45,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Command::Chat(arguments) => chat::run(arguments, &config).await,
             Command::Generate(arguments) => generate::run(arguments, &config).await,
             Command::Train(arguments) => train::run(*arguments, &config).await,
+            Command::Gateway(arguments) => gateway::run(arguments, &config).await,
             Command::Inspect(arguments) => inspect::run(arguments, &config).await,
             Command::Status(arguments) => status::run(arguments, &config).await,
             Command::Bench(arguments) => bench::run(arguments, &config).await,
@@ -63,6 +65,7 @@ fn runtime(command: &Command) -> std::io::Result<Runtime> {
         | Command::Chat(_)
         | Command::Generate(_)
         | Command::Train(_)
+        | Command::Gateway(_)
         | Command::Inspect(_)
         | Command::Status(_)
         | Command::Bench(_) => Builder::new_multi_thread(),

@@ -10,6 +10,7 @@ pub mod commands;
 pub mod compute;
 pub mod config;
 pub mod driver;
+pub mod gateway;
 pub mod measure;
 pub mod progress;
 pub mod serve;

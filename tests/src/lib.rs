@@ -6,6 +6,7 @@
 //! | [`swarm`] | servers on loopback, and commands that ask them |
 //! | [`shape`] | links between those servers with delay, loss and partitions |
 //! | [`faults`] | swarms whose servers are killed, frozen and cut off while they answer |
+//! | [`gateway`] | gateways, and requests over HTTP |
 //! | [`clients`] | clients that ask a swarm again and again whatever is done to it |
 //! | [`thinned`] | a model without some of its blocks, to draft for the whole one |
 //! | [`workload`] | what is asked of a swarm, and what one process answers |
@@ -14,6 +15,7 @@
 pub mod clients;
 pub mod faults;
 pub mod fuzz;
+pub mod gateway;
 pub mod process;
 pub mod shape;
 pub mod swarm;

@@ -196,7 +196,7 @@ pub fn cache() -> PathBuf {
     profile_folder(&test).expect("cargo built it").join("test-cache")
 }
 
-fn with_cache() -> Vec<String> {
+pub(crate) fn with_cache() -> Vec<String> {
     let cache = cache().to_str().expect("a path of ASCII").to_owned();
     vec!["--cache-dir".to_owned(), cache, "--log".to_owned(), "info".to_owned()]
 }

@@ -3,6 +3,7 @@
 use umbel_engine::{EndsError, InvalidSampling, OpenTableError};
 
 use crate::chain::StepError;
+use crate::text::grammar::GrammarError;
 
 /// A generation that cannot begin or go on.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +30,9 @@ pub enum GenerateError {
     /// Sampling parameters out of range.
     #[error(transparent)]
     Sampling(#[from] InvalidSampling),
+    /// The form that the answer is held to cannot be followed any further.
+    #[error(transparent)]
+    Grammar(#[from] GrammarError),
     /// The embedding or the head failed.
     #[error("the ends of the model could not be computed")]
     Ends(#[from] EndsError),

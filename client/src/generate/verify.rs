@@ -11,7 +11,7 @@ use std::time::Instant;
 use umbel_coordinator::session::speculation::StepSample;
 use umbel_engine::{HiddenStates, top_logits};
 
-use super::{Generation, embed};
+use super::{Generation, Logprobs, embed};
 use crate::chain::StepTime;
 use crate::generate::GenerateError;
 use crate::speculation::Draft;
@@ -21,6 +21,7 @@ use crate::speculation::Draft;
 pub(super) struct Verified {
     pub(super) id: u32,
     pub(super) top_logits: Vec<(u32, f32)>,
+    pub(super) logprobs: Option<Logprobs>,
     pub(super) time: StepTime,
 }
 
@@ -101,10 +102,20 @@ impl Generation {
         let rows = self.model.logits(leaving).await?;
         let (mut text, mut time) = (self.tokens.clone(), time);
         for (index, mut logits) in rows.into_iter().enumerate() {
-            let top_logits = top_logits(&logits, self.request.top_logits);
+            let largest = top_logits(&logits, self.request.top_logits);
+            let given = self.request.top_logprobs.map(|count| (count, logits.clone()));
+            self.request.adjust.apply(&mut logits, &text[self.request.prompt.len()..]);
+            if let Some(grammar) = &mut self.request.grammar {
+                grammar.restrict(&mut logits)?;
+            }
             let id = self.sampler.sample(&mut logits, &text);
+            if let Some(grammar) = &mut self.request.grammar {
+                grammar.accept(id)?;
+            }
             text.push(id);
-            self.verified.push_back(Verified { id, top_logits, time: std::mem::take(&mut time) });
+            let logprobs = given.map(|(count, logits)| logprobs(&logits, id, count));
+            let (top_logits, time) = (largest, std::mem::take(&mut time));
+            self.verified.push_back(Verified { id, top_logits, logprobs, time });
             if drafts.get(index) != Some(&id) {
                 self.computed += index;
                 return Ok(index);
@@ -134,6 +145,21 @@ impl Generation {
             count = end.map_or(count, |end| count.min(end + 1));
         }
         draft.tokens.truncate(count);
+    }
+}
+
+/// The logarithms of the chances of `chosen` and of the `count` likeliest tokens.
+#[expect(clippy::cast_possible_truncation, reason = "a logit has no more digits than that")]
+fn logprobs(logits: &[f32], chosen: u32, count: usize) -> Logprobs {
+    let largest = logits.iter().copied().filter(|logit| !logit.is_nan()).fold(f32::MIN, f32::max);
+    let above = |logit: f32| f64::from(logit) - f64::from(largest);
+    let sum: f64 =
+        logits.iter().map(|logit| above(*logit).exp()).filter(|part| !part.is_nan()).sum();
+    let logprob = |logit: f32| (above(logit) - sum.ln()) as f32;
+    let top = top_logits(logits, count).into_iter();
+    Logprobs {
+        chosen: logprob(logits[chosen as usize]),
+        top: top.map(|(id, logit)| (id, logprob(logit))).collect(),
     }
 }
 

@@ -39,30 +39,90 @@ pub struct Message {
     pub role: String,
     /// What is said.
     pub content: String,
+    /// Functions that the model asks for with it.
+    pub calls: Vec<ToolCall>,
+    /// Of a function's result, the call that it answers.
+    pub call_id: Option<String>,
+}
+
+/// A model asks for a function.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ToolCall {
+    /// What the call is called by its result.
+    pub id: Option<String>,
+    /// The function.
+    pub name: String,
+    /// What it is given.
+    pub arguments: serde_json::Map<String, serde_json::Value>,
 }
 
 impl Message {
+    /// `role` says `content`.
+    #[must_use]
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        let (role, content) = (role.into(), content.into());
+        Self { role, content, calls: Vec::new(), call_id: None }
+    }
+
     /// What the model is told before the conversation.
     #[must_use]
     pub fn system(content: impl Into<String>) -> Self {
-        Self { role: "system".to_owned(), content: content.into() }
+        Self::new("system", content)
     }
 
     /// What the person says.
     #[must_use]
     pub fn user(content: impl Into<String>) -> Self {
-        Self { role: "user".to_owned(), content: content.into() }
+        Self::new("user", content)
     }
 
     /// What the model says.
     #[must_use]
     pub fn assistant(content: impl Into<String>) -> Self {
-        Self { role: "assistant".to_owned(), content: content.into() }
+        Self::new("assistant", content)
+    }
+
+    /// What a function gave that the model asked for.
+    #[must_use]
+    pub fn tool(call_id: Option<String>, content: impl Into<String>) -> Self {
+        Self { call_id, ..Self::new("tool", content) }
     }
 
     fn to_value(&self) -> Value {
-        Value::from_pairs([("role", self.role.as_str()), ("content", self.content.as_str())])
+        let mut pairs = vec![
+            ("role", Value::from(self.role.as_str())),
+            ("content", Value::from(self.content.as_str())),
+        ];
+        if !self.calls.is_empty() {
+            pairs.push(("tool_calls", self.calls.iter().map(ToolCall::to_value).collect()));
+        }
+        if let Some(id) = &self.call_id {
+            pairs.push(("tool_call_id", Value::from(id.as_str())));
+        }
+        Value::from_pairs(pairs)
     }
+
+    fn text_bytes(&self) -> usize {
+        let calls = self.calls.iter().map(|call| call.name.len() + json_bytes(&call.arguments));
+        self.role.len() + self.content.len() + calls.sum::<usize>()
+    }
+}
+
+impl ToolCall {
+    fn to_value(&self) -> Value {
+        let arguments = json::ordered(self.arguments.clone());
+        let function = [("name", Value::from(self.name.as_str())), ("arguments", arguments)];
+        Value::from_pairs([
+            ("id", Value::from(self.id.as_deref())),
+            ("type", Value::from("function")),
+            ("function", Value::from_pairs(function)),
+        ])
+    }
+}
+
+/// How long it is as text.
+fn json_bytes(arguments: &serde_json::Map<String, serde_json::Value>) -> usize {
+    serde_json::to_string(arguments).map_or(0, |text| text.len())
 }
 
 /// Everything that a template is given.
@@ -115,6 +175,13 @@ impl ChatTemplate {
             Some((name, Value::from(token.as_deref()?)))
         };
         Ok(Self { environment, specials: tokens.into_iter().filter_map(present).collect() })
+    }
+
+    /// Whether it says anything of functions that the model may ask for.
+    #[must_use]
+    pub fn takes_tools(&self) -> bool {
+        let template = self.environment.get_template(NAME);
+        template.is_ok_and(|template| template.undeclared_variables(false).contains("tools"))
     }
 
     /// The text of a conversation without tools, at this time.
@@ -171,7 +238,7 @@ impl std::fmt::Debug for ChatTemplate {
 
 fn fuel(conversation: &Conversation<'_>) -> u64 {
     let Conversation { messages, tools, .. } = conversation;
-    let said = messages.iter().map(|message| message.role.len() + message.content.len());
+    let said = messages.iter().map(Message::text_bytes);
     let bytes = said.chain(tools.iter().map(Tool::text_bytes)).sum::<usize>() as u64;
     let items = (messages.len() + tools.len()) as u64;
     FUEL_BASE + FUEL_PER_ITEM * items + FUEL_PER_BYTE * bytes

@@ -9,7 +9,7 @@ pub struct StopStrings {
     stops: Vec<String>,
     /// What has arrived and may be the beginning of a stop string.
     held: String,
-    stopped: bool,
+    stopped_at: Option<String>,
 }
 
 /// What may be done with the text so far.
@@ -26,17 +26,17 @@ impl StopStrings {
     #[must_use]
     pub fn new(stops: Vec<String>) -> Self {
         let stops = stops.into_iter().filter(|stop| !stop.is_empty()).collect();
-        Self { stops, held: String::new(), stopped: false }
+        Self { stops, held: String::new(), stopped_at: None }
     }
 
     /// Takes the next piece of the text. After a stop it is ignored.
     pub fn push(&mut self, piece: &str) -> Emit {
-        if self.stopped {
+        if self.stopped_at.is_some() {
             return Emit { text: String::new(), stopped: true };
         }
         self.held.push_str(piece);
-        if let Some(start) = self.first_stop() {
-            self.stopped = true;
+        if let Some((start, stop)) = self.first_stop() {
+            self.stopped_at = Some(stop);
             self.held.truncate(start);
             return Emit { text: std::mem::take(&mut self.held), stopped: true };
         }
@@ -49,14 +49,20 @@ impl StopStrings {
         std::mem::take(&mut self.held)
     }
 
-    /// Where the stop string begins that is complete first; of several that are complete at the
-    /// same place, the longest.
-    fn first_stop(&self) -> Option<usize> {
+    /// The stop string at which the text has ended; `None` while it has not.
+    #[must_use]
+    pub fn stopped_at(&self) -> Option<&str> {
+        self.stopped_at.as_deref()
+    }
+
+    /// The stop string that is complete first, and where it begins; of several that are complete at
+    /// the same place, the longest.
+    fn first_stop(&self) -> Option<(usize, String)> {
         let found = self.stops.iter().filter_map(|stop| {
             let start = self.held.find(stop.as_str())?;
-            Some((start + stop.len(), start))
+            Some((start + stop.len(), start, stop))
         });
-        found.min().map(|(_, start)| start)
+        found.min().map(|(_, start, stop)| (start, stop.clone()))
     }
 
     /// How many bytes at the end may become a stop string: the longest proper beginning of one.

@@ -91,6 +91,15 @@ impl Tokenizer {
         self.0.decoding.decode(&self.0, ids)
     }
 
+    /// The bytes that a token adds to a text in the middle of it; none where only the text of all
+    /// tokens is known.
+    #[must_use]
+    pub fn bytes(&self, id: u32) -> Vec<u8> {
+        let (mut bytes, mut at_start) = (Vec::new(), false);
+        self.0.decoding.append(&self.0, id, &mut at_start, &mut bytes);
+        bytes
+    }
+
     /// The text of tokens that come one at a time.
     #[must_use]
     pub fn stream(&self) -> TextStream {

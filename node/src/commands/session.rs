@@ -1,4 +1,4 @@
-//! What chat, generate and bench share: a model's ends, and a chain for its blocks.
+//! What chat, generate, bench and the gateway share: a model's ends, and a chain for its blocks.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,16 +19,16 @@ use crate::config::Config;
 use crate::progress::Shown;
 
 /// Where the blocks are computed.
-pub(super) enum Blocks {
+pub(crate) enum Blocks {
     /// In this process, with keys and values in this type.
     Local(Arc<LocalModel>, DType),
     Swarm(Arc<Swarm>, SessionOptions),
 }
 
 /// A model that can be asked.
-pub(super) struct Opened {
-    pub(super) model: Arc<ClientModel>,
-    pub(super) blocks: Blocks,
+pub(crate) struct Opened {
+    pub(crate) model: Arc<ClientModel>,
+    pub(crate) blocks: Blocks,
 }
 
 impl Opened {
@@ -63,7 +63,7 @@ impl Opened {
     }
 
     /// A session with room for so many tokens, at most the model's context.
-    pub(super) async fn chain(&self, tokens: usize) -> anyhow::Result<Chain> {
+    pub(crate) async fn chain(&self, tokens: usize) -> anyhow::Result<Chain> {
         let tokens = u32::try_from(tokens.clamp(1, self.model.config().context_tokens))?;
         Ok(match &self.blocks {
             Blocks::Local(blocks, cache) => Chain::Local(blocks.open_as(*cache, tokens)?),
@@ -93,7 +93,7 @@ impl Opened {
     }
 
     /// Leaves the swarm in good order.
-    pub(super) async fn leave(self) {
+    pub(crate) async fn leave(self) {
         if let Blocks::Swarm(swarm, _) = self.blocks
             && let Some(swarm) = Arc::into_inner(swarm)
         {

@@ -53,6 +53,13 @@ impl fmt::Debug for Tool {
     }
 }
 
+/// A JSON object as a value of a template.
+pub(super) fn ordered(object: serde_json::Map<String, serde_json::Value>) -> Value {
+    let Ordered(value) = Ordered::deserialize(serde_json::Value::Object(object))
+        .expect("all that JSON can say is a value of a template");
+    value
+}
+
 /// A value of a template, read from JSON.
 struct Ordered(Value);
 

@@ -223,7 +223,7 @@ fn mistral_counts_its_turns_in_a_namespace() {
         render(MISTRAL, &conversation()).unwrap(),
         "<s>[INST] One & two?[/INST] Three.</s>[INST] Be brief.\n\nÜbermorgen?\n[/INST]2"
     );
-    let other = [Message::user("a"), Message { role: "critic".into(), content: "b".into() }];
+    let other = [Message::user("a"), Message::new("critic", "b")];
     let error = render(MISTRAL, &other).unwrap_err().to_string();
     assert!(error.ends_with("Only user and assistant roles are supported: critic"), "{error}");
 }

@@ -55,7 +55,7 @@ impl<'a> TextReader<'a> {
         match (messages, prompt, completion, text, token_ids) {
             (Some(turns), None, None, None, None) => {
                 let template = self.chat_template.ok_or(LineError::NoChatTemplate)?;
-                let message = |Turn { role, content }| Message { role, content };
+                let message = |Turn { role, content }| Message::new(role, content);
                 conversation(turns.into_iter().map(message).collect(), template, tokenizer?)
             }
             (None, Some(prompt), Some(completion), None, None) => {

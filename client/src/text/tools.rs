@@ -1,0 +1,239 @@
+//! Functions that a model may ask for: how it is told of them, and its calls in what it says.
+//!
+//! Models that were trained for it have a chat template that takes the functions, and say their calls
+//! in one of a few forms, all of which are JSON with a name and arguments: between `<tool_call>` and
+//! `</tool_call>`, behind `[TOOL_CALLS]`, or as all that they say. To others it is explained in the
+//! system's turn, in the first of these forms.
+
+use serde_json::{Map, Value, json};
+
+use super::chat_template::{Message, ToolCall};
+
+const OPEN: &str = "<tool_call>";
+const CLOSE: &str = "</tool_call>";
+const LIST: &str = "[TOOL_CALLS]";
+
+/// Functions of one conversation.
+const TOOLS_MAX: usize = 128;
+
+/// Functions that the model may ask for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tools(Vec<Value>);
+
+impl Tools {
+    /// Functions as OpenAI's interface describes them: objects with a `name`, and mostly with a
+    /// `description` and a JSON schema as `parameters`.
+    ///
+    /// # Errors
+    /// [`InvalidTools`] where one has no usable name, or there are too many.
+    pub fn new(functions: Vec<Value>) -> Result<Self, InvalidTools> {
+        if functions.len() > TOOLS_MAX {
+            return Err(InvalidTools::TooMany { count: functions.len() });
+        }
+        for (index, function) in functions.iter().enumerate() {
+            let name = function["name"].as_str().ok_or(InvalidTools::NoName { index })?;
+            let is_word = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
+            if name.is_empty() || name.len() > 64 || !name.chars().all(is_word) {
+                return Err(InvalidTools::Name { name: name.to_owned() });
+            }
+            if functions[..index].iter().any(|other| other["name"] == name) {
+                return Err(InvalidTools::Twice { name: name.to_owned() });
+            }
+        }
+        Ok(Self(functions))
+    }
+
+    /// Each as a chat template takes it.
+    pub(crate) fn described(&self) -> impl Iterator<Item = Value> + '_ {
+        self.0.iter().map(|function| json!({ "type": "function", "function": function }))
+    }
+
+    /// The function of this name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Value> {
+        self.0.iter().find(|function| function["name"] == name)
+    }
+
+    /// The schema of a call of any of them, or of the one that is named.
+    #[must_use]
+    pub fn call_schema(&self, only: Option<&str>) -> Value {
+        let calls =
+            self.0.iter().filter(|function| only.is_none_or(|name| function["name"] == name));
+        let any = json!({ "type": "object" });
+        let call = |function: &Value| {
+            let arguments = function.get("parameters").filter(|schema| schema.is_object());
+            json!({
+                "type": "object",
+                "properties": {
+                    "name": { "const": function["name"] },
+                    "arguments": arguments.unwrap_or(&any),
+                },
+                "required": ["name", "arguments"],
+                "additionalProperties": false,
+            })
+        };
+        json!({ "anyOf": calls.map(call).collect::<Vec<_>>() })
+    }
+
+    /// The conversation for a model whose template takes no functions: they are explained in the
+    /// system's turn, and calls and results are said as text.
+    pub(crate) fn explain(&self, messages: &[Message]) -> Vec<Message> {
+        let list: Vec<_> = self.described().map(|tool| tool.to_string()).collect();
+        let explained = format!(
+            "You can call these functions, each described by a line of JSON:\n<tools>\n{}\n</tools>\n\
+             To call one, answer with nothing but\n{OPEN}\n{{\"name\": \"NAME\", \"arguments\": \
+             {{...}}}}\n{CLOSE}\nand you will be told its result between <tool_response> and \
+             </tool_response>.",
+            list.join("\n")
+        );
+        let mut turns = messages.iter().map(as_text).collect::<Vec<_>>();
+        match turns.first_mut().filter(|first| first.role == "system") {
+            Some(system) => system.content = format!("{}\n\n{explained}", system.content),
+            None => turns.insert(0, Message::system(explained)),
+        }
+        turns
+    }
+
+    /// What is said, and the calls in it; all of it is said where it holds no call of these
+    /// functions.
+    #[must_use]
+    pub fn parse(&self, text: &str) -> (String, Vec<ToolCall>) {
+        let found = if let Some(start) = text.find(OPEN) {
+            let inside = text[start..].split(OPEN).skip(1);
+            let calls = inside.map(|call| call.split(CLOSE).next().unwrap_or(call).to_owned());
+            Some((&text[..start], calls.collect()))
+        } else if let Some((before, list)) = text.split_once(LIST) {
+            Some((before, vec![list.to_owned()]))
+        } else {
+            text.trim_start().starts_with(['{', '[']).then(|| ("", vec![text.to_owned()]))
+        };
+        let calls = found.and_then(|(before, calls): (&str, Vec<String>)| {
+            let calls: Option<Vec<_>> = calls.iter().map(|call| self.calls(call)).collect();
+            Some((before.trim_end().to_owned(), calls?.into_iter().flatten().collect()))
+        });
+        calls
+            .filter(|(_, calls): &(_, Vec<_>)| !calls.is_empty())
+            .unwrap_or_else(|| (text.to_owned(), Vec::new()))
+    }
+
+    /// The calls of one piece of JSON.
+    fn calls(&self, text: &str) -> Option<Vec<ToolCall>> {
+        let value: Value = serde_json::from_str(text.trim()).ok()?;
+        let calls = match value.as_array() {
+            Some(calls) => calls.clone(),
+            None => vec![value],
+        };
+        calls.into_iter().map(|call| self.call(call)).collect()
+    }
+
+    fn call(&self, call: Value) -> Option<ToolCall> {
+        let Value::Object(mut call) = call else {
+            return None;
+        };
+        let name = call.get("name")?.as_str()?.to_owned();
+        self.get(&name)?;
+        let arguments = call.remove("arguments").or_else(|| call.remove("parameters"));
+        let arguments = match arguments {
+            None => Map::new(),
+            Some(Value::Object(arguments)) => arguments,
+            // Some models write the arguments as a text of JSON.
+            Some(Value::String(text)) => serde_json::from_str(&text).ok()?,
+            Some(_) => return None,
+        };
+        Some(ToolCall { id: None, name, arguments })
+    }
+}
+
+/// A turn with its calls, or with the result of one, as text.
+fn as_text(message: &Message) -> Message {
+    let mut content = message.content.clone();
+    for call in &message.calls {
+        let call = json!({ "name": call.name, "arguments": call.arguments });
+        let line = if content.is_empty() { "" } else { "\n" };
+        content.push_str(&format!("{line}{OPEN}\n{call}\n{CLOSE}"));
+    }
+    if message.role == "tool" {
+        return Message::user(format!("<tool_response>\n{content}\n</tool_response>"));
+    }
+    Message { content, calls: Vec::new(), call_id: None, ..message.clone() }
+}
+
+/// Shows what a model says as it comes, but for what may be a call.
+#[derive(Debug, Clone)]
+pub struct CallStream {
+    tools: Tools,
+    said: String,
+    /// Bytes of it that have been shown.
+    shown: usize,
+}
+
+impl CallStream {
+    /// Of an answer that may call these.
+    #[must_use]
+    pub const fn new(tools: Tools) -> Self {
+        Self { tools, said: String::new(), shown: 0 }
+    }
+
+    /// Takes a piece of the text, and gives what can be shown.
+    pub fn push(&mut self, piece: &str) -> String {
+        self.said.push_str(piece);
+        let begun = self.said.trim_start();
+        if begun.is_empty() || begun.starts_with(['{', '[']) {
+            // It may be nothing but a call.
+            return String::new();
+        }
+        let text = &self.said[self.shown..];
+        let opening = [OPEN, LIST].iter().filter_map(|opening| text.find(opening)).min();
+        let end = opening.unwrap_or_else(|| text.len() - open_tail_bytes(text));
+        let shown = text[..end].to_owned();
+        self.shown += end;
+        shown
+    }
+
+    /// The text has ended: what of it is still to be shown, and the calls.
+    pub fn finish(self) -> (String, Vec<ToolCall>) {
+        let (text, calls) = self.tools.parse(&self.said);
+        // Space before a call may have been shown, which is no part of the text any more.
+        (text.get(self.shown..).unwrap_or("").to_owned(), calls)
+    }
+}
+
+/// How many bytes at the end may become the sign of a call.
+fn open_tail_bytes(text: &str) -> usize {
+    let ends = |opening: &str| {
+        (1..opening.len()).rev().find(|&bytes| text.ends_with(&opening[..bytes])).unwrap_or(0)
+    };
+    ends(OPEN).max(ends(LIST))
+}
+
+/// Functions that a model cannot be told of.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidTools {
+    /// More than any conversation needs.
+    #[error("{count} functions; at most {TOOLS_MAX}")]
+    TooMany {
+        /// How many.
+        count: usize,
+    },
+    /// A function without a name.
+    #[error("function {index} has no name")]
+    NoName {
+        /// Which.
+        index: usize,
+    },
+    /// A name that cannot be one.
+    #[error("{name:?} is no name: up to 64 letters, digits, dots, dashes and underscores")]
+    Name {
+        /// The name.
+        name: String,
+    },
+    /// Two functions of one name.
+    #[error("two functions are called {name:?}")]
+    Twice {
+        /// The name.
+        name: String,
+    },
+}
+
+#[cfg(test)]
+mod tests;

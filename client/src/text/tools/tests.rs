@@ -1,0 +1,123 @@
+//! Calls in the forms that models say them in, whole and piece by piece.
+
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+
+fn tools() -> Tools {
+    let weather = json!({
+        "name": "weather",
+        "description": "The weather of a place",
+        "parameters": { "type": "object", "properties": { "city": { "type": "string" } } },
+    });
+    Tools::new(vec![weather, json!({ "name": "now" })]).unwrap()
+}
+
+fn weather(city: &str) -> ToolCall {
+    let arguments = [("city".to_owned(), json!(city))].into_iter().collect();
+    ToolCall { id: None, name: "weather".to_owned(), arguments }
+}
+
+fn now() -> ToolCall {
+    ToolCall { id: None, name: "now".to_owned(), arguments: Map::new() }
+}
+
+#[test]
+fn calls_are_found_in_every_form() {
+    let oslo = r#"{"name": "weather", "arguments": {"city": "Oslo"}}"#;
+    let cases = [
+        (format!("<tool_call>\n{oslo}\n</tool_call>"), "", vec![weather("Oslo")]),
+        (
+            format!(
+                "I look.\n<tool_call>{oslo}</tool_call>\n<tool_call>{{\"name\": \"now\"}}</tool_call>"
+            ),
+            "I look.",
+            vec![weather("Oslo"), now()],
+        ),
+        (format!("<tool_call>{oslo}"), "", vec![weather("Oslo")]),
+        (format!("[TOOL_CALLS] [{oslo}, {oslo}]"), "", vec![weather("Oslo"), weather("Oslo")]),
+        (
+            r#" {"name": "weather", "parameters": {"city": "Rome"}}"#.to_owned(),
+            "",
+            vec![weather("Rome")],
+        ),
+        (
+            r#"{"name": "weather", "arguments": "{\"city\": \"Rome\"}"}"#.to_owned(),
+            "",
+            vec![weather("Rome")],
+        ),
+    ];
+    for (text, said, calls) in cases {
+        assert_eq!(tools().parse(&text), (said.to_owned(), calls), "{text}");
+    }
+}
+
+#[test]
+fn what_is_no_call_is_said() {
+    for text in [
+        "It rains.",
+        r#"{"name": "launch", "arguments": {}}"#,
+        r#"{"name": "weather", "arguments": 5}"#,
+        "<tool_call>\n{\"name\": \"weather\", \"argu",
+        "{}",
+        "[]",
+        "[TOOL_CALLS] nothing",
+    ] {
+        assert_eq!(tools().parse(text), (text.to_owned(), Vec::new()));
+    }
+}
+
+#[test]
+fn a_model_without_a_template_for_them_is_told() {
+    let call = Message { calls: vec![weather("Oslo")], ..Message::assistant("") };
+    let turns = [Message::user("Weather?"), call, Message::tool(None, "rain")];
+    let told = tools().explain(&turns);
+    assert_eq!(told.len(), 4);
+    assert!(told[0].role == "system" && told[0].content.contains("The weather of a place"));
+    assert_eq!(tools().parse(&told[2].content).1, [weather("Oslo")], "as it is to say them itself");
+    assert_eq!(told[3], Message::user("<tool_response>\nrain\n</tool_response>"));
+    let told = tools().explain(&[Message::system("Be brief."), Message::user("Weather?")]);
+    assert!(told.len() == 2 && told[0].content.starts_with("Be brief.\n\n"));
+}
+
+#[test]
+fn functions_without_a_usable_name_are_refused() {
+    for functions in [
+        vec![json!({})],
+        vec![json!({ "name": "" })],
+        vec![json!({ "name": "a b" })],
+        vec![json!({ "name": "a" }), json!({ "name": "a" })],
+        (0..200).map(|index| json!({ "name": format!("f{index}") })).collect(),
+    ] {
+        assert!(Tools::new(functions).is_err());
+    }
+}
+
+proptest! {
+    /// What is shown piece by piece, and then the rest, is what is said outside of calls.
+    #[test]
+    fn pieces_show_what_the_whole_says(
+        before in "[a-z<\\[ ]{0,12}",
+        call in any::<bool>(),
+        cuts in prop::collection::vec(0usize..8, 1..60),
+    ) {
+        let text = if call {
+            format!("{before}<tool_call>{{\"name\": \"now\"}}</tool_call>")
+        } else {
+            before
+        };
+        let (said, calls) = tools().parse(&text);
+        let (mut stream, mut shown, mut rest) = (CallStream::new(tools()), String::new(), &text[..]);
+        for cut in cuts {
+            let (piece, after) = rest.split_at(cut.min(rest.len()));
+            shown.push_str(&stream.push(piece));
+            rest = after;
+        }
+        shown.push_str(&stream.push(rest));
+        let (last, found) = stream.finish();
+        shown.push_str(&last);
+        prop_assert_eq!(&found, &calls);
+        prop_assert_eq!(shown.trim_end(), said.trim_end());
+    }
+}

@@ -1,0 +1,250 @@
+//! An HTTP server with OpenAI's interface, and Anthropic's for messages, in front of a swarm.
+//!
+//! A request waits for its turn, opens a session for each answer, and is answered as a whole or by
+//! server-sent events. A client that goes away ends its sessions.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `listen` | connections |
+//! | `body`, `error` | what comes in, and what a request that fails is answered |
+//! | `keys` | who may ask, and how much |
+//! | `admission` | turns, and how many may wait for them |
+//! | `options`, `format` | what requests may ask of an answer, and the form that it is held to |
+//! | `answer` | answers under way |
+//! | `chat`, `completions`, `embeddings`, `messages`, `models` | the endpoints |
+//! | `content`, `prompts` | parts of what comes in |
+//! | `events`, `reply`, `usage`, `logprobs` | parts of what goes out |
+
+mod admission;
+mod answer;
+mod body;
+mod chat;
+mod completions;
+mod content;
+mod embeddings;
+mod error;
+mod events;
+mod format;
+mod keys;
+mod listen;
+mod logprobs;
+mod messages;
+mod models;
+mod options;
+mod prompts;
+mod reply;
+mod usage;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::{Method, StatusCode, Uri};
+use axum::middleware;
+use axum::routing::{get, post};
+use tokio::net::TcpListener;
+use umbel_client::text::chat_template::Message;
+use umbel_client::text::tokenizer::Tokenizer;
+use umbel_client::text::tools::Tools;
+use umbel_client::{Generate, GenerateError, Generation, Speculate};
+
+use crate::commands::session::{Blocks, Opened};
+use admission::Admission;
+use error::ApiError;
+use keys::Holder;
+
+pub use keys::Keys;
+
+/// How many requests a gateway takes.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Answers that are given at once.
+    pub answers: usize,
+    /// Requests that wait for their turn; more are told to come back later.
+    pub waiting: usize,
+}
+
+/// One model that is asked over HTTP.
+pub(crate) struct Gateway {
+    opened: Opened,
+    speculate: Speculate,
+    admission: Admission,
+    /// `None` where anybody may ask who reaches it.
+    keys: Option<Keys>,
+    anybody: Arc<Holder>,
+    started: u64,
+}
+
+impl Gateway {
+    pub(crate) fn new(
+        opened: Opened,
+        speculate: Speculate,
+        limits: Limits,
+        keys: Option<Keys>,
+    ) -> Self {
+        let admission = Admission::new(limits.answers, limits.waiting);
+        let anybody = Arc::new(Holder::anybody());
+        Self { opened, speculate, admission, keys, anybody, started: reply::unix_seconds() }
+    }
+
+    /// Answers requests until `stop`; gives back what it was made of, to be left in good order.
+    pub(crate) async fn serve(
+        self,
+        listener: TcpListener,
+        stop: impl Future<Output = ()>,
+    ) -> Option<Opened> {
+        let gateway = Arc::new(self);
+        listen::serve(listener, router(Arc::clone(&gateway)), stop).await;
+        Arc::into_inner(gateway).map(|gateway| gateway.opened)
+    }
+
+    fn model_name(&self) -> &str {
+        self.opened.model.shard().name()
+    }
+
+    /// What decides the bits of an answer, besides the request.
+    fn fingerprint(&self) -> String {
+        let id = self.opened.model.id().to_string();
+        format!("umbel-{}-{}", env!("CARGO_PKG_VERSION"), id.get(..8).unwrap_or(&id))
+    }
+
+    fn context(&self) -> usize {
+        self.opened.model.config().context_tokens
+    }
+
+    const fn started(&self) -> u64 {
+        self.started
+    }
+
+    fn speculate(&self) -> Speculate {
+        self.speculate.clone()
+    }
+
+    fn check_model(&self, asked: &str) -> Result<(), ApiError> {
+        if asked == self.model_name() {
+            return Ok(());
+        }
+        Err(ApiError::unknown_model(asked, self.model_name()))
+    }
+
+    /// Opens a session for an answer.
+    async fn start(&self, request: Generate) -> Result<Generation, ApiError> {
+        let tokens = request.prompt.len().saturating_add(request.max_tokens as usize);
+        let chain = self.opened.chain(tokens).await;
+        let chain = chain.map_err(|error| ApiError::unavailable(&error))?;
+        Ok(request.start(Arc::clone(&self.opened.model), chain)?)
+    }
+
+    /// The vector of a text, read in a session of its own.
+    async fn embedding(&self, ids: &[u32]) -> Result<Vec<f32>, ApiError> {
+        let context = self.context();
+        if ids.len() > context {
+            return Err(GenerateError::PromptTooLong { tokens: ids.len(), context }.into());
+        }
+        let chain = self.opened.chain(ids.len()).await;
+        let chain = chain.map_err(|error| ApiError::unavailable(&error))?;
+        Ok(umbel_client::embedding(&self.opened.model, chain, ids).await?)
+    }
+
+    fn hidden_size(&self) -> usize {
+        self.opened.model.config().hidden_size
+    }
+
+    /// The tokens of a conversation, in which the model may ask for functions.
+    async fn encode_chat(
+        self: &Arc<Self>,
+        messages: Vec<Message>,
+        tools: Option<Tools>,
+    ) -> Result<Vec<u32>, ApiError> {
+        let gateway = Arc::clone(self);
+        apart(move || {
+            let model = &gateway.opened.model;
+            Ok(match &tools {
+                None => model.encode_chat(&messages)?,
+                Some(tools) => model.encode_chat_with(&messages, tools)?,
+            })
+        })
+        .await
+    }
+
+    async fn encode_prompt(self: &Arc<Self>, text: String) -> Result<Vec<u32>, ApiError> {
+        let gateway = Arc::clone(self);
+        apart(move || Ok(gateway.opened.model.encode(&text)?)).await
+    }
+
+    /// The tokens of a text in the middle of another.
+    async fn encode_plain(self: &Arc<Self>, text: String) -> Result<Vec<u32>, ApiError> {
+        let gateway = Arc::clone(self);
+        apart(move || match gateway.opened.model.tokenizer() {
+            Some(tokenizer) => {
+                let encoded = tokenizer.encode(&text, false);
+                encoded.map_err(|error| ApiError::invalid("prediction", error.to_string()))
+            }
+            None => Ok(Vec::new()),
+        })
+        .await
+    }
+
+    fn decode(&self, ids: &[u32]) -> Result<String, ApiError> {
+        let vocabulary = self.opened.model.config().vocabulary_size;
+        if let Some(&id) = ids.iter().find(|id| **id as usize >= vocabulary) {
+            return Err(GenerateError::UnknownToken { id, vocabulary }.into());
+        }
+        let text = self.opened.model.tokenizer().map(|tokenizer| tokenizer.decode(ids));
+        text.transpose()
+            .map_err(|error| ApiError::invalid("prompt", error.to_string()))
+            .map(|text| text.unwrap_or_default())
+    }
+
+    /// A token by itself.
+    fn token_text(&self, id: u32) -> String {
+        let decode = |tokenizer: &Tokenizer| tokenizer.decode(&[id]).ok();
+        self.opened.model.tokenizer().and_then(decode).unwrap_or_default()
+    }
+
+    /// Blocks that nobody serves who is known.
+    async fn missing_blocks(&self) -> Vec<String> {
+        let Blocks::Swarm(swarm, _) = &self.opened.blocks else {
+            return Vec::new();
+        };
+        let servers = swarm.announcements(Some(self.opened.model.id())).await;
+        let served = |block: &u32| {
+            servers.iter().any(|server| !server.draining && server.span.contains(*block))
+        };
+        let blocks = 0..self.opened.model.config().block_count;
+        blocks.filter(|block| !served(block)).map(|block| block.to_string()).collect()
+    }
+}
+
+fn router(gateway: Arc<Gateway>) -> Router {
+    let interface = Router::new()
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{name}", get(models::one))
+        .route("/v1/chat/completions", post(chat::complete))
+        .route("/v1/completions", post(completions::complete))
+        .route("/v1/embeddings", post(embeddings::create))
+        .route("/v1/messages", post(messages::create))
+        .method_not_allowed_fallback(other_method)
+        .layer(middleware::from_fn_with_state(Arc::clone(&gateway), keys::check));
+    Router::new()
+        .route("/health", get(models::health))
+        .route("/ready", get(models::ready))
+        .merge(interface)
+        .fallback(unknown_path)
+        .with_state(gateway)
+}
+
+async fn unknown_path(uri: Uri) -> ApiError {
+    ApiError::refused(StatusCode::NOT_FOUND, format!("there is nothing at {}", uri.path()))
+}
+
+async fn other_method(method: Method, uri: Uri) -> ApiError {
+    let message = format!("{} takes no {method}", uri.path());
+    ApiError::refused(StatusCode::METHOD_NOT_ALLOWED, message)
+}
+
+/// Does what takes milliseconds where it holds up no connection.
+async fn apart<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    tokio::task::spawn_blocking(work).await.expect("tokenizers and templates do not panic")
+}

@@ -1,0 +1,190 @@
+//! What a request that fails is answered, in the shape that clients of OpenAI's interface read.
+
+use std::fmt::Write as _;
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+use umbel_client::GenerateError;
+use umbel_client::model::PromptError;
+
+/// Seconds after which a client that was turned away may come back: a short answer takes as long.
+const RETRY_AFTER_SECONDS: u16 = 2;
+
+/// A request that is not answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ApiError {
+    status: StatusCode,
+    kind: &'static str,
+    code: Option<&'static str>,
+    /// The field that is at fault.
+    param: Option<String>,
+    message: String,
+}
+
+impl ApiError {
+    /// The request says something that it must not.
+    pub(super) fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
+        let param = Some(param.into());
+        Self { param, ..Self::refused(StatusCode::BAD_REQUEST, message) }
+    }
+
+    /// The request asks for something that is not built.
+    pub(super) fn unsupported(param: &str, what: &str) -> Self {
+        let code = Some("unsupported_parameter");
+        Self { code, ..Self::invalid(param, format!("{what} is not supported: leave it out")) }
+    }
+
+    /// The request as a whole cannot be read.
+    pub(super) fn refused(status: StatusCode, message: impl Into<String>) -> Self {
+        let kind = "invalid_request_error";
+        Self { status, kind, code: None, param: None, message: message.into() }
+    }
+
+    pub(super) fn unknown_model(asked: &str, served: &str) -> Self {
+        let message = format!("the model {asked:?} is not served here; {served:?} is");
+        Self {
+            code: Some("model_not_found"),
+            param: Some("model".to_owned()),
+            ..Self::refused(StatusCode::NOT_FOUND, message)
+        }
+    }
+
+    /// More requests wait than may.
+    pub(super) fn busy(waiting: usize) -> Self {
+        let message = format!("{waiting} requests wait already: come back later");
+        Self {
+            kind: "rate_limit_error",
+            code: Some("rate_limit_exceeded"),
+            ..Self::refused(StatusCode::TOO_MANY_REQUESTS, message)
+        }
+    }
+
+    /// The holder of a key has used up what it may.
+    pub(super) fn over_budget(name: &str, what: &str) -> Self {
+        let message = format!("{name} has used up the {what} of this minute");
+        Self {
+            kind: "rate_limit_error",
+            code: Some("rate_limit_exceeded"),
+            ..Self::refused(StatusCode::TOO_MANY_REQUESTS, message)
+        }
+    }
+
+    /// The request has no key, or one that is not known.
+    pub(super) fn no_key() -> Self {
+        let message = "a key of this gateway is needed: send it as `Authorization: Bearer KEY`";
+        Self {
+            kind: "authentication_error",
+            code: Some("invalid_api_key"),
+            ..Self::refused(StatusCode::UNAUTHORIZED, message)
+        }
+    }
+
+    /// The swarm cannot answer now.
+    pub(super) fn unavailable(error: &anyhow::Error) -> Self {
+        let message = format!("the swarm cannot answer: {}", chain(error.as_ref()));
+        Self { kind: "server_error", ..Self::refused(StatusCode::SERVICE_UNAVAILABLE, message) }
+    }
+
+    /// The object that the body is, and an event in a stream.
+    pub(super) fn to_json(&self) -> Value {
+        let Self { kind, code, param, message, .. } = self;
+        json!({ "error": { "message": message, "type": kind, "param": param, "code": code } })
+    }
+}
+
+/// The same error in the shape that clients of Anthropic's interface read.
+#[derive(Debug)]
+pub(super) struct MessagesError(pub(super) ApiError);
+
+impl MessagesError {
+    pub(super) fn to_json(&self) -> Value {
+        let Self(ApiError { status, message, .. }) = self;
+        let kind = match *status {
+            StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::NOT_FOUND => "not_found_error",
+            StatusCode::PAYLOAD_TOO_LARGE => "request_too_large",
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            StatusCode::SERVICE_UNAVAILABLE => "overloaded_error",
+            _ => "invalid_request_error",
+        };
+        json!({ "type": "error", "error": { "type": kind, "message": message } })
+    }
+}
+
+impl From<ApiError> for MessagesError {
+    fn from(error: ApiError) -> Self {
+        Self(error)
+    }
+}
+
+impl IntoResponse for MessagesError {
+    fn into_response(self) -> Response {
+        let body = self.to_json();
+        self.0.respond(body)
+    }
+}
+
+impl From<GenerateError> for ApiError {
+    fn from(error: GenerateError) -> Self {
+        let message = chain(&error);
+        match error {
+            GenerateError::PromptTooLong { .. } => {
+                let code = Some("context_length_exceeded");
+                Self { code, ..Self::invalid("messages", message) }
+            }
+            GenerateError::EmptyPrompt | GenerateError::UnknownToken { .. } => {
+                Self::invalid("prompt", message)
+            }
+            GenerateError::Sampling(_) | GenerateError::Grammar(_) => {
+                Self::refused(StatusCode::BAD_REQUEST, message)
+            }
+            GenerateError::Ends(_) | GenerateError::Draft(_) | GenerateError::Step(_) => {
+                Self::unavailable(&error.into())
+            }
+        }
+    }
+}
+
+impl From<PromptError> for ApiError {
+    fn from(error: PromptError) -> Self {
+        Self::invalid("messages", chain(&error))
+    }
+}
+
+impl ApiError {
+    fn respond(self, body: Value) -> Response {
+        let mut response = (self.status, Json(body)).into_response();
+        if self.status == StatusCode::TOO_MANY_REQUESTS {
+            let after = HeaderValue::from(RETRY_AFTER_SECONDS);
+            response.headers_mut().insert(header::RETRY_AFTER, after);
+        }
+        if matches!(self.status, StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT) {
+            // What is left of the body is not read, so that no other request can follow it.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let body = self.to_json();
+        self.respond(body)
+    }
+}
+
+/// An error and its causes in one line.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !line.contains(&text) {
+            write!(line, ": {text}").expect("a string takes all text");
+        }
+        cause = error.source();
+    }
+    line
+}

@@ -1,0 +1,242 @@
+//! Who may ask, and how much: keys from a file, each with budgets of its own.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use anyhow::{Context as _, bail};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
+
+use super::Gateway;
+use super::error::{ApiError, MessagesError};
+
+/// The keys that may ask.
+#[derive(Debug)]
+pub struct Keys(BTreeMap<[u8; 32], Arc<Holder>>);
+
+/// Whoever has a key. Everybody together, where there are none.
+#[derive(Debug)]
+pub(super) struct Holder {
+    name: String,
+    budgets: Mutex<[Budget; 2]>,
+}
+
+/// The file, in TOML.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    key: Vec<Entry>,
+}
+
+/// One `[[key]]` of it.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    /// What its holder is called in logs.
+    name: String,
+    /// What its holder sends.
+    key: String,
+    requests_per_minute: Option<u32>,
+    tokens_per_minute: Option<u32>,
+}
+
+impl Keys {
+    /// Reads the file of keys.
+    ///
+    /// # Errors
+    /// Where it cannot be read, or two have the same key.
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("{} cannot be read", path.display()))?;
+        Self::parse(&text).with_context(|| format!("in {}", path.display()))
+    }
+
+    fn parse(text: &str) -> anyhow::Result<Self> {
+        let file: File = toml::from_str(text)?;
+        let mut keys = BTreeMap::new();
+        for Entry { name, key, requests_per_minute, tokens_per_minute } in file.key {
+            if key.len() < KEY_BYTES_MIN {
+                bail!("the key of {name} has fewer than {KEY_BYTES_MIN} characters");
+            }
+            let budgets = [requests_per_minute, tokens_per_minute].map(Budget::new);
+            let holder = Holder { name: name.clone(), budgets: Mutex::new(budgets) };
+            if keys.insert(digest(&key), Arc::new(holder)).is_some() {
+                bail!("the key of {name} is another's too");
+            }
+        }
+        if keys.is_empty() {
+            bail!("it has no [[key]]");
+        }
+        Ok(Self(keys))
+    }
+
+    /// The holder of the key in these headers.
+    fn holder(&self, headers: &HeaderMap) -> Option<&Arc<Holder>> {
+        let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        let bearer = text("authorization").and_then(|text| text.strip_prefix("Bearer "));
+        let key = bearer.or_else(|| text("x-api-key"));
+        // By its digest, so that no comparison takes longer for a key that is nearly right.
+        self.0.get(&digest(key?.trim()))
+    }
+}
+
+/// A key that is shorter could be found by trying.
+const KEY_BYTES_MIN: usize = 16;
+
+fn digest(key: &str) -> [u8; 32] {
+    Sha256::digest(key.as_bytes()).into()
+}
+
+/// So many in a minute, of which a minute's worth may be spent at once. It may be overdrawn, by what
+/// turns out only when an answer is there, and is of no use then until it is filled again.
+#[derive(Debug, Clone, Copy)]
+struct Budget {
+    per_minute: f64,
+    left: f64,
+    at: Option<Instant>,
+}
+
+impl Budget {
+    fn new(per_minute: Option<u32>) -> Self {
+        let per_minute = per_minute.map_or(f64::INFINITY, f64::from);
+        Self { per_minute, left: per_minute, at: None }
+    }
+
+    fn fill(&mut self, now: Instant) {
+        if let Some(at) = self.at.replace(now) {
+            let minutes = now.saturating_duration_since(at).as_secs_f64() / 60.0;
+            self.left = (self.left + self.per_minute * minutes).min(self.per_minute);
+        }
+    }
+}
+
+impl Holder {
+    /// Where there are no keys.
+    pub(super) fn anybody() -> Self {
+        Self { name: "anybody".to_owned(), budgets: Mutex::new([Budget::new(None); 2]) }
+    }
+
+    /// Takes a request from the budget.
+    fn request(&self, now: Instant) -> Result<(), ApiError> {
+        let mut budgets = self.budgets.lock().unwrap_or_else(PoisonError::into_inner);
+        budgets.iter_mut().for_each(|budget| budget.fill(now));
+        let [requests, tokens] = &mut *budgets;
+        if requests.left < 1.0 {
+            return Err(ApiError::over_budget(&self.name, "requests"));
+        }
+        if tokens.left <= 0.0 {
+            return Err(ApiError::over_budget(&self.name, "tokens"));
+        }
+        requests.left -= 1.0;
+        Ok(())
+    }
+
+    /// Takes tokens from the budget that were read or written.
+    pub(super) fn spend(&self, tokens: usize) {
+        let mut budgets = self.budgets.lock().unwrap_or_else(PoisonError::into_inner);
+        budgets[1].left -= f64::from(u32::try_from(tokens).unwrap_or(u32::MAX));
+    }
+}
+
+/// Lets a request through if it has a key, where there are keys, and has not used up its budget.
+pub(super) async fn check(
+    State(gateway): State<Arc<Gateway>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let is_anthropic = request.uri().path() == "/v1/messages";
+    let checked = admit(&gateway, request.headers());
+    match checked {
+        Ok(holder) => {
+            request.extensions_mut().insert(holder);
+            next.run(request).await
+        }
+        Err(error) if is_anthropic => MessagesError(error).into_response(),
+        Err(error) => error.into_response(),
+    }
+}
+
+fn admit(gateway: &Gateway, headers: &HeaderMap) -> Result<Arc<Holder>, ApiError> {
+    let holder = match &gateway.keys {
+        None => &gateway.anybody,
+        Some(keys) => keys.holder(headers).ok_or_else(ApiError::no_key)?,
+    };
+    holder.request(Instant::now())?;
+    Ok(Arc::clone(holder))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use axum::http::header;
+
+    use super::*;
+
+    const FILE: &str = "
+        [[key]]
+        name = 'ann'
+        key = 'a-key-of-some-length'
+        requests_per_minute = 2
+        tokens_per_minute = 100
+
+        [[key]]
+        name = 'bob'
+        key = 'another-key-of-some-length'
+    ";
+
+    fn sent(name: header::HeaderName, value: &str) -> HeaderMap {
+        HeaderMap::from_iter([(name, value.parse().unwrap())])
+    }
+
+    #[test]
+    fn whoever_sends_a_key_is_known_by_it() {
+        let keys = Keys::parse(FILE).unwrap();
+        let name = |headers: &HeaderMap| keys.holder(headers).map(|holder| holder.name.clone());
+        let bearer = |key: &str| sent(header::AUTHORIZATION, &format!("Bearer {key}"));
+        assert_eq!(name(&bearer("a-key-of-some-length")).as_deref(), Some("ann"));
+        assert_eq!(name(&bearer("another-key-of-some-length")).as_deref(), Some("bob"));
+        assert_eq!(name(&bearer("a-key-of-some-lengtH")), None);
+        assert_eq!(name(&sent(header::AUTHORIZATION, "a-key-of-some-length")), None);
+        let x_api_key = header::HeaderName::from_static("x-api-key");
+        assert_eq!(name(&sent(x_api_key, "a-key-of-some-length")).as_deref(), Some("ann"));
+        assert_eq!(name(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn a_budget_that_is_used_up_fills_again() {
+        let keys = Keys::parse(FILE).unwrap();
+        let ann = keys.0.get(&digest("a-key-of-some-length")).unwrap();
+        let start = Instant::now();
+        assert!(ann.request(start).is_ok());
+        assert!(ann.request(start).is_ok());
+        assert!(ann.request(start).is_err(), "two requests a minute");
+        assert!(ann.request(start + Duration::from_secs(31)).is_ok());
+        ann.spend(250);
+        let after = |seconds| ann.request(start + Duration::from_secs(seconds));
+        assert!(after(62).is_err(), "the tokens are overdrawn");
+        assert!(after(130).is_ok());
+        let bob = keys.0.get(&digest("another-key-of-some-length")).unwrap();
+        bob.spend(usize::MAX);
+        assert!((0..1_000).all(|_| bob.request(start).is_ok()), "without a budget there is no end");
+    }
+
+    #[test]
+    fn files_that_say_nothing_useful_are_refused() {
+        for file in [
+            "",
+            "key = []",
+            "[[key]]\nname = 'a'\nkey = 'short'",
+            "[[key]]\nname = 'a'\nkey = 'a-key-of-some-length'\ncolour = 1",
+            "[[key]]\nname = 'a'\nkey = 'a-key-of-some-length'\n[[key]]\nname = 'b'\nkey = 'a-key-of-some-length'",
+        ] {
+            assert!(Keys::parse(file).is_err(), "{file}");
+        }
+    }
+}
