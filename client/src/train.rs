@@ -129,8 +129,22 @@ impl Trainer {
     /// Learns from a batch: one step of the optimizer.
     ///
     /// # Errors
-    /// [`TrainError`]; where the loss or a gradient is no number, nothing has changed.
+    /// [`TrainError`]; then nothing has changed, and another step may be tried.
     pub async fn step(
+        &mut self,
+        batch: &[&Example],
+        learning_rate: f64,
+    ) -> Result<StepReport, TrainError> {
+        let sequences = self.sequences;
+        let stepped = self.try_step(batch, learning_rate).await;
+        if stepped.is_err() {
+            Arc::make_mut(&mut self.state).reset();
+            self.sequences = sequences;
+        }
+        stepped
+    }
+
+    async fn try_step(
         &mut self,
         batch: &[&Example],
         learning_rate: f64,
@@ -144,7 +158,6 @@ impl Trainer {
         let loss = sum / targets.max(1) as f64;
         let gradient_norm = self.state.gradients().sum_of_squares().sqrt();
         if !loss.is_finite() || !gradient_norm.is_finite() {
-            Arc::make_mut(&mut self.state).reset();
             return Err(TrainError::Diverged { loss, gradient_norm });
         }
         let factor = clip_factor(gradient_norm * gradient_norm, self.settings.clip);

@@ -123,7 +123,7 @@ impl<'a> TrainingPass<'a> {
 
     /// Calls `pause` again and again, on the thread that computes, so that others may compute
     /// meanwhile: at least after each product of a matrix with some 64 tokens, and after the attention
-    /// of each sequence.
+    /// of each sequence, or of a long one in as many heads of keys as there are threads.
     #[must_use]
     pub fn pausing(self, pause: &'a dyn Fn()) -> Self {
         Self { pause, ..self }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use umbel_client::train::data::Example;
 use umbel_client::train::{
-    Blocks, LocalBlocks, RemoteBlocks, StepReport, Trainer, TrainerSettings,
+    Blocks, LocalBlocks, RemoteBlocks, StepReport, TrainError, Trainer, TrainerSettings,
 };
 use umbel_client::{ClientModel, Device, Swarm, SwarmConfig};
 use umbel_engine::train::{AdamW, Adapter, AdapterConfig, PeftFiles, TargetModule, TrainingState};
@@ -211,6 +211,25 @@ async fn a_training_whose_servers_are_split_otherwise_goes_on() {
     kill.await.unwrap();
     trainer.close().await;
     parts.iter().for_each(|server| server.assert_no_errors());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_that_fails_leaves_nothing_behind() {
+    let model = model();
+    let (state, settings, texts) = training(&model);
+    let expected = steps(&mut local(&model, state.clone(), settings), &texts).await;
+    let first = start("0..4", None);
+    let swarm = join(&first).await;
+    let (over_swarm, _) = remote(&swarm, &model, state.clone(), settings).await;
+    for mut trainer in [local(&model, state.clone(), settings), over_swarm] {
+        let batch: Vec<_> = texts.iter().collect();
+        let failed = trainer.step(&batch, f64::NAN).await;
+        assert!(matches!(failed, Err(TrainError::Step(_))), "{failed:?}");
+        assert!(trainer.state() == &state);
+        assert_eq!(steps(&mut trainer, &texts).await, expected);
+        trainer.close().await;
+    }
+    first.assert_no_errors();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use crate::kernel::parallel::for_each;
+use crate::kernel::parallel::{for_each, thread_count};
 use crate::kernel::{AttentionShape, exponential};
 
 use super::dense::{add_scaled, dot};
@@ -80,8 +80,12 @@ impl Attended<'_> {
             parts.extend((0..self.shape.kv_heads).map(|kv_head| (part(kv_head), None)));
         }
         let longest = self.lengths.iter().copied().max().unwrap_or(1);
-        let sequences = (PAUSE_TOKENS / longest).max(1);
-        for parts in parts.chunks_mut(sequences * self.shape.kv_heads) {
+        // Of a long sequence no more heads at once than there are threads.
+        let together = match PAUSE_TOKENS / longest {
+            0 => thread_count(),
+            sequences => sequences * self.shape.kv_heads,
+        };
+        for parts in parts.chunks_mut(together) {
             for_each(parts.iter_mut(), |(part, result)| *result = Some(work(part)));
             pause();
         }

@@ -2,8 +2,9 @@
 //!
 //! There is one set of threads, and whoever has the floor uses all of them. Training gives the floor up
 //! between two parts of its work as soon as a pass waits for it, so that a pass waits for one part at
-//! most: a product of one matrix with 64 tokens, or the attention of one sequence. That is less than a
-//! pass that decodes takes itself, since such a pass reads all matrices of all blocks.
+//! most: a product of one matrix with 64 tokens, which is less than a pass that decodes takes itself,
+//! since such a pass reads all matrices of all blocks; or the attention of one sequence in as many heads
+//! as there are threads.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 

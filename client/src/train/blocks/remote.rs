@@ -35,6 +35,8 @@ pub struct RemoteBlocks {
     token_bytes: u32,
     hops: Vec<OpenHop>,
     replaced: usize,
+    /// A step was begun and not taken: servers may have gathered gradients of it.
+    unfinished: bool,
     failures: usize,
     avoided: BTreeSet<PeerId>,
 }
@@ -61,6 +63,7 @@ impl RemoteBlocks {
             token_bytes: u32::try_from(hidden_size * 4).unwrap_or(u32::MAX),
             hops: Vec::new(),
             replaced: 0,
+            unfinished: false,
             failures: 0,
             avoided: BTreeSet::new(),
         };
@@ -83,6 +86,10 @@ impl RemoteBlocks {
     ) -> Result<f64, TrainError> {
         self.failures = 0;
         self.avoided.clear();
+        if std::mem::replace(&mut self.unfinished, true) {
+            self.hops.clear();
+            self.fill(state, String::new()).await?;
+        }
         self.hops.iter_mut().for_each(OpenHop::begin_step);
         loop {
             match self.try_learn(model, state, microbatches, weight).await {
@@ -101,7 +108,10 @@ impl RemoteBlocks {
     ) -> Result<(), TrainError> {
         loop {
             match self.try_take(model, microbatches, weight, taken).await {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    self.unfinished = false;
+                    return Ok(());
+                }
                 Err((place, fault)) => self.mend(place, fault, taken.before).await?,
             }
         }
