@@ -215,8 +215,6 @@ fn identity(
     let modules: Vec<_> = adapter.target_modules.iter().map(|module| module.name()).collect();
     json!({
         "model": model.id().to_string(),
-        "texts": [learned.len(), validation.len()],
-        "tokens": [tokens(learned), tokens(validation)],
         "epochs": learning.epochs,
         "batch": learning.batch,
         "seed": learning.seed,
@@ -230,6 +228,9 @@ fn identity(
         "alpha": adapter.alpha,
         "dropout": adapter.dropout,
         "target modules": modules,
+        // Last, since they follow from the others too.
+        "texts": [learned.len(), validation.len()],
+        "tokens": [tokens(learned), tokens(validation)],
     })
 }
 
