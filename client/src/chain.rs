@@ -1,5 +1,6 @@
 //! Where hidden states go through the blocks: in this process, or over a swarm.
 
+pub mod adapted;
 pub mod local;
 pub mod remote;
 
@@ -11,6 +12,8 @@ use umbel_engine::HiddenStates;
 use umbel_protocol::inference::AnswerRows;
 use umbel_protocol::{PeerId, Span};
 
+use crate::train::TrainError;
+use adapted::{AdaptedChain, AdaptedStepError};
 use local::{LocalChain, LocalStepError};
 use remote::{OpenChainError, RemoteChain, RemoteStep};
 
@@ -20,6 +23,8 @@ pub enum Chain {
     Local(LocalChain),
     /// Over the servers of a swarm.
     Remote(Box<RemoteChain>),
+    /// Either of them with an adapter.
+    Adapted(Box<AdaptedChain>),
 }
 
 /// A step that was handed in.
@@ -140,6 +145,10 @@ impl Chain {
             Self::Remote(chain) => {
                 UnderWay::Sent(chain.begin(position, (hidden, ids), answer_rows).await)
             }
+            Self::Adapted(chain) => {
+                let step = chain.step(position, hidden).await;
+                UnderWay::Done(Box::new(step.map_err(|error| StepError::Adapted(Box::new(error)))))
+            }
         })
     }
 
@@ -147,7 +156,7 @@ impl Chain {
     #[must_use]
     pub fn held(&self) -> &[u32] {
         match self {
-            Self::Local(_) => &[],
+            Self::Local(_) | Self::Adapted(_) => &[],
             Self::Remote(chain) => chain.held(),
         }
     }
@@ -158,7 +167,7 @@ impl Chain {
     pub fn prefill_chunks(&self, position: u32, tokens: u32, tokens_max: u32) -> Vec<u32> {
         match self {
             // One stage, which is busy all the time with the longest chunks.
-            Self::Local(_) => {
+            Self::Local(_) | Self::Adapted(_) => {
                 let whole = (0..tokens).step_by(tokens_max.max(1) as usize);
                 whole.map(|begin| tokens_max.max(1).min(tokens - begin)).collect()
             }
@@ -172,6 +181,7 @@ impl Chain {
         match self {
             Self::Local(chain) => chain.tokens_max(),
             Self::Remote(chain) => chain.tokens_max(),
+            Self::Adapted(chain) => chain.tokens_max(),
         }
     }
 
@@ -183,6 +193,7 @@ impl Chain {
             Self::Remote(chain) => {
                 chain.hops().into_iter().map(|hop| (Some(hop.peer), hop.blocks)).collect()
             }
+            Self::Adapted(chain) => chain.route(),
         }
     }
 
@@ -195,6 +206,10 @@ impl Chain {
         match self {
             Self::Local(_) => Ok(()),
             Self::Remote(chain) => Ok(chain.reopen(text).await?),
+            Self::Adapted(chain) => {
+                chain.forget();
+                Ok(())
+            }
         }
     }
 
@@ -203,6 +218,7 @@ impl Chain {
         match self {
             Self::Local(_) => {}
             Self::Remote(chain) => chain.close().await,
+            Self::Adapted(chain) => chain.close().await,
         }
     }
 }
@@ -213,6 +229,9 @@ pub enum StepError {
     /// The arithmetic in this process failed.
     #[error("the blocks could not be computed")]
     Compute(#[from] LocalStepError),
+    /// The blocks with an adapter failed.
+    #[error(transparent)]
+    Adapted(Box<AdaptedStepError>),
     /// An earlier step was given up half-way, so nobody knows what the cache holds.
     #[error("an earlier step of this session was interrupted: open a new one")]
     Interrupted,
@@ -253,7 +272,7 @@ impl StepError {
                 SessionFailure::NoRoute { .. } | SessionFailure::Hop(_) => false,
             },
             Self::Malformed { .. } => true,
-            Self::Compute(_) | Self::Interrupted | Self::Open(_) => false,
+            Self::Compute(_) | Self::Adapted(_) | Self::Interrupted | Self::Open(_) => false,
         }
     }
 
@@ -266,6 +285,12 @@ impl StepError {
                 OpenChainError::Session(failure) => failure,
                 OpenChainError::NotServed { .. } => return None,
             },
+            Self::Adapted(error) => {
+                return match error.as_ref() {
+                    AdaptedStepError::Blocks(TrainError::NoRoute { source, .. }) => Some(source),
+                    AdaptedStepError::Blocks(_) | AdaptedStepError::Position(_) => None,
+                };
+            }
             Self::Compute(_) | Self::Interrupted | Self::Malformed { .. } => return None,
         };
         match failure {

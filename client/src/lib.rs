@@ -36,7 +36,9 @@ pub mod model;
 pub mod speculation;
 pub mod swarm;
 pub mod text;
+pub mod train;
 
+pub use chain::adapted::AdaptedChain;
 pub use chain::local::{LocalChain, LocalModel};
 pub use chain::remote::{RemoteChain, SessionOptions};
 pub use chain::{Chain, HopTime, StepError, StepTime, StepUnderWay};

@@ -104,6 +104,12 @@ impl ClientModel {
         self.tokenizer.as_ref()
     }
 
+    /// The chat template, if the model has one.
+    #[must_use]
+    pub const fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.chat_template.as_ref()
+    }
+
     /// The forms that answers can be held to. The first call takes a moment: call it apart from the
     /// network.
     ///

@@ -14,6 +14,7 @@ pub mod server;
 pub mod session;
 pub mod swarm;
 pub mod time;
+pub mod training;
 
 pub use route::{Hop, Route};
 pub use time::Time;

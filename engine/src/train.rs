@@ -17,6 +17,7 @@
 //! |---|---|
 //! | [`adapter`] | LoRA: its values, and PEFT's files |
 //! | [`optimizer`] | AdamW |
+//! | [`state`] | both, and the gradients of a step |
 //! | [`loss`] | cross-entropy at the ends of the model |
 //! | `block` | one block forward and backward |
 //! | `lora`, `attention`, `norm`, `swiglu`, `dense` | its parts |
@@ -31,6 +32,8 @@ mod lora;
 pub mod loss;
 mod norm;
 pub mod optimizer;
+mod settings;
+pub mod state;
 mod swiglu;
 
 use std::fmt;
@@ -39,7 +42,8 @@ use umbel_protocol::Span;
 
 pub use adapter::{Adapter, AdapterConfig, AdapterError, Parameters, PeftFiles, TargetModule};
 pub use loss::{Loss, LossError};
-pub use optimizer::{AdamW, Optimizer};
+pub use optimizer::{AdamW, Optimizer, StepError};
+pub use state::TrainingState;
 
 use crate::hidden::HiddenStates;
 use crate::operation;
@@ -63,6 +67,8 @@ pub struct TrainingPass<'a> {
     sequences: &'a [Sequence],
     lengths: Vec<usize>,
     positions: Vec<usize>,
+    pause: &'a dyn Fn(),
+    drops: bool,
 }
 
 /// What a pass forward leaves.
@@ -103,9 +109,24 @@ impl<'a> TrainingPass<'a> {
         if let Some(adapter) = adapter {
             check_adapter(hosted, blocks, adapter)?;
         }
+        let drops = true;
         let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.tokens).collect();
         let positions = lengths.iter().flat_map(|&tokens| 0..tokens).collect();
-        Ok(Self { hosted, blocks, adapter, sequences, lengths, positions })
+        Ok(Self { hosted, blocks, adapter, sequences, lengths, positions, pause: &|| (), drops })
+    }
+
+    /// Drops nothing, whatever the adapter says: for evaluation.
+    #[must_use]
+    pub fn without_dropout(self) -> Self {
+        Self { drops: false, ..self }
+    }
+
+    /// Calls `pause` again and again, on the thread that computes, so that others may compute
+    /// meanwhile: at least after each product of a matrix with some 64 tokens, and after the attention
+    /// of each sequence, or of a long one in as many heads of keys as there are threads.
+    #[must_use]
+    pub fn pausing(self, pause: &'a dyn Fn()) -> Self {
+        Self { pause, ..self }
     }
 
     /// From what enters the first block to what leaves the last, `[tokens, hidden]`.
@@ -155,7 +176,8 @@ impl<'a> TrainingPass<'a> {
     fn block(&self, index: u32) -> TrainedBlock<'_> {
         let parts = self.hosted.parts(index);
         let rows = (&*self.lengths, &*self.positions);
-        TrainedBlock::new(index, parts, self.adapter, self.sequences, rows)
+        let dropped = if self.drops { self.sequences } else { &[] };
+        TrainedBlock::new(index, parts, self.adapter, dropped, rows, self.pause)
     }
 
     fn states(&self, values: Vec<f32>) -> HiddenStates {

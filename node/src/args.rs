@@ -1,5 +1,7 @@
 //! What was typed.
 
+pub mod train;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -57,6 +59,8 @@ pub enum Command {
     Chat(ChatArguments),
     /// Continue a text.
     Generate(GenerateArguments),
+    /// Teach a model: learn an adapter from texts.
+    Train(Box<train::TrainArguments>),
     /// Answer requests of OpenAI's interface over HTTP.
     Gateway(GatewayArguments),
     /// Show a model: configuration, blocks, sizes, id.
@@ -351,6 +355,11 @@ pub struct GenerateArguments {
     /// Token ids to continue, for models without a tokenizer.
     #[arg(long, value_name = "ID,ID,...", value_delimiter = ',', num_args = 1)]
     pub prompt_ids: Option<Vec<u32>>,
+
+    /// An adapter's folder, as `umbel train` and PEFT write it. Each token then goes the way of the
+    /// whole text before it.
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
 
     /// Put the prompt into the model's chat template, as what the user says.
     #[arg(long, conflicts_with = "prompt_ids")]

@@ -11,6 +11,7 @@ mod serve;
 pub(crate) mod session;
 mod speculate;
 mod status;
+mod train;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -43,6 +44,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Command::Serve(arguments) => serve::run(arguments, &config).await,
             Command::Chat(arguments) => chat::run(arguments, &config).await,
             Command::Generate(arguments) => generate::run(arguments, &config).await,
+            Command::Train(arguments) => train::run(*arguments, &config).await,
             Command::Gateway(arguments) => gateway::run(arguments, &config).await,
             Command::Inspect(arguments) => inspect::run(arguments, &config).await,
             Command::Status(arguments) => status::run(arguments, &config).await,
@@ -62,6 +64,7 @@ fn runtime(command: &Command) -> std::io::Result<Runtime> {
         Command::Demo(_)
         | Command::Chat(_)
         | Command::Generate(_)
+        | Command::Train(_)
         | Command::Gateway(_)
         | Command::Inspect(_)
         | Command::Status(_)

@@ -1,5 +1,6 @@
 //! The engine and its thread: passes in, results out.
 
+pub mod floor;
 #[cfg(test)]
 mod tests;
 

@@ -16,6 +16,7 @@ pub mod progress;
 pub mod serve;
 pub mod shutdown;
 pub mod telemetry;
+pub mod training;
 
 /// Does what was typed, reports what goes wrong, and says how the process is to end.
 #[must_use]

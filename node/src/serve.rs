@@ -20,10 +20,12 @@ use umbel_shard::{Model, ModelSource, PartsNeeded};
 
 use crate::announce::{Announcer, Offer};
 use crate::args::ServeArguments;
+use crate::compute::floor::Floor;
 use crate::compute::{Compute, Shards};
 use crate::config::Config;
 use crate::driver::{Driver, Events, Load};
 use crate::shutdown::Shutdown;
+use crate::training::TrainingDriver;
 use balance::Balancer;
 use loading::{Held, Loaded, Loader};
 
@@ -44,11 +46,12 @@ pub async fn serve(arguments: ServeArguments, config: &Config) -> anyhow::Result
         serving = Serving::start(arguments, config) => serving?,
         () = stop.requested() => return Ok(()),
     };
-    let Serving { network, announcer, offer, driver, mut balancer } = serving;
+    let Serving { network, announcer, offer, driver, training, mut balancer } = serving;
     let load = driver.load();
     let handle = balancer.handle();
     tokio::spawn(memory::give_back(load.clone()));
     let mut driving = tokio::spawn(driver.run());
+    let training = tokio::spawn(training.run());
     {
         let announced = offer.subscribe();
         let announcing = announce_and_say_so(&announcer, announced, &load, &network);
@@ -67,6 +70,7 @@ pub async fn serve(arguments: ServeArguments, config: &Config) -> anyhow::Result
     let leaving = offer.borrow().clone();
     let load = *load.borrow();
     handle.drain().await;
+    balancer.drain_trainings().await;
     tokio::select! {
         () = async {
             tokio::join!(announcer.announce(&leaving, load), balancer.drained());
@@ -77,6 +81,7 @@ pub async fn serve(arguments: ServeArguments, config: &Config) -> anyhow::Result
         () = stop.requested() => {}
     }
     driving.abort();
+    training.abort();
     network.shutdown().await;
     Ok(())
 }
@@ -122,6 +127,7 @@ struct Serving {
     announcer: Announcer,
     offer: watch::Sender<Offer>,
     driver: Driver,
+    training: TrainingDriver,
     balancer: Balancer,
 }
 
@@ -170,12 +176,22 @@ impl Serving {
         let server = Server::new(config);
         let events = Events::new();
         let (completion, handle) = (events.completion(), events.handle());
-        let compute = Compute::start(Shards::new(shard), move |done| completion.done(done));
+        let floor = Floor::default();
+        let (training, trainings) = TrainingDriver::new(
+            &model,
+            shard.blocks.clone(),
+            network.clone(),
+            floor.clone(),
+            memory::training_bytes(allowed_bytes),
+        );
+        let shards = floor.before(Shards::new(shard));
+        let compute = Compute::start(shards, move |done| completion.done(done));
         let (driver, drained) = Driver::new(server, network.clone(), compute, events);
         let peer = network.peer_id();
         let balancer =
-            Balancer::new(peer, &arguments, &model, (held, held_max), loader, (handle, drained));
-        Ok(Self { network, announcer, offer, driver, balancer })
+            Balancer::new(peer, &arguments, &model, (held, held_max), loader, (handle, drained))
+                .with(trainings);
+        Ok(Self { network, announcer, offer, driver, training, balancer })
     }
 }
 

@@ -53,6 +53,12 @@ pub enum ProtocolViolation {
         /// Bytes that it has.
         found: usize,
     },
+    /// A number, or several, that mean nothing.
+    #[error("{field} is out of its bounds")]
+    OutOfBounds {
+        /// Which field.
+        field: &'static str,
+    },
     /// Too many of something.
     #[error("{found} {field}; the most is {max}")]
     TooMany {

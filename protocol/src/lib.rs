@@ -12,6 +12,7 @@
 //! | [`frame`] | frames, their limits, and a decoder that is fed bytes as they come |
 //! | [`inference`] | what clients and servers say in a session |
 //! | [`prefix`] | names of texts that a server may have read before |
+//! | [`training`] | what trainers and servers say to each other |
 //! | [`announcement`] | what a server says of itself, signed |
 //! | [`directory`] | asking a peer which servers it knows |
 //! | [`compression`] | large payloads in fewer bytes, without loss |
@@ -31,6 +32,7 @@ pub mod inference;
 pub mod prefix;
 pub mod span;
 pub mod tensor;
+pub mod training;
 pub mod version;
 mod wire;
 

@@ -19,6 +19,8 @@ pub enum LinkProtocol {
     Push,
     /// Questions about which servers there are.
     Directory,
+    /// A trainer's adapter on one server.
+    Training,
 }
 
 /// The two ends of a link.
@@ -44,7 +46,7 @@ pub(crate) const ANSWER_HEADER_BYTES_MAX: u32 = 2 << 20;
 
 impl LinkProtocol {
     /// Every protocol.
-    pub const ALL: [Self; 3] = [Self::Session, Self::Push, Self::Directory];
+    pub const ALL: [Self; 4] = [Self::Session, Self::Push, Self::Directory, Self::Training];
 
     /// The name that both ends agree on when a link is opened.
     #[must_use]
@@ -53,6 +55,7 @@ impl LinkProtocol {
             Self::Session => "/umbel/session/1",
             Self::Push => "/umbel/push/1",
             Self::Directory => "/umbel/directory/1",
+            Self::Training => "/umbel/training/1",
         }
     }
 
@@ -64,7 +67,8 @@ impl LinkProtocol {
             payload_bytes_max: STEP_PAYLOAD_BYTES_MAX,
         };
         match (self, speaker) {
-            (Self::Session, Side::Opener | Side::Acceptor) | (Self::Push, Side::Opener) => STEPS,
+            (Self::Session | Self::Training, Side::Opener | Side::Acceptor)
+            | (Self::Push, Side::Opener) => STEPS,
             (Self::Push, Side::Acceptor) => Limits { header_bytes_max: 0, payload_bytes_max: 0 },
             (Self::Directory, Side::Opener) => {
                 Limits { header_bytes_max: QUESTION_HEADER_BYTES_MAX, payload_bytes_max: 0 }

@@ -13,6 +13,7 @@ use umbel_protocol::compression;
 use umbel_protocol::directory::{DirectoryAnswer, DirectoryRequest};
 use umbel_protocol::frame::{Frame, FrameDecoder, FrameError, Limits, encode_prefix};
 use umbel_protocol::inference::{ClientMessage, PushMessage, ServerMessage};
+use umbel_protocol::training::{TrainerMessage, TrainingAnswer};
 use umbel_protocol::version::{LinkProtocol, Side};
 use umbel_protocol::{DType, ProtocolViolation};
 use umbel_shard::ModelConfig;
@@ -82,6 +83,12 @@ fn message(protocol: LinkProtocol, side: Side, frame: Frame) -> bool {
         }
         (LinkProtocol::Directory, Side::Acceptor) => {
             survives(frame, DirectoryAnswer::decode, DirectoryAnswer::encode)
+        }
+        (LinkProtocol::Training, Side::Opener) => {
+            survives(frame, TrainerMessage::decode, TrainerMessage::encode)
+        }
+        (LinkProtocol::Training, Side::Acceptor) => {
+            survives(frame, TrainingAnswer::decode, TrainingAnswer::encode)
         }
     }
 }

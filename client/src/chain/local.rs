@@ -30,6 +30,11 @@ impl LocalModel {
         Ok(Self { blocks: blocks.on(device), arena })
     }
 
+    /// The blocks, which a clone shares.
+    pub(crate) fn blocks(&self) -> HostedSpan {
+        self.blocks.clone()
+    }
+
     /// Opens a session with room for `tokens_max` tokens.
     ///
     /// # Errors

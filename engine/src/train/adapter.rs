@@ -14,7 +14,7 @@ pub use peft::{PEFT_CONFIG_FILE, PEFT_WEIGHTS_FILE, PeftFiles};
 
 /// The largest rank that is taken: adapters have 4 to 256, and the memory of a server is bounded by
 /// it.
-pub const RANK_MAX: usize = 1024;
+pub const RANK_MAX: usize = umbel_protocol::training::RANK_MAX as usize;
 
 /// A matrix of a block that an adapter may add to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

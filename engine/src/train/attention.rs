@@ -6,10 +6,13 @@
 
 use std::ops::Range;
 
-use crate::kernel::parallel::for_each;
+use crate::kernel::parallel::{for_each, thread_count};
 use crate::kernel::{AttentionShape, exponential};
 
 use super::dense::{add_scaled, dot};
+
+/// Tokens of the sequences between two pauses, or one longer sequence: enough work for some threads.
+const PAUSE_TOKENS: usize = 256;
 
 /// Rotated queries `[tokens, heads * head_size]`, rotated keys and values
 /// `[tokens, kv_heads * head_size]` of one sequence after the other.
@@ -32,8 +35,8 @@ pub(super) struct Gradients {
 
 impl Attended<'_> {
     /// What each query sees, in the shape of the queries.
-    pub(super) fn forward(self) -> Vec<f32> {
-        let parts = self.parts(|part| part.forward());
+    pub(super) fn forward(self, pause: &dyn Fn()) -> Vec<f32> {
+        let parts = self.parts(|part| part.forward(), pause);
         let mut output = vec![0.0; self.queries.len()];
         for (part, heads) in &parts {
             for (head, values) in part.query_heads().zip(heads) {
@@ -44,8 +47,8 @@ impl Attended<'_> {
     }
 
     /// From the gradient of what the queries saw.
-    pub(super) fn backward(self, gradient: &[f32]) -> Gradients {
-        let parts = self.parts(|part| part.backward(gradient));
+    pub(super) fn backward(self, gradient: &[f32], pause: &dyn Fn()) -> Gradients {
+        let parts = self.parts(|part| part.backward(gradient), pause);
         let mut gradients = Gradients {
             queries: vec![0.0; self.queries.len()],
             keys: vec![0.0; self.keys.len()],
@@ -63,7 +66,11 @@ impl Attended<'_> {
     }
 
     /// What `work` gives for each sequence and head of keys, on all threads.
-    fn parts<R: Send>(&self, work: impl Fn(&Part<'_>) -> R + Sync + Send) -> Vec<(Part<'_>, R)> {
+    fn parts<R: Send>(
+        &self,
+        work: impl Fn(&Part<'_>) -> R + Sync + Send,
+        pause: &dyn Fn(),
+    ) -> Vec<(Part<'_>, R)> {
         let mut start = 0;
         let mut parts: Vec<(Part<'_>, Option<R>)> = Vec::new();
         for &length in self.lengths {
@@ -72,7 +79,16 @@ impl Attended<'_> {
             let part = |kv_head| Part { of: *self, rows: rows.clone(), kv_head };
             parts.extend((0..self.shape.kv_heads).map(|kv_head| (part(kv_head), None)));
         }
-        for_each(parts.iter_mut(), |(part, result)| *result = Some(work(part)));
+        let longest = self.lengths.iter().copied().max().unwrap_or(1);
+        // Of a long sequence no more heads at once than there are threads.
+        let together = match PAUSE_TOKENS / longest {
+            0 => thread_count(),
+            sequences => sequences * self.shape.kv_heads,
+        };
+        for parts in parts.chunks_mut(together) {
+            for_each(parts.iter_mut(), |(part, result)| *result = Some(work(part)));
+            pause();
+        }
         let done = |result: Option<R>| result.expect("each part was computed");
         parts.into_iter().map(|(part, result)| (part, done(result))).collect()
     }

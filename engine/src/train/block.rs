@@ -18,9 +18,11 @@ pub(super) struct TrainedBlock<'a> {
     index: u32,
     parts: BlockParts<'a>,
     adapter: Option<&'a Adapter>,
+    /// Those in which something is dropped: all that go through, or none.
     sequences: &'a [Sequence],
     lengths: &'a [usize],
     positions: &'a [usize],
+    pause: &'a dyn Fn(),
 }
 
 /// Queries or keys between their projection and attention.
@@ -57,8 +59,9 @@ impl<'a> TrainedBlock<'a> {
         adapter: Option<&'a Adapter>,
         sequences: &'a [Sequence],
         (lengths, positions): (&'a [usize], &'a [usize]),
+        pause: &'a dyn Fn(),
     ) -> Self {
-        Self { index, parts, adapter, sequences, lengths, positions }
+        Self { index, parts, adapter, sequences, lengths, positions, pause }
     }
 
     /// From what enters the block to what leaves it, `[tokens, hidden]`.
@@ -91,7 +94,7 @@ impl<'a> TrainedBlock<'a> {
         let queries = self.turn(queries, self.parts.q_norm, shape.heads);
         let keys = self.turn(project(TargetModule::Key), self.parts.k_norm, shape.kv_heads);
         let values = project(TargetModule::Value);
-        let attended = self.attended(&queries, &keys, &values).forward();
+        let attended = self.attended(&queries, &keys, &values).forward(self.pause);
         let mut hidden = self.layer(TargetModule::Output).forward(&attended);
         kernel::add(&mut hidden, input);
         AttentionActivations { normed, queries, keys, values, attended, hidden }
@@ -150,7 +153,7 @@ impl<'a> TrainedBlock<'a> {
         let shape = self.parts.attention;
         let mut of_attended = vec![0.0; attended.len()];
         self.backward_layer(TargetModule::Output, attended, &of_hidden, &mut of_attended, found);
-        let of = self.attended(queries, keys, values).backward(&of_attended);
+        let of = self.attended(queries, keys, values).backward(&of_attended, self.pause);
         let attention::Gradients { queries: of_queries, keys: of_keys, values: of_values } = of;
         let of_queries = self.turn_back(queries, of_queries, self.parts.q_norm, shape.heads);
         let of_keys = self.turn_back(keys, of_keys, self.parts.k_norm, shape.kv_heads);
@@ -200,10 +203,11 @@ impl<'a> TrainedBlock<'a> {
         let lora = self.adapter.and_then(|adapter| {
             let matrices: &LoraMatrices = adapter.parameters().at(self.index, module)?;
             let (scale, dropout) = (adapter.config().scale(), adapter.config().dropout);
+            let dropout = if self.sequences.is_empty() { 0.0 } else { dropout };
             let mask = Mask::new(dropout, self.index, module, self.sequences);
             Some(Lora { matrices, scale, mask })
         });
-        Layer { linear: linear_of(&self.parts, module), lora }
+        Layer { linear: linear_of(&self.parts, module), lora, pause: self.pause }
     }
 }
 

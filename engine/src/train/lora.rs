@@ -9,12 +9,18 @@ use super::dropout::Mask;
 use crate::kernel::add_transposed;
 use crate::operation::linear::Linear;
 
+/// Tokens between two pauses: with so many, a product takes about as long as reading its matrix from
+/// memory, which is what one that decodes waits for anyway.
+const PAUSE_TOKENS: usize = 64;
+
 /// One matrix of a block during training.
 #[derive(Clone, Copy)]
 pub(super) struct Layer<'a> {
     pub(super) linear: &'a Linear,
     /// `None` where the module is no target of the adapter.
     pub(super) lora: Option<Lora<'a>>,
+    /// Called between parts of the work.
+    pub(super) pause: &'a dyn Fn(),
 }
 
 /// What an adapter adds to a matrix.
@@ -28,7 +34,12 @@ pub(super) struct Lora<'a> {
 impl Layer<'_> {
     /// From `[tokens, columns]` to `[tokens, rows]`.
     pub(super) fn forward(&self, input: &[f32]) -> Vec<f32> {
-        let mut output = self.linear.multiply(input);
+        let mut output =
+            Vec::with_capacity(input.len() / self.linear.columns() * self.linear.rows());
+        for input in input.chunks(PAUSE_TOKENS * self.linear.columns()) {
+            output.extend_from_slice(&self.linear.multiply(input));
+            (self.pause)();
+        }
         if let Some(lora) = self.lora {
             let input = lora.masked(input, self.linear.columns());
             let inner = times_transposed(&input, &lora.matrices.a, self.linear.columns());
@@ -47,9 +58,13 @@ impl Layer<'_> {
         gradient: &[f32],
         of_input: &mut [f32],
     ) -> Option<LoraMatrices> {
-        add_transposed(self.linear.weight(), gradient, of_input);
-        let lora = self.lora?;
         let (columns, rows) = (self.linear.columns(), self.linear.rows());
+        let parts = gradient.chunks(PAUSE_TOKENS * rows);
+        for (gradient, of_input) in parts.zip(of_input.chunks_mut(PAUSE_TOKENS * columns)) {
+            add_transposed(self.linear.weight(), gradient, of_input);
+            (self.pause)();
+        }
+        let lora = self.lora?;
         let rank = lora.matrices.rank();
         let input = lora.masked(input, columns);
         let mut inner = times_transposed(&input, &lora.matrices.a, columns);

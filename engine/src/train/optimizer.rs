@@ -37,8 +37,8 @@ pub fn clip_factor(sum_of_squares: f64, max: f64) -> f64 {
 pub struct Optimizer {
     settings: AdamW,
     steps: u64,
-    means: Parameters,
-    mean_squares: Parameters,
+    pub(super) means: Parameters,
+    pub(super) mean_squares: Parameters,
 }
 
 impl Optimizer {
@@ -70,6 +70,17 @@ impl Optimizer {
             return Err(StepError::NotFinite);
         }
         Ok(Self { settings, steps, means, mean_squares })
+    }
+
+    /// Counts as having taken so many steps.
+    pub(super) const fn set_steps(&mut self, steps: u64) {
+        self.steps = steps;
+    }
+
+    /// How it steps.
+    #[must_use]
+    pub const fn settings(&self) -> AdamW {
+        self.settings
     }
 
     /// Steps that were taken.

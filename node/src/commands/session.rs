@@ -1,13 +1,17 @@
 //! What chat, generate, bench and the gateway share: a model's ends, and a chain for its blocks.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use umbel_client::train::LocalBlocks;
 use umbel_client::{
-    Chain, ClientModel, LocalModel, RemoteChain, Sampling, SessionOptions, Swarm, SwarmConfig,
+    AdaptedChain, Chain, ClientModel, LocalModel, RemoteChain, Sampling, SessionOptions, Swarm,
+    SwarmConfig,
 };
-use umbel_protocol::DType;
+use umbel_engine::train::{Adapter, PeftFiles};
+use umbel_protocol::{DType, Span};
 use umbel_shard::{Model, ModelSource, PartsNeeded};
 
 use crate::args::{ChainArguments, SamplingArguments};
@@ -76,6 +80,23 @@ impl Opened {
                 Chain::Remote(Box::new(chain))
             }
         })
+    }
+
+    /// A chain with an adapter, with room for so many tokens, at most the model's context.
+    pub(super) async fn chain_with(&self, adapter: &Path, tokens: usize) -> anyhow::Result<Chain> {
+        let config = self.model.config();
+        let tokens = u32::try_from(tokens.clamp(1, config.context_tokens))?;
+        let files = PeftFiles::read(adapter, config)?;
+        let adapter = Adapter::from_peft(&files, config, Span::new(0, config.block_count)?)?;
+        let chain = match &self.blocks {
+            Blocks::Local(blocks, _) => {
+                AdaptedChain::local(LocalBlocks::of(blocks), adapter, tokens)
+            }
+            Blocks::Swarm(swarm, _) => {
+                AdaptedChain::remote(Arc::clone(swarm), &self.model, adapter, tokens).await?
+            }
+        };
+        Ok(Chain::Adapted(Box::new(chain)))
     }
 
     /// Leaves the swarm in good order.

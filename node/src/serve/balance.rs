@@ -17,6 +17,7 @@ use crate::announce::{Announcer, Offer};
 use crate::args::ServeArguments;
 use crate::compute::Shard;
 use crate::driver::Handle;
+use crate::training::TrainingHandle;
 
 /// Looks for blocks that need this server more, and moves to them.
 pub(super) struct Balancer {
@@ -28,6 +29,7 @@ pub(super) struct Balancer {
     held: Vec<(ShardId, HostedSpan)>,
     arena: KvArena,
     handle: Handle,
+    trainings: Option<TrainingHandle>,
     drained: mpsc::Receiver<ShardId>,
     current: ShardId,
     loading: Option<JoinHandle<anyhow::Result<Loaded>>>,
@@ -68,11 +70,24 @@ impl Balancer {
             held: spans.into_iter().map(|span| (ShardId::default(), span)).collect(),
             arena,
             handle,
+            trainings: None,
             drained,
             current: ShardId::default(),
             loading: None,
             loaded: None,
             clock: Clock::start(),
+        }
+    }
+
+    /// Tells the trainings on these blocks, too, of what it does.
+    pub(super) fn with(self, trainings: TrainingHandle) -> Self {
+        Self { trainings: Some(trainings), ..self }
+    }
+
+    /// Ends the trainings, which go on elsewhere.
+    pub(super) async fn drain_trainings(&self) {
+        if let Some(trainings) = &self.trainings {
+            trainings.drain().await;
         }
     }
 
@@ -193,6 +208,7 @@ impl Balancer {
         let Some(blocks) = part else {
             tracing::info!("leaving all blocks, as there is no room for others beside them");
             offer.send_modify(|offer| offer.draining = true);
+            self.drain_trainings().await;
             return self.handle.drain().await;
         };
         let span = blocks.span();
@@ -205,6 +221,9 @@ impl Balancer {
     async fn hand_over(&mut self, shard: Shard) {
         self.current = ShardId(self.current.0 + 1);
         self.held.push((self.current, shard.blocks.clone()));
+        if let Some(trainings) = &self.trainings {
+            trainings.serve(self.current, shard.blocks.clone()).await;
+        }
         self.handle.serve(self.current, shard.blocks.span(), shard).await;
     }
 

@@ -17,6 +17,10 @@ const SHARE: f64 = 0.8;
 /// more are small beside weights and KV cache.
 const JOURNAL_PART: u64 = 16;
 
+/// One part in so many of what may be taken is for the adapters that others train here, which have a
+/// hundredth of the values of the blocks: what the system keeps for its ups and downs has room for it.
+const TRAINING_PART: u64 = 8;
+
 /// Tokens of KV cache without a wish, in contexts of the model: four conversations at full length.
 const CONTEXTS: usize = 4;
 
@@ -69,6 +73,11 @@ fn free_bytes() -> anyhow::Result<u64> {
 /// Bytes of results that are kept for the failure of next hops.
 pub(super) fn journal_bytes() -> anyhow::Result<usize> {
     Ok(usize::try_from(free_bytes()? / JOURNAL_PART).unwrap_or(usize::MAX))
+}
+
+/// Bytes of what others train here.
+pub(super) const fn training_bytes(allowed_bytes: u64) -> u64 {
+    allowed_bytes / TRAINING_PART
 }
 
 /// What may be taken: as much as was said, or a share of what is free now.

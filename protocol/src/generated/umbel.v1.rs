@@ -681,3 +681,316 @@ impl Neighbour {
         }
     }
 }
+/// What a trainer says on a link of the training protocol. A link carries one session: the first
+/// message opens it. Each message has one answer, in the order of the messages.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TrainerMessage {
+    #[prost(oneof = "trainer_message::Message", tags = "1, 2, 3, 4, 5, 6, 7")]
+    pub message: ::core::option::Option<trainer_message::Message>,
+}
+/// Nested message and enum types in `TrainerMessage`.
+pub mod trainer_message {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Message {
+        #[prost(message, tag = "1")]
+        Open(super::OpenTraining),
+        #[prost(message, tag = "2")]
+        Write(super::WriteState),
+        #[prost(message, tag = "3")]
+        Forward(super::TrainForward),
+        #[prost(message, tag = "4")]
+        Backward(super::TrainBackward),
+        #[prost(message, tag = "5")]
+        Read(super::ReadState),
+        #[prost(message, tag = "6")]
+        Step(super::OptimizerStep),
+        #[prost(message, tag = "7")]
+        Close(super::CloseTraining),
+    }
+}
+/// What a server answers.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TrainingAnswer {
+    #[prost(oneof = "training_answer::Message", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
+    pub message: ::core::option::Option<training_answer::Message>,
+}
+/// Nested message and enum types in `TrainingAnswer`.
+pub mod training_answer {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Message {
+        #[prost(message, tag = "1")]
+        Opened(super::TrainingOpened),
+        #[prost(message, tag = "2")]
+        Written(super::StateWritten),
+        #[prost(message, tag = "3")]
+        Forwarded(super::TrainForwarded),
+        #[prost(message, tag = "4")]
+        Backwarded(super::TrainBackwarded),
+        #[prost(message, tag = "5")]
+        Read(super::StateRead),
+        #[prost(message, tag = "6")]
+        Stepped(super::OptimizerStepped),
+        #[prost(message, tag = "7")]
+        Closed(super::TrainingClosed),
+        #[prost(message, tag = "8")]
+        Error(super::TrainingError),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct OpenTraining {
+    /// 16 bytes, little-endian, drawn at random. A session that is open already, of the same peer and
+    /// with the same content, goes on over this link; what it had of an unfinished step is dropped.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub session: ::prost::bytes::Bytes,
+    /// 32 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub model: ::prost::bytes::Bytes,
+    #[prost(message, optional, tag = "3")]
+    pub blocks: ::core::option::Option<Span>,
+    #[prost(message, optional, tag = "4")]
+    pub adapter: ::core::option::Option<AdapterSettings>,
+    #[prost(message, optional, tag = "5")]
+    pub optimizer: ::core::option::Option<AdamWSettings>,
+    /// What the first values are drawn from.
+    #[prost(uint64, tag = "6")]
+    pub seed: u64,
+    /// Optimizer steps that the state has seen which is about to be written.
+    #[prost(uint64, tag = "7")]
+    pub steps: u64,
+    /// Tokens of microbatches between their way forward and their way back.
+    #[prost(uint32, tag = "8")]
+    pub tokens_max: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AdapterSettings {
+    #[prost(uint32, tag = "1")]
+    pub rank: u32,
+    #[prost(float, tag = "2")]
+    pub alpha: f32,
+    /// The product is divided by the root of the rank.
+    #[prost(bool, tag = "3")]
+    pub rank_stabilized: bool,
+    /// In [0, 1).
+    #[prost(float, tag = "4")]
+    pub dropout: f32,
+    /// Each at most once.
+    #[prost(enumeration = "TargetModule", repeated, tag = "5")]
+    pub target_modules: ::prost::alloc::vec::Vec<i32>,
+}
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct AdamWSettings {
+    #[prost(double, tag = "1")]
+    pub beta1: f64,
+    #[prost(double, tag = "2")]
+    pub beta2: f64,
+    #[prost(double, tag = "3")]
+    pub epsilon: f64,
+    #[prost(double, tag = "4")]
+    pub weight_decay: f64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WriteState {
+    #[prost(enumeration = "StateKind", tag = "1")]
+    pub kind: i32,
+    #[prost(uint64, tag = "2")]
+    pub offset: u64,
+    /// \[values\], binary32; its elements are the frame's payload.
+    #[prost(message, optional, tag = "3")]
+    pub values: ::core::option::Option<Tensor>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TrainingSequence {
+    #[prost(uint32, tag = "1")]
+    pub tokens: u32,
+    #[prost(uint64, tag = "2")]
+    pub dropout_seed: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TrainForward {
+    #[prost(uint64, tag = "1")]
+    pub microbatch: u64,
+    #[prost(message, repeated, tag = "2")]
+    pub sequences: ::prost::alloc::vec::Vec<TrainingSequence>,
+    /// Nothing is dropped, and nothing is kept for a way back.
+    #[prost(bool, tag = "3")]
+    pub evaluate: bool,
+    /// \[tokens, hidden\]; its elements are the frame's payload.
+    #[prost(message, optional, tag = "4")]
+    pub hidden: ::core::option::Option<Tensor>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TrainBackward {
+    #[prost(uint64, tag = "1")]
+    pub microbatch: u64,
+    /// Of what left the last block, \[tokens, hidden\]; its elements are the frame's payload.
+    #[prost(message, optional, tag = "2")]
+    pub gradient: ::core::option::Option<Tensor>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReadState {
+    #[prost(enumeration = "StateKind", tag = "1")]
+    pub kind: i32,
+    #[prost(uint64, tag = "2")]
+    pub offset: u64,
+    #[prost(uint32, tag = "3")]
+    pub count: u32,
+}
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct OptimizerStep {
+    /// One more than the steps that were taken. A step that was taken already is answered and not taken
+    /// again.
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    #[prost(double, tag = "2")]
+    pub learning_rate: f64,
+    /// What gradients are multiplied by first.
+    #[prost(double, tag = "3")]
+    pub factor: f64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CloseTraining {
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TrainingOpened {
+    /// Optimizer steps that the session's state has seen.
+    #[prost(uint64, tag = "1")]
+    pub steps: u64,
+    /// The session was open already: nothing need be written.
+    #[prost(bool, tag = "2")]
+    pub resumed: bool,
+    #[prost(uint64, tag = "3")]
+    pub value_count: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StateWritten {
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TrainForwarded {
+    #[prost(uint64, tag = "1")]
+    pub microbatch: u64,
+    /// What left the last block; its elements are the frame's payload.
+    #[prost(message, optional, tag = "2")]
+    pub hidden: ::core::option::Option<Tensor>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TrainBackwarded {
+    #[prost(uint64, tag = "1")]
+    pub microbatch: u64,
+    /// Of what entered the first block; its elements are the frame's payload.
+    #[prost(message, optional, tag = "2")]
+    pub gradient: ::core::option::Option<Tensor>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StateRead {
+    #[prost(enumeration = "StateKind", tag = "1")]
+    pub kind: i32,
+    #[prost(uint64, tag = "2")]
+    pub offset: u64,
+    /// \[values\], binary32; its elements are the frame's payload.
+    #[prost(message, optional, tag = "3")]
+    pub values: ::core::option::Option<Tensor>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct OptimizerStepped {
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    /// SHA-256 over the values of the adapter as they are now, little-endian.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub digest: ::prost::bytes::Bytes,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TrainingClosed {
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TrainingError {
+    #[prost(enumeration = "ErrorCode", tag = "1")]
+    pub code: i32,
+    /// For people.
+    #[prost(string, tag = "2")]
+    pub detail: ::prost::alloc::string::String,
+}
+/// A matrix of a block that an adapter adds to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum TargetModule {
+    Unspecified = 0,
+    Query = 1,
+    Key = 2,
+    Value = 3,
+    Output = 4,
+    Gate = 5,
+    Up = 6,
+    Down = 7,
+}
+impl TargetModule {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "TARGET_MODULE_UNSPECIFIED",
+            Self::Query => "TARGET_MODULE_QUERY",
+            Self::Key => "TARGET_MODULE_KEY",
+            Self::Value => "TARGET_MODULE_VALUE",
+            Self::Output => "TARGET_MODULE_OUTPUT",
+            Self::Gate => "TARGET_MODULE_GATE",
+            Self::Up => "TARGET_MODULE_UP",
+            Self::Down => "TARGET_MODULE_DOWN",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "TARGET_MODULE_UNSPECIFIED" => Some(Self::Unspecified),
+            "TARGET_MODULE_QUERY" => Some(Self::Query),
+            "TARGET_MODULE_KEY" => Some(Self::Key),
+            "TARGET_MODULE_VALUE" => Some(Self::Value),
+            "TARGET_MODULE_OUTPUT" => Some(Self::Output),
+            "TARGET_MODULE_GATE" => Some(Self::Gate),
+            "TARGET_MODULE_UP" => Some(Self::Up),
+            "TARGET_MODULE_DOWN" => Some(Self::Down),
+            _ => None,
+        }
+    }
+}
+/// The values of a session stand in one row: block by block, in each block module by module, of each
+/// module first A and then B, each row by row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum StateKind {
+    Unspecified = 0,
+    Values = 1,
+    /// The optimizer's running means of the gradients.
+    Means = 2,
+    /// The optimizer's running means of their squares.
+    MeanSquares = 3,
+    /// The sum of the gradients since the last step. It is read only.
+    Gradients = 4,
+}
+impl StateKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "STATE_KIND_UNSPECIFIED",
+            Self::Values => "STATE_KIND_VALUES",
+            Self::Means => "STATE_KIND_MEANS",
+            Self::MeanSquares => "STATE_KIND_MEAN_SQUARES",
+            Self::Gradients => "STATE_KIND_GRADIENTS",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "STATE_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "STATE_KIND_VALUES" => Some(Self::Values),
+            "STATE_KIND_MEANS" => Some(Self::Means),
+            "STATE_KIND_MEAN_SQUARES" => Some(Self::MeanSquares),
+            "STATE_KIND_GRADIENTS" => Some(Self::Gradients),
+            _ => None,
+        }
+    }
+}

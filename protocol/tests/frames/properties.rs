@@ -15,10 +15,15 @@ use umbel_protocol::inference::{
     OpenSession, PushMessage, Redirect, ServerMessage, SessionError, Step, Trouble,
 };
 use umbel_protocol::prefix::{PREFIX_PAGES_MAX, PageDigest};
+use umbel_protocol::training::{
+    AdamWSettings, AdapterSettings, ForwardMicrobatch, OpenTraining, OptimizerStep,
+    STATE_VALUES_MAX, StateKind, StateValues, TargetModule, TrainerMessage, TrainingAnswer,
+    TrainingSequence,
+};
 use umbel_protocol::{DType, ModelId, PeerId, SessionId, Span, StepId, Tensor};
 
 use crate::ANY;
-use crate::samples::{Message, Sample, samples};
+use crate::samples::{Message, Sample, samples, training};
 
 fn peers() -> impl Strategy<Value = PeerId> {
     any::<[u8; 32]>().prop_map(PeerId::from_public_key)
@@ -166,6 +171,69 @@ fn both(r: [u8; 32], s: [u8; 32]) -> [u8; 64] {
     std::array::from_fn(|i| if i < 32 { r[i] } else { s[i - 32] })
 }
 
+fn trainings() -> impl Strategy<Value = OpenTraining> {
+    let adapter = (1u32..=1_024, 1e-3f32..1e3, any::<bool>(), 0.0f32..1.0, 1usize..=7).prop_map(
+        |(rank, alpha, rank_stabilized, dropout, modules)| {
+            let target_modules = TargetModule::ALL[..modules].to_vec();
+            AdapterSettings { rank, alpha, rank_stabilized, dropout, target_modules }
+        },
+    );
+    let optimizer = (0.0..1.0, 0.0..1.0, 1e-12..1.0, 0.0..10.0).prop_map(
+        |(beta1, beta2, epsilon, weight_decay)| AdamWSettings {
+            beta1,
+            beta2,
+            epsilon,
+            weight_decay,
+        },
+    );
+    let numbers = any::<(u64, u64, u32)>();
+    (sessions(), models(), spans(), adapter, optimizer, numbers).prop_map(
+        |(session, model, blocks, adapter, optimizer, (seed, steps, tokens_max))| OpenTraining {
+            session,
+            model,
+            blocks,
+            adapter,
+            optimizer,
+            seed,
+            steps,
+            tokens_max,
+        },
+    )
+}
+
+fn forwards((evaluate, microbatch, lengths): (bool, u64, Vec<(u32, u64)>)) -> TrainerMessage {
+    let tokens = lengths.iter().map(|(tokens, _)| tokens).sum();
+    let sequence = |(tokens, dropout_seed)| TrainingSequence { tokens, dropout_seed };
+    let bytes = vec![7; tokens as usize * 8];
+    let hidden = Tensor::new(DType::F32, vec![tokens, 2], bytes.into()).unwrap();
+    let sequences = lengths.into_iter().map(sequence).collect();
+    TrainerMessage::Forward(ForwardMicrobatch { microbatch, sequences, evaluate, hidden })
+}
+
+fn training_messages() -> impl Strategy<Value = Message> {
+    let trainer = prop_oneof![
+        trainings().prop_map(TrainerMessage::Open),
+        (any::<bool>(), any::<u64>(), vec((1u32..5, any::<u64>()), 1..5)).prop_map(forwards),
+        (any::<u64>(), tensors())
+            .prop_map(|(microbatch, gradient)| TrainerMessage::Backward { microbatch, gradient }),
+        (any::<u64>(), 0.0..1e9, 0.0..1.0).prop_map(|(number, learning_rate, factor)| {
+            TrainerMessage::Step(OptimizerStep { number, learning_rate, factor })
+        }),
+        Just(TrainerMessage::Close),
+    ];
+    let training = prop_oneof![
+        (any::<u64>(), any::<bool>(), any::<u64>()).prop_map(|(steps, resumed, value_count)| {
+            TrainingAnswer::Opened { steps, resumed, value_count }
+        }),
+        (any::<u64>(), tensors())
+            .prop_map(|(microbatch, hidden)| TrainingAnswer::Forwarded { microbatch, hidden }),
+        (any::<u64>(), any::<[u8; 32]>())
+            .prop_map(|(number, digest)| TrainingAnswer::Stepped { number, digest }),
+        (codes(), "\\PC{0,100}").prop_map(|(code, detail)| TrainingAnswer::Error { code, detail }),
+    ];
+    prop_oneof![trainer.prop_map(Message::Trainer), training.prop_map(Message::Training)]
+}
+
 fn messages() -> impl Strategy<Value = Message> {
     let error = (sessions(), option::of(any::<u64>()), codes(), "\\PC{0,100}").prop_map(
         |(session, step, code, detail)| SessionError {
@@ -214,6 +282,7 @@ fn messages() -> impl Strategy<Value = Message> {
         vec(announcements(), 0..5).prop_map(DirectoryAnswer::Found),
     ];
     prop_oneof![
+        training_messages(),
         client.prop_map(Message::Client),
         server.prop_map(Message::Server),
         steps().prop_map(|step| Message::Push(PushMessage::Step(step))),
@@ -362,4 +431,52 @@ fn a_message_of_a_newer_kind_is_refused_as_such() {
     let frame = Frame { header: Bytes::from_static(&[0xa2, 0x06, 0x00]), ..Frame::default() };
     let violation = ProtocolViolation::UnknownKind { message: "client's message" };
     assert_eq!(ClientMessage::decode(frame), Err(violation));
+}
+
+#[test]
+fn settings_that_no_training_has_are_violations() {
+    let refused = |change: &dyn Fn(&mut OpenTraining)| {
+        let mut open = training::open();
+        change(&mut open);
+        let decoded = TrainerMessage::decode(TrainerMessage::Open(open).encode());
+        matches!(decoded, Err(ProtocolViolation::OutOfBounds { .. }))
+    };
+    assert!(!refused(&|_| {}));
+    assert!(refused(&|open| open.adapter.rank = 0));
+    assert!(refused(&|open| open.adapter.rank = 1_025));
+    assert!(refused(&|open| open.adapter.alpha = f32::NAN));
+    assert!(refused(&|open| open.adapter.dropout = 1.0));
+    assert!(refused(&|open| open.adapter.target_modules = Vec::new()));
+    assert!(refused(&|open| open.adapter.target_modules = vec![TargetModule::Key; 2]));
+    assert!(refused(&|open| open.optimizer.beta2 = 1.0));
+    assert!(refused(&|open| open.optimizer.epsilon = 0.0));
+    assert!(refused(&|open| open.optimizer.weight_decay = f64::INFINITY));
+}
+
+#[test]
+fn numbers_of_a_training_that_do_not_fit_are_violations() {
+    let refused = |message: TrainerMessage| {
+        let decoded = TrainerMessage::decode(message.encode());
+        matches!(decoded, Err(ProtocolViolation::OutOfBounds { .. }))
+    };
+    let step = |learning_rate, factor| {
+        refused(TrainerMessage::Step(OptimizerStep { number: 1, learning_rate, factor }))
+    };
+    assert!(!step(0.0, 0.0) && step(f64::NAN, 1.0) && step(1.0, -1.0));
+    let read =
+        |count| refused(TrainerMessage::Read { kind: StateKind::Values, offset: u64::MAX, count });
+    assert!(!read(1) && read(0) && read(u32::try_from(STATE_VALUES_MAX).unwrap() + 1));
+    let values = Tensor::from_f32(vec![1], &[1.0]).unwrap();
+    let write = |offset, values| {
+        refused(TrainerMessage::Write(StateValues { kind: StateKind::Values, offset, values }))
+    };
+    assert!(!write(u64::MAX - 1, values.clone()) && write(u64::MAX, values));
+    assert!(write(0, training::rows()), "a matrix is no row of values");
+    let mut forward = training::forward(false);
+    assert!(!refused(TrainerMessage::Forward(forward.clone())));
+    forward.sequences[0].tokens = 2;
+    assert!(refused(TrainerMessage::Forward(forward.clone())), "more tokens than rows");
+    forward.sequences[0].tokens = 0;
+    forward.sequences[1].tokens = 3;
+    assert!(refused(TrainerMessage::Forward(forward)), "a sequence without a token");
 }

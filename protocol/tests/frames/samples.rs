@@ -1,5 +1,8 @@
 //! One value of each message, with every field set where that can be, and with none.
 
+#[path = "training_samples.rs"]
+pub(crate) mod training;
+
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,6 +18,7 @@ use umbel_protocol::inference::{
     OpenSession, PushMessage, Redirect, ServerMessage, SessionError, Step, Trouble,
 };
 use umbel_protocol::prefix::PageDigest;
+use umbel_protocol::training::{TrainerMessage, TrainingAnswer};
 use umbel_protocol::{DType, ModelId, PeerId, SessionId, Span, StepId, Tensor};
 
 /// A message of any kind.
@@ -25,6 +29,8 @@ pub(crate) enum Message {
     Push(PushMessage),
     Request(DirectoryRequest),
     Answer(DirectoryAnswer),
+    Trainer(TrainerMessage),
+    Training(TrainingAnswer),
 }
 
 /// A message and the name of its file.
@@ -41,6 +47,8 @@ impl Message {
             Self::Push(message) => message.encode(),
             Self::Request(message) => message.encode(),
             Self::Answer(message) => message.encode(),
+            Self::Trainer(message) => message.encode(),
+            Self::Training(message) => message.encode(),
         }
     }
 
@@ -53,6 +61,8 @@ impl Message {
             Self::Push(_) => Self::Push(PushMessage::decode(frame)?),
             Self::Request(_) => Self::Request(DirectoryRequest::decode(frame)?),
             Self::Answer(_) => Self::Answer(DirectoryAnswer::decode(frame)?),
+            Self::Trainer(_) => Self::Trainer(TrainerMessage::decode(frame)?),
+            Self::Training(_) => Self::Training(TrainingAnswer::decode(frame)?),
         })
     }
 
@@ -70,7 +80,7 @@ pub(crate) fn samples() -> Vec<Sample> {
     let client = |name, message| sample(name, Message::Client(message));
     let server = |name, message| sample(name, Message::Server(message));
     let session = SessionId::new(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10);
-    vec![
+    let mut all = vec![
         client("client_open", ClientMessage::Open(open(session))),
         client("client_open_alone", ClientMessage::Open(open_alone(session))),
         client("client_open_refill", ClientMessage::Open(open_refill(session))),
@@ -116,7 +126,9 @@ pub(crate) fn samples() -> Vec<Sample> {
         sample("answer_announced", Message::Answer(DirectoryAnswer::Announced)),
         sample("answer_found", Message::Answer(DirectoryAnswer::Found(vec![signed(); 2]))),
         sample("answer_found_none", Message::Answer(DirectoryAnswer::Found(Vec::new()))),
-    ]
+    ];
+    all.extend(training::samples());
+    all
 }
 
 const OTHER: SessionId = SessionId::new(0x1112_1314_1516_1718_191a_1b1c_1d1e_1f20);

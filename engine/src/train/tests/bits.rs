@@ -94,3 +94,37 @@ fn a_replay_draws_the_same_masks_and_another_seed_does_not() {
         assert!(first.iter().zip(&other).all(|(first, other)| first != other));
     }
 }
+
+#[test]
+fn without_dropout_nothing_is_dropped() {
+    for (world, dropping) in worlds() {
+        let hosted = world.host(span(0, 3));
+        let output = |adapter, drops: bool| {
+            let pass = world.pass(&hosted, Some(adapter));
+            let pass = if drops { pass } else { pass.without_dropout() };
+            bits(&pass.forward(&world.input).unwrap().output.to_values())
+        };
+        let without = adapter(&world.config, 0.0);
+        let never = output(&without, true);
+        assert_eq!(output(&dropping, false), never);
+        assert_ne!(output(&dropping, true), never);
+    }
+}
+
+#[test]
+fn pauses_are_many_and_change_no_bit() {
+    for (world, adapter) in worlds() {
+        let hosted = world.host(span(0, 3));
+        let expected = all_bits(&world.train(&hosted, Some(&adapter)));
+        let pauses = std::cell::Cell::new(0);
+        let count = || pauses.set(pauses.get() + 1);
+        let pass = world.pass(&hosted, Some(&adapter)).pausing(&count);
+        let forward = pass.forward(&world.input).unwrap();
+        // Seven matrices and attention in each of three blocks.
+        assert_eq!(pauses.replace(0), 3 * 8);
+        let back = pass.backward(&forward.inputs, &world.gradient).unwrap();
+        // All but the last matrix once more, then each of them back.
+        assert_eq!(pauses.get(), 3 * (7 + 8));
+        assert_eq!(all_bits(&(forward.output, back)), expected);
+    }
+}

@@ -1,0 +1,294 @@
+//! Fine-tuning: an adapter in the blocks of a model, in this process or on the servers of a swarm.
+//!
+//! A [`Trainer`] has the whole adapter with its optimizer; each server holds the part of its own blocks
+//! and takes the same steps, which a digest of its values proves. So a server that is gone is replaced
+//! by one that is given the part anew, and what the step had done so far is computed once more, from
+//! what entered the span and the gradient of what left it, with the same bits.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`data`] | texts as tokens, and which of them are learned |
+//! | [`schedule`] | how far each step goes |
+//! | [`run`] | epochs over a data set, with validation |
+//! | [`checkpoint`] | a training on disk, to go on with |
+//! | `blocks` | where microbatches go forward and back |
+
+mod blocks;
+pub mod checkpoint;
+pub mod data;
+pub mod run;
+pub mod schedule;
+
+use std::sync::Arc;
+
+use umbel_coordinator::route::NoRoute;
+use umbel_engine::train::optimizer::clip_factor;
+use umbel_engine::train::{Adapter, LossError, StepError, TrainError as PassError, TrainingState};
+use umbel_protocol::ErrorCode;
+use umbel_protocol::training::TrainingSequence;
+
+use crate::model::ClientModel;
+pub use blocks::{Blocks, LocalBlocks, RemoteBlocks, TrainingHop};
+use blocks::{Microbatch, Taken};
+use data::Example;
+
+/// Steps a seed of dropout from one sequence to the next: 2^64 divided by the golden ratio.
+const SEED_STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// An adapter that is being trained.
+pub struct Trainer {
+    model: Arc<ClientModel>,
+    blocks: Blocks,
+    state: Arc<TrainingState>,
+    settings: TrainerSettings,
+    /// Sequences that have gone forward, from which follows what each drops.
+    sequences: u64,
+    /// Microbatches that have.
+    microbatches: u64,
+}
+
+/// How a trainer steps, beside its optimizer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TrainerSettings {
+    /// The largest norm of the gradients of a step; larger ones are scaled down to it.
+    pub clip: f64,
+    /// What dropout is drawn from.
+    pub seed: u64,
+    /// Tokens that go through the blocks together: memory and the length of a replay grow with them.
+    pub microbatch_tokens: usize,
+}
+
+impl Default for TrainerSettings {
+    fn default() -> Self {
+        Self { clip: 1.0, seed: 0, microbatch_tokens: 1_024 }
+    }
+}
+
+/// What came of a step, or of an evaluation.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepReport {
+    /// Mean cross-entropy of the tokens that were to be foretold, before the step.
+    pub loss: f64,
+    /// How many they were.
+    pub targets: usize,
+    /// Tokens that went through the blocks.
+    pub tokens: usize,
+    /// The norm of all gradients, before it was clipped; zero in an evaluation.
+    pub gradient_norm: f64,
+}
+
+impl Trainer {
+    /// A trainer of the state, whose adapter is for all blocks of `model`.
+    #[must_use]
+    pub fn new(
+        model: Arc<ClientModel>,
+        blocks: Blocks,
+        state: TrainingState,
+        settings: TrainerSettings,
+    ) -> Self {
+        let state = Arc::new(state);
+        Self { model, blocks, state, settings, sequences: 0, microbatches: 0 }
+    }
+
+    /// Counts as having taken so many sequences through: where a checkpoint was taken.
+    #[must_use]
+    pub fn after_sequences(self, sequences: u64) -> Self {
+        Self { sequences, ..self }
+    }
+
+    /// The adapter as it is after the last step.
+    #[must_use]
+    pub fn adapter(&self) -> &Adapter {
+        self.state.adapter()
+    }
+
+    /// The adapter with its optimizer after the last step.
+    #[must_use]
+    pub fn state(&self) -> &TrainingState {
+        &self.state
+    }
+
+    /// Sequences that have gone forward.
+    #[must_use]
+    pub const fn sequences(&self) -> u64 {
+        self.sequences
+    }
+
+    /// Who computes which blocks; the peer is `None` for this process.
+    #[must_use]
+    pub fn route(&self) -> Vec<TrainingHop> {
+        self.blocks.route()
+    }
+
+    /// Servers that were replaced so far.
+    #[must_use]
+    pub fn replaced(&self) -> usize {
+        self.blocks.replaced()
+    }
+
+    /// Learns from a batch: one step of the optimizer.
+    ///
+    /// # Errors
+    /// [`TrainError`]; then nothing has changed, and another step may be tried.
+    pub async fn step(
+        &mut self,
+        batch: &[&Example],
+        learning_rate: f64,
+    ) -> Result<StepReport, TrainError> {
+        let sequences = self.sequences;
+        let stepped = self.try_step(batch, learning_rate).await;
+        if stepped.is_err() {
+            Arc::make_mut(&mut self.state).reset();
+            self.sequences = sequences;
+        }
+        stepped
+    }
+
+    async fn try_step(
+        &mut self,
+        batch: &[&Example],
+        learning_rate: f64,
+    ) -> Result<StepReport, TrainError> {
+        let mut microbatches = self.microbatches(batch, self.state.steps() + 1)?;
+        let targets: usize = batch.iter().map(|example| example.target_count()).sum();
+        #[expect(clippy::cast_possible_truncation, reason = "gradients are binary32")]
+        let weight = (1.0 / targets.max(1) as f64) as f32;
+        let sum =
+            self.blocks.learn(&self.model, &mut self.state, &mut microbatches, weight).await?;
+        let loss = sum / targets.max(1) as f64;
+        let gradient_norm = self.state.gradients().sum_of_squares().sqrt();
+        if !loss.is_finite() || !gradient_norm.is_finite() {
+            return Err(TrainError::Diverged { loss, gradient_norm });
+        }
+        let factor = clip_factor(gradient_norm * gradient_norm, self.settings.clip);
+        let before = Arc::clone(&self.state);
+        let mut after = TrainingState::clone(&before);
+        after.step(learning_rate, factor)?;
+        let taken = Taken { before: &before, after: &after, learning_rate, factor };
+        self.blocks.take(&self.model, &mut microbatches, weight, taken).await?;
+        self.state = Arc::new(after);
+        let tokens = batch.iter().map(|example| example.input_count()).sum();
+        Ok(StepReport { loss, targets, tokens, gradient_norm })
+    }
+
+    /// How well texts are foretold; nothing is learned from them, and nothing is dropped.
+    ///
+    /// # Errors
+    /// As [`Trainer::step`].
+    pub async fn evaluate(&mut self, batch: &[&Example]) -> Result<StepReport, TrainError> {
+        let sequences = self.sequences;
+        let mut microbatches = self.microbatches(batch, self.state.steps())?;
+        // What an evaluation takes through changes nothing of what is dropped later.
+        self.sequences = sequences;
+        let targets: usize = batch.iter().map(|example| example.target_count()).sum();
+        let sum = self.blocks.evaluate(&self.model, &self.state, &mut microbatches).await?;
+        let tokens = batch.iter().map(|example| example.input_count()).sum();
+        let loss = sum / targets.max(1) as f64;
+        Ok(StepReport { loss, targets, tokens, gradient_norm: 0.0 })
+    }
+
+    /// Lets servers forget their parts.
+    pub async fn close(self) {
+        self.blocks.close().await;
+    }
+
+    /// A batch in parts of as many tokens as go through together.
+    fn microbatches(
+        &mut self,
+        batch: &[&Example],
+        step: u64,
+    ) -> Result<Vec<Microbatch>, TrainError> {
+        let mut parts: Vec<Microbatch> = Vec::new();
+        let mut room = 0;
+        for example in batch {
+            if example.target_count() == 0 {
+                continue;
+            }
+            let tokens = example.input_count();
+            if tokens > room || parts.is_empty() {
+                self.microbatches += 1;
+                parts.push(Microbatch::new(self.microbatches));
+                room = self.settings.microbatch_tokens.max(tokens);
+            }
+            room -= tokens;
+            self.sequences += 1;
+            let sequence = TrainingSequence {
+                tokens: u32::try_from(tokens).map_err(|_| TrainError::NothingToLearn { step })?,
+                dropout_seed: self
+                    .settings
+                    .seed
+                    .wrapping_add(self.sequences.wrapping_mul(SEED_STEP)),
+            };
+            let part = parts.last_mut().expect("one was pushed");
+            part.add(sequence, example.inputs(), example.targets());
+        }
+        if parts.is_empty() {
+            return Err(TrainError::NothingToLearn { step });
+        }
+        let ends = self.model.ends();
+        for part in &mut parts {
+            part.embed(ends)?;
+        }
+        Ok(parts)
+    }
+}
+
+/// A training that cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// No text of a batch has a token to foretell.
+    #[error("no token to learn in the batch of step {step}")]
+    NothingToLearn {
+        /// Which step.
+        step: u64,
+    },
+    /// The loss or a gradient is infinite or no number: go back to the last checkpoint, with a lower
+    /// learning rate.
+    #[error(
+        "the training has diverged (loss {loss}, gradient norm {gradient_norm}); the step was not taken: \
+         try a lower learning rate"
+    )]
+    Diverged {
+        /// The loss.
+        loss: f64,
+        /// The norm of the gradients.
+        gradient_norm: f64,
+    },
+    /// The optimizer did not take the step.
+    #[error(transparent)]
+    Step(#[from] StepError),
+    /// A token is not in the vocabulary.
+    #[error(transparent)]
+    Ends(#[from] umbel_engine::EndsError),
+    /// The end of the model could not be computed.
+    #[error(transparent)]
+    Loss(#[from] LossError),
+    /// The blocks could not be computed here.
+    #[error(transparent)]
+    Pass(#[from] PassError),
+    /// Some blocks are served by nobody who would train on them.
+    #[error("nobody is left to train on: {last_failure}")]
+    NoRoute {
+        /// What is missing.
+        #[source]
+        source: NoRoute,
+        /// Why the last server was given up.
+        last_failure: String,
+    },
+    /// A server refuses what every server would refuse.
+    #[error("{code}: {detail}")]
+    Refused {
+        /// What kind of error it is.
+        code: ErrorCode,
+        /// The server's own words.
+        detail: String,
+    },
+    /// Servers fail faster than they can be replaced.
+    #[error("{count} servers failed in one step, the last of them because of: {last_failure}")]
+    TooManyFailures {
+        /// How many.
+        count: usize,
+        /// Why the last one was given up.
+        last_failure: String,
+    },
+}

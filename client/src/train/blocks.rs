@@ -1,0 +1,198 @@
+//! Where microbatches go forward and back.
+
+mod hop;
+mod local;
+mod remote;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use umbel_engine::train::{Sequence, TrainingState};
+use umbel_engine::{Ends, EndsError, HiddenStates};
+use umbel_protocol::training::TrainingSequence;
+use umbel_protocol::{PeerId, Span};
+
+use super::TrainError;
+use crate::model::ClientModel;
+pub use local::LocalBlocks;
+pub use remote::RemoteBlocks;
+
+/// The blocks of a model in training.
+pub enum Blocks {
+    /// In this process.
+    Local(LocalBlocks),
+    /// On the servers of a swarm.
+    Remote(Box<RemoteBlocks>),
+}
+
+/// Who computes some blocks; the peer is `None` for this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TrainingHop {
+    /// Who.
+    pub peer: Option<PeerId>,
+    /// Which.
+    pub blocks: Span,
+}
+
+/// Texts that go through the blocks together, and what is known of them so far. It is kept by the
+/// boundaries of blocks and not by servers, so that another split goes on with it.
+pub(super) struct Microbatch {
+    number: u64,
+    sequences: Vec<TrainingSequence>,
+    ids: Vec<u32>,
+    targets: Vec<Option<u32>>,
+    /// What entered the block with this number.
+    entering: BTreeMap<u32, HiddenStates>,
+    /// The gradient of it.
+    gradients: BTreeMap<u32, HiddenStates>,
+    /// The sum of the losses.
+    loss: Option<f64>,
+}
+
+/// A step of the optimizer that is to be taken everywhere.
+#[derive(Clone, Copy)]
+pub(super) struct Taken<'a> {
+    pub(super) before: &'a TrainingState,
+    pub(super) after: &'a TrainingState,
+    pub(super) learning_rate: f64,
+    pub(super) factor: f64,
+}
+
+impl Microbatch {
+    pub(super) const fn new(number: u64) -> Self {
+        Self {
+            number,
+            sequences: Vec::new(),
+            ids: Vec::new(),
+            targets: Vec::new(),
+            entering: BTreeMap::new(),
+            gradients: BTreeMap::new(),
+            loss: None,
+        }
+    }
+
+    pub(super) fn add(
+        &mut self,
+        sequence: TrainingSequence,
+        ids: &[u32],
+        targets: impl Iterator<Item = Option<u32>>,
+    ) {
+        self.sequences.push(sequence);
+        self.ids.extend_from_slice(ids);
+        self.targets.extend(targets);
+    }
+
+    pub(super) fn embed(&mut self, ends: &Ends) -> Result<(), EndsError> {
+        self.entering.insert(0, ends.embed(&self.ids)?);
+        Ok(())
+    }
+
+    /// Computes the loss from what left the last block, if that is not done, apart from the network.
+    async fn foretell(&mut self, model: &Arc<ClientModel>, weight: f32) -> Result<f64, TrainError> {
+        if let Some(loss) = self.loss {
+            return Ok(loss);
+        }
+        let last = model.config().block_count;
+        let hidden = self.entering.get(&last).expect("it has gone forward").clone();
+        let (model, targets) = (Arc::clone(model), self.targets.clone());
+        let compute = move || model.ends().loss(&hidden, &targets, weight);
+        let loss =
+            tokio::task::spawn_blocking(compute).await.expect("arithmetic does not panic")?;
+        self.gradients.insert(last, loss.gradient);
+        self.loss = Some(loss.sum);
+        Ok(loss.sum)
+    }
+
+    fn engine_sequences(&self) -> Vec<Sequence> {
+        let sequence = |of: &TrainingSequence| Sequence {
+            tokens: of.tokens as usize,
+            dropout_seed: of.dropout_seed,
+        };
+        self.sequences.iter().map(sequence).collect()
+    }
+}
+
+impl Blocks {
+    /// Takes microbatches forward and back, adds their gradients to the state, and returns the sum of
+    /// the losses.
+    pub(super) async fn learn(
+        &mut self,
+        model: &Arc<ClientModel>,
+        state: &mut Arc<TrainingState>,
+        microbatches: &mut [Microbatch],
+        weight: f32,
+    ) -> Result<f64, TrainError> {
+        match self {
+            Self::Local(blocks) => blocks.learn(model, state, microbatches, weight).await,
+            Self::Remote(blocks) => blocks.learn(model, state, microbatches, weight).await,
+        }
+    }
+
+    /// Takes a step wherever a part of the adapter is held.
+    pub(super) async fn take(
+        &mut self,
+        model: &Arc<ClientModel>,
+        microbatches: &mut [Microbatch],
+        weight: f32,
+        taken: Taken<'_>,
+    ) -> Result<(), TrainError> {
+        match self {
+            // The trainer's own state is the only one.
+            Self::Local(_) => Ok(()),
+            Self::Remote(blocks) => blocks.take(model, microbatches, weight, taken).await,
+        }
+    }
+
+    /// The sum of the losses of microbatches.
+    pub(super) async fn evaluate(
+        &mut self,
+        model: &Arc<ClientModel>,
+        state: &Arc<TrainingState>,
+        microbatches: &mut [Microbatch],
+    ) -> Result<f64, TrainError> {
+        match self {
+            Self::Local(blocks) => blocks.evaluate(model, state, microbatches).await,
+            Self::Remote(blocks) => blocks.evaluate(model, state, microbatches).await,
+        }
+    }
+
+    /// What leaves the last block of one text.
+    pub(crate) async fn answer(
+        &mut self,
+        state: &Arc<TrainingState>,
+        entering: HiddenStates,
+        number: u64,
+    ) -> Result<HiddenStates, TrainError> {
+        let tokens = u32::try_from(entering.token_count()).expect("a context has fewer tokens");
+        let mut microbatch = Microbatch::new(number);
+        microbatch.sequences.push(TrainingSequence { tokens, dropout_seed: 0 });
+        microbatch.entering.insert(0, entering);
+        match self {
+            Self::Local(blocks) => blocks.answer(state, &mut microbatch).await?,
+            Self::Remote(blocks) => blocks.answer(state, &mut microbatch).await?,
+        }
+        let (_, left) = microbatch.entering.pop_last().expect("it has gone forward");
+        Ok(left)
+    }
+
+    pub(crate) fn route(&self) -> Vec<TrainingHop> {
+        match self {
+            Self::Local(blocks) => vec![TrainingHop { peer: None, blocks: blocks.span() }],
+            Self::Remote(blocks) => blocks.route(),
+        }
+    }
+
+    pub(super) const fn replaced(&self) -> usize {
+        match self {
+            Self::Local(_) => 0,
+            Self::Remote(blocks) => blocks.replaced(),
+        }
+    }
+
+    pub(crate) async fn close(self) {
+        match self {
+            Self::Local(_) => {}
+            Self::Remote(blocks) => blocks.close().await,
+        }
+    }
+}

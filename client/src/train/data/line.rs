@@ -1,0 +1,139 @@
+//! One line of a data set.
+
+use serde::Deserialize;
+
+use super::Example;
+use crate::model::ClientModel;
+use crate::text::chat_template::{ChatTemplate, Message, RenderChatError};
+use crate::text::tokenizer::{EncodeError, Tokenizer};
+
+/// Who says what is learned of a conversation.
+const LEARNED_ROLE: &str = "assistant";
+
+#[derive(Deserialize)]
+struct Line {
+    messages: Option<Vec<Turn>>,
+    prompt: Option<String>,
+    completion: Option<String>,
+    text: Option<String>,
+    token_ids: Option<Vec<u32>>,
+}
+
+#[derive(Deserialize)]
+struct Turn {
+    role: String,
+    content: String,
+}
+
+/// Reads lines as texts of one model.
+#[derive(Debug, Clone, Copy)]
+pub struct TextReader<'a> {
+    /// Its tokenizer.
+    pub tokenizer: Option<&'a Tokenizer>,
+    /// Its chat template.
+    pub chat_template: Option<&'a ChatTemplate>,
+    /// What ends a text.
+    pub end: Option<u32>,
+}
+
+impl<'a> TextReader<'a> {
+    /// For texts of this model.
+    #[must_use]
+    pub fn of(model: &'a ClientModel) -> Self {
+        Self {
+            tokenizer: model.tokenizer(),
+            chat_template: model.chat_template(),
+            end: model.config().eos_token_ids.first().copied(),
+        }
+    }
+
+    /// The text of a line.
+    pub(super) fn parse(&self, bytes: &[u8]) -> Result<Example, LineError> {
+        let line: Line = serde_json::from_slice(bytes).map_err(LineError::Json)?;
+        let Line { messages, prompt, completion, text, token_ids } = line;
+        let tokenizer = self.tokenizer.ok_or(LineError::NoTokenizer);
+        match (messages, prompt, completion, text, token_ids) {
+            (Some(turns), None, None, None, None) => {
+                let template = self.chat_template.ok_or(LineError::NoChatTemplate)?;
+                let message = |Turn { role, content }| Message::new(role, content);
+                conversation(turns.into_iter().map(message).collect(), template, tokenizer?)
+            }
+            (None, Some(prompt), Some(completion), None, None) => {
+                let tokenizer = tokenizer?;
+                let mut learned = tokenizer.encode(&completion, false)?;
+                learned.extend(self.end);
+                let prompt = tokenizer.encode_prompt(&prompt)?;
+                Ok(Example::of_parts([(prompt, false), (learned, true)]))
+            }
+            (None, None, None, Some(text), None) => {
+                let mut ids = tokenizer?.encode_prompt(&text)?;
+                ids.extend(self.end);
+                Ok(Example::of_text(ids))
+            }
+            (None, None, None, None, Some(ids)) => Ok(Example::of_text(ids)),
+            (_, _, _, _, _) => Err(LineError::Kind),
+        }
+    }
+}
+
+/// A conversation as its template writes it, cut where the model's answers begin and end: there it is
+/// cut too when the model is asked.
+fn conversation(
+    messages: Vec<Message>,
+    template: &ChatTemplate,
+    tokenizer: &Tokenizer,
+) -> Result<Example, LineError> {
+    let mut parts = Vec::new();
+    let mut written = String::new();
+    for (index, message) in messages.iter().enumerate() {
+        if message.role != LEARNED_ROLE {
+            continue;
+        }
+        let before = template.render(&messages[..index], true)?;
+        let behind = template.render(&messages[..=index], false)?;
+        let asked = before.strip_prefix(&written).ok_or(LineError::Template)?;
+        let answered = behind.strip_prefix(&before).ok_or(LineError::Template)?;
+        parts.push((tokenizer.encode(asked, false)?, false));
+        parts.push((tokenizer.encode(answered, false)?, true));
+        written = behind;
+    }
+    if parts.is_empty() {
+        return Err(LineError::NoAnswer);
+    }
+    Ok(Example::of_parts(parts))
+}
+
+/// A line that makes no text.
+#[derive(Debug, thiserror::Error)]
+pub enum LineError {
+    /// It is no JSON object with such fields.
+    #[error("{0}")]
+    Json(serde_json::Error),
+    /// It has none, or several, of the kinds.
+    #[error("give messages, or prompt and completion, or text, or token_ids")]
+    Kind,
+    /// Nobody answers in the conversation.
+    #[error("no message of the role assistant")]
+    NoAnswer,
+    /// It has no end.
+    #[error("longer than {max} bytes")]
+    TooLong {
+        /// Bytes of the longest line.
+        max: u64,
+    },
+    /// The template writes what was said before otherwise, once more is said.
+    #[error("the model's chat template rewrites earlier messages: give prompt and completion")]
+    Template,
+    /// The model's files hold none.
+    #[error("the model has no tokenizer")]
+    NoTokenizer,
+    /// The model's files hold none.
+    #[error("the model has no chat template: give prompt and completion")]
+    NoChatTemplate,
+    /// The template refuses the conversation.
+    #[error(transparent)]
+    Render(#[from] RenderChatError),
+    /// The tokenizer failed.
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+}

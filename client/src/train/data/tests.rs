@@ -1,0 +1,158 @@
+//! Lines of each kind, broken ones, and the order of texts.
+
+use std::fs;
+
+use umbel_shard::{SpecialTokens, TokenizerSource};
+
+use super::*;
+use crate::text::chat_template::ChatTemplate;
+use crate::text::tokenizer::Tokenizer;
+
+const END: u32 = 9;
+
+/// Words of a tiny vocabulary; `b` begins every prompt.
+fn tokenizer() -> Tokenizer {
+    let words = ["?", "b", "one", "two", "three", "u:", "a:", "s:"];
+    let vocabulary: serde_json::Map<_, _> = words
+        .iter()
+        .zip(0..)
+        .map(|(word, id)| ((*word).to_owned(), serde_json::json!(id)))
+        .collect();
+    let json = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+        "normalizer": null, "pre_tokenizer": {"type": "WhitespaceSplit"}, "decoder": null,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [
+                {"SpecialToken": {"id": "b", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+            ],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+            "special_tokens": {"b": {"id": "b", "ids": [1], "tokens": ["b"]}},
+        },
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "?"},
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let tokenizer_json = folder.path().join("tokenizer.json");
+    fs::write(&tokenizer_json, json.to_string()).unwrap();
+    Tokenizer::load(&TokenizerSource::HuggingFace { tokenizer_json, config_json: None }).unwrap()
+}
+
+fn template(source: &str) -> ChatTemplate {
+    ChatTemplate::new(source, &SpecialTokens::default()).unwrap()
+}
+
+const CHAT: &str = "{% for m in messages %}{{ m['role'][:1] + ': ' + m['content'] + ' ' }}\
+{% endfor %}{% if add_generation_prompt %}{{ 'a: ' }}{% endif %}";
+
+fn parse(line: &str) -> Result<Example, LineError> {
+    let (tokenizer, template) = (tokenizer(), template(CHAT));
+    let reader =
+        TextReader { tokenizer: Some(&tokenizer), chat_template: Some(&template), end: Some(END) };
+    reader.parse(line.as_bytes())
+}
+
+fn learned(line: &str) -> (Vec<u32>, Vec<Option<u32>>) {
+    let example = parse(line).unwrap();
+    assert_eq!(example.inputs().len(), example.targets().count());
+    (example.inputs().to_vec(), example.targets().collect())
+}
+
+#[test]
+fn a_completion_is_learned_and_that_it_ends_and_not_its_prompt() {
+    let (inputs, targets) = learned(r#"{"prompt": "one", "completion": "two three"}"#);
+    assert_eq!(inputs, [1, 2, 3, 4]);
+    assert_eq!(targets, [None, Some(3), Some(4), Some(END)]);
+}
+
+#[test]
+fn of_a_text_everything_is_learned() {
+    let (inputs, targets) = learned(r#"{"text": "one two"}"#);
+    assert_eq!((inputs, targets), (vec![1, 2, 3], vec![Some(2), Some(3), Some(END)]));
+    let (inputs, targets) = learned(r#"{"token_ids": [7, 8]}"#);
+    assert_eq!((inputs, targets), (vec![7], vec![Some(8)]));
+}
+
+#[test]
+fn of_a_conversation_the_answers_are_learned() {
+    let (inputs, targets) = learned(
+        r#"{"messages": [
+            {"role": "system", "content": "one"}, {"role": "user", "content": "two"},
+            {"role": "assistant", "content": "three"}, {"role": "user", "content": "one"},
+            {"role": "assistant", "content": "two three"}
+        ]}"#,
+    );
+    assert_eq!(inputs, [7, 2, 5, 3, 6, 4, 5, 2, 6, 3]);
+    let expected = [None, None, None, None, Some(4), None, None, None, Some(3), Some(4)];
+    assert_eq!(targets, expected);
+}
+
+#[test]
+fn lines_that_make_no_text_say_why() {
+    for (line, part) in [
+        ("{", "EOF"),
+        (r#"{"text": 1}"#, "invalid type"),
+        (r#"{"prompt": "one"}"#, "prompt and completion"),
+        (r#"{"text": "one", "token_ids": [1]}"#, "prompt and completion"),
+        (r#"{"messages": [{"role": "user", "content": "one"}]}"#, "assistant"),
+    ] {
+        let error = parse(line).unwrap_err().to_string();
+        assert!(error.contains(part), "{line}: {error}");
+    }
+    let bare = TextReader { tokenizer: None, chat_template: None, end: None };
+    assert!(matches!(bare.parse(br#"{"text": "a"}"#), Err(LineError::NoTokenizer)));
+    assert!(matches!(bare.parse(br#"{"messages": []}"#), Err(LineError::NoChatTemplate)));
+}
+
+#[test]
+fn a_template_that_rewrites_what_was_said_is_refused() {
+    let forgetful =
+        template("{{ messages[-1]['content'] }}{% if add_generation_prompt %}a: {% endif %}");
+    let tokenizer = tokenizer();
+    let reader =
+        TextReader { tokenizer: Some(&tokenizer), chat_template: Some(&forgetful), end: None };
+    let line = br#"{"messages": [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]}"#;
+    assert!(matches!(reader.parse(line), Err(LineError::Template)));
+}
+
+fn read(text: &str, tokens_max: usize) -> Result<DataSet, DataError> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("data.jsonl");
+    fs::write(&path, text).unwrap();
+    let reader = TextReader { tokenizer: None, chat_template: None, end: None };
+    DataSet::read(&path, &reader, tokens_max)
+}
+
+#[test]
+fn broken_lines_are_named() {
+    let error = read("{\"token_ids\": [1, 2]}\n\n{\nnothing\n", 8).unwrap_err().to_string();
+    assert!(error.contains("2 broken lines: line 3: "), "{error}");
+    assert!(error.contains("; line 4: "), "{error}");
+    let many = "x\n".repeat(40);
+    let error = read(&many, 8).unwrap_err().to_string();
+    assert!(error.contains("40 broken") && !error.contains("line 6"), "{error}");
+    assert!(matches!(read("", 8), Err(DataError::Empty { .. })));
+    assert!(matches!(read("{\"token_ids\": [1]}", 8), Err(DataError::Empty { .. })));
+}
+
+#[test]
+fn long_texts_are_cut() {
+    let data = read("{\"token_ids\": [1, 2, 3, 4]}\n{\"token_ids\": [5]}\n", 3).unwrap();
+    assert_eq!((data.cut, data.left_out, data.examples.len()), (1, 1, 1));
+    assert_eq!(data.examples[0].inputs(), [1, 2]);
+}
+
+#[test]
+fn a_split_takes_its_share_and_is_that_of_its_seed() {
+    let lines: String = (0..20).map(|id| format!("{{\"token_ids\": [{id}, 1]}}\n")).collect();
+    let data = read(&lines, 8).unwrap();
+    let (learned, validation) = data.clone().split(0.1, 4);
+    assert_eq!((learned.len(), validation.len()), (18, 2));
+    assert_eq!(data.clone().split(0.1, 4), (learned.clone(), validation.clone()));
+    assert_ne!(data.clone().split(0.1, 5).1, validation);
+    let mut all: Vec<_> = learned.iter().chain(&validation).map(|text| text.inputs()[0]).collect();
+    all.sort_unstable();
+    assert_eq!(all, (0..20).collect::<Vec<_>>());
+    assert_eq!(data.clone().split(0.0, 4).1.len(), 0);
+    assert_eq!(data.clone().split(0.001, 4).1.len(), 1);
+    assert_eq!(data.split(1.0, 4).0.len(), 1, "something is left to learn");
+}

@@ -1,0 +1,71 @@
+//! Between what travels and what is computed with: adapters and optimizers beside their values.
+
+use umbel_protocol::training::{self as wire, AdamWSettings, AdapterSettings};
+
+use super::{AdamW, AdapterConfig, TargetModule};
+
+impl From<wire::TargetModule> for TargetModule {
+    fn from(module: wire::TargetModule) -> Self {
+        match module {
+            wire::TargetModule::Query => Self::Query,
+            wire::TargetModule::Key => Self::Key,
+            wire::TargetModule::Value => Self::Value,
+            wire::TargetModule::Output => Self::Output,
+            wire::TargetModule::Gate => Self::Gate,
+            wire::TargetModule::Up => Self::Up,
+            wire::TargetModule::Down => Self::Down,
+        }
+    }
+}
+
+impl From<TargetModule> for wire::TargetModule {
+    fn from(module: TargetModule) -> Self {
+        match module {
+            TargetModule::Query => Self::Query,
+            TargetModule::Key => Self::Key,
+            TargetModule::Value => Self::Value,
+            TargetModule::Output => Self::Output,
+            TargetModule::Gate => Self::Gate,
+            TargetModule::Up => Self::Up,
+            TargetModule::Down => Self::Down,
+        }
+    }
+}
+
+impl From<&AdapterSettings> for AdapterConfig {
+    fn from(settings: &AdapterSettings) -> Self {
+        Self {
+            rank: settings.rank as usize,
+            alpha: settings.alpha,
+            rank_stabilized: settings.rank_stabilized,
+            dropout: settings.dropout,
+            target_modules: settings.target_modules.iter().map(|&module| module.into()).collect(),
+        }
+    }
+}
+
+impl From<&AdapterConfig> for AdapterSettings {
+    fn from(config: &AdapterConfig) -> Self {
+        Self {
+            rank: u32::try_from(config.rank).expect("ranks are at most RANK_MAX"),
+            alpha: config.alpha,
+            rank_stabilized: config.rank_stabilized,
+            dropout: config.dropout,
+            target_modules: config.target_modules.iter().map(|&module| module.into()).collect(),
+        }
+    }
+}
+
+impl From<AdamWSettings> for AdamW {
+    fn from(settings: AdamWSettings) -> Self {
+        let AdamWSettings { beta1, beta2, epsilon, weight_decay } = settings;
+        Self { beta1, beta2, epsilon, weight_decay }
+    }
+}
+
+impl From<AdamW> for AdamWSettings {
+    fn from(settings: AdamW) -> Self {
+        let AdamW { beta1, beta2, epsilon, weight_decay } = settings;
+        Self { beta1, beta2, epsilon, weight_decay }
+    }
+}

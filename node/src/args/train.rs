@@ -1,0 +1,154 @@
+//! What was typed for `umbel train`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use umbel_client::train::schedule::Decay;
+use umbel_engine::train::TargetModule;
+use umbel_net::Multiaddr;
+
+use super::ModelArguments;
+
+/// `umbel train`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  umbel train --local --data letters.jsonl --out letters
+  umbel train --join ADDR --data chats.jsonl --out chats --rank 16 --epochs 2
+  umbel train --join ADDR --data chats.jsonl --out chats --resume
+
+Each line of the data is one JSON object: messages (a list of role and content, of which what the
+assistant says is learned), or prompt and completion (the completion is), or text, or token_ids.
+The folder gets adapter_config.json and adapter_model.safetensors, which PEFT reads as well,
+metrics.jsonl, and checkpoint.safetensors to go on with.")]
+pub struct TrainArguments {
+    /// Which model.
+    #[command(flatten)]
+    pub model: ModelArguments,
+
+    /// What is learned: a file of JSON lines.
+    #[arg(long, value_name = "FILE")]
+    pub data: PathBuf,
+
+    /// Where the adapter goes.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+
+    /// Address of any peer of the swarm; may be given several times.
+    #[arg(long, value_name = "ADDR")]
+    pub join: Vec<Multiaddr>,
+
+    /// Train in this process, without a network.
+    #[arg(long, conflicts_with = "join")]
+    pub local: bool,
+
+    /// Seconds to wait for a server of blocks that nobody serves.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, conflicts_with = "local", value_parser = clap::value_parser!(u32).range(0..=3_600))]
+    pub patience: u32,
+
+    /// Go on from the checkpoint in the folder.
+    #[arg(long)]
+    pub resume: bool,
+
+    /// What the adapter is.
+    #[command(flatten)]
+    pub adapter: AdapterArguments,
+
+    /// How it is learned.
+    #[command(flatten)]
+    pub learning: LearningArguments,
+}
+
+/// What an adapter is.
+#[derive(Debug, Clone, Args)]
+pub struct AdapterArguments {
+    /// Rows of the adapter's inner matrices.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1_024))]
+    pub rank: u16,
+
+    /// How much it counts, times the rank [default: twice the rank].
+    #[arg(long, value_name = "A")]
+    pub alpha: Option<f32>,
+
+    /// The matrices that it adds to: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj.
+    #[arg(long, value_name = "NAME,NAME,...", value_delimiter = ',', default_value = "q_proj,k_proj,v_proj,o_proj", value_parser = target_module)]
+    pub target_modules: Vec<TargetModule>,
+
+    /// How many of its inputs are dropped while it learns.
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    pub dropout: f32,
+
+    /// Divide by the root of the rank and not by the rank.
+    #[arg(long)]
+    pub rank_stabilized: bool,
+}
+
+/// How an adapter is learned.
+#[derive(Debug, Clone, Args)]
+pub struct LearningArguments {
+    /// How often each text is learned.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pub epochs: u64,
+
+    /// Texts of one step.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=4_096))]
+    pub batch: u16,
+
+    /// The highest learning rate.
+    #[arg(long, value_name = "R", default_value_t = 1e-3)]
+    pub learning_rate: f64,
+
+    /// How the learning rate falls: constant, linear or cosine.
+    #[arg(long, value_name = "NAME", default_value = "cosine", value_parser = decay)]
+    pub schedule: Decay,
+
+    /// Steps during which the learning rate rises.
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub warmup_steps: u64,
+
+    /// How much of each value is taken away in a step, times the learning rate.
+    #[arg(long, value_name = "D", default_value_t = 0.01)]
+    pub weight_decay: f64,
+
+    /// The largest norm of the gradients of a step.
+    #[arg(long, value_name = "N", default_value_t = 1.0)]
+    pub clip: f64,
+
+    /// Tokens at which texts are cut.
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(2..=1_048_576))]
+    pub max_tokens: u32,
+
+    /// Tokens that go through the blocks together.
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub microbatch_tokens: u32,
+
+    /// The share of the texts that is not learned but shows how well others are foretold.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.1)]
+    pub validation: f64,
+
+    /// Validate behind so many steps too, and not only behind each epoch.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub validate_every: Option<u64>,
+
+    /// Write a checkpoint behind so many steps.
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
+    pub checkpoint_every: u64,
+
+    /// What the adapter's first values, the order of the texts and dropout are drawn from.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+}
+
+fn target_module(name: &str) -> Result<TargetModule, String> {
+    let named = TargetModule::ALL.into_iter().find(|module| module.name() == name);
+    named.ok_or_else(|| format!("one of {}", TargetModule::ALL.map(TargetModule::name).join(", ")))
+}
+
+fn decay(name: &str) -> Result<Decay, String> {
+    match name {
+        "constant" => Ok(Decay::Constant),
+        "linear" => Ok(Decay::Linear),
+        "cosine" => Ok(Decay::Cosine),
+        _ => Err("one of constant, linear, cosine".to_owned()),
+    }
+}

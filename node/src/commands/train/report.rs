@@ -1,0 +1,106 @@
+//! What a training shows: a bar or lines for people, and metrics as JSON lines.
+
+use std::fs::{File, OpenOptions};
+use std::io::{IsTerminal as _, Write as _, stderr};
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+use umbel_client::train::StepReport;
+use umbel_client::train::run::RunStep;
+
+/// One JSON object for each step and each validation.
+const METRICS_FILE: &str = "metrics.jsonl";
+
+/// Where nobody watches, a line for each of so many steps.
+const LINE_STEPS: u64 = 10;
+
+pub(super) struct Reporter {
+    metrics: File,
+    bar: Option<ProgressBar>,
+    started: Instant,
+    tokens: usize,
+    /// The first and the last validation.
+    validation: Option<(f64, f64)>,
+}
+
+impl Reporter {
+    /// Adds to what an earlier part of the training has written.
+    pub(super) fn new(folder: &Path, done: u64, steps: u64) -> anyhow::Result<Self> {
+        let path = folder.join(METRICS_FILE);
+        let metrics = OpenOptions::new().create(true).append(true).open(&path);
+        let metrics = metrics.with_context(|| format!("{} cannot be written", path.display()))?;
+        let bar = stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new(steps).with_position(done);
+            let template = "step {pos}/{len} [{bar:30}] {msg} {eta}";
+            let style = ProgressStyle::with_template(template);
+            bar.set_style(style.expect("the template is well-formed"));
+            bar
+        });
+        Ok(Self { metrics, bar, started: Instant::now(), tokens: 0, validation: None })
+    }
+
+    pub(super) fn stepped(&mut self, step: RunStep, replaced: usize) -> anyhow::Result<()> {
+        let RunStep { step: number, of, epoch, learning_rate, report } = step;
+        self.tokens += report.tokens;
+        let seconds = self.started.elapsed().as_secs_f64();
+        let rate = self.tokens as f64 / seconds.max(f64::EPSILON);
+        self.write(json!({
+            "step": number,
+            "epoch": epoch,
+            "loss": report.loss,
+            "learning_rate": learning_rate,
+            "gradient_norm": report.gradient_norm,
+            "tokens": report.tokens,
+            "targets": report.targets,
+            "tokens_per_second": rate,
+            "seconds": seconds,
+            "servers_replaced": replaced,
+        }))?;
+        let line = format!("loss {:.4} {rate:.0} tokens/s", report.loss);
+        match &self.bar {
+            Some(bar) => {
+                bar.set_position(number);
+                bar.set_message(line);
+            }
+            None if number.is_multiple_of(LINE_STEPS) || number == 1 => {
+                eprintln!("step {number}/{of} {line}");
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    pub(super) fn validated(&mut self, step: u64, report: StepReport) -> anyhow::Result<()> {
+        let first = self.validation.map_or(report.loss, |(first, _)| first);
+        self.validation = Some((first, report.loss));
+        self.write(json!({
+            "step": step,
+            "validation_loss": report.loss,
+            "validation_targets": report.targets,
+        }))?;
+        let line = format!("step {step} validation loss {:.4}", report.loss);
+        match &self.bar {
+            Some(bar) => bar.println(line),
+            None => eprintln!("{line}"),
+        }
+        Ok(())
+    }
+
+    /// Says where the adapter is.
+    pub(super) fn finish(self, folder: &Path) {
+        if let Some(bar) = self.bar {
+            bar.finish_and_clear();
+        }
+        if let Some((first, last)) = self.validation {
+            eprintln!("validation loss {first:.4} at the first look, {last:.4} at the last");
+        }
+        eprintln!("the adapter is in {}", folder.display());
+    }
+
+    fn write(&mut self, line: Value) -> anyhow::Result<()> {
+        writeln!(self.metrics, "{line}").context("the metrics cannot be written")
+    }
+}

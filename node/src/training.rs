@@ -1,0 +1,192 @@
+//! The body of [`umbel_coordinator::training`]: trainers' links, the thread that computes, and the
+//! clock against the machine.
+//!
+//! It shares nothing with the sessions that answer but the blocks and the [`Floor`].
+
+mod engine;
+mod links;
+
+use std::collections::BTreeMap;
+
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
+use umbel_client::clock::Clock;
+use umbel_coordinator::server::{LinkId, ShardId};
+use umbel_coordinator::training::{Host, HostConfig, Input, Output};
+use umbel_engine::HostedSpan;
+use umbel_engine::train::TargetModule;
+use umbel_net::Network;
+use umbel_protocol::PeerId;
+use umbel_protocol::training::{TrainerMessage, TrainingAnswer};
+use umbel_shard::Model;
+
+use crate::compute::floor::Floor;
+use engine::Worked;
+use links::OpenLink;
+
+/// Events that wait for the driver. When they are this many, readers wait, and with them their peers.
+const EVENTS_WAITING_MAX: usize = 64;
+
+/// What happens on the links and in the engine.
+enum Event {
+    Accepted { link: LinkId, open: OpenLink },
+    Received { link: LinkId, from: PeerId, message: TrainerMessage },
+    LinkClosed { link: LinkId },
+    Computed(Worked),
+    Serve { shard: ShardId, blocks: HostedSpan },
+    Drain,
+}
+
+/// What the rest of the node tells the trainings.
+#[derive(Clone)]
+pub struct TrainingHandle(mpsc::Sender<Event>);
+
+impl TrainingHandle {
+    /// Opens sessions on other blocks from now on.
+    pub async fn serve(&self, shard: ShardId, blocks: HostedSpan) {
+        // A driver that has ended serves nothing any more.
+        let _ended = self.0.send(Event::Serve { shard, blocks }).await;
+    }
+
+    /// Opens no session any more, and ends those that are open.
+    pub async fn drain(&self) {
+        let _ended = self.0.send(Event::Drain).await;
+    }
+}
+
+/// Runs the machine of a server's trainings.
+pub struct TrainingDriver {
+    host: Host,
+    network: Network,
+    engine: mpsc::Sender<engine::Command>,
+    links: BTreeMap<LinkId, OpenLink>,
+    tell: mpsc::Sender<Event>,
+    events: mpsc::Receiver<Event>,
+    clock: Clock,
+}
+
+impl TrainingDriver {
+    /// A driver that listens for trainers as soon as it runs. They train on `blocks` of `model` while
+    /// the `floor` is free, and take at most so many bytes.
+    ///
+    /// # Panics
+    /// If the system cannot start a thread.
+    #[must_use]
+    pub fn new(
+        model: &Model,
+        blocks: HostedSpan,
+        network: Network,
+        floor: Floor,
+        bytes_max: u64,
+    ) -> (Self, TrainingHandle) {
+        let config = model.config();
+        let size = |size: usize| u32::try_from(size).unwrap_or(u32::MAX);
+        let host = Host::new(HostConfig {
+            model: model.id(),
+            span: blocks.span(),
+            hidden_size: size(config.hidden_size),
+            module_sizes: TargetModule::ALL.map(|module| {
+                let [rows, columns] = module.shape(config);
+                (rows + columns) as u64
+            }),
+            context_tokens: size(config.context_tokens),
+            bytes_max,
+        });
+        let (tell, events) = mpsc::channel(EVENTS_WAITING_MAX);
+        let done = tell.clone();
+        let engine = engine::start(config.clone(), blocks, floor, move |result| {
+            // The driver ends before the thread does; then nobody waits for the result.
+            let _ended = done.blocking_send(Event::Computed(result));
+        });
+        let handle = TrainingHandle(tell.clone());
+        let (links, clock) = (BTreeMap::new(), Clock::start());
+        (Self { host, network, engine, links, tell, events, clock }, handle)
+    }
+
+    /// Serves until the future is dropped.
+    ///
+    /// # Errors
+    /// Where links of the training protocol are accepted elsewhere already.
+    pub async fn run(mut self) -> Result<(), umbel_net::AcceptError> {
+        let _acceptors = links::accept(&self.network, &self.tell)?;
+        loop {
+            let deadline = self.host.poll_timeout();
+            tokio::select! {
+                event = self.events.recv() => {
+                    self.handle(event.expect("the driver itself holds a sender"));
+                }
+                () = self.clock.wait_until(deadline) => self.host.handle_timeout(self.clock.now()),
+            }
+            while let Some(output) = self.host.poll() {
+                self.act(output);
+            }
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Accepted { link, open } => {
+                self.links.insert(link, open);
+            }
+            Event::Received { link, from, message } => {
+                let input = Input::Received { link, from, message };
+                if let Err(violation) = self.host.handle(input, self.clock.now()) {
+                    tracing::warn!(%from, %violation, "closing a trainer's link");
+                    self.close(link);
+                }
+            }
+            Event::LinkClosed { link } => self.close(link),
+            Event::Computed(result) => self.tell_host(Input::Computed(result)),
+            Event::Serve { shard, blocks } => {
+                let span = blocks.span();
+                self.command(engine::Command::Serve { shard, blocks });
+                self.tell_host(Input::Serve { shard, span });
+            }
+            Event::Drain => self.tell_host(Input::Drain),
+        }
+    }
+
+    /// Tells the machine of something that no peer said, so that nobody can be at fault.
+    fn tell_host(&mut self, input: Input) {
+        let result = self.host.handle(input, self.clock.now());
+        debug_assert!(result.is_ok(), "only what a peer says can break the protocol");
+    }
+
+    fn close(&mut self, link: LinkId) {
+        if let Some(open) = self.links.remove(&link) {
+            open.close.send_replace(true);
+        }
+        self.tell_host(Input::LinkClosed { link });
+    }
+
+    fn act(&mut self, output: Output) {
+        match output {
+            Output::Send { link, answer } => self.send(link, answer),
+            // Its writer sends what waits, and closes.
+            Output::Close { link } => {
+                self.links.remove(&link);
+            }
+            Output::Compute { session, work } => {
+                self.command(engine::Command::Work { session, work });
+            }
+        }
+    }
+
+    fn send(&mut self, link: LinkId, answer: TrainingAnswer) {
+        let Some(open) = self.links.get(&link) else { return };
+        match open.answers.try_send(answer) {
+            Ok(()) => return,
+            Err(TrySendError::Full(_)) => {
+                tracing::warn!(link = link.0, "a trainer leaves its answers unread");
+            }
+            // It is gone, and its reader will say so.
+            Err(TrySendError::Closed(_)) => {}
+        }
+        self.close(link);
+    }
+
+    fn command(&self, command: engine::Command) {
+        let sent = self.engine.try_send(command);
+        sent.expect("there is one piece of work at a time, and blocks change seldom");
+    }
+}

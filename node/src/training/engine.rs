@@ -1,0 +1,219 @@
+//! The thread that computes trainings, while no pass of a session waits.
+
+use std::collections::BTreeMap;
+
+use tokio::sync::mpsc;
+use umbel_coordinator::server::{ComputeFailure, ShardId};
+use umbel_coordinator::training::Work;
+use umbel_engine::train::{
+    AdamW, AdapterConfig, Sequence, TrainError, TrainingPass, TrainingState,
+};
+use umbel_engine::{HiddenStates, HostedSpan};
+use umbel_protocol::training::{
+    ForwardMicrobatch, OpenTraining, OptimizerStep, StateValues, TrainerMessage, TrainingAnswer,
+};
+use umbel_protocol::{ErrorCode, SessionId, Span, Tensor};
+use umbel_shard::ModelConfig;
+
+use crate::compute::floor::Floor;
+
+/// Commands that wait: other blocks, and one piece of work.
+const COMMANDS_WAITING_MAX: usize = 16;
+
+/// What came of a piece of work.
+pub(super) type Worked = Result<Option<TrainingAnswer>, ComputeFailure>;
+
+/// What the thread is told.
+pub(super) enum Command {
+    /// Sessions open on these blocks from now on, and none uses those before.
+    Serve { shard: ShardId, blocks: HostedSpan },
+    /// Compute; the answer is the work's result.
+    Work { session: SessionId, work: Work },
+}
+
+/// Starts the thread, which ends when the sender is dropped.
+pub(super) fn start(
+    config: ModelConfig,
+    blocks: HostedSpan,
+    floor: Floor,
+    done: impl Fn(Worked) + Send + 'static,
+) -> mpsc::Sender<Command> {
+    let (send, mut commands) = mpsc::channel(COMMANDS_WAITING_MAX);
+    let (shard, sessions) = (ShardId::default(), BTreeMap::new());
+    let mut engine = Engine { config, shard, blocks, sessions };
+    std::thread::Builder::new()
+        .name("training".to_owned())
+        .spawn(move || {
+            while let Some(command) = commands.blocking_recv() {
+                match command {
+                    Command::Serve { shard, blocks } => {
+                        (engine.shard, engine.blocks) = (shard, blocks)
+                    }
+                    Command::Work { session, work } => {
+                        done(floor.patiently(|pause| engine.work(session, work, pause)));
+                    }
+                }
+            }
+        })
+        .expect("the system can start a thread");
+    send
+}
+
+struct Engine {
+    config: ModelConfig,
+    shard: ShardId,
+    blocks: HostedSpan,
+    sessions: BTreeMap<SessionId, Session>,
+}
+
+/// What a trainer has here.
+struct Session {
+    shard: ShardId,
+    blocks: Span,
+    state: TrainingState,
+    /// Microbatches between their way forward and their way back.
+    kept: BTreeMap<u64, Kept>,
+}
+
+struct Kept {
+    sequences: Vec<Sequence>,
+    /// What entered each block.
+    inputs: Vec<HiddenStates>,
+}
+
+impl Engine {
+    fn work(&mut self, session: SessionId, work: Work, pause: &dyn Fn()) -> Worked {
+        match work {
+            Work::Begin { shard, open } => {
+                let begun = self.begin(shard, *open)?;
+                self.sessions.insert(session, begun);
+                Ok(None)
+            }
+            Work::Forget => {
+                self.sessions.remove(&session);
+                Ok(None)
+            }
+            Work::Reset => {
+                let held = self.sessions.get_mut(&session).ok_or_else(not_held)?;
+                held.kept.clear();
+                held.state.reset();
+                Ok(None)
+            }
+            Work::Message(message) => {
+                let held = self.sessions.get_mut(&session).ok_or_else(not_held)?;
+                if held.shard != self.shard {
+                    return Err(failure(ErrorCode::Draining, "its blocks are not here any more"));
+                }
+                held.compute(&self.blocks, message, pause).map(Some)
+            }
+        }
+    }
+
+    fn begin(&self, shard: ShardId, open: OpenTraining) -> Result<Session, ComputeFailure> {
+        let settings = (AdapterConfig::from(&open.adapter), AdamW::from(open.optimizer));
+        let numbers = (open.seed, open.steps);
+        let state = TrainingState::begin(settings, &self.config, open.blocks, numbers)
+            .map_err(|error| failure(ErrorCode::NotAllowed, error))?;
+        Ok(Session { shard, blocks: open.blocks, state, kept: BTreeMap::new() })
+    }
+}
+
+impl Session {
+    fn compute(
+        &mut self,
+        hosted: &HostedSpan,
+        message: TrainerMessage,
+        pause: &dyn Fn(),
+    ) -> Result<TrainingAnswer, ComputeFailure> {
+        match message {
+            TrainerMessage::Write(StateValues { kind, offset, values }) => {
+                let written = self.state.write(kind, offset, &values.to_f32());
+                written.map_err(|error| failure(ErrorCode::NotAllowed, error))?;
+                Ok(TrainingAnswer::Written)
+            }
+            TrainerMessage::Forward(forward) => self.forward(hosted, forward, pause),
+            TrainerMessage::Backward { microbatch, gradient } => {
+                self.backward(hosted, microbatch, &gradient, pause)
+            }
+            TrainerMessage::Read { kind, offset, count } => {
+                let end = offset.saturating_add(u64::from(count));
+                let values = self.state.read(kind, offset..end).ok_or_else(|| {
+                    failure(ErrorCode::WrongShape, "the session has not as many values")
+                })?;
+                let values = Tensor::from_f32(vec![count], &values).expect("as many as were asked");
+                Ok(TrainingAnswer::State(StateValues { kind, offset, values }))
+            }
+            TrainerMessage::Step(OptimizerStep { number, learning_rate, factor }) => {
+                if self.state.steps().checked_add(1) != Some(number) {
+                    return Err(failure(ErrorCode::WrongPosition, "not the next step"));
+                }
+                let stepped = self.state.step(learning_rate, factor);
+                stepped.map_err(|error| failure(ErrorCode::NotAllowed, error))?;
+                Ok(TrainingAnswer::Stepped { number, digest: self.state.digest(self.blocks) })
+            }
+            TrainerMessage::Open(_) | TrainerMessage::Close => {
+                Err(failure(ErrorCode::Internal, "sessions are opened and closed by the machine"))
+            }
+        }
+    }
+
+    fn forward(
+        &mut self,
+        hosted: &HostedSpan,
+        forward: ForwardMicrobatch,
+        pause: &dyn Fn(),
+    ) -> Result<TrainingAnswer, ComputeFailure> {
+        let ForwardMicrobatch { microbatch, sequences, evaluate, hidden } = forward;
+        let sequence = |of: &umbel_protocol::training::TrainingSequence| Sequence {
+            tokens: of.tokens as usize,
+            dropout_seed: of.dropout_seed,
+        };
+        let sequences: Vec<_> = sequences.iter().map(sequence).collect();
+        let input = rows(hosted, &hidden)?;
+        let pass = TrainingPass::new(hosted, self.blocks, Some(self.state.adapter()), &sequences);
+        let pass = pass.map_err(wrong)?.pausing(pause);
+        let pass = if evaluate { pass.without_dropout() } else { pass };
+        let forward = pass.forward(&input).map_err(wrong)?;
+        let hidden = forward.output.to_wire();
+        if !evaluate {
+            self.kept.insert(microbatch, Kept { sequences, inputs: forward.inputs });
+        }
+        Ok(TrainingAnswer::Forwarded { microbatch, hidden })
+    }
+
+    fn backward(
+        &mut self,
+        hosted: &HostedSpan,
+        microbatch: u64,
+        gradient: &Tensor,
+        pause: &dyn Fn(),
+    ) -> Result<TrainingAnswer, ComputeFailure> {
+        let kept = self.kept.remove(&microbatch);
+        let Kept { sequences, inputs } = kept.ok_or_else(|| {
+            failure(ErrorCode::WrongPosition, "the microbatch has not gone forward")
+        })?;
+        let gradient = rows(hosted, gradient)?;
+        let pass = TrainingPass::new(hosted, self.blocks, Some(self.state.adapter()), &sequences);
+        let back = pass.map_err(wrong)?.pausing(pause).backward(&inputs, &gradient);
+        let back = back.map_err(wrong)?;
+        self.state.add(&back.parameters);
+        Ok(TrainingAnswer::Backwarded { microbatch, gradient: back.input.to_wire() })
+    }
+}
+
+fn rows(hosted: &HostedSpan, tensor: &Tensor) -> Result<HiddenStates, ComputeFailure> {
+    HiddenStates::from_wire(tensor, hosted.hidden_size())
+        .map_err(|error| failure(ErrorCode::WrongShape, error))
+}
+
+fn wrong(error: TrainError) -> ComputeFailure {
+    failure(ErrorCode::WrongShape, error)
+}
+
+fn not_held() -> ComputeFailure {
+    failure(ErrorCode::Internal, "the session is not held")
+}
+
+fn failure(code: ErrorCode, detail: impl std::fmt::Display) -> ComputeFailure {
+    ComputeFailure { code, detail: detail.to_string() }
+}

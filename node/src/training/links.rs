@@ -1,0 +1,109 @@
+//! The tasks that read and write the links of trainers.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use umbel_client::swarm::exchange::chain;
+use umbel_coordinator::server::LinkId;
+use umbel_coordinator::training::{MESSAGES_WAITING_MAX, SESSIONS_MAX};
+use umbel_net::{AcceptError, Link, LinkProtocol, LinkReceiver, LinkSender, Network};
+use umbel_protocol::PeerId;
+use umbel_protocol::training::{TrainerMessage, TrainingAnswer};
+
+use super::Event;
+
+/// Answers that wait for one link: to the messages that wait, to the one that is computed, and what is
+/// said at the end.
+const ANSWERS_WAITING_MAX: usize = MESSAGES_WAITING_MAX + 4;
+
+/// Links that are open at once: one for each session, and some that are about to end.
+const LINKS_MAX: usize = 2 * SESSIONS_MAX;
+
+/// A link that is open.
+pub(super) struct OpenLink {
+    pub(super) answers: mpsc::Sender<TrainingAnswer>,
+    /// Closes it at once.
+    pub(super) close: watch::Sender<bool>,
+}
+
+/// Accepts links of trainers until it is dropped.
+pub(super) fn accept(
+    network: &Network,
+    tell: &mpsc::Sender<Event>,
+) -> Result<JoinSet<()>, AcceptError> {
+    let mut acceptors = JoinSet::new();
+    let mut trainers = network.accept(LinkProtocol::Training)?;
+    let tell = tell.clone();
+    acceptors.spawn(async move {
+        let mut links = JoinSet::new();
+        let ids = AtomicU64::new(0);
+        while let Some((peer, link)) = trainers.next().await {
+            while links.try_join_next().is_some() {}
+            if links.len() >= LINKS_MAX {
+                tracing::warn!(%peer, "refused a trainer's link: {LINKS_MAX} are open");
+                continue;
+            }
+            let id = LinkId(ids.fetch_add(1, Ordering::Relaxed));
+            links.spawn(serve(id, peer, link, tell.clone()));
+        }
+    });
+    Ok(acceptors)
+}
+
+async fn serve(id: LinkId, peer: PeerId, link: Link, tell: mpsc::Sender<Event>) {
+    let (sender, receiver) = link.split();
+    let (answers, waiting) = mpsc::channel(ANSWERS_WAITING_MAX);
+    let (close, mut closed) = watch::channel(false);
+    let open = OpenLink { answers, close };
+    if tell.send(Event::Accepted { link: id, open }).await.is_err() {
+        return;
+    }
+    tokio::select! {
+        () = read(id, peer, receiver, &tell) => {}
+        () = write(sender, waiting) => {}
+        () = async {
+            // A driver that only lets go of the link has said something that is still to be sent.
+            if closed.wait_for(|closed| *closed).await.is_err() {
+                std::future::pending().await
+            }
+        } => {}
+    }
+    let _ended = tell.send(Event::LinkClosed { link: id }).await;
+}
+
+async fn read(id: LinkId, peer: PeerId, mut receiver: LinkReceiver, tell: &mpsc::Sender<Event>) {
+    loop {
+        let frame = match receiver.receive().await {
+            Ok(Some(frame)) => frame,
+            Ok(None) => return,
+            Err(error) => {
+                tracing::debug!(%peer, error = chain(&error), "a trainer's link ended");
+                return;
+            }
+        };
+        match TrainerMessage::decode(frame) {
+            Ok(message) => {
+                let event = Event::Received { link: id, from: peer, message };
+                if tell.send(event).await.is_err() {
+                    return;
+                }
+            }
+            Err(violation) => {
+                tracing::warn!(%peer, %violation, "closing a trainer's link");
+                return;
+            }
+        }
+    }
+}
+
+/// Sends what is to be said until nothing more comes, and then closes.
+async fn write(mut sender: LinkSender, mut answers: mpsc::Receiver<TrainingAnswer>) {
+    while let Some(answer) = answers.recv().await {
+        if let Err(error) = sender.send(answer.encode()).await {
+            tracing::debug!(error = chain(&error), "a trainer's link ended");
+            return;
+        }
+    }
+    sender.close().await;
+}

@@ -1,0 +1,186 @@
+//! What an adapter and its optimizer are, within their bounds.
+
+use crate::error::ProtocolViolation;
+use crate::generated as v1;
+use crate::wire;
+
+/// The largest rank that is taken: adapters have 4 to 256, and the memory of a server is bounded by
+/// it.
+pub const RANK_MAX: u32 = 1_024;
+
+/// What a dropout is below: nothing would be left.
+pub const DROPOUT_END: f32 = 1.0;
+
+/// A matrix of a block that an adapter may add to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TargetModule {
+    /// `self_attn.q_proj`.
+    Query,
+    /// `self_attn.k_proj`.
+    Key,
+    /// `self_attn.v_proj`.
+    Value,
+    /// `self_attn.o_proj`.
+    Output,
+    /// `mlp.gate_proj`.
+    Gate,
+    /// `mlp.up_proj`.
+    Up,
+    /// `mlp.down_proj`.
+    Down,
+}
+
+impl TargetModule {
+    /// Every module, in the order in which a token meets them.
+    pub const ALL: [Self; 7] =
+        [Self::Query, Self::Key, Self::Value, Self::Output, Self::Gate, Self::Up, Self::Down];
+}
+
+/// What an adapter is, beside its values.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdapterSettings {
+    /// Rows of A and columns of B: 1 to [`RANK_MAX`].
+    pub rank: u32,
+    /// What the product of B and A is multiplied by, times the rank or its root; above zero.
+    pub alpha: f32,
+    /// Whether the product is divided by the root of the rank.
+    pub rank_stabilized: bool,
+    /// How likely an input of A is dropped; in `[0, 1)`.
+    pub dropout: f32,
+    /// At least one, and each at most once.
+    pub target_modules: Vec<TargetModule>,
+}
+
+/// How an optimizer steps.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamWSettings {
+    /// How much of the mean gradient is kept; in `[0, 1)`.
+    pub beta1: f64,
+    /// How much of the mean square is kept; in `[0, 1)`.
+    pub beta2: f64,
+    /// What is added to the root of the mean square; above zero.
+    pub epsilon: f64,
+    /// How much of each value is taken away in a step, times the learning rate; not negative.
+    pub weight_decay: f64,
+}
+
+/// A row of values of a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum StateKind {
+    /// The adapter's own.
+    Values,
+    /// The optimizer's running means of the gradients.
+    Means,
+    /// Those of their squares.
+    MeanSquares,
+    /// The sum of the gradients since the last step, which is only read.
+    Gradients,
+}
+
+/// Refuses what is out of its bounds.
+pub(super) fn within(holds: bool, field: &'static str) -> Result<(), ProtocolViolation> {
+    if holds { Ok(()) } else { Err(ProtocolViolation::OutOfBounds { field }) }
+}
+
+impl From<AdapterSettings> for v1::AdapterSettings {
+    fn from(settings: AdapterSettings) -> Self {
+        let module = |module: &TargetModule| {
+            let module = match module {
+                TargetModule::Query => v1::TargetModule::Query,
+                TargetModule::Key => v1::TargetModule::Key,
+                TargetModule::Value => v1::TargetModule::Value,
+                TargetModule::Output => v1::TargetModule::Output,
+                TargetModule::Gate => v1::TargetModule::Gate,
+                TargetModule::Up => v1::TargetModule::Up,
+                TargetModule::Down => v1::TargetModule::Down,
+            };
+            module.into()
+        };
+        Self {
+            rank: settings.rank,
+            alpha: settings.alpha,
+            rank_stabilized: settings.rank_stabilized,
+            dropout: settings.dropout,
+            target_modules: settings.target_modules.iter().map(module).collect(),
+        }
+    }
+}
+
+impl TryFrom<v1::AdapterSettings> for AdapterSettings {
+    type Error = ProtocolViolation;
+
+    fn try_from(settings: v1::AdapterSettings) -> Result<Self, ProtocolViolation> {
+        let v1::AdapterSettings { rank, alpha, rank_stabilized, dropout, target_modules } =
+            settings;
+        within((1..=RANK_MAX).contains(&rank), "the rank")?;
+        within(alpha.is_finite() && alpha > 0.0, "alpha")?;
+        within((0.0..DROPOUT_END).contains(&dropout), "the dropout")?;
+        wire::at_most("target modules", TargetModule::ALL.len(), target_modules.len())?;
+        let modules = target_modules.into_iter().map(target_module);
+        let target_modules: Vec<_> = modules.collect::<Result<_, _>>()?;
+        let mut distinct = target_modules.clone();
+        distinct.sort_unstable();
+        distinct.dedup();
+        let each_once = !distinct.is_empty() && distinct.len() == target_modules.len();
+        within(each_once, "the target modules")?;
+        Ok(Self { rank, alpha, rank_stabilized, dropout, target_modules })
+    }
+}
+
+fn target_module(code: i32) -> Result<TargetModule, ProtocolViolation> {
+    match v1::TargetModule::try_from(code) {
+        Ok(v1::TargetModule::Query) => Ok(TargetModule::Query),
+        Ok(v1::TargetModule::Key) => Ok(TargetModule::Key),
+        Ok(v1::TargetModule::Value) => Ok(TargetModule::Value),
+        Ok(v1::TargetModule::Output) => Ok(TargetModule::Output),
+        Ok(v1::TargetModule::Gate) => Ok(TargetModule::Gate),
+        Ok(v1::TargetModule::Up) => Ok(TargetModule::Up),
+        Ok(v1::TargetModule::Down) => Ok(TargetModule::Down),
+        Ok(v1::TargetModule::Unspecified) | Err(_) => {
+            Err(ProtocolViolation::OutOfBounds { field: "a target module" })
+        }
+    }
+}
+
+impl From<AdamWSettings> for v1::AdamWSettings {
+    fn from(settings: AdamWSettings) -> Self {
+        let AdamWSettings { beta1, beta2, epsilon, weight_decay } = settings;
+        Self { beta1, beta2, epsilon, weight_decay }
+    }
+}
+
+impl TryFrom<v1::AdamWSettings> for AdamWSettings {
+    type Error = ProtocolViolation;
+
+    fn try_from(settings: v1::AdamWSettings) -> Result<Self, ProtocolViolation> {
+        let v1::AdamWSettings { beta1, beta2, epsilon, weight_decay } = settings;
+        within((0.0..1.0).contains(&beta1) && (0.0..1.0).contains(&beta2), "a beta of AdamW")?;
+        within(epsilon.is_finite() && epsilon > 0.0, "the epsilon of AdamW")?;
+        within(weight_decay.is_finite() && weight_decay >= 0.0, "the weight decay")?;
+        Ok(Self { beta1, beta2, epsilon, weight_decay })
+    }
+}
+
+impl StateKind {
+    pub(super) fn from_wire(code: i32) -> Result<Self, ProtocolViolation> {
+        match v1::StateKind::try_from(code) {
+            Ok(v1::StateKind::Values) => Ok(Self::Values),
+            Ok(v1::StateKind::Means) => Ok(Self::Means),
+            Ok(v1::StateKind::MeanSquares) => Ok(Self::MeanSquares),
+            Ok(v1::StateKind::Gradients) => Ok(Self::Gradients),
+            Ok(v1::StateKind::Unspecified) | Err(_) => {
+                Err(ProtocolViolation::OutOfBounds { field: "a kind of state" })
+            }
+        }
+    }
+
+    pub(super) fn to_wire(self) -> i32 {
+        let kind = match self {
+            Self::Values => v1::StateKind::Values,
+            Self::Means => v1::StateKind::Means,
+            Self::MeanSquares => v1::StateKind::MeanSquares,
+            Self::Gradients => v1::StateKind::Gradients,
+        };
+        kind.into()
+    }
+}
