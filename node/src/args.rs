@@ -420,7 +420,7 @@ pub struct GatewayArguments {
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
 
-    /// Who may ask, and how much: a TOML file with a [[key]] for each, which has a name, a key, and
+    /// Who may ask, and how much: a TOML file with a table `key` for each, which has a name, a key, and
     /// if need be requests_per_minute and tokens_per_minute.
     #[arg(long, value_name = "FILE")]
     pub keys: Option<PathBuf>,
