@@ -53,7 +53,8 @@ pub(super) async fn complete(
     let choices = (0..options.answers()).map(|_| Choice::new(tools.clone())).collect();
     if options.stream {
         let with_usage = options.includes_usage();
-        let chunks = ChatChunks { gateway, reply, usage, choices, with_usage };
+        let stream = reply::Stream { reply, object: "chat.completion.chunk", with_usage };
+        let chunks = ChatChunks { gateway, stream, usage, choices };
         return Ok(events::respond(answers, chunks));
     }
     whole(&gateway, &reply, answers, choices, usage).await
@@ -163,21 +164,12 @@ fn content(logprobs: Vec<Value>) -> Value {
 /// The chunks of a stream.
 struct ChatChunks {
     gateway: Arc<Gateway>,
-    reply: reply::Reply,
+    stream: reply::Stream,
     usage: Usage,
     choices: Vec<Choice>,
-    with_usage: bool,
 }
 
 impl ChatChunks {
-    fn chunk(&self, choices: Vec<Value>) -> Value {
-        let mut chunk = self.reply.object("chat.completion.chunk", choices);
-        if self.with_usage {
-            chunk["usage"] = Value::Null;
-        }
-        chunk
-    }
-
     fn choice(answer: usize, delta: &Value, logprobs: &Value, finish: Option<&str>) -> Value {
         json!({
             "index": answer,
@@ -195,7 +187,7 @@ impl ChatChunks {
             return Vec::new();
         }
         let delta = json!({ "content": text });
-        vec![self.chunk(vec![Self::choice(answer, &delta, &content(logprobs), None)]).into()]
+        vec![self.stream.chunk(vec![Self::choice(answer, &delta, &content(logprobs), None)]).into()]
     }
 
     fn finished(&mut self, answer: usize, reason: FinishReason) -> Vec<Chunk> {
@@ -210,7 +202,7 @@ impl ChatChunks {
         }
         deltas.push((json!({}), Some(finish)));
         let chunk = |(delta, finish): &(Value, Option<&str>)| {
-            self.chunk(vec![Self::choice(answer, delta, &Value::Null, *finish)]).into()
+            self.stream.chunk(vec![Self::choice(answer, delta, &Value::Null, *finish)]).into()
         };
         deltas.iter().map(chunk).collect()
     }
@@ -220,7 +212,9 @@ impl Chunks for ChatChunks {
     fn begin(&mut self) -> Vec<Chunk> {
         let delta = json!({ "role": "assistant", "content": "", "refusal": null });
         let first = |answer: usize| Self::choice(answer, &delta, &Value::Null, None);
-        (0..self.choices.len()).map(|answer| self.chunk(vec![first(answer)]).into()).collect()
+        (0..self.choices.len())
+            .map(|answer| self.stream.chunk(vec![first(answer)]).into())
+            .collect()
     }
 
     fn event(&mut self, event: Event) -> Vec<Chunk> {
@@ -231,11 +225,6 @@ impl Chunks for ChatChunks {
     }
 
     fn end(&mut self) -> Vec<Chunk> {
-        if !self.with_usage {
-            return Vec::new();
-        }
-        let mut last = self.chunk(Vec::new());
-        last["usage"] = self.usage.to_json();
-        vec![last.into()]
+        self.stream.end(self.usage)
     }
 }

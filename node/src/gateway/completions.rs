@@ -16,7 +16,7 @@ use super::error::ApiError;
 use super::events::{self, Chunk, Chunks};
 use super::keys::Holder;
 use super::logprobs::Lists;
-use super::reply::Reply;
+use super::reply::{Reply, Stream};
 use super::usage::Usage;
 use super::{Gateway, body};
 use request::CompletionRequest;
@@ -42,7 +42,8 @@ pub(super) async fn complete(
     let answers = Answers::begin(&gateway, &holder, requests).await?;
     if options.stream {
         let with_usage = options.includes_usage();
-        let chunks = CompletionChunks { gateway, reply, usage, choices, with_usage };
+        let stream = Stream { reply, object: "text_completion", with_usage };
+        let chunks = CompletionChunks { gateway, stream, usage, choices };
         return Ok(events::respond(answers, chunks));
     }
     whole(&gateway, &reply, answers, choices, usage).await
@@ -108,20 +109,9 @@ async fn whole(
 /// The chunks of a stream.
 struct CompletionChunks {
     gateway: Arc<Gateway>,
-    reply: Reply,
+    stream: Stream,
     usage: Usage,
     choices: Vec<Choice>,
-    with_usage: bool,
-}
-
-impl CompletionChunks {
-    fn chunk(&self, choices: Vec<Value>) -> Value {
-        let mut chunk = self.reply.object("text_completion", choices);
-        if self.with_usage {
-            chunk["usage"] = Value::Null;
-        }
-        chunk
-    }
 }
 
 impl Chunks for CompletionChunks {
@@ -136,15 +126,10 @@ impl Chunks for CompletionChunks {
             return Vec::new();
         }
         let choice = choice.take(index);
-        vec![self.chunk(vec![choice]).into()]
+        vec![self.stream.chunk(vec![choice]).into()]
     }
 
     fn end(&mut self) -> Vec<Chunk> {
-        if !self.with_usage {
-            return Vec::new();
-        }
-        let mut last = self.chunk(Vec::new());
-        last["usage"] = self.usage.to_json();
-        vec![last.into()]
+        self.stream.end(self.usage)
     }
 }

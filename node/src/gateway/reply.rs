@@ -5,6 +5,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use super::Gateway;
+use super::events::Chunk;
+use super::usage::Usage;
 
 /// The frame of an answer, the same in all chunks of a stream.
 #[derive(Debug, Clone)]
@@ -34,6 +36,36 @@ impl Reply {
             "system_fingerprint": self.fingerprint,
             "choices": choices,
         })
+    }
+}
+
+/// The chunks of a stream, which all have the frame of the answer.
+#[derive(Debug)]
+pub(super) struct Stream {
+    pub(super) reply: Reply,
+    /// What a chunk is called.
+    pub(super) object: &'static str,
+    /// Whether the last one says what the request has cost, and the others that they do not.
+    pub(super) with_usage: bool,
+}
+
+impl Stream {
+    pub(super) fn chunk(&self, choices: Vec<Value>) -> Value {
+        let mut chunk = self.reply.object(self.object, choices);
+        if self.with_usage {
+            chunk["usage"] = Value::Null;
+        }
+        chunk
+    }
+
+    /// What follows the last token.
+    pub(super) fn end(&self, usage: Usage) -> Vec<Chunk> {
+        if !self.with_usage {
+            return Vec::new();
+        }
+        let mut last = self.chunk(Vec::new());
+        last["usage"] = usage.to_json();
+        vec![last.into()]
     }
 }
 
