@@ -1,6 +1,7 @@
 //! Generation: prefill the prompt, then one token after another.
 
 mod error;
+mod thin;
 mod verify;
 
 use std::collections::VecDeque;
@@ -15,6 +16,7 @@ use crate::model::ClientModel;
 use crate::speculation::{Drafts, Speculate, Speculator};
 use crate::text::stop::StopStrings;
 use crate::text::tokenizer::TextStream;
+use thin::Round;
 use verify::Verified;
 
 pub use error::GenerateError;
@@ -136,9 +138,16 @@ impl Generate {
         if let Some(&id) = self.prompt.iter().find(|id| **id as usize >= vocabulary) {
             return Err(GenerateError::UnknownToken { id, vocabulary });
         }
+        if !chain.is_thin() && !model.has_weights() {
+            return Err(GenerateError::NoWeights);
+        }
+        if chain.is_thin() && self.top_logits > 0 {
+            return Err(GenerateError::NoLogits);
+        }
         let shared = cached.iter().zip(&self.prompt).take_while(|(a, b)| a == b).count();
         let sampler = Sampler::new(self.sampling.clone())?;
-        let speculator = Speculator::new(&self.speculate, &self.expected, context, &sampler);
+        let speculate = if chain.is_thin() { &Speculate::Off } else { &self.speculate };
+        let speculator = Speculator::new(speculate, &self.expected, context, &sampler);
         Ok(Generation {
             speculator: speculator.map_err(GenerateError::Draft)?,
             drafts: Drafts::default(),
@@ -149,6 +158,7 @@ impl Generate {
             // The last token of the prompt is always computed: its logits are what is wanted.
             computed: shared.min(self.prompt.len() - 1),
             verified: VecDeque::new(),
+            round: Round::default(),
             new_count: 0,
             finished: None,
             restarts: 0,
@@ -175,6 +185,8 @@ pub struct Generation {
     tokens: Vec<u32>,
     /// What comes next: the other tokens of a step that gave several.
     verified: VecDeque<Verified>,
+    /// Of a thin session.
+    round: Round,
     /// How many of all these are in the chain's cache.
     computed: usize,
     new_count: u32,
@@ -198,7 +210,11 @@ impl Generation {
             return Ok(None);
         }
         if self.verified.is_empty() {
-            self.step().await?;
+            if self.chain.is_thin() {
+                self.step_thin().await?;
+            } else {
+                self.step().await?;
+            }
         }
         let next = self.verified.pop_front().expect("a step gives one token at least");
         let Verified { id, top_logits, time } = next;

@@ -211,6 +211,15 @@ impl Outlet {
         Some(step)
     }
 
+    /// Whether the answer of a step of these tokens goes on, of which no tokens are kept.
+    pub fn takes(&mut self, step: StepId, position: u32, end: u32) -> bool {
+        let wanted = position <= self.next_position && step >= self.next_step;
+        if wanted {
+            self.next_position = end;
+        }
+        wanted
+    }
+
     /// What `journal` holds for a destination that has `next_position` tokens, as steps for the
     /// session that is called `session` there. `None` where it does not hold all of it.
     pub fn refill(
@@ -227,6 +236,7 @@ impl Outlet {
             hidden: recorded.hidden,
             trace: Vec::new(),
             replay: recorded.replay,
+            goes_on: false,
             answer_rows: recorded.answer_rows,
         };
         let wanted = |recorded: &Recorded| recorded.step >= self.next_step;

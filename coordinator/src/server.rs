@@ -9,6 +9,7 @@ mod admission;
 mod drain;
 mod mend;
 mod pass;
+mod ring;
 mod schedule;
 mod served;
 
@@ -25,9 +26,11 @@ use umbel_protocol::{DType, ModelId, PeerId, SessionId, Span, StepId, Tensor};
 use crate::session::STEPS_IN_FLIGHT_MAX;
 use crate::time::Time;
 use drain::Shards;
+use ring::Thin;
 use schedule::Schedule;
 use served::Served;
 
+pub use ring::DrawJob;
 pub use schedule::{DECODE_TOKENS_MAX, PART_TOKENS_MAX};
 
 /// Most sessions at once. Each holds a few hundred bytes here; its KV cache and its journal are
@@ -59,6 +62,10 @@ pub struct ServerConfig {
     pub model: ModelId,
     /// The blocks that it serves first, as shard 0.
     pub span: Span,
+    /// Blocks of the whole model.
+    pub block_count: u32,
+    /// Tokens that the model knows, where the server holds the ends of it that its span touches.
+    pub vocabulary_size: Option<u32>,
     /// Elements of one token's hidden state.
     pub hidden_size: u32,
     /// Elements of a head of keys or values.
@@ -233,8 +240,10 @@ pub struct Job {
     /// Where in the cache its first token goes, after what is there from that position on is
     /// forgotten.
     pub position: u32,
-    /// What enters, `[tokens, hidden]`.
+    /// What enters, `[tokens, hidden]`; of a thin session before its first block ids, `[tokens, 1]`.
     pub hidden: Tensor,
+    /// The token that is to be drawn from what leaves; then its id is the result, `[1, 1]`.
+    pub draw: Option<DrawJob>,
 }
 
 /// All sessions of one server.
@@ -349,6 +358,7 @@ impl Server {
             ClientMessage::Redirect(redirect) => self.redirect(link, redirect),
             ClientMessage::Adopt(adopt) => self.adopt(link, adopt),
             ClientMessage::Ping { session } => self.ping(link, session),
+            ClientMessage::Draw(draw) => self.draw(link, draw),
         }
     }
 
@@ -365,7 +375,9 @@ impl Server {
         }
         let of_client = self.sessions.values().filter(|served| served.client == client).count();
         let open_count = self.sessions.len();
-        if let Err(refusal) = self.shards.admit(&self.config, &open, open_count, of_client) {
+        let admitted = ring::check_ends(&self.config, &open)
+            .and_then(|()| self.shards.admit(&self.config, &open, open_count, of_client));
+        if let Err(refusal) = admitted {
             self.send_error(link, session, None, refusal.code, refusal.detail);
             return Ok(());
         }
@@ -382,7 +394,8 @@ impl Server {
             cache,
         });
         self.send(link, ServerMessage::Opened { session, tokens_max: tokens });
-        let (served, next) = Served::new(client, link, shard, open, now);
+        let thin = Thin::of(&self.config, &open);
+        let (served, next) = Served::new(client, link, shard, (open, thin), now);
         let packing = served.packing;
         self.sessions.insert(session, served);
         if let Some(next) = next {

@@ -44,7 +44,7 @@ pub mod span;
 
 pub use checkpoint::LoadTensorError;
 pub use device::{Device, StartThreadsError};
-pub use ends::{Ends, EndsError};
+pub use ends::{Embedding, Ends, EndsError, Head};
 pub use hidden::{HiddenStates, NoSuchRows, WrongHiddenStates};
 pub use kernel::Arithmetic;
 pub use kv::PAGE_TOKENS;

@@ -8,12 +8,14 @@
 //! it refills the one that takes a failed neighbour's place ([`Redirect`], [`Adopt`]). So the same
 //! session has another name on each server, and a server that is used twice is not confused.
 
+mod draw;
 mod repair;
 mod step;
 mod wire;
 
 use crate::{DType, ErrorCode, ModelId, PeerId, SessionId, Span, StepId};
 
+pub use draw::{Draw, END_IDS_MAX, Sampling};
 pub use repair::{Adopt, Destination, Neighbour, NextHop, Redirect, Trouble};
 pub use step::{AnswerRows, HOPS_MAX, HopTiming, Step};
 
@@ -21,7 +23,7 @@ pub use step::{AnswerRows, HOPS_MAX, HopTiming, Step};
 pub const DETAIL_BYTES_MAX: usize = 512;
 
 /// What a client says to a server of its route.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum ClientMessage {
     /// Keep room for a session.
     Open(OpenSession),
@@ -41,6 +43,8 @@ pub enum ClientMessage {
         /// Which session.
         session: SessionId,
     },
+    /// Draw tokens like this from now on; the answer is [`ServerMessage::DrawTaken`].
+    Draw(Draw),
 }
 
 /// What a session needs of one server.
@@ -70,6 +74,11 @@ pub struct OpenSession {
     /// How the keys and values of a head of a token are kept. What is narrower than binary32 takes
     /// less room, and is rounded once, when it is computed.
     pub cache: DType,
+    /// Whether ids of tokens enter the first block and leave the last one. A server with an end of
+    /// the model among its blocks must hold that end.
+    pub thin: bool,
+    /// Of a thin session on its first server: who draws tokens, and may push them.
+    pub drawer: Option<PeerId>,
 }
 
 /// What a server answers to a client, on the same link.
@@ -124,6 +133,11 @@ pub enum ServerMessage {
     },
     /// The session stays open, but cannot go on with a neighbour.
     Trouble(Trouble),
+    /// Tokens are drawn as was asked for.
+    DrawTaken {
+        /// Which session.
+        session: SessionId,
+    },
 }
 
 /// Why a session is not open any more.

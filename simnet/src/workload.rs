@@ -24,6 +24,23 @@ pub struct Plan {
     pub window: usize,
     /// Which rows of the results are wanted.
     pub answer_rows: AnswerRows,
+    /// Of a thin session, what is to be answered instead of steps.
+    pub turns: VecDeque<Turn>,
+}
+
+/// A part of a conversation in a thin session.
+#[derive(Debug, Clone, Default)]
+pub struct Turn {
+    /// So many tokens of the text are taken back first.
+    pub back: usize,
+    /// Tokens that are added, in the chunks in which they are handed in.
+    pub prompt: Vec<Vec<u32>>,
+    /// Tokens that are to be drawn.
+    pub answer: u32,
+    /// Tokens that would go on being drawn, but the next turn begins.
+    pub unwanted: u32,
+    /// Whether a draw depends on all tokens before.
+    pub penalty: bool,
 }
 
 /// The smallest and the largest of what is drawn.

@@ -247,6 +247,8 @@ async fn a_tensor_of_the_wrong_shape_ends_its_own_session_alone() {
         results: DType::F32,
         compress: false,
         cache: DType::F32,
+        thin: false,
+        drawer: None,
     };
     for shape in [vec![1, 63], vec![1, 65], vec![64], vec![2, 2, 64]] {
         let values: u32 = shape.iter().product();
@@ -260,6 +262,7 @@ async fn a_tensor_of_the_wrong_shape_ends_its_own_session_alone() {
             trace: Vec::new(),
             replay: false,
             answer_rows: AnswerRows::All,
+            goes_on: false,
         };
         let frames =
             vec![ClientMessage::Open(open.clone()).encode(), ClientMessage::Step(step).encode()];
@@ -302,6 +305,7 @@ async fn a_forged_announcement_is_not_taken() {
         held_blocks_max: 0,
         proposal: None,
         joined: None,
+        holds_ends: false,
     };
     let own = announcement.clone().sign(stranger.network.signing_key());
     let mut signature = *own.signature();

@@ -6,6 +6,7 @@
 mod driver;
 mod links;
 mod stages;
+mod thin;
 mod timing;
 
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use crate::model::ClientModel;
 use crate::swarm::Swarm;
 use driver::{Command, Driver, NextStep, Stepped};
 use stages::Proportions;
+use thin::DrawnTokens;
 
 /// Bytes of hidden states that a client keeps for the failure of its first hop: 4,096 tokens of a
 /// hidden size of 8,192. Beyond them it begins anew from the tokens.
@@ -44,11 +46,15 @@ pub struct SessionOptions {
     /// sessions or longer ones find room; each server rounds alike, so that a replacement continues
     /// as its predecessor would have.
     pub cache: DType,
+    /// Whether the servers at the ends of the route embed tokens and draw them, so that each token
+    /// crosses a link once and this side needs no weights. It takes the last server's word for what
+    /// the model says; spares and drafts there are none.
+    pub thin: bool,
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { standby: false, wire: DType::F32, cache: DType::F32 }
+        Self { standby: false, wire: DType::F32, cache: DType::F32, thin: false }
     }
 }
 
@@ -58,6 +64,8 @@ pub struct RemoteChain {
     wanted: Wanted,
     hidden_size: usize,
     running: Running,
+    /// What the last server of a thin session draws.
+    drawn: Option<DrawnTokens>,
 }
 
 /// What a session is opened for.
@@ -68,6 +76,7 @@ struct Wanted {
     tokens_max: u32,
     token_bytes: u32,
     head_size: u32,
+    vocabulary_size: u32,
     options: SessionOptions,
     proportions: Proportions,
 }
@@ -134,11 +143,12 @@ impl RemoteChain {
             )
             .unwrap_or(u32::MAX),
             head_size: u32::try_from(model.config().head_size).unwrap_or(u32::MAX),
+            vocabulary_size: u32::try_from(model.config().vocabulary_size).unwrap_or(u32::MAX),
             options,
             proportions: Proportions::of(model.config()),
         };
         let running = Running::start(Arc::clone(&swarm), &wanted).await?;
-        Ok(Self { swarm, wanted, hidden_size, running })
+        Ok(Self { swarm, wanted, hidden_size, running, drawn: None })
     }
 
     /// Begins anew on a route of its own, with an empty cache.
@@ -156,7 +166,7 @@ impl RemoteChain {
     ) -> RemoteStep {
         let (answer, answered) = oneshot::channel();
         let hidden = hidden.to_wire_as(self.wanted.options.wire);
-        let next = NextStep { position, hidden, answer_rows, answer };
+        let next = NextStep { position, hidden, answer_rows, answer: Some(answer) };
         // A session that is over answers nothing more.
         let _over = self.running.commands.send(Command::Step(next)).await;
         RemoteStep { answered, swarm: Arc::clone(&self.swarm), hidden_size: self.hidden_size }
@@ -236,6 +246,7 @@ impl Running {
             results: wanted.options.wire,
             cache: wanted.options.cache,
             standby: wanted.options.standby,
+            thin_vocabulary: wanted.options.thin.then_some(wanted.vocabulary_size),
         };
         let (commands, receive) = mpsc::channel(COMMANDS_WAITING_MAX);
         let (ready, opened) = oneshot::channel();

@@ -30,6 +30,9 @@ impl Server {
         let end = schedule::check(&step, served, self.config.hidden_size, waiting)
             .map_err(|refusal| (session, step.step, refusal))?;
         served.received = end;
+        if let Some(thin) = &mut served.thin {
+            thin.entered(step.step);
+        }
         served.awaits_refill = false;
         self.schedule.push(served.client, served.blocks, step, now);
         Ok(())
@@ -40,7 +43,10 @@ impl Server {
         let in_use = self.sessions.values();
         let in_use = in_use.filter(|served| now.since(served.last_used) < DECODES_WITHIN);
         let is_shared = in_use.take(2).count() > 1;
-        if let Some(batch) = self.schedule.start(is_shared, now) {
+        if let Some(mut batch) = self.schedule.start(is_shared, now) {
+            for job in &mut batch.jobs {
+                job.draw = self.draw_job(job);
+            }
             self.outputs.push_back(Output::Compute(batch));
         }
     }
@@ -55,9 +61,9 @@ impl Server {
     ) {
         for finished in self.schedule.finish(job, results, compute, now) {
             match finished {
-                Finished::Step { step, received, queue, compute } => {
+                Finished::Step { step, end, received, queue, compute } => {
                     let hop = now.since(received);
-                    self.step_computed(step, (queue, compute, hop), now);
+                    self.step_computed(step, end, (queue, compute, hop), now);
                 }
                 Finished::Part { session, position } => {
                     let served = self.sessions.get_mut(&session).expect("a step of it was running");
@@ -74,6 +80,7 @@ impl Server {
     fn step_computed(
         &mut self,
         mut step: Step,
+        end: u32,
         (queue, compute, hop): (Duration, Duration, Duration),
         now: Time,
     ) {
@@ -83,6 +90,10 @@ impl Server {
             let (peer, span) = (self.config.peer, served.blocks);
             step.trace.push(HopTiming { peer, span, queue, compute, hop, link_round_trip: None });
         }
-        self.deliver(step);
+        if served.draws() {
+            self.drawn(step, end, now);
+        } else {
+            self.deliver(step);
+        }
     }
 }

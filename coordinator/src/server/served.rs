@@ -4,6 +4,7 @@ use umbel_protocol::compression::Packing;
 use umbel_protocol::inference::{Destination, NextHop, OpenSession, Redirect, Step};
 use umbel_protocol::{DType, PeerId, SessionId, Span};
 
+use super::ring::Thin;
 use super::{LinkId, ShardId};
 use crate::journal::{Journal, Outlet};
 use crate::time::Time;
@@ -31,6 +32,8 @@ pub(super) struct Served {
     pub(super) awaits_refill: bool,
     /// How large results are to be written.
     pub(super) packing: Packing,
+    /// Where ids of tokens enter the model and leave it.
+    pub(super) thin: Option<Thin>,
     next: Next,
     outlet: Outlet,
     mirror: Option<(SessionId, Outlet)>,
@@ -71,7 +74,7 @@ impl Served {
         client: PeerId,
         link: LinkId,
         shard: ShardId,
-        open: OpenSession,
+        (open, thin): (OpenSession, Option<Thin>),
         now: Time,
     ) -> (Self, Option<NextHop>) {
         let (next, connect) = Next::of(open.next);
@@ -90,6 +93,7 @@ impl Served {
             packing: if open.compress { Packing::WhereSmaller } else { Packing::Plain },
             last_used: now,
             awaits_refill: false,
+            thin,
             next,
             outlet: Outlet::new(open.next_position, open.next_step),
             mirror: None,
@@ -103,7 +107,8 @@ impl Served {
             Next::Server(to) => Some(to),
             Next::Client | Next::Held => None,
         };
-        next.into_iter().chain(self.mirror.map(|(to, _)| to))
+        let ring = self.thin.as_ref().and_then(Thin::ring);
+        next.into_iter().chain(self.mirror.map(|(to, _)| to)).chain(ring)
     }
 
     /// Takes up what was computed, and says what of it goes where.
@@ -124,6 +129,11 @@ impl Served {
             }
         }
         deliveries
+    }
+
+    /// Whether the client wants the answer of a step that ends at `end`.
+    pub(super) fn is_wanted(&mut self, step: &Step, end: u32) -> bool {
+        self.next == Next::Client && self.outlet.takes(step.step, step.position, end)
     }
 
     /// Forgets what was computed.

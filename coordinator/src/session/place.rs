@@ -5,6 +5,7 @@ use std::time::Duration;
 use umbel_protocol::inference::{Destination, NextHop};
 use umbel_protocol::{SessionId, StepId};
 
+use super::ring::DrawTold;
 use super::watch::Watch;
 use super::{HopId, RouteHop};
 use crate::route::Hop;
@@ -44,6 +45,12 @@ pub(super) struct Place {
     pub(super) watch: Watch,
     /// The way there is a long one.
     pub(super) is_far: bool,
+    /// Of the first hop of a thin session: who draws tokens, as it was told.
+    pub(super) drawer: Option<HopId>,
+    /// Of the last hop of a thin session: how it is to draw, as it was told.
+    pub(super) draw_told: Option<DrawTold>,
+    /// How often it has been told so and has not confirmed it.
+    pub(super) drawing: u32,
 }
 
 /// How far the opening has come.
@@ -94,6 +101,9 @@ impl Place {
             leaving: false,
             spare_at: now,
             is_far: route.round_trip.is_some_and(|trip| trip >= FAR),
+            drawer: None,
+            draw_told: None,
+            drawing: 0,
             watch: Watch::new(route.round_trip, now),
         }
     }

@@ -47,6 +47,7 @@ fn open_with(standby: bool) -> Session {
         cache: DType::F32,
         journal_bytes_max: 1 << 20,
         standby,
+        thin_vocabulary: None,
     };
     Session::open(config, Time::START)
 }
@@ -81,6 +82,7 @@ fn answer(name: u8, step: u64, position: u32, tokens: u32) -> ServerMessage {
         trace: Vec::new(),
         replay: false,
         answer_rows: AnswerRows::All,
+        goes_on: false,
     })
 }
 

@@ -148,6 +148,8 @@ impl Ring {
                 results: DType::F32,
                 compress: false,
                 cache: DType::F32,
+                thin: false,
+                drawer: None,
             };
             let (mut sender, mut receiver) = peer.dial(&client).await?.split();
             sender.send(ClientMessage::Open(open).encode()).await?;
@@ -202,6 +204,8 @@ async fn serve(block: u32) -> anyhow::Result<()> {
         peer: network.peer_id(),
         model: MODEL,
         span: Span::new(block, block + 1)?,
+        block_count: HOPS,
+        vocabulary_size: None,
         hidden_size: HIDDEN_SIZE,
         head_size: 32,
         context_tokens: TOKENS_MAX,
@@ -279,6 +283,7 @@ fn step(position: u32) -> anyhow::Result<Step> {
         trace: Vec::new(),
         replay: false,
         answer_rows: AnswerRows::Last,
+        goes_on: false,
     })
 }
 

@@ -12,8 +12,9 @@ use umbel_protocol::inference::ClientMessage;
 use umbel_protocol::{DType, PeerId, SessionId, Span, Tensor};
 
 use super::links::SessionLink;
+use super::talk::Talk;
 use super::{Event, Place, Settings, World};
-use crate::oracle::{Oracle, embed};
+use crate::oracle::{Oracle, VOCABULARY, embed};
 use crate::workload::{Plan, Workload};
 
 /// Bytes that a client keeps of what it sent: more than any plan has.
@@ -23,7 +24,7 @@ const JOURNAL_BYTES_MAX: usize = 64 << 20;
 const BLAMED_MAX: usize = 64;
 
 /// The session's name at the oracle beside the swarm.
-const REFERENCE: SessionId = SessionId::new(0);
+pub(super) const REFERENCE: SessionId = SessionId::new(0);
 
 /// A step that was answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,13 +54,15 @@ pub struct Client {
     pub sessions_done: u32,
     /// Sessions that have begun.
     pub(super) sessions_begun: u32,
-    session: Option<Session>,
-    config: SessionConfig,
-    plan: Plan,
+    pub(super) session: Option<Session>,
+    pub(super) config: SessionConfig,
+    pub(super) plan: Plan,
     workload: Option<(Workload, Random)>,
     /// What the swarm's answers must equal.
-    reference: Oracle,
+    pub(super) reference: Oracle,
     expected: VecDeque<Tensor>,
+    /// Of a thin session.
+    pub(super) thin: Talk,
     /// The position after the last step that was begun.
     end: u32,
     /// Hops of earlier sessions, so that links have names of their own.
@@ -90,11 +93,13 @@ impl Client {
                 cache: DType::F32,
                 journal_bytes_max: JOURNAL_BYTES_MAX,
                 standby: plan.standby,
+                thin_vocabulary: (!plan.turns.is_empty()).then_some(VOCABULARY),
             },
             plan,
             workload: None,
             reference: Oracle::default(),
             expected: VecDeque::new(),
+            thin: Talk::default(),
             end: 0,
             hops_before: 0,
             hops_used: 0,
@@ -157,6 +162,7 @@ impl World {
             of.plan = workload.plan(random);
             of.config.tokens_max = of.plan.tokens_max;
             of.config.standby = of.plan.standby;
+            of.config.thin_vocabulary = (!of.plan.turns.is_empty()).then_some(VOCABULARY);
         }
         let blocks = Span::new(0, of.config.block_count).expect("a model has blocks");
         of.reference.open(REFERENCE, blocks);
@@ -211,6 +217,7 @@ impl World {
                         self.send(Place::Client(client), Place::Server(end.server), 0, event);
                     }
                 }
+                Output::Ready if of.is_thin() => over |= self.next_turn(client),
                 Output::Ready => over |= self.next_steps(client),
                 Output::Stepped { hidden, total, .. } => {
                     let (at, took, tokens) = (self.now, total, hidden.shape()[0]);
@@ -219,6 +226,9 @@ impl World {
                     }
                     self.clients[client].answers.push(Answer { at, took, tokens });
                     over |= self.next_steps(client);
+                }
+                Output::Drawn { id, goes_on, total, .. } => {
+                    over |= self.drawn(client, (id, goes_on), total);
                 }
                 Output::Blame(failure) => {
                     self.totals.blames += 1;

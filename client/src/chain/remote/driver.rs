@@ -8,13 +8,15 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use umbel_coordinator::route::NoRoute;
 use umbel_coordinator::session::{
-    HopFailure, HopId, Input, Output, RouteHop, RouteWanted, Session, SessionConfig, SessionFailure,
+    DrawWanted, HopFailure, HopId, Input, Output, RouteHop, RouteWanted, Session, SessionConfig,
+    SessionFailure,
 };
 use umbel_coordinator::{Hop, Time};
 use umbel_protocol::inference::{AnswerRows, ClientMessage, HopTiming, ServerMessage};
 use umbel_protocol::{ModelId, Tensor};
 
 use super::links::{self, HopLink};
+use super::thin::Drawn;
 use crate::clock::Clock;
 use crate::swarm::Swarm;
 use crate::swarm::route::{FORGIVEN_AGAIN, Search};
@@ -31,7 +33,14 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// What the caller asks for.
 pub(super) enum Command {
     Step(NextStep),
-    Close { done: oneshot::Sender<()> },
+    /// How tokens are drawn from now on, and who takes them.
+    Draw {
+        wanted: DrawWanted,
+        tell: mpsc::Sender<Result<Drawn, SessionFailure>>,
+    },
+    Close {
+        done: oneshot::Sender<()>,
+    },
 }
 
 /// A step that is to begin.
@@ -39,7 +48,8 @@ pub(super) struct NextStep {
     pub(super) position: u32,
     pub(super) hidden: Tensor,
     pub(super) answer_rows: AnswerRows,
-    pub(super) answer: Answer,
+    /// Absent in a thin session, whose tokens come in a row.
+    pub(super) answer: Option<Answer>,
 }
 
 type Answer = oneshot::Sender<Result<Stepped, SessionFailure>>;
@@ -76,6 +86,9 @@ pub(super) struct Driver {
     next: Option<NextStep>,
     /// Who waits for the steps under way, in order.
     answers: VecDeque<Answer>,
+    /// Who takes what a thin session draws.
+    drawn: Option<mpsc::Sender<Result<Drawn, SessionFailure>>>,
+    is_thin: bool,
     hops: watch::Sender<Vec<Hop>>,
     failures: watch::Sender<Vec<HopFailure>>,
     clock: Clock,
@@ -103,6 +116,8 @@ impl Driver {
             model: config.model,
             room_tokens,
             token_bytes: config.token_bytes,
+            is_thin: config.thin_vocabulary.is_some(),
+            drawn: None,
             session: Session::open(config, Time::START),
             links: BTreeMap::new(),
             closing: JoinSet::new(),
@@ -138,6 +153,10 @@ impl Driver {
                 }
                 command = self.commands.recv(), if idle => match command {
                     Some(Command::Step(next)) => self.next = Some(next),
+                    Some(Command::Draw { wanted, tell }) => {
+                        self.drawn = Some(tell);
+                        self.tell(Input::Draw(wanted));
+                    }
                     Some(Command::Close { done }) => {
                         self.close().await;
                         // The caller may not wait for it.
@@ -166,7 +185,7 @@ impl Driver {
         let accepts = |next: &mut NextStep| self.session.accepts(next.position);
         if let Some(next) = self.next.take_if(accepts) {
             let NextStep { position, hidden, answer_rows, answer } = next;
-            self.answers.push_back(answer);
+            self.answers.extend(answer);
             self.tell(Input::Step { position, hidden, answer_rows });
             self.drain();
         }
@@ -222,6 +241,14 @@ impl Driver {
                         let _gone = answer.send(Ok(Stepped { hidden, trace, total }));
                     }
                 }
+                Output::Drawn { id, goes_on, trace, total } => {
+                    self.troubled = None;
+                    self.swarm.praise(trace.iter().map(|hop| hop.peer));
+                    if let Some(drawn) = &self.drawn {
+                        // Its caller may be gone.
+                        let _gone = drawn.try_send(Ok(Drawn { id, goes_on, trace, total }));
+                    }
+                }
                 Output::Blame(failure) => self.blame(failure),
                 Output::Failed(failure) => self.fail(failure),
             }
@@ -239,6 +266,7 @@ impl Driver {
             since: if begun { self.troubled.unwrap_or(now) } else { self.started },
             forgiving_from: searched.map_or(now, |searched| searched + FORGIVEN_AGAIN),
             urgent: begun,
+            thin: self.is_thin,
             wanted,
         };
         tokio::spawn(async move {
@@ -279,7 +307,10 @@ impl Driver {
         if let Some(ready) = self.ready.take() {
             let _gone = ready.send(Err(failure.clone()));
         }
-        let waiting = self.next.take().map(|next| next.answer);
+        if let Some(drawn) = &self.drawn {
+            let _gone = drawn.try_send(Err(failure.clone()));
+        }
+        let waiting = self.next.take().and_then(|next| next.answer);
         for answer in self.answers.drain(..).chain(waiting) {
             let _gone = answer.send(Err(failure.clone()));
         }

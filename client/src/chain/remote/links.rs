@@ -102,7 +102,8 @@ async fn encode(message: ClientMessage, packing: Packing) -> Frame {
         | ClientMessage::Close { .. }
         | ClientMessage::Redirect(_)
         | ClientMessage::Adopt(_)
-        | ClientMessage::Ping { .. } => message.encode(),
+        | ClientMessage::Ping { .. }
+        | ClientMessage::Draw(_) => message.encode(),
     }
 }
 
