@@ -211,7 +211,7 @@ impl Outlet {
         Some(step)
     }
 
-    /// Whether the answer of a step of these tokens goes on, of which no tokens are kept.
+    /// Whether a step of these tokens goes on, that is none of this side's journal: notes it if so.
     pub fn takes(&mut self, step: StepId, position: u32, end: u32) -> bool {
         let wanted = position <= self.next_position && step >= self.next_step;
         if wanted {

@@ -165,6 +165,8 @@ impl Session {
             let step = id_step(self.next_step, end, &[id]);
             self.next_step = self.next_step.next();
             self.journal.record(&step);
+            // The first hop has it, as if it had gone there from here.
+            self.outlet.takes(step.step, end, end + 1);
             for place in &mut self.places {
                 place.watch.begin(now);
             }
@@ -224,9 +226,10 @@ impl Session {
     /// this side ends too; tokens go over here.
     pub(super) fn ring_unreachable(&mut self, last: usize) {
         let place = &self.places[last];
-        // What it says is of a hop that was the first before.
+        let first = self.places.first().filter(|first| first.hop.blocks.start() == 0);
+        // Else what it says is of a hop that was the first before.
         if place.drawing == 0
-            && let (Some(ring), Some(first)) = (&mut self.ring, self.places.first())
+            && let (Some(ring), Some(first)) = (&mut self.ring, first)
         {
             tracing::info!(from = %place.hop.peer, to = %first.hop.peer, "the ring does not close");
             ring.unreachable = Some((place.id, first.id));

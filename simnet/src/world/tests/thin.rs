@@ -95,3 +95,43 @@ fn thin_sessions_share_passes_with_others() {
     // One after another, 320 tokens of 6 ms each would take two seconds.
     assert!(took < at(1_000), "{took:?}");
 }
+
+#[test]
+fn a_further_turn_begins_at_once_also_where_an_answer_is_left() {
+    let mut world = halves(512);
+    let turn = |unwanted| Turn { prompt: vec![vec![7; 3]], answer: 6, unwanted, ..Turn::default() };
+    let back = Turn { back: 4, penalty: true, ..turn(9) };
+    let turns = [turn(0), turn(20), back, turn(0)].into();
+    world.join(Time::START, Plan { tokens_max: 100, turns, ..Plan::default() }, 0);
+    world.run();
+    let client = &world.clients[0];
+    assert_eq!((world.totals.broken_count, client.blamed.len(), client.answers.len()), (0, 0, 24));
+    let gaps = client.answers.windows(2).map(|pair| pair[1].at.since(pair[0].at));
+    // To say how to draw, there and back, and then one trip round; or one trip.
+    let longest = gaps.max().unwrap();
+    assert!(longest <= ms(100 + 156 + 30), "{longest:?}");
+}
+
+#[test]
+fn a_hop_that_ends_costs_no_more_than_its_replay() {
+    // Each server in turn; some are on the route, as the first hop, the last or another.
+    let mut blamed = 0;
+    for victim in 0..9 {
+        let links = LinkClass::new(ms(5), Duration::ZERO, 1e9);
+        let mut world = World::new(Seed(victim as u64), Settings::new(MODEL, BLOCKS, links));
+        for (name, start) in (1..).zip([0, 2, 4].repeat(3)) {
+            let speed = Speed::new(ms(1), Duration::ZERO);
+            world.serve(server(name, start, start + 2, 512), speed, 0);
+        }
+        world.join(Time::START, one_turn(60), 0);
+        world.plan(at(600), Fault::Crash { server: victim, noticed: true });
+        world.run();
+        let client = &world.clients[0];
+        assert_eq!((world.totals.broken_count, client.answers.len()), (0, 60), "{victim}");
+        blamed += client.blamed.len();
+        let gaps = client.answers.windows(2).map(|pair| pair[1].at.since(pair[0].at));
+        let longest = gaps.max().unwrap();
+        assert!(longest < ms(300), "{victim}: {longest:?}, {:?}", client.blamed);
+    }
+    assert!(blamed >= 3, "only {blamed} were on a route");
+}
