@@ -10,6 +10,7 @@ use umbel_protocol::inference::{Adopt, AnswerRows, Destination, Neighbour, Redir
 use super::*;
 
 mod stream;
+mod thin;
 
 const MODEL: ModelId = ModelId::from_bytes([3; 32]);
 const CLIENT: PeerId = PeerId::from_public_key([1; 32]);

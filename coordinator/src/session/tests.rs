@@ -1,6 +1,8 @@
 //! The client's machine against hops that do well, badly, and nothing. That whole swarms of them
 //! under faults keep every answer is shown by the simulation.
 
+mod thin;
+
 use bytes::Bytes;
 use umbel_protocol::error::ErrorCode;
 use umbel_protocol::inference::{AnswerRows, Neighbour, SessionError, Step, Trouble};
@@ -38,7 +40,11 @@ fn open() -> Session {
 }
 
 fn open_with(standby: bool) -> Session {
-    let config = SessionConfig {
+    Session::open(config(standby), Time::START)
+}
+
+fn config(standby: bool) -> SessionConfig {
+    SessionConfig {
         model: ModelId::from_bytes([3; 32]),
         block_count: 6,
         tokens_max: 100,
@@ -48,8 +54,7 @@ fn open_with(standby: bool) -> Session {
         journal_bytes_max: 1 << 20,
         standby,
         thin_vocabulary: None,
-    };
-    Session::open(config, Time::START)
+    }
 }
 
 fn drain(session: &mut Session) -> Vec<Output> {

@@ -135,3 +135,23 @@ fn a_hop_that_ends_costs_no_more_than_its_replay() {
     }
     assert!(blamed >= 3, "only {blamed} were on a route");
 }
+
+#[test]
+fn a_last_server_that_cannot_reach_the_first_sends_tokens_over_the_client() {
+    let links = LinkClass::new(ms(50), Duration::ZERO, 1e9);
+    let mut settings = Settings::new(MODEL, BLOCKS, links);
+    settings.topology.between.insert((1, 0), LinkClass { dialable: false, ..links });
+    let mut world = World::new(Seed(1), settings);
+    for (group, (name, start)) in [(1, 0), (2, 3)].into_iter().enumerate() {
+        let speed = Speed::new(ms(1), Duration::ZERO);
+        world.serve(server(name, start, start + 3, 512), speed, group);
+    }
+    world.join(Time::START, one_turn(20), 0);
+    world.run();
+    let client = &world.clients[0];
+    assert_eq!((world.totals.broken_count, client.answers.len()), (0, 20));
+    assert!(client.blamed.is_empty(), "{:?}", client.blamed);
+    // As for a client that draws itself.
+    let beyond = client.answers[19].took.checked_sub(ms(156)).unwrap();
+    assert!(beyond < Duration::from_micros(10), "{:?}", client.answers[19]);
+}
