@@ -7,7 +7,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`span`] | the blocks of one server |
-//! | [`ends`] | embedding, final norm and head: what the client keeps |
+//! | [`ends`] | embedding, final norm and head: what the client keeps, or the servers at the ends |
 //! | [`hidden`] | what flows between blocks |
 //! | [`kv`] | the paged cache of keys and values |
 //! | [`sample`] | from logits to a token |
