@@ -2,6 +2,7 @@
 
 pub mod local;
 pub mod remote;
+pub(crate) mod thin;
 
 use std::time::Duration;
 

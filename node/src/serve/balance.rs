@@ -15,7 +15,7 @@ use umbel_shard::Model;
 use super::loading::{Held, Loaded, Loader};
 use crate::announce::{Announcer, Offer};
 use crate::args::ServeArguments;
-use crate::compute::Shard;
+use crate::compute::{Shard, ShardEnds};
 use crate::driver::Handle;
 
 /// Looks for blocks that need this server more, and moves to them.
@@ -27,6 +27,8 @@ pub(super) struct Balancer {
     /// The blocks in memory, by whose sessions use them, and the room for all sessions.
     held: Vec<(ShardId, HostedSpan)>,
     arena: KvArena,
+    /// Of the blocks on which sessions open.
+    ends: ShardEnds,
     handle: Handle,
     drained: mpsc::Receiver<ShardId>,
     current: ShardId,
@@ -45,7 +47,7 @@ impl Balancer {
         loader: Loader,
         (handle, drained): (Handle, mpsc::Receiver<ShardId>),
     ) -> Self {
-        let Held { spans, arena } = held;
+        let Held { spans, arena, ends } = held;
         let span = arena.hosted();
         let pinned = arguments.no_rebalance || arguments.blocks.is_some();
         let block_count = model.config().block_count;
@@ -67,6 +69,7 @@ impl Balancer {
             loader,
             held: spans.into_iter().map(|span| (ShardId::default(), span)).collect(),
             arena,
+            ends,
             handle,
             drained,
             current: ShardId::default(),
@@ -158,8 +161,8 @@ impl Balancer {
             }
             Output::Load(span) => {
                 let spans = self.held.iter().map(|(_, held)| held.clone()).collect();
-                let (loader, held) =
-                    (self.loader.clone(), Held { spans, arena: self.arena.clone() });
+                let (arena, ends) = (self.arena.clone(), self.ends.clone());
+                let (loader, held) = (self.loader.clone(), Held { spans, arena, ends });
                 let load = async move { loader.load_beside(span, held).await };
                 self.loading = Some(tokio::spawn(load));
             }
@@ -193,11 +196,17 @@ impl Balancer {
         let Some(blocks) = part else {
             tracing::info!("leaving all blocks, as there is no room for others beside them");
             offer.send_modify(|offer| offer.draining = true);
+            self.ends = ShardEnds::default();
             return self.handle.drain().await;
         };
         let span = blocks.span();
         tracing::info!(blocks = %span, "leaving the other blocks, as there is no room beside them");
-        self.hand_over(Shard { arena: self.arena.beside(span), blocks }).await;
+        let ShardEnds { embedding, head } = self.ends.clone();
+        let ends = ShardEnds {
+            embedding: embedding.filter(|_| span.start() == 0),
+            head: head.filter(|_| span.end() as usize == self.block_bytes.len()),
+        };
+        self.hand_over(Shard { arena: self.arena.beside(span), blocks, ends }).await;
         offer.send_modify(|offer| offer.span = span);
     }
 
@@ -205,6 +214,7 @@ impl Balancer {
     async fn hand_over(&mut self, shard: Shard) {
         self.current = ShardId(self.current.0 + 1);
         self.held.push((self.current, shard.blocks.clone()));
+        self.ends = shard.ends.clone();
         self.handle.serve(self.current, shard.blocks.span(), shard).await;
     }
 
