@@ -41,7 +41,7 @@ pub enum Command {
         /// Their name.
         id: ShardId,
         /// The blocks.
-        shard: Shard,
+        shard: Box<Shard>,
     },
     /// Drop blocks that no session uses any more.
     Drop {
@@ -278,7 +278,7 @@ impl Engine for Shards {
     fn run(&mut self, command: Command) -> Option<Computed> {
         match command {
             Command::Add { id, shard } => {
-                self.shards.insert(id, shard);
+                self.shards.insert(id, *shard);
             }
             Command::Drop { id } => {
                 self.shards.remove(&id);

@@ -255,7 +255,7 @@ impl Driver {
                 }
             }
             Event::Serve { id, span, shard } => {
-                self.compute.tell(Command::Add { id, shard: *shard });
+                self.compute.tell(Command::Add { id, shard });
                 self.tell_server(Input::Serve { shard: id, span });
             }
             Event::Drain => self.tell_server(Input::Drain),

@@ -64,19 +64,15 @@ impl ClientMessage {
         const MESSAGE: &str = "client's message";
         let message = wire::decode_header::<v1::ClientMessage>(header, MESSAGE)?.message;
         let message = message.ok_or(ProtocolViolation::UnknownKind { message: MESSAGE })?;
-        let message = match message {
-            client_message::Message::Step(step) => {
-                return Ok(Self::Step(step_from_wire(step, payload)?));
-            }
-            client_message::Message::Draw(draw) => {
-                return Ok(Self::Draw(draw::draw_from_wire(draw, &payload)?));
-            }
-            other => other,
-        };
-        wire::no_payload(&payload, MESSAGE)?;
+        let has_payload =
+            matches!(message, client_message::Message::Step(_) | client_message::Message::Draw(_));
+        if !has_payload {
+            wire::no_payload(&payload, MESSAGE)?;
+        }
         match message {
-            client_message::Message::Step(_) | client_message::Message::Draw(_) => {
-                unreachable!("it was read above")
+            client_message::Message::Step(step) => Ok(Self::Step(step_from_wire(step, payload)?)),
+            client_message::Message::Draw(draw) => {
+                Ok(Self::Draw(draw::draw_from_wire(draw, &payload)?))
             }
             client_message::Message::Open(open) => Ok(Self::Open(open.try_into()?)),
             client_message::Message::Close(v1::CloseSession { session }) => {
