@@ -84,8 +84,11 @@ fn drawn(server: &mut Server, job: JobId, id: u32) -> Vec<Output> {
     drain(server)
 }
 
-/// The token of an answer, whether it goes on, and where it was sent as a step.
-fn token(outputs: &[Output]) -> (Option<(u32, bool)>, Option<(u64, u32, Vec<u32>)>) {
+/// Number, position and ids of a step.
+type IdStep = (u64, u32, Vec<u32>);
+
+/// The token of an answer, whether it goes on, and the step that it was sent as.
+fn token(outputs: &[Output]) -> (Option<(u32, bool)>, Option<IdStep>) {
     let answer = outputs.iter().find_map(|output| {
         let Output::Send { message: ServerMessage::Output(answer), .. } = output else {
             return None;

@@ -129,7 +129,12 @@ fn after_a_failure_the_last_token_begins_anew_under_a_number_of_its_own() {
             .filter_map(|(hop, message)| match message {
                 ClientMessage::Draw(draw) => Some((hop, draw.text.len())),
                 ClientMessage::Adopt(adopt) => adopt.drawer.map(|_| (hop, 0)),
-                _ => None,
+                ClientMessage::Open(_)
+                | ClientMessage::Step(_)
+                | ClientMessage::Close { .. }
+                | ClientMessage::Redirect(_)
+                | ClientMessage::Ping { .. }
+                | ClientMessage::Keep(_) => None,
             })
             .collect();
         let expected = match lost {
