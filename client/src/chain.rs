@@ -3,6 +3,7 @@
 pub mod adapted;
 pub mod local;
 pub mod remote;
+pub(crate) mod thin;
 
 use std::time::Duration;
 

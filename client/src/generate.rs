@@ -2,6 +2,7 @@
 
 mod adjust;
 mod error;
+mod thin;
 mod verify;
 
 use std::collections::VecDeque;
@@ -17,6 +18,7 @@ use crate::speculation::{Drafts, Speculate, Speculator};
 use crate::text::grammar::Grammar;
 use crate::text::stop::StopStrings;
 use crate::text::tokenizer::TextStream;
+use thin::Round;
 use verify::Verified;
 
 pub use adjust::Adjust;
@@ -139,6 +141,12 @@ impl Generate {
         self.resume(model, chain, &held)
     }
 
+    /// Whether this side must see what the model says of each token, and not only what was drawn.
+    fn needs_logits(&self) -> bool {
+        let adjusted = self.adjust != Adjust::default() || self.grammar.is_some();
+        adjusted || self.top_logits > 0 || self.top_logprobs.is_some()
+    }
+
     /// Begins where the chain's cache already holds `cached`, of which it uses what the prompt
     /// begins with.
     ///
@@ -161,9 +169,16 @@ impl Generate {
         if let Some(&id) = self.prompt.iter().find(|id| **id as usize >= vocabulary) {
             return Err(GenerateError::UnknownToken { id, vocabulary });
         }
+        if !chain.is_thin() && !model.has_weights() {
+            return Err(GenerateError::NoWeights);
+        }
+        if chain.is_thin() && self.needs_logits() {
+            return Err(GenerateError::NoLogits);
+        }
         let shared = cached.iter().zip(&self.prompt).take_while(|(a, b)| a == b).count();
         let sampler = Sampler::new(self.sampling.clone())?;
-        let speculator = Speculator::new(&self.speculate, &self.expected, context, &sampler);
+        let speculate = if chain.is_thin() { &Speculate::Off } else { &self.speculate };
+        let speculator = Speculator::new(speculate, &self.expected, context, &sampler);
         Ok(Generation {
             speculator: speculator.map_err(GenerateError::Draft)?,
             drafts: Drafts::default(),
@@ -174,6 +189,7 @@ impl Generate {
             // The last token of the prompt is always computed: its logits are what is wanted.
             computed: shared.min(self.prompt.len() - 1),
             verified: VecDeque::new(),
+            round: Round::default(),
             new_count: 0,
             finished: None,
             restarts: 0,
@@ -200,6 +216,8 @@ pub struct Generation {
     tokens: Vec<u32>,
     /// What comes next: the other tokens of a step that gave several.
     verified: VecDeque<Verified>,
+    /// Of a thin session.
+    round: Round,
     /// How many of all these are in the chain's cache.
     computed: usize,
     new_count: u32,
@@ -223,7 +241,11 @@ impl Generation {
             return Ok(None);
         }
         if self.verified.is_empty() {
-            self.step().await?;
+            if self.chain.is_thin() {
+                self.step_thin().await?;
+            } else {
+                self.step().await?;
+            }
         }
         let next = self.verified.pop_front().expect("a step gives one token at least");
         let Verified { id, top_logits, logprobs, time } = next;

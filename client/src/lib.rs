@@ -1,7 +1,9 @@
 //! What applications call to use a swarm of Umbel: join it, open a model, generate.
 //!
 //! The client keeps the two ends of the model (embedding, final norm and head), so servers see
-//! hidden states and never text.
+//! hidden states and never text. A thin session ([`SessionOptions::thin`]) leaves both to the servers
+//! at the ends of its route, and its client opens a model without weights
+//! ([`ClientModel::open_thin`]).
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {

@@ -22,7 +22,8 @@ use head::Head;
 /// The client's part of a model.
 pub struct ClientModel {
     shard: Model,
-    head: Arc<Head>,
+    /// Absent where servers embed and draw.
+    head: Option<Arc<Head>>,
     tokenizer: Option<Tokenizer>,
     chat_template: Option<ChatTemplate>,
     /// Made when the first answer is held to a form: it takes a moment and some megabytes.
@@ -42,6 +43,20 @@ impl ClientModel {
         Self::from_shard(Model::open(source, cache, PartsNeeded::ends(), progress)?)
     }
 
+    /// Opens what a thin session needs of a model: its configuration, tokenizer and chat template. No
+    /// weights are mapped, nor fetched where they are in files of their own.
+    ///
+    /// # Errors
+    /// [`OpenClientModelError`] where these cannot be had or are malformed.
+    pub fn open_thin(
+        source: &ModelSource,
+        cache: &Cache,
+        progress: &dyn Progress,
+    ) -> Result<Self, OpenClientModelError> {
+        let parts = PartsNeeded { tokenizer: true, ..PartsNeeded::nothing() };
+        Self::without_head(Model::open(source, cache, parts, progress)?)
+    }
+
     /// Takes the ends of a model that is open already.
     ///
     /// # Errors
@@ -49,20 +64,24 @@ impl ClientModel {
     pub fn from_shard(shard: Model) -> Result<Self, OpenClientModelError> {
         let weights = shard.weights(Part::Embedding)?.and(shard.weights(Part::Head)?);
         let ends = Ends::load(shard.config(), &weights)?;
+        let head = Some(Arc::new(Head::new(ends)));
+        Ok(Self { head, ..Self::without_head(shard)? })
+    }
+
+    fn without_head(shard: Model) -> Result<Self, OpenClientModelError> {
         let tokenizer = shard.tokenizer().map(Tokenizer::load).transpose()?;
         let chat_template = match shard.chat_template() {
             Some(source) => Some(ChatTemplate::new(source, shard.special_tokens())?),
             None => None,
         };
-        let head = Arc::new(Head::new(ends));
-        Ok(Self { head, tokenizer, chat_template, shard, grammars: OnceLock::new() })
+        Ok(Self { head: None, tokenizer, chat_template, shard, grammars: OnceLock::new() })
     }
 
     /// The same model, its ends computed by `device`.
     #[must_use]
     pub fn on(self, device: Device) -> Self {
-        let ends = self.ends().clone().on(device);
-        Self { head: Arc::new(Head::new(ends)), ..self }
+        let head = self.head.map(|head| Arc::new(Head::new(head.ends().clone().on(device))));
+        Self { head, ..self }
     }
 
     /// The hash of its manifest, by which servers of the same model are found.
@@ -83,10 +102,23 @@ impl ClientModel {
         &self.shard
     }
 
+    /// Whether embedding, final norm and head are here.
+    #[must_use]
+    pub const fn has_weights(&self) -> bool {
+        self.head.is_some()
+    }
+
     /// Embedding, final norm and head.
+    ///
+    /// # Panics
+    /// Of a model that was opened without weights.
     #[must_use]
     pub fn ends(&self) -> &Ends {
-        self.head.ends()
+        self.head().ends()
+    }
+
+    fn head(&self) -> &Arc<Head> {
+        self.head.as_ref().expect("the model was opened with its weights")
     }
 
     /// A logit for each token of the vocabulary, for each token of `hidden`, which left the last
@@ -94,8 +126,11 @@ impl ClientModel {
     ///
     /// # Errors
     /// [`EndsError`] where `hidden` is of another model.
+    ///
+    /// # Panics
+    /// Of a model that was opened without weights.
     pub async fn logits(&self, hidden: HiddenStates) -> Result<Vec<Vec<f32>>, EndsError> {
-        self.head.logits(hidden).await
+        self.head().logits(hidden).await
     }
 
     /// The tokenizer, if the model has one.

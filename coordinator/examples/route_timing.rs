@@ -88,6 +88,7 @@ fn swarm(blocks_max: usize, random: &mut Random) -> Vec<Announcement> {
                 held_blocks_max: 0,
                 proposal: None,
                 joined: None,
+                holds_ends: false,
             }
         })
         .collect()

@@ -223,6 +223,16 @@ impl Outlet {
         Some(step)
     }
 
+    /// Whether a step of these tokens goes on, that is none of this side's journal: notes it if so.
+    pub fn takes(&mut self, step: StepId, position: u32, end: u32) -> bool {
+        let follows = self.next_position.is_none_or(|next_position| position <= next_position);
+        let wanted = follows && step >= self.next_step;
+        if wanted {
+            self.next_position = Some(end);
+        }
+        wanted
+    }
+
     /// What `journal` holds for a destination that has `next_position` tokens, as steps for the
     /// session that is called `session` there. `None` where it does not hold all of it.
     pub fn refill(
@@ -240,6 +250,7 @@ impl Outlet {
             hidden: recorded.hidden,
             trace: Vec::new(),
             replay: recorded.replay,
+            goes_on: false,
             answer_rows: recorded.answer_rows,
         };
         let wanted = |recorded: &Recorded| recorded.step >= self.next_step;

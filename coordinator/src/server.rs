@@ -10,6 +10,7 @@ mod drain;
 mod mend;
 mod pass;
 mod prefix;
+mod ring;
 mod schedule;
 mod served;
 mod share;
@@ -28,10 +29,12 @@ use crate::session::STEPS_IN_FLIGHT_MAX;
 use crate::time::Time;
 use drain::Shards;
 use prefix::Pages;
+use ring::Thin;
 use schedule::Schedule;
 use served::Served;
 
 pub use prefix::{IDLE_KEPT, PageId, PageOrder};
+pub use ring::DrawJob;
 pub use schedule::{DECODE_TOKENS_MAX, PART_TOKENS_MAX};
 
 /// Most sessions at once. Each holds a few hundred bytes here; its KV cache and its journal are
@@ -63,6 +66,10 @@ pub struct ServerConfig {
     pub model: ModelId,
     /// The blocks that it serves first, as shard 0.
     pub span: Span,
+    /// Blocks of the whole model.
+    pub block_count: u32,
+    /// Tokens that the model knows, where the server holds the ends of it that its span touches.
+    pub vocabulary_size: Option<u32>,
     /// Elements of one token's hidden state.
     pub hidden_size: u32,
     /// Elements of a head of keys or values.
@@ -243,8 +250,10 @@ pub struct Job {
     /// Where in the cache its first token goes, after what is there from that position on is
     /// forgotten.
     pub position: u32,
-    /// What enters, `[tokens, hidden]`.
+    /// What enters, `[tokens, hidden]`; of a thin session before its first block ids, `[tokens, 1]`.
     pub hidden: Tensor,
+    /// The token that is to be drawn from what leaves; then its id is the result, `[1, 1]`.
+    pub draw: Option<DrawJob>,
 }
 
 /// All sessions of one server.
@@ -363,6 +372,7 @@ impl Server {
             ClientMessage::Adopt(adopt) => self.adopt(link, adopt),
             ClientMessage::Ping { session } => self.ping(link, session),
             ClientMessage::Keep(keep) => self.keep(link, keep, now),
+            ClientMessage::Draw(draw) => self.draw(link, draw, now),
         }
     }
 
@@ -379,7 +389,9 @@ impl Server {
         }
         let of_client = self.sessions.values().filter(|served| served.client == client).count();
         let open_count = self.sessions.len();
-        if let Err(refusal) = self.shards.admit(&self.config, &open, open_count, of_client) {
+        let admitted = ring::check_ends(&self.config, &open)
+            .and_then(|()| self.shards.admit(&self.config, &open, open_count, of_client));
+        if let Err(refusal) = admitted {
             self.send_error(link, session, None, refusal.code, refusal.detail);
             return Ok(());
         }
@@ -388,7 +400,8 @@ impl Server {
         let (blocks, tokens) = (open.blocks, open.tokens_max);
         let (results, cache) = (open.results, open.cache);
         let prefix = self.take_over(client, shard, &open);
-        let (served, next) = Served::new(client, link, shard, open, &prefix, now);
+        let thin = Thin::of(&self.config, &open);
+        let (served, next) = Served::new(client, link, shard, (open, thin), &prefix, now);
         let kept = self.config.keeps_pages.then_some(served.received);
         self.outputs.push_back(Output::OpenCache {
             session,

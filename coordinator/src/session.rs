@@ -13,6 +13,7 @@ mod mend;
 mod patience;
 mod place;
 mod prefix;
+mod ring;
 mod spare;
 pub mod speculation;
 mod watch;
@@ -31,11 +32,13 @@ use flight::InFlight;
 use patience::{Patience, Suspect};
 use place::Place;
 use prefix::Text;
+use ring::Ring;
 use spare::{Asked, Spare};
 
 pub use failure::{FailureReason, HopFailure, SessionFailure};
 pub use flight::STEPS_IN_FLIGHT_MAX;
 pub use prefix::Sharing;
+pub use ring::DrawWanted;
 
 /// How long a hop may take to open a session where nobody knows how far away it is: it only counts
 /// its KV cache, so this is a generous dial and round trip to the far side of the world.
@@ -70,10 +73,13 @@ pub struct SessionConfig {
     /// session fails with its first hop, and the caller begins a new one from its tokens.
     pub journal_bytes_max: usize,
     /// Whether each hop is to have a spare that computes along, so that its failure costs no
-    /// replay. It doubles what the swarm computes for this session.
+    /// replay. It doubles what the swarm computes for this session. Not for a thin session.
     pub standby: bool,
     /// What it shares with other sessions of the client, if it does.
     pub sharing: Option<Sharing>,
+    /// Of a thin session, how many tokens the model knows: ids of tokens go in, and tokens that the
+    /// last hop has drawn come back. `None`: hidden states do both.
+    pub thin_vocabulary: Option<u32>,
 }
 
 /// A hop of a route, where it can be reached, and what the session is to be called there.
@@ -122,7 +128,7 @@ pub enum Input {
     Step {
         /// Where the first token goes.
         position: u32,
-        /// `[tokens, hidden]`.
+        /// `[tokens, hidden]`; of a thin session the ids, `[tokens, 1]`.
         hidden: Tensor,
         /// The tokens, where they are known; else nothing of them is kept for later sessions.
         ids: Vec<u32>,
@@ -135,6 +141,9 @@ pub enum Input {
         /// `[tokens, hidden]`.
         hidden: Tensor,
     },
+    /// The caller says, before the first step of each answer of a thin session, how its tokens are
+    /// to be drawn. What was under way has no answer any more.
+    Draw(DrawWanted),
     /// The caller has no more to ask.
     Close,
 }
@@ -174,6 +183,17 @@ pub enum Output {
         /// What each hop said of its time.
         trace: Vec<HopTiming>,
         /// From handing the step in to its answer.
+        total: Duration,
+    },
+    /// The same of a thin session.
+    Drawn {
+        /// The token that was drawn; nothing where the step ended before the first that was to be.
+        id: u32,
+        /// Whether the next step is that token, and under way: then its answer comes by itself.
+        goes_on: bool,
+        /// What each hop said of its time.
+        trace: Vec<HopTiming>,
+        /// From handing the step in, or from the answer before, to this answer.
         total: Duration,
     },
     /// A hop failed, by a fault of its own or of the way to it.
@@ -239,6 +259,8 @@ pub struct Session {
     patience: Patience,
     suspects: Vec<Suspect>,
     last_failure: Option<HopFailure>,
+    /// Of a thin session.
+    ring: Option<Ring>,
     outputs: VecDeque<Output>,
 }
 
@@ -246,10 +268,12 @@ impl Session {
     /// A session that asks for a route, and then every hop of it to open the session.
     #[must_use]
     pub fn open(mut config: SessionConfig, now: Time) -> Self {
+        let ring = config.thin_vocabulary.map(Ring::new);
         let mut session = Self {
             text: config.sharing.take().map(Text::new),
             taken_over: 0,
             config,
+            ring,
             places: Vec::new(),
             next_hop: 0,
             state: State::Opening,
@@ -314,6 +338,7 @@ impl Session {
                 self.step(position, (hidden, &ids), answer_rows, now);
             }
             Input::Remember { hidden } => self.remember(hidden),
+            Input::Draw(wanted) => self.draw(wanted),
             Input::Close => self.close(),
         }
         self.mend(now);

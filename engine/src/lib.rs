@@ -7,7 +7,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`span`] | the blocks of one server |
-//! | [`ends`] | embedding, final norm and head: what the client keeps |
+//! | [`ends`] | embedding, final norm and head: what the client keeps, or the servers at the ends |
 //! | [`hidden`] | what flows between blocks |
 //! | [`kv`] | the paged cache of keys and values |
 //! | [`train`] | gradients through the blocks, adapters and their optimizer |
@@ -46,7 +46,7 @@ pub mod train;
 
 pub use checkpoint::LoadTensorError;
 pub use device::{Device, StartThreadsError};
-pub use ends::{Ends, EndsError};
+pub use ends::{Embedding, Ends, EndsError, Head};
 pub use hidden::{HiddenStates, NoSuchRows, WrongHiddenStates};
 pub use kernel::Arithmetic;
 pub use kv::PAGE_TOKENS;

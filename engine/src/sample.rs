@@ -98,6 +98,15 @@ impl Sampler {
     /// # Panics
     /// Where `logits` is empty: a model without a vocabulary is a bug of ours.
     pub fn sample(&self, logits: &mut [f32], history: &[u32]) -> u32 {
+        self.sample_at(history.len() as u64, logits, history)
+    }
+
+    /// The token at `position`, as [`Sampler::sample`] gives it after so many tokens. What these
+    /// were matters only where repetition is penalized; else `history` may lack them.
+    ///
+    /// # Panics
+    /// As [`Sampler::sample`].
+    pub fn sample_at(&self, position: u64, logits: &mut [f32], history: &[u32]) -> u32 {
         assert!(!logits.is_empty(), "a model has a vocabulary");
         filter::replace_nan(logits);
         filter::penalize_repetition(logits, history, self.sampling.repetition_penalty);
@@ -107,7 +116,7 @@ impl Sampler {
         }
         filter::divide_by_temperature(logits, self.sampling.temperature);
         let kept = filter::keep(logits, &self.sampling);
-        let noise = Noise::at(self.sampling.seed, history.len() as u64);
+        let noise = Noise::at(self.sampling.seed, position);
         let best = likeliest(kept.iter().map(|&(token, logit)| logit + noise.gumbel(token)));
         kept[best].0
     }

@@ -61,6 +61,8 @@ pub struct Offer {
     pub intention: Intention,
     /// Whether it is about to leave.
     pub draining: bool,
+    /// Whether it holds the ends of the model that its blocks touch.
+    pub holds_ends: bool,
 }
 
 /// The server's view of the swarm, and its voice in it.
@@ -177,6 +179,7 @@ impl Announcer {
             held_blocks_max: offer.intention.held_max,
             proposal: offer.intention.proposal.clone(),
             joined: offer.intention.joined,
+            holds_ends: offer.holds_ends,
         };
         announcement.sign(self.network.signing_key())
     }

@@ -118,6 +118,12 @@ pub struct ChainArguments {
     #[arg(long, conflicts_with = "local")]
     pub standby: bool,
 
+    /// Let the servers at the ends of the route embed tokens and draw them: each token crosses a link
+    /// once, and this side needs no weights. The text is the same, if the last server is honest.
+    /// There are no drafts then, and a chat is read anew for each answer.
+    #[arg(long, conflicts_with_all = ["local", "standby"])]
+    pub thin: bool,
+
     /// Seconds to wait for a server of blocks that nobody serves, before and during an answer.
     #[arg(long, value_name = "SECONDS", default_value_t = 30, conflicts_with = "local", value_parser = clap::value_parser!(u32).range(0..=3_600))]
     pub patience: u32,
@@ -292,6 +298,11 @@ pub struct ServeArguments {
     /// Keep nothing of what sessions have read for later ones of the same client.
     #[arg(long)]
     pub no_share: bool,
+
+    /// Hold blocks alone, also the first or the last one: without the embedding and the head, which
+    /// clients with --thin need there.
+    #[arg(long)]
+    pub no_ends: bool,
 
     /// Do not look for peers on the local network.
     #[arg(long)]

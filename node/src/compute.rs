@@ -1,5 +1,6 @@
 //! The engine and its thread: passes in, results out.
 
+mod ends;
 pub mod floor;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ use umbel_engine::{HiddenStates, HostedSpan, KvArena, KvTable};
 use umbel_protocol::error::ErrorCode;
 use umbel_protocol::{DType, SessionId, Span, Tensor};
 
+pub use ends::ShardEnds;
 use pages::Pages;
 
 /// Commands that wait for the thread: of each session one to open its cache, one to free it, and
@@ -29,6 +31,8 @@ pub struct Shard {
     pub blocks: HostedSpan,
     /// Room for the keys and values of all sessions on them.
     pub arena: KvArena,
+    /// What thin sessions need besides.
+    pub ends: ShardEnds,
 }
 
 /// What the thread is told.
@@ -38,7 +42,7 @@ pub enum Command {
         /// Their name.
         id: ShardId,
         /// The blocks.
-        shard: Shard,
+        shard: Box<Shard>,
     },
     /// Drop blocks that no session uses any more.
     Drop {
@@ -217,15 +221,29 @@ impl Shards {
                 Err(failure) => results[index] = Some(Err(failure)),
             }
         }
-        for (id, mut jobs) in ready {
-            let blocks = &self.shards.get(&id).expect("sessions use only what is held").blocks;
+        for (id, mut ready) in ready {
+            let shard = self.shards.get(&id).expect("sessions use only what is held");
             let mut batch: Vec<_> =
-                jobs.iter_mut().map(|ready| (&mut ready.table, &ready.input)).collect();
-            let outputs = blocks.forward_batch(&mut batch);
-            for (job, output) in jobs.into_iter().zip(outputs) {
-                let result = output.map(|hidden| hidden.to_wire_as(job.results));
-                results[job.index] = Some(result.map_err(|error| internal(error.to_string())));
+                ready.iter_mut().map(|ready| (&mut ready.table, &ready.input)).collect();
+            let outputs = shard.blocks.forward_batch(&mut batch);
+            let (mut drawing, mut draws, mut rows) = (Vec::new(), Vec::new(), Vec::new());
+            for (job, output) in ready.into_iter().zip(outputs) {
+                match (&jobs[job.index].draw, output) {
+                    (Some(draw), Ok(hidden)) => {
+                        drawing.push(job.index);
+                        draws.push(draw);
+                        rows.push(hidden.last_row());
+                    }
+                    (_, output) => {
+                        let result = output.map(|hidden| hidden.to_wire_as(job.results));
+                        let result = result.map_err(|error| internal(error.to_string()));
+                        results[job.index] = Some(result);
+                    }
+                }
                 self.tables.insert(job.session, (id, job.table, job.results));
+            }
+            for (index, drawn) in drawing.into_iter().zip(shard.ends.draw(&draws, &rows)) {
+                results[index] = Some(drawn);
             }
         }
         let done = |result: Option<_>| result.expect("every job is ready or has failed");
@@ -241,11 +259,13 @@ impl Shards {
             .get_mut(&session)
             .ok_or_else(|| internal("the session has no cache".to_owned()))?;
         let shard = *shard;
-        let blocks = &self.shards.get(&shard).expect("sessions use only what is held").blocks;
-        let input =
-            HiddenStates::from_wire(&job.hidden, blocks.hidden_size()).map_err(|error| {
-                ComputeFailure { code: ErrorCode::WrongShape, detail: error.to_string() }
-            })?;
+        let held = self.shards.get(&shard).expect("sessions use only what is held");
+        let input = match job.hidden.to_ids() {
+            Some(ids) => held.ends.embed(&ids)?,
+            None => HiddenStates::from_wire(&job.hidden, held.blocks.hidden_size()).map_err(
+                |error| ComputeFailure { code: ErrorCode::WrongShape, detail: error.to_string() },
+            )?,
+        };
         table.truncate(job.position as usize).map_err(|error| ComputeFailure {
             code: ErrorCode::WrongPosition,
             detail: error.to_string(),
@@ -259,7 +279,7 @@ impl Engine for Shards {
     fn run(&mut self, command: Command) -> Option<Computed> {
         match command {
             Command::Add { id, shard } => {
-                self.shards.insert(id, shard);
+                self.shards.insert(id, *shard);
             }
             Command::Drop { id } => {
                 self.shards.remove(&id);

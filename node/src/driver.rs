@@ -255,7 +255,7 @@ impl Driver {
                 }
             }
             Event::Serve { id, span, shard } => {
-                self.compute.tell(Command::Add { id, shard: *shard });
+                self.compute.tell(Command::Add { id, shard });
                 self.tell_server(Input::Serve { shard: id, span });
             }
             Event::Drain => self.tell_server(Input::Drain),
@@ -298,7 +298,10 @@ impl Driver {
                 Output::Pages(orders) => self.compute.tell(Command::Pages(orders)),
                 Output::Compute(batch) => {
                     self.alone = match batch.jobs.as_slice() {
-                        [job] if job.hidden.shape()[0] == 1 => Some(job.blocks.block_count()),
+                        // The head takes as long as several blocks.
+                        [job] if job.hidden.shape()[0] == 1 && job.draw.is_none() => {
+                            Some(job.blocks.block_count())
+                        }
                         _ => None,
                     };
                     self.compute(Command::Pass(batch));

@@ -144,9 +144,14 @@ impl Serving {
         tokio::spawn(announcer.clone().answer());
         announcer.ask_all(&joined).await;
 
-        let loader = Loader { source, config: config.clone(), device: config.device()? };
+        let (config, device) = (config.clone(), config.device()?);
+        let loader = Loader { source, config, device, ends_of: None };
         let model = loader.open(PartsNeeded::nothing()).await?;
+        let holds_ends = !arguments.no_ends;
+        let ends_of = holds_ends.then_some(model.config().block_count);
+        let loader = Loader { ends_of, ..loader };
         let allowed_bytes = memory::allowed_bytes(arguments.memory_bytes)?;
+        let allowed_bytes = allowed_bytes.saturating_sub(ends_bytes(&arguments, &model));
         let (span, kv_tokens) = choose(&arguments, &model, &announcer, allowed_bytes)?;
         let Loaded { shard, throughput } = loader.load(span, kv_tokens).await?;
         tracing::info!(
@@ -167,12 +172,18 @@ impl Serving {
             throughput,
             intention: Intention::default(),
             draining: false,
+            holds_ends,
         });
-        let held = Held { spans: vec![shard.blocks.clone()], arena: shard.arena.clone() };
+        let held = Held {
+            spans: vec![shard.blocks.clone()],
+            arena: shard.arena.clone(),
+            ends: shard.ends.clone(),
+        };
         let held_max =
             memory::blocks_held_max(&model, span.block_count(), kv_tokens, allowed_bytes);
         let keeps_pages = !arguments.no_share;
-        let config = server_config(&model, network.peer_id(), span, kv_tokens, keeps_pages)?;
+        let mut config = server_config(&model, network.peer_id(), span, kv_tokens, keeps_pages)?;
+        config.vocabulary_size = config.vocabulary_size.filter(|_| holds_ends);
         let server = Server::new(config);
         let events = Events::new();
         let (completion, handle) = (events.completion(), events.handle());
@@ -207,6 +218,8 @@ fn server_config(
         peer,
         model: model.id(),
         span,
+        block_count: config.block_count,
+        vocabulary_size: Some(u32::try_from(config.vocabulary_size)?),
         hidden_size: u32::try_from(config.hidden_size)?,
         head_size: u32::try_from(config.head_size)?,
         context_tokens: u32::try_from(config.context_tokens)?,
@@ -251,6 +264,18 @@ fn identity(named: Option<&Path>, data_dir: &Path) -> anyhow::Result<Identity> {
         }
     }
     bail!("{IDENTITIES_MAX} servers of this user run already: name a file with --identity")
+}
+
+/// What the ends of the model take of the memory: those that the blocks touch, or both where the
+/// blocks are still to be chosen.
+fn ends_bytes(arguments: &ServeArguments, model: &Model) -> u64 {
+    let block_count = model.config().block_count;
+    let touches = |at_end: fn(Span, u32) -> bool| {
+        !arguments.no_ends && arguments.blocks.is_none_or(|span| at_end(span, block_count))
+    };
+    let (first, last) =
+        (touches(|span, _| span.start() == 0), touches(|span, of| span.end() == of));
+    memory::ends_bytes(model, first, last)
 }
 
 /// Which blocks to serve, and room for how many tokens.

@@ -65,6 +65,9 @@ pub struct Announcement {
     /// Whose proposal makes it move, its own or another's, once everybody asked will do so; `None`
     /// where it moves by itself, or has begun.
     pub joined: Option<PeerId>,
+    /// Whether it holds the ends of the model that its span touches, the embedding and the head, so
+    /// that clients need not.
+    pub holds_ends: bool,
 }
 
 /// How fast a server computes and sends; 0 where it has not been measured.
@@ -147,6 +150,7 @@ impl Announcement {
             held_blocks_max: self.held_blocks_max,
             proposal: self.proposal.as_ref().map(Proposal::to_wire),
             joined: self.joined.map(wire::peer_bytes).unwrap_or_default(),
+            holds_ends: self.holds_ends,
         }
     }
 }

@@ -90,7 +90,7 @@ const fn planes_of(dtype: DType) -> Option<usize> {
     match dtype {
         DType::F32 => Some(4),
         DType::F16 | DType::BF16 => Some(2),
-        DType::Q8 => None,
+        DType::Q8 | DType::Id => None,
     }
 }
 

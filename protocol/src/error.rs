@@ -112,6 +112,14 @@ pub enum ProtocolViolation {
         /// How many tokens it has.
         tokens: u32,
     },
+    /// A way to choose tokens that is none.
+    #[error("{field} is {value}, out of its range")]
+    OutOfRange {
+        /// Of what.
+        field: &'static str,
+        /// What it was.
+        value: String,
+    },
     /// A message at a time at which it means nothing.
     #[error("{message} at the wrong time")]
     Unexpected {

@@ -8,6 +8,7 @@
 //! it refills the one that takes a failed neighbour's place ([`Redirect`], [`Adopt`]). So the same
 //! session has another name on each server, and a server that is used twice is not confused.
 
+mod draw;
 mod repair;
 mod step;
 mod wire;
@@ -15,6 +16,7 @@ mod wire;
 use crate::prefix::PageDigest;
 use crate::{DType, ErrorCode, ModelId, PeerId, SessionId, Span, StepId};
 
+pub use draw::{Draw, END_IDS_MAX, Sampling};
 pub use repair::{Adopt, Destination, Neighbour, NextHop, Redirect, Trouble};
 pub use step::{AnswerRows, HOPS_MAX, HopTiming, Step};
 
@@ -22,7 +24,7 @@ pub use step::{AnswerRows, HOPS_MAX, HopTiming, Step};
 pub const DETAIL_BYTES_MAX: usize = 512;
 
 /// What a client says to a server of its route.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum ClientMessage {
     /// Keep room for a session.
     Open(OpenSession),
@@ -44,6 +46,8 @@ pub enum ClientMessage {
     },
     /// Keep pages for later sessions; there is no answer.
     Keep(KeepPages),
+    /// Draw tokens like this from now on; the answer is [`ServerMessage::DrawTaken`].
+    Draw(Draw),
 }
 
 /// What a session needs of one server.
@@ -77,6 +81,11 @@ pub struct OpenSession {
     /// [`PREFIX_PAGES_MAX`](crate::prefix::PREFIX_PAGES_MAX): it takes over what the server has
     /// kept of them for the same client.
     pub prefix: Vec<PageDigest>,
+    /// Whether ids of tokens enter the first block and leave the last one. A server with an end of
+    /// the model among its blocks must hold that end.
+    pub thin: bool,
+    /// Of a thin session on its first server: who draws tokens, and may push them.
+    pub drawer: Option<PeerId>,
 }
 
 /// Pages of a session that later sessions of the same client may take over.
@@ -149,6 +158,11 @@ pub enum ServerMessage {
     },
     /// The session stays open, but cannot go on with a neighbour.
     Trouble(Trouble),
+    /// Tokens are drawn as was asked for.
+    DrawTaken {
+        /// Which session.
+        session: SessionId,
+    },
 }
 
 /// Why a session is not open any more.

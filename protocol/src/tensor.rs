@@ -20,10 +20,12 @@ pub enum DType {
     /// Blocks of [`Q8_BLOCK_ELEMENTS`] elements of a row, the last one with what is left: a
     /// binary16 scale, then a signed byte for each element.
     Q8,
+    /// The id of a token, an unsigned number of 32 bits.
+    Id,
 }
 
 impl DType {
-    /// Every type, the most exact first.
+    /// Every type of a number that is computed with, the most exact first.
     pub const ALL: [Self; 4] = [Self::F32, Self::F16, Self::BF16, Self::Q8];
 
     /// Bytes of a row of so many elements.
@@ -31,7 +33,7 @@ impl DType {
     pub const fn row_bytes(self, elements: u32) -> u64 {
         let elements = elements as u64;
         match self {
-            Self::F32 => 4 * elements,
+            Self::F32 | Self::Id => 4 * elements,
             Self::F16 | Self::BF16 => 2 * elements,
             Self::Q8 => elements + 2 * elements.div_ceil(Q8_BLOCK_ELEMENTS as u64),
         }
@@ -53,6 +55,7 @@ impl fmt::Display for DType {
             Self::F16 => "f16",
             Self::BF16 => "bf16",
             Self::Q8 => "q8",
+            Self::Id => "id",
         })
     }
 }
@@ -106,6 +109,28 @@ impl Tensor {
     ) -> Result<Self, InvalidTensor> {
         let width = shape.last().map_or(1, |&width| width as usize);
         Self::new(dtype, shape, narrow::write(dtype, width, values).into())
+    }
+
+    /// The ids of consecutive tokens, `[ids, 1]`.
+    ///
+    /// # Panics
+    /// If there are more than 32 bits count.
+    #[must_use]
+    pub fn of_ids(ids: &[u32]) -> Self {
+        let count = u32::try_from(ids.len()).expect("a context is counted in 32 bits");
+        let payload: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+        Self { dtype: DType::Id, shape: vec![count, 1], payload: payload.into() }
+    }
+
+    /// The ids of tokens; `None` where the tensor is not of shape `[ids, 1]`, or holds something
+    /// else.
+    #[must_use]
+    pub fn to_ids(&self) -> Option<Vec<u32>> {
+        let ([_, 1], DType::Id) = (self.shape.as_slice(), self.dtype) else {
+            return None;
+        };
+        let ids = self.payload.as_chunks().0;
+        Some(ids.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect())
     }
 
     /// Bytes that type and shape ask for; `None` beyond 64 bits.

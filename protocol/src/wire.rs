@@ -164,7 +164,17 @@ pub(crate) fn dtype(code: i32) -> Result<Option<DType>, ProtocolViolation> {
         Ok(v1::DType::F16) => Ok(Some(DType::F16)),
         Ok(v1::DType::Bf16) => Ok(Some(DType::BF16)),
         Ok(v1::DType::Q8) => Ok(Some(DType::Q8)),
+        Ok(v1::DType::Id) => Ok(Some(DType::Id)),
         Err(_) => Err(ProtocolViolation::UnknownDType { code }),
+    }
+}
+
+/// The type of numbers that are computed with; binary32 where nothing is said.
+pub(crate) fn number_dtype(code: i32) -> Result<DType, ProtocolViolation> {
+    match dtype(code)? {
+        Some(DType::Id) => Err(ProtocolViolation::UnknownDType { code }),
+        Some(number) => Ok(number),
+        None => Ok(DType::F32),
     }
 }
 
@@ -174,5 +184,6 @@ pub(crate) const fn dtype_to_wire(dtype: DType) -> v1::DType {
         DType::F16 => v1::DType::F16,
         DType::BF16 => v1::DType::Bf16,
         DType::Q8 => v1::DType::Q8,
+        DType::Id => v1::DType::Id,
     }
 }

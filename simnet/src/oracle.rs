@@ -3,12 +3,15 @@
 use std::collections::BTreeMap;
 
 use sha2::{Digest as _, Sha256};
-use umbel_coordinator::server::PageId;
+use umbel_coordinator::server::{DrawJob, PageId};
 use umbel_protocol::prefix::PAGE_TOKENS;
 use umbel_protocol::{DType, SessionId, Span, Tensor};
 
 /// Elements of a hidden state: the 32 bytes of a hash, taken for eight numbers.
 pub const HIDDEN_SIZE: u32 = 8;
+
+/// How many different tokens there are.
+pub const VOCABULARY: u32 = 1_000;
 
 /// Bytes of it.
 pub const TOKEN_BYTES: usize = 32;
@@ -124,6 +127,20 @@ pub fn embed(tokens: &[u32]) -> Tensor {
         tokens.iter().flat_map(|token| hash(&[b"token", &token.to_le_bytes()])).collect();
     let count = u32::try_from(tokens.len()).expect("a prompt is counted in 32 bits");
     Tensor::new(DType::F32, vec![count, HIDDEN_SIZE], rows.into()).expect("32 bytes a token")
+}
+
+/// The token that is drawn from the last row of `leaving`: by a hash of all that a draw depends on.
+///
+/// # Panics
+/// If there is no row.
+#[must_use]
+pub fn draw(leaving: &Tensor, draw: &DrawJob) -> u32 {
+    let row = leaving.payload().rchunks_exact(TOKEN_BYTES).next().expect("a step has a token");
+    let DrawJob { position, sampling, text } = draw;
+    let text: Vec<u8> = text.iter().flat_map(|id| id.to_le_bytes()).collect();
+    let seed = sampling.seed.to_le_bytes();
+    let drawn = hash(&[b"drawn", row, &position.to_le_bytes(), &seed, &text]);
+    u32::from_le_bytes([drawn[0], drawn[1], drawn[2], drawn[3]]) % VOCABULARY
 }
 
 fn hash(parts: &[&[u8]]) -> Hash {

@@ -27,6 +27,8 @@ pub struct Plan {
     /// The tokens with which the client says that the session is to begin; it may err. `None` where
     /// it says nothing, of what comes either.
     pub says: Option<Vec<u32>>,
+    /// Of a thin session, what is to be answered instead of steps.
+    pub turns: VecDeque<Turn>,
 }
 
 impl Plan {
@@ -65,6 +67,21 @@ impl Plan {
         }
         (begin, skipped)
     }
+}
+
+/// A part of a conversation in a thin session.
+#[derive(Debug, Clone, Default)]
+pub struct Turn {
+    /// So many tokens of the text are taken back first.
+    pub back: usize,
+    /// Tokens that are added, in the chunks in which they are handed in.
+    pub prompt: Vec<Vec<u32>>,
+    /// Tokens that are to be drawn.
+    pub answer: u32,
+    /// Tokens that would go on being drawn, but the next turn begins.
+    pub unwanted: u32,
+    /// Whether a draw depends on all tokens before.
+    pub penalty: bool,
 }
 
 /// The smallest and the largest of what is drawn.

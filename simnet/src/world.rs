@@ -7,6 +7,7 @@ mod fault;
 mod links;
 mod route;
 mod server;
+mod talk;
 mod trace;
 
 use std::collections::{BTreeMap, VecDeque};

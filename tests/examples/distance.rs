@@ -2,7 +2,7 @@
 //! their own, with a delay on every link, and a client in this process.
 //! `cargo run --release -p umbel-tests --example distance -- 50 96 5` takes the delay of a way in
 //! milliseconds, the tokens of an answer, and how many blocks the drafting model lacks; and, where not
-//! everything is to be measured, a part of the names of what is.
+//! everything is to be measured, a part of the names of what is; `thin` is what the last server draws.
 //!
 //! With and without drafts come in turn, and so do links with and without delay, as the machine may
 //! be busy at one time and not at another. There is no small model of the family at hand, so the one
@@ -18,7 +18,7 @@ use anyhow::{Context as _, ensure};
 use umbel_client::text::chat_template::Message;
 use umbel_client::{
     Chain, ClientModel, Device, DraftModel, Drafts, Generate, LocalModel, RemoteChain, Sampling,
-    Speculate, Swarm, SwarmConfig,
+    SessionOptions, Speculate, Swarm, SwarmConfig,
 };
 use umbel_shard::{Cache, Model, ModelSource, PartsNeeded, Silent};
 use umbel_tests::shape::{Shape, ShapedNetwork};
@@ -135,8 +135,17 @@ impl Far {
     }
 
     async fn answer(&self, request: Generate) -> anyhow::Result<Answer> {
+        self.answer_over(request, SessionOptions::default()).await
+    }
+
+    async fn answer_over(
+        &self,
+        request: Generate,
+        options: SessionOptions,
+    ) -> anyhow::Result<Answer> {
         let room = u32::try_from(request.prompt.len())? + request.max_tokens;
-        let chain = RemoteChain::open(Arc::clone(&self.swarm), &self.model, room).await?;
+        let swarm = Arc::clone(&self.swarm);
+        let chain = RemoteChain::open_with(swarm, &self.model, room, options).await?;
         let chain = Chain::Remote(Box::new(chain));
         ensure!(chain.route().len() == SPANS.len(), "a route of {}", chain.route().len());
         let prompt = request.prompt.len();
@@ -195,6 +204,35 @@ impl Far {
             ms(near),
             ms(median(&mut computed)),
             far.as_secs_f64() / (ways + near).as_secs_f64()
+        );
+        Ok(())
+    }
+
+    /// Decode of a client that draws and of one for which the last server does, in turn.
+    async fn thin(&self, tokens: u32) -> anyhow::Result<()> {
+        let usual = Sampling { top_p: 0.9, ..Sampling::with_temperature(0.2, 7) };
+        let request = self.request(CHAT[0], tokens, &usual)?;
+        let request = Generate { ignore_eos: true, top_logits: 0, ..request };
+        let thin = SessionOptions { thin: true, ..SessionOptions::default() };
+        let (mut whole, mut drawn, mut same) = (Vec::new(), Vec::new(), true);
+        for _ in 0..2 {
+            let by_client = self.answer(request.clone()).await?;
+            let by_server = self.answer_over(request.clone(), thin).await?;
+            same &= by_client.tokens == by_server.tokens;
+            whole.extend(by_client.steps);
+            drawn.extend(by_server.steps);
+        }
+        ensure!(same, "the last server drew another token");
+        let (whole, drawn) = (median(&mut whole), median(&mut drawn));
+        let rate = |token: Duration| 1.0 / token.as_secs_f64();
+        println!(
+            "thin: {} ms a token, {:.2} tokens a second; {WAYS} ways and a head here: {} ms, {:.2}; \
+             {:.3} times, the same tokens",
+            ms(drawn),
+            rate(drawn),
+            ms(whole),
+            rate(whole),
+            rate(drawn) / rate(whole)
         );
         Ok(())
     }
@@ -292,6 +330,10 @@ async fn measure(
     only: &str,
 ) -> anyhow::Result<()> {
     far.decode(tokens).await?;
+    far.thin(tokens).await?;
+    if only == "thin" {
+        return Ok(());
+    }
     println!(
         "{:<26} {:>7} {:>8} {:>8} {:>6} {:>7} {:>7} {:>6} {:>8} {:>10}",
         "answer, drafts from",

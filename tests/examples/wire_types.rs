@@ -210,6 +210,7 @@ fn packing(sent: &[Tensor]) -> Result<(f64, f64, f64)> {
             trace: Vec::new(),
             replay: false,
             answer_rows: AnswerRows::All,
+            goes_on: false,
         };
         let began = Instant::now();
         let frame = PushMessage::Step(step.clone()).encode_as(Packing::WhereSmaller);

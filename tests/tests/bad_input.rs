@@ -11,7 +11,7 @@ use umbel_client::swarm::{exchange, unix_time};
 use umbel_net::{Identity, Link, LinkProtocol, Multiaddr, Network, NetworkConfig, Role};
 use umbel_protocol::announcement::{Announcement, SignedAnnouncement, Throughput};
 use umbel_protocol::inference::{
-    AnswerRows, ClientMessage, Destination, OpenSession, ServerMessage, Step,
+    AnswerRows, ClientMessage, Destination, Draw, OpenSession, Sampling, ServerMessage, Step,
 };
 use umbel_protocol::{DType, ErrorCode, Frame, ModelId, SessionId, Span, StepId, Tensor};
 use umbel_tests::process::Output;
@@ -248,6 +248,8 @@ async fn a_tensor_of_the_wrong_shape_ends_its_own_session_alone() {
         compress: false,
         cache: DType::F32,
         prefix: Vec::new(),
+        thin: false,
+        drawer: None,
     };
     for shape in [vec![1, 63], vec![1, 65], vec![64], vec![2, 2, 64]] {
         let values: u32 = shape.iter().product();
@@ -261,6 +263,7 @@ async fn a_tensor_of_the_wrong_shape_ends_its_own_session_alone() {
             trace: Vec::new(),
             replay: false,
             answer_rows: AnswerRows::All,
+            goes_on: false,
         };
         let frames =
             vec![ClientMessage::Open(open.clone()).encode(), ClientMessage::Step(step).encode()];
@@ -273,6 +276,72 @@ async fn a_tensor_of_the_wrong_shape_ends_its_own_session_alone() {
         });
         assert!(refused, "{shape:?}");
     }
+    assert_serves(&mut server, &model);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_that_the_model_lacks_ends_its_own_thin_session_alone() {
+    let model = checkpoint("llama");
+    let mut server = serve(&[&model]);
+    let (id, _) = model_of(&server);
+    let stranger = Stranger::meet(&server).await;
+    let session = SessionId::new(42);
+    let open = OpenSession {
+        session,
+        model: id,
+        blocks: Span::new(0, 4).unwrap(),
+        tokens_max: 16,
+        previous: None,
+        next: Destination::Client,
+        next_position: 0,
+        next_step: StepId(0),
+        results: DType::F32,
+        compress: false,
+        cache: DType::F32,
+        prefix: Vec::new(),
+        thin: true,
+        drawer: None,
+    };
+    let two_wide = Tensor::new(DType::Id, vec![1, 2], Bytes::from(vec![0; 8])).unwrap();
+    for hidden in [Tensor::of_ids(&[5, 1_000_000]), two_wide] {
+        let step = Step {
+            session,
+            step: StepId(0),
+            position: 0,
+            hidden: hidden.clone(),
+            trace: Vec::new(),
+            replay: false,
+            answer_rows: AnswerRows::Last,
+            goes_on: false,
+        };
+        let frames =
+            vec![ClientMessage::Open(open.clone()).encode(), ClientMessage::Step(step).encode()];
+        let answers = stranger.say(LinkProtocol::Session, frames).await;
+        let refused = answers.into_iter().any(|frame| {
+            matches!(
+                ServerMessage::decode(frame),
+                Ok(ServerMessage::Error(error)) if error.code == ErrorCode::WrongShape
+            )
+        });
+        assert!(refused, "{hidden:?}");
+    }
+    // Numbers by which nothing can be drawn close the link.
+    let sampling = Sampling {
+        temperature: f32::NAN,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        repetition_penalty: 1.0,
+        seed: 0,
+    };
+    let (end_ids, text) = (Vec::new(), Vec::new());
+    let draw = Draw { session, sampling, from: 1, until: 9, end_ids, text, first: None };
+    let frames = vec![ClientMessage::Open(open).encode(), ClientMessage::Draw(draw).encode()];
+    let answers = stranger.say(LinkProtocol::Session, frames).await;
+    let taken = answers
+        .into_iter()
+        .any(|frame| matches!(ServerMessage::decode(frame), Ok(ServerMessage::DrawTaken { .. })));
+    assert!(!taken);
     assert_serves(&mut server, &model);
 }
 
@@ -303,6 +372,7 @@ async fn a_forged_announcement_is_not_taken() {
         held_blocks_max: 0,
         proposal: None,
         joined: None,
+        holds_ends: false,
     };
     let own = announcement.clone().sign(stranger.network.signing_key());
     let mut signature = *own.signature();

@@ -6,6 +6,7 @@
 mod driver;
 mod links;
 mod stages;
+mod thin;
 mod timing;
 
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use crate::model::ClientModel;
 use crate::swarm::Swarm;
 use driver::{Command, Driver, NextStep, Stepped};
 use stages::Proportions;
+use thin::DrawnTokens;
 
 /// Bytes of hidden states that a client keeps for the failure of its first hop: 4,096 tokens of a
 /// hidden size of 8,192. Beyond them it begins anew from the tokens.
@@ -46,25 +48,32 @@ pub struct SessionOptions {
     /// as its predecessor would have.
     pub cache: DType,
     /// Whether the session takes over what servers have kept of earlier ones of this client, and
-    /// leaves them what it reads. With `standby` it takes nothing over.
+    /// leaves them what it reads. With `standby` it takes nothing over, with `thin` it does neither.
     pub share: bool,
+    /// Whether the servers at the ends of the route embed tokens and draw them, so that each token
+    /// crosses a link once and this side needs no weights. It takes the last server's word for what
+    /// the model says; spares and drafts there are none.
+    pub thin: bool,
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { standby: false, wire: DType::F32, cache: DType::F32, share: true }
+        Self { standby: false, wire: DType::F32, cache: DType::F32, share: true, thin: false }
     }
 }
 
 /// A session along a route of servers.
 pub struct RemoteChain {
     swarm: Arc<Swarm>,
-    ends: Ends,
+    /// For what servers hold and no step has brought; absent where servers embed.
+    ends: Option<Ends>,
     wanted: Wanted,
     hidden_size: usize,
     running: Running,
     /// The tokens that every server holds and no step has brought.
     held: Vec<u32>,
+    /// What the last server of a thin session draws.
+    drawn: Option<DrawnTokens>,
 }
 
 /// What a session is opened for.
@@ -75,11 +84,18 @@ struct Wanted {
     tokens_max: u32,
     token_bytes: u32,
     head_size: u32,
+    vocabulary_size: u32,
     options: SessionOptions,
     proportions: Proportions,
 }
 
 impl Wanted {
+    /// Whether the session takes over what earlier ones have read: what a thin one has read only its
+    /// servers know how to write.
+    const fn shares(&self) -> bool {
+        self.options.share && !self.options.thin
+    }
+
     /// As many tokens in binary32 take as much room.
     fn room_tokens(&self) -> u32 {
         let head = |dtype: DType| dtype.row_bytes(self.head_size).max(1);
@@ -156,18 +172,19 @@ impl RemoteChain {
             )
             .unwrap_or(u32::MAX),
             head_size: u32::try_from(model.config().head_size).unwrap_or(u32::MAX),
+            vocabulary_size: u32::try_from(model.config().vocabulary_size).unwrap_or(u32::MAX),
             options,
             proportions: Proportions::of(model.config()),
         };
-        let ends = model.ends().clone();
-        let (running, held) = Running::start(&swarm, &wanted, &ends, prompt).await?;
-        Ok(Self { swarm, ends, wanted, hidden_size, running, held })
+        let ends = model.has_weights().then(|| model.ends().clone());
+        let (running, held) = Running::start(&swarm, &wanted, ends.as_ref(), prompt).await?;
+        Ok(Self { swarm, ends, wanted, hidden_size, running, held, drawn: None })
     }
 
     /// Begins anew on a route of its own, with nothing in its cache but what servers hold of `text`.
     pub(super) async fn reopen(&mut self, text: &[u32]) -> Result<(), OpenChainError> {
         (self.running, self.held) =
-            Running::start(&self.swarm, &self.wanted, &self.ends, text).await?;
+            Running::start(&self.swarm, &self.wanted, self.ends.as_ref(), text).await?;
         Ok(())
     }
 
@@ -187,7 +204,7 @@ impl RemoteChain {
     ) -> RemoteStep {
         let (answer, answered) = oneshot::channel();
         let hidden = hidden.to_wire_as(self.wanted.options.wire);
-        let next = NextStep { position, hidden, ids, answer_rows, answer };
+        let next = NextStep { position, hidden, ids, answer_rows, answer: Some(answer) };
         self.held.clear();
         // A session that is over answers nothing more.
         let _over = self.running.commands.send(Command::Step(next)).await;
@@ -257,7 +274,7 @@ impl Running {
     async fn start(
         swarm: &Arc<Swarm>,
         wanted: &Wanted,
-        ends: &Ends,
+        ends: Option<&Ends>,
         text: &[u32],
     ) -> Result<(Self, Vec<u32>), OpenChainError> {
         let swarm = Arc::clone(swarm);
@@ -275,7 +292,8 @@ impl Running {
             results: wanted.options.wire,
             cache: wanted.options.cache,
             standby: wanted.options.standby,
-            sharing: wanted.options.share.then(|| swarm.sharing(text)),
+            sharing: wanted.shares().then(|| swarm.sharing(text)),
+            thin_vocabulary: wanted.options.thin.then_some(wanted.vocabulary_size),
         };
         let (commands, receive) = mpsc::channel(COMMANDS_WAITING_MAX);
         let (ready, opened) = oneshot::channel();
@@ -290,7 +308,9 @@ impl Running {
         let running = Self { commands, hops, failures };
         let mut held = text[..text.len().min(taken_over as usize)].to_vec();
         // The prompt has tokens that the model lacks: who hands them in will be told so.
-        if running.remember(ends, &held, wanted).await.is_err() {
+        if let Some(ends) = ends
+            && running.remember(ends, &held, wanted).await.is_err()
+        {
             held.clear();
         }
         Ok((running, held))

@@ -27,6 +27,12 @@ pub enum GenerateError {
         /// How many there are.
         vocabulary: usize,
     },
+    /// A model that was opened for thin sessions alone.
+    #[error("the model was opened without weights: ask for a thin session, or open its ends")]
+    NoWeights,
+    /// Logits of a thin session, or what is done to them here before a token is drawn.
+    #[error("a thin session has no logits: its last server draws the tokens")]
+    NoLogits,
     /// Sampling parameters out of range.
     #[error(transparent)]
     Sampling(#[from] InvalidSampling),

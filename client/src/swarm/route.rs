@@ -50,6 +50,8 @@ pub(crate) struct Search {
     pub(crate) urgent: bool,
     /// The pages that the session begins with, where it has not.
     pub(crate) prefix: Vec<PageDigest>,
+    /// Whether the servers at the ends of the model must hold these.
+    pub(crate) thin: bool,
 }
 
 /// Among whom hops are looked for.
@@ -199,7 +201,8 @@ impl Swarm {
                 Among::All => true,
             }
         };
-        let candidates: Vec<_> = candidates.filter(answers).cloned().collect();
+        let fits = |server: &Announcement| usable(server, search.thin);
+        let candidates: Vec<_> = candidates.filter(answers).filter_map(fits).collect();
         let round_trips = candidates
             .iter()
             .filter_map(|server| Some((server.peer, self.network.round_trip(server.peer)?)))
@@ -232,6 +235,17 @@ impl Swarm {
         });
         Ok(hops.collect())
     }
+}
+
+/// What a server can be used for: in a thin session, one that does not hold the ends of the model only
+/// for blocks between.
+fn usable(server: &Announcement, thin: bool) -> Option<Announcement> {
+    let mut usable = server.clone();
+    if thin && !server.holds_ends {
+        let (start, end) = (server.span.start().max(1), server.span.end());
+        usable.span = Span::new(start, end.min(server.block_count.saturating_sub(1))).ok()?;
+    }
+    Some(usable)
 }
 
 /// The name of a session is also the secret that allows a push into it, so it comes from the

@@ -28,6 +28,7 @@ fn step(position: u32, rows: &[u8], replay: bool) -> Step {
         trace: Vec::new(),
         replay,
         answer_rows: AnswerRows::All,
+        goes_on: false,
     }
 }
 

@@ -19,6 +19,9 @@ impl Server {
             // It may have ended here while the step was on its way; its client knows.
             return Ok(());
         };
+        if served.enters_ids() {
+            return self.drawn_pushed(from, step, now);
+        }
         if served.previous != Some(from) {
             // What a server that was replaced still had under way comes too late.
             let late = served.former == Some(from);
@@ -64,13 +67,16 @@ impl Server {
     }
 
     pub(super) fn adopt(&mut self, link: LinkId, adopt: Adopt) -> Result<(), ProtocolViolation> {
-        let Adopt { session, previous, empty } = adopt;
+        let Adopt { session, previous, empty, drawer } = adopt;
         let Some(served) = self.own(link, session, "Adopt")? else {
             return Ok(());
         };
         if served.previous != previous {
             served.former = served.previous;
             served.previous = previous;
+        }
+        if let Some(thin) = &mut served.thin {
+            thin.adopt(drawer);
         }
         let journal_bytes = served.journal.bytes();
         if empty {
@@ -103,7 +109,9 @@ impl Server {
             return;
         };
         let link = served.link;
-        let message = match served.lose(to) {
+        let ring_lost = served.thin.as_mut().is_some_and(|thin| thin.lose(to));
+        let lost = if ring_lost { Some(false) } else { served.lose(to) };
+        let message = match lost {
             None => return,
             Some(true) => ServerMessage::Redirected { session, mirror: true, complete: false },
             Some(false) => ServerMessage::Trouble(Trouble {

@@ -30,6 +30,9 @@ impl Server {
         let end = schedule::check(&step, served, self.config.hidden_size, waiting)
             .map_err(|refusal| (session, step.step, refusal))?;
         served.received = end;
+        if let Some(thin) = &mut served.thin {
+            thin.entered(step.step);
+        }
         served.awaits_refill = false;
         if !step.replay {
             served.latest = served.latest.max(Some(step.step));
@@ -43,9 +46,12 @@ impl Server {
         let in_use = self.sessions.values();
         let in_use = in_use.filter(|served| now.since(served.last_used) < DECODES_WITHIN);
         let is_shared = in_use.take(2).count() > 1;
-        if let Some(batch) = self.schedule.start(is_shared, now) {
+        if let Some(mut batch) = self.schedule.start(is_shared, now) {
             self.order_pages();
             let begins: Vec<_> = batch.jobs.iter().map(|job| (job.session, job.position)).collect();
+            for job in &mut batch.jobs {
+                job.draw = self.draw_job(job);
+            }
             self.outputs.push_back(Output::Compute(batch));
             for (session, position) in begins {
                 self.cut_pages(session, position, now);
@@ -66,9 +72,9 @@ impl Server {
     ) {
         for finished in self.schedule.finish(job, results, compute, now) {
             match finished {
-                Finished::Step { step, received, queue, compute } => {
+                Finished::Step { step, end, received, queue, compute } => {
                     let hop = now.since(received);
-                    self.step_computed(step, (queue, compute, hop), now);
+                    self.step_computed(step, end, (queue, compute, hop), now);
                 }
                 Finished::Part { session, position } => {
                     let served = self.sessions.get_mut(&session).expect("a step of it was running");
@@ -85,6 +91,7 @@ impl Server {
     fn step_computed(
         &mut self,
         mut step: Step,
+        end: u32,
         (queue, compute, hop): (Duration, Duration, Duration),
         now: Time,
     ) {
@@ -94,6 +101,10 @@ impl Server {
             let (peer, span) = (self.config.peer, served.blocks);
             step.trace.push(HopTiming { peer, span, queue, compute, hop, link_round_trip: None });
         }
-        self.deliver(step);
+        if served.draws() {
+            self.drawn(step, end, now);
+        } else {
+            self.deliver(step);
+        }
     }
 }

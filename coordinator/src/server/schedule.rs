@@ -15,6 +15,7 @@ use std::time::Duration;
 use umbel_protocol::inference::Step;
 use umbel_protocol::{PeerId, SessionId, Span, StepId, Tensor};
 
+use super::ring::is_of_ids;
 use super::{Batch, ComputeFailure, Job, JobId};
 use crate::time::Time;
 pub(super) use check::check;
@@ -83,7 +84,7 @@ pub(super) struct Load {
 #[derive(Debug)]
 pub(super) enum Finished {
     /// A step is computed; `step` has what leaves the last block.
-    Step { step: Step, received: Time, queue: Duration, compute: Duration },
+    Step { step: Step, end: u32, received: Time, queue: Duration, compute: Duration },
     /// The rest of the step is still to come.
     Part { session: SessionId, position: u32 },
     /// The session cannot go on.
@@ -161,6 +162,7 @@ impl Schedule {
                 blocks: queue.blocks,
                 position: queued.step.position + queued.done,
                 hidden: queued.step.hidden.rows(queued.done, queued.done + tokens),
+                draw: None,
             });
             parts.push(Part { session: candidate.session, tokens, abandoned: false });
         }
@@ -201,6 +203,8 @@ impl Schedule {
         let queued = queue.steps.front_mut().expect("a step of it was running");
         let step = queued.step.step;
         match result {
+            // A token was drawn, from the last row of all.
+            Ok(id) if is_of_ids(&id) => queued.results = vec![id],
             Ok(hidden) => queued.results.push(hidden),
             Err(failure) => return Finished::Failed { session, step, failure },
         }
@@ -221,9 +225,10 @@ impl Schedule {
             let failure = ComputeFailure { code, detail: detail.to_owned() };
             return Finished::Failed { session, step: step.step, failure };
         };
+        let end = step.position + step.token_count();
         step.hidden = hidden;
         self.gathering.left(session, now);
-        Finished::Step { step, received, queue: waited, compute }
+        Finished::Step { step, end, received, queue: waited, compute }
     }
 
     /// How many steps of a session wait for their first pass that begin before a position, and how
@@ -238,6 +243,17 @@ impl Schedule {
             steps: load.steps + 1,
             tokens: load.tokens + u64::from(queued.step.token_count()),
         })
+    }
+
+    /// Whether the pass that runs ends a step of a session that is to be answered.
+    pub(super) fn answers(&self, session: SessionId) -> bool {
+        let parts = self.running.iter().flat_map(|running| &running.parts);
+        let part = parts.into_iter().find(|part| part.session == session && !part.abandoned);
+        let front = self.queues.get(&session).and_then(|queue| queue.steps.front());
+        let Some((part, front)) = part.zip(front) else {
+            return false;
+        };
+        front.done + part.tokens == front.step.token_count() && !front.step.replay
     }
 
     /// Whether the first step of a session is being computed, or was in part.

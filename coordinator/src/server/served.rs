@@ -8,6 +8,7 @@ use umbel_protocol::{DType, PeerId, SessionId, Span, StepId};
 
 use super::admission::PAGE_TOKENS;
 use super::prefix::{PageId, Scope};
+use super::ring::Thin;
 use super::{LinkId, ShardId};
 use crate::journal::{Journal, Outlet};
 use crate::time::Time;
@@ -39,6 +40,8 @@ pub(super) struct Served {
     pub(super) latest: Option<StepId>,
     /// Pages of its cache that are kept for others, by number.
     pub(super) pages: BTreeMap<u32, PageId>,
+    /// Where ids of tokens enter the model and leave it.
+    pub(super) thin: Option<Thin>,
     next: Next,
     outlet: Outlet,
     mirror: Option<(SessionId, Outlet)>,
@@ -79,7 +82,7 @@ impl Served {
         client: PeerId,
         link: LinkId,
         shard: ShardId,
-        open: OpenSession,
+        (open, thin): (OpenSession, Option<Thin>),
         pages: &[PageId],
         now: Time,
     ) -> (Self, Option<NextHop>) {
@@ -107,6 +110,7 @@ impl Served {
             awaits_refill: false,
             latest: None,
             pages,
+            thin,
             next,
             outlet,
             mirror: None,
@@ -131,7 +135,8 @@ impl Served {
             Next::Server(to) => Some(to),
             Next::Client | Next::Held => None,
         };
-        next.into_iter().chain(self.mirror.map(|(to, _)| to))
+        let ring = self.thin.as_ref().and_then(Thin::ring);
+        next.into_iter().chain(self.mirror.map(|(to, _)| to)).chain(ring)
     }
 
     /// Takes up what was computed, and says what of it goes where.
@@ -154,6 +159,11 @@ impl Served {
             }
         }
         deliveries
+    }
+
+    /// Whether the client wants the answer of a step that ends at `end`.
+    pub(super) fn is_wanted(&mut self, step: &Step, end: u32) -> bool {
+        self.next == Next::Client && self.outlet.takes(step.step, step.position, end)
     }
 
     /// Forgets what was computed.

@@ -11,6 +11,7 @@ use super::*;
 
 mod share;
 mod stream;
+mod thin;
 
 const MODEL: ModelId = ModelId::from_bytes([3; 32]);
 const CLIENT: PeerId = PeerId::from_public_key([1; 32]);
@@ -18,12 +19,15 @@ const BEFORE: PeerId = PeerId::from_public_key([2; 32]);
 const AFTER: PeerId = PeerId::from_public_key([4; 32]);
 const LINK: LinkId = LinkId(0);
 const HIDDEN: u32 = 2;
+const VOCABULARY: u32 = 100;
 
 fn server(kv_tokens_max: u32) -> Server {
     Server::new(ServerConfig {
         peer: PeerId::from_public_key([3; 32]),
         model: MODEL,
         span: Span::new(2, 6).unwrap(),
+        block_count: 6,
+        vocabulary_size: Some(VOCABULARY),
         hidden_size: HIDDEN,
         head_size: 32,
         context_tokens: 512,
@@ -47,6 +51,8 @@ fn opening(session: u128) -> OpenSession {
         compress: false,
         cache: DType::F32,
         prefix: Vec::new(),
+        thin: false,
+        drawer: None,
     }
 }
 
@@ -60,6 +66,7 @@ fn step(session: u128, number: u64, position: u32, tokens: u32) -> Step {
         trace: Vec::new(),
         replay: false,
         answer_rows: AnswerRows::All,
+        goes_on: false,
     }
 }
 
@@ -406,7 +413,8 @@ fn a_next_hop_that_is_lost_is_reported_and_its_results_wait_in_the_journal() {
 #[test]
 fn a_session_that_is_emptied_waits_for_its_beginning() {
     let mut server = busy(Destination::Client);
-    let adopt = Adopt { session: SessionId::new(1), previous: Some(BEFORE), empty: true };
+    let adopt =
+        Adopt { session: SessionId::new(1), previous: Some(BEFORE), empty: true, drawer: None };
     say(&mut server, LINK, ClientMessage::Adopt(adopt));
     assert_eq!(server.journal_bytes(), 0);
     let push = |server: &mut Server, position| {
@@ -423,7 +431,8 @@ fn what_a_former_neighbour_still_had_under_way_is_dropped() {
     let mut server = server(128);
     let open = OpenSession { previous: Some(BEFORE), ..opening(1) };
     say(&mut server, LINK, ClientMessage::Open(open));
-    let adopt = Adopt { session: SessionId::new(1), previous: Some(AFTER), empty: false };
+    let adopt =
+        Adopt { session: SessionId::new(1), previous: Some(AFTER), empty: false, drawer: None };
     say(&mut server, LINK, ClientMessage::Adopt(adopt));
     let late = Input::Pushed { from: BEFORE, step: step(1, 0, 0, 1) };
     assert_eq!(server.handle(late, Time::START), Ok(()));

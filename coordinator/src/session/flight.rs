@@ -28,6 +28,8 @@ pub(super) struct InFlight {
     answer_position: u32,
     answer_shape: Vec<u32>,
     begun: Time,
+    /// The hops have begun it by themselves, with a token that they drew.
+    pub(super) drawn: bool,
     /// It waits for the route to be mended.
     pub(super) unsent: Option<Step>,
 }
@@ -37,7 +39,8 @@ impl Session {
     #[must_use]
     pub fn accepts(&self, position: u32) -> bool {
         let follows = self.flight.back().is_none_or(|last| last.end() == position);
-        matches!(self.state, State::Open) && follows && self.flight.len() < STEPS_IN_FLIGHT_MAX
+        let is_free = self.flight.len() < STEPS_IN_FLIGHT_MAX && !self.goes_round();
+        matches!(self.state, State::Open) && follows && is_free
     }
 
     pub(super) fn step(
@@ -60,20 +63,28 @@ impl Session {
         let step = self.next_step;
         self.next_step = step.next();
         let session = self.places.first().map_or(SessionId::new(0), |place| place.session);
-        let (trace, replay) = (Vec::new(), false);
-        let unsent = Step { session, step, position, hidden, trace, replay, answer_rows };
+        if self.is_thin() {
+            self.note_text(position, &hidden);
+        }
+        let answer_rows = if self.is_thin() { AnswerRows::Last } else { answer_rows };
+        let (trace, replay, goes_on) = (Vec::new(), false, false);
+        let unsent = Step { session, step, position, hidden, trace, replay, answer_rows, goes_on };
         self.journal.record(&unsent);
         if self.journal.bytes() > self.config.journal_bytes_max {
             self.journal.evict();
         }
         self.mirror_step(&unsent);
         let in_flight = InFlight::new(unsent, now);
-        let bytes = self.answer_bytes(&in_flight);
+        self.expect_answer(&in_flight);
+        self.flight.push_back(in_flight);
+    }
+
+    pub(super) fn expect_answer(&mut self, in_flight: &InFlight) {
+        let bytes = self.answer_bytes(in_flight);
         if let Some(last) = self.places.last_mut() {
             // A pong goes behind the answer.
             last.watch.expects(bytes);
         }
-        self.flight.push_back(in_flight);
     }
 
     /// Takes note of an answer of the hop at `index`.
@@ -91,6 +102,7 @@ impl Session {
             return Ok(());
         };
         first.check(&answer)?;
+        let drawn = if self.is_thin() { Some(self.token_of(&answer)?) } else { None };
         let first = self.flight.pop_front().expect("there is a first one");
         self.settled = first.end();
         self.patience.answered();
@@ -114,18 +126,21 @@ impl Session {
             self.avoided.clear();
         }
         let (hidden, trace, total) = (answer.hidden, answer.trace, now.since(first.begun));
-        self.outputs.push_back(Output::Stepped { hidden, trace, total });
+        match drawn {
+            None => self.outputs.push_back(Output::Stepped { hidden, trace, total }),
+            Some(id) => self.drawn((id, first.end()), answer.goes_on, (trace, total), now),
+        }
         Ok(())
     }
 
     /// What the answer of a step weighs on the wire.
     fn answer_bytes(&self, in_flight: &InFlight) -> usize {
-        self.config.token_bytes as usize * in_flight.answer_shape[0] as usize
+        self.own_token_bytes() as usize * in_flight.answer_shape[0] as usize
     }
 }
 
 impl InFlight {
-    fn new(step: Step, now: Time) -> Self {
+    pub(super) fn new(step: Step, now: Time) -> Self {
         let &[tokens, width] = step.hidden.shape() else {
             panic!("hidden states are [tokens, hidden]")
         };
@@ -137,8 +152,14 @@ impl InFlight {
             answer_position: step.position + (tokens - rows),
             answer_shape: vec![rows, width],
             begun: now,
+            drawn: false,
             unsent: Some(step),
         }
+    }
+
+    /// One that the hops have begun by themselves.
+    pub(super) fn of_hops(step: Step, now: Time) -> Self {
+        Self { drawn: true, unsent: None, ..Self::new(step, now) }
     }
 
     pub(super) const fn end(&self) -> u32 {

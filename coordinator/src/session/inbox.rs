@@ -23,6 +23,7 @@ impl Session {
             | ServerMessage::Redirected { session, .. }
             | ServerMessage::Adopted { session, .. }
             | ServerMessage::Pong { session, .. }
+            | ServerMessage::DrawTaken { session }
             | ServerMessage::Draining { session } => *session,
             ServerMessage::Output(step) => step.session,
             ServerMessage::Error(error) => error.session,
@@ -70,6 +71,7 @@ impl Session {
                 self.check_progress(now);
             }
             ServerMessage::Draining { .. } => place.leaving = true,
+            ServerMessage::DrawTaken { .. } => place.drawing = place.drawing.saturating_sub(1),
             ServerMessage::Output(step) => return self.stepped(index, step, now),
             ServerMessage::Error(error) => self.refused(index, error),
             ServerMessage::Trouble(trouble) => self.trouble(index, trouble),
@@ -101,6 +103,7 @@ impl Session {
         match neighbour {
             // A server that has been relieved ends, and closes the link of who fed it, maybe before
             // that one hears of it.
+            Neighbour::Next if self.drawer() == Some(index) => self.ring_unreachable(index),
             Neighbour::Next if self.places[index].redirecting > 0 => {}
             Neighbour::Next => {
                 let told = std::mem::replace(&mut self.places[index].next, Target::Held);
@@ -116,6 +119,9 @@ impl Session {
             Neighbour::Previous if code == ErrorCode::WrongPosition => {
                 self.places[index].must_be_filled();
                 self.mends += 1;
+            }
+            Neighbour::Previous if index == 0 => {
+                self.drawn_refused(FailureReason::Refused { code, detail });
             }
             Neighbour::Previous => {
                 if let Some(previous) = index.checked_sub(1) {

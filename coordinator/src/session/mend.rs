@@ -4,7 +4,7 @@
 //! sent again, so that no result meets a hop that does not expect it.
 
 use umbel_protocol::inference::{Adopt, ClientMessage, Destination, OpenSession, Redirect, Step};
-use umbel_protocol::{Span, StepId};
+use umbel_protocol::{PeerId, Span, StepId};
 
 use super::place::{Fill, Opening, Place, Target};
 use super::spare::Asked;
@@ -33,6 +33,7 @@ impl Session {
         // An idle session waits with its repair until it is needed.
         if gap.is_some() && matches!(self.state, State::Open) && self.flight.is_empty() {
             self.mended_at = now;
+            self.ring_breaks();
             return;
         }
         if let Some(blocks) = gap {
@@ -41,6 +42,7 @@ impl Session {
         self.tell_neighbours(now);
         if !self.is_mended() {
             self.mended_at = now;
+            self.ring_breaks();
         } else {
             self.resume(now);
             self.tend_spares(now);
@@ -117,7 +119,8 @@ impl Session {
 
     /// Whether every block has a hop that is open and knows who feeds it.
     pub(super) fn is_mended(&self) -> bool {
-        self.is_whole() && self.places.iter().all(|place| place.is_open() && place.previous_known)
+        let is_ready = |place: &Place| place.is_open() && place.previous_known;
+        self.is_whole() && self.places.iter().all(is_ready) && self.drawer_is_told()
     }
 
     /// The first blocks that no hop has.
@@ -167,25 +170,32 @@ impl Session {
                 Opening::Asked { .. } => {}
             }
         }
+        if self.is_whole() {
+            self.tell_drawer();
+        }
     }
 
     /// Tells an open hop who feeds it, where that has changed, and that what it holds is of no use,
     /// where nobody knows what that is.
     fn introduce(&mut self, index: usize, previous: Option<HopId>) {
         let peer = index.checked_sub(1).map(|before| self.places[before].hop.peer);
+        let (drawer, drawer_peer) = self.drawer_of(index);
         let place = &mut self.places[index];
         let changed = place.previous != previous;
+        let drawer_changed = drawer.is_some() && place.drawer != drawer;
         if changed && place.fill != Fill::Full {
             // It may be behind a rollback that its former feeder has not passed on.
             place.must_be_filled();
         }
         let stale = place.fill == Fill::Wanted && !place.is_empty;
-        if !changed && !stale {
+        if !changed && !stale && !drawer_changed {
             return;
         }
         (place.previous, place.previous_known) = (previous, false);
+        place.drawer = drawer.or(place.drawer);
         place.is_empty |= stale;
-        let adopt = Adopt { session: place.session, previous: peer, empty: stale };
+        let session = place.session;
+        let adopt = Adopt { session, previous: peer, empty: stale, drawer: drawer_peer };
         let (hop, message) = (place.id, ClientMessage::Adopt(adopt));
         self.outputs.push_back(Output::Send { hop, message });
     }
@@ -202,9 +212,11 @@ impl Session {
         let peer = index.checked_sub(1).map(|before| self.places[before].hop.peer);
         let compress = self.is_far(index) || self.is_far(index + 1);
         let (prefix, chain) = self.prefix_of(index);
+        let (drawer, drawer_peer) = self.drawer_of(index);
         let place = &mut self.places[index];
         place.chain = chain;
         (place.opening, place.previous) = (Opening::Asked { at: now }, previous);
+        place.drawer = drawer;
         place.next = next;
         let open = OpenSession {
             session: place.session,
@@ -219,6 +231,8 @@ impl Session {
             compress,
             cache: self.config.cache,
             prefix,
+            thin: self.config.thin_vocabulary.is_some(),
+            drawer: drawer_peer,
         };
         let (hop, message) = (place.id, ClientMessage::Open(open));
         self.outputs.push_back(Output::Send { hop, message });
@@ -230,7 +244,9 @@ impl Session {
         if matches!(self.state, State::Opening) {
             self.begin_with_prefix();
         }
-        let proof = self.next_step;
+        self.begin_anew();
+        // A thin session has begun nothing yet that it asks for from now on.
+        let proof = if self.is_thin() { self.open_step() } else { self.next_step };
         for index in 0..self.places.len() {
             let next = self.target_of(index);
             let refill = self.places.get(index + 1).is_some_and(|after| after.fill == Fill::Wanted);
@@ -312,7 +328,7 @@ impl Session {
 
     /// What a step weighs on the wire.
     pub(super) fn step_bytes(&self, step: &Step) -> usize {
-        self.config.token_bytes as usize * step.token_count() as usize
+        self.own_token_bytes() as usize * step.token_count() as usize
     }
 
     /// Whether the way to the hop at `index` is a long one, so that bytes count.
@@ -323,6 +339,12 @@ impl Session {
     /// Who feeds the hop at `index`; `None` is the client.
     fn previous_of(&self, index: usize) -> Option<HopId> {
         index.checked_sub(1).map(|before| self.places[before].id)
+    }
+
+    /// Who draws tokens, for the hop at `index`, where it is the first of a thin session.
+    fn drawer_of(&self, index: usize) -> (Option<HopId>, Option<PeerId>) {
+        let drawer = self.drawer().filter(|_| index == 0).map(|last| &self.places[last]);
+        (drawer.map(|place| place.id), drawer.map(|place| place.hop.peer))
     }
 
     /// Where the results of the hop at `index` are to go.

@@ -6,6 +6,7 @@ use umbel_protocol::inference::{Destination, NextHop};
 use umbel_protocol::prefix::PrefixChain;
 use umbel_protocol::{SessionId, StepId};
 
+use super::ring::DrawTold;
 use super::watch::Watch;
 use super::{HopId, RouteHop};
 use crate::route::Hop;
@@ -53,6 +54,12 @@ pub(super) struct Place {
     pub(super) told: u32,
     /// The digests of the session's pages there.
     pub(super) chain: Option<PrefixChain>,
+    /// Of the first hop of a thin session: who draws tokens, as it was told.
+    pub(super) drawer: Option<HopId>,
+    /// Of the last hop of a thin session: how it is to draw, as it was told.
+    pub(super) draw_told: Option<DrawTold>,
+    /// How often it has been told so and has not confirmed it.
+    pub(super) drawing: u32,
 }
 
 /// How far the opening has come.
@@ -103,6 +110,9 @@ impl Place {
             leaving: false,
             spare_at: now,
             is_far: route.round_trip.is_some_and(|trip| trip >= FAR),
+            drawer: None,
+            draw_told: None,
+            drawing: 0,
             watch: Watch::new(route.round_trip, now),
             held: 0,
             keeps: false,

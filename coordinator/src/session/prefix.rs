@@ -155,6 +155,7 @@ impl Session {
             trace: Vec::new(),
             replay: true,
             answer_rows: umbel_protocol::inference::AnswerRows::Last,
+            goes_on: false,
         });
         if self.journal.bytes() > self.config.journal_bytes_max {
             self.journal.evict();

@@ -65,7 +65,8 @@ impl Session {
     }
 
     fn wants_spare(&self, place: &Place) -> bool {
-        let wanted = place.leaving || (self.config.standby && place.fill == Fill::Full);
+        let standby = self.config.standby && !self.is_thin();
+        let wanted = place.leaving || (standby && place.fill == Fill::Full);
         wanted && !self.spares.iter().any(|spare| spare.of == place.id)
     }
 
@@ -83,6 +84,15 @@ impl Session {
             self.put_off_spares(of, now);
             return;
         };
+        if self.is_thin() {
+            // What goes round is known here too late to feed a spare with it, and how tokens are
+            // drawn only to the hop that does: the new hop is filled when it has the place.
+            self.drop_place(index, FailureReason::Leaving);
+            let place = self.new_place(route, now);
+            self.places.push(place);
+            self.sort_places();
+            return;
+        }
         let mut place = self.new_place(route, now);
         let (prefix, chain) = self.prefix_of(index);
         place.chain = chain;
@@ -102,6 +112,8 @@ impl Session {
             compress: place.is_far || self.is_far(index + 1),
             cache: self.config.cache,
             prefix,
+            thin: false,
+            drawer: None,
         };
         let (hop, message) = (place.id, ClientMessage::Open(open));
         self.outputs.push_back(Output::Send { hop, message });
@@ -168,6 +180,7 @@ impl Session {
             }
             ServerMessage::Output(_)
             | ServerMessage::Closed { .. }
+            | ServerMessage::DrawTaken { .. }
             | ServerMessage::Redirected { .. }
             | ServerMessage::Adopted { .. } => {}
         }

@@ -1,6 +1,8 @@
 //! The client's machine against hops that do well, badly, and nothing. That whole swarms of them
 //! under faults keep every answer is shown by the simulation.
 
+mod thin;
+
 use bytes::Bytes;
 use umbel_protocol::error::ErrorCode;
 use umbel_protocol::inference::{AnswerRows, Neighbour, SessionError, Step, Trouble};
@@ -40,7 +42,11 @@ fn open() -> Session {
 }
 
 fn open_with(standby: bool) -> Session {
-    let config = SessionConfig {
+    Session::open(config(standby), Time::START)
+}
+
+fn config(standby: bool) -> SessionConfig {
+    SessionConfig {
         model: ModelId::from_bytes([3; 32]),
         block_count: 6,
         tokens_max: 100,
@@ -50,8 +56,8 @@ fn open_with(standby: bool) -> Session {
         journal_bytes_max: 1 << 20,
         standby,
         sharing: None,
-    };
-    Session::open(config, Time::START)
+        thin_vocabulary: None,
+    }
 }
 
 fn drain(session: &mut Session) -> Vec<Output> {
@@ -84,6 +90,7 @@ fn answer(name: u8, step: u64, position: u32, tokens: u32) -> ServerMessage {
         trace: Vec::new(),
         replay: false,
         answer_rows: AnswerRows::All,
+        goes_on: false,
     })
 }
 

@@ -75,7 +75,8 @@ impl Values {
         let count = shape.kv_heads * PAGE_TOKENS * shape.head_size;
         let blocks = shape.kv_heads * PAGE_TOKENS * shape.head_size.div_ceil(KV_BLOCK_VALUES);
         match dtype {
-            DType::F32 => Self::Binary32(vec![0.0; count].into()),
+            // Ids are no numbers, and nobody asks for them: the widest type is right for anything.
+            DType::F32 | DType::Id => Self::Binary32(vec![0.0; count].into()),
             DType::F16 => Self::Binary16(vec![f16::ZERO; count].into()),
             DType::BF16 => Self::Bfloat16(vec![bf16::ZERO; count].into()),
             DType::Q8 => Self::Bytes {

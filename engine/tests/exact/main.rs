@@ -8,7 +8,7 @@ mod lora;
 use fixture::{Fixture, Run, largest_difference};
 use half::bf16;
 use umbel_engine::reference::Reference;
-use umbel_engine::{Arithmetic, HiddenStates, Sampler, Sampling, top_logits};
+use umbel_engine::{Arithmetic, Embedding, Head, HiddenStates, Sampler, Sampling, top_logits};
 use umbel_protocol::Span;
 use umbel_shard::{Weight, WeightType, Weights};
 
@@ -109,6 +109,34 @@ fn generate(fixture: &Fixture, split: &[Span]) -> (Vec<u32>, Vec<Vec<u32>>) {
         next = vec![token];
     }
     (tokens.split_off(fixture.prompt.len()), bits)
+}
+
+/// As a server of the one end or the other holds it.
+#[test]
+fn each_end_by_itself_has_the_bits_of_both() {
+    for (name, fixture) in fixtures() {
+        let (ends, config) = (fixture.ends(), &fixture.config);
+        let embedding = Embedding::load(config, &fixture.weights).unwrap();
+        let entering = embedding.embed(&fixture.prompt).unwrap();
+        assert_eq!(entering.to_wire(), ends.embed(&fixture.prompt).unwrap().to_wire(), "{name}");
+        if fixture.arithmetic != Arithmetic::default() {
+            continue;
+        }
+        let head = Head::load(config, &fixture.weights).unwrap();
+        // Rows of several sessions at once, as a pass of a server has them.
+        let rows: Vec<_> =
+            (0..entering.token_count()).map(|at| entering.rows(at..at + 1).unwrap()).collect();
+        let sampling = Sampling { repetition_penalty: 1.3, ..Sampling::with_temperature(0.9, 7) };
+        let sampler = Sampler::new(sampling).unwrap();
+        for (at, (row, logits)) in rows.iter().zip(head.logits_of_each(&rows)).enumerate() {
+            let (mut here, mut there) = (logits.unwrap().remove(0), ends.logits(row).unwrap());
+            let bits = |logits: &[f32]| logits.iter().map(|l| l.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&here), bits(&there), "{name}, row {at}");
+            let text = &fixture.prompt[..=at];
+            let drawn = sampler.sample_at(text.len() as u64, &mut here, text);
+            assert_eq!(drawn, sampler.sample(&mut there, text), "{name}, row {at}");
+        }
+    }
 }
 
 #[test]

@@ -149,6 +149,8 @@ impl Ring {
                 compress: false,
                 cache: DType::F32,
                 prefix: Vec::new(),
+                thin: false,
+                drawer: None,
             };
             let (mut sender, mut receiver) = peer.dial(&client).await?.split();
             sender.send(ClientMessage::Open(open).encode()).await?;
@@ -203,6 +205,8 @@ async fn serve(block: u32) -> anyhow::Result<()> {
         peer: network.peer_id(),
         model: MODEL,
         span: Span::new(block, block + 1)?,
+        block_count: HOPS,
+        vocabulary_size: None,
         hidden_size: HIDDEN_SIZE,
         head_size: 32,
         context_tokens: TOKENS_MAX,
@@ -281,6 +285,7 @@ fn step(position: u32) -> anyhow::Result<Step> {
         trace: Vec::new(),
         replay: false,
         answer_rows: AnswerRows::Last,
+        goes_on: false,
     })
 }
 

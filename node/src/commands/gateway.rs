@@ -15,6 +15,12 @@ use crate::gateway::{Gateway, Keys, Limits};
 use crate::shutdown::Shutdown;
 
 pub(super) async fn run(arguments: GatewayArguments, config: &Config) -> anyhow::Result<()> {
+    if arguments.chain.thin {
+        bail!(
+            "--thin is of no use to a gateway: log probabilities, penalties, forms of answers and \
+             embeddings need the model's ends here; leave it out"
+        );
+    }
     let listen = arguments.listen;
     let keys = arguments.keys.as_deref().map(Keys::read).transpose()?;
     if !listen.ip().is_loopback() && keys.is_none() && !arguments.allow_anyone {

@@ -57,12 +57,17 @@ impl Opened {
             patience: Duration::from_secs(chain.patience.into()),
         };
         let swarm = Arc::new(Swarm::join(join).await?);
-        let model = open_ends(source, config, PartsNeeded::ends()).await?;
+        let model = if chain.thin {
+            open_thin(source, config).await?
+        } else {
+            open_ends(source, config, PartsNeeded::ends()).await?
+        };
         let options = SessionOptions {
             wire: chain.wire,
             standby: chain.standby,
             cache: chain.kv,
             share: !chain.no_share,
+            thin: chain.thin,
         };
         Ok(Self { model, blocks: Blocks::Swarm(swarm, options) })
     }
@@ -120,6 +125,13 @@ pub(super) async fn open_ends(
         let model = Model::open(&source, &config.cache(), parts, &Shown::default())?;
         Ok(ClientModel::from_shard(model)?.on(config.device()?))
     };
+    Ok(Arc::new(tokio::task::spawn_blocking(open).await??))
+}
+
+/// Opens what a thin session needs of a model.
+async fn open_thin(source: ModelSource, config: &Config) -> anyhow::Result<Arc<ClientModel>> {
+    let config = config.clone();
+    let open = move || ClientModel::open_thin(&source, &config.cache(), &Shown::default());
     Ok(Arc::new(tokio::task::spawn_blocking(open).await??))
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
 use umbel_client::{ClientModel, DraftModel, Drafts, Speculate};
 use umbel_shard::{ModelSource, PartsNeeded};
@@ -11,6 +11,9 @@ use super::session::{load_blocks, open_ends};
 use crate::args::SpeculateArguments;
 use crate::config::Config;
 
+/// Why there are no drafts.
+const WITHOUT: &str = "--thin has no drafts: leave --speculate out";
+
 /// How tokens of `target` are to be guessed; loads the draft model if one is named.
 pub(super) async fn open(
     arguments: &SpeculateArguments,
@@ -18,9 +21,11 @@ pub(super) async fn open(
     config: &Config,
 ) -> anyhow::Result<Speculate> {
     match arguments.speculate.as_str() {
+        "prompt" if !target.has_weights() => bail!(WITHOUT),
         "auto" => Ok(Speculate::Auto),
         "off" => Ok(Speculate::Off),
         "prompt" => Ok(Speculate::Prompt),
+        _ if !target.has_weights() => bail!(WITHOUT),
         name => {
             let source = ModelSource::parse(name).with_context(|| {
                 format!("--speculate {name}: it is auto, off, prompt, or a model")

@@ -140,9 +140,12 @@ impl From<GenerateError> for ApiError {
             GenerateError::Sampling(_) | GenerateError::Grammar(_) => {
                 Self::refused(StatusCode::BAD_REQUEST, message)
             }
-            GenerateError::Ends(_) | GenerateError::Draft(_) | GenerateError::Step(_) => {
-                Self::unavailable(&error.into())
-            }
+            // A gateway has the ends and no thin sessions, so the first two are mistakes of its own.
+            GenerateError::NoWeights
+            | GenerateError::NoLogits
+            | GenerateError::Ends(_)
+            | GenerateError::Draft(_)
+            | GenerateError::Step(_) => Self::unavailable(&error.into()),
         }
     }
 }

@@ -15,7 +15,7 @@ use umbel_shard::Model;
 use super::loading::{Held, Loaded, Loader};
 use crate::announce::{Announcer, Offer};
 use crate::args::ServeArguments;
-use crate::compute::Shard;
+use crate::compute::{Shard, ShardEnds};
 use crate::driver::Handle;
 use crate::training::TrainingHandle;
 
@@ -28,6 +28,8 @@ pub(super) struct Balancer {
     /// The blocks in memory, by whose sessions use them, and the room for all sessions.
     held: Vec<(ShardId, HostedSpan)>,
     arena: KvArena,
+    /// Of the blocks on which sessions open.
+    ends: ShardEnds,
     handle: Handle,
     trainings: Option<TrainingHandle>,
     drained: mpsc::Receiver<ShardId>,
@@ -47,7 +49,7 @@ impl Balancer {
         loader: Loader,
         (handle, drained): (Handle, mpsc::Receiver<ShardId>),
     ) -> Self {
-        let Held { spans, arena } = held;
+        let Held { spans, arena, ends } = held;
         let span = arena.hosted();
         let pinned = arguments.no_rebalance || arguments.blocks.is_some();
         let block_count = model.config().block_count;
@@ -69,6 +71,7 @@ impl Balancer {
             loader,
             held: spans.into_iter().map(|span| (ShardId::default(), span)).collect(),
             arena,
+            ends,
             handle,
             trainings: None,
             drained,
@@ -173,8 +176,8 @@ impl Balancer {
             }
             Output::Load(span) => {
                 let spans = self.held.iter().map(|(_, held)| held.clone()).collect();
-                let (loader, held) =
-                    (self.loader.clone(), Held { spans, arena: self.arena.clone() });
+                let (arena, ends) = (self.arena.clone(), self.ends.clone());
+                let (loader, held) = (self.loader.clone(), Held { spans, arena, ends });
                 let load = async move { loader.load_beside(span, held).await };
                 self.loading = Some(tokio::spawn(load));
             }
@@ -209,11 +212,17 @@ impl Balancer {
             tracing::info!("leaving all blocks, as there is no room for others beside them");
             offer.send_modify(|offer| offer.draining = true);
             self.drain_trainings().await;
+            self.ends = ShardEnds::default();
             return self.handle.drain().await;
         };
         let span = blocks.span();
         tracing::info!(blocks = %span, "leaving the other blocks, as there is no room beside them");
-        self.hand_over(Shard { arena: self.arena.beside(span), blocks }).await;
+        let ShardEnds { embedding, head } = self.ends.clone();
+        let ends = ShardEnds {
+            embedding: embedding.filter(|_| span.start() == 0),
+            head: head.filter(|_| span.end() as usize == self.block_bytes.len()),
+        };
+        self.hand_over(Shard { arena: self.arena.beside(span), blocks, ends }).await;
         offer.send_modify(|offer| offer.span = span);
     }
 
@@ -224,6 +233,7 @@ impl Balancer {
         if let Some(trainings) = &self.trainings {
             trainings.serve(self.current, shard.blocks.clone()).await;
         }
+        self.ends = shard.ends.clone();
         self.handle.serve(self.current, shard.blocks.span(), shard).await;
     }
 

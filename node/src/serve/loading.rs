@@ -1,12 +1,12 @@
 //! Getting blocks into memory.
 
-use umbel_engine::{Device, HostedSpan, KvArena, heap};
+use umbel_engine::{Device, Embedding, Head, HostedSpan, KvArena, heap};
 use umbel_protocol::Span;
 use umbel_protocol::announcement::Throughput;
 use umbel_shard::{Model, ModelConfig, ModelSource, Part, PartsNeeded};
 
 use super::memory;
-use crate::compute::Shard;
+use crate::compute::{Shard, ShardEnds};
 use crate::config::Config;
 use crate::measure;
 use crate::progress::Shown;
@@ -17,6 +17,8 @@ pub(super) struct Loader {
     pub(super) source: ModelSource,
     pub(super) config: Config,
     pub(super) device: Device,
+    /// Blocks of the model, where the ends that a span touches are loaded with it.
+    pub(super) ends_of: Option<u32>,
 }
 
 /// Blocks in memory, and how fast they are.
@@ -29,6 +31,7 @@ pub(super) struct Loaded {
 pub(super) struct Held {
     pub(super) spans: Vec<HostedSpan>,
     pub(super) arena: KvArena,
+    pub(super) ends: ShardEnds,
 }
 
 impl Loader {
@@ -43,7 +46,8 @@ impl Loader {
 
     /// Loads blocks, with room for so many tokens, and measures them.
     pub(super) async fn load(&self, span: Span, kv_tokens: usize) -> anyhow::Result<Loaded> {
-        self.load_into(span, move |config| KvArena::new(config, span, kv_tokens), Vec::new()).await
+        let nothing = (Vec::new(), ShardEnds::default());
+        self.load_into(span, move |config| KvArena::new(config, span, kv_tokens), nothing).await
     }
 
     /// Loads blocks beside others: they share the blocks that both have, and the room for tokens.
@@ -51,34 +55,67 @@ impl Loader {
     /// # Errors
     /// Also where the system lacks the memory for them.
     pub(super) async fn load_beside(&self, span: Span, held: Held) -> anyhow::Result<Loaded> {
-        let Held { spans, arena } = held;
-        self.load_into(span, move |_| arena.beside(span), spans).await
+        let Held { spans, arena, ends } = held;
+        self.load_into(span, move |_| arena.beside(span), (spans, ends)).await
+    }
+
+    /// What blocks of `span` need, and the ends that they touch where those are held.
+    fn parts(&self, span: Span) -> PartsNeeded {
+        PartsNeeded {
+            embedding: self.ends_of.is_some() && span.start() == 0,
+            head: self.ends_of == Some(span.end()),
+            ..PartsNeeded::span(span)
+        }
     }
 
     async fn load_into(
         &self,
         span: Span,
         arena: impl FnOnce(&ModelConfig) -> KvArena + Send + 'static,
-        held: Vec<HostedSpan>,
+        (held, held_ends): (Vec<HostedSpan>, ShardEnds),
     ) -> anyhow::Result<Loaded> {
-        let model = self.open(PartsNeeded::span(span)).await?;
+        let parts = self.parts(span);
+        let model = self.open(parts).await?;
         let missing =
             span.blocks().filter(|block| !held.iter().any(|of| of.span().contains(*block)));
-        memory::wait_for(missing.map(|block| model.manifest().block_bytes(block)).sum()).await?;
-        let weights = model.weights(Part::Blocks(span))?;
+        let missing = missing.map(|block| model.manifest().block_bytes(block)).sum::<u64>();
+        let missing_ends = memory::ends_bytes(
+            &model,
+            parts.embedding && held_ends.embedding.is_none(),
+            parts.head && held_ends.head.is_none(),
+        );
+        memory::wait_for(missing + missing_ends).await?;
+        let mut weights = model.weights(Part::Blocks(span))?;
+        if parts.embedding {
+            weights = weights.and(model.weights(Part::Embedding)?);
+        }
+        if parts.head {
+            weights = weights.and(model.weights(Part::Head)?);
+        }
         let config = model.config().clone();
         let key = measure::Key { model: model.id(), device: self.config.device_name() };
         let folder = self.config.data_dir.join("speed");
         let device = self.device.clone();
         let load = move || -> anyhow::Result<_> {
-            let blocks = HostedSpan::load_beside(&held, &config, &weights, span)?.on(device);
+            let blocks =
+                HostedSpan::load_beside(&held, &config, &weights, span)?.on(device.clone());
+            let ends = ShardEnds {
+                embedding: match held_ends.embedding.filter(|_| parts.embedding) {
+                    None if parts.embedding => Some(Embedding::load(&config, &weights)?),
+                    held => held,
+                },
+                head: match held_ends.head.filter(|_| parts.head) {
+                    None if parts.head => Some(Head::load(&config, &weights)?.on(device)),
+                    held => held,
+                },
+            };
             // Sessions open in the other one meanwhile, and are promised all of its room.
             let trial = KvArena::new(&config, span, measure::TOKENS);
             let throughput = measure::throughput(&blocks, &trial, &key, &folder)?;
             drop(trial);
             // What packing and measuring took is of no use any more.
             heap::give_back();
-            Ok(Loaded { shard: Shard { blocks, arena: arena(&config) }, throughput })
+            Ok(Loaded { shard: Shard { blocks, arena: arena(&config), ends }, throughput })
         };
         tokio::task::spawn_blocking(load).await?
     }

@@ -6,6 +6,7 @@ use anyhow::{Context as _, bail};
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 use tokio::sync::watch;
 use umbel_engine::heap;
+use umbel_shard::manifest::ManifestTensor;
 use umbel_shard::{Model, budget};
 
 use crate::driver::Load;
@@ -95,6 +96,21 @@ pub(super) fn blocks_held_max(
     let token_bytes = model.config().kv_token_bytes_per_block() * u64::from(block_count);
     let kv_bytes = token_bytes.saturating_mul(kv_tokens as u64);
     budget::blocks_held_max(&model.manifest().blocks_bytes(), block_count, kv_bytes, allowed_bytes)
+}
+
+/// Bytes of the ends of a model; a matrix that they share counts once.
+pub(super) fn ends_bytes(model: &Model, embedding: bool, head: bool) -> u64 {
+    let manifest = model.manifest();
+    match (embedding, head) {
+        (false, false) => 0,
+        (true, false) => bytes_of(manifest.embedding()),
+        (false, true) => bytes_of(manifest.head()),
+        (true, true) => manifest.ends_bytes(),
+    }
+}
+
+fn bytes_of(tensors: &[ManifestTensor]) -> u64 {
+    tensors.iter().map(|tensor| tensor.bytes).sum()
 }
 
 /// Waits until the system has so much memory: blocks that were given up just now may not be gone

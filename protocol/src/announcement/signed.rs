@@ -188,6 +188,7 @@ fn parse(
             [] => None,
             bytes => Some(wire::peer_id(bytes)?),
         },
+        holds_ends: announcement.holds_ends,
     })
 }
 

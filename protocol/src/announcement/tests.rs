@@ -35,6 +35,7 @@ fn announcement() -> Announcement {
         held_blocks_max: 0,
         proposal: None,
         joined: None,
+        holds_ends: false,
     }
 }
 
@@ -49,6 +50,7 @@ fn full() -> Announcement {
     full.held_blocks_max = 20;
     full.proposal = Some(proposal(16));
     full.joined = Some(PeerId::from_public_key([7; 32]));
+    full.holds_ends = true;
     full
 }
 

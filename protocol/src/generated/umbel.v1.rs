@@ -77,6 +77,10 @@ pub struct Announcement {
     /// will too: 32 bytes. Absent: it follows none, or does so already.
     #[prost(bytes = "bytes", tag = "22")]
     pub joined: ::prost::bytes::Bytes,
+    /// The server also holds the ends of the model that its span touches: the embedding where it begins
+    /// with block 0, final norm and head where it has the last block.
+    #[prost(bool, tag = "30")]
+    pub holds_ends: bool,
 }
 /// Moves that the announcing server asks others to make.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -256,6 +260,8 @@ pub enum DType {
     /// Each row in blocks of 32 elements, the last one with what is left: the block's scale as a
     /// binary16, then for each element a signed byte that is multiplied by it.
     Q8 = 4,
+    /// The id of a token: an unsigned number of 32 bits.
+    Id = 8,
 }
 impl DType {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -269,6 +275,7 @@ impl DType {
             Self::F16 => "D_TYPE_F16",
             Self::Bf16 => "D_TYPE_BF16",
             Self::Q8 => "D_TYPE_Q8",
+            Self::Id => "D_TYPE_ID",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -279,6 +286,7 @@ impl DType {
             "D_TYPE_F16" => Some(Self::F16),
             "D_TYPE_BF16" => Some(Self::Bf16),
             "D_TYPE_Q8" => Some(Self::Q8),
+            "D_TYPE_ID" => Some(Self::Id),
             _ => None,
         }
     }
@@ -315,7 +323,7 @@ impl Packing {
 /// What a client says on a link of the session protocol.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ClientMessage {
-    #[prost(oneof = "client_message::Message", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "client_message::Message", tags = "1, 2, 3, 4, 5, 6, 7, 20")]
     pub message: ::core::option::Option<client_message::Message>,
 }
 /// Nested message and enum types in `ClientMessage`.
@@ -336,12 +344,14 @@ pub mod client_message {
         Ping(super::Ping),
         #[prost(message, tag = "7")]
         Keep(super::KeepPages),
+        #[prost(message, tag = "20")]
+        Draw(super::Draw),
     }
 }
 /// What a server answers on the same link.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ServerMessage {
-    #[prost(oneof = "server_message::Message", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "server_message::Message", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 20")]
     pub message: ::core::option::Option<server_message::Message>,
 }
 /// Nested message and enum types in `ServerMessage`.
@@ -366,6 +376,8 @@ pub mod server_message {
         Draining(super::SessionDraining),
         #[prost(message, tag = "9")]
         Trouble(super::Trouble),
+        #[prost(message, tag = "20")]
+        DrawTaken(super::DrawTaken),
     }
 }
 /// What a server says on a link of the push protocol to the next server of a route.
@@ -424,6 +436,14 @@ pub struct OpenSession {
     /// over what the server has kept of them for the same client.
     #[prost(bytes = "bytes", tag = "13")]
     pub prefix: ::prost::bytes::Bytes,
+    /// Ids of tokens enter the first block and leave the last one: the servers at the ends hold the
+    /// embedding and the head.
+    #[prost(bool, tag = "20")]
+    pub thin: bool,
+    /// The public key (32 bytes) of the server that draws tokens, of a thin session on its first
+    /// server: it may push the tokens that it has drawn. Absent: nobody may.
+    #[prost(bytes = "bytes", optional, tag = "21")]
+    pub drawer: ::core::option::Option<::prost::bytes::Bytes>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NextHop {
@@ -473,6 +493,45 @@ pub struct Adopt {
     /// comes for position 0.
     #[prost(bool, tag = "3")]
     pub empty: bool,
+    /// The server that draws tokens, as in OpenSession.
+    #[prost(bytes = "bytes", optional, tag = "20")]
+    pub drawer: ::core::option::Option<::prost::bytes::Bytes>,
+}
+/// How the last server of a thin session draws tokens from now on. The payload is the ids of all
+/// tokens so far, 4 bytes each, where a repetition penalty needs them.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Draw {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub session: ::prost::bytes::Bytes,
+    /// Steps that end before this position are answered without a token.
+    #[prost(uint32, tag = "2")]
+    pub from: u32,
+    /// Tokens that are drawn for this position or a later one do not go on by themselves.
+    #[prost(uint32, tag = "3")]
+    pub until: u32,
+    /// Tokens that do not go on wherever they are drawn.
+    #[prost(uint32, repeated, tag = "4")]
+    pub end_ids: ::prost::alloc::vec::Vec<u32>,
+    /// The session's first server, to which the tokens go. Absent: to the client alone.
+    #[prost(message, optional, tag = "5")]
+    pub first: ::core::option::Option<NextHop>,
+    /// 0: the likeliest token.
+    #[prost(float, tag = "6")]
+    pub temperature: f32,
+    /// 0: all tokens.
+    #[prost(uint32, tag = "7")]
+    pub top_k: u32,
+    /// Absent: 1, which leaves all tokens.
+    #[prost(float, optional, tag = "8")]
+    pub top_p: ::core::option::Option<f32>,
+    /// 0: all tokens.
+    #[prost(float, tag = "9")]
+    pub min_p: f32,
+    /// Absent: 1, which changes nothing.
+    #[prost(float, optional, tag = "10")]
+    pub repetition_penalty: ::core::option::Option<f32>,
+    #[prost(uint64, tag = "11")]
+    pub seed: u64,
 }
 /// These pages of the session may be taken over by later sessions of the same client. Not answered.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -518,6 +577,10 @@ pub struct Step {
     /// Which rows the last hop answers with.
     #[prost(enumeration = "AnswerRows", tag = "7")]
     pub answer_rows: i32,
+    /// Of an answer: the last server has sent the token that it has drawn on to the first one, as the
+    /// step after this.
+    #[prost(bool, tag = "20")]
+    pub goes_on: bool,
 }
 /// What a hop says of the time that it took.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -603,6 +666,12 @@ pub struct Pong {
     /// Tokens in the cache.
     #[prost(uint32, tag = "3")]
     pub computed: u32,
+}
+/// Tokens are drawn as was asked for.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DrawTaken {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub session: ::prost::bytes::Bytes,
 }
 /// The server is about to leave, or to drop these blocks: the client may take another, in peace.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

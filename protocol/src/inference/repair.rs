@@ -54,6 +54,8 @@ pub struct Adopt {
     /// Whether cache and journal are of no use: both begin anew, and steps are dropped until one
     /// comes for position 0.
     pub empty: bool,
+    /// Of a thin session on its first server: who draws tokens, and may push them.
+    pub drawer: Option<PeerId>,
 }
 
 /// One of the two servers beside a server on a route.

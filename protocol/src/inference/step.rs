@@ -26,6 +26,9 @@ pub struct Step {
     /// Whether the tokens were answered before, on a route that has failed: they fill the cache,
     /// and who has had their results does not get them again.
     pub replay: bool,
+    /// Of an answer in a thin session: whether the token that was drawn went on to the first server
+    /// as the step after this one.
+    pub goes_on: bool,
 }
 
 /// What of a step's result goes back to the client.

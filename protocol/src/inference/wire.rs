@@ -1,5 +1,6 @@
 //! Between the messages of a session and their frames.
 
+mod draw;
 mod prefix;
 mod repair;
 
@@ -46,6 +47,9 @@ impl ClientMessage {
                 client_message::Message::Ping(v1::Ping { session })
             }
             Self::Keep(keep) => client_message::Message::Keep(keep.into()),
+            Self::Draw(draw) => {
+                client_message::Message::Draw(draw::draw_to_wire(draw, &mut payload))
+            }
         };
         let header = v1::ClientMessage { message: Some(message) }.encode_to_vec().into();
         Frame { header, payload }
@@ -60,12 +64,16 @@ impl ClientMessage {
         const MESSAGE: &str = "client's message";
         let message = wire::decode_header::<v1::ClientMessage>(header, MESSAGE)?.message;
         let message = message.ok_or(ProtocolViolation::UnknownKind { message: MESSAGE })?;
-        if let client_message::Message::Step(step) = message {
-            return Ok(Self::Step(step_from_wire(step, payload)?));
+        let has_payload =
+            matches!(message, client_message::Message::Step(_) | client_message::Message::Draw(_));
+        if !has_payload {
+            wire::no_payload(&payload, MESSAGE)?;
         }
-        wire::no_payload(&payload, MESSAGE)?;
         match message {
-            client_message::Message::Step(_) => unreachable!("it was read above"),
+            client_message::Message::Step(step) => Ok(Self::Step(step_from_wire(step, payload)?)),
+            client_message::Message::Draw(draw) => {
+                Ok(Self::Draw(draw::draw_from_wire(draw, &payload)?))
+            }
             client_message::Message::Open(open) => Ok(Self::Open(open.try_into()?)),
             client_message::Message::Close(v1::CloseSession { session }) => {
                 Ok(Self::Close { session: wire::session_id(&session)? })
@@ -121,6 +129,10 @@ impl ServerMessage {
                 server_message::Message::Draining(v1::SessionDraining { session })
             }
             Self::Trouble(trouble) => server_message::Message::Trouble(trouble.into()),
+            Self::DrawTaken { session } => {
+                let session = wire::session_bytes(session);
+                server_message::Message::DrawTaken(v1::DrawTaken { session })
+            }
         };
         let header = v1::ServerMessage { message: Some(message) }.encode_to_vec().into();
         Frame { header, payload }
@@ -161,6 +173,9 @@ impl ServerMessage {
                 Self::Draining { session: wire::session_id(&session)? }
             }
             server_message::Message::Trouble(trouble) => Self::Trouble(trouble.try_into()?),
+            server_message::Message::DrawTaken(v1::DrawTaken { session }) => {
+                Self::DrawTaken { session: wire::session_id(&session)? }
+            }
         })
     }
 }
@@ -204,7 +219,7 @@ impl PushMessage {
 const fn unless_f32(dtype: DType) -> v1::DType {
     match dtype {
         DType::F32 => v1::DType::Unspecified,
-        narrower @ (DType::F16 | DType::BF16 | DType::Q8) => wire::dtype_to_wire(narrower),
+        other @ (DType::F16 | DType::BF16 | DType::Q8 | DType::Id) => wire::dtype_to_wire(other),
     }
 }
 
@@ -225,6 +240,8 @@ impl From<OpenSession> for v1::OpenSession {
             compress: open.compress,
             cache: unless_f32(open.cache).into(),
             prefix: prefix::to_wire(&open.prefix),
+            thin: open.thin,
+            drawer: open.drawer.map(wire::peer_bytes),
         }
     }
 }
@@ -243,10 +260,12 @@ impl TryFrom<v1::OpenSession> for OpenSession {
             next: repair::destination(open.next, open.held, session)?,
             next_position: open.next_position,
             next_step: StepId(open.next_step),
-            results: wire::dtype(open.results)?.unwrap_or(DType::F32),
+            results: wire::number_dtype(open.results)?,
             compress: open.compress,
-            cache: wire::dtype(open.cache)?.unwrap_or(DType::F32),
+            cache: wire::number_dtype(open.cache)?,
             prefix: prefix::from_wire(&open.prefix)?,
+            thin: open.thin,
+            drawer: open.drawer.map(|peer| wire::peer_id(&peer)).transpose()?,
         })
     }
 }
@@ -297,6 +316,7 @@ fn step_to_wire(step: Step, packing: Packing, payload: &mut Bytes) -> v1::Step {
             AnswerRows::All => v1::AnswerRows::Unspecified.into(),
             AnswerRows::Last => v1::AnswerRows::Last.into(),
         },
+        goes_on: step.goes_on,
     }
 }
 
@@ -332,6 +352,7 @@ fn step_from_wire(step: v1::Step, payload: Bytes) -> Result<Step, ProtocolViolat
                 return Err(ProtocolViolation::UnknownAnswerRows { code });
             }
         },
+        goes_on: step.goes_on,
     };
     match step.end_position() {
         Some(_) => Ok(step),

@@ -16,6 +16,12 @@ const Q8_STEPS: f32 = 127.0;
 pub(super) fn write(dtype: DType, width: usize, values: &[f32]) -> Vec<u8> {
     match dtype {
         DType::F32 => each(values, |value| value.to_le_bytes()),
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "what is no id becomes the nearest"
+        )]
+        DType::Id => each(values, |value| (value as u32).to_le_bytes()),
         DType::F16 => {
             let largest = f16::MAX.to_f32();
             let within: Vec<_> = values.iter().map(|v| v.clamp(-largest, largest)).collect();
@@ -43,6 +49,8 @@ pub(super) fn read(dtype: DType, width: usize, bytes: &[u8]) -> Vec<f32> {
     let (pairs, quads) = (bytes.as_chunks::<2>().0, bytes.as_chunks::<4>().0);
     match dtype {
         DType::F32 => quads.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(),
+        #[expect(clippy::cast_precision_loss, reason = "nobody computes with ids")]
+        DType::Id => quads.iter().map(|bytes| u32::from_le_bytes(*bytes) as f32).collect(),
         DType::F16 => {
             let narrow: Vec<_> = pairs.iter().map(|bytes| f16::from_le_bytes(*bytes)).collect();
             narrow.to_f32_vec()
@@ -66,6 +74,7 @@ pub(super) fn error_max(dtype: DType, value: f32, block_max: f32) -> f32 {
         |places: i32, smallest: f32| (value.abs() * 2f32.powi(-places)).max(smallest / 2.0);
     match dtype {
         DType::F32 => 0.0,
+        DType::Id => 0.5,
         DType::F16 => {
             rounded(11, f16::MIN_POSITIVE_SUBNORMAL.to_f32()).max(value.abs() - f16::MAX.to_f32())
         }

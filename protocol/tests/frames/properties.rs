@@ -11,8 +11,9 @@ use umbel_protocol::directory::{DirectoryAnswer, DirectoryRequest};
 use umbel_protocol::error::{ErrorCode, ProtocolViolation};
 use umbel_protocol::frame::{Frame, FrameDecoder};
 use umbel_protocol::inference::{
-    Adopt, AnswerRows, ClientMessage, Destination, HopTiming, KeepPages, Neighbour, NextHop,
-    OpenSession, PushMessage, Redirect, ServerMessage, SessionError, Step, Trouble,
+    Adopt, AnswerRows, ClientMessage, Destination, Draw, END_IDS_MAX, HopTiming, KeepPages,
+    Neighbour, NextHop, OpenSession, PushMessage, Redirect, Sampling, ServerMessage, SessionError,
+    Step, Trouble,
 };
 use umbel_protocol::prefix::{PREFIX_PAGES_MAX, PageDigest};
 use umbel_protocol::training::{
@@ -47,12 +48,10 @@ fn durations() -> impl Strategy<Value = Duration> {
 }
 
 fn destinations() -> impl Strategy<Value = Destination> {
-    let next = (peers(), vec("[ -~]{0,256}", 0..=16), sessions())
-        .prop_map(|(peer, addresses, session)| NextHop { peer, addresses, session });
     prop_oneof![
         Just(Destination::Client),
         Just(Destination::Held),
-        next.prop_map(Destination::Server)
+        hops().prop_map(Destination::Server)
     ]
 }
 
@@ -60,8 +59,9 @@ fn opens() -> impl Strategy<Value = OpenSession> {
     let numbers = (any::<u32>(), any::<u32>(), any::<u64>());
     let places = (option::of(peers()), destinations());
     let writing = (dtypes(), any::<bool>(), dtypes());
-    (sessions(), models(), spans(), numbers, places, writing, pages()).prop_map(
-        |(session, model, blocks, numbers, (previous, next), writing, prefix)| {
+    let thin = (any::<bool>(), option::of(peers()), pages());
+    (sessions(), models(), spans(), numbers, places, writing, thin).prop_map(
+        |(session, model, blocks, numbers, (previous, next), writing, (thin, drawer, prefix))| {
             let (results, compress, cache) = writing;
             let (tokens_max, next_position, next_step) = numbers;
             OpenSession {
@@ -77,6 +77,8 @@ fn opens() -> impl Strategy<Value = OpenSession> {
                 compress,
                 cache,
                 prefix,
+                thin,
+                drawer,
             }
         },
     )
@@ -93,6 +95,42 @@ fn keeps() -> impl Strategy<Value = KeepPages> {
             next_step: StepId(next_step),
             first,
             pages,
+        },
+    )
+}
+
+fn hops() -> impl Strategy<Value = NextHop> {
+    (peers(), vec("[ -~]{0,256}", 0..=16), sessions())
+        .prop_map(|(peer, addresses, session)| NextHop { peer, addresses, session })
+}
+
+fn samplings() -> impl Strategy<Value = Sampling> {
+    let part = || 0.0f32..=1.0;
+    let above = || (0.0f32..=1.0).prop_map(|part| part.max(f32::MIN_POSITIVE));
+    (0.0f32..1e30, any::<u32>(), above(), part(), above(), any::<u64>()).prop_map(
+        |(temperature, top_k, top_p, min_p, repetition_penalty, seed)| Sampling {
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            repetition_penalty,
+            seed,
+        },
+    )
+}
+
+fn draws() -> impl Strategy<Value = Draw> {
+    let numbers = any::<(u32, u32)>();
+    let ids = || vec(any::<u32>(), 0..=64);
+    (sessions(), samplings(), numbers, ids(), ids(), option::of(hops())).prop_map(
+        |(session, sampling, (from, until), end_ids, text, first)| Draw {
+            session,
+            sampling,
+            from,
+            until,
+            end_ids,
+            text,
+            first,
         },
     )
 }
@@ -131,7 +169,8 @@ fn timings() -> impl Strategy<Value = HopTiming> {
 }
 
 fn tensors() -> impl Strategy<Value = Tensor> {
-    (dtypes(), 1u32..9, 1u32..70, any::<u8>()).prop_map(|(dtype, tokens, hidden, byte)| {
+    let of_any_type = prop_oneof![8 => dtypes(), 1 => Just(DType::Id)];
+    (of_any_type, 1u32..9, 1u32..70, any::<u8>()).prop_map(|(dtype, tokens, hidden, byte)| {
         let bytes = tokens as usize * usize::try_from(dtype.row_bytes(hidden)).unwrap();
         Tensor::new(dtype, vec![tokens, hidden], Bytes::from(vec![byte; bytes])).unwrap()
     })
@@ -142,9 +181,9 @@ fn dtypes() -> impl Strategy<Value = DType> {
 }
 
 fn steps() -> impl Strategy<Value = Step> {
-    let marks = any::<(bool, bool)>();
+    let marks = any::<(bool, bool, bool)>();
     (sessions(), any::<u64>(), 0..u32::MAX - 9, tensors(), vec(timings(), 0..=64), marks).prop_map(
-        |(session, step, position, hidden, trace, (replay, last))| Step {
+        |(session, step, position, hidden, trace, (replay, last, goes_on))| Step {
             session,
             step: StepId(step),
             position,
@@ -152,6 +191,7 @@ fn steps() -> impl Strategy<Value = Step> {
             trace,
             replay,
             answer_rows: if last { AnswerRows::Last } else { AnswerRows::All },
+            goes_on,
         },
     )
 }
@@ -251,9 +291,12 @@ fn messages() -> impl Strategy<Value = Message> {
         steps().prop_map(ClientMessage::Step),
         sessions().prop_map(|session| ClientMessage::Close { session }),
         redirects().prop_map(ClientMessage::Redirect),
-        (sessions(), option::of(peers()), any::<bool>()).prop_map(|(session, previous, empty)| {
-            ClientMessage::Adopt(Adopt { session, previous, empty })
-        }),
+        (sessions(), option::of(peers()), any::<bool>(), option::of(peers())).prop_map(
+            |(session, previous, empty, drawer)| {
+                ClientMessage::Adopt(Adopt { session, previous, empty, drawer })
+            },
+        ),
+        draws().prop_map(ClientMessage::Draw),
         sessions().prop_map(|session| ClientMessage::Ping { session }),
         keeps().prop_map(ClientMessage::Keep),
     ];
@@ -272,6 +315,7 @@ fn messages() -> impl Strategy<Value = Message> {
         }),
         sessions().prop_map(|session| ServerMessage::Draining { session }),
         troubles().prop_map(ServerMessage::Trouble),
+        sessions().prop_map(|session| ServerMessage::DrawTaken { session }),
     ];
     let request = prop_oneof![
         announcements().prop_map(DirectoryRequest::Announce),
@@ -345,6 +389,7 @@ fn step_of(position: u32, shape: Vec<u32>, bytes: usize) -> ClientMessage {
         trace: Vec::new(),
         replay: false,
         answer_rows: AnswerRows::All,
+        goes_on: false,
     })
 }
 
@@ -479,4 +524,55 @@ fn numbers_of_a_training_that_do_not_fit_are_violations() {
     forward.sequences[0].tokens = 0;
     forward.sequences[1].tokens = 3;
     assert!(refused(TrainerMessage::Forward(forward)), "a sequence without a token");
+}
+
+fn draw_of(sampling: Sampling) -> ClientMessage {
+    let (session, end_ids, text) = (SessionId::new(1), Vec::new(), Vec::new());
+    ClientMessage::Draw(Draw { session, sampling, from: 1, until: 9, end_ids, text, first: None })
+}
+
+#[test]
+fn numbers_by_which_no_token_can_be_chosen_are_a_violation() {
+    let sound = Sampling {
+        temperature: 0.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        repetition_penalty: 1.0,
+        seed: 0,
+    };
+    assert!(ClientMessage::decode(draw_of(sound).encode()).is_ok());
+    for wrong in [
+        Sampling { temperature: -1.0, ..sound },
+        Sampling { temperature: f32::NAN, ..sound },
+        Sampling { top_p: 0.0, ..sound },
+        Sampling { top_p: 1.5, ..sound },
+        Sampling { min_p: f32::INFINITY, ..sound },
+        Sampling { repetition_penalty: 0.0, ..sound },
+    ] {
+        let decoded = ClientMessage::decode(draw_of(wrong).encode());
+        assert!(matches!(decoded, Err(ProtocolViolation::OutOfRange { .. })), "{wrong:?}");
+    }
+}
+
+#[test]
+fn half_an_id_is_a_violation_and_only_so_many_tokens_end_an_answer() {
+    let ClientMessage::Draw(draw) = draw_of(Sampling {
+        temperature: 1.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        repetition_penalty: 2.0,
+        seed: 1,
+    }) else {
+        panic!("it is one");
+    };
+    let mut frame = ClientMessage::Draw(Draw { text: vec![1, 2], ..draw.clone() }).encode();
+    frame.payload.truncate(7);
+    let decoded = ClientMessage::decode(frame);
+    assert!(matches!(decoded, Err(ProtocolViolation::UnexpectedPayload { .. })), "{decoded:?}");
+    let many = Draw { end_ids: vec![0; END_IDS_MAX + 1], ..draw };
+    let read = ClientMessage::decode(ClientMessage::Draw(many).encode()).unwrap();
+    let ClientMessage::Draw(read) = read else { panic!("{read:?}") };
+    assert_eq!(read.end_ids.len(), END_IDS_MAX, "more are not sent");
 }

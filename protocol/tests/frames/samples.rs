@@ -14,8 +14,8 @@ use umbel_protocol::directory::{DirectoryAnswer, DirectoryRequest};
 use umbel_protocol::error::{ErrorCode, ProtocolViolation};
 use umbel_protocol::frame::{Frame, Limits, encode_prefix};
 use umbel_protocol::inference::{
-    Adopt, AnswerRows, ClientMessage, Destination, HopTiming, KeepPages, Neighbour, NextHop,
-    OpenSession, PushMessage, Redirect, ServerMessage, SessionError, Step, Trouble,
+    Adopt, AnswerRows, ClientMessage, Destination, Draw, HopTiming, KeepPages, Neighbour, NextHop,
+    OpenSession, PushMessage, Redirect, Sampling, ServerMessage, SessionError, Step, Trouble,
 };
 use umbel_protocol::prefix::PageDigest;
 use umbel_protocol::training::{TrainerMessage, TrainingAnswer};
@@ -94,6 +94,11 @@ pub(crate) fn samples() -> Vec<Sample> {
         client("client_adopt", ClientMessage::Adopt(adopt(session))),
         client("client_ping", ClientMessage::Ping { session }),
         client("client_keep", ClientMessage::Keep(keep(session))),
+        client("client_open_thin", ClientMessage::Open(open_thin(session))),
+        client("client_adopt_drawer", ClientMessage::Adopt(adopt_drawer(session))),
+        client("client_draw", ClientMessage::Draw(draw(session))),
+        client("client_draw_greedy", ClientMessage::Draw(draw_greedy(session))),
+        client("client_step_ids", ClientMessage::Step(step_ids(session))),
         server("server_opened", ServerMessage::Opened { session, tokens_max: 2_048, kept: None }),
         server(
             "server_opened_prefix",
@@ -110,6 +115,8 @@ pub(crate) fn samples() -> Vec<Sample> {
         server("server_pong", ServerMessage::Pong { session, received: 133, computed: 130 }),
         server("server_draining", ServerMessage::Draining { session }),
         server("server_trouble", ServerMessage::Trouble(trouble(session))),
+        server("server_draw_taken", ServerMessage::DrawTaken { session }),
+        server("server_output_token", ServerMessage::Output(output_token(session))),
         sample("push_step", Message::Push(PushMessage::Step(step(session)))),
         sample("push_replay", Message::Push(PushMessage::Step(replay(session)))),
         sample("request_announce", Message::Request(DirectoryRequest::Announce(signed()))),
@@ -120,6 +127,10 @@ pub(crate) fn samples() -> Vec<Sample> {
         sample(
             "request_announce_proposal",
             Message::Request(DirectoryRequest::Announce(signed_proposal())),
+        ),
+        sample(
+            "request_announce_ends",
+            Message::Request(DirectoryRequest::Announce(signed_ends())),
         ),
         sample("request_lookup", Message::Request(DirectoryRequest::Lookup { model: Some(MODEL) })),
         sample("request_lookup_all", Message::Request(DirectoryRequest::Lookup { model: None })),
@@ -159,6 +170,8 @@ fn open(session: SessionId) -> OpenSession {
         compress: false,
         cache: DType::F32,
         prefix: Vec::new(),
+        thin: false,
+        drawer: None,
     }
 }
 
@@ -190,7 +203,59 @@ fn redirect(session: SessionId) -> Redirect {
 }
 
 fn adopt(session: SessionId) -> Adopt {
-    Adopt { session, previous: Some(peer(1)), empty: true }
+    Adopt { session, previous: Some(peer(1)), empty: true, drawer: None }
+}
+
+fn open_thin(session: SessionId) -> OpenSession {
+    OpenSession { thin: true, drawer: Some(peer(2)), previous: None, ..open(session) }
+}
+
+fn adopt_drawer(session: SessionId) -> Adopt {
+    Adopt { session, previous: None, empty: false, drawer: Some(peer(2)) }
+}
+
+/// With every field, and a text.
+fn draw(session: SessionId) -> Draw {
+    let addresses = vec!["/ip4/10.0.0.7/udp/4001/quic-v1".to_owned()];
+    Draw {
+        session,
+        sampling: Sampling {
+            temperature: 0.75,
+            top_k: 40,
+            top_p: 0.9,
+            min_p: 0.05,
+            repetition_penalty: 1.25,
+            seed: 0x1122_3344_5566_7788,
+        },
+        from: 130,
+        until: 386,
+        end_ids: vec![2, 49_152],
+        text: vec![1, 70_000, u32::MAX],
+        first: Some(NextHop { peer: peer(1), addresses, session: OTHER }),
+    }
+}
+
+/// The likeliest token, for the client alone.
+fn draw_greedy(session: SessionId) -> Draw {
+    let sampling = Sampling {
+        temperature: 0.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        repetition_penalty: 1.0,
+        seed: 0,
+    };
+    let (end_ids, text) = (Vec::new(), Vec::new());
+    Draw { session, sampling, from: 5, until: 5, end_ids, text, first: None }
+}
+
+fn step_ids(session: SessionId) -> Step {
+    let hidden = Tensor::of_ids(&[1, 70_000]);
+    Step { hidden, trace: Vec::new(), answer_rows: AnswerRows::Last, ..step(session) }
+}
+
+fn output_token(session: SessionId) -> Step {
+    Step { hidden: Tensor::of_ids(&[311]), goes_on: true, ..step(session) }
 }
 
 fn trouble(session: SessionId) -> Trouble {
@@ -225,6 +290,7 @@ fn step(session: SessionId) -> Step {
         trace: vec![first, second],
         replay: false,
         answer_rows: AnswerRows::All,
+        goes_on: false,
     }
 }
 
@@ -282,7 +348,13 @@ fn announcement() -> Announcement {
         held_blocks_max: 0,
         proposal: None,
         joined: None,
+        holds_ends: false,
     }
+}
+
+fn signed_ends() -> SignedAnnouncement {
+    let holding = Announcement { holds_ends: true, ..announcement() };
+    holding.sign(&SigningKey::from_bytes(&[1; 32]))
 }
 
 fn signed() -> SignedAnnouncement {

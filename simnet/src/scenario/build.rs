@@ -10,7 +10,7 @@ use umbel_protocol::{ModelId, PeerId, Span};
 use super::{Clients, Failing, Kind, Network, Scenario, ScenarioError, Servers};
 use crate::host::Speed;
 use crate::link::LinkClass;
-use crate::oracle::{HIDDEN_SIZE, TOKEN_BYTES};
+use crate::oracle::{HIDDEN_SIZE, TOKEN_BYTES, VOCABULARY};
 use crate::seed::Seed;
 use crate::workload::{Between, Workload};
 use crate::world::{Fault, Planner, Settings, Topology, World};
@@ -161,6 +161,8 @@ impl Scenario {
             peer: PeerId::from_public_key(key),
             model: model(),
             span: Span::new(start, start + of.blocks).expect("servers have blocks"),
+            block_count: self.model.blocks,
+            vocabulary_size: Some(VOCABULARY),
             hidden_size: HIDDEN_SIZE,
             head_size: 32,
             context_tokens: CONTEXT_TOKENS,

@@ -26,7 +26,7 @@ use umbel_protocol::{ModelId, PeerId, Span};
 use super::{Table, cells};
 use crate::host::Speed;
 use crate::link::LinkClass;
-use crate::oracle::HIDDEN_SIZE;
+use crate::oracle::{HIDDEN_SIZE, VOCABULARY};
 use crate::seed::Seed;
 use crate::workload::{Plan, tokens};
 use crate::world::{Hazard, Planner, Settings, World};
@@ -196,6 +196,8 @@ pub fn generate(length: u32, probability: f64, standby: bool, noticed: bool, see
                 peer: PeerId::from_public_key([1 + stage * SERVERS_PER_STAGE + copy; 32]),
                 model,
                 span: Span::new(ends[0], ends[1]).expect("stages are not empty"),
+                block_count: STAGES[4],
+                vocabulary_size: Some(VOCABULARY),
                 hidden_size: HIDDEN_SIZE,
                 head_size: 32,
                 context_tokens: 2_048,

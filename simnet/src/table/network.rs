@@ -13,7 +13,7 @@ use umbel_protocol::{ModelId, PeerId, Span};
 use super::{Table, cells};
 use crate::host::Speed;
 use crate::link::LinkClass;
-use crate::oracle::HIDDEN_SIZE;
+use crate::oracle::{HIDDEN_SIZE, VOCABULARY};
 use crate::seed::Seed;
 use crate::workload::{Plan, tokens};
 use crate::world::{Planner, Settings, World};
@@ -116,6 +116,8 @@ impl Setup {
                 peer: PeerId::from_public_key([name; 32]),
                 model,
                 span: Span::new(ends[0], ends[1]).expect("no server is without blocks"),
+                block_count: self.block_count(),
+                vocabulary_size: Some(VOCABULARY),
                 hidden_size: HIDDEN_SIZE,
                 head_size: 32,
                 context_tokens: 4_096,

@@ -11,7 +11,7 @@ use umbel_protocol::{ModelId, PeerId, Span};
 use super::{Table, cells};
 use crate::host::Speed;
 use crate::link::LinkClass;
-use crate::oracle::HIDDEN_SIZE;
+use crate::oracle::{HIDDEN_SIZE, VOCABULARY};
 use crate::seed::Seed;
 use crate::workload::{Plan, tokens};
 use crate::world::{Planner, Settings, World};
@@ -95,6 +95,8 @@ pub fn time(manner: Manner, prompt: u32, bytes_per_second: f64) -> Duration {
             peer: PeerId::from_public_key([name; 32]),
             model,
             span: Span::new(stage * BLOCKS, (stage + 1) * BLOCKS).expect("a stage has blocks"),
+            block_count: STAGES * BLOCKS,
+            vocabulary_size: Some(VOCABULARY),
             hidden_size: HIDDEN_SIZE,
             head_size: 32,
             context_tokens: 8_192,

@@ -77,6 +77,7 @@ impl World {
             held_blocks_max: 0,
             proposal: None,
             joined: None,
+            holds_ends: true,
         };
         self.announcements.newest.insert(server, announcement);
         self.queue.plan(self.now + ANNOUNCE_INTERVAL, Event::Announce { server, life });

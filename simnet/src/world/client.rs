@@ -12,8 +12,9 @@ use umbel_protocol::inference::ClientMessage;
 use umbel_protocol::{DType, PeerId, SessionId, Span, Tensor};
 
 use super::links::SessionLink;
+use super::talk::Talk;
 use super::{Event, Place, Settings, World};
-use crate::oracle::{Oracle, embed};
+use crate::oracle::{Oracle, VOCABULARY, embed};
 use crate::workload::{Plan, Workload};
 
 /// Bytes that a client keeps of what it sent: more than any plan has.
@@ -26,7 +27,7 @@ const BLAMED_MAX: usize = 64;
 const SECRET: [u8; 32] = [0x5e; 32];
 
 /// The session's name at the oracle beside the swarm.
-const REFERENCE: SessionId = SessionId::new(0);
+pub(super) const REFERENCE: SessionId = SessionId::new(0);
 
 /// A step that was answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,15 +59,17 @@ pub struct Client {
     pub skipped: usize,
     /// Sessions that have begun.
     pub(super) sessions_begun: u32,
-    session: Option<Session>,
-    config: SessionConfig,
-    plan: Plan,
+    pub(super) session: Option<Session>,
+    pub(super) config: SessionConfig,
+    pub(super) plan: Plan,
     /// What follows it, each after a pause.
     more: VecDeque<(Duration, Plan)>,
     workload: Option<(Workload, Random)>,
     /// What the swarm's answers must equal.
-    reference: Oracle,
+    pub(super) reference: Oracle,
     expected: VecDeque<Tensor>,
+    /// Of a thin session.
+    pub(super) thin: Talk,
     /// The position after the last step that was begun.
     end: u32,
     /// Hops of earlier sessions, so that links have names of their own.
@@ -99,12 +102,14 @@ impl Client {
                 journal_bytes_max: JOURNAL_BYTES_MAX,
                 standby: plan.standby,
                 sharing: None,
+                thin_vocabulary: (!plan.turns.is_empty()).then_some(VOCABULARY),
             },
             plan,
             more: VecDeque::new(),
             workload: None,
             reference: Oracle::default(),
             expected: VecDeque::new(),
+            thin: Talk::default(),
             end: 0,
             hops_before: 0,
             hops_used: 0,
@@ -248,6 +253,7 @@ impl World {
                         self.send(Place::Client(client), Place::Server(end.server), 0, event);
                     }
                 }
+                Output::Ready if of.is_thin() => over |= self.next_turn(client),
                 Output::Ready => {
                     let remember = of.begin();
                     self.totals.tokens_shared += u64::from(self.clients[client].end);
@@ -266,6 +272,9 @@ impl World {
                     }
                     self.clients[client].answers.push(Answer { at, took, tokens });
                     over |= self.next_steps(client);
+                }
+                Output::Drawn { id, goes_on, total, .. } => {
+                    over |= self.drawn(client, (id, goes_on), total);
                 }
                 Output::Blame(failure) => {
                     self.totals.blames += 1;

@@ -6,7 +6,7 @@ use umbel_protocol::{PeerId, Span};
 
 use super::tests::at;
 use super::*;
-use crate::oracle::HIDDEN_SIZE;
+use crate::oracle::{HIDDEN_SIZE, VOCABULARY};
 use crate::table::failures;
 use crate::workload::tokens;
 
@@ -23,6 +23,8 @@ fn a_long_prompt_over_a_slow_link_reaches_its_hop() {
             peer: PeerId::from_public_key([name; 32]),
             model,
             span: Span::new(0, 1).unwrap(),
+            block_count: 1,
+            vocabulary_size: Some(VOCABULARY),
             hidden_size: HIDDEN_SIZE,
             head_size: 32,
             context_tokens: 1_024,

@@ -7,6 +7,7 @@ use umbel_protocol::{PeerId, SessionId, Tensor};
 use super::links::{PushLink, SessionLink, link_id, session_link};
 use super::{Event, Place, World};
 use crate::host::{Condition, Row};
+use crate::oracle::{draw, embed};
 
 impl World {
     pub(super) fn session_message(&mut self, link: SessionLink, message: ClientMessage) {
@@ -169,12 +170,17 @@ impl World {
     fn compute(&mut self, server: usize, batch: &Batch) {
         let mut rows = Vec::with_capacity(batch.jobs.len());
         let mut results = Vec::with_capacity(batch.jobs.len());
-        for &Job { session, blocks, position, ref hidden } in &batch.jobs {
+        for &Job { session, blocks, position, ref hidden, draw: ref drawing } in &batch.jobs {
             let tokens = hidden.shape()[0];
             self.check_room(server, session, position + tokens);
             rows.push(Row { blocks, position, tokens });
             let host = &mut self.hosts[server];
-            let result = host.oracle.step(session, blocks, position, hidden);
+            // Of a thin session ids enter, and leave.
+            let ids = hidden.to_ids();
+            let entering = ids.map_or_else(|| hidden.clone(), |ids| embed(&ids));
+            let leaving = host.oracle.step(session, blocks, position, &entering);
+            let drawn = drawing.as_ref().map(|drawing| draw(&leaving, drawing));
+            let result = drawn.map_or(leaving, |id| Tensor::of_ids(&[id]));
             results.push(if host.lies { cut_short(&result) } else { result });
         }
         let host = &mut self.hosts[server];

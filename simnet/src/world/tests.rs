@@ -1,10 +1,12 @@
 //! Sessions of many clients under faults give what the oracle gives in one piece.
 
+mod thin;
+
 use umbel_protocol::Span;
 use umbel_protocol::inference::AnswerRows;
 
 use super::*;
-use crate::oracle::HIDDEN_SIZE;
+use crate::oracle::{HIDDEN_SIZE, VOCABULARY};
 use crate::workload::tokens;
 
 pub(super) const BLOCKS: u32 = 6;
@@ -23,6 +25,8 @@ pub(super) fn server(name: u8, start: u32, end: u32, kv_tokens_max: u32) -> Serv
         peer: PeerId::from_public_key([name; 32]),
         model: MODEL,
         span: Span::new(start, end).unwrap(),
+        block_count: BLOCKS,
+        vocabulary_size: Some(VOCABULARY),
         hidden_size: HIDDEN_SIZE,
         head_size: 32,
         context_tokens: 512,

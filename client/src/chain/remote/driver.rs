@@ -8,7 +8,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use umbel_coordinator::route::NoRoute;
 use umbel_coordinator::session::{
-    HopFailure, HopId, Input, Output, RouteHop, RouteWanted, Session, SessionConfig, SessionFailure,
+    DrawWanted, HopFailure, HopId, Input, Output, RouteHop, RouteWanted, Session, SessionConfig,
+    SessionFailure,
 };
 use umbel_coordinator::{Hop, Time};
 use umbel_protocol::inference::{AnswerRows, ClientMessage, HopTiming, ServerMessage};
@@ -16,6 +17,7 @@ use umbel_protocol::prefix::{PageDigest, PrefixChain, PrefixSeed};
 use umbel_protocol::{ModelId, Tensor};
 
 use super::links::{self, HopLink};
+use super::thin::Drawn;
 use crate::clock::Clock;
 use crate::swarm::Swarm;
 use crate::swarm::route::{FORGIVEN_AGAIN, Search};
@@ -36,6 +38,11 @@ pub(super) enum Command {
     Remember {
         hidden: Tensor,
     },
+    /// How tokens are drawn from now on, and who takes them.
+    Draw {
+        wanted: DrawWanted,
+        tell: mpsc::Sender<Result<Drawn, SessionFailure>>,
+    },
     Close {
         done: oneshot::Sender<()>,
     },
@@ -48,7 +55,8 @@ pub(super) struct NextStep {
     /// Empty where they are not known.
     pub(super) ids: Vec<u32>,
     pub(super) answer_rows: AnswerRows,
-    pub(super) answer: Answer,
+    /// Absent in a thin session, whose tokens come in a row.
+    pub(super) answer: Option<Answer>,
 }
 
 type Answer = oneshot::Sender<Result<Stepped, SessionFailure>>;
@@ -90,6 +98,9 @@ pub(super) struct Driver {
     next: Option<NextStep>,
     /// Who waits for the steps under way, in order.
     answers: VecDeque<Answer>,
+    /// Who takes what a thin session draws.
+    drawn: Option<mpsc::Sender<Result<Drawn, SessionFailure>>>,
+    is_thin: bool,
     hops: watch::Sender<Vec<Hop>>,
     failures: watch::Sender<Vec<HopFailure>>,
     clock: Clock,
@@ -128,6 +139,8 @@ impl Driver {
             token_bytes: config.token_bytes,
             pages,
             prefix,
+            is_thin: config.thin_vocabulary.is_some(),
+            drawn: None,
             session: Session::open(config, Time::START),
             links: BTreeMap::new(),
             closing: JoinSet::new(),
@@ -165,6 +178,10 @@ impl Driver {
                 command = self.commands.recv(), if idle => match command {
                     Some(Command::Step(next)) => self.next = Some(next),
                     Some(Command::Remember { hidden }) => self.tell(Input::Remember { hidden }),
+                    Some(Command::Draw { wanted, tell }) => {
+                        self.drawn = Some(tell);
+                        self.tell(Input::Draw(wanted));
+                    }
                     Some(Command::Close { done }) => {
                         self.close().await;
                         // The caller may not wait for it.
@@ -193,7 +210,7 @@ impl Driver {
         let accepts = |next: &mut NextStep| self.session.accepts(next.position);
         if let Some(next) = self.next.take_if(accepts) {
             let NextStep { position, hidden, ids, answer_rows, answer } = next;
-            self.answers.push_back(answer);
+            self.answers.extend(answer);
             self.tell(Input::Step { position, hidden, ids, answer_rows });
             self.drain();
         }
@@ -252,6 +269,14 @@ impl Driver {
                         let _gone = answer.send(Ok(Stepped { hidden, trace, total }));
                     }
                 }
+                Output::Drawn { id, goes_on, trace, total } => {
+                    self.troubled = None;
+                    self.swarm.praise(trace.iter().map(|hop| hop.peer));
+                    if let Some(drawn) = &self.drawn {
+                        // Its caller may be gone.
+                        let _gone = drawn.try_send(Ok(Drawn { id, goes_on, trace, total }));
+                    }
+                }
                 Output::Blame(failure) => self.blame(failure),
                 Output::Failed(failure) => self.fail(failure),
             }
@@ -270,6 +295,7 @@ impl Driver {
             forgiving_from: searched.map_or(now, |searched| searched + FORGIVEN_AGAIN),
             urgent: begun,
             prefix: if begun { Vec::new() } else { self.prefix.clone() },
+            thin: self.is_thin,
             wanted,
         };
         tokio::spawn(async move {
@@ -310,7 +336,10 @@ impl Driver {
         if let Some(ready) = self.ready.take() {
             let _gone = ready.send(Err(failure.clone()));
         }
-        let waiting = self.next.take().map(|next| next.answer);
+        if let Some(drawn) = &self.drawn {
+            let _gone = drawn.try_send(Err(failure.clone()));
+        }
+        let waiting = self.next.take().and_then(|next| next.answer);
         for answer in self.answers.drain(..).chain(waiting) {
             let _gone = answer.send(Err(failure.clone()));
         }

@@ -103,7 +103,8 @@ async fn encode(message: ClientMessage, packing: Packing) -> Frame {
         | ClientMessage::Redirect(_)
         | ClientMessage::Adopt(_)
         | ClientMessage::Ping { .. }
-        | ClientMessage::Keep(_) => message.encode(),
+        | ClientMessage::Keep(_)
+        | ClientMessage::Draw(_) => message.encode(),
     }
 }
 

@@ -298,6 +298,7 @@ impl RemoteBlocks {
             token_bytes: self.token_bytes,
             wanted,
             prefix: Vec::new(),
+            thin: false,
             since: Instant::now(),
             forgiving_from: Instant::now() + FORGIVEN_AFTER,
             urgent: self.failures > 0,

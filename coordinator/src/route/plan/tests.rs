@@ -30,6 +30,7 @@ fn server(name: u8, start: u32, end: u32, decode: f32) -> Announcement {
         held_blocks_max: 0,
         proposal: None,
         joined: None,
+        holds_ends: false,
     }
 }
 

@@ -6,6 +6,7 @@ use umbel_protocol::inference::Step;
 use super::Load;
 use crate::server::STEPS_QUEUED_PER_SESSION_MAX;
 use crate::server::admission::Refusal;
+use crate::server::ring::is_of_ids;
 use crate::server::served::Served;
 
 /// Whether a step fits its session; the position after it.
@@ -20,7 +21,9 @@ pub(in crate::server) fn check(
         let detail = format!("hidden states are [tokens, {hidden_size}]");
         return refuse(ErrorCode::WrongShape, detail);
     };
-    if tokens == 0 || hidden != hidden_size {
+    if let Some(thin) = served.thin.as_ref().filter(|thin| thin.enters) {
+        thin.check_ids(&step.hidden)?;
+    } else if tokens == 0 || hidden != hidden_size || is_of_ids(&step.hidden) {
         let detail = format!("hidden states are [tokens, {hidden_size}], not [{tokens}, {hidden}]");
         return refuse(ErrorCode::WrongShape, detail);
     }

@@ -22,6 +22,7 @@ fn config(tokens: u32, wire: DType, standby: bool) -> SessionConfig {
         journal_bytes_max: 1 << 20,
         standby,
         sharing: Some(Sharing { secret: SECRET, tokens: text(tokens) }),
+        thin_vocabulary: None,
     }
 }
 

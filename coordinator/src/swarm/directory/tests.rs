@@ -37,6 +37,7 @@ fn announcement(seed: u8, seconds: u64) -> Announcement {
         held_blocks_max: 0,
         proposal: None,
         joined: None,
+        holds_ends: false,
     }
 }
 

@@ -13,15 +13,29 @@ pub(super) fn destination_to_wire(
     match destination {
         Destination::Client => (None, false),
         Destination::Held => (None, true),
-        Destination::Server(next) => {
-            let hop = v1::NextHop {
-                peer: wire::peer_bytes(next.peer),
-                addresses: wire::addresses_to_wire(next.addresses),
-                session: (next.session != here).then(|| wire::session_bytes(next.session)),
-            };
-            (Some(hop), false)
-        }
+        Destination::Server(next) => (Some(hop_to_wire(next, here)), false),
     }
+}
+
+/// A server, of a session that is called `here` here.
+pub(super) fn hop_to_wire(next: NextHop, here: SessionId) -> v1::NextHop {
+    v1::NextHop {
+        peer: wire::peer_bytes(next.peer),
+        addresses: wire::addresses_to_wire(next.addresses),
+        session: (next.session != here).then(|| wire::session_bytes(next.session)),
+    }
+}
+
+/// The server, of a session that is called `here` here.
+pub(super) fn hop_from_wire(
+    next: v1::NextHop,
+    here: SessionId,
+) -> Result<NextHop, ProtocolViolation> {
+    Ok(NextHop {
+        peer: wire::peer_id(&next.peer)?,
+        addresses: wire::addresses(next.addresses)?,
+        session: next.session.map_or(Ok(here), |session| wire::session_id(&session))?,
+    })
 }
 
 /// The destination that `next` and `held` name, in a session that is called `here` here.
@@ -36,11 +50,7 @@ pub(super) fn destination(
         Some(_) if held => {
             return Err(ProtocolViolation::Unexpected { message: "a next hop for held results" });
         }
-        Some(next) => Destination::Server(NextHop {
-            peer: wire::peer_id(&next.peer)?,
-            addresses: wire::addresses(next.addresses)?,
-            session: next.session.map_or(Ok(here), |session| wire::session_id(&session))?,
-        }),
+        Some(next) => Destination::Server(hop_from_wire(next, here)?),
     })
 }
 
@@ -81,6 +91,7 @@ impl From<Adopt> for v1::Adopt {
             session: wire::session_bytes(adopt.session),
             previous: adopt.previous.map(wire::peer_bytes),
             empty: adopt.empty,
+            drawer: adopt.drawer.map(wire::peer_bytes),
         }
     }
 }
@@ -93,6 +104,7 @@ impl TryFrom<v1::Adopt> for Adopt {
             session: wire::session_id(&adopt.session)?,
             previous: adopt.previous.map(|peer| wire::peer_id(&peer)).transpose()?,
             empty: adopt.empty,
+            drawer: adopt.drawer.map(|peer| wire::peer_id(&peer)).transpose()?,
         })
     }
 }

@@ -1,0 +1,135 @@
+//! What stands after the last block.
+
+use std::fmt;
+
+use umbel_shard::layout::{EMBEDDING, FINAL_NORM, HEAD};
+use umbel_shard::{ModelConfig, Weights};
+
+use super::EndsError;
+use crate::checkpoint::{Checkpoint, LoadTensorError};
+use crate::device::Device;
+use crate::hidden::HiddenStates;
+use crate::kernel::Arithmetic;
+use crate::operation::linear::Linear;
+use crate::operation::rms_norm::RmsNorm;
+
+/// Final norm and head of a model. A clone shares the weights.
+#[derive(Clone)]
+pub struct Head {
+    norm: RmsNorm,
+    lm_head: Linear,
+    hidden_size: usize,
+    device: Device,
+}
+
+impl Head {
+    /// Takes final norm and head out of `weights`; where the head is tied to the embedding, that is
+    /// among them.
+    ///
+    /// # Errors
+    /// [`LoadTensorError`] where a tensor is missing or has another shape than `config` asks for.
+    pub fn load(config: &ModelConfig, weights: &Weights) -> Result<Self, LoadTensorError> {
+        Self::load_with(Arithmetic::default(), config, weights)
+    }
+
+    pub(super) fn load_with(
+        arithmetic: Arithmetic,
+        config: &ModelConfig,
+        weights: &Weights,
+    ) -> Result<Self, LoadTensorError> {
+        let checkpoint = Checkpoint { config, weights, arithmetic };
+        let matrix = [config.vocabulary_size, config.hidden_size];
+        let head = if config.tied_embeddings { EMBEDDING } else { HEAD };
+        Ok(Self {
+            norm: checkpoint.rms_norm(stem(FINAL_NORM), config.hidden_size)?,
+            lm_head: checkpoint.linear(stem(head), matrix, false)?,
+            hidden_size: config.hidden_size,
+            device: Device::shared(),
+        })
+    }
+
+    /// The same head, computed by `device` instead of the process's shared threads.
+    #[must_use]
+    pub fn on(self, device: Device) -> Self {
+        Self { device, ..self }
+    }
+
+    pub(super) const fn device(&self) -> &Device {
+        &self.device
+    }
+
+    pub(super) const fn norm_and_linear(&self) -> (&RmsNorm, &Linear) {
+        (&self.norm, &self.lm_head)
+    }
+
+    /// What the head is given for each token of `hidden`, which left the last block.
+    ///
+    /// # Errors
+    /// [`EndsError`] where `hidden` is of another model.
+    pub fn normed(&self, hidden: &HiddenStates) -> Result<Vec<Vec<f32>>, EndsError> {
+        self.check(hidden)?;
+        let rows = self.device.run(|| self.norm.forward(hidden.tensor())?.to_vec2())?;
+        Ok(rows)
+    }
+
+    fn check(&self, hidden: &HiddenStates) -> Result<(), EndsError> {
+        let (expected, found) = (self.hidden_size, hidden.hidden_size());
+        if expected == found {
+            return Ok(());
+        }
+        Err(EndsError::WrongHiddenSize { expected, found })
+    }
+
+    /// What the model says of the token after the last one of `hidden`, which left the last block:
+    /// a logit for each token of the vocabulary.
+    ///
+    /// # Errors
+    /// [`EndsError`] where `hidden` is of another model.
+    pub fn logits(&self, hidden: &HiddenStates) -> Result<Vec<f32>, EndsError> {
+        let mut rows = self.logits_of_all(&hidden.last_row())?;
+        Ok(rows.pop().expect("hidden states have a token"))
+    }
+
+    /// As [`Head::logits`], for every token of `hidden`.
+    ///
+    /// # Errors
+    /// [`EndsError`] where `hidden` is of another model.
+    pub fn logits_of_all(&self, hidden: &HiddenStates) -> Result<Vec<Vec<f32>>, EndsError> {
+        self.check(hidden)?;
+        let logits = self.device.run(|| {
+            let normed = self.norm.forward(hidden.tensor())?;
+            self.lm_head.forward(&normed)?.to_vec2()
+        })?;
+        Ok(logits)
+    }
+
+    /// As [`Head::logits_of_all`] for each of several sessions: the head reads its weights once for
+    /// the tokens of all. No bit of a result differs from what the session alone would get, and the
+    /// error of one is none of the others'.
+    #[must_use]
+    pub fn logits_of_each(&self, hidden: &[HiddenStates]) -> Vec<Result<Vec<Vec<f32>>, EndsError>> {
+        let is_sound = |hidden: &HiddenStates| hidden.hidden_size() == self.hidden_size;
+        let sound: Vec<_> = hidden.iter().filter(|hidden| is_sound(hidden)).cloned().collect();
+        let together = HiddenStates::concat(&sound).ok().map(|all| self.logits_of_all(&all));
+        let mut rows = together.and_then(Result::ok).map(Vec::into_iter);
+        let results = hidden.iter().map(|hidden| match &mut rows {
+            Some(rows) if is_sound(hidden) => {
+                Ok(rows.by_ref().take(hidden.token_count()).collect())
+            }
+            // With an error of its own.
+            Some(_) | None => self.logits_of_all(hidden),
+        });
+        results.collect()
+    }
+}
+
+/// A tensor's name without the `.weight` at its end.
+fn stem(name: &str) -> &str {
+    name.strip_suffix(".weight").expect("the names of matrices and norms end so")
+}
+
+impl fmt::Debug for Head {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Head(hidden size {})", self.hidden_size)
+    }
+}
