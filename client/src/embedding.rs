@@ -14,14 +14,17 @@ use crate::model::ClientModel;
 /// matter of the model: one that was trained to go on with texts was not trained for it.
 ///
 /// # Errors
-/// [`GenerateError`] where there is no token or the chain has no room for all, or where it fails for
-/// good.
+/// [`GenerateError`] where there is no token or the chain has no room for all, where the model was
+/// opened without its ends, or where the chain fails for good.
 pub async fn embedding(
     model: &Arc<ClientModel>,
     mut chain: Chain,
     ids: &[u32],
 ) -> Result<Vec<f32>, GenerateError> {
     let context = model.config().context_tokens.min(chain.tokens_max() as usize);
+    if chain.is_thin() || !model.has_weights() {
+        return Err(GenerateError::NoWeights);
+    }
     if ids.is_empty() {
         return Err(GenerateError::EmptyPrompt);
     }

@@ -91,7 +91,8 @@ impl Opened {
     pub(super) async fn chain_with(&self, adapter: &Path, tokens: usize) -> anyhow::Result<Chain> {
         let config = self.model.config();
         let tokens = u32::try_from(tokens.clamp(1, config.context_tokens))?;
-        let files = PeftFiles::read(adapter, config)?;
+        let files = PeftFiles::read(adapter, config)
+            .with_context(|| format!("--adapter {}", adapter.display()))?;
         let adapter = Adapter::from_peft(&files, config, Span::new(0, config.block_count)?)?;
         let chain = match &self.blocks {
             Blocks::Local(blocks, _) => {
