@@ -136,6 +136,13 @@ impl Compute {
         Self { engine, commands, unfinished }
     }
 
+    /// Whether half the room for commands is taken: who opens sessions and closes them again while a
+    /// pass runs could fill it. What is left is enough to free all sessions that there can be.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        self.unfinished.load(Ordering::Relaxed) > COMMANDS_WAITING_MAX / 2
+    }
+
     /// Leaves a command to the thread.
     ///
     /// # Panics

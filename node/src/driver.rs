@@ -226,6 +226,12 @@ impl Driver {
             Event::Accepted { link, answers, close } => {
                 self.links.insert(link, OpenLink { answers, close });
             }
+            Event::Received { link, from, message: ClientMessage::Open(_) }
+                if self.compute.is_behind() =>
+            {
+                tracing::warn!(%from, "closing a client's link: it opens sessions faster than can be");
+                self.close(link);
+            }
             Event::Received { link, from, message } => {
                 let result =
                     self.server.handle(Input::Received { link, from, message }, self.clock.now());

@@ -4,10 +4,10 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
-use umbel_coordinator::server::{Batch, JobId};
+use umbel_coordinator::server::{Batch, JobId, SESSIONS_MAX};
 use umbel_protocol::SessionId;
 
-use super::{Command, Compute, Computed, Engine};
+use super::{COMMANDS_WAITING_MAX, Command, Compute, Computed, Engine};
 
 /// Writes down what it is given, and waits with every pass until it is let go.
 struct Recorder {
@@ -66,4 +66,23 @@ fn what_is_carried_out_here_comes_after_what_the_thread_was_given() {
     assert_eq!(computed.map(|computed| computed.job), Some(JobId(2)));
     assert_eq!(recorded.recv(), Ok(("pass", std::thread::current().id())));
     assert!(done.try_recv().is_err(), "whoever computes here has the result already");
+}
+
+#[test]
+fn a_thread_that_is_behind_has_room_to_free_every_session() {
+    let (seen, _recorded) = channel();
+    let (let_go, go) = channel();
+    let compute = Compute::start(Recorder { seen, go }, |_| {});
+    compute.tell(pass(1));
+    let mut opened = 0;
+    while !compute.is_behind() {
+        opened += 1;
+        assert!(opened <= COMMANDS_WAITING_MAX, "it is never behind");
+        compute.tell(Command::Forget { session: SessionId::new(opened as u128) });
+    }
+    // Each with what becomes of its pages.
+    for session in 0..2 * SESSIONS_MAX {
+        compute.tell(Command::Forget { session: SessionId::new(session as u128) });
+    }
+    let_go.send(()).expect("the engine waits");
 }
