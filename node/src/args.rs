@@ -120,7 +120,7 @@ pub struct ChainArguments {
 
     /// Let the servers at the ends of the route embed tokens and draw them: each token crosses a link
     /// once, and this side needs no weights. The text is the same, if the last server is honest.
-    /// There are no drafts then, and a chat is read anew for each answer.
+    /// There are no drafts then.
     #[arg(long, conflicts_with_all = ["local", "standby"])]
     pub thin: bool,
 

@@ -118,9 +118,7 @@ impl<'a> Conversation<'a> {
         writeln!(out).context("stdout is closed")?;
         self.messages.push(Message::assistant(answer));
         // A step that was interrupted leaves the cache in doubt: the next answer fills a new one.
-        // A further answer in the same thin session has been seen to stand still for seconds, so each
-        // answer has a session of its own.
-        if !interrupted && !generation.chain().is_thin() {
+        if !interrupted {
             self.chain = Some(generation.into_chain());
         }
         Ok(())

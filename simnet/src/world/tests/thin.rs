@@ -99,13 +99,14 @@ fn thin_sessions_share_passes_with_others() {
 #[test]
 fn a_further_turn_begins_at_once_also_where_an_answer_is_left() {
     let mut world = halves(512);
-    let turn = |unwanted| Turn { prompt: vec![vec![7; 3]], answer: 6, unwanted, ..Turn::default() };
+    let prompt = vec![vec![7; 3], vec![8; 5], vec![9; 2]];
+    let turn = |unwanted| Turn { prompt: prompt.clone(), answer: 6, unwanted, ..Turn::default() };
     let back = Turn { back: 4, penalty: true, ..turn(9) };
     let turns = [turn(0), turn(20), back, turn(0)].into();
     world.join(Time::START, Plan { tokens_max: 100, turns, ..Plan::default() }, 0);
     world.run();
     let client = &world.clients[0];
-    assert_eq!((world.totals.broken_count, client.blamed.len(), client.answers.len()), (0, 0, 24));
+    assert_eq!((world.totals.broken_count, client.blamed.len(), client.answers.len()), (0, 0, 32));
     let gaps = client.answers.windows(2).map(|pair| pair[1].at.since(pair[0].at));
     // To say how to draw, there and back, and then one trip round; or one trip.
     let longest = gaps.max().unwrap();
