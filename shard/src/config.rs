@@ -112,6 +112,32 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
+    /// A very small Llama of so many blocks, with nothing that only some of its kind have: what models
+    /// of random weights begin with.
+    #[must_use]
+    pub fn llama(block_count: u32) -> Self {
+        Self {
+            family: Family::Llama,
+            hidden_size: 64,
+            intermediate_size: 64,
+            block_count,
+            head_count: 2,
+            kv_head_count: 1,
+            head_size: 32,
+            vocabulary_size: 40,
+            context_tokens: 128,
+            rms_norm_eps: 1e-5,
+            rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
+            attention_windows: vec![None; block_count as usize],
+            attention_bias: false,
+            output_bias: false,
+            mlp_bias: false,
+            tied_embeddings: false,
+            bos_token_id: None,
+            eos_token_ids: Vec::new(),
+        }
+    }
+
     /// Bytes that the keys and values of one token take in one block, in binary32.
     #[must_use]
     pub const fn kv_token_bytes_per_block(&self) -> u64 {

@@ -99,42 +99,22 @@ fn rewritten(value: &Value) -> anyhow::Result<WriteValue> {
 
 #[cfg(test)]
 mod tests {
-    use umbel_shard::{Family, ModelConfig, Rope, RopeScaling, WeightType};
+    use umbel_shard::{ModelConfig, WeightType};
 
     use super::*;
-
-    fn config(block_count: u32) -> ModelConfig {
-        ModelConfig {
-            family: Family::Llama,
-            hidden_size: 64,
-            intermediate_size: 64,
-            block_count,
-            head_count: 2,
-            kv_head_count: 1,
-            head_size: 32,
-            vocabulary_size: 40,
-            context_tokens: 128,
-            rms_norm_eps: 1e-5,
-            rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
-            attention_windows: vec![None; block_count as usize],
-            attention_bias: false,
-            output_bias: false,
-            mlp_bias: false,
-            tied_embeddings: false,
-            bos_token_id: None,
-            eos_token_ids: Vec::new(),
-        }
-    }
 
     #[test]
     fn the_blocks_that_are_left_move_up_and_are_as_they_were() -> anyhow::Result<()> {
         let folder = tempfile::tempdir()?;
         let (whole, thin) = (folder.path().join("whole.gguf"), folder.path().join("thin.gguf"));
-        fs::write(&whole, GgufWriter::random_model(&config(4), WeightType::Q8_0, 1)?.to_bytes())?;
+        fs::write(
+            &whole,
+            GgufWriter::random_model(&ModelConfig::llama(4), WeightType::Q8_0, 1)?.to_bytes(),
+        )?;
         leave_out(&[1, 2], &whole, &thin)?;
         let (whole, thin) = (fs::read(whole)?, fs::read(thin)?);
         let (before, after) = (parse_header(&whole)?, parse_header(&thin)?);
-        assert_eq!(ModelConfig::from_gguf(&after, None)?, config(2));
+        assert_eq!(ModelConfig::from_gguf(&after, None)?, ModelConfig::llama(2));
         let bytes = |header: &GgufHeader, file: &[u8], name: &str| {
             let tensor = &header.tensors()[name];
             let begin = usize::try_from(tensor.offset).expect("it lies in the file");

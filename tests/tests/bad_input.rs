@@ -228,16 +228,11 @@ async fn garbage_on_any_link_harms_nobody_else() {
     assert_serves(&mut server, &model);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_tensor_of_the_wrong_shape_ends_its_own_session_alone() {
-    let model = checkpoint("llama");
-    let mut server = serve(&[&model]);
-    let (id, _) = model_of(&server);
-    let stranger = Stranger::meet(&server).await;
-    let session = SessionId::new(42);
-    let open = OpenSession {
+/// What a session needs that has all blocks of the small fixture here.
+fn opening(session: SessionId, model: ModelId, thin: bool) -> OpenSession {
+    OpenSession {
         session,
-        model: id,
+        model,
         blocks: Span::new(0, 4).unwrap(),
         tokens_max: 16,
         previous: None,
@@ -248,9 +243,19 @@ async fn a_tensor_of_the_wrong_shape_ends_its_own_session_alone() {
         compress: false,
         cache: DType::F32,
         prefix: Vec::new(),
-        thin: false,
+        thin,
         drawer: None,
-    };
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tensor_of_the_wrong_shape_ends_its_own_session_alone() {
+    let model = checkpoint("llama");
+    let mut server = serve(&[&model]);
+    let (id, _) = model_of(&server);
+    let stranger = Stranger::meet(&server).await;
+    let session = SessionId::new(42);
+    let open = opening(session, id, false);
     for shape in [vec![1, 63], vec![1, 65], vec![64], vec![2, 2, 64]] {
         let values: u32 = shape.iter().product();
         let payload = Bytes::from(vec![0; 4 * values as usize]);
@@ -286,22 +291,7 @@ async fn an_id_that_the_model_lacks_ends_its_own_thin_session_alone() {
     let (id, _) = model_of(&server);
     let stranger = Stranger::meet(&server).await;
     let session = SessionId::new(42);
-    let open = OpenSession {
-        session,
-        model: id,
-        blocks: Span::new(0, 4).unwrap(),
-        tokens_max: 16,
-        previous: None,
-        next: Destination::Client,
-        next_position: 0,
-        next_step: StepId(0),
-        results: DType::F32,
-        compress: false,
-        cache: DType::F32,
-        prefix: Vec::new(),
-        thin: true,
-        drawer: None,
-    };
+    let open = opening(session, id, true);
     let two_wide = Tensor::new(DType::Id, vec![1, 2], Bytes::from(vec![0; 8])).unwrap();
     for hidden in [Tensor::of_ids(&[5, 1_000_000]), two_wide] {
         let step = Step {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use umbel_client::{Chain, ClientModel, RemoteChain, SessionOptions, Swarm, SwarmConfig};
 use umbel_engine::{HiddenStates, PAGE_TOKENS};
 use umbel_shard::gguf::write::GgufWriter;
-use umbel_shard::{Family, ModelConfig, Rope, RopeScaling, WeightType};
+use umbel_shard::{ModelConfig, WeightType};
 use umbel_tests::swarm::{Server, serve};
 use umbel_tests::workload::client_model;
 
@@ -49,24 +49,14 @@ const LONG_TOKENS: usize = 2_000;
 /// client's ends do not matter.
 fn config(block_count: u32) -> ModelConfig {
     ModelConfig {
-        family: Family::Llama,
         hidden_size: 2048,
         intermediate_size: 5632,
-        block_count,
         head_count: 32,
         kv_head_count: 8,
         head_size: 64,
         vocabulary_size: 256,
         context_tokens: 8_192,
-        rms_norm_eps: 1e-5,
-        rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
-        attention_windows: vec![None; block_count as usize],
-        attention_bias: false,
-        output_bias: false,
-        mlp_bias: false,
-        tied_embeddings: false,
-        bos_token_id: None,
-        eos_token_ids: Vec::new(),
+        ..ModelConfig::llama(block_count)
     }
 }
 

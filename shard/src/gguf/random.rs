@@ -186,29 +186,18 @@ impl Numbers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Family, Rope, RopeScaling};
     use crate::gguf::parse_header;
 
     fn shape() -> ModelConfig {
         ModelConfig {
-            family: Family::Llama,
             hidden_size: 256,
             intermediate_size: 512,
-            block_count: 2,
             head_count: 4,
             kv_head_count: 2,
             head_size: 64,
             vocabulary_size: 300,
             context_tokens: 128,
-            rms_norm_eps: 1e-5,
-            rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
-            attention_windows: vec![None; 2],
-            attention_bias: false,
-            output_bias: false,
-            mlp_bias: false,
-            tied_embeddings: false,
-            bos_token_id: None,
-            eos_token_ids: Vec::new(),
+            ..ModelConfig::llama(2)
         }
     }
 

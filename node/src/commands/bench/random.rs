@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use umbel_shard::gguf::write::GgufWriter;
-use umbel_shard::{Family, ModelConfig, Rope, RopeScaling, WeightType};
+use umbel_shard::{ModelConfig, WeightType};
 
 use crate::args::RandomShape;
 
@@ -48,23 +48,13 @@ fn config(
     [head_count, kv_head_count]: [usize; 2],
 ) -> ModelConfig {
     ModelConfig {
-        family: Family::Llama,
         hidden_size,
         intermediate_size,
-        block_count,
         head_count,
         kv_head_count,
         head_size: hidden_size / head_count,
         vocabulary_size,
         context_tokens: 8192,
-        rms_norm_eps: 1e-5,
-        rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
-        attention_windows: vec![None; block_count as usize],
-        attention_bias: false,
-        output_bias: false,
-        mlp_bias: false,
-        tied_embeddings: false,
-        bos_token_id: None,
-        eos_token_ids: Vec::new(),
+        ..ModelConfig::llama(block_count)
     }
 }

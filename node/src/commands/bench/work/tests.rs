@@ -1,7 +1,7 @@
 //! What a small model asks, counted by hand.
 
 use umbel_shard::gguf::write::GgufWriter;
-use umbel_shard::{Cache, Family, Model, ModelSource, PartsNeeded, Rope, RopeScaling, Silent};
+use umbel_shard::{Cache, Model, ModelSource, PartsNeeded, Silent};
 
 use super::*;
 
@@ -16,24 +16,14 @@ const MACHINE: Machine = Machine {
 
 fn shape() -> ModelConfig {
     ModelConfig {
-        family: Family::Llama,
         hidden_size: 64,
         intermediate_size: 96,
-        block_count: 2,
         head_count: 4,
         kv_head_count: 2,
         head_size: 16,
         vocabulary_size: 100,
         context_tokens: 128,
-        rms_norm_eps: 1e-5,
-        rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
-        attention_windows: vec![None; 2],
-        attention_bias: false,
-        output_bias: false,
-        mlp_bias: false,
-        tied_embeddings: false,
-        bos_token_id: None,
-        eos_token_ids: Vec::new(),
+        ..ModelConfig::llama(2)
     }
 }
 
