@@ -16,6 +16,9 @@ namespace umbel_emulated {
 namespace {
 
 constexpr size_t PAGE_BYTES = 4 << 10;
+// On both sides of an allocation, of addresses only: a wrong index by up to some millions meets them
+// and no other allocation.
+constexpr size_t GUARD_BYTES = 16 << 20;
 // What cuMemAlloc aligns to.
 constexpr size_t ALIGNMENT = 256;
 // Bytes on both sides of an allocation that are looked at after each launch.
@@ -104,12 +107,12 @@ void Memory::clear() {
 CUdeviceptr Memory::allocate(size_t bytes) {
     const size_t aligned = aligned_up(bytes, ALIGNMENT);
     const size_t pages = aligned_up(aligned + WATCHED_BYTES, PAGE_BYTES);
-    const size_t mapped = pages + 2 * PAGE_BYTES;
+    const size_t mapped = pages + 2 * GUARD_BYTES;
     void* map = mmap(nullptr, mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (map == MAP_FAILED) {
         return 0;
     }
-    char* first = static_cast<char*>(map) + PAGE_BYTES;
+    char* first = static_cast<char*>(map) + GUARD_BYTES;
     if (mprotect(first, pages, PROT_READ | PROT_WRITE) != 0) {
         munmap(map, mapped);
         return 0;
@@ -168,7 +171,7 @@ std::string Memory::describe(uintptr_t address) const {
 std::string Memory::damage() const {
     for (const auto& [_, allocation] : allocations) {
         const char* end = allocation.data + allocation.bytes;
-        const char* guard = allocation.map + allocation.mapped - PAGE_BYTES;
+        const char* guard = allocation.map + allocation.mapped - GUARD_BYTES;
         if (!is_intact(end, guard)) {
             return "past the end of an allocation of " + std::to_string(allocation.bytes) +
                    " bytes";
