@@ -13,6 +13,7 @@
 
 #include "block_memory.h"
 #include "fiber.h"
+#include "sanitizer.h"
 #include "signals.h"
 
 uint3 threadIdx;
@@ -64,6 +65,7 @@ class Block {
         std::memset(fixed.begin, POISON, fixed.bytes);
         ended = 0;
         waiting_in_block = 0;
+        waiting_in_warp.fill(0);
         result = CUDA_SUCCESS;
         ready_count = 0;
         for (unsigned i = 0; i < threads.size(); i++) {
@@ -91,39 +93,17 @@ class Block {
     void meet(const Call& call) {
         Thread& self = *running;
         const unsigned lane = self.linear % 32;
-        if (!(call.mask >> lane & 1)) {
-            fault(CUDA_ERROR_ILLEGAL_INSTRUCTION,
-                  "is not in the mask of its " + call_at(call.name, call.place));
-        }
+        Thread* const warp = &self - lane;
+        uint32_t& waiting = waiting_in_warp[self.linear / 32];
+        check_mask(call, lane, warp);
         self.call = &call;
         self.state = State::meets_warp;
-        Thread* const warp = &self - lane;
-        const size_t width = std::min<size_t>(32, threads.data() + threads.size() - warp);
-        void* data[32] = {};
-        for (unsigned i = 0; i < 32; i++) {
-            if (!(call.mask >> i & 1)) {
-                continue;
-            }
-            // Lanes that the block does not have count as ended ones: nobody waits for them there.
-            if (i >= width) {
-                fault(CUDA_ERROR_ILLEGAL_INSTRUCTION,
-                      "asks in its " + call_at(call.name, call.place) +
-                          " for lanes that its warp does not have");
-            }
-            const Thread& other = warp[i];
-            if (other.state != State::meets_warp || other.call->complete != call.complete ||
-                other.call->mask != call.mask) {
-                switch_to_next(&self.stack_pointer);
-                return;
-            }
-            data[i] = other.call->data;
-            if (call.one_place && other.call->place.line() != call.place.line()) {
-                fault(CUDA_ERROR_LAUNCH_FAILED,
-                      "is in another place, " + call_at(call.name, call.place) + ", than " +
-                          name_of(other) + ", " + call_at(other.call->name, other.call->place));
-            }
+        waiting |= 1u << lane;
+        if ((waiting & call.mask) != call.mask || !complete(call, warp)) {
+            switch_to_next(&self.stack_pointer);
+            return;
         }
-        call.complete(data, call.mask);
+        waiting &= ~call.mask;
         for_lanes(call.mask, [&](unsigned i) {
             warp[i].state = State::ready;
             if (&warp[i] != &self) {
@@ -196,11 +176,47 @@ class Block {
         thread.state = State::ready;
         thread.copies.clear();
         thread.groups.clear();
+        unpoison_for_sanitizer(stacks().top(i) - STACK_BYTES, STACK_BYTES);
         thread.stack_pointer = prepare_fiber(stacks().top(i), [] {
             block_running->launch.body();
             block_running->end_thread();
         });
         resume(&thread);
+    }
+
+    void check_mask(const Call& call, unsigned lane, const Thread* warp) const {
+        if (!(call.mask >> lane & 1)) {
+            fault(CUDA_ERROR_ILLEGAL_INSTRUCTION,
+                  "is not in the mask of its " + call_at(call.name, call.place));
+        }
+        const size_t width = threads.data() + threads.size() - warp;
+        if (width < 32 && call.mask >> width != 0) {
+            fault(CUDA_ERROR_ILLEGAL_INSTRUCTION,
+                  "asks in its " + call_at(call.name, call.place) +
+                      " for lanes that its warp does not have");
+        }
+    }
+
+    // Computes the results of a collective, unless one of its lanes waits in another.
+    static bool complete(const Call& call, const Thread* warp) {
+        void* data[32] = {};
+        for (unsigned i = 0; i < 32; i++) {
+            if (!(call.mask >> i & 1)) {
+                continue;
+            }
+            const Call& other = *warp[i].call;
+            if (other.complete != call.complete || other.mask != call.mask) {
+                return false;
+            }
+            if (call.one_place && other.place.line() != call.place.line()) {
+                fault(CUDA_ERROR_LAUNCH_FAILED,
+                      "is in another place, " + call_at(call.name, call.place) + ", than " +
+                          name_of(warp[i]) + ", " + call_at(other.name, other.place));
+            }
+            data[i] = other.data;
+        }
+        call.complete(data, call.mask);
+        return true;
     }
 
     void resume(Thread* thread) {
@@ -262,6 +278,8 @@ class Block {
     size_t ready_count = 0;
     size_t ended = 0;
     size_t waiting_in_block = 0;
+    // The lanes of each warp that wait in a collective.
+    std::array<uint32_t, THREADS_MAX / 32> waiting_in_warp{};
     CUresult result = CUDA_SUCCESS;
     void* scheduler = nullptr;
 };
@@ -281,9 +299,11 @@ CUresult run(const Launch& launch, uint64_t seed,
     CUresult result = CUDA_SUCCESS;
     const uint64_t count = uint64_t{launch.grid.x} * launch.grid.y * launch.grid.z;
     for (uint64_t i = 0; i < count && result == CUDA_SUCCESS; i++) {
-        blockIdx = {static_cast<unsigned>(i % launch.grid.x),
-                    static_cast<unsigned>(i / launch.grid.x % launch.grid.y),
-                    static_cast<unsigned>(i / launch.grid.x / launch.grid.y)};
+        // With an odd seed from the last block to the first.
+        const uint64_t block_index = seed % 2 == 0 ? i : count - 1 - i;
+        blockIdx = {static_cast<unsigned>(block_index % launch.grid.x),
+                    static_cast<unsigned>(block_index / launch.grid.x % launch.grid.y),
+                    static_cast<unsigned>(block_index / launch.grid.x / launch.grid.y)};
         result = block.run();
     }
     block_running = nullptr;
@@ -296,8 +316,12 @@ unsigned lane() { return running->linear % 32; }
 void* dynamic_shared() { return block_running->dynamic.begin; }
 
 void fault(CUresult result, const std::string& message) {
-    report(block_running->where() + ", " + Block::name_of(*running) + " " + message);
+    report(place_of_running() + " " + message);
     block_running->fail(result);
+}
+
+std::string place_of_running() {
+    return block_running->where() + ", " + Block::name_of(*running);
 }
 
 void trap(const Place& place) {

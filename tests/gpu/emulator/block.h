@@ -30,6 +30,9 @@ CUresult run(const Launch& launch, uint64_t seed,
 // The stack guard of a running fiber, dynamic shared memory, or nothing that the launch knows.
 std::string describe_block_memory(uintptr_t address);
 
+// The kernel, block and thread that run.
+std::string place_of_running();
+
 // Whether a launch runs on the calling thread of the process.
 bool inside_kernel();
 

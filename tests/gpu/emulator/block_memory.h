@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "emulator.h"
+#include "sanitizer.h"
 
 namespace umbel_emulated {
 
@@ -56,14 +57,22 @@ class DynamicShared {
         mprotect(map, PAGE_BYTES, PROT_NONE);
         mprotect(map + mapped - PAGE_BYTES, PAGE_BYTES, PROT_NONE);
         begin = map + mapped - PAGE_BYTES - aligned;
+        std::memset(map + PAGE_BYTES, POISON, pages);
+        poison_for_sanitizer(map + PAGE_BYTES, begin - map - PAGE_BYTES);
+        poison_for_sanitizer(begin + bytes, aligned - bytes);
     }
     DynamicShared(const DynamicShared&) = delete;
     DynamicShared& operator=(const DynamicShared&) = delete;
-    ~DynamicShared() { munmap(map, mapped); }
+    ~DynamicShared() {
+        unpoison_for_sanitizer(map, mapped);
+        munmap(map, mapped);
+    }
 
-    // Everything up to the guards, so that what a block writes beside its memory is found.
-    void poison() const { std::memset(map + PAGE_BYTES, POISON, mapped - 2 * PAGE_BYTES); }
+    void poison() const { std::memset(begin, POISON, bytes); }
     bool is_intact_outside() const {
+        if (IS_SANITIZED) {
+            return true;
+        }
         const auto intact = [](const char* from, const char* to) {
             return std::all_of(from, to, [](char c) { return c == static_cast<char>(POISON); });
         };

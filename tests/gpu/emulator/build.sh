@@ -22,7 +22,7 @@ fi
 
 # Contraction would round a product and a sum once where the source says twice.
 flags=(-std=c++20 -O2 -ftree-vectorize -g1 -fPIC -fvisibility=hidden -ffp-contract=off
-    -fcf-protection=none -Wall -Wextra -Wno-unknown-pragmas -DUMBEL_EMULATED -I"$emulator")
+    -fcf-protection=none -Wall -Wextra -Wno-unknown-pragmas -Wno-restrict -DUMBEL_EMULATED -I"$emulator")
 if [ "$(uname -m)" = x86_64 ]; then
     flags+=(-march=native)
 else

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "sanitizer.h"
 
 namespace umbel_emulated {
 namespace {
@@ -120,6 +121,8 @@ CUdeviceptr Memory::allocate(size_t bytes) {
     char* data = first + pages - aligned;
     std::memset(data - WATCHED_BYTES, POISON, WATCHED_BYTES + std::min(bytes, POISONED_BYTES_MAX));
     std::memset(data + bytes, POISON, aligned - bytes);
+    poison_for_sanitizer(data - WATCHED_BYTES, WATCHED_BYTES);
+    poison_for_sanitizer(data + bytes, aligned - bytes);
     allocations[reinterpret_cast<uintptr_t>(data)] = {static_cast<char*>(map), mapped, data, bytes};
     used_bytes += aligned;
     return reinterpret_cast<uintptr_t>(data);
@@ -136,7 +139,10 @@ bool Memory::release(CUdeviceptr pointer) {
     return true;
 }
 
-void Memory::give_back(const Allocation& allocation) { munmap(allocation.map, allocation.mapped); }
+void Memory::give_back(const Allocation& allocation) {
+    unpoison_for_sanitizer(allocation.map, allocation.mapped);
+    munmap(allocation.map, allocation.mapped);
+}
 
 bool Memory::holds(CUdeviceptr pointer, size_t bytes) const {
     auto found = allocations.upper_bound(pointer);
@@ -169,6 +175,9 @@ std::string Memory::describe(uintptr_t address) const {
 }
 
 std::string Memory::damage() const {
+    if (IS_SANITIZED) {
+        return "";
+    }
     for (const auto& [_, allocation] : allocations) {
         const char* end = allocation.data + allocation.bytes;
         const char* guard = allocation.map + allocation.mapped - GUARD_BYTES;

@@ -73,9 +73,13 @@ API cuStreamDestroy_v2(void* handle) {
 }
 
 API cuStreamSynchronize(void* handle) {
-    return with_stream(handle, [](Device&, const std::shared_ptr<Stream>& stream) {
-        const CUresult refused = refuse_captured(*stream);
-        return refused != CUDA_SUCCESS ? refused : drain(*stream);
+    return with_stream(handle, [](Device& device, const std::shared_ptr<Stream>& stream) {
+        if (const CUresult refused = refuse_captured(*stream); refused != CUDA_SUCCESS) {
+            return refused;
+        }
+        // Who waits for the default stream waits for all that it waits for.
+        const bool is_default = stream == find_stream(device, nullptr);
+        return is_default ? drain_dependent(device) : drain(*stream);
     });
 }
 

@@ -7,6 +7,7 @@
 #include <ucontext.h>
 
 #include "block.h"
+#include "sanitizer.h"
 
 namespace umbel_emulated {
 namespace {
@@ -54,6 +55,11 @@ void handle(int signal, siginfo_t* info, void* context) {
 
 SignalHandlers::SignalHandlers(const std::function<std::string(uintptr_t)>& describe) {
     describe_address = &describe;
+    on_sanitizer_report([](const char*) {
+        if (inside_kernel()) {
+            report(place_of_running() + " made the bad access below");
+        }
+    });
     stack_t stack{};
     stack.ss_sp = stack_of_handler;
     stack.ss_size = sizeof stack_of_handler;
