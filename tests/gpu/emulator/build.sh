@@ -21,13 +21,9 @@ if ! command -v "$compiler" >/dev/null; then
 fi
 
 # Contraction would round a product and a sum once where the source says twice.
-flags=(-std=c++20 -O2 -ftree-vectorize -g1 -fPIC -fvisibility=hidden -ffp-contract=off
-    -fcf-protection=none -Wall -Wextra -Wno-unknown-pragmas -Wno-restrict -DUMBEL_EMULATED -I"$emulator")
-if [ "$(uname -m)" = x86_64 ]; then
-    flags+=(-march=native)
-else
-    flags=("${flags[@]/-fcf-protection=none/}")
-fi
+flags=(-std=c++20 -O2 -ftree-vectorize -march=native -g1 -fPIC -fvisibility=hidden
+    -ffp-contract=off -Wall -Wextra -Wno-unknown-pragmas -Wno-restrict -DUMBEL_EMULATED
+    -I"$emulator")
 # Checks whose reports signals.cc writes.
 checks=(-fsanitize=alignment,bounds,shift-exponent,integer-divide-by-zero
     -fno-sanitize-recover=all)

@@ -8,7 +8,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 UMBEL_EMULATED_SANITIZE=${1:-} ./build.sh check "$work"
-"${CXX:-g++}" -std=c++20 -O1 -Wall -Wextra -I. check/check.cc -o "$work/check" -ldl
+"${CXX:-g++}" -std=c++20 -O1 -Wall -Wextra -pthread -I. check/check.cc -o "$work/check" -ldl
 preload=
 if [ -n "${1:-}" ]; then
     preload=$("${CXX:-g++}" -print-file-name=libasan.so)
@@ -25,8 +25,9 @@ check() {
     run "$@" || { cat "$work/reports"; exit 1; }
 }
 
-all=(adds_vectors reduces_blocks shows_a_missing_barrier multiplies_matrices
-    copies_asynchronously shuffles converts_numbers runs_graphs records_events refuses_calls)
+all=(adds_vectors reduces_blocks serves_threads shows_a_missing_barrier
+    multiplies_matrices copies_asynchronously shuffles converts_numbers runs_graphs
+    records_events refuses_calls)
 check "${all[@]}"
 for seed in 1 2 3; do
     UMBEL_EMULATED_SEED=$seed check reduces_blocks multiplies_matrices copies_asynchronously \

@@ -17,8 +17,8 @@ namespace umbel_emulated {
 namespace {
 
 constexpr size_t PAGE_BYTES = 4 << 10;
-// On both sides of an allocation, of addresses only: a wrong index by up to some millions meets them
-// and no other allocation.
+// On both sides of an allocation, of addresses only: an index that is wrong by up to some millions
+// meets them and no other allocation.
 constexpr size_t GUARD_BYTES = 16 << 20;
 // What cuMemAlloc aligns to.
 constexpr size_t ALIGNMENT = 256;
@@ -109,7 +109,8 @@ CUdeviceptr Memory::allocate(size_t bytes) {
     const size_t aligned = aligned_up(bytes, ALIGNMENT);
     const size_t pages = aligned_up(aligned + WATCHED_BYTES, PAGE_BYTES);
     const size_t mapped = pages + 2 * GUARD_BYTES;
-    void* map = mmap(nullptr, mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* map =
+        mmap(nullptr, mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (map == MAP_FAILED) {
         return 0;
     }

@@ -4,6 +4,8 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <optional>
+#include <set>
 
 #include "driver.h"
 #include "kernels.h"
@@ -20,6 +22,8 @@ struct Function {
 };
 
 struct Module {
+    // The kernels of its image. Null where that is no text: then all of the library.
+    std::optional<std::set<std::string>> entries;
     std::map<std::string, Function> functions;
 };
 
@@ -70,6 +74,22 @@ CUresult judge_ptx(const char* text) {
     return capability > settings().capability ? CUDA_ERROR_INVALID_PTX : CUDA_SUCCESS;
 }
 
+std::set<std::string> entries_of_ptx(const char* text) {
+    constexpr const char* NAME =
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_$%";
+    std::set<std::string> entries;
+    for (text = std::strstr(text, ".entry"); text; text = std::strstr(text, ".entry")) {
+        text += std::strlen(".entry");
+        text += std::strspn(text, " \t\n");
+        entries.insert(std::string(text, std::strspn(text, NAME)));
+    }
+    return entries;
+}
+
+bool is_text(const char* image) {
+    return image[0] == '/' || image[0] == '.' || image[0] == '\n';
+}
+
 CUresult judge_image(const char* image) {
     if (image == nullptr) {
         return CUDA_ERROR_INVALID_VALUE;
@@ -83,8 +103,7 @@ CUresult judge_image(const char* image) {
     if (std::strcmp(image, "emulated") == 0) {
         return CUDA_SUCCESS;
     }
-    const bool is_text = image[0] == '/' || image[0] == '.' || image[0] == '\n';
-    return is_text ? judge_ptx(image) : CUDA_ERROR_INVALID_IMAGE;
+    return is_text(image) ? judge_ptx(image) : CUDA_ERROR_INVALID_IMAGE;
 }
 
 bool is_within(const dim3& size, const dim3& limit) {
@@ -110,6 +129,9 @@ API cuModuleLoadData(Module** module, const char* image) {
         const CUresult result = judge_image(image);
         if (result == CUDA_SUCCESS) {
             auto loaded = std::make_unique<Module>();
+            if (is_text(image)) {
+                loaded->entries = entries_of_ptx(image);
+            }
             *module = loaded.get();
             modules[loaded.get()] = std::move(loaded);
         }
@@ -135,7 +157,7 @@ API cuModuleGetFunction(Function** function, Module* module, const char* name) {
             return CUDA_ERROR_INVALID_HANDLE;
         }
         const Kernel* kernel = find_kernel(name);
-        if (kernel == nullptr) {
+        if (kernel == nullptr || (module->entries && !module->entries->contains(name))) {
             return CUDA_ERROR_NOT_FOUND;
         }
         *function = &module->functions.try_emplace(name, Function{kernel}).first->second;
@@ -199,6 +221,10 @@ API cuLaunchKernel(Function* function, unsigned grid_x, unsigned grid_y, unsigne
         }
         Launch launch{function.kernel->name, function.kernel->bind(arguments), grid, block,
                       shared_bytes};
+        if (!launch.body) {
+            report("kernel " + launch.kernel + " is launched with too few arguments");
+            return CUDA_ERROR_INVALID_VALUE;
+        }
         return enqueue(*found, [&device, launch = std::move(launch)] {
             return execute(device, launch);
         });

@@ -14,6 +14,7 @@ struct Kernel {
     // The first argument of its `__launch_bounds__`, or what a block may have.
     unsigned threads_max;
     // Copies the arguments to which `cuLaunchKernel` points; the result runs one thread with them.
+    // Null where one is missing.
     std::function<std::function<void()>(void** arguments)> bind;
 };
 
@@ -24,6 +25,9 @@ bool register_kernel(Kernel kernel);
 template <typename... Parameters, size_t... I>
 std::function<void()> bind_arguments(void (*kernel)(Parameters...), void** arguments,
                                      std::index_sequence<I...>) {
+    if ((... || (arguments == nullptr || arguments[I] == nullptr))) {
+        return nullptr;
+    }
     std::tuple<std::decay_t<Parameters>...> copies{
         *static_cast<const std::decay_t<Parameters>*>(arguments[I])...};
     return [=] { std::apply(kernel, copies); };

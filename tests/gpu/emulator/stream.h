@@ -1,5 +1,5 @@
-// Streams, events and graphs. Work that is put on a stream waits there until something waits for it,
-// as late as a device could run it: who forgets to synchronize sees the old bytes, each time.
+// Streams, events and graphs. Work that is put on a stream stays there until something waits for
+// it, as late as a device could run it: who forgets to synchronize sees the old bytes, each time.
 #pragma once
 
 #include <chrono>

@@ -2,6 +2,7 @@
 // and runs the tests named on the command line, each in a context of its own.
 #include <dlfcn.h>
 
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -9,6 +10,7 @@
 #include <functional>
 #include <map>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "abi.h"
@@ -34,7 +36,7 @@ std::string report() {
     return reinterpret_cast<Function>(dlsym(library, "umbel_emulated_report"))();
 }
 
-int failures = 0;
+std::atomic<int> failures = 0;
 
 #define EXPECT(condition)                                                        \
     do {                                                                         \
@@ -154,6 +156,16 @@ void reduces_blocks() {
     }
     // Its launch bounds are those of the source.
     EXPECT(context.launch("reduce", 1, 288, 0, from, sums, each) == CUDA_ERROR_INVALID_VALUE);
+}
+
+void serves_threads() {
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 4; i++) {
+        threads.emplace_back(reduces_blocks);
+    }
+    for (std::thread& thread : threads) {
+        thread.join();
+    }
 }
 
 // Thread 0 is the first in the usual order, and reads what the other warps have not written yet.
@@ -425,7 +437,13 @@ void refuses_calls() {
            CUDA_ERROR_INVALID_VALUE);
     void* module;
     EXPECT(call("cuModuleLoadData", &module, "rubbish") == CUDA_ERROR_INVALID_IMAGE);
-    OK(call("cuModuleLoadData", &module, "//\n.version 8.4\n.target sm_80\n"));
+    OK(call("cuModuleLoadData", &module,
+            "//\n.version 8.4\n.target sm_80\n.visible .entry add(\n.param .u64 add_param_0)\n"));
+    OK(call("cuModuleGetFunction", &function, module, "add"));
+    EXPECT(call("cuModuleGetFunction", &function, module, "write") == CUDA_ERROR_NOT_FOUND);
+    // Two arguments are missing: the pointer after the last one is null.
+    EXPECT(context.launch("add", 1, 32, 0, to, to) == CUDA_ERROR_INVALID_VALUE);
+    OK(call("cuModuleUnload", module));
     EXPECT(call("cuModuleLoadData", &module, "//\n.version 8.4\n.target sm_90\n") ==
            CUDA_ERROR_INVALID_PTX);
     EXPECT(call("cuModuleLoadData", &module, "//\n.version 8.5\n.target sm_80\n") ==
@@ -483,6 +501,7 @@ void is_lost_after_two_launches() {
 const std::map<std::string, void (*)()> TESTS = {
     {"adds_vectors", adds_vectors},
     {"reduces_blocks", reduces_blocks},
+    {"serves_threads", serves_threads},
     {"shows_a_missing_barrier", shows_a_missing_barrier},
     {"multiplies_matrices", multiplies_matrices},
     {"copies_asynchronously", copies_asynchronously},
