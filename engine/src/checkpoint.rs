@@ -52,7 +52,8 @@ impl Checkpoint<'_> {
         Ok(weight.clone())
     }
 
-    fn vector(&self, name: &str, size: usize) -> Result<Vec<f32>, LoadTensorError> {
+    /// The values of the vector `name`.
+    pub(crate) fn vector(&self, name: &str, size: usize) -> Result<Vec<f32>, LoadTensorError> {
         let weight = self.weight(name, &[size])?;
         let mut values = vec![0.0; size];
         kernel::dequantize_row(weight.weight_type(), weight.bytes(), &mut values);

@@ -17,7 +17,7 @@
 //! | [`mod@attention`] | attention to a paged cache |
 //! | [`mod@rope`] | rotary positions |
 //! | `normalize`, `swiglu` | what is computed value by value |
-//! | `format`, `activation` | how weights are written; activations as integers |
+//! | `format`, `numbers`, `activation` | how weights are written; activations as integers |
 //! | [`mod@packed`] | weights as this machine multiplies them fastest: what models are computed with |
 //! | `portable`, `x86`, `avx512`, `amx`, `neon` | the inner loops: on any machine; with AVX2, FMA and F16C; with AVX-512; with AMX beside it; with NEON |
 //! | `limits` | loops that measure the machine |
@@ -38,6 +38,7 @@ pub mod matmul;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod normalize;
+mod numbers;
 pub mod packed;
 pub(crate) mod parallel;
 mod portable;
@@ -59,6 +60,7 @@ pub(crate) use exponential::exponential;
 pub use instruction::{ChooseInstructionsError, InstructionSet};
 pub use matmul::{WeightView, matmul, matmul_with};
 pub use normalize::rms_norm;
+pub(crate) use numbers::{NumberGroup, number_groups};
 pub use packed::{Arithmetic, PackedMatrix};
 pub(crate) use parallel::Pool;
 pub use refined::matmul_refined;

@@ -12,7 +12,8 @@
 //! | [`kv`] | the paged cache of keys and values |
 //! | [`train`] | gradients through the blocks, adapters and their optimizer |
 //! | [`sample`] | from logits to a token |
-//! | [`device`] | where the arithmetic runs |
+//! | [`device`] | the threads that compute |
+//! | [`cuda`] | blocks on GPUs |
 //! | [`checkpoint`] | tensors by name, with their shapes checked |
 //! | `block`, `model` | the trait of a block; one file for each family |
 //! | `operation` | what a block is made of, as candle's custom operations |
@@ -30,6 +31,7 @@
 
 mod block;
 pub mod checkpoint;
+pub mod cuda;
 pub mod device;
 pub mod ends;
 pub mod heap;
@@ -45,6 +47,7 @@ pub mod span;
 pub mod train;
 
 pub use checkpoint::LoadTensorError;
+pub use cuda::{CudaError, Gpu, OpenGpuError};
 pub use device::{Device, StartThreadsError};
 pub use ends::{Embedding, Ends, EndsError, Head};
 pub use hidden::{HiddenStates, NoSuchRows, WrongHiddenStates};

@@ -10,11 +10,14 @@ use umbel_shard::{ModelConfig, Weights};
 
 use crate::block::{Block, BlockParts, Pass, Stretch};
 use crate::checkpoint::{Checkpoint, LoadTensorError};
+use crate::cuda::{CudaError, Gpu, GpuSpan, LoadGpuSpanError, PrepareError, SessionRows};
 use crate::device::Device;
 use crate::hidden::HiddenStates;
 use crate::kernel::{Arithmetic, RopeTable};
+use crate::kv::arena::KvArena;
 use crate::kv::table::{KvTable, PageShape};
 use crate::model;
+use crate::operation::with_values;
 
 /// Consecutive blocks of a model, ready to compute. A clone shares the weights.
 #[derive(Clone)]
@@ -22,8 +25,10 @@ pub struct HostedSpan {
     span: Span,
     hidden_size: usize,
     page: PageShape,
+    /// In the processor's memory; none where they are in a GPU's.
     blocks: Vec<Arc<dyn Block>>,
     device: Device,
+    gpu: Option<GpuSpan>,
 }
 
 impl HostedSpan {
@@ -90,7 +95,58 @@ impl HostedSpan {
             page: PageShape::of(config),
             blocks,
             device: Device::shared(),
+            gpu: None,
         })
+    }
+
+    /// As [`HostedSpan::load_beside`], into the memory of `gpu`. What is in binary32 throughout is
+    /// computed in it; else activations are rounded to bfloat16 where they are multiplied, and
+    /// quantized weights where they are unpacked.
+    ///
+    /// # Errors
+    /// As [`HostedSpan::load`], and where the device has no room for the blocks.
+    pub fn load_on(
+        gpu: &Gpu,
+        held: &[Self],
+        config: &ModelConfig,
+        weights: &Weights,
+        span: Span,
+    ) -> Result<Self, LoadSpanError> {
+        if span.end() > config.block_count {
+            return Err(LoadSpanError::NoSuchBlocks { span, block_count: config.block_count });
+        }
+        let rope = Arc::new(RopeTable::new(&config.rope, config.head_size));
+        let checkpoint = Checkpoint { config, weights, arithmetic: Arithmetic::default() };
+        let held: Vec<_> = held.iter().filter_map(|held| held.gpu.as_ref()).collect();
+        let blocks = GpuSpan::load(gpu, &held, checkpoint, span, &rope)?;
+        Ok(Self {
+            span,
+            hidden_size: config.hidden_size,
+            page: PageShape::of(config),
+            blocks: Vec::new(),
+            device: Device::shared(),
+            gpu: Some(blocks),
+        })
+    }
+
+    /// The GPU that the blocks are on, if they are on one.
+    #[must_use]
+    pub fn gpu(&self) -> Option<&Gpu> {
+        self.gpu.as_ref().map(GpuSpan::gpu)
+    }
+
+    /// Room for the keys and values of `tokens_max` tokens, in binary32, where the blocks are.
+    ///
+    /// # Errors
+    /// [`CudaError`] where a GPU has not so much memory.
+    pub fn arena(&self, config: &ModelConfig, tokens_max: usize) -> Result<KvArena, CudaError> {
+        match &self.gpu {
+            None => Ok(KvArena::new(config, self.span, tokens_max)),
+            Some(blocks) => {
+                let (gpu, dtype) = (blocks.gpu(), blocks.cache_type());
+                KvArena::on_device(gpu, config, self.span, tokens_max, dtype)
+            }
+        }
     }
 
     /// The same blocks, computed by `device` instead of the process's shared threads.
@@ -104,7 +160,8 @@ impl HostedSpan {
     pub fn part(&self, span: Span) -> Option<Self> {
         let span = self.span.intersection(span)?;
         let blocks = span.blocks().filter_map(|index| self.block(index)).map(Arc::clone);
-        Some(Self { span, blocks: blocks.collect(), ..self.clone() })
+        let gpu = self.gpu.as_ref().map(|blocks| blocks.part(span));
+        Some(Self { span, blocks: blocks.collect(), gpu, ..self.clone() })
     }
 
     fn block(&self, index: u32) -> Option<&Arc<dyn Block>> {
@@ -129,6 +186,9 @@ impl HostedSpan {
     }
 
     /// What the block `index`, which is one of the hosted ones, is made of.
+    ///
+    /// # Panics
+    /// Where the blocks are on a GPU, which computes no gradients.
     pub(crate) fn parts(&self, index: u32) -> BlockParts<'_> {
         self.blocks[(index - self.span.start()) as usize].parts()
     }
@@ -163,6 +223,9 @@ impl HostedSpan {
         let checks: Vec<_> = batch.iter().map(|(table, input)| self.check(table, input)).collect();
         let sound = batch.iter_mut().zip(&checks).filter(|(_, check)| check.is_ok());
         let mut parts: Vec<_> = sound.map(|((table, input), _)| Part::new(table, input)).collect();
+        if let Some(blocks) = &self.gpu {
+            return on_gpu(blocks, checks, parts);
+        }
         let failure = self.device.run(|| self.pass(&mut parts)).err();
         let mut parts = parts.into_iter();
         let results = checks.into_iter().map(|check| {
@@ -245,6 +308,10 @@ impl<'a> Part<'a> {
         Self { table, tokens: input.token_count(), hidden: input.tensor().clone() }
     }
 
+    fn values(&self) -> Vec<f32> {
+        with_values(&self.hidden, <[f32]>::to_vec).expect("hidden states are the processor's")
+    }
+
     fn positions(&self) -> Range<usize> {
         let position = self.table.position();
         position..position + self.tokens
@@ -261,6 +328,28 @@ impl<'a> Part<'a> {
         self.table.advance(self.tokens);
         HiddenStates::computed(self.hidden)
     }
+}
+
+/// Takes the parts of the sessions whose check is sound through blocks on a GPU.
+fn on_gpu(
+    blocks: &GpuSpan,
+    checks: Vec<Result<(), ForwardError>>,
+    mut parts: Vec<Part<'_>>,
+) -> Vec<Result<HiddenStates, ForwardError>> {
+    let values: Vec<Vec<f32>> = parts.iter().map(Part::values).collect();
+    let sessions = parts.iter_mut().zip(&values).map(|(part, hidden)| {
+        let rows = SessionRows { table: &mut *part.table, tokens: part.tokens, hidden };
+        (rows.table.blocks(), rows)
+    });
+    let mut results = blocks.forward(sessions.collect()).into_iter().zip(parts);
+    let results = checks.into_iter().map(|check| {
+        check?;
+        let (rows, part) = results.next().expect("every sound session has its part");
+        let rows = rows.map_err(|source| ForwardError::Gpu { source: GpuError(source) })?;
+        part.table.advance(part.tokens);
+        Ok(HiddenStates::from_values(rows, part.hidden.dims()[1]).expect("a pass keeps the shape"))
+    });
+    results.collect()
 }
 
 /// The rows of all parts, one part after the other.
@@ -304,6 +393,28 @@ pub enum LoadSpanError {
     /// A tensor is missing or has another shape.
     #[error(transparent)]
     Tensor(#[from] LoadTensorError),
+    /// The GPU has no memory for them, or is lost.
+    #[error("the blocks cannot be put on the GPU")]
+    Gpu(#[from] CudaError),
+    /// Heads for which the GPU has no kernel.
+    #[error(
+        "the model's heads have {found} values, and the GPU's kernels take at most 128; serve it on \
+         the CPU"
+    )]
+    HeadSize {
+        /// Values of a head.
+        found: usize,
+    },
+}
+
+impl From<LoadGpuSpanError> for LoadSpanError {
+    fn from(error: LoadGpuSpanError) -> Self {
+        match error {
+            LoadGpuSpanError::Tensor(error) => Self::Tensor(error),
+            LoadGpuSpanError::Cuda(error) => Self::Gpu(error),
+            LoadGpuSpanError::HeadSize { found } => Self::HeadSize { found },
+        }
+    }
 }
 
 /// A pass that was not computed.
@@ -343,6 +454,36 @@ pub enum ForwardError {
         /// What the library said: of one pass, to all its sessions.
         source: Arc<candle_core::Error>,
     },
+    /// The GPU has no memory for the pass, or is lost.
+    #[error("the GPU could not compute the pass")]
+    Gpu {
+        /// What its driver said: of one pass, to all its sessions.
+        source: GpuError,
+    },
+}
+
+/// Why a GPU did not compute.
+#[derive(Debug, Clone)]
+pub struct GpuError(Arc<PrepareError>);
+
+impl GpuError {
+    /// Whether the device can be used no more by this process.
+    #[must_use]
+    pub fn is_fatal(&self) -> bool {
+        matches!(&*self.0, PrepareError::Cuda(error) if error.is_fatal())
+    }
+}
+
+impl fmt::Display for GpuError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for GpuError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source()
+    }
 }
 
 #[cfg(test)]

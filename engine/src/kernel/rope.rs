@@ -57,6 +57,11 @@ impl RopeTable {
         self.inverse_frequency.len() * 2
     }
 
+    /// Cosine and sine of each pair at `position`, added to `turns`.
+    pub(crate) fn append_turns(&self, position: usize, turns: &mut Vec<[f32; 2]>) {
+        turns.extend(self.turns(position).iter().map(|turn| [turn.cosine, turn.sine]));
+    }
+
     /// The turns of `position`, one for each pair.
     fn turns(&self, position: usize) -> Cow<'_, [Turn]> {
         let (segment, pairs) = (position / SEGMENT_POSITIONS, self.inverse_frequency.len());

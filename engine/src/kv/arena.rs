@@ -9,6 +9,7 @@ use umbel_shard::ModelConfig;
 use super::PAGE_TOKENS;
 use super::page::Page;
 use super::table::{KvTable, PageShape};
+use crate::cuda::{CudaError, DeviceCache, Gpu, PagePool, page_bytes};
 
 /// Cache memory for the blocks of one span.
 ///
@@ -21,6 +22,8 @@ pub struct KvArena {
     context_tokens: usize,
     page: PageShape,
     budget: Arc<Budget>,
+    /// Where pages are in a device's memory.
+    pool: Option<Arc<PagePool>>,
 }
 
 impl KvArena {
@@ -32,14 +35,29 @@ impl KvArena {
         let (context_tokens, page) = (config.context_tokens, PageShape::of(config));
         let bytes = bytes(page, DType::F32, hosted, tokens_max);
         let budget = Arc::new(Budget { free: AtomicUsize::new(bytes) });
-        Self { hosted, context_tokens, page, budget }
+        Self { hosted, context_tokens, page, budget, pool: None }
+    }
+
+    /// As [`KvArena::new`], in the memory of `gpu`, where all sessions keep what is of `dtype`.
+    pub(crate) fn on_device(
+        gpu: &Gpu,
+        config: &ModelConfig,
+        hosted: Span,
+        tokens_max: usize,
+        dtype: DType,
+    ) -> Result<Self, CudaError> {
+        let this = Self::new(config, hosted, tokens_max);
+        // The budget counts heads as they are, and the device pads them.
+        let pages = this.budget.free_bytes() / Page::bytes(this.page, dtype).max(1);
+        let pool = PagePool::new(gpu, this.page, dtype, pages * page_bytes(this.page, dtype))?;
+        Ok(Self { pool: Some(pool), ..this })
     }
 
     /// An arena for `hosted`, other blocks of the same model, that gives out the same room: what is
     /// open in one is missing in the other.
     #[must_use]
     pub fn beside(&self, hosted: Span) -> Self {
-        Self { hosted, budget: Arc::clone(&self.budget), ..*self }
+        Self { hosted, ..self.clone() }
     }
 
     /// A table with room for `tokens` tokens in each of `blocks`, empty at first, that keeps them as
@@ -71,13 +89,19 @@ impl KvArena {
         if tokens > self.context_tokens {
             return Err(OpenTableError::TooLong { tokens, context_tokens: self.context_tokens });
         }
+        // A device keeps all sessions' alike, and room for what is narrower would not do.
+        let dtype = self.pool.as_ref().map_or(dtype, |pool| pool.dtype());
         // Saturates only where a configuration claims an absurd context, and nobody has that room.
         let bytes = bytes(self.page, dtype, blocks, tokens);
         let Some(reservation) = Reservation::take(&self.budget, bytes) else {
             let free_tokens = self.free_tokens_as(dtype, blocks);
             return Err(OpenTableError::Full { tokens, free_tokens });
         };
-        Ok(KvTable::new(blocks, tokens, self.page, dtype, reservation))
+        let Some(pool) = &self.pool else {
+            return Ok(KvTable::new(blocks, tokens, self.page, dtype, reservation));
+        };
+        let cache = DeviceCache::new(pool, blocks, tokens)?;
+        Ok(KvTable::on_device(tokens, self.page, (blocks, cache), dtype, reservation))
     }
 
     /// Gives back the room of `table`; dropping it does the same.
@@ -103,6 +127,12 @@ impl KvArena {
         self.free_tokens_as(DType::F32, blocks)
     }
 
+    /// How all sessions' keys and values are kept, where that is not each session's choice.
+    #[must_use]
+    pub fn fixed_type(&self) -> Option<DType> {
+        self.pool.as_ref().map(|pool| pool.dtype())
+    }
+
     pub(super) fn reserve(&self, bytes: usize) -> Option<Reservation> {
         Reservation::take(&self.budget, bytes)
     }
@@ -118,7 +148,7 @@ impl KvArena {
     pub(super) fn of_pages(hosted: Span, page: PageShape, tokens_max: usize) -> Self {
         let bytes = bytes(page, DType::F32, hosted, tokens_max);
         let budget = Arc::new(Budget { free: AtomicUsize::new(bytes) });
-        Self { hosted, context_tokens: 400, page, budget }
+        Self { hosted, context_tokens: 400, page, budget, pool: None }
     }
 }
 
@@ -199,6 +229,9 @@ pub enum OpenTableError {
         /// Tokens for which there is room in these blocks now.
         free_tokens: usize,
     },
+    /// The device has no memory for the session's list of pages, or is lost.
+    #[error("no session can be opened on the GPU")]
+    Gpu(#[from] CudaError),
 }
 
 #[cfg(test)]

@@ -4,14 +4,12 @@
 //! While a table holds a page, its own promise covers it; a page that no table holds is charged to
 //! the arena's budget by itself, and can be dropped at any time.
 
-use std::sync::Arc;
-
 use umbel_protocol::{DType, Span};
 
 use super::PAGE_TOKENS;
 use super::arena::{KvArena, Reservation};
 use super::page::Page;
-use super::table::{KvTable, PageShape};
+use super::table::{KvTable, PageShape, Pages};
 
 /// Keys and values of [`PAGE_TOKENS`] consecutive positions in each block of a span.
 #[derive(Debug)]
@@ -19,7 +17,7 @@ pub struct KeptPage {
     blocks: Span,
     shape: PageShape,
     dtype: DType,
-    pages: Vec<Arc<Page>>,
+    pages: Pages,
     charge: Option<Reservation>,
 }
 
@@ -27,7 +25,7 @@ impl KeptPage {
     /// What it takes of the budget where no table holds it.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.pages.len() * Page::bytes(self.shape, self.dtype)
+        self.pages.count() * Page::bytes(self.shape, self.dtype)
     }
 
     /// Gives back the room that [`KvArena::charge`] took for it: a table is about to hold it.
@@ -44,7 +42,7 @@ impl KvTable {
         if index >= self.position() / PAGE_TOKENS {
             return None;
         }
-        let pages = self.caches().iter().map(|cache| Arc::clone(&cache.pages()[index])).collect();
+        let pages = self.pages(index);
         let (blocks, shape, dtype) = (self.blocks(), self.shape(), self.dtype());
         Some(KeptPage { blocks, shape, dtype, pages, charge: None })
     }
@@ -63,8 +61,9 @@ impl KvTable {
         if self.position() > 0 || tokens > self.capacity() || !prefix.iter().all(fits) {
             return Err(WrongPrefixError { pages: prefix.len() });
         }
-        for (index, cache) in self.caches_mut().iter_mut().enumerate() {
-            cache.begin_with(prefix.iter().map(|kept| Arc::clone(&kept.pages[index])));
+        let pages: Vec<_> = prefix.iter().map(|kept| &kept.pages).collect();
+        if !self.hold(&pages) {
+            return Err(WrongPrefixError { pages: prefix.len() });
         }
         self.advance(tokens);
         Ok(())

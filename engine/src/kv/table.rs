@@ -9,6 +9,7 @@ use umbel_shard::ModelConfig;
 use super::PAGE_TOKENS;
 use super::arena::Reservation;
 use super::page::Page;
+use crate::cuda::{DeviceCache, DevicePage};
 #[cfg(test)]
 use crate::kernel::Side;
 use crate::kernel::{KvPage, KvPages};
@@ -23,8 +24,17 @@ pub struct KvTable {
     capacity: usize,
     shape: PageShape,
     dtype: DType,
-    caches: Vec<BlockCache>,
+    storage: Storage,
     reservation: Reservation,
+}
+
+/// Where the pages lie.
+#[derive(Debug)]
+enum Storage {
+    /// In the processor's memory, block by block.
+    Host(Vec<BlockCache>),
+    /// In a device's memory.
+    Device(Box<DeviceCache>),
 }
 
 impl KvTable {
@@ -37,7 +47,19 @@ impl KvTable {
     ) -> Self {
         let cache = |_| BlockCache { shape, dtype, pages: Vec::new() };
         let caches = blocks.blocks().map(cache).collect();
-        Self { blocks, position: 0, capacity, shape, dtype, caches, reservation }
+        let storage = Storage::Host(caches);
+        Self { blocks, position: 0, capacity, shape, dtype, storage, reservation }
+    }
+
+    pub(super) fn on_device(
+        capacity: usize,
+        shape: PageShape,
+        (blocks, cache): (Span, DeviceCache),
+        dtype: DType,
+        reservation: Reservation,
+    ) -> Self {
+        let storage = Storage::Device(Box::new(cache));
+        Self { blocks, position: 0, capacity, shape, dtype, storage, reservation }
     }
 
     /// The blocks that the session goes through here.
@@ -73,8 +95,12 @@ impl KvTable {
             return Err(TruncateError { position: self.position, asked: position });
         }
         self.position = position;
-        for cache in &mut self.caches {
-            cache.pages.truncate(position.div_ceil(PAGE_TOKENS));
+        let pages = position.div_ceil(PAGE_TOKENS);
+        match &mut self.storage {
+            Storage::Host(caches) => {
+                caches.iter_mut().for_each(|cache| cache.pages.truncate(pages));
+            }
+            Storage::Device(cache) => cache.truncate(pages),
         }
         Ok(())
     }
@@ -82,7 +108,10 @@ impl KvTable {
     /// Bytes of the pages that are filled at least in part.
     #[must_use]
     pub fn allocated_bytes(&self) -> usize {
-        let pages: usize = self.caches.iter().map(|cache| cache.pages.len()).sum();
+        let pages: usize = match &self.storage {
+            Storage::Host(caches) => caches.iter().map(|cache| cache.pages.len()).sum(),
+            Storage::Device(cache) => cache.page_count(),
+        };
         pages * Page::bytes(self.shape, self.dtype)
     }
 
@@ -90,13 +119,68 @@ impl KvTable {
         self.dtype
     }
 
-    pub(super) fn caches(&self) -> &[BlockCache] {
-        &self.caches
+    /// The page of each block from `index` times [`PAGE_TOKENS`] on, to be held beside the table.
+    pub(super) fn pages(&self, index: usize) -> Pages {
+        match &self.storage {
+            Storage::Host(caches) => {
+                Pages::Host(caches.iter().map(|cache| Arc::clone(&cache.pages[index])).collect())
+            }
+            Storage::Device(cache) => Pages::Device(cache.page(index)),
+        }
+    }
+
+    /// Holds these pages, where it held none. Whether they lie where the table's do.
+    pub(super) fn hold(&mut self, prefix: &[&Pages]) -> bool {
+        match &mut self.storage {
+            Storage::Host(caches) => {
+                let pages: Option<Vec<_>> = prefix.iter().map(|pages| pages.on_host()).collect();
+                let Some(pages) = pages else {
+                    return false;
+                };
+                for (index, cache) in caches.iter_mut().enumerate() {
+                    cache.begin_with(pages.iter().map(|pages| Arc::clone(&pages[index])));
+                }
+                true
+            }
+            Storage::Device(cache) => {
+                let pages: Option<Vec<_>> = prefix.iter().map(|pages| pages.on_device()).collect();
+                let Some(pages) = pages else {
+                    return false;
+                };
+                cache.begin_with(pages.into_iter().map(<[_]>::to_vec));
+                true
+            }
+        }
     }
 
     /// The cache of each block, in order; a pass fills them before it calls [`KvTable::advance`].
+    ///
+    /// # Panics
+    /// Where the table lies in a device's memory: a pass is computed where its tables are.
     pub(crate) fn caches_mut(&mut self) -> &mut [BlockCache] {
-        &mut self.caches
+        match &mut self.storage {
+            Storage::Host(caches) => caches,
+            Storage::Device(_) => panic!("the table is on a device, and the blocks are not"),
+        }
+    }
+
+    /// The cache in a device's memory.
+    ///
+    /// # Panics
+    /// Where it is not there.
+    pub(crate) fn device_cache(&self) -> &DeviceCache {
+        match &self.storage {
+            Storage::Device(cache) => cache,
+            Storage::Host(_) => panic!("the blocks are on a device, and the table is not"),
+        }
+    }
+
+    /// As [`KvTable::device_cache`], to be filled.
+    pub(crate) fn device_cache_mut(&mut self) -> &mut DeviceCache {
+        match &mut self.storage {
+            Storage::Device(cache) => cache,
+            Storage::Host(_) => panic!("the blocks are on a device, and the table is not"),
+        }
     }
 
     /// Heads and their size, which the blocks that use the table must share.
@@ -147,6 +231,36 @@ impl PageShape {
     }
 }
 
+/// The pages of some positions, one for each block.
+#[derive(Debug)]
+pub(super) enum Pages {
+    Host(Vec<Arc<Page>>),
+    Device(Vec<Arc<DevicePage>>),
+}
+
+impl Pages {
+    pub(super) fn count(&self) -> usize {
+        match self {
+            Self::Host(pages) => pages.len(),
+            Self::Device(pages) => pages.len(),
+        }
+    }
+
+    fn on_host(&self) -> Option<&[Arc<Page>]> {
+        match self {
+            Self::Host(pages) => Some(pages),
+            Self::Device(_) => None,
+        }
+    }
+
+    fn on_device(&self) -> Option<&[Arc<DevicePage>]> {
+        match self {
+            Self::Device(pages) => Some(pages),
+            Self::Host(_) => None,
+        }
+    }
+}
+
 /// Keys and values of one session in one block.
 #[derive(Debug)]
 pub(crate) struct BlockCache {
@@ -176,12 +290,8 @@ impl BlockCache {
         }
     }
 
-    pub(super) fn pages(&self) -> &[Arc<Page>] {
-        &self.pages
-    }
-
     /// Holds these pages, where it held none.
-    pub(super) fn begin_with(&mut self, pages: impl Iterator<Item = Arc<Page>>) {
+    fn begin_with(&mut self, pages: impl Iterator<Item = Arc<Page>>) {
         assert!(self.pages.is_empty(), "only an empty table begins with pages");
         self.pages.extend(pages);
     }

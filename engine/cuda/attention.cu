@@ -1,0 +1,403 @@
+// Attention over the paged cache, in the matrix unit.
+//
+// Scores are never stored: a running maximum and sum per row (Milakov and Gimelshein 2018,
+// https://arxiv.org/abs/1805.02867; Dao et al. 2022, https://arxiv.org/abs/2205.14135) over chunks of
+// 64 positions. Positions are cut into splits of 256 that are computed by themselves and then
+// joined in their order, which is what lets few tokens be spread over the whole device (Dao et al.
+// 2023, Flash-Decoding). Chunks and splits begin at fixed positions, so the sums for a token are the
+// same however many tokens share its pass, and whether its splits are computed by one block or many.
+//
+// The rows of a tile are the tokens of a sequence with all heads that share a head of keys: row
+// token * group + head.
+
+#include "cache.cuh"
+
+constexpr int THREADS = 128;
+constexpr int TILE_ROWS = 16;
+constexpr int BLOCK_ROWS = THREADS / WARP * TILE_ROWS;
+constexpr int CHUNK = 64;
+constexpr int CHUNK_PAGES = CHUNK / PAGE_TOKENS;
+constexpr int SPLIT = 256;
+
+__device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000u); }
+
+// For the two rows of a lane, g and g + 8: the maximum of the scores, the sum of their powers, and
+// the sums of the values they weigh.
+template <int SIZE>
+struct Softmax {
+    float maximum[2];
+    float sum[2];
+    float output[SIZE / 8][4];
+
+    __device__ __forceinline__ void clear() {
+#pragma unroll
+        for (int row = 0; row < 2; ++row) {
+            maximum[row] = minus_infinity();
+            sum[row] = 0.0f;
+        }
+#pragma unroll
+        for (int tile = 0; tile < SIZE / 8; ++tile) {
+#pragma unroll
+            for (int place = 0; place < 4; ++place) {
+                output[tile][place] = 0.0f;
+            }
+        }
+    }
+};
+
+// By what two parts of a softmax are multiplied when they are joined under `maximum`.
+__device__ __forceinline__ float weight_of(float part, float maximum) {
+    return maximum == minus_infinity() ? 0.0f : exp2_fast(part - maximum);
+}
+
+__device__ __forceinline__ float join(float total, float weight_total, float part, float weight_part) {
+    return __fmaf_rn(part, weight_part, __fmul_rn(total, weight_total));
+}
+
+template <int SIZE>
+__device__ __forceinline__ void join(Softmax<SIZE>& total, const Softmax<SIZE>& part) {
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+        const float maximum = fmaxf(total.maximum[row], part.maximum[row]);
+        const float of_total = weight_of(total.maximum[row], maximum);
+        const float of_part = weight_of(part.maximum[row], maximum);
+        total.maximum[row] = maximum;
+        total.sum[row] = join(total.sum[row], of_total, part.sum[row], of_part);
+#pragma unroll
+        for (int tile = 0; tile < SIZE / 8; ++tile) {
+#pragma unroll
+            for (int place = 2 * row; place < 2 * row + 2; ++place) {
+                float& output = total.output[tile][place];
+                output = join(output, of_total, part.output[tile][place], of_part);
+            }
+        }
+    }
+}
+
+// What a block attends with and to.
+struct Work {
+    Shape shape;
+    Sequence sequence;
+    int block;
+    const uint16_t* cache;
+    int kv_head;
+    int group;
+    int rows;
+
+    // The positions that row `row` sees: from `first` up to `last`; none where there is no such row.
+    __device__ __forceinline__ void seen(int row, int& first, int& last) const {
+        const int position = sequence.position + row / group;
+        const bool there = row < rows;
+        first = there ? shape.first_seen(position) : 1;
+        last = there ? position : 0;
+    }
+};
+
+// Begins to fetch the keys and values of the chunk at `start`; positions from `end` on are not there.
+template <int SIZE>
+__device__ __forceinline__ void fetch(const Work& work, uint4* stage, int start, int end) {
+    constexpr int SIDE_CHUNKS = SIZE * 2;
+    const size_t side = work.shape.side(SIZE), head = static_cast<size_t>(work.kv_head) * PAGE_TOKENS * SIZE;
+#pragma unroll
+    for (int chunk = threadIdx.x; chunk < CHUNK_PAGES * 2 * SIDE_CHUNKS; chunk += THREADS) {
+        const int page = chunk / (2 * SIDE_CHUNKS), within = chunk % (2 * SIDE_CHUNKS);
+        const int position = start + page * PAGE_TOKENS;
+        const bool there = position < end;
+        const size_t id = there ? work.sequence.page(work.block, position) : 0;
+        const uint16_t* from = work.cache + (id * 2 + within / SIDE_CHUNKS) * side + head;
+        copy_async_16(stage + chunk, reinterpret_cast<const uint4*>(from) + within % SIDE_CHUNKS, there);
+    }
+    copy_async_commit();
+}
+
+// Scores of the tile's rows for the chunk at `start`, minus infinity where a row does not see.
+template <int SIZE>
+__device__ __forceinline__ void score(const uint4 (&queries)[SIZE / 32][2], const uint4* stage, int start,
+                                      const int (&first)[2], const int (&last)[2],
+                                      float (&scores)[CHUNK / 8][4]) {
+    constexpr int PAGE_CHUNKS = SIZE * 4;
+#pragma unroll
+    for (int tile = 0; tile < CHUNK / 8; ++tile) {
+        float(&sums)[4] = scores[tile];
+        sums[0] = sums[1] = sums[2] = sums[3] = 0.0f;
+        const uint4* keys = stage + tile / 2 * PAGE_CHUNKS + tile % 2 * SIZE;
+#pragma unroll
+        for (int part = 0; part < SIZE / 32; ++part) {
+            const uint4 key = keys[part * WARP + lane_id()];
+            const uint4 top = queries[part][0], bottom = queries[part][1];
+            mma_bf16(sums, {top.x, bottom.x, top.y, bottom.y}, {key.x, key.y});
+            mma_bf16(sums, {top.z, bottom.z, top.w, bottom.w}, {key.z, key.w});
+        }
+#pragma unroll
+        for (int place = 0; place < 4; ++place) {
+            const int position = start + tile * 8 + lane_id() % 4 * 2 + place % 2, row = place / 2;
+            const bool sees = position >= first[row] && position <= last[row];
+            sums[place] = sees ? sums[place] : minus_infinity();
+        }
+    }
+}
+
+__device__ __forceinline__ float quad_max(float value) {
+    value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, 1));
+    return fmaxf(value, __shfl_xor_sync(0xffffffffu, value, 2));
+}
+
+__device__ __forceinline__ float quad_sum(float value) {
+    value = __fadd_rn(value, __shfl_xor_sync(0xffffffffu, value, 1));
+    return __fadd_rn(value, __shfl_xor_sync(0xffffffffu, value, 2));
+}
+
+// Takes the scores of a chunk and its values into the softmax. Where a row sees nothing of the chunk
+// this changes no bit.
+template <int SIZE>
+__device__ __forceinline__ void weigh(float (&scores)[CHUNK / 8][4], const uint4* stage, Softmax<SIZE>& part) {
+    constexpr int SIDE_CHUNKS = SIZE * 2, PAGE_CHUNKS = 2 * SIDE_CHUNKS;
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+        float maximum = minus_infinity();
+#pragma unroll
+        for (int tile = 0; tile < CHUNK / 8; ++tile) {
+            maximum = fmaxf(maximum, fmaxf(scores[tile][2 * row], scores[tile][2 * row + 1]));
+        }
+        maximum = fmaxf(part.maximum[row], quad_max(maximum));
+        const float kept = weight_of(part.maximum[row], maximum);
+        float sum = 0.0f;
+#pragma unroll
+        for (int tile = 0; tile < CHUNK / 8; ++tile) {
+#pragma unroll
+            for (int place = 2 * row; place < 2 * row + 2; ++place) {
+                scores[tile][place] = weight_of(scores[tile][place], maximum);
+                sum = __fadd_rn(sum, scores[tile][place]);
+            }
+        }
+        part.maximum[row] = maximum;
+        part.sum[row] = __fmaf_rn(part.sum[row], kept, quad_sum(sum));
+#pragma unroll
+        for (int tile = 0; tile < SIZE / 8; ++tile) {
+            part.output[tile][2 * row] = __fmul_rn(part.output[tile][2 * row], kept);
+            part.output[tile][2 * row + 1] = __fmul_rn(part.output[tile][2 * row + 1], kept);
+        }
+    }
+#pragma unroll
+    for (int page = 0; page < CHUNK_PAGES; ++page) {
+        const float(&left)[4] = scores[page * 2];
+        const float(&right)[4] = scores[page * 2 + 1];
+        const uint32_t weights[4] = {bf16x2_of(left[0], left[1]), bf16x2_of(left[2], left[3]),
+                                     bf16x2_of(right[0], right[1]), bf16x2_of(right[2], right[3])};
+        const uint4* values = stage + page * PAGE_CHUNKS + SIDE_CHUNKS;
+#pragma unroll
+        for (int tile = 0; tile < SIZE / 16; ++tile) {
+            const uint4 value = values[tile * WARP + lane_id()];
+            mma_bf16(part.output[tile * 2], weights, {value.x, value.y});
+            mma_bf16(part.output[tile * 2 + 1], weights, {value.z, value.w});
+        }
+    }
+}
+
+// Attends of the tile's rows to the splits from `split` on and before `split_end`, and hands the
+// softmax of each split to `done`.
+template <int SIZE, class Done>
+__device__ __forceinline__ void attend(const Work& work, const uint16_t* queries, int first_row, int split,
+                                       int split_end, const Done& done) {
+    DYNAMIC_SHARED(uint4, stages);
+    constexpr int STAGE_CHUNKS = CHUNK_PAGES * 4 * SIZE;
+    const int lane = lane_id(), tile_row = first_row + threadIdx.x / WARP * TILE_ROWS;
+    int first[2], last[2];
+    uint4 of_rows[SIZE / 32][2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const int row = tile_row + lane / 4 + half * 8;
+        work.seen(row, first[half], last[half]);
+        const int token = work.sequence.first_row + row / work.group;
+        const int head = work.kv_head * work.group + row % work.group;
+        const uint16_t* query = queries + (static_cast<size_t>(token) * work.shape.heads + head) * SIZE;
+#pragma unroll
+        for (int part = 0; part < SIZE / 32; ++part) {
+            const uint4* from = reinterpret_cast<const uint4*>(query) + part * 4 + lane % 4;
+            of_rows[part][half] = row < work.rows ? *from : make_uint4(0, 0, 0, 0);
+        }
+    }
+    // The chunks that any row of the block sees.
+    const int end_row = min(first_row + BLOCK_ROWS, work.rows);
+    const int end = min(work.sequence.position + (end_row - 1) / work.group + 1, split_end * SPLIT);
+    const int seen = work.shape.first_seen(work.sequence.position + first_row / work.group);
+    const int start = max(split * SPLIT, seen / CHUNK * CHUNK);
+    if (start < end) {
+        fetch<SIZE>(work, stages, start, end);
+    }
+    Softmax<SIZE> part;
+    part.clear();
+    int stage = 0;
+    for (int chunk = start; chunk < end; chunk += CHUNK) {
+        if (chunk + CHUNK < end) {
+            fetch<SIZE>(work, stages + (1 - stage) * STAGE_CHUNKS, chunk + CHUNK, end);
+            copy_async_wait<1>();
+        } else {
+            copy_async_wait<0>();
+        }
+        __syncthreads();
+        if (tile_row < work.rows) {
+            float scores[CHUNK / 8][4];
+            score<SIZE>(of_rows, stages + stage * STAGE_CHUNKS, chunk, first, last, scores);
+            weigh<SIZE>(scores, stages + stage * STAGE_CHUNKS, part);
+        }
+        __syncthreads();
+        stage = 1 - stage;
+        if (chunk / SPLIT != (chunk + CHUNK) / SPLIT || chunk + CHUNK >= end) {
+            done(part, tile_row);
+            part.clear();
+        }
+    }
+}
+
+// Puts two neighbouring numbers of a head's output among the activations of the output projection.
+__device__ __forceinline__ void put(const Shape& shape, uint32_t* output, int cells, int token, int head,
+                                    int number, float first, float second) {
+    if (number < shape.head_size) {
+        output[activation_word(token, head * shape.head_size + number, cells)] = bf16x2_of(first, second);
+    }
+}
+
+__device__ __forceinline__ Work work_of(const Shape& shape, const Sequence& sequence, int block,
+                                        const uint16_t* cache) {
+    const int group = shape.heads / shape.kv_heads;
+    return {shape, sequence, block, cache, static_cast<int>(blockIdx.y), group, sequence.tokens * group};
+}
+
+// For many tokens: a block takes 64 rows of a sequence through all their splits.
+template <int SIZE>
+__device__ __forceinline__ void attend_many(const uint16_t* queries, const uint16_t* cache, Shape shape,
+                                            const Sequence* sequences, int first_sequence, int block, uint32_t* output,
+                                            int cells) {
+    const Work work = work_of(shape, sequences[first_sequence + blockIdx.z], block, cache);
+    const int first_row = (gridDim.x - 1 - blockIdx.x) * BLOCK_ROWS;
+    if (first_row >= work.rows) {
+        return;
+    }
+    Softmax<SIZE> total;
+    total.clear();
+    const int end = work.sequence.position + work.sequence.tokens;
+    attend<SIZE>(work, queries, first_row, 0, (end + SPLIT - 1) / SPLIT,
+                 [&](const Softmax<SIZE>& part, int) { join(total, part); });
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const int row = first_row + threadIdx.x / WARP * TILE_ROWS + lane_id() / 4 + half * 8;
+        if (row >= work.rows) {
+            continue;
+        }
+        const float factor = __frcp_rn(total.sum[half]);
+        const int token = work.sequence.first_row + row / work.group;
+        const int head = work.kv_head * work.group + row % work.group;
+#pragma unroll
+        for (int tile = 0; tile < SIZE / 8; ++tile) {
+            put(shape, output, cells, token, head, tile * 8 + lane_id() % 4 * 2,
+                __fmul_rn(total.output[tile][2 * half], factor),
+                __fmul_rn(total.output[tile][2 * half + 1], factor));
+        }
+    }
+}
+
+// What a row has of a split: maximum and sum, then the output. The rows of a pass are its tokens'
+// heads, of which each has room for `splits`.
+struct Partials {
+    float* values;
+    int splits;
+
+    __device__ __forceinline__ float* of(int token, int heads, int head, int split, int size) const {
+        const size_t row = static_cast<size_t>(token) * heads + head;
+        return values + (row * splits + split) * (size + 2);
+    }
+};
+
+// For few tokens: a block takes all rows of a sequence, at most 64, through one split.
+template <int SIZE>
+__device__ __forceinline__ void attend_few(const uint16_t* queries, const uint16_t* cache, Shape shape,
+                                           const Sequence* sequences, int block, Partials partials) {
+    const Work work = work_of(shape, sequences[blockIdx.z], block, cache);
+    const int split = blockIdx.x;
+    if (split * SPLIT >= work.sequence.position + work.sequence.tokens) {
+        return;
+    }
+    attend<SIZE>(work, queries, 0, split, split + 1, [&](const Softmax<SIZE>& part, int tile_row) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int row = tile_row + lane_id() / 4 + half * 8;
+            if (row >= work.rows) {
+                continue;
+            }
+            const int token = work.sequence.first_row + row / work.group;
+            const int head = work.kv_head * work.group + row % work.group;
+            float* values = partials.of(token, shape.heads, head, split, SIZE);
+            if (lane_id() % 4 == 0) {
+                values[0] = part.maximum[half];
+                values[1] = part.sum[half];
+            }
+#pragma unroll
+            for (int tile = 0; tile < SIZE / 8; ++tile) {
+                const int number = tile * 8 + lane_id() % 4 * 2;
+                values[2 + number] = part.output[tile][2 * half];
+                values[3 + number] = part.output[tile][2 * half + 1];
+            }
+        }
+    });
+}
+
+// Joins the splits of a token's head: a warp each.
+template <int SIZE>
+__device__ __forceinline__ void join_few(Shape shape, const Sequence* sequences, const int* sequence_of_row,
+                                         Partials partials, uint32_t* output, int cells) {
+    const int token = blockIdx.x, head = blockIdx.y * (blockDim.x / WARP) + threadIdx.x / WARP;
+    if (head >= shape.heads) {
+        return;
+    }
+    const Sequence sequence = sequences[sequence_of_row[token]];
+    const int position = sequence.position + token - sequence.first_row;
+    constexpr int PAIRS = (SIZE / 2 + WARP - 1) / WARP;
+    float maximum = minus_infinity(), sum = 0.0f, outputs[PAIRS][2] = {};
+    for (int split = shape.first_seen(position) / SPLIT; split <= position / SPLIT; ++split) {
+        const float* values = partials.of(token, shape.heads, head, split, SIZE);
+        const float joint = fmaxf(maximum, values[0]);
+        const float of_total = weight_of(maximum, joint), of_part = weight_of(values[0], joint);
+        maximum = joint;
+        sum = join(sum, of_total, values[1], of_part);
+#pragma unroll
+        for (int pair = 0; pair < PAIRS; ++pair) {
+            const int number = (pair * WARP + lane_id()) * 2;
+            if (number < SIZE) {
+                outputs[pair][0] = join(outputs[pair][0], of_total, values[2 + number], of_part);
+                outputs[pair][1] = join(outputs[pair][1], of_total, values[3 + number], of_part);
+            }
+        }
+    }
+    const float factor = __frcp_rn(sum);
+#pragma unroll
+    for (int pair = 0; pair < PAIRS; ++pair) {
+        const int number = (pair * WARP + lane_id()) * 2;
+        if (number < SIZE) {
+            put(shape, output, cells, token, head, number, __fmul_rn(outputs[pair][0], factor),
+                __fmul_rn(outputs[pair][1], factor));
+        }
+    }
+}
+
+#define ATTENTION(SIZE)                                                                                \
+    extern "C" __global__ void __launch_bounds__(THREADS) attend_many_##SIZE(                          \
+        const uint16_t* queries, const uint16_t* cache, Shape shape, const Sequence* sequences,        \
+        int first_sequence, int block, uint32_t* output, int cells) {                                  \
+        attend_many<SIZE>(queries, cache, shape, sequences, first_sequence, block, output, cells);     \
+    }                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                              \
+        attend_few_##SIZE(const uint16_t* queries, const uint16_t* cache, Shape shape,                 \
+                          const Sequence* sequences, int block, Partials partials) {                   \
+        attend_few<SIZE>(queries, cache, shape, sequences, block, partials);                           \
+    }                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                              \
+        join_few_##SIZE(Shape shape, const Sequence* sequences, const int* sequence_of_row,            \
+                        Partials partials, uint32_t* output, int cells) {                              \
+        join_few<SIZE>(shape, sequences, sequence_of_row, partials, output, cells);                    \
+    }
+
+ATTENTION(32)
+ATTENTION(64)
+ATTENTION(96)
+ATTENTION(128)

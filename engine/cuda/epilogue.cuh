@@ -1,0 +1,43 @@
+// What becomes of the sums of a matrix product.
+
+#pragma once
+
+#include "layout.cuh"
+
+// The output [tokens, stride] in binary32, from the column `first_row` on: sum + bias + residual,
+// where there are any. The residual has the shape of the output, and may be the output itself.
+struct ToRows {
+    float* output;
+    const float* bias;
+    const float* residual;
+    int stride;
+    int first_row;
+
+    __device__ __forceinline__ void store(int token, int row, float sum) const {
+        const size_t place = static_cast<size_t>(token) * stride + first_row + row;
+        if (bias != nullptr) {
+            sum = __fadd_rn(sum, bias[first_row + row]);
+        }
+        if (residual != nullptr) {
+            sum = __fadd_rn(sum, residual[place]);
+        }
+        output[place] = sum;
+    }
+};
+
+// silu(gate) * up, as activations of the next matrix. Each tile of 16 rows has 8 of the gate's and
+// behind them the 8 of the up projection that belong to them.
+struct ToGated {
+    uint32_t* output;
+    const float* bias;
+    int cells;
+
+    // For the feature `feature` behind the tile's first, of 8.
+    __device__ __forceinline__ float value(int tile, int feature, float gate, float up) const {
+        if (bias != nullptr) {
+            gate = __fadd_rn(gate, bias[tile * CELL_ROWS + feature]);
+            up = __fadd_rn(up, bias[tile * CELL_ROWS + 8 + feature]);
+        }
+        return __fmul_rn(silu(gate), up);
+    }
+};

@@ -1,0 +1,104 @@
+// Models in binary32: the same operations on plain rows, each sum in one fixed order. They are here
+// to be right; models that are served have narrower weights.
+
+#include "cache.cuh"
+#include "epilogue.cuh"
+
+constexpr int TOKENS_TOGETHER = 8;
+
+// A warp multiplies a row of the matrix [rows, columns] with 8 tokens of the input.
+extern "C" __global__ void linear_f32(const float* matrix, const float* input, int columns, int tokens,
+                                      int rows, ToRows to) {
+    const int row = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
+    const int first = blockIdx.y * TOKENS_TOGETHER, count = min(TOKENS_TOGETHER, tokens - first);
+    if (row >= rows) {
+        return;
+    }
+    float sums[TOKENS_TOGETHER] = {};
+    for (int column = lane_id(); column < columns; column += WARP) {
+        const float weight = matrix[static_cast<size_t>(row) * columns + column];
+#pragma unroll
+        for (int token = 0; token < TOKENS_TOGETHER; ++token) {
+            if (token < count) {
+                const float value = input[static_cast<size_t>(first + token) * columns + column];
+                sums[token] = __fmaf_rn(weight, value, sums[token]);
+            }
+        }
+    }
+#pragma unroll
+    for (int token = 0; token < TOKENS_TOGETHER; ++token) {
+        const float sum = warp_sum(sums[token]);
+        if (token < count && lane_id() == 0) {
+            to.store(first + token, row, sum);
+        }
+    }
+}
+
+// silu(gate) * up, of rows [tokens, 2 * size] with the gates first.
+extern "C" __global__ void gated_f32(const float* input, int size, float* output) {
+    const size_t token = blockIdx.y;
+    const int feature = blockIdx.x * blockDim.x + threadIdx.x;
+    if (feature < size) {
+        const float gate = input[token * 2 * size + feature];
+        output[token * size + feature] = gate / (1.0f + expf(-gate)) * input[token * 2 * size + size + feature];
+    }
+}
+
+// A block takes one head of one token over all positions it sees, as many at a time as it has
+// threads, from position 0 on.
+extern "C" __global__ void attend_f32(const float* queries, const float* cache, Shape shape,
+                                      const Sequence* sequences, const int* sequence_of_row, int block,
+                                      float* output) {
+    constexpr int POSITIONS = 128;
+    __shared__ float weights[POSITIONS];
+    __shared__ float partial[WARP];
+    __shared__ float maximum_of_chunk;
+    const int token = blockIdx.x, head = blockIdx.y, thread = threadIdx.x, size = shape.head_size;
+    const int kv_head = head / (shape.heads / shape.kv_heads);
+    const Sequence sequence = sequences[sequence_of_row[token]];
+    const int position = sequence.position + token - sequence.first_row;
+    const float* query = queries + (static_cast<size_t>(token) * shape.heads + head) * size;
+    float* out = output + (static_cast<size_t>(token) * shape.heads + head) * size;
+    const size_t side = shape.side(size);
+    const int first = shape.first_seen(position);
+    float maximum = __uint_as_float(0xff800000u), sum = 0.0f;
+    for (int start = first / POSITIONS * POSITIONS; start <= position; start += POSITIONS) {
+        const int at = start + thread;
+        float score = __uint_as_float(0xff800000u);
+        if (at >= first && at <= position) {
+            const float* key = cache + sequence.page(block, at) * 2 * side +
+                               (kv_head * PAGE_TOKENS + at % PAGE_TOKENS) * size;
+            score = 0.0f;
+            for (int value = 0; value < size; ++value) {
+                score = __fmaf_rn(query[value], key[value], score);
+            }
+        }
+        weights[thread] = score;
+        __syncthreads();
+        if (thread == 0) {
+            float largest = maximum;
+            for (int place = 0; place < POSITIONS; ++place) {
+                largest = fmaxf(largest, weights[place]);
+            }
+            maximum_of_chunk = largest;
+        }
+        __syncthreads();
+        const float kept = exp2f(maximum - maximum_of_chunk);
+        maximum = maximum_of_chunk;
+        const float weight = exp2f(score - maximum);
+        sum = __fmaf_rn(sum, kept, block_sum(weight, partial));
+        weights[thread] = weight;
+        __syncthreads();
+        for (int number = thread; number < size; number += POSITIONS) {
+            float value = start <= first ? 0.0f : out[number] * kept;
+            for (int place = max(0, first - start); place < min(POSITIONS, position + 1 - start); ++place) {
+                const int slot = start + place;
+                const float* values = cache + (sequence.page(block, slot) * 2 + 1) * side +
+                                      (kv_head * PAGE_TOKENS + slot % PAGE_TOKENS) * size;
+                value = __fmaf_rn(weights[place], values[number], value);
+            }
+            out[number] = start + POSITIONS > position ? value / sum : value;
+        }
+        __syncthreads();
+    }
+}

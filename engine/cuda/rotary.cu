@@ -1,0 +1,170 @@
+// RMS norms, and what stands between the projections of queries, keys and values and attention.
+
+#include "cache.cuh"
+
+// The largest finite bfloat16.
+constexpr float BF16_MAX = 3.3895314e38f;
+
+__device__ __forceinline__ uint16_t bf16_of(float value) { return bf16x2_of(value, 0.0f) & 0xffff; }
+
+__device__ __forceinline__ float inverse_root(float squares, int count, float eps) {
+    return 1.0f / sqrtf(squares / static_cast<float>(count) + eps);
+}
+
+// A block norms a token: hidden [tokens, size] becomes activations of the next matrix.
+extern "C" __global__ void rms_norm(const float* hidden, const float* weight, float eps, int size,
+                                    int cells, uint32_t* output) {
+    __shared__ float partial[WARP];
+    const int token = blockIdx.x;
+    const float* values = hidden + static_cast<size_t>(token) * size;
+    float squares = 0.0f;
+    for (int column = threadIdx.x; column < size; column += blockDim.x) {
+        squares = __fmaf_rn(values[column], values[column], squares);
+    }
+    const float factor = inverse_root(block_sum(squares, partial), size, eps);
+    for (int column = threadIdx.x * 2; column < size; column += blockDim.x * 2) {
+        const float first = values[column] * factor * weight[column];
+        const bool more = column + 1 < size;
+        const float second = more ? values[column + 1] * factor * weight[column + 1] : 0.0f;
+        output[activation_word(token, column, cells)] = bf16x2_of(first, second);
+    }
+}
+
+// As rms_norm, to binary32.
+extern "C" __global__ void rms_norm_f32(const float* hidden, const float* weight, float eps, int size,
+                                        float* output) {
+    __shared__ float partial[WARP];
+    const size_t start = static_cast<size_t>(blockIdx.x) * size;
+    float squares = 0.0f;
+    for (int column = threadIdx.x; column < size; column += blockDim.x) {
+        squares = __fmaf_rn(hidden[start + column], hidden[start + column], squares);
+    }
+    const float factor = inverse_root(block_sum(squares, partial), size, eps);
+    for (int column = threadIdx.x; column < size; column += blockDim.x) {
+        output[start + column] = hidden[start + column] * factor * weight[column];
+    }
+}
+
+// What is done to the heads of a token.
+struct Heads {
+    Shape shape;
+    // What queries are multiplied by: the root of the head's size, and from e to 2.
+    float query_scale;
+    float eps;
+    // The weights of the norms of queries and keys; null where there are none.
+    const float* query_norm;
+    const float* key_norm;
+};
+
+// Where queries, keys and values of bfloat16 go.
+struct ToBf16 {
+    uint16_t* queries;
+    uint16_t* pages;
+
+    __device__ __forceinline__ void query(const Shape& shape, int token, int head, int value, float x) const {
+        const size_t row = static_cast<size_t>(token) * shape.heads + head;
+        queries[row * shape.padded() + value] = bf16_of(x);
+    }
+    __device__ __forceinline__ void key(const Shape& shape, size_t page, int slot, int head, int value,
+                                        float x) const {
+        const size_t start = page * 2 * shape.side(shape.padded()) + head * PAGE_TOKENS * shape.padded();
+        pages[start + key_place(slot, value, shape.padded())] = bf16_of(x);
+    }
+    // What is not finite becomes finite: attention multiplies it by zero where nobody may see it.
+    __device__ __forceinline__ void value(const Shape& shape, size_t page, int slot, int head, int number,
+                                          float x) const {
+        const size_t side = shape.side(shape.padded());
+        const size_t start = (page * 2 + 1) * side + head * PAGE_TOKENS * shape.padded();
+        const float finite = fminf(fmaxf(x, -BF16_MAX), BF16_MAX);
+        pages[start + value_place(slot, number)] = bf16_of(finite);
+    }
+};
+
+// Where queries, keys and values of binary32 go.
+struct ToF32 {
+    float* queries;
+    float* pages;
+
+    __device__ __forceinline__ void query(const Shape& shape, int token, int head, int value, float x) const {
+        queries[(static_cast<size_t>(token) * shape.heads + head) * shape.head_size + value] = x;
+    }
+    __device__ __forceinline__ void key(const Shape& shape, size_t page, int slot, int head, int value,
+                                        float x) const {
+        const size_t start = page * 2 * shape.side(shape.head_size);
+        pages[start + (head * PAGE_TOKENS + slot) * shape.head_size + value] = x;
+    }
+    __device__ __forceinline__ void value(const Shape& shape, size_t page, int slot, int head, int number,
+                                          float x) const {
+        const size_t start = (page * 2 + 1) * shape.side(shape.head_size);
+        pages[start + (head * PAGE_TOKENS + slot) * shape.head_size + number] = x;
+    }
+};
+
+// A warp turns one head, after its norm where it has one, and hands each value to `put`.
+template <class Put>
+__device__ __forceinline__ void turn(const float* head, int size, const float* norm, float eps,
+                                     const float2* turns, const Put& put) {
+    const int lane = lane_id(), pairs = size / 2;
+    float factor = 1.0f;
+    if (norm != nullptr) {
+        float squares = 0.0f;
+        for (int value = lane; value < size; value += WARP) {
+            squares = __fmaf_rn(head[value], head[value], squares);
+        }
+        factor = inverse_root(warp_sum(squares), size, eps);
+    }
+    for (int pair = lane; pair < pairs; pair += WARP) {
+        float x = head[pair], y = head[pair + pairs];
+        if (norm != nullptr) {
+            x = x * factor * norm[pair];
+            y = y * factor * norm[pair + pairs];
+        }
+        const float2 turn = turns[pair];
+        put(pair, x * turn.x - y * turn.y);
+        put(pair + pairs, y * turn.x + x * turn.y);
+    }
+}
+
+// A block takes one token: `projected` is [tokens, (heads + 2 * kv_heads) * head_size], `turns` has the
+// cosine and sine of each pair for each token.
+template <class To>
+__device__ __forceinline__ void place(const float* projected, const Heads& heads, const float2* turns,
+                                      const Sequence* sequences, const int* sequence_of_row, int block,
+                                      const To& to) {
+    const Shape shape = heads.shape;
+    const int token = blockIdx.x, size = shape.head_size;
+    const Sequence sequence = sequences[sequence_of_row[token]];
+    const int position = sequence.position + token - sequence.first_row;
+    const size_t page = sequence.page(block, position);
+    const int slot = position % PAGE_TOKENS, all = shape.heads + 2 * shape.kv_heads;
+    const float* row = projected + static_cast<size_t>(token) * all * size;
+    turns += static_cast<size_t>(token) * (size / 2);
+    for (int index = threadIdx.x / WARP; index < all; index += blockDim.x / WARP) {
+        const float* head = row + index * size;
+        const int kv_head = (index - shape.heads) % shape.kv_heads;
+        if (index < shape.heads) {
+            turn(head, size, heads.query_norm, heads.eps, turns, [&](int value, float x) {
+                to.query(shape, token, index, value, x * heads.query_scale);
+            });
+        } else if (index < shape.heads + shape.kv_heads) {
+            turn(head, size, heads.key_norm, heads.eps, turns,
+                 [&](int value, float x) { to.key(shape, page, slot, kv_head, value, x); });
+        } else {
+            for (int number = lane_id(); number < size; number += WARP) {
+                to.value(shape, page, slot, kv_head, number, head[number]);
+            }
+        }
+    }
+}
+
+extern "C" __global__ void place_bf16(const float* projected, Heads heads, const float2* turns,
+                                      const Sequence* sequences, const int* sequence_of_row, int block,
+                                      ToBf16 to) {
+    place(projected, heads, turns, sequences, sequence_of_row, block, to);
+}
+
+extern "C" __global__ void place_f32(const float* projected, Heads heads, const float2* turns,
+                                     const Sequence* sequences, const int* sequence_of_row, int block,
+                                     ToF32 to) {
+    place(projected, heads, turns, sequences, sequence_of_row, block, to);
+}

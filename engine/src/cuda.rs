@@ -1,0 +1,35 @@
+//! Blocks on NVIDIA's GPUs.
+//!
+//! One binary runs with and without a GPU: the driver is opened at run time (`cudarc` with dynamic
+//! loading), and the kernels are our own, in `engine/cuda`, compiled to PTX that is kept beside them and
+//! that the driver compiles for its device. No other library of CUDA is needed to build or to run.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `driver` | memory, streams, kernels, graphs |
+//! | `program` | our kernels by name |
+//! | `cells` | how matrices are packed |
+//! | `matrix` | a matrix on the device, and its products |
+//! | `block`, `span` | the blocks of a model |
+//! | `cache` | the paged cache |
+//! | `pass` | one pass: copies, kernels, graphs |
+//! | `gpu` | the device, and what all spans on it share |
+
+mod block;
+mod cache;
+mod cells;
+mod driver;
+mod gpu;
+mod matrix;
+mod pass;
+mod program;
+mod span;
+
+pub(crate) use cache::{DeviceCache, DevicePage, PagePool, PrepareError, page_bytes};
+pub use driver::{CudaError, OpenGpuError};
+pub use gpu::Gpu;
+pub(crate) use pass::SessionRows;
+pub(crate) use span::{GpuSpan, LoadGpuSpanError};
+
+#[cfg(test)]
+mod tests;

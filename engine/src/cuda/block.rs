@@ -1,0 +1,245 @@
+//! One transformer block in a device's memory.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use umbel_shard::{ModelConfig, Weight};
+
+use super::cells::Source;
+use super::driver::{Buffer, CudaError};
+use super::gpu::Gpu;
+use super::matrix::{Matrix, are_plain, optional};
+use crate::checkpoint::{Checkpoint, LoadTensorError};
+
+/// Rows of the gate, and as many of the up projection behind them, in a tile of 16.
+const GATED_TILE: usize = 8;
+
+/// A name that no other block of this process has or had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct BlockId(u64);
+
+impl BlockId {
+    fn next() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// A block of Llama or of one of its relatives.
+#[derive(Debug)]
+pub(super) struct GpuBlock {
+    pub(super) id: BlockId,
+    pub(super) input_norm: Buffer,
+    /// Queries, keys and values, of one type of weight each; where each begins among the rows of all.
+    pub(super) qkv: Vec<(usize, Matrix)>,
+    pub(super) qkv_bias: Option<Buffer>,
+    pub(super) query_norm: Option<Buffer>,
+    pub(super) key_norm: Option<Buffer>,
+    pub(super) output: Matrix,
+    pub(super) output_bias: Option<Buffer>,
+    /// The most recent positions that a token sees; 0 for all.
+    pub(super) window: usize,
+    pub(super) post_norm: Buffer,
+    pub(super) gate_up: GateUp,
+    pub(super) gate_up_bias: Option<Buffer>,
+    pub(super) down: Matrix,
+    pub(super) down_bias: Option<Buffer>,
+}
+
+/// The first matrices of the MLP.
+#[derive(Debug)]
+pub(super) enum GateUp {
+    /// Interleaved, so that the product can gate its features itself.
+    Tiles(Matrix),
+    /// In binary32: the gates, and behind them the up projection.
+    Plain(Matrix),
+}
+
+/// The tensors of a block, as its checkpoint has them.
+struct Tensors {
+    q: Weight,
+    k: Weight,
+    v: Weight,
+    o: Weight,
+    gate: Weight,
+    up: Weight,
+    down: Weight,
+}
+
+impl Tensors {
+    fn of(checkpoint: Checkpoint<'_>, index: u32) -> Result<Self, LoadTensorError> {
+        let config = checkpoint.config;
+        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        let queries = config.head_count * config.head_size;
+        let keys = config.kv_head_count * config.head_size;
+        let get = |name: &str, rows, columns| {
+            checkpoint.weight(&format!("model.layers.{index}.{name}.weight"), &[rows, columns])
+        };
+        Ok(Self {
+            q: get("self_attn.q_proj", queries, hidden)?,
+            k: get("self_attn.k_proj", keys, hidden)?,
+            v: get("self_attn.v_proj", keys, hidden)?,
+            o: get("self_attn.o_proj", hidden, queries)?,
+            gate: get("mlp.gate_proj", inner, hidden)?,
+            up: get("mlp.up_proj", inner, hidden)?,
+            down: get("mlp.down_proj", hidden, inner)?,
+        })
+    }
+
+    fn all(&self) -> [&Weight; 7] {
+        [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down]
+    }
+}
+
+/// Why a block is not on the device.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LoadGpuBlockError {
+    #[error(transparent)]
+    Tensor(#[from] LoadTensorError),
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
+}
+
+/// Whether block `index` is computed in binary32: where its matrices are.
+pub(super) fn is_plain(checkpoint: Checkpoint<'_>, index: u32) -> Result<bool, LoadTensorError> {
+    Ok(are_plain(Tensors::of(checkpoint, index)?.all()))
+}
+
+impl GpuBlock {
+    /// Takes block `index` out of a checkpoint; `plain` says to compute it in binary32.
+    pub(super) fn load(
+        gpu: &Gpu,
+        checkpoint: Checkpoint<'_>,
+        index: u32,
+        plain: bool,
+    ) -> Result<Self, LoadGpuBlockError> {
+        let config = checkpoint.config;
+        let tensors = Tensors::of(checkpoint, index)?;
+        let name = |part: &str| format!("model.layers.{index}.{part}");
+        let vector = |part: &str, size| checkpoint.vector(&name(part), size);
+        let load = |rows: &[Source<'_>], columns| Matrix::load(gpu, rows, columns, plain);
+        let norm = |part: &str, size| -> Result<Buffer, LoadGpuBlockError> {
+            Ok(Buffer::of(gpu.context(), &vector(part, size)?)?)
+        };
+        let head_norm = |part: &str| {
+            config.has_query_key_norms().then(|| norm(part, config.head_size)).transpose()
+        };
+        let biases = Biases::of(config, &vector)?;
+        let (gate_up_rows, gate_up_bias) = if plain {
+            (both(&tensors.gate, &tensors.up), biases.gate_up())
+        } else {
+            (interleaved(&tensors.gate, &tensors.up), biases.interleaved_gate_up())
+        };
+        let gate_up = load(&gate_up_rows, config.hidden_size)?;
+        let block = Self {
+            id: BlockId::next(),
+            input_norm: norm("input_layernorm.weight", config.hidden_size)?,
+            qkv: load_runs(&[&tensors.q, &tensors.k, &tensors.v], |rows| {
+                load(rows, config.hidden_size)
+            })?,
+            qkv_bias: optional(gpu, biases.qkv.as_deref())?,
+            query_norm: head_norm("self_attn.q_norm.weight")?,
+            key_norm: head_norm("self_attn.k_norm.weight")?,
+            output: load(&rows_of(&tensors.o), tensors.o.columns())?,
+            output_bias: optional(gpu, biases.output.as_deref())?,
+            window: checkpoint.window(index).unwrap_or(0),
+            post_norm: norm("post_attention_layernorm.weight", config.hidden_size)?,
+            gate_up: if plain { GateUp::Plain(gate_up) } else { GateUp::Tiles(gate_up) },
+            gate_up_bias: optional(gpu, gate_up_bias.as_deref())?,
+            down: load(&rows_of(&tensors.down), config.intermediate_size)?,
+            down_bias: optional(gpu, biases.down.as_deref())?,
+        };
+        for weight in tensors.all() {
+            weight.release();
+        }
+        Ok(block)
+    }
+}
+
+/// Loads `weights` one behind the other, those of one type together.
+fn load_runs(
+    weights: &[&Weight],
+    load: impl Fn(&[Source<'_>]) -> Result<Matrix, CudaError>,
+) -> Result<Vec<(usize, Matrix)>, CudaError> {
+    let (mut runs, mut start) = (Vec::new(), 0);
+    for run in weights.chunk_by(|one, next| one.weight_type() == next.weight_type()) {
+        let rows: Vec<Source<'_>> = run.iter().flat_map(|weight| rows_of(weight)).collect();
+        runs.push((start, load(&rows)?));
+        start += rows.len();
+    }
+    Ok(runs)
+}
+
+fn rows_of(weight: &Weight) -> Vec<Source<'_>> {
+    (0..weight.rows()).map(|row| Some((weight, row))).collect()
+}
+
+fn both<'a>(gate: &'a Weight, up: &'a Weight) -> Vec<Source<'a>> {
+    rows_of(gate).into_iter().chain(rows_of(up)).collect()
+}
+
+/// 8 rows of the gate, the 8 of the up projection that belong to them, and so on; what is missing at
+/// the end is zeros.
+fn interleaved<'a>(gate: &'a Weight, up: &'a Weight) -> Vec<Source<'a>> {
+    let rows = gate.rows();
+    let part = |weight: &'a Weight, tile: usize| {
+        (tile * GATED_TILE..(tile + 1) * GATED_TILE)
+            .map(move |row| (row < rows).then_some((weight, row)))
+    };
+    (0..rows.div_ceil(GATED_TILE))
+        .flat_map(|tile| part(gate, tile).chain(part(up, tile)))
+        .collect()
+}
+
+/// What is added to products, where a model has it.
+struct Biases {
+    qkv: Option<Vec<f32>>,
+    output: Option<Vec<f32>>,
+    gate: Option<Vec<f32>>,
+    up: Option<Vec<f32>>,
+    down: Option<Vec<f32>>,
+}
+
+impl Biases {
+    fn of(
+        config: &ModelConfig,
+        vector: &impl Fn(&str, usize) -> Result<Vec<f32>, LoadTensorError>,
+    ) -> Result<Self, LoadTensorError> {
+        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        let queries = config.head_count * config.head_size;
+        let keys = config.kv_head_count * config.head_size;
+        let get = |wanted: bool, part: &str, size| {
+            wanted.then(|| vector(&format!("{part}.bias"), size)).transpose()
+        };
+        let qkv = if config.attention_bias {
+            let mut all = vector("self_attn.q_proj.bias", queries)?;
+            all.extend(vector("self_attn.k_proj.bias", keys)?);
+            all.extend(vector("self_attn.v_proj.bias", keys)?);
+            Some(all)
+        } else {
+            None
+        };
+        Ok(Self {
+            qkv,
+            output: get(config.output_bias, "self_attn.o_proj", hidden)?,
+            gate: get(config.mlp_bias, "mlp.gate_proj", inner)?,
+            up: get(config.mlp_bias, "mlp.up_proj", inner)?,
+            down: get(config.mlp_bias, "mlp.down_proj", hidden)?,
+        })
+    }
+
+    fn gate_up(&self) -> Option<Vec<f32>> {
+        Some([self.gate.as_deref()?, self.up.as_deref()?].concat())
+    }
+
+    fn interleaved_gate_up(&self) -> Option<Vec<f32>> {
+        let (gate, up) = (self.gate.as_deref()?, self.up.as_deref()?);
+        let mut all = Vec::with_capacity(2 * gate.len().next_multiple_of(GATED_TILE));
+        for (gate, up) in gate.chunks(GATED_TILE).zip(up.chunks(GATED_TILE)) {
+            for part in [gate, up] {
+                all.extend_from_slice(part);
+                all.resize(all.len().next_multiple_of(GATED_TILE), 0.0);
+            }
+        }
+        Some(all)
+    }
+}

@@ -1,0 +1,124 @@
+//! A device, and what all spans on it share.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use cudarc::driver::sys::CUdevice_attribute as Attribute;
+
+use super::driver::{self, Buffer, Context, CudaError, OpenGpuError, Stream};
+use super::matrix::{Limits, UNPACKED_BYTES};
+use super::pass::Workspace;
+use super::program::Program;
+
+/// An NVIDIA GPU that this process computes on. A clone is the same device.
+///
+/// Passes of all spans on it run one after the other, so they share their workspace.
+#[derive(Clone)]
+pub struct Gpu {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    // Fields are dropped in this order, and what lies on the device goes before the device.
+    workspace: Mutex<Workspace>,
+    unpacked: Buffer,
+    program: Program,
+    stream: Stream,
+    name: String,
+    limits: Limits,
+    context: Arc<Context>,
+}
+
+impl Gpu {
+    /// How many devices there are, of any age.
+    ///
+    /// # Errors
+    /// [`OpenGpuError`] where there is no driver, or one that is too old.
+    pub fn count() -> Result<usize, OpenGpuError> {
+        driver::device_count()
+    }
+
+    /// Opens the device `ordinal`, from 0.
+    ///
+    /// # Errors
+    /// [`OpenGpuError`], which says what to do.
+    pub fn open(ordinal: usize) -> Result<Self, OpenGpuError> {
+        let context = Context::open(ordinal)?;
+        let size = |value: i32| usize::try_from(value).unwrap_or(0);
+        let limits = Limits {
+            multiprocessors: size(
+                context.attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            )
+            .max(1),
+            shared_bytes: size(context.attribute(
+                Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+            )?),
+        };
+        let shared = Shared {
+            workspace: Mutex::new(Workspace::default()),
+            unpacked: Buffer::new(&context, UNPACKED_BYTES)?,
+            program: Program::new(&context),
+            stream: Stream::new(&context)?,
+            name: context.name()?,
+            limits,
+            context,
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// What its maker calls it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    /// Its number on this machine, from 0.
+    #[must_use]
+    pub fn ordinal(&self) -> usize {
+        self.shared.context.ordinal()
+    }
+
+    /// Bytes of memory that are free now, and bytes in all.
+    ///
+    /// # Errors
+    /// [`CudaError`] where the device is lost.
+    pub fn memory(&self) -> Result<(usize, usize), CudaError> {
+        self.shared.context.memory()
+    }
+
+    pub(super) fn context(&self) -> &Arc<Context> {
+        &self.shared.context
+    }
+
+    pub(super) fn stream(&self) -> &Stream {
+        &self.shared.stream
+    }
+
+    pub(super) fn program(&self) -> &Program {
+        &self.shared.program
+    }
+
+    pub(super) fn limits(&self) -> Limits {
+        self.shared.limits
+    }
+
+    /// Where quantized matrices are unpacked.
+    pub(super) fn unpacked(&self) -> &Buffer {
+        &self.shared.unpacked
+    }
+
+    /// Whoever has this computes.
+    pub(super) fn workspace(&self) -> MutexGuard<'_, Workspace> {
+        self.shared.workspace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+}
+
+impl fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Gpu({}: {})", self.ordinal(), self.name())
+    }
+}

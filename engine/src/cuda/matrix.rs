@@ -1,0 +1,432 @@
+//! Weight matrices in a device's memory, and their products with activations.
+
+use bytemuck::{Pod, Zeroable};
+use umbel_shard::{Weight, WeightType};
+
+use super::cells::{self, CELL_COLUMNS, CELL_ROWS, Format, Source};
+use super::driver::{Buffer, CudaError, Launch};
+use super::gpu::Gpu;
+use crate::kernel::dequantize_row;
+
+/// Tokens of a cell of activations.
+pub(super) const CELL_TOKENS: usize = 8;
+
+/// The most tokens for which a matrix is read as it is; more go through the matrix units by way of
+/// shared memory.
+pub(super) const FEW_TOKENS: usize = 64;
+
+/// Cells of a segment, whose sums are added up in order.
+const SEGMENT_CELLS: usize = 16;
+
+/// Shared memory of a block for few tokens: what any kernel may have without asking.
+pub(super) const FEW_SHARED_BYTES_MAX: usize = 48 * 1024;
+
+/// What a quantized matrix is unpacked into, some rows at a time: enough for a few waves of blocks,
+/// and most of it stays in the second-level cache until it is read.
+pub(super) const UNPACKED_BYTES: usize = 64 << 20;
+
+/// Where the rows of a product go: `ToRows` of `cuda/epilogue.cuh`.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct ToRows {
+    pub(super) output: u64,
+    pub(super) bias: u64,
+    pub(super) residual: u64,
+    pub(super) stride: i32,
+    pub(super) first_row: i32,
+}
+
+/// Where gated features go: `ToGated` of `cuda/epilogue.cuh`.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct ToGated {
+    pub(super) output: u64,
+    pub(super) bias: u64,
+    pub(super) cells: i32,
+    unused: i32,
+}
+
+impl ToGated {
+    /// To activations of `columns` features.
+    pub(super) fn new(output: &Buffer, bias: u64, columns: usize) -> Self {
+        let cells = int(columns.div_ceil(CELL_COLUMNS));
+        Self { output: output.address(), bias, cells, unused: 0 }
+    }
+}
+
+/// What becomes of a product.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Target {
+    Rows(ToRows),
+    Gated(ToGated),
+}
+
+/// A matrix `[rows, columns]`.
+#[derive(Debug)]
+pub(super) struct Matrix {
+    layout: Layout,
+    rows: usize,
+    columns: usize,
+    data: Buffer,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Layout {
+    /// Row by row in binary32.
+    Plain,
+    Cells(Format),
+}
+
+/// The format that the rows of a matrix have; that of bfloat16 where they have several.
+fn format_of(rows: &[Source<'_>]) -> Format {
+    let mut formats = rows.iter().flatten().map(|(weight, _)| Format::of(weight.weight_type()));
+    let first = formats.next().expect("a matrix has rows");
+    if formats.all(|format| format == first) { first } else { Format::Bf16 }
+}
+
+impl Matrix {
+    /// Puts rows of weights, with `columns` values each, into the memory of `gpu`.
+    pub(super) fn load(
+        gpu: &Gpu,
+        rows: &[Source<'_>],
+        columns: usize,
+        plain: bool,
+    ) -> Result<Self, CudaError> {
+        let (layout, bytes) = if plain {
+            (Layout::Plain, plain_rows(rows, columns))
+        } else {
+            let format = format_of(rows);
+            (Layout::Cells(format), cells::pack(format, rows, columns))
+        };
+        let data = Buffer::of(gpu.context(), &bytes)?;
+        Ok(Self { layout, rows: rows.len(), columns, data })
+    }
+
+    pub(super) const fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Enqueues the product with `input`: activations of `tokens` tokens, in cells or in plain rows as
+    /// the matrix is.
+    pub(super) fn multiply(
+        &self,
+        gpu: &Gpu,
+        input: &Buffer,
+        tokens: usize,
+        target: Target,
+    ) -> Result<(), CudaError> {
+        match (self.layout, target) {
+            (Layout::Plain, Target::Rows(to)) => self.multiply_plain(gpu, input, tokens, to),
+            (Layout::Plain, Target::Gated(_)) => unreachable!("plain features are gated by themselves"),
+            (Layout::Cells(format), target) if tokens <= FEW_TOKENS => {
+                self.multiply_few(gpu, format, input, tokens, target)
+            }
+            (Layout::Cells(format), target) => self.multiply_many(gpu, format, input, tokens, target),
+        }
+    }
+
+    fn multiply_plain(
+        &self,
+        gpu: &Gpu,
+        input: &Buffer,
+        tokens: usize,
+        to: ToRows,
+    ) -> Result<(), CudaError> {
+        const WARPS: usize = 8;
+        let kernel = gpu.program().kernel("plain", "linear_f32", 0)?;
+        let grid = [self.rows.div_ceil(WARPS), tokens.div_ceil(CELL_TOKENS), 1];
+        let launch = Launch::new(kernel, grid, WARPS * 32)
+            .with(self.data.address())
+            .with(input.address())
+            .with(int(self.columns))
+            .with(int(tokens))
+            .with(int(self.rows))
+            .with(to);
+        gpu.stream().launch(launch)
+    }
+
+    fn multiply_few(
+        &self,
+        gpu: &Gpu,
+        format: Format,
+        input: &Buffer,
+        tokens: usize,
+        target: Target,
+    ) -> Result<(), CudaError> {
+        let few = Few::of(tokens, self.cells());
+        let kernel = gpu.program().linear_few(format, few.token_tiles)?;
+        let grid = [self.row_tiles().div_ceil(few.row_tiles), 1, 1];
+        let (to, gated) = match target {
+            Target::Rows(to) => (to, ToGated::zeroed()),
+            Target::Gated(gated) => (ToRows::zeroed(), gated),
+        };
+        let launch = Launch::new(kernel, grid, few.warps * 32)
+            .shared(few.shared_bytes())
+            .with(self.data.address())
+            .with(input.address())
+            .with(int(self.cells()))
+            .with(int(tokens))
+            .with(int(self.rows))
+            .with(int(few.batch))
+            .with(to)
+            .with(gated);
+        gpu.stream().launch(launch)
+    }
+
+    fn multiply_many(
+        &self,
+        gpu: &Gpu,
+        format: Format,
+        input: &Buffer,
+        tokens: usize,
+        target: Target,
+    ) -> Result<(), CudaError> {
+        if format == Format::Bf16 {
+            return self.multiply_tiles(gpu, self.data.address(), 0..self.row_tiles(), input, tokens, target);
+        }
+        let unpacked = gpu.unpacked();
+        let row_bytes = self.cells() * Format::Bf16.cell_bytes();
+        // Whole cells of gated features, which are four tiles.
+        let together = (unpacked.bytes() / row_bytes / 4 * 4).max(4);
+        for start in (0..self.row_tiles()).step_by(together) {
+            let tiles = start..self.row_tiles().min(start + together);
+            self.unpack(gpu, format, &tiles, unpacked)?;
+            self.multiply_tiles(gpu, unpacked.address(), tiles, input, tokens, target)?;
+        }
+        Ok(())
+    }
+
+    /// Makes cells of bfloat16 of some tiles of rows.
+    fn unpack(
+        &self,
+        gpu: &Gpu,
+        format: Format,
+        tiles: &std::ops::Range<usize>,
+        to: &Buffer,
+    ) -> Result<(), CudaError> {
+        const WARPS: usize = 8;
+        let name = format!("dequantize_{}", format.name());
+        let kernel = gpu.program().kernel("linear_many", &name, 0)?;
+        let cells = tiles.len() * self.cells();
+        assert!(cells * Format::Bf16.cell_bytes() <= to.bytes(), "the rows fit where they go");
+        let from = self.data.address() + (tiles.start * self.cells() * format.cell_bytes()) as u64;
+        let launch = Launch::new(kernel, [cells.div_ceil(WARPS), 1, 1], WARPS * 32)
+            .with(from)
+            .with(to.address())
+            .with(int(cells));
+        gpu.stream().launch(launch)
+    }
+
+    /// The product of some tiles of rows, which are at `address` as cells of bfloat16.
+    fn multiply_tiles(
+        &self,
+        gpu: &Gpu,
+        address: u64,
+        tiles: std::ops::Range<usize>,
+        input: &Buffer,
+        tokens: usize,
+        target: Target,
+    ) -> Result<(), CudaError> {
+        let many = Many::of(tiles.len(), tokens, gpu.limits());
+        let kernel = gpu.program().kernel(
+            "linear_many",
+            many.name(matches!(target, Target::Gated(_))),
+            many.shared_bytes(),
+        )?;
+        let launch = Launch::new(kernel, [many.blocks(tiles.len(), tokens), 1, 1], many.threads())
+            .shared(many.shared_bytes())
+            .with(address)
+            .with(input.address())
+            .with(int(self.cells()))
+            .with(int(tokens));
+        let launch = match target {
+            Target::Rows(to) => {
+                let first = tiles.start * CELL_ROWS;
+                let rows = (self.rows - first).min(tiles.len() * CELL_ROWS);
+                let first_row = to.first_row + int(first);
+                launch.with(int(rows)).with(ToRows { first_row, ..to })
+            }
+            Target::Gated(to) => launch.with(int(tiles.len())).with(int(tiles.start)).with(to),
+        };
+        gpu.stream().launch(launch)
+    }
+
+    const fn cells(&self) -> usize {
+        self.columns.div_ceil(CELL_COLUMNS)
+    }
+
+    const fn row_tiles(&self) -> usize {
+        self.rows.div_ceil(CELL_ROWS)
+    }
+}
+
+fn plain_rows(rows: &[Source<'_>], columns: usize) -> Vec<u8> {
+    let mut values = vec![0.0_f32; rows.len() * columns];
+    for (source, values) in rows.iter().zip(values.chunks_mut(columns)) {
+        if let Some((weight, row)) = source {
+            let bytes = &weight.bytes()[row * weight.row_bytes()..][..weight.row_bytes()];
+            dequantize_row(weight.weight_type(), bytes, values);
+        }
+    }
+    bytemuck::cast_slice(&values).to_vec()
+}
+
+/// Whether all of `weights` are in binary32: then a model is computed in it.
+pub(super) fn are_plain<'a>(weights: impl IntoIterator<Item = &'a Weight>) -> bool {
+    weights.into_iter().all(|weight| weight.weight_type() == WeightType::F32)
+}
+
+/// How the product for few tokens is divided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Few {
+    token_tiles: usize,
+    row_tiles: usize,
+    warps: usize,
+    /// Segments whose sums are in shared memory at once.
+    batch: usize,
+}
+
+impl Few {
+    fn of(tokens: usize, cells: usize) -> Self {
+        const WARPS_MAX: usize = 8;
+        let token_tiles = tokens.div_ceil(CELL_TOKENS).next_power_of_two();
+        let row_tiles = if token_tiles < 4 { 1 } else { 2 };
+        let segments = cells.div_ceil(SEGMENT_CELLS);
+        let tile_bytes = token_tiles * row_tiles * CELL_ROWS * CELL_TOKENS * 4;
+        // The totals have room of their own.
+        let room = FEW_SHARED_BYTES_MAX / tile_bytes - 1;
+        // As many warps as leave the fewest idle in the last round, and no fewer than half.
+        let rounds = |warps: usize| segments.div_ceil(warps) * warps;
+        let most = WARPS_MAX.min(segments).min(room);
+        let warps = (most.div_ceil(2)..=most)
+            .min_by_key(|warps| (rounds(*warps), WARPS_MAX - warps))
+            .expect("there is a segment, and room for it");
+        Self { token_tiles, row_tiles, warps, batch: segments.min(room / warps * warps) }
+    }
+
+    const fn shared_bytes(self) -> usize {
+        (self.batch + 1) * self.token_tiles * self.row_tiles * CELL_ROWS * CELL_TOKENS * 4
+    }
+}
+
+/// What a device can do, as far as kernels are chosen by it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) multiprocessors: usize,
+    /// The most shared memory that a block can have.
+    pub(super) shared_bytes: usize,
+}
+
+/// How the product for many tokens is divided: `Blocking` of `cuda/linear_many.cu`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Many {
+    /// Blocks of 256 rows and 128 tokens.
+    Wide,
+    /// Blocks of 128 rows and 128 tokens.
+    Narrow,
+}
+
+impl Many {
+    const TOKENS: usize = 128;
+
+    /// The one that is done first, if a wide block takes one and a half times as long as a narrow one
+    /// for twice as much.
+    fn of(row_tiles: usize, tokens: usize, limits: Limits) -> Self {
+        if limits.shared_bytes < Self::Wide.shared_bytes() {
+            return Self::Narrow;
+        }
+        let waves = |this: Self| this.blocks(row_tiles, tokens).div_ceil(limits.multiprocessors);
+        if waves(Self::Wide) * 3 <= waves(Self::Narrow) * 2 { Self::Wide } else { Self::Narrow }
+    }
+
+    const fn rows(self) -> usize {
+        match self {
+            Self::Wide => 256,
+            Self::Narrow => 128,
+        }
+    }
+
+    const fn threads(self) -> usize {
+        match self {
+            Self::Wide => 256,
+            Self::Narrow => 128,
+        }
+    }
+
+    const fn stages(self) -> usize {
+        match self {
+            Self::Wide => 3,
+            Self::Narrow => 2,
+        }
+    }
+
+    /// The stages, and the sums of the segments before.
+    const fn shared_bytes(self) -> usize {
+        let stage = (self.rows() + Self::TOKENS) * CELL_COLUMNS * 2;
+        self.stages() * stage + self.rows() * Self::TOKENS * 4
+    }
+
+    const fn blocks(self, row_tiles: usize, tokens: usize) -> usize {
+        (row_tiles * CELL_ROWS).div_ceil(self.rows()) * tokens.div_ceil(Self::TOKENS)
+    }
+
+    const fn name(self, gated: bool) -> &'static str {
+        match (self, gated) {
+            (Self::Wide, false) => "linear_many_wide",
+            (Self::Narrow, false) => "linear_many_narrow",
+            (Self::Wide, true) => "gated_many_wide",
+            (Self::Narrow, true) => "gated_many_narrow",
+        }
+    }
+}
+
+/// A size as the kernels take it.
+pub(super) fn int(size: usize) -> i32 {
+    i32::try_from(size).expect("no dimension of a model or a pass reaches two billion")
+}
+
+/// A device's memory with values in binary32, where there are some.
+pub(super) fn optional(
+    gpu: &Gpu,
+    values: Option<&[f32]>,
+) -> Result<Option<Buffer>, CudaError> {
+    values.map(|values| Buffer::of(gpu.context(), values)).transpose()
+}
+
+/// The address of what may be missing; 0 stands for nothing.
+pub(super) fn address(buffer: Option<&Buffer>) -> u64 {
+    buffer.map_or(0, Buffer::address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_tokens_leave_few_warps_idle_and_fit_in_shared_memory() {
+        for cells in 1..2000 {
+            for tokens in 1..=FEW_TOKENS {
+                let few = Few::of(tokens, cells);
+                let segments = cells.div_ceil(SEGMENT_CELLS);
+                assert!(few.token_tiles * CELL_TOKENS >= tokens && few.token_tiles <= 8);
+                assert!((1..=8).contains(&few.warps) && few.warps <= segments.max(1));
+                assert!(few.batch >= few.warps && few.batch <= segments);
+                assert!(few.batch == segments || few.batch % few.warps == 0);
+                assert!(few.shared_bytes() <= FEW_SHARED_BYTES_MAX);
+            }
+        }
+        assert_eq!(Few::of(1, 448).warps, 7, "28 segments are shared evenly");
+        assert_eq!(Few::of(1, 128).warps, 8);
+    }
+
+    #[test]
+    fn blocks_for_many_tokens_suit_the_device() {
+        let large = Limits { multiprocessors: 132, shared_bytes: 227 * 1024 };
+        assert_eq!(Many::of(256, 4096, large), Many::Wide);
+        assert_eq!(Many::of(256, 512, large), Many::Narrow);
+        let small = Limits { multiprocessors: 80, shared_bytes: 99 * 1024 };
+        assert_eq!(Many::of(256, 4096, small), Many::Narrow);
+        assert!(Many::Narrow.shared_bytes() <= small.shared_bytes);
+        assert_eq!(Many::Wide.blocks(17, 129), 4);
+    }
+}

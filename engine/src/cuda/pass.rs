@@ -1,0 +1,635 @@
+//! A pass through blocks in a device's memory: what is copied there, which kernels run, what comes back.
+//!
+//! Hidden states stay in binary32 between blocks; what a matrix multiplies is rounded to bfloat16, by
+//! the kernel that makes it. The sums for a token are in one order whatever shares its pass, so
+//! results are batch invariant as they are on the processor.
+//!
+//! A pass of few tokens, as in decoding, is noted as a graph when it first occurs, and started by one
+//! call from then on: what differs from pass to pass is in memory that the graph's kernels read.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytemuck::{Pod, Zeroable};
+
+use super::block::{BlockId, GateUp, GpuBlock};
+use super::cells::CELL_COLUMNS;
+use super::cache::{HEAD_PADDING, PagePool, PrepareError, Sequence};
+use super::driver::{Buffer, CudaError, Graph, Launch, Pinned};
+use super::gpu::Gpu;
+use super::matrix::{CELL_TOKENS, FEW_TOKENS, Matrix, Target, ToGated, ToRows, address, int};
+use crate::kernel::RopeTable;
+use crate::kv::table::KvTable;
+
+/// Rows of a sequence, its tokens times the heads that share one of keys, that one block attends for.
+const FEW_ROWS: usize = 64;
+
+/// Positions that are attended to by themselves: `SPLIT` of `cuda/attention.cu`.
+const SPLIT: usize = 256;
+
+/// Positions whose keys and values are in shared memory together: `CHUNK` there, and its stages.
+const CHUNK: usize = 64;
+const STAGES: usize = 2;
+
+/// Passes that are noted: of each batch size that occurs and each power of two of splits.
+const GRAPHS_MAX: usize = 64;
+
+/// The largest head for which there are kernels in bfloat16.
+pub(super) const HEAD_SIZE_MAX: usize = 128;
+
+/// What passes through the blocks of a model have in common.
+#[derive(Debug, Clone)]
+pub(super) struct Geometry {
+    pub(super) hidden_size: usize,
+    pub(super) intermediate_size: usize,
+    pub(super) heads: usize,
+    pub(super) kv_heads: usize,
+    pub(super) head_size: usize,
+    pub(super) epsilon: f32,
+    pub(super) rope: Arc<RopeTable>,
+    /// Whether all is computed in binary32.
+    pub(super) plain: bool,
+}
+
+impl Geometry {
+    fn shape(&self, window: usize) -> Shape {
+        Shape {
+            heads: int(self.heads),
+            kv_heads: int(self.kv_heads),
+            head_size: int(self.head_size),
+            window: int(window),
+        }
+    }
+
+    /// The size of a head where it is padded.
+    fn padded(&self) -> usize {
+        self.head_size.next_multiple_of(HEAD_PADDING)
+    }
+
+    fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// Bytes of activations for so many tokens.
+    fn activation_bytes(&self, tokens: usize, columns: usize) -> usize {
+        if self.plain {
+            tokens * columns * 4
+        } else {
+            tokens.next_multiple_of(CELL_TOKENS) * columns.next_multiple_of(CELL_COLUMNS) * 2
+        }
+    }
+}
+
+/// `Shape` of `cuda/cache.cuh`.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Shape {
+    heads: i32,
+    kv_heads: i32,
+    head_size: i32,
+    window: i32,
+}
+
+/// `Heads` of `cuda/rotary.cu`.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Heads {
+    shape: Shape,
+    query_scale: f32,
+    epsilon: f32,
+    query_norm: u64,
+    key_norm: u64,
+}
+
+/// Where queries and pages lie: `ToBf16` and `ToF32` of `cuda/rotary.cu`.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct ToCache {
+    queries: u64,
+    pages: u64,
+}
+
+/// `Partials` of `cuda/attention.cu`.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Partials {
+    values: u64,
+    splits: i32,
+    unused: i32,
+}
+
+/// What all passes of a device compute in; it grows with the largest.
+#[derive(Default)]
+pub(crate) struct Workspace {
+    graphs: Graphs,
+    rooms: Option<Rooms>,
+}
+
+/// Passes that have occurred, and those of them that were noted.
+type Graphs = BTreeMap<GraphKey, Option<Graph>>;
+
+/// Memory for so many tokens of one model, and so many partial results of attention.
+struct Rooms {
+    geometry: RoomsKey,
+    tokens: usize,
+    /// What a pass begins with, in one piece: hidden states, turns, sequences, and the sequence of
+    /// each row.
+    staged: Pinned,
+    step: Buffer,
+    normed: Buffer,
+    projected: Buffer,
+    queries: Buffer,
+    attended: Buffer,
+    gate_up: Buffer,
+    gated: Buffer,
+    partials: Buffer,
+}
+
+/// What a model's rooms are made for.
+type RoomsKey = [usize; 6];
+
+/// Passes that launch the same kernels with the same arguments.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct GraphKey {
+    /// Addresses come back when blocks are dropped and others are loaded; names do not.
+    blocks: Vec<BlockId>,
+    pages: u64,
+    tokens: usize,
+    sequences: usize,
+    splits: usize,
+}
+
+/// What a session brings: its cache, whose tokens stand from its position on, and as many rows.
+pub(crate) struct SessionRows<'a> {
+    pub(crate) table: &'a mut KvTable,
+    pub(crate) tokens: usize,
+    pub(crate) hidden: &'a [f32],
+}
+
+/// The rows of a pass, sequence after sequence: those of few rows first.
+struct Plan {
+    tokens: usize,
+    sequences: Vec<Sequence>,
+    sequence_of_row: Vec<i32>,
+    turns: Vec<[f32; 2]>,
+    /// How many sequences are of few rows, and how many tokens they have.
+    few: usize,
+    few_tokens: usize,
+    /// The most rows of a sequence that is not.
+    rows_max: usize,
+    /// Splits of the longest sequence of few rows, rounded up to a power of two.
+    splits: usize,
+}
+
+impl Plan {
+    /// `stretches` are in the order of their rows.
+    fn new(geometry: &Geometry, stretches: &[&mut SessionRows<'_>]) -> Self {
+        let mut plan = Self {
+            tokens: 0,
+            sequences: Vec::with_capacity(stretches.len()),
+            sequence_of_row: Vec::new(),
+            turns: Vec::new(),
+            few: 0,
+            few_tokens: 0,
+            rows_max: 0,
+            splits: 1,
+        };
+        for (index, stretch) in stretches.iter().enumerate() {
+            let (position, tokens) = (stretch.table.position(), stretch.tokens);
+            let cache = stretch.table.device_cache();
+            plan.sequences.push(cache.sequence(position, tokens, plan.tokens));
+            plan.sequence_of_row.extend(std::iter::repeat_n(int(index), tokens));
+            for position in position..position + tokens {
+                geometry.rope.append_turns(position, &mut plan.turns);
+            }
+            plan.tokens += tokens;
+            let rows = tokens * geometry.group();
+            if rows <= FEW_ROWS {
+                plan.few += 1;
+                plan.few_tokens += tokens;
+                let splits = (position + tokens).div_ceil(SPLIT).next_power_of_two();
+                plan.splits = plan.splits.max(splits);
+            } else {
+                plan.rows_max = plan.rows_max.max(rows);
+            }
+        }
+        plan
+    }
+
+    /// Where the parts of what is copied begin, and where they end.
+    fn places(&self, geometry: &Geometry) -> Places {
+        let hidden = self.tokens * geometry.hidden_size * 4;
+        let turns = hidden.next_multiple_of(16);
+        let sequences = turns + self.tokens * (geometry.head_size / 2) * 8;
+        let rows = sequences + self.sequences.len() * size_of::<Sequence>();
+        Places { turns, sequences, rows, end: rows + self.tokens * 4 }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Places {
+    turns: usize,
+    sequences: usize,
+    rows: usize,
+    end: usize,
+}
+
+/// Takes the rows of all `stretches` through `blocks`, which all of them go through, in one pass. What
+/// comes back are the rows of each, in their order.
+pub(super) fn run(
+    gpu: &Gpu,
+    geometry: &Geometry,
+    (first, blocks): (u32, &[Arc<GpuBlock>]),
+    stretches: &mut [SessionRows<'_>],
+) -> Result<Vec<Vec<f32>>, PrepareError> {
+    let pool = Arc::clone(stretches[0].table.device_cache().pool());
+    let mut workspace = gpu.workspace();
+    gpu.context().bind()?;
+    for stretch in &mut *stretches {
+        let (position, tokens) = (stretch.table.position(), stretch.tokens);
+        stretch.table.device_cache_mut().prepare(position, tokens)?;
+    }
+    let mut order: Vec<usize> = (0..stretches.len()).collect();
+    order.sort_by_key(|&index| stretches[index].tokens * geometry.group() > FEW_ROWS);
+    let mut in_order: Vec<Option<&mut SessionRows<'_>>> = stretches.iter_mut().map(Some).collect();
+    let in_order: Vec<&mut SessionRows<'_>> =
+        order.iter().map(|&index| in_order[index].take().expect("each has one place")).collect();
+    let plan = Plan::new(geometry, &in_order);
+    workspace.make_room(gpu, geometry, &plan)?;
+    let Workspace { graphs, rooms } = &mut *workspace;
+    let rooms = rooms.as_mut().expect("room was made just now");
+    rooms.stage(geometry, &plan, &in_order);
+    let places = plan.places(geometry);
+    gpu.stream().upload(&rooms.staged, places.end, &rooms.step)?;
+    let pass = Pass { gpu, geometry, plan: &plan, rooms, places, pool: &pool };
+    if plan.few == plan.sequences.len() && plan.tokens <= FEW_TOKENS {
+        let key = GraphKey {
+            blocks: blocks.iter().map(|block| block.id).collect(),
+            pages: pool.memory().address(),
+            tokens: plan.tokens,
+            sequences: plan.sequences.len(),
+            splits: plan.splits,
+        };
+        pass.run_noted(graphs, key, first, blocks)?;
+    } else {
+        pass.enqueue(first, blocks)?;
+    }
+    let hidden_bytes = plan.tokens * geometry.hidden_size * 4;
+    gpu.stream().download(&rooms.step, hidden_bytes, &mut rooms.staged)?;
+    gpu.stream().synchronize()?;
+    let mut rows = bytemuck::cast_slice::<u8, f32>(&rooms.staged.as_slice()[..hidden_bytes]);
+    let mut results: Vec<Vec<f32>> = order.iter().map(|_| Vec::new()).collect();
+    for (&index, stretch) in order.iter().zip(&in_order) {
+        let (own, rest) = rows.split_at(stretch.tokens * geometry.hidden_size);
+        results[index] = own.to_vec();
+        rows = rest;
+    }
+    Ok(results)
+}
+
+impl Workspace {
+    /// Makes room for a pass; what was noted for the rooms before is forgotten with them.
+    fn make_room(
+        &mut self,
+        gpu: &Gpu,
+        geometry: &Geometry,
+        plan: &Plan,
+    ) -> Result<(), CudaError> {
+        let key = Rooms::key(geometry);
+        let partials = partial_bytes(geometry, plan);
+        let suits = |rooms: &Rooms| {
+            rooms.geometry == key && rooms.tokens >= plan.tokens && rooms.partials.bytes() >= partials
+        };
+        if self.rooms.as_ref().is_some_and(suits) {
+            return Ok(());
+        }
+        let former = self.rooms.take().filter(|rooms| rooms.geometry == key);
+        self.graphs.clear();
+        let (tokens, former_partials) =
+            former.as_ref().map_or((0, 0), |rooms| (rooms.tokens, rooms.partials.bytes()));
+        drop(former);
+        let tokens = plan.tokens.max(FEW_TOKENS).next_multiple_of(FEW_TOKENS).max(tokens);
+        let partials = partials.max(former_partials);
+        self.rooms = Some(Rooms::new(gpu, geometry, tokens, partials)?);
+        Ok(())
+    }
+}
+
+/// What attention of few rows leaves to be joined.
+fn partial_bytes(geometry: &Geometry, plan: &Plan) -> usize {
+    if geometry.plain {
+        return 0;
+    }
+    plan.few_tokens * geometry.heads * plan.splits * (geometry.padded() + 2) * 4
+}
+
+impl Rooms {
+    fn key(geometry: &Geometry) -> RoomsKey {
+        [
+            geometry.hidden_size,
+            geometry.intermediate_size,
+            geometry.heads,
+            geometry.kv_heads,
+            geometry.head_size,
+            usize::from(geometry.plain),
+        ]
+    }
+
+    fn new(
+        gpu: &Gpu,
+        geometry: &Geometry,
+        tokens: usize,
+        partials: usize,
+    ) -> Result<Self, CudaError> {
+        let room = |bytes| Buffer::zeroed(gpu.context(), bytes);
+        let activations = |columns| room(geometry.activation_bytes(tokens, columns));
+        let Geometry { hidden_size, intermediate_size, heads, kv_heads, head_size, plain, .. } =
+            *geometry;
+        // A sequence has at least a row.
+        let of_token = hidden_size * 4 + head_size * 4 + size_of::<Sequence>() + 4;
+        let step = tokens * of_token + 16;
+        let queries = if plain { head_size * 4 } else { geometry.padded() * 2 };
+        Ok(Self {
+            geometry: Self::key(geometry),
+            tokens,
+            staged: Pinned::new(gpu.context(), step)?,
+            step: room(step)?,
+            normed: activations(hidden_size)?,
+            projected: room(tokens * (heads + 2 * kv_heads) * head_size * 4)?,
+            queries: room(tokens * heads * queries)?,
+            attended: activations(heads * head_size)?,
+            gate_up: room(if plain { tokens * 2 * intermediate_size * 4 } else { 0 })?,
+            gated: activations(intermediate_size)?,
+            partials: room(partials)?,
+        })
+    }
+
+    fn stage(&mut self, geometry: &Geometry, plan: &Plan, stretches: &[&mut SessionRows<'_>]) {
+        let places = plan.places(geometry);
+        let staged = self.staged.as_mut_slice();
+        let mut place = 0;
+        for stretch in stretches {
+            let bytes = bytemuck::cast_slice(stretch.hidden);
+            staged[place..place + bytes.len()].copy_from_slice(bytes);
+            place += bytes.len();
+        }
+        let mut put = |start: usize, bytes: &[u8]| {
+            staged[start..start + bytes.len()].copy_from_slice(bytes);
+        };
+        put(places.turns, bytemuck::cast_slice(&plan.turns));
+        put(places.sequences, bytemuck::cast_slice(&plan.sequences));
+        put(places.rows, bytemuck::cast_slice(&plan.sequence_of_row));
+    }
+}
+
+/// A pass with everything in its place.
+struct Pass<'a> {
+    gpu: &'a Gpu,
+    geometry: &'a Geometry,
+    plan: &'a Plan,
+    rooms: &'a Rooms,
+    places: Places,
+    pool: &'a PagePool,
+}
+
+impl Pass<'_> {
+    /// Enqueues the kernels of blocks, the first of which has the number `first` in its model.
+    fn enqueue(&self, first: u32, blocks: &[Arc<GpuBlock>]) -> Result<(), CudaError> {
+        for (number, block) in (first..).zip(blocks) {
+            let number = i32::try_from(number).expect("blocks are counted in hundreds");
+            self.norm(&block.input_norm)?;
+            for (start, matrix) in &block.qkv {
+                self.project(matrix, *start, block.qkv_bias.as_ref())?;
+            }
+            self.place(block, number)?;
+            self.attend(block, number)?;
+            self.add(&block.output, block.output_bias.as_ref(), &self.rooms.attended)?;
+            self.norm(&block.post_norm)?;
+            self.gate(block)?;
+            self.add(&block.down, block.down_bias.as_ref(), &self.rooms.gated)?;
+        }
+        Ok(())
+    }
+
+    /// Enqueues them by the graph of `key`. The first time they are enqueued one by one, since a driver
+    /// that compiles kernels cannot note; the second time they are noted.
+    fn run_noted(
+        &self,
+        graphs: &mut Graphs,
+        key: GraphKey,
+        first: u32,
+        blocks: &[Arc<GpuBlock>],
+    ) -> Result<(), CudaError> {
+        let stream = self.gpu.stream();
+        match graphs.get(&key) {
+            Some(Some(graph)) => return stream.run(graph),
+            Some(None) => {}
+            None => {
+                if graphs.len() == GRAPHS_MAX {
+                    graphs.clear();
+                }
+                graphs.insert(key, None);
+                return self.enqueue(first, blocks);
+            }
+        }
+        let graph = stream.capture(|| self.enqueue(first, blocks))?;
+        stream.run(&graph)?;
+        graphs.insert(key, Some(graph));
+        Ok(())
+    }
+
+    /// The hidden states, where a pass begins and ends.
+    fn hidden(&self) -> u64 {
+        self.rooms.step.address()
+    }
+
+    fn norm(&self, weight: &Buffer) -> Result<(), CudaError> {
+        const THREADS: usize = 256;
+        let Geometry { hidden_size, epsilon, plain, .. } = *self.geometry;
+        let name = if plain { "rms_norm_f32" } else { "rms_norm" };
+        let kernel = self.gpu.program().kernel("rotary", name, 0)?;
+        let launch = Launch::new(kernel, [self.plan.tokens, 1, 1], THREADS)
+            .with(self.hidden())
+            .with(weight.address())
+            .with(epsilon)
+            .with(int(hidden_size));
+        let launch =
+            if plain { launch } else { launch.with(int(hidden_size.div_ceil(CELL_COLUMNS))) };
+        self.gpu.stream().launch(launch.with(self.rooms.normed.address()))
+    }
+
+    /// Queries, keys and values, or those of them that are of one type.
+    fn project(&self, matrix: &Matrix, start: usize, bias: Option<&Buffer>) -> Result<(), CudaError> {
+        let Geometry { heads, kv_heads, head_size, .. } = *self.geometry;
+        let to = ToRows {
+            output: self.rooms.projected.address(),
+            bias: address(bias),
+            residual: 0,
+            stride: int((heads + 2 * kv_heads) * head_size),
+            first_row: int(start),
+        };
+        matrix.multiply(self.gpu, &self.rooms.normed, self.plan.tokens, Target::Rows(to))
+    }
+
+    /// Norms and turns heads, and puts keys and values into their pages.
+    fn place(&self, block: &GpuBlock, number: i32) -> Result<(), CudaError> {
+        const THREADS: usize = 256;
+        let Geometry { head_size, epsilon, plain, .. } = *self.geometry;
+        let heads = Heads {
+            shape: self.geometry.shape(block.window),
+            // Scores are powers of 2 from here on.
+            query_scale: std::f32::consts::LOG2_E / (head_size as f32).sqrt(),
+            epsilon,
+            query_norm: address(block.query_norm.as_ref()),
+            key_norm: address(block.key_norm.as_ref()),
+        };
+        let name = if plain { "place_f32" } else { "place_bf16" };
+        let kernel = self.gpu.program().kernel("rotary", name, 0)?;
+        let to = ToCache {
+            queries: self.rooms.queries.address(),
+            pages: self.pool.memory().address(),
+        };
+        let launch = Launch::new(kernel, [self.plan.tokens, 1, 1], THREADS)
+            .with(self.rooms.projected.address())
+            .with(heads)
+            .with(self.in_step(self.places.turns))
+            .with(self.in_step(self.places.sequences))
+            .with(self.in_step(self.places.rows))
+            .with(number)
+            .with(to);
+        self.gpu.stream().launch(launch)
+    }
+
+    fn in_step(&self, place: usize) -> u64 {
+        self.rooms.step.address() + place as u64
+    }
+
+    fn attend(&self, block: &GpuBlock, number: i32) -> Result<(), CudaError> {
+        let shape = self.geometry.shape(block.window);
+        if self.geometry.plain {
+            return self.attend_plain(shape, number);
+        }
+        if self.plan.few > 0 {
+            self.attend_few(shape, number)?;
+        }
+        if self.plan.few < self.plan.sequences.len() {
+            self.attend_many(shape, number)?;
+        }
+        Ok(())
+    }
+
+    fn attend_plain(&self, shape: Shape, number: i32) -> Result<(), CudaError> {
+        const THREADS: usize = 128;
+        let kernel = self.gpu.program().kernel("plain", "attend_f32", 0)?;
+        let grid = [self.plan.tokens, self.geometry.heads, 1];
+        let launch = Launch::new(kernel, grid, THREADS)
+            .with(self.rooms.queries.address())
+            .with(self.pool.memory().address())
+            .with(shape)
+            .with(self.in_step(self.places.sequences))
+            .with(self.in_step(self.places.rows))
+            .with(number)
+            .with(self.rooms.attended.address());
+        self.gpu.stream().launch(launch)
+    }
+
+    fn attend_few(&self, shape: Shape, number: i32) -> Result<(), CudaError> {
+        const THREADS: usize = 128;
+        let Geometry { heads, kv_heads, .. } = *self.geometry;
+        let (padded, splits) = (self.geometry.padded(), self.plan.splits);
+        let kernel = |name: &str, shared| {
+            self.gpu.program().kernel("attention", &format!("{name}_{padded}"), shared)
+        };
+        let partials = Partials {
+            values: self.rooms.partials.address(),
+            splits: int(splits),
+            unused: 0,
+        };
+        let shared = self.stage_bytes();
+        let grid = [splits, kv_heads, self.plan.few];
+        let attend = Launch::new(kernel("attend_few", shared)?, grid, THREADS)
+            .shared(shared)
+            .with(self.rooms.queries.address())
+            .with(self.pool.memory().address())
+            .with(shape)
+            .with(self.in_step(self.places.sequences))
+            .with(number)
+            .with(partials);
+        self.gpu.stream().launch(attend)?;
+        let grid = [self.plan.few_tokens, heads.div_ceil(THREADS / 32), 1];
+        let join = Launch::new(kernel("join_few", 0)?, grid, THREADS)
+            .with(shape)
+            .with(self.in_step(self.places.sequences))
+            .with(self.in_step(self.places.rows))
+            .with(partials)
+            .with(self.rooms.attended.address())
+            .with(self.attended_cells());
+        self.gpu.stream().launch(join)
+    }
+
+    fn attend_many(&self, shape: Shape, number: i32) -> Result<(), CudaError> {
+        const THREADS: usize = 128;
+        let padded = self.geometry.padded();
+        let shared = self.stage_bytes();
+        let name = format!("attend_many_{padded}");
+        let kernel = self.gpu.program().kernel("attention", &name, shared)?;
+        let many = self.plan.sequences.len() - self.plan.few;
+        let grid = [self.plan.rows_max.div_ceil(FEW_ROWS), self.geometry.kv_heads, many];
+        let launch = Launch::new(kernel, grid, THREADS)
+            .shared(shared)
+            .with(self.rooms.queries.address())
+            .with(self.pool.memory().address())
+            .with(shape)
+            .with(self.in_step(self.places.sequences))
+            .with(int(self.plan.few))
+            .with(number)
+            .with(self.rooms.attended.address())
+            .with(self.attended_cells());
+        self.gpu.stream().launch(launch)
+    }
+
+    /// Keys and values of a chunk, for each stage.
+    fn stage_bytes(&self) -> usize {
+        STAGES * CHUNK * 2 * self.geometry.padded() * 2
+    }
+
+    fn attended_cells(&self) -> i32 {
+        int((self.geometry.heads * self.geometry.head_size).div_ceil(CELL_COLUMNS))
+    }
+
+    /// Adds a product to the hidden states.
+    fn add(&self, matrix: &Matrix, bias: Option<&Buffer>, input: &Buffer) -> Result<(), CudaError> {
+        let to = ToRows {
+            output: self.hidden(),
+            bias: address(bias),
+            residual: self.hidden(),
+            stride: int(self.geometry.hidden_size),
+            first_row: 0,
+        };
+        matrix.multiply(self.gpu, input, self.plan.tokens, Target::Rows(to))
+    }
+
+    fn gate(&self, block: &GpuBlock) -> Result<(), CudaError> {
+        let (bias, tokens) = (address(block.gate_up_bias.as_ref()), self.plan.tokens);
+        let size = self.geometry.intermediate_size;
+        match &block.gate_up {
+            GateUp::Tiles(matrix) => {
+                let to = ToGated::new(&self.rooms.gated, bias, size);
+                matrix.multiply(self.gpu, &self.rooms.normed, tokens, Target::Gated(to))
+            }
+            GateUp::Plain(matrix) => {
+                const THREADS: usize = 256;
+                let output = self.rooms.gate_up.address();
+                let stride = int(matrix.rows());
+                let to = ToRows { output, bias, residual: 0, stride, first_row: 0 };
+                matrix.multiply(self.gpu, &self.rooms.normed, tokens, Target::Rows(to))?;
+                let kernel = self.gpu.program().kernel("plain", "gated_f32", 0)?;
+                let launch = Launch::new(kernel, [size.div_ceil(THREADS), tokens, 1], THREADS)
+                    .with(output)
+                    .with(int(size))
+                    .with(self.rooms.gated.address());
+                self.gpu.stream().launch(launch)
+            }
+        }
+    }
+}

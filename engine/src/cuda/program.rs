@@ -1,0 +1,130 @@
+//! Our kernels, compiled for a device when it first needs them.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::io::Read as _;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use flate2::read::GzDecoder;
+
+use super::cells::Format;
+use super::driver::{Context, CudaError, Kernel, Module};
+
+/// The files of `engine/cuda/ptx`, by name.
+macro_rules! files {
+    ($($name:literal),* $(,)?) => {
+        &[$(($name, include_bytes!(concat!("../../cuda/ptx/", $name, ".ptx.gz")))),*]
+    };
+}
+
+const FILES: &[(&str, &[u8])] = files![
+    "attention",
+    "linear_few_bf16",
+    "linear_few_f16",
+    "linear_few_q4_affine",
+    "linear_few_q4_symmetric",
+    "linear_few_q5_affine",
+    "linear_few_q5_symmetric",
+    "linear_few_q6",
+    "linear_few_q8",
+    "linear_many",
+    "plain",
+    "rotary",
+];
+
+/// The kernels of a device by their names. The driver compiles a file when the first of its kernels is
+/// asked for, some seconds at worst, and keeps the result on disk.
+#[derive(Debug)]
+pub(super) struct Program {
+    context: Arc<Context>,
+    loaded: Mutex<Loaded>,
+}
+
+#[derive(Debug, Default)]
+struct Loaded {
+    // Kernels go before the modules that they are of.
+    kernels: BTreeMap<String, Kernel>,
+    modules: BTreeMap<&'static str, Module>,
+}
+
+impl Program {
+    pub(super) fn new(context: &Arc<Context>) -> Self {
+        Self { context: Arc::clone(context), loaded: Mutex::default() }
+    }
+
+    /// The kernel `name` of `file`, which may use so much shared memory.
+    pub(super) fn kernel(
+        &self,
+        file: &str,
+        name: &str,
+        shared_bytes: usize,
+    ) -> Result<Kernel, CudaError> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kernel) = loaded.kernels.get(name) {
+            return Ok(*kernel);
+        }
+        let (file, packed) = FILES
+            .iter()
+            .find(|(found, _)| *found == file)
+            .expect("a file that is asked for is one of ours");
+        if !loaded.modules.contains_key(file) {
+            let module = Module::compile(&self.context, &text(packed))?;
+            loaded.modules.insert(file, module);
+        }
+        let kernel = loaded.modules[file].kernel(name, shared_bytes)?;
+        loaded.kernels.insert(name.to_owned(), kernel);
+        Ok(kernel)
+    }
+
+    /// The product of few tokens and a matrix in `format`; at most 8 times `tiles` tokens.
+    pub(super) fn linear_few(&self, format: Format, tiles: usize) -> Result<Kernel, CudaError> {
+        let file = format!("linear_few_{}", format.name());
+        self.kernel(&file, &format!("{file}_{tiles}"), super::matrix::FEW_SHARED_BYTES_MAX)
+    }
+}
+
+fn text(packed: &[u8]) -> CString {
+    let mut text = Vec::new();
+    GzDecoder::new(packed).read_to_end(&mut text).expect("our own files are whole");
+    CString::new(text).expect("PTX is text")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+    use std::fs;
+    use std::path::Path;
+
+    use sha2::{Digest as _, Sha256};
+
+    use super::*;
+
+    /// Whoever changes a kernel compiles it: `engine/cuda/build.py`.
+    #[test]
+    fn the_ptx_is_that_of_the_sources() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda");
+        let sources = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
+        let mut sources: Vec<_> = sources
+            .filter(|path| path.extension().is_some_and(|found| found == "cu" || found == "cuh"))
+            .collect();
+        sources.sort();
+        let mut found = String::new();
+        for source in sources {
+            for byte in Sha256::digest(fs::read(&source).unwrap()) {
+                write!(found, "{byte:02x}").unwrap();
+            }
+            let name = source.file_name().unwrap().to_str().unwrap();
+            writeln!(found, "  {name}").unwrap();
+        }
+        let expected = fs::read_to_string(folder.join("ptx/sources.sha256")).unwrap();
+        assert_eq!(found, expected, "run engine/cuda/build.py");
+    }
+
+    #[test]
+    fn every_file_is_ptx() {
+        for (name, packed) in FILES {
+            let text = text(packed).into_string().unwrap();
+            assert!(text.contains(".target sm_80") && text.contains(".entry"), "{name}");
+        }
+    }
+}

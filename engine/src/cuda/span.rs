@@ -1,0 +1,163 @@
+//! The blocks of a span in a device's memory.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use umbel_protocol::{DType, Span};
+use umbel_shard::ModelConfig;
+
+use super::block::{GpuBlock, LoadGpuBlockError, is_plain};
+use super::cache::PrepareError;
+use super::gpu::Gpu;
+use super::pass::{self, Geometry, HEAD_SIZE_MAX, SessionRows};
+use crate::checkpoint::{Checkpoint, LoadTensorError};
+use crate::kernel::RopeTable;
+
+/// Consecutive blocks on a device. A clone shares the weights.
+#[derive(Clone)]
+pub(crate) struct GpuSpan {
+    gpu: Gpu,
+    geometry: Geometry,
+    first: u32,
+    blocks: Vec<Arc<GpuBlock>>,
+}
+
+impl GpuSpan {
+    /// Takes the blocks of `span` out of a checkpoint; those that one of `held` has are shared.
+    pub(crate) fn load(
+        gpu: &Gpu,
+        held: &[&Self],
+        checkpoint: Checkpoint<'_>,
+        span: Span,
+        rope: &Arc<RopeTable>,
+    ) -> Result<Self, LoadGpuSpanError> {
+        let config = checkpoint.config;
+        let plain = plain(checkpoint, span)?;
+        if !plain && config.head_size > HEAD_SIZE_MAX {
+            return Err(LoadGpuSpanError::HeadSize { found: config.head_size });
+        }
+        let held = |index| {
+            let beside = held.iter().filter(|held| held.gpu.is(gpu) && held.geometry.plain == plain);
+            beside.into_iter().find_map(|held| held.block(index)).map(Arc::clone)
+        };
+        let load = |index| match held(index) {
+            Some(block) => Ok(block),
+            None => GpuBlock::load(gpu, checkpoint, index, plain).map(Arc::new),
+        };
+        let blocks = span.blocks().map(load).collect::<Result<_, LoadGpuBlockError>>()?;
+        let geometry = geometry(config, rope, plain);
+        Ok(Self { gpu: gpu.clone(), geometry, first: span.start(), blocks })
+    }
+
+    fn block(&self, index: u32) -> Option<&Arc<GpuBlock>> {
+        self.blocks.get(index.checked_sub(self.first)? as usize)
+    }
+
+    /// The blocks of `span`, which are all here.
+    pub(crate) fn part(&self, span: Span) -> Self {
+        let blocks = span.blocks().filter_map(|index| self.block(index)).map(Arc::clone).collect();
+        Self { first: span.start(), blocks, ..self.clone() }
+    }
+
+    pub(crate) const fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// How keys and values are kept, whatever a session asks for.
+    pub(crate) const fn cache_type(&self) -> DType {
+        if self.geometry.plain { DType::F32 } else { DType::BF16 }
+    }
+
+    /// Takes each session's rows through its blocks: sessions with the same ones in one pass.
+    pub(crate) fn forward(
+        &self,
+        stretches: Vec<(Span, SessionRows<'_>)>,
+    ) -> Vec<Result<Vec<f32>, Arc<PrepareError>>> {
+        let mut results: Vec<_> = stretches.iter().map(|_| None).collect();
+        let mut lots: BTreeMap<(u32, u32, usize), Vec<(usize, SessionRows<'_>)>> = BTreeMap::new();
+        for (index, (span, stretch)) in stretches.into_iter().enumerate() {
+            // Pages of one pass are of one pool.
+            let pool = Arc::as_ptr(stretch.table.device_cache().pool()).addr();
+            lots.entry((span.start(), span.end(), pool)).or_default().push((index, stretch));
+        }
+        for ((start, end, _), lot) in lots {
+            let (indices, mut stretches): (Vec<_>, Vec<_>) = lot.into_iter().unzip();
+            let range = Range { start: start - self.first, end: end - self.first };
+            let blocks = &self.blocks[range.start as usize..range.end as usize];
+            match pass::run(&self.gpu, &self.geometry, (start, blocks), &mut stretches) {
+                Ok(rows) => {
+                    for (index, rows) in indices.into_iter().zip(rows) {
+                        results[index] = Some(Ok(rows));
+                    }
+                }
+                Err(error) => {
+                    let error = Arc::new(error);
+                    for index in indices {
+                        results[index] = Some(Err(Arc::clone(&error)));
+                    }
+                }
+            }
+        }
+        results.into_iter().map(|result| result.expect("every session is in a lot")).collect()
+    }
+}
+
+/// Whether all matrices of a span are in binary32.
+fn plain(checkpoint: Checkpoint<'_>, span: Span) -> Result<bool, LoadTensorError> {
+    for index in span.blocks() {
+        if !is_plain(checkpoint, index)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn geometry(config: &ModelConfig, rope: &Arc<RopeTable>, plain: bool) -> Geometry {
+    Geometry {
+        hidden_size: config.hidden_size,
+        intermediate_size: config.intermediate_size,
+        heads: config.head_count,
+        kv_heads: config.kv_head_count,
+        head_size: config.head_size,
+        epsilon: config.rms_norm_eps,
+        rope: Arc::clone(rope),
+        plain,
+    }
+}
+
+impl fmt::Debug for GpuSpan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "GpuSpan({} blocks from {} on {:?})", self.blocks.len(), self.first, self.gpu)
+    }
+}
+
+/// Blocks that are not on the device.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LoadGpuSpanError {
+    /// A tensor is missing or has another shape.
+    #[error(transparent)]
+    Tensor(#[from] LoadTensorError),
+    /// The device refused.
+    #[error(transparent)]
+    Cuda(#[from] super::driver::CudaError),
+    /// Heads for which there is no kernel.
+    #[error(
+        "the model's heads have {found} values, and the GPU's kernels take at most {HEAD_SIZE_MAX}; \
+         serve it on the CPU"
+    )]
+    HeadSize {
+        /// Values of a head.
+        found: usize,
+    },
+}
+
+impl From<LoadGpuBlockError> for LoadGpuSpanError {
+    fn from(error: LoadGpuBlockError) -> Self {
+        match error {
+            LoadGpuBlockError::Tensor(error) => Self::Tensor(error),
+            LoadGpuBlockError::Cuda(error) => Self::Cuda(error),
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! Compares blocks on a GPU with the same blocks on the processor, and a GPU with itself.
+//!
+//!     umbel-gpu-check [CHECKPOINT_FOLDER …]
+//!
+//! It makes small models of every weight type and of odd shapes, and takes the checkpoints it is
+//! given. Each is computed by the processor in exact arithmetic and by the GPU: all tokens at once,
+//! in steps of several sizes, among other sessions, after a rollback, and behind a prefix that
+//! another session has filled. The GPU must be near the processor, and must give the same bits each
+//! time. Tests run it over the emulated driver; `tests/gpu/run.sh` over a real one.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use tempfile::TempDir;
+use umbel_engine::kernel::Arithmetic;
+use umbel_engine::{Gpu, HiddenStates, HostedSpan, KvArena, KvTable, PAGE_TOKENS};
+use umbel_protocol::{DType, Span};
+use umbel_shard::gguf::write::GgufWriter;
+use umbel_shard::{
+    Cache, Family, Model, ModelConfig, ModelSource, Part, PartsNeeded, Silent, WeightType,
+};
+
+/// Tokens of a text: more than go through the kernels for few tokens, and no whole number of tiles.
+const TOKENS: usize = 71;
+
+/// How far results may be from the exact ones, relative to them: where products are of bfloat16, and
+/// where they are of binary32.
+const NARROW_ERROR_MAX: f64 = 2e-2;
+const PLAIN_ERROR_MAX: f64 = 1e-5;
+
+/// Room for tokens in the caches of both.
+const ROOM: usize = 1024;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let gpu = Gpu::open(0)?;
+    eprintln!("{}", gpu.name());
+    let folder = TempDir::new()?;
+    for kind in WeightType::ALL {
+        compare(&gpu, &random(folder.path(), kind, &usual())?, kind.name())?;
+    }
+    for (name, config) in odd_shapes() {
+        for kind in [WeightType::F32, WeightType::BF16] {
+            let model = random(folder.path(), kind, &config)?;
+            compare(&gpu, &model, &format!("{name}, {kind}"))?;
+        }
+    }
+    for checkpoint in std::env::args().skip(1) {
+        let model = open(&checkpoint)?;
+        compare(&gpu, &model, &checkpoint)?;
+    }
+    Ok(())
+}
+
+/// Rows of whole blocks of every type.
+fn usual() -> ModelConfig {
+    ModelConfig {
+        hidden_size: 256,
+        intermediate_size: 256,
+        head_count: 4,
+        kv_head_count: 2,
+        head_size: 64,
+        context_tokens: ROOM,
+        ..ModelConfig::llama(2)
+    }
+}
+
+/// Shapes that fill no tile, no cell and no pair of heads.
+fn odd_shapes() -> [(&'static str, ModelConfig); 4] {
+    let odd = ModelConfig {
+        hidden_size: 72,
+        intermediate_size: 100,
+        head_count: 5,
+        kv_head_count: 1,
+        head_size: 18,
+        ..usual()
+    };
+    let biases = ModelConfig {
+        family: Family::Qwen2,
+        attention_bias: true,
+        kv_head_count: 5,
+        ..odd.clone()
+    };
+    let window = ModelConfig {
+        family: Family::Mistral,
+        attention_windows: vec![Some(37), Some(37)],
+        head_size: 96,
+        ..odd.clone()
+    };
+    let norms = ModelConfig {
+        family: Family::Qwen3,
+        head_count: 3,
+        kv_head_count: 3,
+        head_size: 128,
+        ..odd.clone()
+    };
+    [("odd", odd), ("biases", biases), ("window", window), ("norms", norms)]
+}
+
+fn random(folder: &Path, kind: WeightType, config: &ModelConfig) -> Result<Model> {
+    let path = folder.join(format!("{}-{kind}.gguf", config.hidden_size));
+    let file = GgufWriter::random_model(config, kind, 1).context("a random model")?;
+    std::fs::write(&path, file.to_bytes())?;
+    open(path.to_str().context("paths are text here")?)
+}
+
+fn open(path: &str) -> Result<Model> {
+    let folder = std::env::temp_dir().join("umbel-gpu-check");
+    let parts = PartsNeeded { tokenizer: false, ..PartsNeeded::everything() };
+    Ok(Model::open(&ModelSource::parse(path)?, &Cache::new(folder), parts, &Silent)?)
+}
+
+/// A model on the processor and on the GPU.
+struct Pair {
+    config: ModelConfig,
+    span: Span,
+    exact: HostedSpan,
+    blocks: HostedSpan,
+    arena: KvArena,
+}
+
+impl Pair {
+    fn load(gpu: &Gpu, model: &Model) -> Result<Self> {
+        let config = model.config().clone();
+        let span = Span::new(0, config.block_count)?;
+        let weights = model.weights(Part::Blocks(span))?;
+        let exact = HostedSpan::load_with(Arithmetic::Exact, &config, &weights, span)?;
+        let blocks = HostedSpan::load_on(gpu, &[], &config, &weights, span)?;
+        let arena = blocks.arena(&config, ROOM)?;
+        Ok(Self { config, span, exact, blocks, arena })
+    }
+
+    fn table(&self) -> Result<KvTable> {
+        Ok(self.arena.open_as(DType::F32, self.span, self.tokens() + 2 * PAGE_TOKENS)?)
+    }
+
+    /// How many tokens a text has.
+    fn tokens(&self) -> usize {
+        TOKENS.min(self.config.context_tokens - 2 * PAGE_TOKENS)
+    }
+
+    /// Hidden states as they might be, which a seed makes.
+    fn text(&self, seed: u64) -> Result<HiddenStates> {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / 8_388_608.0 - 1.0
+        };
+        let values = (0..self.tokens() * self.config.hidden_size).map(|_| next()).collect();
+        Ok(HiddenStates::from_values(values, self.config.hidden_size)?)
+    }
+
+    /// What leaves the blocks when `text` goes through in steps of these sizes, over and over.
+    fn in_steps(&self, text: &HiddenStates, steps: &[usize]) -> Result<HiddenStates> {
+        let mut table = self.table()?;
+        self.from(&mut table, text, steps)
+    }
+
+    /// As `in_steps`, from where a table stands.
+    fn from(&self, table: &mut KvTable, text: &HiddenStates, steps: &[usize]) -> Result<HiddenStates> {
+        let (mut parts, mut steps) = (Vec::new(), steps.iter().cycle());
+        while table.position() < text.token_count() {
+            let start = table.position();
+            let step = *steps.next().context("there is a step")?;
+            let rows = text.rows(start..text.token_count().min(start + step))?;
+            parts.push(self.blocks.forward(table, &rows)?);
+        }
+        Ok(HiddenStates::concat(&parts)?)
+    }
+}
+
+fn compare(gpu: &Gpu, model: &Model, name: &str) -> Result<()> {
+    let pair = Pair::load(gpu, model)?;
+    let text = pair.text(1)?;
+    let whole = pair.in_steps(&text, &[usize::MAX / 2])?;
+    let mut exact_table = KvArena::new(&pair.config, pair.span, ROOM).open(pair.span, pair.tokens())?;
+    let exact = pair.exact.forward(&mut exact_table, &text)?;
+    let error = relative_error(&whole, &exact);
+    let plain = pair.arena.fixed_type() == Some(DType::F32);
+    let allowed = if plain { PLAIN_ERROR_MAX } else { NARROW_ERROR_MAX };
+    println!("{name}: {error:.1e}");
+    if error.is_nan() || error > allowed {
+        bail!("{name}: results are {error:.1e} from those of the processor, of which {allowed:.0e} is allowed");
+    }
+    for steps in [&[1, 1, 1, 1, 1, 1, 70][..], &[7, 1, 65], &[64, 1, 1]] {
+        let found = pair.in_steps(&text, steps)?;
+        ensure!(same(&found, &whole), "{name}: steps of {steps:?} give other bits");
+    }
+    together(&pair, &whole).with_context(|| format!("{name}, among others"))?;
+    rolled_back(&pair, &whole).with_context(|| format!("{name}, after a rollback"))?;
+    shared(&pair, &whole).with_context(|| format!("{name}, behind a prefix"))?;
+    in_parts(&pair, &whole).with_context(|| format!("{name}, in two spans"))?;
+    Ok(())
+}
+
+/// Sessions of different lengths share passes.
+fn together(pair: &Pair, whole: &HiddenStates) -> Result<()> {
+    let texts = [pair.text(1)?, pair.text(2)?, pair.text(3)?];
+    let mut tables = [pair.table()?, pair.table()?, pair.table()?];
+    let mut parts = Vec::new();
+    let cuts = [[0, 20, 3], [66, 23, 4], [67, 24, 69], [pair.tokens(), 30, 70]];
+    for cut in cuts.windows(2) {
+        let clamp = |place: usize| place.min(pair.tokens());
+        let mut rows = Vec::new();
+        for ((text, table), end) in texts.iter().zip(&mut tables).zip(cut[1]) {
+            let (start, end) = (table.position(), clamp(end).max(table.position() + 1));
+            rows.push((table, text.rows(start..end)?));
+        }
+        let mut batch: Vec<_> = rows.iter_mut().map(|(table, rows)| (&mut **table, &*rows)).collect();
+        let mut results = pair.blocks.forward_batch(&mut batch).into_iter();
+        parts.push(results.next().context("the first session has a result")??);
+        results.try_for_each(|result| result.map(drop))?;
+    }
+    ensure!(same(&HiddenStates::concat(&parts)?, whole), "other bits");
+    Ok(())
+}
+
+/// What was computed for tokens that were taken back leaves no trace.
+fn rolled_back(pair: &Pair, whole: &HiddenStates) -> Result<()> {
+    let (text, other) = (pair.text(1)?, pair.text(2)?);
+    let mut table = pair.table()?;
+    pair.blocks.forward(&mut table, &text.rows(0..37)?)?;
+    pair.blocks.forward(&mut table, &other.rows(37..60)?)?;
+    table.truncate(37)?;
+    let found = pair.from(&mut table, &text, &[25])?;
+    ensure!(same(&found, &whole.rows(37..whole.token_count())?), "other bits");
+    Ok(())
+}
+
+/// A session begins with pages of another, and writes into none that others hold.
+fn shared(pair: &Pair, whole: &HiddenStates) -> Result<()> {
+    let (text, other) = (pair.text(1)?, pair.text(2)?);
+    let mut first = pair.table()?;
+    pair.blocks.forward(&mut first, &text.rows(0..40)?)?;
+    let kept: Vec<_> = (0..2).filter_map(|index| first.keep(index)).collect();
+    ensure!(kept.len() == 2, "full pages can be kept");
+    let mut second = pair.table()?;
+    second.begin_with(&kept.iter().collect::<Vec<_>>())?;
+    ensure!(second.position() == 2 * PAGE_TOKENS, "the prefix is there");
+    // The second goes elsewhere from the middle of a shared page on, and the first does not notice.
+    second.truncate(20)?;
+    pair.blocks.forward(&mut second, &other.rows(20..50)?)?;
+    let found = pair.from(&mut first, &text, &[30])?;
+    ensure!(same(&found, &whole.rows(40..whole.token_count())?), "the first has other bits");
+    let mut third = pair.table()?;
+    third.begin_with(&kept.iter().collect::<Vec<_>>())?;
+    let found = pair.from(&mut third, &text, &[30])?;
+    ensure!(same(&found, &whole.rows(32..whole.token_count())?), "the third has other bits");
+    Ok(())
+}
+
+/// A span behind another gives what both give together.
+fn in_parts(pair: &Pair, whole: &HiddenStates) -> Result<()> {
+    let blocks = pair.config.block_count;
+    let mut hidden = pair.text(1)?;
+    for (start, end) in [(0, 1), (1, blocks)] {
+        let span = Span::new(start, end)?;
+        let part = pair.blocks.part(span).context("the blocks are there")?;
+        let arena = part.arena(&pair.config, ROOM)?;
+        let mut table = arena.open(span, pair.tokens())?;
+        hidden = part.forward(&mut table, &hidden)?;
+    }
+    ensure!(same(&hidden, whole), "other bits");
+    Ok(())
+}
+
+fn same(one: &HiddenStates, other: &HiddenStates) -> bool {
+    let bits = |of: &HiddenStates| of.to_values().into_iter().map(f32::to_bits).collect::<Vec<_>>();
+    bits(one) == bits(other)
+}
+
+/// The norm of the difference by that of the expected.
+fn relative_error(found: &HiddenStates, expected: &HiddenStates) -> f64 {
+    let (found, expected) = (found.to_values(), expected.to_values());
+    let square = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>();
+    let differences = found.iter().zip(&expected).map(|(a, b)| f64::from(*a) - f64::from(*b));
+    let difference = square(&mut differences.into_iter());
+    (difference / square(&mut expected.iter().map(|value| f64::from(*value)))).sqrt()
+}
