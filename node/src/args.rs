@@ -468,9 +468,10 @@ pub struct InspectArguments {
 
 /// `umbel status`.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  umbel status --join /ip4/10.0.0.7/udp/4001/quic-v1/p2p/12D3Koo..."
-)]
+#[command(after_help = "\
+Examples:
+  umbel status --join /ip4/10.0.0.7/udp/4001/quic-v1/p2p/12D3Koo...
+  umbel status --watch --join /ip4/10.0.0.7/udp/4001/quic-v1/p2p/12D3Koo...")]
 pub struct StatusArguments {
     /// Address of any peer of the swarm; may be given several times.
     #[arg(long, value_name = "ADDR", required = true)]
@@ -479,6 +480,14 @@ pub struct StatusArguments {
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
+
+    /// Go on, and show what changes: a view on a terminal, a table after each interval elsewhere.
+    #[arg(long, conflicts_with = "json")]
+    pub watch: bool,
+
+    /// Seconds between two looks.
+    #[arg(long, value_name = "SECONDS", default_value_t = 2, requires = "watch", value_parser = clap::value_parser!(u32).range(1..=3_600))]
+    pub interval: u32,
 }
 
 /// The shape of a random model.

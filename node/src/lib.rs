@@ -12,6 +12,7 @@ pub mod config;
 pub mod driver;
 pub mod gateway;
 pub mod measure;
+pub mod overview;
 pub mod progress;
 pub mod serve;
 pub mod shutdown;
