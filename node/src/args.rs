@@ -1,15 +1,20 @@
 //! What was typed.
 
+mod bench;
+mod gateway;
+mod look;
 pub mod train;
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use umbel_client::Sampling;
 use umbel_net::Multiaddr;
 use umbel_protocol::{DType, Span};
-use umbel_shard::WeightType;
+
+pub use bench::{BenchArguments, RandomShape};
+pub use gateway::GatewayArguments;
+pub use look::{DoctorArguments, InspectArguments, StatusArguments};
 
 /// The model of every command that names none.
 pub const DEFAULT_MODEL: &str = "smollm2-135m";
@@ -67,6 +72,8 @@ pub enum Command {
     Inspect(InspectArguments),
     /// Show which peers serve which blocks.
     Status(StatusArguments),
+    /// Find out what is wrong here, and what to do about it.
+    Doctor(DoctorArguments),
     /// Measure decode and prefill speed, in one process and over swarms on this machine.
     Bench(BenchArguments),
 }
@@ -407,173 +414,4 @@ pub struct GenerateArguments {
     /// Most tokens of the prompt that are computed in one step; over a swarm at most 512.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8192))]
     pub prefill_chunk: Option<u32>,
-}
-
-/// `umbel gateway`.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  umbel gateway --join /ip4/10.0.0.7/udp/4001/quic-v1/p2p/12D3Koo...
-  umbel gateway --local --listen 127.0.0.1:0
-
-Once it answers, it prints one line to stdout: ready http://ADDRESS
-Clients of OpenAI's interface take http://ADDRESS/v1 as their base URL. Ctrl-C stops it.")]
-pub struct GatewayArguments {
-    /// Which model.
-    #[command(flatten)]
-    pub model: ModelArguments,
-
-    /// Where it is computed.
-    #[command(flatten)]
-    pub chain: ChainArguments,
-
-    /// Where to listen; port 0 is any that is free.
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8080")]
-    pub listen: SocketAddr,
-
-    /// Who may ask, and how much: a TOML file with a table `key` for each, which has a name, a key, and
-    /// if need be requests_per_minute and tokens_per_minute.
-    #[arg(long, value_name = "FILE")]
-    pub keys: Option<PathBuf>,
-
-    /// Listen without keys where others can reach it: everybody who does may ask.
-    #[arg(long, conflicts_with = "keys")]
-    pub allow_anyone: bool,
-
-    /// Answers at once; further requests wait for their turn.
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub answers: u16,
-
-    /// Requests that wait for their turn; further ones are told to come back later (429).
-    #[arg(long, value_name = "N", default_value_t = 128)]
-    pub waiting: u16,
-
-    /// Whether tokens are guessed.
-    #[command(flatten)]
-    pub speculate: SpeculateArguments,
-}
-
-/// `umbel inspect`.
-#[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  umbel inspect\n  umbel inspect ./my-model --json")]
-pub struct InspectArguments {
-    /// Which model.
-    #[command(flatten)]
-    pub model: ModelArguments,
-
-    /// Print one JSON object.
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// `umbel status`.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  umbel status --join /ip4/10.0.0.7/udp/4001/quic-v1/p2p/12D3Koo...
-  umbel status --watch --join /ip4/10.0.0.7/udp/4001/quic-v1/p2p/12D3Koo...")]
-pub struct StatusArguments {
-    /// Address of any peer of the swarm; may be given several times.
-    #[arg(long, value_name = "ADDR", required = true)]
-    pub join: Vec<Multiaddr>,
-
-    /// Print one JSON object.
-    #[arg(long)]
-    pub json: bool,
-
-    /// Go on, and show what changes: a view on a terminal, a table after each interval elsewhere.
-    #[arg(long, conflicts_with = "json")]
-    pub watch: bool,
-
-    /// Seconds between two looks.
-    #[arg(long, value_name = "SECONDS", default_value_t = 2, requires = "watch", value_parser = clap::value_parser!(u32).range(1..=3_600))]
-    pub interval: u32,
-}
-
-/// The shape of a random model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum RandomShape {
-    /// That of SmolLM2-135M: 30 blocks of hidden size 576.
-    #[value(name = "135m")]
-    M135,
-    /// 0.85 billion parameters: 16 blocks of hidden size 2048.
-    #[value(name = "1b")]
-    B1,
-    /// That of Llama 3.1 8B: 32 blocks of hidden size 4096.
-    #[value(name = "8b")]
-    B8,
-}
-
-/// `umbel bench`.
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  umbel bench\n  umbel bench --servers 1,2,4 --new-tokens 128 --rounds 5\n  \
-                  umbel bench --servers 1 --clients 1,8,32 --prompt-tokens 256\n  \
-                  umbel bench --servers 1,2 --shared-tokens 1000\n  \
-                  umbel bench --random-model 1b --weights q8_0 --llama-bench ./llama-bench"
-)]
-pub struct BenchArguments {
-    /// Which model.
-    #[command(flatten)]
-    pub model: ModelArguments,
-
-    /// A model of this shape with random weights instead, made on the first use and kept in the
-    /// cache folder: real speed, meaningless tokens.
-    #[arg(long, value_name = "SHAPE", conflicts_with_all = ["model", "model_option"])]
-    pub random_model: Option<RandomShape>,
-
-    /// How the random weights are written: f32, f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0, q4_k, q5_k
-    /// or q6_k.
-    #[arg(long, value_name = "TYPE", default_value = "bf16", requires = "random_model")]
-    pub weights: WeightType,
-
-    /// Swarms of how many servers are measured beside the single process; 0 for none.
-    #[arg(long, value_name = "N,N,...", value_delimiter = ',', default_value = "1,2,4")]
-    pub servers: Vec<u32>,
-
-    /// Measure so many clients at once, at a swarm of the first number of servers.
-    #[arg(long, value_name = "N,N,...", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=64))]
-    pub clients: Vec<u32>,
-
-    /// Tokens of a prompt that one more client reads while the others decode; 0 for none.
-    #[arg(long, value_name = "N", default_value_t = 2_000, requires = "clients")]
-    pub reader_tokens: u32,
-
-    /// Measure llama.cpp as well, in turn, on the same GGUF file with as many threads: the path of
-    /// its program llama-bench.
-    #[arg(long, value_name = "PATH", conflicts_with = "clients")]
-    pub llama_bench: Option<PathBuf>,
-
-    /// The same for many clients: the path of llama-batched-bench.
-    #[arg(long, value_name = "PATH", requires = "clients")]
-    pub llama_batched_bench: Option<PathBuf>,
-
-    /// Measure, instead, how long the first token takes of a request that begins with so many tokens
-    /// of an earlier one.
-    #[arg(long, value_name = "N", conflicts_with_all = ["clients", "llama_bench"], value_parser = clap::value_parser!(u32).range(1..))]
-    pub shared_tokens: Option<u32>,
-
-    /// Tokens of the prompt.
-    #[arg(long, value_name = "N", default_value_t = 512)]
-    pub prompt_tokens: u32,
-
-    /// Tokens that are decoded after it.
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    pub new_tokens: u32,
-
-    /// How often each is measured, in turn; medians are printed.
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
-    pub rounds: u32,
-
-    /// How hidden states are written on the links: f32, f16, bf16 or q8.
-    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = wire_type)]
-    pub wire: DType,
-
-    /// How keys and values are kept: f32, f16, bf16 or q8.
-    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = wire_type)]
-    pub kv: DType,
-
-    /// Print one JSON object.
-    #[arg(long)]
-    pub json: bool,
 }

@@ -3,6 +3,7 @@
 mod bench;
 mod chat;
 mod demo;
+mod doctor;
 mod gateway;
 mod generate;
 mod inspect;
@@ -49,10 +50,12 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Command::Inspect(arguments) => inspect::run(arguments, &config).await,
             Command::Status(arguments) => status::run(arguments, &config).await,
             Command::Bench(arguments) => bench::run(arguments, &config).await,
+            Command::Doctor(arguments) => return doctor::run(arguments, &config).await,
         }
+        .map(|()| ExitCode::SUCCESS)
     });
     runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
-    result.map(|()| ExitCode::SUCCESS)
+    result
 }
 
 /// A server's links are served by one thread: between several, each step is handed on once more and
@@ -68,6 +71,7 @@ fn runtime(command: &Command) -> std::io::Result<Runtime> {
         | Command::Gateway(_)
         | Command::Inspect(_)
         | Command::Status(_)
+        | Command::Doctor(_)
         | Command::Bench(_) => Builder::new_multi_thread(),
     };
     builder.enable_all().build()

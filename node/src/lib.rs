@@ -9,6 +9,7 @@ pub mod args;
 pub mod commands;
 pub mod compute;
 pub mod config;
+pub mod doctor;
 pub mod driver;
 pub mod gateway;
 pub mod measure;

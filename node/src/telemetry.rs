@@ -6,7 +6,7 @@ use tracing_subscriber::EnvFilter;
 
 /// What is logged unless something else is asked for: the libraries' own chatter is left out, as is
 /// Kademlia's complaint that a first server knows nobody yet.
-const FILTER_DEFAULT: &str = "warn,libp2p_kad=error,umbel=info";
+const FILTER_DEFAULT: &str = "warn,libp2p_kad=error,libp2p_autonat=error,umbel=info";
 
 /// Logs to stderr what `filter` lets through, a level or a list of directives.
 ///
@@ -33,7 +33,7 @@ pub fn start(filter: Option<&str>) {
 fn parse(filter: &str) -> Result<EnvFilter, tracing_subscriber::filter::ParseError> {
     let filter = match filter {
         "error" | "warn" | "info" | "debug" | "trace" => {
-            format!("warn,libp2p_kad=error,umbel={filter}")
+            format!("warn,libp2p_kad=error,libp2p_autonat=error,umbel={filter}")
         }
         other => other.to_owned(),
     };
