@@ -1,10 +1,12 @@
 //! What was typed.
 
+mod about;
 mod bench;
 mod gateway;
 mod look;
 pub mod train;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -12,8 +14,9 @@ use umbel_client::Sampling;
 use umbel_net::Multiaddr;
 use umbel_protocol::{DType, Span};
 
+pub use about::{CompletionsArguments, ManArguments};
 pub use bench::{BenchArguments, RandomShape};
-pub use gateway::GatewayArguments;
+pub use gateway::{FrontArguments, GatewayArguments};
 pub use look::{DoctorArguments, InspectArguments, StatusArguments};
 
 /// The model of every command that names none.
@@ -30,6 +33,25 @@ pub struct Arguments {
     /// What to log to stderr: error, warn, info, debug, trace, or a filter such as umbel=debug.
     #[arg(long, global = true, value_name = "FILTER", env = "UMBEL_LOG")]
     pub log: Option<String>,
+
+    /// How to log: text for people, or JSON, one object a line.
+    #[arg(
+        long,
+        global = true,
+        value_name = "FORMAT",
+        default_value = "text",
+        env = "UMBEL_LOG_FORMAT"
+    )]
+    pub log_format: LogFormat,
+
+    /// A TOML file that says what is not typed and not in the environment: what flags of all commands
+    /// say at its top, as `log = "debug"`, what those of one command say in its table, as [serve].
+    #[arg(long, global = true, value_name = "FILE", env = "UMBEL_CONFIG")]
+    pub config: Option<PathBuf>,
+
+    /// Print what would be done as such a file, and where each setting comes from, instead.
+    #[arg(long, global = true)]
+    pub print_config: bool,
 
     /// Where downloaded models are kept [default: the user's cache folder].
     #[arg(long, global = true, value_name = "DIR", env = "UMBEL_CACHE")]
@@ -52,6 +74,15 @@ Examples:
   umbel serve --join /ip4/10.0.0.7/udp/4001/quic-v1/p2p/12D3Koo...
   umbel chat --join /ip4/10.0.0.7/udp/4001/quic-v1/p2p/12D3Koo...
   umbel generate --local --prompt 'The capital of France is' --max-tokens 20";
+
+/// How lines of the log are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
 
 /// The subcommands.
 #[derive(Debug, Subcommand)]
@@ -76,6 +107,10 @@ pub enum Command {
     Doctor(DoctorArguments),
     /// Measure decode and prefill speed, in one process and over swarms on this machine.
     Bench(BenchArguments),
+    /// Print what completes the words of this program in a shell.
+    Completions(CompletionsArguments),
+    /// Print the manual page, or write one for each command.
+    Man(ManArguments),
 }
 
 /// Which model.
@@ -222,6 +257,10 @@ pub struct DemoArguments {
     #[arg(long, value_name = "TEXT")]
     pub prompt: Option<String>,
 
+    /// Answer OpenAI's interface and serve the page over HTTP, until Ctrl-C, in place of the chat.
+    #[arg(long, value_name = "HOST:PORT", conflicts_with = "prompt")]
+    pub gateway: Option<SocketAddr>,
+
     /// How many servers share the blocks.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub servers: u32,
@@ -233,6 +272,10 @@ pub struct DemoArguments {
     /// How the next token is chosen.
     #[command(flatten)]
     pub sampling: SamplingArguments,
+
+    /// Who may ask the gateway, and how many at once.
+    #[command(flatten, next_help_heading = "With --gateway")]
+    pub front: FrontArguments,
 }
 
 /// `umbel serve`.
@@ -315,9 +358,22 @@ pub struct ServeArguments {
     #[arg(long)]
     pub no_mdns: bool,
 
+    /// Answer OpenAI's interface over HTTP as well, as `umbel gateway` does, and print where in a line
+    /// that begins with `gateway`.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub gateway: Option<SocketAddr>,
+
+    /// Where Prometheus finds what is counted, at /metrics.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub metrics: Option<SocketAddr>,
+
     /// Stop when stdin closes, so that a server does not outlive the program that started it.
     #[arg(long, hide = true)]
     pub stop_with_stdin: bool,
+
+    /// Who may ask the gateway, and how many at once.
+    #[command(flatten, next_help_heading = "With --gateway")]
+    pub front: FrontArguments,
 }
 
 /// `umbel chat`.

@@ -5,7 +5,7 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | `listen` | connections |
+//! | `front`, `listen` | where it listens, and connections |
 //! | `body`, `error` | what comes in, and what a request that fails is answered |
 //! | `keys` | who may ask, and how much |
 //! | `admission` | turns, and how many may wait for them |
@@ -25,8 +25,9 @@ mod embeddings;
 mod error;
 mod events;
 mod format;
+mod front;
 mod keys;
-mod listen;
+pub(crate) mod listen;
 mod logprobs;
 mod messages;
 mod models;
@@ -48,10 +49,12 @@ use umbel_client::text::tools::Tools;
 use umbel_client::{Generate, GenerateError, Generation, Speculate};
 
 use crate::commands::session::{Blocks, Opened};
+use crate::metrics::gateway::{Counters, count};
 use admission::Admission;
 use error::ApiError;
 use keys::Holder;
 
+pub(crate) use front::Front;
 pub use keys::Keys;
 
 /// How many requests a gateway takes.
@@ -71,6 +74,7 @@ pub(crate) struct Gateway {
     /// `None` where anybody may ask who reaches it.
     keys: Option<Keys>,
     anybody: Arc<Holder>,
+    counters: Counters,
     started: u64,
 }
 
@@ -78,12 +82,13 @@ impl Gateway {
     pub(crate) fn new(
         opened: Opened,
         speculate: Speculate,
-        limits: Limits,
-        keys: Option<Keys>,
+        (limits, keys): (Limits, Option<Keys>),
+        counters: Counters,
     ) -> Self {
         let admission = Admission::new(limits.answers, limits.waiting);
         let anybody = Arc::new(Holder::anybody());
-        Self { opened, speculate, admission, keys, anybody, started: reply::unix_seconds() }
+        let started = reply::unix_seconds();
+        Self { opened, speculate, admission, keys, anybody, counters, started }
     }
 
     /// Answers requests until `stop`; gives back what it was made of, to be left in good order.
@@ -230,6 +235,7 @@ fn router(gateway: Arc<Gateway>) -> Router {
         .route("/ready", get(models::ready))
         .merge(interface)
         .fallback(unknown_path)
+        .layer(middleware::from_fn_with_state(gateway.counters.clone(), count))
         .with_state(gateway)
 }
 

@@ -29,6 +29,22 @@ pub struct GatewayArguments {
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
 
+    /// Who may ask, and how many at once.
+    #[command(flatten)]
+    pub front: FrontArguments,
+
+    /// Where Prometheus finds what is counted, at /metrics.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub metrics: Option<SocketAddr>,
+
+    /// Whether tokens are guessed.
+    #[command(flatten)]
+    pub speculate: SpeculateArguments,
+}
+
+/// Who may ask a gateway, and how many at once.
+#[derive(Debug, Args)]
+pub struct FrontArguments {
     /// Who may ask, and how much: a TOML file with a table `key` for each, which has a name, a key, and
     /// if need be requests_per_minute and tokens_per_minute.
     #[arg(long, value_name = "FILE")]
@@ -45,8 +61,4 @@ pub struct GatewayArguments {
     /// Requests that wait for their turn; further ones are told to come back later (429).
     #[arg(long, value_name = "N", default_value_t = 128)]
     pub waiting: u16,
-
-    /// Whether tokens are guessed.
-    #[command(flatten)]
-    pub speculate: SpeculateArguments,
 }
