@@ -11,7 +11,7 @@
 //! | `admission` | turns, and how many may wait for them |
 //! | `options`, `format` | what requests may ask of an answer, and the form that it is held to |
 //! | `answer` | answers under way |
-//! | `chat`, `completions`, `embeddings`, `messages`, `models` | the endpoints |
+//! | `chat`, `completions`, `embeddings`, `messages`, `models`, `responses` | the endpoints |
 //! | `content`, `prompts` | parts of what comes in |
 //! | `events`, `reply`, `usage`, `logprobs` | parts of what goes out |
 
@@ -34,6 +34,7 @@ mod models;
 mod options;
 mod prompts;
 mod reply;
+mod responses;
 mod usage;
 
 use std::sync::Arc;
@@ -226,6 +227,7 @@ fn router(gateway: Arc<Gateway>) -> Router {
         .route("/v1/models/{name}", get(models::one))
         .route("/v1/chat/completions", post(chat::complete))
         .route("/v1/completions", post(completions::complete))
+        .route("/v1/responses", post(responses::create))
         .route("/v1/embeddings", post(embeddings::create))
         .route("/v1/messages", post(messages::create))
         .method_not_allowed_fallback(other_method)
