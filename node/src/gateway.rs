@@ -12,6 +12,7 @@
 //! | `options`, `format` | what requests may ask of an answer, and the form that it is held to |
 //! | `answer` | answers under way |
 //! | `chat`, `completions`, `embeddings`, `messages`, `models`, `responses` | the endpoints |
+//! | `page`, `picture`, `trace` | the page, and what it shows of the swarm and of answers |
 //! | `content`, `prompts` | parts of what comes in |
 //! | `events`, `reply`, `usage`, `logprobs` | parts of what goes out |
 
@@ -32,9 +33,12 @@ mod logprobs;
 mod messages;
 mod models;
 mod options;
+mod page;
+mod picture;
 mod prompts;
 mod reply;
 mod responses;
+mod trace;
 mod usage;
 
 use std::sync::Arc;
@@ -54,6 +58,7 @@ use crate::metrics::gateway::{Counters, count};
 use admission::Admission;
 use error::ApiError;
 use keys::Holder;
+use picture::Picture;
 
 pub(crate) use front::Front;
 pub use keys::Keys;
@@ -76,6 +81,7 @@ pub(crate) struct Gateway {
     keys: Option<Keys>,
     anybody: Arc<Holder>,
     counters: Counters,
+    picture: Picture,
     started: u64,
 }
 
@@ -89,7 +95,16 @@ impl Gateway {
         let admission = Admission::new(limits.answers, limits.waiting);
         let anybody = Arc::new(Holder::anybody());
         let started = reply::unix_seconds();
-        Self { opened, speculate, admission, keys, anybody, counters, started }
+        Self {
+            opened,
+            speculate,
+            admission,
+            keys,
+            anybody,
+            counters,
+            picture: Picture::default(),
+            started,
+        }
     }
 
     /// Answers requests until `stop`; gives back what it was made of, to be left in good order.
@@ -223,6 +238,7 @@ impl Gateway {
 
 fn router(gateway: Arc<Gateway>) -> Router {
     let interface = Router::new()
+        .route("/swarm", get(picture::show))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{name}", get(models::one))
         .route("/v1/chat/completions", post(chat::complete))
@@ -233,6 +249,8 @@ fn router(gateway: Arc<Gateway>) -> Router {
         .method_not_allowed_fallback(other_method)
         .layer(middleware::from_fn_with_state(Arc::clone(&gateway), keys::check));
     Router::new()
+        .route("/", get(page::page))
+        .route("/page/{file}", get(page::file))
         .route("/health", get(models::health))
         .route("/ready", get(models::ready))
         .merge(interface)

@@ -150,6 +150,47 @@ fn functions(gateway: &Gateway) {
     assert!(failed["usage"]["input_tokens"].as_u64() > told["usage"]["input_tokens"].as_u64());
 }
 
+#[test]
+fn the_page_is_for_everybody_and_what_it_shows_for_those_with_a_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys.toml");
+    let key = "a-key-of-some-length";
+    let keys = format!("[[key]]\nname = 'ann'\nkey = '{key}'\nrequests_per_minute = 1\n");
+    std::fs::write(&file, keys).unwrap();
+    let gateway = Gateway::start(&["--local", "--keys", file.to_str().unwrap()]);
+    for path in ["/", "/page/main.js", "/page/style.css"] {
+        assert_eq!(gateway.get(path).status, 200, "{path}");
+    }
+    assert_eq!(gateway.get("/page/other.js").status, 404);
+    assert_eq!(gateway.get("/page/..%2fpage.rs").status, 404);
+    let page = gateway.raw(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    assert!(page.contains("content-security-policy: default-src 'none'"), "{page}");
+    assert!(page.contains("<title>Umbel</title>"), "{page}");
+    assert_eq!(gateway.get("/swarm").status, 401);
+    // Looking spends nothing of the budget of one request a minute.
+    for _ in 0..3 {
+        let head = "GET /swarm HTTP/1.1\r\nhost: x\r\nconnection: close\r\n";
+        let picture = gateway.raw(format!("{head}authorization: Bearer {key}\r\n\r\n").as_bytes());
+        assert!(picture.starts_with("HTTP/1.1 200"), "{picture}");
+        assert!(picture.contains("\"local\":true"), "{picture}");
+    }
+}
+
+#[test]
+fn chunks_say_where_their_time_went_for_who_asks() {
+    let gateway = Gateway::start(&["--local"]);
+    let turns = json!([{ "role": "user", "content": "Say hello" }]);
+    let traced =
+        |more: Value| body(json!({ "messages": turns, "max_tokens": 6, "trace": true }), more);
+    let events: Vec<_> = gateway.stream(CHAT, &traced(json!({ "stream": true }))).collect();
+    let times: Vec<_> = events.iter().filter(|event| event["umbel"].is_object()).collect();
+    assert_eq!(times.len(), 6, "one for each token");
+    let hop = &times[0]["umbel"]["hops"][0];
+    assert_eq!((&hop["peer"], &hop["start"], &hop["end"]), (&Value::Null, &json!(0), &json!(30)));
+    assert!(hop["compute_ms"].as_f64().unwrap() > 0.0, "{hop}");
+    refused(&gateway.post(CHAT, traced(json!({})).to_string().as_bytes()), "trace");
+}
+
 /// The gateway in the process of a server.
 fn attached(server: &mut Server) -> String {
     server.wait_for_line("gateway ").expect("the gateway is ready")
