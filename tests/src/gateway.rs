@@ -133,6 +133,22 @@ impl Gateway {
         String::from_utf8_lossy(&answer).into_owned()
     }
 
+    /// Sends a head that the gateway need not read to its end, and gives what comes back, which is
+    /// nothing where it closes the connection first.
+    ///
+    /// # Panics
+    /// If it cannot be reached.
+    #[must_use]
+    pub fn raw_head(&self, head: &str) -> String {
+        let address = self.url.trim_start_matches("http://");
+        let mut stream = TcpStream::connect(address).expect("the gateway listens");
+        stream.set_read_timeout(Some(ANSWER_TIMEOUT)).expect("a timeout");
+        let _in_part = stream.write_all(head.as_bytes());
+        let mut answer = Vec::new();
+        let _reset = stream.read_to_end(&mut answer);
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
     /// Where something is.
     #[must_use]
     pub fn url(&self, path: &str) -> String {
