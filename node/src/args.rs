@@ -45,7 +45,7 @@ pub struct Arguments {
     pub log_format: LogFormat,
 
     /// A TOML file that says what is not typed and not in the environment: what flags of all commands
-    /// say at its top, as `log = "debug"`, what those of one command say in its table, as [serve].
+    /// say at its top, as `log = "debug"`, what those of one command say in a table of its name.
     #[arg(long, global = true, value_name = "FILE", env = "UMBEL_CONFIG")]
     pub config: Option<PathBuf>,
 
