@@ -1,5 +1,9 @@
 //! What was typed.
 
+mod about;
+mod bench;
+mod gateway;
+mod look;
 pub mod train;
 
 use std::net::SocketAddr;
@@ -9,7 +13,11 @@ use clap::{Args, Parser, Subcommand};
 use umbel_client::Sampling;
 use umbel_net::Multiaddr;
 use umbel_protocol::{DType, Span};
-use umbel_shard::WeightType;
+
+pub use about::{CompletionsArguments, ManArguments};
+pub use bench::{BenchArguments, RandomShape};
+pub use gateway::{FrontArguments, GatewayArguments};
+pub use look::{DoctorArguments, InspectArguments, StatusArguments};
 
 /// The model of every command that names none.
 pub const DEFAULT_MODEL: &str = "smollm2-135m";
@@ -25,6 +33,25 @@ pub struct Arguments {
     /// What to log to stderr: error, warn, info, debug, trace, or a filter such as umbel=debug.
     #[arg(long, global = true, value_name = "FILTER", env = "UMBEL_LOG")]
     pub log: Option<String>,
+
+    /// How to log: text for people, or JSON, one object a line.
+    #[arg(
+        long,
+        global = true,
+        value_name = "FORMAT",
+        default_value = "text",
+        env = "UMBEL_LOG_FORMAT"
+    )]
+    pub log_format: LogFormat,
+
+    /// A TOML file that says what is not typed and not in the environment: what flags of all commands
+    /// say at its top, as `log = "debug"`, what those of one command say in a table of its name.
+    #[arg(long, global = true, value_name = "FILE", env = "UMBEL_CONFIG")]
+    pub config: Option<PathBuf>,
+
+    /// Print what would be done as such a file, and where each setting comes from, instead.
+    #[arg(long, global = true)]
+    pub print_config: bool,
 
     /// Where downloaded models are kept [default: the user's cache folder].
     #[arg(long, global = true, value_name = "DIR", env = "UMBEL_CACHE")]
@@ -48,6 +75,15 @@ Examples:
   umbel chat --join /ip4/10.0.0.7/udp/4001/quic-v1/p2p/12D3Koo...
   umbel generate --local --prompt 'The capital of France is' --max-tokens 20";
 
+/// How lines of the log are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -67,8 +103,14 @@ pub enum Command {
     Inspect(InspectArguments),
     /// Show which peers serve which blocks.
     Status(StatusArguments),
+    /// Find out what is wrong here, and what to do about it.
+    Doctor(DoctorArguments),
     /// Measure decode and prefill speed, in one process and over swarms on this machine.
     Bench(BenchArguments),
+    /// Print what completes the words of this program in a shell.
+    Completions(CompletionsArguments),
+    /// Print the manual page, or write one for each command.
+    Man(ManArguments),
 }
 
 /// Which model.
@@ -215,6 +257,10 @@ pub struct DemoArguments {
     #[arg(long, value_name = "TEXT")]
     pub prompt: Option<String>,
 
+    /// Answer OpenAI's interface and serve the page over HTTP, until Ctrl-C, in place of the chat.
+    #[arg(long, value_name = "HOST:PORT", conflicts_with = "prompt")]
+    pub gateway: Option<SocketAddr>,
+
     /// How many servers share the blocks.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub servers: u32,
@@ -226,6 +272,10 @@ pub struct DemoArguments {
     /// How the next token is chosen.
     #[command(flatten)]
     pub sampling: SamplingArguments,
+
+    /// Who may ask the gateway, and how many at once.
+    #[command(flatten, next_help_heading = "With --gateway")]
+    pub front: FrontArguments,
 }
 
 /// `umbel serve`.
@@ -308,9 +358,22 @@ pub struct ServeArguments {
     #[arg(long)]
     pub no_mdns: bool,
 
+    /// Answer OpenAI's interface over HTTP as well, as `umbel gateway` does, and print where in a line
+    /// that begins with `gateway`.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub gateway: Option<SocketAddr>,
+
+    /// Where Prometheus finds what is counted, at /metrics.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub metrics: Option<SocketAddr>,
+
     /// Stop when stdin closes, so that a server does not outlive the program that started it.
     #[arg(long, hide = true)]
     pub stop_with_stdin: bool,
+
+    /// Who may ask the gateway, and how many at once.
+    #[command(flatten, next_help_heading = "With --gateway")]
+    pub front: FrontArguments,
 }
 
 /// `umbel chat`.
@@ -407,164 +470,4 @@ pub struct GenerateArguments {
     /// Most tokens of the prompt that are computed in one step; over a swarm at most 512.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8192))]
     pub prefill_chunk: Option<u32>,
-}
-
-/// `umbel gateway`.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  umbel gateway --join /ip4/10.0.0.7/udp/4001/quic-v1/p2p/12D3Koo...
-  umbel gateway --local --listen 127.0.0.1:0
-
-Once it answers, it prints one line to stdout: ready http://ADDRESS
-Clients of OpenAI's interface take http://ADDRESS/v1 as their base URL. Ctrl-C stops it.")]
-pub struct GatewayArguments {
-    /// Which model.
-    #[command(flatten)]
-    pub model: ModelArguments,
-
-    /// Where it is computed.
-    #[command(flatten)]
-    pub chain: ChainArguments,
-
-    /// Where to listen; port 0 is any that is free.
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8080")]
-    pub listen: SocketAddr,
-
-    /// Who may ask, and how much: a TOML file with a table `key` for each, which has a name, a key, and
-    /// if need be requests_per_minute and tokens_per_minute.
-    #[arg(long, value_name = "FILE")]
-    pub keys: Option<PathBuf>,
-
-    /// Listen without keys where others can reach it: everybody who does may ask.
-    #[arg(long, conflicts_with = "keys")]
-    pub allow_anyone: bool,
-
-    /// Answers at once; further requests wait for their turn.
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub answers: u16,
-
-    /// Requests that wait for their turn; further ones are told to come back later (429).
-    #[arg(long, value_name = "N", default_value_t = 128)]
-    pub waiting: u16,
-
-    /// Whether tokens are guessed.
-    #[command(flatten)]
-    pub speculate: SpeculateArguments,
-}
-
-/// `umbel inspect`.
-#[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  umbel inspect\n  umbel inspect ./my-model --json")]
-pub struct InspectArguments {
-    /// Which model.
-    #[command(flatten)]
-    pub model: ModelArguments,
-
-    /// Print one JSON object.
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// `umbel status`.
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  umbel status --join /ip4/10.0.0.7/udp/4001/quic-v1/p2p/12D3Koo..."
-)]
-pub struct StatusArguments {
-    /// Address of any peer of the swarm; may be given several times.
-    #[arg(long, value_name = "ADDR", required = true)]
-    pub join: Vec<Multiaddr>,
-
-    /// Print one JSON object.
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// The shape of a random model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum RandomShape {
-    /// That of SmolLM2-135M: 30 blocks of hidden size 576.
-    #[value(name = "135m")]
-    M135,
-    /// 0.85 billion parameters: 16 blocks of hidden size 2048.
-    #[value(name = "1b")]
-    B1,
-    /// That of Llama 3.1 8B: 32 blocks of hidden size 4096.
-    #[value(name = "8b")]
-    B8,
-}
-
-/// `umbel bench`.
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  umbel bench\n  umbel bench --servers 1,2,4 --new-tokens 128 --rounds 5\n  \
-                  umbel bench --servers 1 --clients 1,8,32 --prompt-tokens 256\n  \
-                  umbel bench --servers 1,2 --shared-tokens 1000\n  \
-                  umbel bench --random-model 1b --weights q8_0 --llama-bench ./llama-bench"
-)]
-pub struct BenchArguments {
-    /// Which model.
-    #[command(flatten)]
-    pub model: ModelArguments,
-
-    /// A model of this shape with random weights instead, made on the first use and kept in the
-    /// cache folder: real speed, meaningless tokens.
-    #[arg(long, value_name = "SHAPE", conflicts_with_all = ["model", "model_option"])]
-    pub random_model: Option<RandomShape>,
-
-    /// How the random weights are written: f32, f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0, q4_k, q5_k
-    /// or q6_k.
-    #[arg(long, value_name = "TYPE", default_value = "bf16", requires = "random_model")]
-    pub weights: WeightType,
-
-    /// Swarms of how many servers are measured beside the single process; 0 for none.
-    #[arg(long, value_name = "N,N,...", value_delimiter = ',', default_value = "1,2,4")]
-    pub servers: Vec<u32>,
-
-    /// Measure so many clients at once, at a swarm of the first number of servers.
-    #[arg(long, value_name = "N,N,...", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=64))]
-    pub clients: Vec<u32>,
-
-    /// Tokens of a prompt that one more client reads while the others decode; 0 for none.
-    #[arg(long, value_name = "N", default_value_t = 2_000, requires = "clients")]
-    pub reader_tokens: u32,
-
-    /// Measure llama.cpp as well, in turn, on the same GGUF file with as many threads: the path of
-    /// its program llama-bench.
-    #[arg(long, value_name = "PATH", conflicts_with = "clients")]
-    pub llama_bench: Option<PathBuf>,
-
-    /// The same for many clients: the path of llama-batched-bench.
-    #[arg(long, value_name = "PATH", requires = "clients")]
-    pub llama_batched_bench: Option<PathBuf>,
-
-    /// Measure, instead, how long the first token takes of a request that begins with so many tokens
-    /// of an earlier one.
-    #[arg(long, value_name = "N", conflicts_with_all = ["clients", "llama_bench"], value_parser = clap::value_parser!(u32).range(1..))]
-    pub shared_tokens: Option<u32>,
-
-    /// Tokens of the prompt.
-    #[arg(long, value_name = "N", default_value_t = 512)]
-    pub prompt_tokens: u32,
-
-    /// Tokens that are decoded after it.
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    pub new_tokens: u32,
-
-    /// How often each is measured, in turn; medians are printed.
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
-    pub rounds: u32,
-
-    /// How hidden states are written on the links: f32, f16, bf16 or q8.
-    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = wire_type)]
-    pub wire: DType,
-
-    /// How keys and values are kept: f32, f16, bf16 or q8.
-    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = wire_type)]
-    pub kv: DType,
-
-    /// Print one JSON object.
-    #[arg(long)]
-    pub json: bool,
 }

@@ -1,8 +1,10 @@
 //! The subcommands, one file each.
 
+mod about;
 mod bench;
 mod chat;
 mod demo;
+mod doctor;
 mod gateway;
 mod generate;
 mod inspect;
@@ -49,10 +51,14 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Command::Inspect(arguments) => inspect::run(arguments, &config).await,
             Command::Status(arguments) => status::run(arguments, &config).await,
             Command::Bench(arguments) => bench::run(arguments, &config).await,
+            Command::Completions(arguments) => about::completions(&arguments),
+            Command::Man(arguments) => about::man(&arguments),
+            Command::Doctor(arguments) => return doctor::run(arguments, &config).await,
         }
+        .map(|()| ExitCode::SUCCESS)
     });
     runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
-    result.map(|()| ExitCode::SUCCESS)
+    result
 }
 
 /// A server's links are served by one thread: between several, each step is handed on once more and
@@ -60,7 +66,9 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
 /// processor time for a step instead of 155. Arithmetic and packing have threads of their own.
 fn runtime(command: &Command) -> std::io::Result<Runtime> {
     let mut builder = match command {
-        Command::Serve(_) => Builder::new_current_thread(),
+        // A gateway in the same process has work of its own.
+        Command::Serve(arguments) if arguments.gateway.is_none() => Builder::new_current_thread(),
+        Command::Serve(_) => Builder::new_multi_thread(),
         Command::Demo(_)
         | Command::Chat(_)
         | Command::Generate(_)
@@ -68,6 +76,9 @@ fn runtime(command: &Command) -> std::io::Result<Runtime> {
         | Command::Gateway(_)
         | Command::Inspect(_)
         | Command::Status(_)
+        | Command::Doctor(_)
+        | Command::Completions(_)
+        | Command::Man(_)
         | Command::Bench(_) => Builder::new_multi_thread(),
     };
     builder.enable_all().build()

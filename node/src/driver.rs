@@ -20,6 +20,7 @@ use umbel_protocol::{PeerId, SessionId, Span};
 
 use crate::compute::{Command, Compute, Computed, Shard, TableWanted};
 use crate::measure;
+use crate::metrics::server::Counters;
 use links::{EVENTS_WAITING_MAX, FRAMES_WAITING_MAX};
 
 /// Shards of which it is still to be heard that nobody uses them: a server holds two at once.
@@ -70,6 +71,7 @@ pub struct Driver {
     tell: mpsc::Sender<Event>,
     events: mpsc::Receiver<Event>,
     load: watch::Sender<Load>,
+    counters: Counters,
     decode: Option<Duration>,
     /// Blocks of the job that the engine works on, where it is one token and alone in its pass: what
     /// it takes with others says nothing of how long it takes by itself.
@@ -188,11 +190,18 @@ impl Driver {
             tell,
             events,
             load,
+            counters: Counters::default(),
             decode: None,
             alone: None,
             clock: Clock::start(),
         };
         (driver, drained_shards)
+    }
+
+    /// What is counted, for who wants to see it.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.counters.clone()
     }
 
     /// What the server has to spare, as it changes.
@@ -216,6 +225,7 @@ impl Driver {
                 () = self.clock.wait_until(deadline) => self.server.handle_timeout(self.clock.now()),
             }
             self.drain();
+            self.counters.sessions(self.server.session_count());
             let load = load(&self.server, self.decode);
             self.load.send_if_modified(|last| std::mem::replace(last, load) != load);
         }
@@ -237,6 +247,7 @@ impl Driver {
                     self.server.handle(Input::Received { link, from, message }, self.clock.now());
                 if let Err(violation) = result {
                     tracing::warn!(%from, %violation, "closing a client's link");
+                    self.counters.violation();
                     self.close(link);
                 }
             }
@@ -245,10 +256,12 @@ impl Driver {
                     self.server.handle(Input::Pushed { from, step }, self.clock.now())
                 {
                     tracing::warn!(%from, %violation, "closing a server's link");
+                    self.counters.violation();
                     close.send_replace(true);
                 }
             }
             Event::Computed(Computed { job, results, compute }) => {
+                self.counters.pass_over(compute);
                 if let Some(blocks) = self.alone.take() {
                     self.decode = Some(measure::smooth(self.decode, compute, blocks));
                 }
@@ -257,6 +270,7 @@ impl Driver {
             Event::LinkClosed { link } => self.close(link),
             Event::PushFailed { session, to, link, detail } => {
                 if self.pushes.get(&(session, to)).is_some_and(|push| push.number == link) {
+                    self.counters.push_failed();
                     self.tell_server(Input::PushFailed { session, to, detail });
                 }
             }
@@ -298,11 +312,14 @@ impl Driver {
                     self.pushes.remove(&(session, to));
                 }
                 Output::OpenCache { session, shard, blocks, tokens, results, cache, prefix } => {
+                    self.counters.session_opened();
                     let table = TableWanted { shard, blocks, tokens, cache };
                     self.compute.tell(Command::Open { session, table, results, prefix });
                 }
                 Output::Pages(orders) => self.compute.tell(Command::Pages(orders)),
                 Output::Compute(batch) => {
+                    let tokens = batch.jobs.iter().map(|job| u64::from(job.hidden.shape()[0]));
+                    self.counters.pass_begun(tokens.sum());
                     self.alone = match batch.jobs.as_slice() {
                         // The head takes as long as several blocks.
                         [job] if job.hidden.shape()[0] == 1 && job.draw.is_none() => {
@@ -346,6 +363,7 @@ impl Driver {
         }
         if push.steps.try_send(step).is_err() {
             let detail = format!("{} leaves {FRAMES_WAITING_MAX} steps unread", push.peer);
+            self.counters.push_failed();
             self.tell_server(Input::PushFailed { session, to, detail });
         }
     }

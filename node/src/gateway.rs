@@ -5,13 +5,14 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | `listen` | connections |
+//! | `front`, `listen` | where it listens, and connections |
 //! | `body`, `error` | what comes in, and what a request that fails is answered |
 //! | `keys` | who may ask, and how much |
 //! | `admission` | turns, and how many may wait for them |
 //! | `options`, `format` | what requests may ask of an answer, and the form that it is held to |
 //! | `answer` | answers under way |
-//! | `chat`, `completions`, `embeddings`, `messages`, `models` | the endpoints |
+//! | `chat`, `completions`, `embeddings`, `messages`, `models`, `responses` | the endpoints |
+//! | `page`, `picture`, `trace` | the page, and what it shows of the swarm and of answers |
 //! | `content`, `prompts` | parts of what comes in |
 //! | `events`, `reply`, `usage`, `logprobs` | parts of what goes out |
 
@@ -25,14 +26,19 @@ mod embeddings;
 mod error;
 mod events;
 mod format;
+mod front;
 mod keys;
-mod listen;
+pub(crate) mod listen;
 mod logprobs;
 mod messages;
 mod models;
 mod options;
+mod page;
+mod picture;
 mod prompts;
 mod reply;
+mod responses;
+mod trace;
 mod usage;
 
 use std::sync::Arc;
@@ -48,10 +54,13 @@ use umbel_client::text::tools::Tools;
 use umbel_client::{Generate, GenerateError, Generation, Speculate};
 
 use crate::commands::session::{Blocks, Opened};
+use crate::metrics::gateway::{Counters, count};
 use admission::Admission;
 use error::ApiError;
 use keys::Holder;
+use picture::Picture;
 
+pub(crate) use front::Front;
 pub use keys::Keys;
 
 /// How many requests a gateway takes.
@@ -71,6 +80,8 @@ pub(crate) struct Gateway {
     /// `None` where anybody may ask who reaches it.
     keys: Option<Keys>,
     anybody: Arc<Holder>,
+    counters: Counters,
+    picture: Picture,
     started: u64,
 }
 
@@ -78,12 +89,22 @@ impl Gateway {
     pub(crate) fn new(
         opened: Opened,
         speculate: Speculate,
-        limits: Limits,
-        keys: Option<Keys>,
+        (limits, keys): (Limits, Option<Keys>),
+        counters: Counters,
     ) -> Self {
         let admission = Admission::new(limits.answers, limits.waiting);
         let anybody = Arc::new(Holder::anybody());
-        Self { opened, speculate, admission, keys, anybody, started: reply::unix_seconds() }
+        let started = reply::unix_seconds();
+        Self {
+            opened,
+            speculate,
+            admission,
+            keys,
+            anybody,
+            counters,
+            picture: Picture::default(),
+            started,
+        }
     }
 
     /// Answers requests until `stop`; gives back what it was made of, to be left in good order.
@@ -217,19 +238,24 @@ impl Gateway {
 
 fn router(gateway: Arc<Gateway>) -> Router {
     let interface = Router::new()
+        .route("/swarm", get(picture::show))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{name}", get(models::one))
         .route("/v1/chat/completions", post(chat::complete))
         .route("/v1/completions", post(completions::complete))
+        .route("/v1/responses", post(responses::create))
         .route("/v1/embeddings", post(embeddings::create))
         .route("/v1/messages", post(messages::create))
         .method_not_allowed_fallback(other_method)
         .layer(middleware::from_fn_with_state(Arc::clone(&gateway), keys::check));
     Router::new()
+        .route("/", get(page::page))
+        .route("/page/{file}", get(page::file))
         .route("/health", get(models::health))
         .route("/ready", get(models::ready))
         .merge(interface)
         .fallback(unknown_path)
+        .layer(middleware::from_fn_with_state(gateway.counters.clone(), count))
         .with_state(gateway)
 }
 

@@ -2,18 +2,20 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-
 pub mod announce;
 pub mod args;
 pub mod commands;
 pub mod compute;
 pub mod config;
+pub mod doctor;
 pub mod driver;
 pub mod gateway;
 pub mod measure;
+pub mod metrics;
+pub mod overview;
 pub mod progress;
 pub mod serve;
+pub mod settings;
 pub mod shutdown;
 pub mod telemetry;
 pub mod training;
@@ -21,8 +23,19 @@ pub mod training;
 /// Does what was typed, reports what goes wrong, and says how the process is to end.
 #[must_use]
 pub fn main() -> ExitCode {
-    let arguments = args::Arguments::parse();
-    telemetry::start(arguments.log.as_deref());
+    let settings = match settings::read(std::env::args_os().collect()) {
+        Ok(settings) => settings,
+        Err(settings::SettingsError::Arguments(error)) => return telemetry::answer(&error),
+        Err(error @ settings::SettingsError::File { .. }) => {
+            telemetry::report(&error.into());
+            return ExitCode::FAILURE;
+        }
+    };
+    if let Some(text) = settings.printed {
+        return telemetry::print(&text);
+    }
+    let arguments = settings.arguments;
+    telemetry::start(arguments.log.as_deref(), arguments.log_format);
     commands::run(arguments).unwrap_or_else(|error| {
         telemetry::report(&error);
         ExitCode::FAILURE

@@ -1,5 +1,6 @@
 //! A server from start to stop: join, choose blocks, load them, announce, serve, move, leave.
 
+mod attached;
 mod balance;
 mod loading;
 mod memory;
@@ -9,6 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use umbel_coordinator::server::{Server, ServerConfig};
 use umbel_coordinator::swarm::placement::{Intention, thinnest_span};
@@ -24,8 +26,11 @@ use crate::compute::floor::Floor;
 use crate::compute::{Compute, Shards};
 use crate::config::Config;
 use crate::driver::{Driver, Events, Load};
+use crate::gateway::Front;
+use crate::metrics;
 use crate::shutdown::Shutdown;
 use crate::training::TrainingDriver;
+use attached::Attached;
 use balance::Balancer;
 use loading::{Held, Loaded, Loader};
 
@@ -42,23 +47,35 @@ pub async fn serve(arguments: ServeArguments, config: &Config) -> anyhow::Result
         stdin: Box::pin(stdin_closed(arguments.stop_with_stdin)),
     };
     let drain_timeout = Duration::from_secs(arguments.drain_timeout.into());
+    let mut sockets = Sockets::bind(&arguments).await?;
+    let source = ModelSource::parse(arguments.model.name())?;
     let serving = tokio::select! {
         serving = Serving::start(arguments, config) => serving?,
         () = stop.requested() => return Ok(()),
     };
     let Serving { network, announcer, offer, driver, training, mut balancer } = serving;
     let load = driver.load();
+    sockets.measure(&driver, &offer);
     let handle = balancer.handle();
     tokio::spawn(memory::give_back(load.clone()));
     let mut driving = tokio::spawn(driver.run());
     let training = tokio::spawn(training.run());
+    let mut attached = None;
     {
         let announced = offer.subscribe();
-        let announcing = announce_and_say_so(&announcer, announced, &load, &network);
+        let announcing = announce_and_say_so(&announcer, announced, &load, &network, |at| {
+            attached = sockets.attach(source, at, config);
+        });
         tokio::select! {
             () = announcing => {}
             result = &mut driving => result.context("the server's own task failed")??,
             () = balancer.run(&announcer, &offer) => {}
+            () = stop.requested() => {}
+        }
+    }
+    if let Some(attached) = attached {
+        tokio::select! {
+            () = attached.stop() => {}
             () = stop.requested() => {}
         }
     }
@@ -86,6 +103,50 @@ pub async fn serve(arguments: ServeArguments, config: &Config) -> anyhow::Result
     Ok(())
 }
 
+/// What else the process listens on.
+struct Sockets {
+    front: Option<Front>,
+    metrics: Option<TcpListener>,
+}
+
+impl Sockets {
+    /// Before anything is fetched or loaded: a port that is taken is found out at once.
+    async fn bind(arguments: &ServeArguments) -> anyhow::Result<Self> {
+        let front = match arguments.gateway {
+            Some(listen) => Some(Front::bind(listen, &arguments.front).await?),
+            None if arguments.front.keys.is_some() => {
+                bail!("--keys is for a server with --gateway")
+            }
+            None => None,
+        };
+        let metrics = match arguments.metrics {
+            Some(address) => Some(metrics::bind(address).await?),
+            None => None,
+        };
+        Ok(Self { front, metrics })
+    }
+
+    /// Lets Prometheus ask, if it may.
+    fn measure(&mut self, driver: &Driver, offer: &watch::Sender<Offer>) {
+        let Some(listener) = self.metrics.take() else {
+            return;
+        };
+        let mut registry = metrics::registry();
+        driver.counters().register(&mut registry);
+        let state = metrics::server::State { load: driver.load(), offer: offer.subscribe() };
+        registry.register_collector(Box::new(state));
+        if let Some(front) = &self.front {
+            front.counters().register(&mut registry);
+        }
+        tokio::spawn(metrics::serve(listener, registry));
+    }
+
+    /// Begins to answer over HTTP by the server at an address, if that was asked for.
+    fn attach(self, source: ModelSource, at: Multiaddr, config: &Config) -> Option<Attached> {
+        self.front.map(|front| Attached::start(front, source, at, config.clone()))
+    }
+}
+
 /// What ends a server.
 struct Stop {
     signals: Shutdown,
@@ -111,6 +172,7 @@ async fn announce_and_say_so(
     offer: watch::Receiver<Offer>,
     load: &watch::Receiver<Load>,
     network: &Network,
+    announced: impl FnOnce(Multiaddr),
 ) {
     // Who reads the line may ask any peer at once, and that peer shall know of this server.
     let (current, first) = (offer.borrow().clone(), *load.borrow());
@@ -118,6 +180,7 @@ async fn announce_and_say_so(
     if let Err(error) = writeln!(std::io::stdout(), "ready {}", network.preferred_address()) {
         tracing::warn!(%error, "nobody reads stdout");
     }
+    announced(network.preferred_address());
     announcer.clone().run(offer, load.clone()).await;
 }
 

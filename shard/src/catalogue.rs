@@ -69,6 +69,16 @@ pub static ENTRIES: [CatalogueEntry; 1] = [CatalogueEntry {
     repository: "HuggingFaceTB/SmolLM2-135M-Instruct",
 }];
 
+impl CatalogueEntry {
+    /// Where its file is in a cache, if it is there: as long as it must be, but not read.
+    #[must_use]
+    pub fn file_in(&self, cache: &Cache) -> Option<PathBuf> {
+        let path = cache.catalogue_folder(self.name).join(self.file.name);
+        let length = std::fs::metadata(&path).ok()?.len();
+        (length == self.file.bytes).then_some(path)
+    }
+}
+
 /// The entry with this name.
 #[must_use]
 pub fn find(name: &str) -> Option<&'static CatalogueEntry> {

@@ -23,7 +23,7 @@ async fn main() -> anyhow::Result<()> {
     let seeds = first.parse::<u64>()?..end.parse::<u64>()?;
     let (runs, prompt, standby) = (seeds.clone().count(), prompt.parse::<u32>()?, has("standby"));
     if has("log") {
-        umbel_node::telemetry::start(Some("umbel=debug"));
+        umbel_node::telemetry::start(Some("umbel=debug"), umbel_node::args::LogFormat::Text);
     }
     let mut swarm = Replicated::start("smollm2-135m", &["0..10", "10..20", "20..30"]).await?;
     let prompt = (0..prompt).map(|i| 1_000 + i * 7_919 % 40_000).collect();

@@ -160,6 +160,63 @@ def messages(client, text):
         raise AssertionError("a model that is not served is not found")
 
 
+def responses(client, text):
+    request = {"model": MODEL, "input": "Say hello", "temperature": 0, "max_output_tokens": 12}
+    whole = client.responses.create(**request)
+    assert whole.output_text == text and whole.status == "incomplete", whole
+    assert whole.incomplete_details.reason == "max_output_tokens", whole
+    assert whole.usage.output_tokens == 12, whole.usage
+    with client.responses.stream(**request) as stream:
+        pieces = [event.delta for event in stream if event.type == "response.output_text.delta"]
+    assert "".join(pieces) == text, pieces
+    turns = [{"role": "user", "content": "Say hello"}, *whole.output, {"role": "user", "content": "Again"}]
+    assert client.responses.create(**{**request, "input": turns}).output_text
+    flag = {"type": "object", "properties": {"yes": {"type": "boolean"}}, "required": ["yes"]}
+    schema = {**flag, "additionalProperties": False}
+    form = {"format": {"type": "json_schema", "name": "flag", "schema": schema, "strict": True}}
+    held = client.responses.create(**{**request, "max_output_tokens": 40}, text=form)
+    assert isinstance(json.loads(held.output_text)["yes"], bool), held
+    try:
+        client.responses.create(**request, previous_response_id=whole.id)
+    except openai.BadRequestError as error:
+        assert error.param == "previous_response_id", error
+    else:
+        raise AssertionError("responses are not kept")
+
+
+def message_tools(client):
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 12}},
+        "required": ["city"],
+        "additionalProperties": False,
+    }
+    weather = {"name": "weather", "description": "The weather of a city", "input_schema": schema}
+    question = {"role": "user", "content": "How is the weather in Oslo?"}
+    request = {
+        "model": MODEL,
+        "max_tokens": 60,
+        "messages": [question],
+        "tools": [weather],
+        "extra_body": {"temperature": 0},
+    }
+    answer = client.messages.create(**request, tool_choice={"type": "any"})
+    (call,) = answer.content
+    assert (answer.stop_reason, call.type, call.name) == ("tool_use", "tool_use", "weather"), answer
+    assert isinstance(call.input["city"], str), call
+    with client.messages.stream(**request, tool_choice={"type": "tool", "name": "weather"}) as stream:
+        (streamed,) = stream.get_final_message().content
+    assert streamed.input == call.input, (streamed, call)
+    result = {"type": "tool_result", "tool_use_id": call.id, "content": "rain"}
+    turns = [
+        question,
+        {"role": "assistant", "content": answer.content},
+        {"role": "user", "content": [result]},
+    ]
+    said = client.messages.create(**{**request, "messages": turns}, tool_choice={"type": "none"})
+    assert said.content[0].text, said
+
+
 def main(address):
     client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
     assert [model.id for model in client.models.list()] == [MODEL]
@@ -169,7 +226,10 @@ def main(address):
     completions(client)
     embeddings(client)
     errors(client)
-    messages(anthropic.Anthropic(base_url=address, api_key="none", max_retries=0), text)
+    responses(client, text)
+    other = anthropic.Anthropic(base_url=address, api_key="none", max_retries=0)
+    messages(other, text)
+    message_tools(other)
     print("all answers are as they should be")
 
 

@@ -16,6 +16,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
 /// A gateway on a free loopback port.
 pub struct Gateway {
     process: UmbelProcess,
+    url: String,
     agent: Agent,
 }
 
@@ -41,10 +42,17 @@ impl Gateway {
         all.extend(["gateway", "--listen", "127.0.0.1:0"].map(str::to_owned));
         all.extend(arguments.iter().map(|&argument| argument.to_owned()));
         let process = UmbelProcess::start(&all).unwrap_or_else(|error| panic!("{error:#}"));
+        let url = process.address().to_owned();
+        Self::of(process, url)
+    }
+
+    /// The gateway that a process has at this address.
+    #[must_use]
+    pub fn of(process: UmbelProcess, url: String) -> Self {
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .timeout_global(Some(ANSWER_TIMEOUT));
-        Self { process, agent: config.build().into() }
+        Self { process, url, agent: config.build().into() }
     }
 
     /// Its process.
@@ -106,7 +114,8 @@ impl Gateway {
         let kind = response.headers().get("content-type").and_then(|kind| kind.to_str().ok());
         assert_eq!(kind, Some("text/event-stream"));
         let reader: Box<dyn std::io::Read> = Box::new(response.into_body().into_reader());
-        Events { lines: BufReader::new(reader) }
+        let ends_with_done = !["/v1/messages", "/v1/responses"].contains(&path);
+        Events { lines: BufReader::new(reader), ends_with_done }
     }
 
     /// Sends bytes that need not be HTTP, and gives all that comes back until the gateway closes.
@@ -115,7 +124,7 @@ impl Gateway {
     /// If it cannot be reached, or leaves the connection open.
     #[must_use]
     pub fn raw(&self, bytes: &[u8]) -> String {
-        let address = self.process.address().trim_start_matches("http://");
+        let address = self.url.trim_start_matches("http://");
         let mut stream = TcpStream::connect(address).expect("the gateway listens");
         stream.set_read_timeout(Some(ANSWER_TIMEOUT)).expect("a timeout");
         stream.write_all(bytes).expect("the gateway reads");
@@ -124,16 +133,34 @@ impl Gateway {
         String::from_utf8_lossy(&answer).into_owned()
     }
 
+    /// Sends a head that the gateway need not read to its end, and gives what comes back, which is
+    /// nothing where it closes the connection first.
+    ///
+    /// # Panics
+    /// If it cannot be reached.
+    #[must_use]
+    pub fn raw_head(&self, head: &str) -> String {
+        let address = self.url.trim_start_matches("http://");
+        let mut stream = TcpStream::connect(address).expect("the gateway listens");
+        stream.set_read_timeout(Some(ANSWER_TIMEOUT)).expect("a timeout");
+        let _in_part = stream.write_all(head.as_bytes());
+        let mut answer = Vec::new();
+        let _reset = stream.read_to_end(&mut answer);
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
     /// Where something is.
     #[must_use]
     pub fn url(&self, path: &str) -> String {
-        format!("{}{path}", self.process.address())
+        format!("{}{path}", self.url)
     }
 }
 
 /// The events of a stream. Dropping them closes the connection.
 pub struct Events {
     lines: BufReader<Box<dyn std::io::Read>>,
+    /// As the streams of older interfaces do.
+    ends_with_done: bool,
 }
 
 impl Iterator for Events {
@@ -144,7 +171,10 @@ impl Iterator for Events {
         loop {
             let mut line = String::new();
             let read = self.lines.read_line(&mut line).expect("the stream goes on to its end");
-            assert!(read > 0, "a stream ends with [DONE]");
+            if read == 0 {
+                assert!(!self.ends_with_done, "a stream ends with [DONE]");
+                return None;
+            }
             if let Some(data) = line.strip_prefix("data: ") {
                 let done = data.trim() == "[DONE]";
                 return (!done).then(|| serde_json::from_str(data).expect("an event is JSON"));

@@ -7,11 +7,13 @@
 //! | [`shape`] | links between those servers with delay, loss and partitions |
 //! | [`faults`] | swarms whose servers are killed, frozen and cut off while they answer |
 //! | [`gateway`] | gateways, and requests over HTTP |
+//! | [`browser`] | a browser with a page |
 //! | [`clients`] | clients that ask a swarm again and again whatever is done to it |
 //! | [`thinned`] | a model without some of its blocks, to draft for the whole one |
 //! | [`workload`] | what is asked of a swarm, and what one process answers |
 //! | [`fuzz`] | what the fuzz targets check of each decoder of foreign bytes |
 
+pub mod browser;
 pub mod clients;
 pub mod faults;
 pub mod fuzz;

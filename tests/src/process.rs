@@ -64,6 +64,11 @@ impl UmbelProcess {
         &self.address
     }
 
+    /// The rest of the first line of its stdout that begins so, once it is there.
+    pub fn wait_for_line(&mut self, beginning: &str) -> Option<String> {
+        self.running.stdout.wait_for_line(beginning, Instant::now() + READY_TIMEOUT)
+    }
+
     /// The id of the process.
     #[must_use]
     pub const fn id(&self) -> u32 {

@@ -60,6 +60,12 @@ impl Server {
         self.front.as_ref()
     }
 
+    /// Its process, whose folder for the identity is gone from now on.
+    #[must_use]
+    pub fn into_process(self) -> UmbelProcess {
+        self.process
+    }
+
     /// Ends it without a word to anyone.
     pub fn kill(self) {
         self.process.kill();

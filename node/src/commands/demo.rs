@@ -1,8 +1,10 @@
 //! `umbel demo`
 
+use std::io::Write as _;
 use std::sync::Arc;
 
-use umbel_client::{SessionOptions, Swarm, SwarmConfig};
+use anyhow::Context as _;
+use umbel_client::{SessionOptions, Speculate, Swarm, SwarmConfig};
 use umbel_shard::{ModelSource, PartsNeeded};
 
 use super::chat::{self, Conversation};
@@ -10,9 +12,14 @@ use super::local_swarm::LocalSwarm;
 use super::session::{Blocks, Opened, open_ends, sampling};
 use crate::args::DemoArguments;
 use crate::config::Config;
+use crate::gateway::Front;
+use crate::shutdown::Shutdown;
 
 pub(super) async fn run(arguments: DemoArguments, config: &Config) -> anyhow::Result<()> {
-    let sampling = sampling(&arguments.sampling, chat::SAMPLING)?;
+    let front = match arguments.gateway {
+        Some(listen) => Some(Front::bind(listen, &arguments.front).await?),
+        None => None,
+    };
     let name = arguments.model.name();
     // The whole model is fetched here, once, so that the servers find it on this machine.
     let model = open_ends(ModelSource::parse(name)?, config, PartsNeeded::everything()).await?;
@@ -25,6 +32,16 @@ pub(super) async fn run(arguments: DemoArguments, config: &Config) -> anyhow::Re
     let join = SwarmConfig { join: vec![servers.address().clone()], ..SwarmConfig::default() };
     let swarm = Arc::new(Swarm::join(join).await?);
     let opened = Opened { model, blocks: Blocks::Swarm(swarm, SessionOptions::default()) };
+    let result = match front {
+        Some(front) => answer(front, opened).await,
+        None => converse(&arguments, opened).await,
+    };
+    servers.stop().await;
+    result
+}
+
+async fn converse(arguments: &DemoArguments, opened: Opened) -> anyhow::Result<()> {
+    let sampling = sampling(&arguments.sampling, chat::SAMPLING)?;
     let mut conversation = Conversation::new(&opened, sampling, arguments.max_tokens, None);
     let result = match &arguments.prompt {
         Some(prompt) => conversation.answer(prompt).await,
@@ -32,6 +49,19 @@ pub(super) async fn run(arguments: DemoArguments, config: &Config) -> anyhow::Re
     };
     conversation.close().await;
     opened.leave().await;
-    servers.stop().await;
     result
+}
+
+/// Answers over HTTP until a signal.
+async fn answer(front: Front, opened: Opened) -> anyhow::Result<()> {
+    let mut stop = Shutdown::listen().context("signals cannot be caught")?;
+    writeln!(std::io::stdout(), "ready {}", front.url()).context("stdout is closed")?;
+    eprintln!("Ctrl-C stops it");
+    let told = async {
+        stop.requested().await;
+    };
+    if let Some(opened) = front.serve(opened, Speculate::Auto, told).await {
+        opened.leave().await;
+    }
+    Ok(())
 }

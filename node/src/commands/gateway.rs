@@ -4,14 +4,14 @@ use std::io::Write as _;
 
 use anyhow::{Context as _, bail};
 use futures::FutureExt as _;
-use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use super::session::Opened;
 use super::speculate;
 use crate::args::GatewayArguments;
 use crate::config::Config;
-use crate::gateway::{Gateway, Keys, Limits};
+use crate::gateway::Front;
+use crate::metrics;
 use crate::shutdown::Shutdown;
 
 pub(super) async fn run(arguments: GatewayArguments, config: &Config) -> anyhow::Result<()> {
@@ -21,19 +21,14 @@ pub(super) async fn run(arguments: GatewayArguments, config: &Config) -> anyhow:
              embeddings need the model's ends here; leave it out"
         );
     }
-    let listen = arguments.listen;
-    let keys = arguments.keys.as_deref().map(Keys::read).transpose()?;
-    if !listen.ip().is_loopback() && keys.is_none() && !arguments.allow_anyone {
-        bail!(
-            "{listen} can be reached from other machines, and whoever reaches it may ask: name who may \
-             with --keys FILE, or say --allow-anyone"
-        );
-    }
     let mut stop = Shutdown::listen().context("signals cannot be caught")?;
     // Before the model is fetched: a port that is taken is found out at once.
-    let listener = TcpListener::bind(listen).await;
-    let listener = listener.with_context(|| format!("cannot listen on {listen}"))?;
-    let address = listener.local_addr().context("the system does not say where it listens")?;
+    let front = Front::bind(arguments.listen, &arguments.front).await?;
+    if let Some(address) = arguments.metrics {
+        let mut registry = metrics::registry();
+        front.counters().register(&mut registry);
+        tokio::spawn(metrics::serve(metrics::bind(address).await?, registry));
+    }
     let opening = async {
         let opened = Opened::open(arguments.model.name(), &arguments.chain, config).await?;
         let speculate = speculate::open(&arguments.speculate, &opened.model, config).await?;
@@ -43,16 +38,14 @@ pub(super) async fn run(arguments: GatewayArguments, config: &Config) -> anyhow:
         opened = opening => opened?,
         _ = stop.requested() => return Ok(()),
     };
-    let limits =
-        Limits { answers: usize::from(arguments.answers), waiting: usize::from(arguments.waiting) };
-    let model = opened.model.shard().name().to_owned();
-    tracing::info!(%model, "answering at http://{address}/v1");
-    if let Err(error) = writeln!(std::io::stdout(), "ready http://{address}") {
+    let (model, url) = (opened.model.shard().name().to_owned(), front.url());
+    tracing::info!(%model, "answering at {url}/v1");
+    if let Err(error) = writeln!(std::io::stdout(), "ready {url}") {
         tracing::warn!(%error, "nobody reads stdout");
     }
     let (tell, told) = oneshot::channel::<()>();
     // Whether it is said or who would say it is gone: both are the end.
-    let serving = Gateway::new(opened, speculate, limits, keys).serve(listener, told.map(drop));
+    let serving = front.serve(opened, speculate, told.map(drop));
     let mut serving = std::pin::pin!(serving);
     tokio::select! {
         _ = &mut serving => return Ok(()),

@@ -86,6 +86,8 @@ impl LocalSwarm {
     ) -> anyhow::Result<Server> {
         let identity = self.identities.path().join(format!("{}.pem", blocks.start()));
         let mut command = Command::new(std::env::current_exe().context("where is this program?")?);
+        // Whatever a file says is said by flags here.
+        command.env_remove("UMBEL_CONFIG");
         command.arg("--cache-dir").arg(&config.cache_dir);
         command.arg("--log").arg(config.log.as_deref().unwrap_or("warn"));
         if let Some(threads) = config.threads {

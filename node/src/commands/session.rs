@@ -116,7 +116,7 @@ impl Opened {
 }
 
 /// Opens the ends of a model, fetching what `parts` lacks.
-pub(super) async fn open_ends(
+pub(crate) async fn open_ends(
     source: ModelSource,
     config: &Config,
     parts: PartsNeeded,

@@ -1,28 +1,51 @@
 //! `umbel status`
 
-use std::collections::BTreeMap;
+mod watch;
+
 use std::io::Write as _;
 
 use anyhow::Context as _;
 use serde_json::json;
 use umbel_client::{Swarm, SwarmConfig};
-use umbel_protocol::ModelId;
+use umbel_protocol::PeerId;
 use umbel_protocol::announcement::Announcement;
 
 use crate::args::StatusArguments;
 use crate::config::Config;
+use crate::overview::{self, Overview};
 
 pub(super) async fn run(arguments: StatusArguments, _config: &Config) -> anyhow::Result<()> {
-    let swarm =
-        Swarm::join(SwarmConfig { join: arguments.join.clone(), ..SwarmConfig::default() }).await?;
-    let mut servers = swarm.announcements(None).await;
+    let join = SwarmConfig { join: arguments.join.clone(), ..SwarmConfig::default() };
+    let swarm = Swarm::join(join).await?;
+    let result = if arguments.watch {
+        watch::run(&swarm, arguments.interval.into()).await
+    } else {
+        once(&swarm, arguments.json).await
+    };
     swarm.leave().await;
-    servers.sort_by_key(|server| (server.model, server.span, server.peer));
-    let text = if arguments.json { as_json(&servers) } else { as_text(&servers) };
+    result
+}
+
+async fn once(swarm: &Swarm, as_json: bool) -> anyhow::Result<()> {
+    let (servers, overview) = look(swarm).await;
+    let text = if as_json { json(&servers, &overview) } else { overview::text(&overview) };
     writeln!(std::io::stdout(), "{text}").context("stdout is closed")
 }
 
-fn as_json(servers: &[Announcement]) -> String {
+/// Asks the swarm who is in it.
+async fn look(swarm: &Swarm) -> (Vec<Announcement>, Overview) {
+    let mut servers = swarm.announcements(None).await;
+    servers.sort_by_key(|server| (server.model, server.span, server.peer));
+    let overview = Overview::new(&servers, |peer| swarm.round_trip(peer));
+    (servers, overview)
+}
+
+fn json(servers: &[Announcement], overview: &Overview) -> String {
+    let away = |peer: PeerId| {
+        let mut servers = overview.models.iter().flat_map(|model| &model.servers);
+        let round_trip = servers.find(|server| server.peer == peer)?.round_trip?;
+        Some(overview::milliseconds(round_trip))
+    };
     let servers: Vec<_> = servers
         .iter()
         .map(|server| {
@@ -40,53 +63,9 @@ fn as_json(servers: &[Announcement]) -> String {
                 "kv_tokens_free": server.kv_tokens_free,
                 "queue_depth": server.queue_depth,
                 "draining": server.draining,
+                "round_trip_ms": away(server.peer),
             })
         })
         .collect();
     json!({ "servers": servers }).to_string()
-}
-
-fn as_text(servers: &[Announcement]) -> String {
-    if servers.is_empty() {
-        return "nobody serves a model here".to_owned();
-    }
-    let mut models: BTreeMap<ModelId, Vec<&Announcement>> = BTreeMap::new();
-    for server in servers {
-        models.entry(server.model).or_default().push(server);
-    }
-    let tables: Vec<_> = models.iter().map(|(model, servers)| table(*model, servers)).collect();
-    tables.join("\n\n")
-}
-
-fn table(model: ModelId, servers: &[&Announcement]) -> String {
-    let block_count = servers.iter().map(|server| server.block_count).max().unwrap_or(0);
-    // The name is the server's own word: only what prints safely on one line is shown.
-    let name: String = servers[0].model_name.chars().filter(|c| !c.is_control()).collect();
-    let mut lines = vec![
-        format!("{name} ({block_count} blocks), id {model}"),
-        format!(
-            "{:>9}  {:<52}  {:>9}  {:>9}  {:>8}  {:>5}",
-            "blocks", "peer", "decode/s", "prefill/s", "KV free", "queue"
-        ),
-    ];
-    for server in servers {
-        lines.push(format!(
-            "{:>9}  {}  {:>9.0}  {:>9.0}  {:>8}  {:>5}{}",
-            server.span.to_string(),
-            server.peer,
-            server.throughput.decode_tokens_per_second,
-            server.throughput.prefill_tokens_per_second,
-            server.kv_tokens_free,
-            server.queue_depth,
-            if server.draining { "  leaving" } else { "" },
-        ));
-    }
-    let unserved: Vec<_> = (0..block_count)
-        .filter(|block| !servers.iter().any(|s| !s.draining && s.span.contains(*block)))
-        .map(|block| block.to_string())
-        .collect();
-    if !unserved.is_empty() {
-        lines.push(format!("served by nobody: blocks {}", unserved.join(", ")));
-    }
-    lines.join("\n")
 }

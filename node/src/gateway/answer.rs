@@ -60,7 +60,10 @@ impl Answers {
         if let Some((answer, request)) = requests.next() {
             let turn = gateway.admission.turn().await?;
             let generation = gateway.start(request).await?;
-            tokio::spawn(run(answer, generation, (turn, Arc::clone(holder)), tell.clone()));
+            let (gateway, holder, tell) = (Arc::clone(gateway), Arc::clone(holder), tell.clone());
+            tokio::spawn(
+                async move { run(&gateway, answer, generation, (turn, holder), tell).await },
+            );
         }
         for (answer, request) in requests {
             let (gateway, holder) = (Arc::clone(gateway), Arc::clone(holder));
@@ -75,7 +78,9 @@ impl Answers {
                     () = tell.closed() => return,
                 };
                 match begun {
-                    Ok((generation, turn)) => run(answer, generation, (turn, holder), tell).await,
+                    Ok((generation, turn)) => {
+                        run(&gateway, answer, generation, (turn, holder), tell).await;
+                    }
                     // Where nobody reads any more, nobody need know.
                     Err(error) => drop(tell.send(Err(error)).await),
                 }
@@ -92,11 +97,13 @@ impl Answers {
 
 /// Generates as long as somebody reads. Dropping a generation ends its session.
 async fn run(
+    gateway: &Gateway,
     answer: usize,
     mut generation: Generation,
     (_turn, holder): (OwnedSemaphorePermit, Arc<Holder>),
     tell: mpsc::Sender<Result<Event, ApiError>>,
 ) {
+    let mut counted = gateway.counters.answer(generation.tokens().len());
     loop {
         let next = tokio::select! {
             next = generation.next() => next,
@@ -105,6 +112,7 @@ async fn run(
         let (event, over) = match next {
             Ok(Some(token)) => {
                 holder.spend(1);
+                counted.token();
                 (Ok(Event::Token { answer, token: Box::new(token) }), false)
             }
             Ok(None) => {
@@ -114,6 +122,7 @@ async fn run(
             }
             Err(error) => {
                 tracing::warn!(%error, "an answer ended too early");
+                counted.failed();
                 (Err(ApiError::from(error)), true)
             }
         };

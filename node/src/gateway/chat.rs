@@ -19,7 +19,7 @@ use super::events::{self, Chunk, Chunks};
 use super::keys::Holder;
 use super::logprobs;
 use super::usage::Usage;
-use super::{Gateway, body, reply};
+use super::{Gateway, body, reply, trace};
 use request::{ChatRequest, ChatTools};
 
 /// Why an answer ended that calls functions.
@@ -54,7 +54,8 @@ pub(super) async fn complete(
     if options.stream {
         let with_usage = options.includes_usage();
         let stream = reply::Stream { reply, object: "chat.completion.chunk", with_usage };
-        let chunks = ChatChunks { gateway, stream, usage, choices };
+        let traces = request.traces();
+        let chunks = ChatChunks { gateway, stream, usage, choices, traces };
         return Ok(events::respond(answers, chunks));
     }
     whole(&gateway, &reply, answers, choices, usage).await
@@ -167,6 +168,8 @@ struct ChatChunks {
     stream: reply::Stream,
     usage: Usage,
     choices: Vec<Choice>,
+    /// Whether they say where their time went.
+    traces: bool,
 }
 
 impl ChatChunks {
@@ -183,11 +186,16 @@ impl ChatChunks {
         self.usage.completion += 1;
         let logprobs: Vec<_> = logprobs::of_chat(&self.gateway, token).into_iter().collect();
         let text = self.choices[answer].push(&token.text);
-        if text.is_empty() && logprobs.is_empty() {
+        if text.is_empty() && logprobs.is_empty() && !self.traces {
             return Vec::new();
         }
         let delta = json!({ "content": text });
-        vec![self.stream.chunk(vec![Self::choice(answer, &delta, &content(logprobs), None)]).into()]
+        let choice = Self::choice(answer, &delta, &content(logprobs), None);
+        let mut chunk = self.stream.chunk(vec![choice]);
+        if self.traces {
+            chunk[trace::FIELD] = trace::of(token);
+        }
+        vec![chunk.into()]
     }
 
     fn finished(&mut self, answer: usize, reason: FinishReason) -> Vec<Chunk> {

@@ -15,11 +15,17 @@ pub(super) enum Content {
 #[derive(Debug, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub(super) enum Part {
+    // The interface of responses calls the parts of a question and of an answer by names of their own.
+    #[serde(alias = "input_text", alias = "output_text")]
     Text {
         text: String,
         /// Where others would keep what they have computed; servers here keep it anyway.
         #[serde(rename = "cache_control")]
         _cache_control: Option<IgnoredAny>,
+        #[serde(rename = "annotations")]
+        _annotations: Option<IgnoredAny>,
+        #[serde(rename = "logprobs")]
+        _logprobs: Option<IgnoredAny>,
     },
 }
 

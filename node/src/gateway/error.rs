@@ -87,6 +87,15 @@ impl ApiError {
         Self { kind: "server_error", ..Self::refused(StatusCode::SERVICE_UNAVAILABLE, message) }
     }
 
+    /// The same where the interface calls a field by another name.
+    pub(super) fn renamed(mut self, from: &str, to: &str) -> Self {
+        if self.param.as_deref() == Some(from) {
+            self.param = Some(to.to_owned());
+            self.message = self.message.replace(from, to);
+        }
+        self
+    }
+
     /// The object that the body is, and an event in a stream.
     pub(super) fn to_json(&self) -> Value {
         let Self { kind, code, param, message, .. } = self;

@@ -151,7 +151,9 @@ pub(super) async fn check(
     next: Next,
 ) -> Response {
     let is_anthropic = request.uri().path() == "/v1/messages";
-    let checked = admit(&gateway, request.headers());
+    // Who looks at the swarm asks the model for nothing.
+    let spends = request.uri().path() != "/swarm";
+    let checked = admit(&gateway, request.headers(), spends);
     match checked {
         Ok(holder) => {
             request.extensions_mut().insert(holder);
@@ -162,12 +164,14 @@ pub(super) async fn check(
     }
 }
 
-fn admit(gateway: &Gateway, headers: &HeaderMap) -> Result<Arc<Holder>, ApiError> {
+fn admit(gateway: &Gateway, headers: &HeaderMap, spends: bool) -> Result<Arc<Holder>, ApiError> {
     let holder = match &gateway.keys {
         None => &gateway.anybody,
         Some(keys) => keys.holder(headers).ok_or_else(ApiError::no_key)?,
     };
-    holder.request(Instant::now())?;
+    if spends {
+        holder.request(Instant::now())?;
+    }
     Ok(Arc::clone(holder))
 }
 

@@ -10,6 +10,8 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use serde_json::{Value, json};
 use umbel_client::FinishReason;
+use umbel_client::text::chat_template::ToolCall;
+use umbel_client::text::tools::CallStream;
 
 use super::answer::{Answers, Event};
 use super::error::{ApiError, MessagesError};
@@ -27,17 +29,25 @@ pub(super) async fn create(
     let request: MessagesRequest = body::json(body).await?;
     gateway.check_model(&request.model)?;
     let mut options = request.options()?;
-    if let Some(format) = request.format() {
+    let (tools, forced) = request.tools()?.unzip();
+    if let Some(format) = forced.flatten().or_else(|| request.format()) {
         options.grammar = gateway.grammar(format).await?;
     }
-    let prompt = gateway.encode_chat(request.messages()?, None).await?;
+    let prompt = gateway.encode_chat(request.messages()?, tools.clone()).await?;
     let requests = options.requests(&gateway, &prompt)?;
-    let id = reply::id("msg_");
     let usage = Usage { prompt: prompt.len(), completion: 0 };
     holder.spend(prompt.len());
     let answers = Answers::begin(&gateway, &holder, requests).await?;
-    let model = gateway.model_name().to_owned();
-    let message = Message { id, model, usage, stop: None };
+    let message = Message {
+        id: reply::id("msg_"),
+        model: gateway.model_name().to_owned(),
+        usage,
+        stop: None,
+        calls: tools.map(CallStream::new),
+        called: false,
+        text_open: false,
+        blocks: 0,
+    };
     if options.stream {
         return Ok(events::respond(answers, message));
     }
@@ -50,6 +60,12 @@ struct Message {
     model: String,
     usage: Usage,
     stop: Option<(FinishReason, Option<String>)>,
+    /// Where functions may be called, what tells calls from text.
+    calls: Option<CallStream>,
+    called: bool,
+    /// Of a stream: whether its block of text has begun, and how many blocks have.
+    text_open: bool,
+    blocks: usize,
 }
 
 impl Message {
@@ -70,9 +86,33 @@ impl Message {
         })
     }
 
+    /// Takes a piece of the answer, and gives what of it is text for certain.
+    fn push(&mut self, piece: &str) -> String {
+        self.usage.completion += 1;
+        match &mut self.calls {
+            Some(calls) => calls.push(piece),
+            None => piece.to_owned(),
+        }
+    }
+
+    /// The answer is over: the rest of its text, and its calls as blocks.
+    fn finish(&mut self) -> (String, Vec<Value>) {
+        let Some(calls) = self.calls.take() else {
+            return (String::new(), Vec::new());
+        };
+        let (rest, calls) = calls.finish();
+        self.called = !calls.is_empty();
+        let block = |call: ToolCall| {
+            let ToolCall { name, arguments, .. } = call;
+            json!({ "type": "tool_use", "id": reply::id("toolu_"), "name": name, "input": arguments })
+        };
+        (rest, calls.into_iter().map(block).collect())
+    }
+
     fn stop(&self) -> (Option<&'static str>, Option<&str>) {
         match &self.stop {
             None => (None, None),
+            Some(_) if self.called => (Some("tool_use"), None),
             Some((FinishReason::Length, _)) => (Some("max_tokens"), None),
             Some((FinishReason::Stop, None)) => (Some("end_turn"), None),
             Some((FinishReason::Stop, Some(text))) => (Some("stop_sequence"), Some(text)),
@@ -84,17 +124,20 @@ async fn whole(mut message: Message, mut answers: Answers) -> Result<Response, A
     let mut text = String::new();
     while let Some(event) = answers.next().await {
         match event? {
-            Event::Token { token, .. } => {
-                message.usage.completion += 1;
-                text.push_str(&token.text);
-            }
+            Event::Token { token, .. } => text.push_str(&message.push(&token.text)),
             Event::Finished { reason, stopped_at, .. } => {
                 message.stop = Some((reason, stopped_at));
             }
         }
     }
-    let content = json!([{ "type": "text", "text": text }]);
-    Ok(Json(message.to_json(&content)).into_response())
+    let (rest, calls) = message.finish();
+    text.push_str(&rest);
+    let mut content = Vec::new();
+    if calls.is_empty() || !text.trim().is_empty() {
+        content.push(json!({ "type": "text", "text": text }));
+    }
+    content.extend(calls);
+    Ok(Json(message.to_json(&content.into())).into_response())
 }
 
 /// An event, whose data repeats its name.
@@ -103,27 +146,55 @@ fn chunk(name: &'static str, mut data: Value) -> Chunk {
     Chunk { name: Some(name), data }
 }
 
+impl Message {
+    /// The chunks of a piece of text, and before the first of them the beginning of its block.
+    fn text(&mut self, text: &str) -> Vec<Chunk> {
+        let mut chunks = Vec::new();
+        if !self.text_open {
+            chunks.push(self.block_start(&json!({ "type": "text", "text": "" })));
+            self.text_open = true;
+        }
+        let delta = json!({ "type": "text_delta", "text": text });
+        chunks.push(self.block_delta(&delta));
+        chunks
+    }
+
+    fn block_start(&mut self, block: &Value) -> Chunk {
+        self.blocks += 1;
+        let data = json!({ "index": self.blocks - 1, "content_block": block });
+        chunk("content_block_start", data)
+    }
+
+    /// More of the block that has begun last.
+    fn block_delta(&self, delta: &Value) -> Chunk {
+        chunk("content_block_delta", json!({ "index": self.blocks - 1, "delta": delta }))
+    }
+
+    fn block_stop(&self) -> Chunk {
+        chunk("content_block_stop", json!({ "index": self.blocks - 1 }))
+    }
+
+    /// The chunks of a call, whose input comes at once, as text.
+    fn call(&mut self, mut call: Value) -> Vec<Chunk> {
+        let input = std::mem::replace(&mut call["input"], json!({})).to_string();
+        let delta = json!({ "type": "input_json_delta", "partial_json": input });
+        vec![self.block_start(&call), self.block_delta(&delta), self.block_stop()]
+    }
+}
+
 impl Chunks for Message {
     const LAST: Option<&'static str> = None;
 
     fn begin(&mut self) -> Vec<Chunk> {
-        let block = json!({ "index": 0, "content_block": { "type": "text", "text": "" } });
-        vec![
-            chunk("message_start", json!({ "message": self.to_json(&json!([])) })),
-            chunk("content_block_start", block),
-        ]
+        vec![chunk("message_start", json!({ "message": self.to_json(&json!([])) }))]
     }
 
     fn event(&mut self, event: Event) -> Vec<Chunk> {
         match event {
-            Event::Token { token, .. } => {
-                self.usage.completion += 1;
-                if token.text.is_empty() {
-                    return Vec::new();
-                }
-                let delta = json!({ "type": "text_delta", "text": token.text });
-                vec![chunk("content_block_delta", json!({ "index": 0, "delta": delta }))]
-            }
+            Event::Token { token, .. } => match self.push(&token.text) {
+                text if text.is_empty() => Vec::new(),
+                text => self.text(&text),
+            },
             Event::Finished { reason, stopped_at, .. } => {
                 self.stop = Some((reason, stopped_at));
                 Vec::new()
@@ -132,16 +203,24 @@ impl Chunks for Message {
     }
 
     fn end(&mut self) -> Vec<Chunk> {
+        let (rest, calls) = self.finish();
+        let mut chunks = Vec::new();
+        if !rest.is_empty() || (calls.is_empty() && !self.text_open) {
+            chunks.extend(self.text(&rest));
+        }
+        if self.text_open {
+            chunks.push(self.block_stop());
+        }
+        for call in calls {
+            chunks.extend(self.call(call));
+        }
         let (reason, sequence) = self.stop();
         let delta = json!({
             "delta": { "stop_reason": reason, "stop_sequence": sequence },
             "usage": { "output_tokens": self.usage.completion },
         });
-        vec![
-            chunk("content_block_stop", json!({ "index": 0 })),
-            chunk("message_delta", delta),
-            chunk("message_stop", json!({})),
-        ]
+        chunks.extend([chunk("message_delta", delta), chunk("message_stop", json!({}))]);
+        chunks
     }
 
     fn failure(error: &ApiError) -> Chunk {

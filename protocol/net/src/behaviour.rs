@@ -10,6 +10,7 @@ use libp2p::{
     StreamProtocol, SwarmBuilder, connection_limits, dns, identify, kad, mdns, noise, ping, quic,
     tcp, yamux,
 };
+use libp2p_autonat::v2 as autonat;
 use umbel_protocol::version::SOFTWARE;
 
 use crate::address::innermost;
@@ -80,6 +81,10 @@ pub(crate) struct Behaviour {
     identify: identify::Behaviour,
     ping: ping::Behaviour,
     mdns: Toggle<mdns::tokio::Behaviour>,
+    /// Asks others to dial this peer back (AutoNAT, version 2).
+    ask_back: Toggle<autonat::client::Behaviour>,
+    /// Dials those back who ask for it.
+    dial_back: Toggle<autonat::server::Behaviour>,
 }
 
 /// The `libp2p::Swarm` of a peer, which neither listens nor dials yet.
@@ -144,6 +149,8 @@ fn behaviour(
         identify: identify::Behaviour::new(identify),
         ping: ping::Behaviour::new(ping),
         mdns: mdns.into(),
+        ask_back: config.asks_reachability.then(autonat::client::Behaviour::default).into(),
+        dial_back: (config.role == Role::Server).then(autonat::server::Behaviour::default).into(),
     })
 }
 

@@ -24,6 +24,9 @@ pub struct NetworkConfig {
     pub announce: Vec<Multiaddr>,
     /// Whether it finds peers on the local network, and they it.
     pub mdns: bool,
+    /// Whether it asks peers that serve to dial it back where they see it, so that
+    /// [`Network::reachability`](crate::Network::reachability) can tell.
+    pub asks_reachability: bool,
     /// How often each connected peer is pinged.
     pub ping_interval: Duration,
 }
@@ -38,6 +41,7 @@ impl NetworkConfig {
             listen: Vec::new(),
             announce: Vec::new(),
             mdns: false,
+            asks_reachability: false,
             ping_interval: PING_INTERVAL,
         }
     }

@@ -17,7 +17,7 @@ use futures::{FutureExt as _, StreamExt as _};
 use libp2p::core::transport::ListenerId;
 use libp2p::swarm::SwarmEvent;
 use libp2p::{Multiaddr, TransportError};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use umbel_protocol::PeerId;
 
 use crate::address::{NOT_DIALABLE, innermost, tcp_socket};
@@ -25,6 +25,7 @@ use crate::behaviour::Behaviour;
 use crate::config::Role;
 use crate::error::{AddressFailure, StartNetworkError};
 use crate::links::{Acceptors, OpenStream, StreamError};
+use crate::reachability::Reachability;
 use dials::Dials;
 use discovery::Discovery;
 use peers::Peers;
@@ -77,6 +78,7 @@ pub(crate) struct Shared {
     pub(crate) announce: Vec<Multiaddr>,
     listen: Mutex<Vec<Multiaddr>>,
     round_trips: Mutex<BTreeMap<PeerId, Duration>>,
+    pub(crate) reachability: watch::Sender<Vec<Reachability>>,
 }
 
 impl Shared {

@@ -28,6 +28,7 @@
 //! | `links` | the libp2p protocol by which links are opened and accepted |
 //! | `link` | frames on an open link |
 //! | `probe` | what a system says of ports that no process holds |
+//! | `reachability` | whether others can come in |
 //! | `address` | which addresses to tell and to try first |
 
 #![warn(missing_docs)]
@@ -42,6 +43,7 @@ mod link;
 mod links;
 mod network;
 mod probe;
+mod reachability;
 
 pub use config::{NetworkConfig, Role};
 pub use error::{
@@ -53,4 +55,5 @@ pub use libp2p::Multiaddr;
 pub use link::{Link, LinkReceiver, LinkSender};
 pub use links::Incoming;
 pub use network::Network;
+pub use reachability::Reachability;
 pub use umbel_protocol::LinkProtocol;

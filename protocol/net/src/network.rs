@@ -9,7 +9,7 @@ use std::time::Duration;
 use ed25519_dalek::SigningKey;
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::Instrument as _;
 use umbel_protocol::version::Side;
 use umbel_protocol::{LinkProtocol, PeerId};
@@ -23,6 +23,7 @@ use crate::identity::Identity;
 use crate::link::Link;
 use crate::links::{Incoming, OpenStream, StreamError};
 use crate::probe::all_refused;
+use crate::reachability::Reachability;
 
 /// How long opening a link may take, dialling and a question to the hash table included: two QUIC
 /// handshakes of 5 s, or one and the detour over TCP.
@@ -165,6 +166,13 @@ impl Network {
         let found = self.ask(|reply| Command::FindProviders { key, reply }).await;
         let others = found.unwrap_or_default().into_iter();
         others.filter(|peer| *peer != self.0.peer).collect()
+    }
+
+    /// What has come of dials back, as it comes, where this peer asks for them
+    /// ([`NetworkConfig::asks_reachability`]): some ten seconds after a peer is connected.
+    #[must_use]
+    pub fn reachability(&self) -> watch::Receiver<Vec<Reachability>> {
+        self.0.shared.reachability.subscribe()
     }
 
     /// The last round trip of a ping to `peer`, while it is connected.

@@ -52,6 +52,8 @@ pub(super) struct ChatRequest {
     response_format: Option<ResponseFormat>,
     tools: Option<Vec<Tool>>,
     tool_choice: Option<ToolChoice>,
+    /// Whether each chunk of a stream says where its time went: no part of OpenAI's interface.
+    trace: Option<bool>,
     // What changes no answer here.
     #[serde(rename = "user")]
     _user: Option<String>,
@@ -230,7 +232,15 @@ impl ChatRequest {
             stream_options: self.stream_options,
         };
         options.check()?;
+        if self.traces() && !options.stream {
+            return Err(ApiError::invalid("trace", "trace is for requests with stream: true"));
+        }
         Ok(options)
+    }
+
+    /// Whether chunks say where their time went.
+    pub(super) fn traces(&self) -> bool {
+        self.trace.unwrap_or(false)
     }
 
     /// The form of the answer, if one was asked for.

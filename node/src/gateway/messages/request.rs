@@ -1,8 +1,10 @@
 //! The body of a request for a message.
 
 use serde::Deserialize;
-use serde_json::Value;
-use umbel_client::text::chat_template::Message;
+use serde::de::IgnoredAny;
+use serde_json::{Map, Value, json};
+use umbel_client::text::chat_template::{Message, ToolCall};
+use umbel_client::text::tools::Tools;
 
 use crate::gateway::content::Content;
 use crate::gateway::error::ApiError;
@@ -22,12 +24,11 @@ pub(super) struct MessagesRequest {
     top_k: Option<usize>,
     stop_sequences: Option<Vec<String>>,
     stream: Option<bool>,
-    tools: Option<Vec<Value>>,
+    tools: Option<Vec<Tool>>,
+    tool_choice: Option<ToolChoice>,
     thinking: Option<Thinking>,
     output_config: Option<OutputConfig>,
     // What changes no answer here.
-    #[serde(rename = "tool_choice")]
-    _tool_choice: Option<Value>,
     #[serde(rename = "metadata")]
     _metadata: Option<Value>,
     #[serde(rename = "service_tier")]
@@ -39,7 +40,83 @@ pub(super) struct MessagesRequest {
 #[serde(deny_unknown_fields)]
 struct Turn {
     role: Role,
-    content: Content,
+    content: Blocks,
+}
+
+/// What is said in a turn.
+#[derive(Debug, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "a string, or a list of blocks of type \"text\", \"tool_use\" or \"tool_result\""
+)]
+enum Blocks {
+    Text(String),
+    Several(Vec<Block>),
+}
+
+/// A piece of it.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+enum Block {
+    Text {
+        text: String,
+        #[serde(rename = "cache_control")]
+        _cache_control: Option<IgnoredAny>,
+        #[serde(rename = "citations")]
+        _citations: Option<IgnoredAny>,
+    },
+    /// A function that the model asked for.
+    ToolUse {
+        id: String,
+        name: String,
+        input: Map<String, Value>,
+        #[serde(rename = "cache_control")]
+        _cache_control: Option<IgnoredAny>,
+        #[serde(rename = "caller")]
+        _caller: Option<IgnoredAny>,
+    },
+    /// What came of it.
+    ToolResult {
+        tool_use_id: String,
+        content: Option<Content>,
+        is_error: Option<bool>,
+        #[serde(rename = "cache_control")]
+        _cache_control: Option<IgnoredAny>,
+    },
+}
+
+/// A function that the model may ask for.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Tool {
+    name: String,
+    description: Option<String>,
+    input_schema: Value,
+    r#type: Option<String>,
+    // Every call is held to its schema where it must come.
+    #[serde(rename = "strict")]
+    _strict: Option<bool>,
+    #[serde(rename = "cache_control")]
+    _cache_control: Option<IgnoredAny>,
+}
+
+/// Whether the model may, or must, ask for a function.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ToolChoice {
+    r#type: ChoiceType,
+    name: Option<String>,
+    #[serde(rename = "disable_parallel_tool_use")]
+    _disable_parallel_tool_use: Option<bool>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum ChoiceType {
+    Auto,
+    Any,
+    Tool,
+    None,
 }
 
 /// Who speaks.
@@ -83,18 +160,52 @@ impl MessagesRequest {
         if self.messages.is_empty() {
             return Err(ApiError::invalid("messages", "messages: there is no turn"));
         }
-        let turn = |turn: &Turn| match turn.role {
-            Role::User => Message::user(turn.content.text()),
-            Role::Assistant => Message::assistant(turn.content.text()),
+        let mut messages: Vec<_> =
+            self.system.iter().map(|content| Message::system(content.text())).collect();
+        for (index, turn) in self.messages.iter().enumerate() {
+            turn.add_to(&mut messages, index)?;
+        }
+        Ok(messages)
+    }
+
+    /// The functions that the model may ask for, and how an answer is held to asking for one.
+    pub(super) fn tools(&self) -> Result<Option<(Tools, Option<ResponseFormat>)>, ApiError> {
+        let choice = self.tool_choice.as_ref();
+        let functions: Result<Vec<_>, _> =
+            self.tools.iter().flatten().map(Tool::function).collect();
+        let functions = functions?;
+        let kind = choice.map_or(ChoiceType::Auto, |choice| choice.r#type);
+        if functions.is_empty() {
+            return match kind {
+                ChoiceType::Auto | ChoiceType::None => Ok(None),
+                ChoiceType::Any | ChoiceType::Tool => {
+                    Err(ApiError::invalid("tool_choice", "there are no tools to choose from"))
+                }
+            };
+        }
+        let tools = Tools::new(functions);
+        let tools = tools.map_err(|error| ApiError::invalid("tools", error.to_string()))?;
+        let only = choice.and_then(|choice| choice.name.as_deref());
+        let forced = match (kind, only) {
+            (ChoiceType::None, _) => return Ok(None),
+            (ChoiceType::Auto, _) => None,
+            (ChoiceType::Any, _) => Some(tools.call_schema(None)),
+            (ChoiceType::Tool, Some(name)) if tools.get(name).is_some() => {
+                Some(tools.call_schema(Some(name)))
+            }
+            (ChoiceType::Tool, name) => {
+                let message = format!("no tool is called {:?}", name.unwrap_or_default());
+                return Err(ApiError::invalid("tool_choice", message));
+            }
         };
-        let system = self.system.iter().map(|content| Message::system(content.text()));
-        Ok(system.chain(self.messages.iter().map(turn)).collect())
+        if forced.is_some() && self.format().is_some() {
+            let message = "an answer cannot call a function and have a format";
+            return Err(ApiError::invalid("output_config", message));
+        }
+        Ok(Some((tools, forced.map(ResponseFormat::of_schema))))
     }
 
     pub(super) fn options(&self) -> Result<Options, ApiError> {
-        if self.tools.as_ref().is_some_and(|tools| !tools.is_empty()) {
-            return Err(ApiError::unsupported("tools", "calling functions"));
-        }
         if self.thinking.as_ref().is_some_and(|thinking| thinking.r#type != "disabled") {
             return Err(ApiError::unsupported("thinking", "thinking"));
         }
@@ -109,5 +220,65 @@ impl MessagesRequest {
         };
         options.check()?;
         Ok(options)
+    }
+}
+
+impl Tool {
+    /// As OpenAI's interface describes it, which is how templates take it.
+    fn function(&self) -> Result<Value, ApiError> {
+        if self.r#type.as_deref().is_some_and(|kind| kind != "custom") {
+            return Err(ApiError::unsupported("tools", "a tool that runs elsewhere"));
+        }
+        let Self { name, description, input_schema, .. } = self;
+        Ok(json!({ "name": name, "description": description, "parameters": input_schema }))
+    }
+}
+
+impl Turn {
+    /// What the model is told of the turn: results of functions are turns of their own.
+    fn add_to(&self, messages: &mut Vec<Message>, index: usize) -> Result<(), ApiError> {
+        let said = |text: String| match self.role {
+            Role::User => Message::user(text),
+            Role::Assistant => Message::assistant(text),
+        };
+        let blocks = match &self.content {
+            Blocks::Text(text) => {
+                messages.push(said(text.clone()));
+                return Ok(());
+            }
+            Blocks::Several(blocks) => blocks,
+        };
+        let (mut text, mut calls) = (String::new(), Vec::new());
+        for block in blocks {
+            match (block, self.role) {
+                (Block::Text { text: more, .. }, _) => text.push_str(more),
+                (Block::ToolUse { id, name, input, .. }, Role::Assistant) => {
+                    let (id, name, arguments) = (Some(id.clone()), name.clone(), input.clone());
+                    calls.push(ToolCall { id, name, arguments });
+                }
+                (Block::ToolResult { tool_use_id, content, is_error, .. }, Role::User) => {
+                    if !text.is_empty() {
+                        messages.push(said(std::mem::take(&mut text)));
+                    }
+                    let result = content.as_ref().map(Content::text).unwrap_or_default();
+                    let failed = is_error.unwrap_or(false);
+                    let result = if failed { format!("error: {result}") } else { result };
+                    messages.push(Message::tool(Some(tool_use_id.clone()), result));
+                }
+                (Block::ToolUse { .. }, Role::User)
+                | (Block::ToolResult { .. }, Role::Assistant) => {
+                    let message =
+                        "the assistant asks for functions, and the user tells the results";
+                    return Err(ApiError::invalid(format!("messages[{index}].content"), message));
+                }
+            }
+        }
+        let only_results = matches!(blocks.last(), Some(Block::ToolResult { .. }));
+        if !calls.is_empty() {
+            messages.push(Message { calls, ..Message::assistant(text) });
+        } else if !text.is_empty() || !only_results {
+            messages.push(said(text));
+        }
+        Ok(())
     }
 }

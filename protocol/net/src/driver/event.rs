@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 use libp2p::swarm::SwarmEvent;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::{Multiaddr, identify, mdns, ping};
+use libp2p_autonat::v2 as autonat;
 
 use super::Driver;
 use super::peers::{Identified, own_name};
 use crate::address::{ADDRESSES_MAX, is_concrete, is_loopback, preference};
 use crate::behaviour::{BehaviourEvent, IDENTIFY_PROTOCOL, KAD_PROTOCOL};
 use crate::config::Role;
+use crate::reachability::Reachability;
 
 impl Driver {
     #[allow(clippy::wildcard_enum_match_arm, reason = "an open enum of libp2p")]
@@ -58,6 +60,10 @@ impl Driver {
             BehaviourEvent::Identify(event) => self.on_identify(event),
             BehaviourEvent::Ping(event) => self.on_ping(event),
             BehaviourEvent::Mdns(event) => self.on_mdns(event),
+            BehaviourEvent::AskBack(event) => self.on_dialled_back(event),
+            BehaviourEvent::DialBack(event) => {
+                tracing::debug!(client = %event.client, address = %event.tested_addr, "dialled back");
+            }
             BehaviourEvent::Limits(never) | BehaviourEvent::Links(never) => match never {},
         }
     }
@@ -110,6 +116,18 @@ impl Driver {
             // Either the connection breaks, which is its own event, or the peer knows no ping.
             Err(ping::Failure::Unsupported | ping::Failure::Other { .. }) => {}
         }
+    }
+
+    fn on_dialled_back(&mut self, event: autonat::client::Event) {
+        let Some(by) = own_name(&event.server) else {
+            return;
+        };
+        let failure = event.result.err().map(|error| error.to_string());
+        self.shared.reachability.send_modify(|known| {
+            if known.len() < ADDRESSES_MAX {
+                known.push(Reachability { address: event.tested_addr, by, failure });
+            }
+        });
     }
 
     /// Peers on the local network are connected to at once; limits on connections bound them.

@@ -225,3 +225,24 @@ async fn round_trips_are_measured_while_a_peer_is_connected() {
         client.connected_peers().await;
     }
 }
+
+/// A client that listens and asks to be dialled back.
+async fn asking(listen: &str) -> Network {
+    let listen = vec![listen.parse().unwrap()];
+    let config = NetworkConfig::new(Identity::ephemeral(), Role::Client);
+    Network::start(NetworkConfig { listen, asks_reachability: true, ..config }).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_to_be_dialled_back_learns_whether_others_come_in() {
+    for listen in [QUIC, TCP] {
+        let (server, asking) = (server(listen).await, asking(listen).await);
+        asking.join(&server.named_addresses()).await.unwrap();
+        let mut known = asking.reachability();
+        let waiting = known.wait_for(|known| !known.is_empty());
+        let known = tokio::time::timeout(Duration::from_secs(60), waiting).await;
+        let known = known.expect("somebody tries").unwrap()[0].clone();
+        assert_eq!((known.by, known.failure), (server.peer_id(), None));
+        assert_eq!(vec![known.address], asking.listen_addresses());
+    }
+}

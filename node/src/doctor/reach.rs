@@ -1,0 +1,123 @@
+//! Whether others can come in, by what they have found out.
+
+use std::net::IpAddr;
+
+use umbel_net::{Multiaddr, Reachability};
+
+use super::Finding;
+
+/// What was seen over one transport.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Seen {
+    /// `QUIC` or `TCP`.
+    pub(super) transport: &'static str,
+    /// Where this machine listened.
+    pub(super) listened: Vec<Multiaddr>,
+    /// Why no peer could be connected to, where none could.
+    pub(super) no_way_out: Option<String>,
+    /// What came of dials back.
+    pub(super) dialled: Vec<Reachability>,
+}
+
+/// A finding for each transport. One that is open is enough to serve, so that the other is noted.
+pub(super) fn judge(seen: &[Seen]) -> Vec<Finding> {
+    let is_open = |seen: &Seen| seen.dialled.iter().any(|dialled| dialled.failure.is_none());
+    let one_is_open = seen.iter().any(is_open);
+    seen.iter().map(|seen| judge_one(seen, one_is_open)).collect()
+}
+
+fn judge_one(seen: &Seen, one_is_open: bool) -> Finding {
+    let subject = "reachability";
+    let Seen { transport, no_way_out, dialled, .. } = seen;
+    let closed = |what: String, advice: String| {
+        if one_is_open {
+            Finding::note(subject, what, advice)
+        } else {
+            Finding::bad(subject, what, advice)
+        }
+    };
+    if let Some(why) = no_way_out {
+        let what = format!("no peer can be connected to over {transport}: {why}");
+        let port = if *transport == "QUIC" { "UDP" } else { "TCP" };
+        return closed(what, format!("let {port} out through the firewall of this network"));
+    }
+    if let Some(open) = dialled.iter().find(|dialled| dialled.failure.is_none()) {
+        let behind = if is_own(&open.address, &seen.listened) {
+            ""
+        } else {
+            ", which is an address of a router before this machine"
+        };
+        let what = format!("peers come in over {transport} at {}{behind}", open.address);
+        return Finding::good(subject, what);
+    }
+    let Some(failed) = dialled.first() else {
+        let what = format!("no peer has dialled back over {transport}");
+        let advice = "peers of another version may not know how: try another --join";
+        return Finding::note(subject, what, advice);
+    };
+    let why = failed.failure.as_deref().unwrap_or_default();
+    let what = format!("peers do not come in over {transport} at {}: {why}", failed.address);
+    let advice = if is_own(&failed.address, &seen.listened) {
+        "let it in through the firewall of this machine; who only asks needs none of this"
+    } else {
+        "forward a port of the router, and name it: `umbel serve --listen` with the port here and \
+         --announce with the address there; who only asks needs none of this"
+    };
+    closed(what, advice.to_owned())
+}
+
+/// Whether an address is one of this machine's own, so that no router stands between.
+fn is_own(address: &Multiaddr, listened: &[Multiaddr]) -> bool {
+    let host = host(address);
+    host.is_some() && listened.iter().any(|own| self::host(own) == host)
+}
+
+fn host(address: &Multiaddr) -> Option<IpAddr> {
+    let text = address.to_string();
+    let mut parts = text.split('/').skip(1);
+    matches!(parts.next(), Some("ip4" | "ip6")).then(|| parts.next()?.parse().ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use umbel_protocol::PeerId;
+
+    use super::super::Grade;
+    use super::*;
+
+    fn seen(transport: &'static str, failure: Option<&str>) -> Seen {
+        let dialled = Reachability {
+            address: "/ip4/203.0.113.7/udp/4001/quic-v1".parse().unwrap(),
+            by: PeerId::from_public_key([1; 32]),
+            failure: failure.map(str::to_owned),
+        };
+        let listened = vec!["/ip4/192.168.1.5/udp/4001/quic-v1".parse().unwrap()];
+        Seen { transport, listened, no_way_out: None, dialled: vec![dialled] }
+    }
+
+    fn grades(seen: &[Seen]) -> Vec<Grade> {
+        judge(seen).iter().map(|finding| finding.grade).collect()
+    }
+
+    #[test]
+    fn one_open_transport_is_enough_to_serve() {
+        let (open, shut) = (seen("QUIC", None), seen("TCP", Some("dial error")));
+        assert_eq!(grades(&[open.clone(), shut.clone()]), [Grade::Good, Grade::Note]);
+        assert_eq!(grades(&[shut.clone(), shut.clone()]), [Grade::Bad, Grade::Bad]);
+        let nothing = Seen { dialled: Vec::new(), ..open };
+        assert_eq!(grades(&[nothing]), [Grade::Note], "nobody has tried");
+        let no_way = Seen { no_way_out: Some("no route".to_owned()), ..shut };
+        assert_eq!(grades(&[no_way]), [Grade::Bad]);
+    }
+
+    #[test]
+    fn behind_a_router_a_port_is_to_be_forwarded_and_else_the_firewall_opened() {
+        let mut shut = seen("QUIC", Some("dial error"));
+        let advice = |shut: &Seen| judge(std::slice::from_ref(shut))[0].advice.clone().unwrap();
+        assert!(advice(&shut).contains("--announce"));
+        shut.dialled[0].address = "/ip4/192.168.1.5/udp/4001/quic-v1".parse().unwrap();
+        assert!(advice(&shut).contains("firewall of this machine"));
+        let behind = judge(&[seen("QUIC", None)])[0].what.clone();
+        assert!(behind.contains("router"), "{behind}");
+    }
+}

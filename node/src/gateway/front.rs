@@ -1,0 +1,66 @@
+//! Where a gateway listens, and who may ask there: found out before anything else is begun.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context as _, bail};
+use tokio::net::TcpListener;
+use umbel_client::Speculate;
+
+use super::{Gateway, Keys, Limits};
+use crate::args::FrontArguments;
+use crate::commands::session::Opened;
+use crate::metrics::gateway::Counters;
+
+/// A socket on which requests wait already.
+pub(crate) struct Front {
+    listener: TcpListener,
+    address: SocketAddr,
+    keys: Option<Keys>,
+    limits: Limits,
+    counters: Counters,
+}
+
+impl Front {
+    /// Reads the keys and listens.
+    pub(crate) async fn bind(
+        listen: SocketAddr,
+        arguments: &FrontArguments,
+    ) -> anyhow::Result<Self> {
+        let keys = arguments.keys.as_deref().map(Keys::read).transpose()?;
+        if !listen.ip().is_loopback() && keys.is_none() && !arguments.allow_anyone {
+            bail!(
+                "{listen} can be reached from other machines, and whoever reaches it may ask: name \
+                 who may with --keys FILE, or say --allow-anyone"
+            );
+        }
+        let listener = TcpListener::bind(listen).await;
+        let listener = listener.with_context(|| format!("cannot listen on {listen}"))?;
+        let address = listener.local_addr().context("the system does not say where it listens")?;
+        let limits = Limits {
+            answers: usize::from(arguments.answers),
+            waiting: usize::from(arguments.waiting),
+        };
+        Ok(Self { listener, address, keys, limits, counters: Counters::default() })
+    }
+
+    /// Where it is.
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// What it counts.
+    pub(crate) fn counters(&self) -> Counters {
+        self.counters.clone()
+    }
+
+    /// Answers until `stop`; gives back what it was made of, to be left in good order.
+    pub(crate) async fn serve(
+        self,
+        opened: Opened,
+        speculate: Speculate,
+        stop: impl Future<Output = ()>,
+    ) -> Option<Opened> {
+        let Self { listener, keys, limits, counters, .. } = self;
+        Gateway::new(opened, speculate, (limits, keys), counters).serve(listener, stop).await
+    }
+}
