@@ -9,6 +9,7 @@
 //! | [`gateway`] | gateways, and requests over HTTP |
 //! | [`clients`] | clients that ask a swarm again and again whatever is done to it |
 //! | [`thinned`] | a model without some of its blocks, to draft for the whole one |
+//! | [`training`] | trainings whose servers are killed |
 //! | [`workload`] | what is asked of a swarm, and what one process answers |
 //! | [`fuzz`] | what the fuzz targets check of each decoder of foreign bytes |
 
@@ -20,4 +21,5 @@ pub mod process;
 pub mod shape;
 pub mod swarm;
 pub mod thinned;
+pub mod training;
 pub mod workload;
