@@ -10,12 +10,14 @@
 //! | [`data`] | texts as tokens, and which of them are learned |
 //! | [`schedule`] | how far each step goes |
 //! | [`run`] | epochs over a data set, with validation |
+//! | [`early_stop`] | when no more is to be had |
 //! | [`checkpoint`] | a training on disk, to go on with |
 //! | `blocks` | where microbatches go forward and back |
 
 mod blocks;
 pub mod checkpoint;
 pub mod data;
+pub mod early_stop;
 pub mod run;
 pub mod schedule;
 
@@ -40,11 +42,21 @@ pub struct Trainer {
     model: Arc<ClientModel>,
     blocks: Blocks,
     state: Arc<TrainingState>,
+    proven: Option<Proven>,
     settings: TrainerSettings,
     /// Sequences that have gone forward, from which follows what each drops.
     sequences: u64,
     /// Microbatches that have.
     microbatches: u64,
+}
+
+/// A state that has foretold texts with a loss that is a number. Of the last state nobody knows yet.
+#[derive(Debug, Clone)]
+pub struct Proven {
+    /// The adapter with its optimizer.
+    pub state: Arc<TrainingState>,
+    /// Sequences that had gone forward.
+    pub sequences: u64,
 }
 
 /// How a trainer steps, beside its optimizer.
@@ -87,7 +99,7 @@ impl Trainer {
         settings: TrainerSettings,
     ) -> Self {
         let state = Arc::new(state);
-        Self { model, blocks, state, settings, sequences: 0, microbatches: 0 }
+        Self { model, blocks, state, proven: None, settings, sequences: 0, microbatches: 0 }
     }
 
     /// Counts as having taken so many sequences through: where a checkpoint was taken.
@@ -106,6 +118,12 @@ impl Trainer {
     #[must_use]
     pub fn state(&self) -> &TrainingState {
         &self.state
+    }
+
+    /// The state before the last step, once there was one.
+    #[must_use]
+    pub const fn proven(&self) -> Option<&Proven> {
+        self.proven.as_ref()
     }
 
     /// Sequences that have gone forward.
@@ -136,19 +154,25 @@ impl Trainer {
         learning_rate: f64,
     ) -> Result<StepReport, TrainError> {
         let sequences = self.sequences;
-        let stepped = self.try_step(batch, learning_rate).await;
-        if stepped.is_err() {
-            Arc::make_mut(&mut self.state).reset();
-            self.sequences = sequences;
+        match self.try_step(batch, learning_rate).await {
+            Ok((state, report)) => {
+                self.proven = Some(Proven { state, sequences });
+                Ok(report)
+            }
+            Err(error) => {
+                Arc::make_mut(&mut self.state).reset();
+                self.sequences = sequences;
+                Err(error)
+            }
         }
-        stepped
     }
 
+    /// Takes a step, and returns the state before it.
     async fn try_step(
         &mut self,
         batch: &[&Example],
         learning_rate: f64,
-    ) -> Result<StepReport, TrainError> {
+    ) -> Result<(Arc<TrainingState>, StepReport), TrainError> {
         let mut microbatches = self.microbatches(batch, self.state.steps() + 1)?;
         let targets: usize = batch.iter().map(|example| example.target_count()).sum();
         #[expect(clippy::cast_possible_truncation, reason = "gradients are binary32")]
@@ -168,7 +192,7 @@ impl Trainer {
         self.blocks.take(&self.model, &mut microbatches, weight, taken).await?;
         self.state = Arc::new(after);
         let tokens = batch.iter().map(|example| example.input_count()).sum();
-        Ok(StepReport { loss, targets, tokens, gradient_norm })
+        Ok((before, StepReport { loss, targets, tokens, gradient_norm }))
     }
 
     /// How well texts are foretold; nothing is learned from them, and nothing is dropped.
@@ -184,7 +208,11 @@ impl Trainer {
         let sum = self.blocks.evaluate(&self.model, &self.state, &mut microbatches).await?;
         let tokens = batch.iter().map(|example| example.input_count()).sum();
         let loss = sum / targets.max(1) as f64;
-        Ok(StepReport { loss, targets, tokens, gradient_norm: 0.0 })
+        let gradient_norm = 0.0;
+        if !loss.is_finite() {
+            return Err(TrainError::Diverged { loss, gradient_norm });
+        }
+        Ok(StepReport { loss, targets, tokens, gradient_norm })
     }
 
     /// Lets servers forget their parts.
@@ -242,16 +270,13 @@ pub enum TrainError {
         /// Which step.
         step: u64,
     },
-    /// The loss or a gradient is infinite or no number: go back to the last checkpoint, with a lower
-    /// learning rate.
-    #[error(
-        "the training has diverged (loss {loss}, gradient norm {gradient_norm}); the step was not taken: \
-         try a lower learning rate"
-    )]
+    /// The loss or a gradient is infinite or no number: go back to a state that is [`Proven`], with a
+    /// lower learning rate.
+    #[error("the training has diverged (loss {loss}, gradient norm {gradient_norm})")]
     Diverged {
         /// The loss.
         loss: f64,
-        /// The norm of the gradients.
+        /// The norm of the gradients; zero in an evaluation.
         gradient_norm: f64,
     },
     /// The optimizer did not take the step.
@@ -274,6 +299,15 @@ pub enum TrainError {
         source: NoRoute,
         /// Why the last server was given up.
         last_failure: String,
+    },
+    /// Every server that was asked has too little room for this training.
+    #[error(
+        "no server has room for this training ({detail}): a lower rank, fewer target modules or fewer \
+         tokens at once take less, and a server with more memory allows more"
+    )]
+    NoRoom {
+        /// What the last one said.
+        detail: String,
     },
     /// A server refuses what every server would refuse.
     #[error("{code}: {detail}")]

@@ -40,7 +40,9 @@ use std::fmt;
 
 use umbel_protocol::Span;
 
-pub use adapter::{Adapter, AdapterConfig, AdapterError, Parameters, PeftFiles, TargetModule};
+pub use adapter::{
+    Adapter, AdapterConfig, AdapterError, PEFT_WEIGHTS_FILE, Parameters, PeftFiles, TargetModule,
+};
 pub use loss::{Loss, LossError};
 pub use optimizer::{AdamW, Optimizer, StepError};
 pub use state::TrainingState;

@@ -10,6 +10,7 @@
 //! | [`browser`] | a browser with a page |
 //! | [`clients`] | clients that ask a swarm again and again whatever is done to it |
 //! | [`thinned`] | a model without some of its blocks, to draft for the whole one |
+//! | [`training`] | trainings whose servers are killed |
 //! | [`workload`] | what is asked of a swarm, and what one process answers |
 //! | [`fuzz`] | what the fuzz targets check of each decoder of foreign bytes |
 
@@ -22,4 +23,5 @@ pub mod process;
 pub mod shape;
 pub mod swarm;
 pub mod thinned;
+pub mod training;
 pub mod workload;

@@ -6,17 +6,14 @@
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::sync::watch;
+use umbel_client::ClientModel;
 use umbel_client::train::data::Example;
-use umbel_client::train::{
-    Blocks, LocalBlocks, RemoteBlocks, StepReport, TrainError, Trainer, TrainerSettings,
-};
-use umbel_client::{ClientModel, Device, Swarm, SwarmConfig};
-use umbel_engine::train::{AdamW, Adapter, AdapterConfig, PeftFiles, TargetModule, TrainingState};
+use umbel_client::train::{TrainError, TrainerSettings};
+use umbel_engine::train::{AdamW, Adapter, PeftFiles, TrainingState};
 use umbel_protocol::Span;
-use umbel_tests::swarm::{Server, checkpoint, serve};
+use umbel_tests::swarm::checkpoint;
+use umbel_tests::training::{Kills, Lesson, STEPS, join, local, remote, start};
 use umbel_tests::workload::client_model;
 
 /// What implementations in binary32 differ by in a loss of about 7, over four blocks.
@@ -24,8 +21,6 @@ const LOSS_ERROR_MAX: f64 = 1e-5;
 
 /// Of the norm of all gradients, beside it.
 const NORM_ERROR_MAX: f64 = 1e-4;
-
-const TOKENS_MAX: u32 = 64;
 
 fn model() -> Arc<ClientModel> {
     client_model(&checkpoint("llama")).unwrap()
@@ -57,40 +52,6 @@ fn prompt() -> Vec<u32> {
     ids.iter().map(|&bytes| u32::try_from(i64::from_le_bytes(bytes)).unwrap()).collect()
 }
 
-fn local(model: &Arc<ClientModel>, state: TrainingState, settings: TrainerSettings) -> Trainer {
-    let blocks = LocalBlocks::load(model.shard(), Device::shared()).unwrap();
-    Trainer::new(Arc::clone(model), Blocks::Local(blocks), state, settings)
-}
-
-/// A trainer over a swarm, and how many answers it has had.
-async fn remote(
-    swarm: &Arc<Swarm>,
-    model: &Arc<ClientModel>,
-    state: TrainingState,
-    settings: TrainerSettings,
-) -> (Trainer, watch::Receiver<u64>) {
-    let terms = (settings.seed, TOKENS_MAX);
-    let blocks = RemoteBlocks::open(Arc::clone(swarm), model, &state, terms).await.unwrap();
-    let answers = blocks.answers();
-    let blocks = Blocks::Remote(Box::new(blocks));
-    (Trainer::new(Arc::clone(model), blocks, state, settings), answers)
-}
-
-async fn join(server: &Server) -> Arc<Swarm> {
-    let join = vec![server.address().parse().unwrap()];
-    let config = SwarmConfig { join, patience: Duration::from_secs(20), ..SwarmConfig::default() };
-    Arc::new(Swarm::join(config).await.unwrap())
-}
-
-fn start(blocks: &str, first: Option<&Server>) -> Server {
-    let folder = checkpoint("llama");
-    let mut arguments = vec![folder.as_str(), "--blocks", blocks];
-    if let Some(first) = first {
-        arguments.extend(["--join", first.address()]);
-    }
-    serve(&arguments)
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_step_over_three_servers_is_the_stored_one_of_peft() {
     let first = start("0..1", None);
@@ -105,7 +66,8 @@ async fn a_step_over_three_servers_is_the_stored_one_of_peft() {
     assert_eq!((adamw.beta1, adamw.epsilon), (golden["betas"][0].as_f64().unwrap(), number("eps")));
     let state = TrainingState::new(adapter, adamw);
     let settings = TrainerSettings { clip: f64::INFINITY, ..TrainerSettings::default() };
-    let (mut trainer, _) = remote(&join(&first).await, &model, state.clone(), settings).await;
+    let (mut trainer, _) =
+        remote(&join(&first).await.unwrap(), &model, state.clone(), settings).await.unwrap();
     assert_eq!(trainer.route().len(), 3);
 
     let text = Example::of_text(prompt());
@@ -127,41 +89,12 @@ async fn a_step_over_three_servers_is_the_stored_one_of_peft() {
     [first].iter().chain(&servers).for_each(|server| server.assert_no_errors());
 }
 
-/// An adapter with dropout on all matrices, and a few short texts of which some go together.
-fn training(model: &ClientModel) -> (TrainingState, TrainerSettings, Vec<Example>) {
-    let config = AdapterConfig {
-        rank: 4,
-        alpha: 8.0,
-        rank_stabilized: true,
-        dropout: 0.1,
-        target_modules: TargetModule::ALL.to_vec(),
-    };
-    let adapter = Adapter::begin(config, model.config(), blocks(model), 7).unwrap();
-    let settings = TrainerSettings { clip: 0.5, seed: 11, microbatch_tokens: 24 };
-    let text = |number: u32| {
-        let ids = (0..9 + number % 5).map(|place| (number * 31 + place * 17) % 200);
-        Example::of_text(ids.collect())
-    };
-    (TrainingState::new(adapter, AdamW::default()), settings, (0..4).map(text).collect())
-}
-
-const STEPS: usize = 3;
-
-async fn steps(trainer: &mut Trainer, texts: &[Example]) -> Vec<StepReport> {
-    let mut reports = Vec::new();
-    for _ in 0..STEPS {
-        reports.push(trainer.step(&texts.iter().collect::<Vec<_>>(), 0.01).await.unwrap());
-    }
-    reports
-}
-
 /// A server is killed behind each answer that a step has, once.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_killed_at_any_moment_of_a_step_changes_no_loss() {
-    let model = model();
-    let (state, settings, texts) = training(&model);
-    let mut alone = local(&model, state.clone(), settings);
-    let expected = steps(&mut alone, &texts).await;
+    let lesson = Lesson::new();
+    let mut alone = lesson.local();
+    let expected = lesson.steps(&mut alone).await.unwrap();
     assert!(expected[0].loss > expected[STEPS - 1].loss, "it learns: {expected:?}");
 
     let first = start("0..2", None);
@@ -169,8 +102,8 @@ async fn a_server_that_is_killed_at_any_moment_of_a_step_changes_no_loss() {
     // Two microbatches forward and back through two servers, two rows of gradients, two steps.
     let answers_of_step = 2 * 2 * 2 + 2 + 2;
     for moment in 0..answers_of_step {
-        let swarm = join(&first).await;
-        let (mut trainer, mut answers) = remote(&swarm, &model, state.clone(), settings).await;
+        let swarm = join(&first).await.unwrap();
+        let (mut trainer, mut answers) = lesson.remote(&swarm).await.unwrap();
         let victim = trainer.route()[1].peer.unwrap().to_string();
         let doomed = servers.iter().position(|server| server.address().ends_with(&victim));
         let doomed = servers.remove(doomed.unwrap());
@@ -180,7 +113,8 @@ async fn a_server_that_is_killed_at_any_moment_of_a_step_changes_no_loss() {
             answers.wait_for(|count| *count >= goal).await.unwrap();
             doomed.kill();
         });
-        assert_eq!(steps(&mut trainer, &texts).await, expected, "killed at {moment}");
+        let learned = lesson.steps(&mut trainer).await.unwrap();
+        assert_eq!(learned, expected, "killed at {moment}");
         assert!(trainer.state() == alone.state(), "killed at {moment}");
         assert_eq!(trainer.replaced(), 1, "killed at {moment}");
         kill.await.unwrap();
@@ -190,23 +124,33 @@ async fn a_server_that_is_killed_at_any_moment_of_a_step_changes_no_loss() {
     first.assert_no_errors();
 }
 
+/// Thirty seeds take a minute: `cargo run -p umbel-tests --example training_kills`.
+const KILL_SEEDS: u64 = 6;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_killed_at_a_random_moment_is_replaced_and_no_step_is_taken_twice() {
+    let mut kills = Kills::start().await.unwrap();
+    for seed in 0..KILL_SEEDS {
+        kills.run(seed).await.unwrap();
+    }
+    kills.assert_no_errors();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_training_whose_servers_are_split_otherwise_goes_on() {
-    let model = model();
-    let (state, settings, texts) = training(&model);
-    let mut alone = local(&model, state.clone(), settings);
-    let expected = steps(&mut alone, &texts).await;
+    let lesson = Lesson::new();
+    let mut alone = lesson.local();
+    let expected = lesson.steps(&mut alone).await.unwrap();
     let first = start("0..1", None);
     let whole = start("1..4", Some(&first));
-    let swarm = join(&first).await;
-    let (mut trainer, mut answers) = remote(&swarm, &model, state, settings).await;
+    let (mut trainer, mut answers) = lesson.remote(&join(&first).await.unwrap()).await.unwrap();
     let parts = [start("1..2", Some(&first)), start("2..4", Some(&first))];
     let goal = *answers.borrow() + 5;
     let kill = tokio::spawn(async move {
         answers.wait_for(|count| *count >= goal).await.unwrap();
         whole.kill();
     });
-    assert_eq!(steps(&mut trainer, &texts).await, expected);
+    assert_eq!(lesson.steps(&mut trainer).await.unwrap(), expected);
     assert_eq!((trainer.route().len(), trainer.replaced()), (3, 1));
     kill.await.unwrap();
     trainer.close().await;
@@ -215,18 +159,15 @@ async fn a_training_whose_servers_are_split_otherwise_goes_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_step_that_fails_leaves_nothing_behind() {
-    let model = model();
-    let (state, settings, texts) = training(&model);
-    let expected = steps(&mut local(&model, state.clone(), settings), &texts).await;
+    let lesson = Lesson::new();
+    let expected = lesson.steps(&mut lesson.local()).await.unwrap();
     let first = start("0..4", None);
-    let swarm = join(&first).await;
-    let (over_swarm, _) = remote(&swarm, &model, state.clone(), settings).await;
-    for mut trainer in [local(&model, state.clone(), settings), over_swarm] {
-        let batch: Vec<_> = texts.iter().collect();
-        let failed = trainer.step(&batch, f64::NAN).await;
+    let (over_swarm, _) = lesson.remote(&join(&first).await.unwrap()).await.unwrap();
+    for mut trainer in [lesson.local(), over_swarm] {
+        let failed = trainer.step(&lesson.batch(), f64::NAN).await;
         assert!(matches!(failed, Err(TrainError::Step(_))), "{failed:?}");
-        assert!(trainer.state() == &state);
-        assert_eq!(steps(&mut trainer, &texts).await, expected);
+        assert!(trainer.state() == &lesson.state);
+        assert_eq!(lesson.steps(&mut trainer).await.unwrap(), expected);
         trainer.close().await;
     }
     first.assert_no_errors();
@@ -235,29 +176,31 @@ async fn a_step_that_fails_leaves_nothing_behind() {
 #[tokio::test(flavor = "multi_thread")]
 async fn two_trainers_and_a_reader_share_servers_and_none_notices_the_others() {
     use umbel_tests::workload::{Workload, ask, undisturbed};
-    let model = model();
-    let (state, settings, texts) = training(&model);
-    let other = TrainerSettings { seed: 12, ..settings };
-    let mut alone = local(&model, state.clone(), settings);
-    let mut other_alone = local(&model, state.clone(), other);
-    let expected = [steps(&mut alone, &texts).await, steps(&mut other_alone, &texts).await];
+    let lesson = Lesson::new();
+    let settings = TrainerSettings { seed: 12, ..lesson.settings };
+    let other = Lesson { settings, ..Lesson::new() };
+    let (mut alone, mut other_alone) = (lesson.local(), other.local());
+    let expected =
+        [lesson.steps(&mut alone).await.unwrap(), other.steps(&mut other_alone).await.unwrap()];
+    assert_ne!(expected[0], expected[1], "their dropout differs");
     let workload = Workload { prompt: prompt(), tokens: 24, prefill_chunk: 8, standby: false };
-    let answer = undisturbed(&model, &workload).await.unwrap();
+    let answer = undisturbed(&lesson.model, &workload).await.unwrap();
 
     let first = start("0..2", None);
     let second = start("2..4", Some(&first));
-    let (mine, theirs) = (join(&first).await, join(&first).await);
-    let (mut trainer, _) = remote(&mine, &model, state.clone(), settings).await;
-    let (mut another, _) = remote(&theirs, &model, state, other).await;
+    let (mine, theirs) = (join(&first).await.unwrap(), join(&first).await.unwrap());
+    let (mut trainer, _) = lesson.remote(&mine).await.unwrap();
+    let (mut another, _) = other.remote(&theirs).await.unwrap();
     let read = async {
         let speculate = umbel_client::Speculate::Off;
-        let mut generation = ask(join(&first).await, &model, &workload, &speculate).await.unwrap();
+        let swarm = join(&first).await.unwrap();
+        let mut generation = ask(swarm, &lesson.model, &workload, &speculate).await.unwrap();
         while generation.next().await.unwrap().is_some() {}
         generation.tokens().to_vec()
     };
     let (mine, theirs, read) =
-        tokio::join!(steps(&mut trainer, &texts), steps(&mut another, &texts), read);
-    assert_eq!([mine, theirs], expected);
+        tokio::join!(lesson.steps(&mut trainer), other.steps(&mut another), read);
+    assert_eq!([mine.unwrap(), theirs.unwrap()], expected);
     assert!(trainer.state() == alone.state() && another.state() == other_alone.state());
     assert_eq!(read, answer);
     trainer.close().await;

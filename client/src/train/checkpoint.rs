@@ -60,7 +60,11 @@ impl Checkpoint {
             file.sync_all()?;
             fs::rename(&part, path)
         };
-        write().map_err(|source| CheckpointError::File { source })
+        write().map_err(|source| {
+            // Half a file would take room that a full disk lacks; that it cannot go away changes nothing.
+            let _stays = fs::remove_file(&part);
+            CheckpointError::File { source }
+        })
     }
 
     fn header(&self, count: u64) -> Value {

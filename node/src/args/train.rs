@@ -16,11 +16,12 @@ Examples:
   umbel train --local --data letters.jsonl --out letters
   umbel train --join ADDR --data chats.jsonl --out chats --rank 16 --epochs 2
   umbel train --join ADDR --data chats.jsonl --out chats --resume
+  umbel train --join ADDR --data chats.jsonl --out chats --epochs 20 --patience 3
 
 Each line of the data is one JSON object: messages (a list of role and content, of which what the
 assistant says is learned), or prompt and completion (the completion is), or text, or token_ids.
 The folder gets adapter_config.json and adapter_model.safetensors, which PEFT reads as well,
-metrics.jsonl, and checkpoint.safetensors to go on with.")]
+README.md and loss.svg about them, metrics.jsonl, and checkpoint.safetensors to go on with.")]
 pub struct TrainArguments {
     /// Which model.
     #[command(flatten)]
@@ -44,7 +45,7 @@ pub struct TrainArguments {
 
     /// Seconds to wait for a server of blocks that nobody serves.
     #[arg(long, value_name = "SECONDS", default_value_t = 60, conflicts_with = "local", value_parser = clap::value_parser!(u32).range(0..=3_600))]
-    pub patience: u32,
+    pub wait: u32,
 
     /// Go on from the checkpoint in the folder.
     #[arg(long)]
@@ -129,6 +130,11 @@ pub struct LearningArguments {
     /// Validate behind so many steps too, and not only behind each epoch.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub validate_every: Option<u64>,
+
+    /// Stop once so many validations in a row were no better than the best before them; the adapter is
+    /// then that of the best.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub patience: Option<u32>,
 
     /// Write a checkpoint behind so many steps.
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]

@@ -91,9 +91,10 @@ impl Opened {
     pub(super) async fn chain_with(&self, adapter: &Path, tokens: usize) -> anyhow::Result<Chain> {
         let config = self.model.config();
         let tokens = u32::try_from(tokens.clamp(1, config.context_tokens))?;
-        let files = PeftFiles::read(adapter, config)
-            .with_context(|| format!("--adapter {}", adapter.display()))?;
-        let adapter = Adapter::from_peft(&files, config, Span::new(0, config.block_count)?)?;
+        let all = Span::new(0, config.block_count)?;
+        let read = PeftFiles::read(adapter, config)
+            .and_then(|files| Adapter::from_peft(&files, config, all));
+        let adapter = read.with_context(|| format!("--adapter {}", adapter.display()))?;
         let chain = match &self.blocks {
             Blocks::Local(blocks, _) => {
                 AdaptedChain::local(LocalBlocks::of(blocks), adapter, tokens)

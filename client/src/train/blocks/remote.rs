@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
+use umbel_coordinator::route::NoRoute;
 use umbel_coordinator::session::{FailureReason, HopFailure, RouteWanted};
 use umbel_engine::train::TrainingState;
 use umbel_protocol::training::{OptimizerStep, StateKind};
-use umbel_protocol::{PeerId, Span};
+use umbel_protocol::{ErrorCode, PeerId, Span};
 
 use super::hop::{Fault, OpenHop, Terms};
 use super::{Microbatch, Taken, TrainingHop};
@@ -27,6 +28,25 @@ const CACHE_TOKENS: u32 = 1;
 /// After how long a server that has failed may be tried again, where there is no other.
 const FORGIVEN_AFTER: Duration = Duration::from_secs(2);
 
+/// Why a server was given up last.
+#[derive(Debug, Clone, Default)]
+struct LastFailure {
+    /// In words.
+    detail: String,
+    /// It had too little room, and said how much.
+    no_room: Option<String>,
+}
+
+impl LastFailure {
+    /// What it means that nobody else is left.
+    fn nobody_left(self, source: NoRoute) -> TrainError {
+        match self.no_room {
+            Some(detail) => TrainError::NoRoom { detail },
+            None => TrainError::NoRoute { source, last_failure: self.detail },
+        }
+    }
+}
+
 /// A route of servers that train.
 pub struct RemoteBlocks {
     swarm: Arc<Swarm>,
@@ -34,6 +54,8 @@ pub struct RemoteBlocks {
     block_count: u32,
     token_bytes: u32,
     hops: Vec<OpenHop>,
+    /// There was a server for every block once.
+    opened: bool,
     replaced: usize,
     /// A step was begun and not taken: servers may have gathered gradients of it.
     unfinished: bool,
@@ -62,12 +84,13 @@ impl RemoteBlocks {
             block_count: model.config().block_count,
             token_bytes: u32::try_from(hidden_size * 4).unwrap_or(u32::MAX),
             hops: Vec::new(),
+            opened: false,
             replaced: 0,
             unfinished: false,
             failures: 0,
             avoided: BTreeSet::new(),
         };
-        blocks.fill(state, String::new()).await?;
+        blocks.fill(state, LastFailure::default()).await?;
         Ok(blocks)
     }
 
@@ -88,7 +111,7 @@ impl RemoteBlocks {
         self.avoided.clear();
         if std::mem::replace(&mut self.unfinished, true) {
             self.hops.clear();
-            self.fill(state, String::new()).await?;
+            self.fill(state, LastFailure::default()).await?;
         }
         self.hops.iter_mut().for_each(OpenHop::begin_step);
         loop {
@@ -240,23 +263,23 @@ impl RemoteBlocks {
             Fault::Hop(reason) => reason,
         };
         let failed = self.hops.remove(place);
-        let detail = self.blame(HopFailure { hop: failed.hop, reason })?;
+        let last_failure = self.blame(HopFailure { hop: failed.hop, reason })?;
         self.replaced += 1;
-        self.fill(state, detail).await
+        self.fill(state, last_failure).await
     }
 
     /// Opens servers for all blocks that none has.
     async fn fill(
         &mut self,
         state: &TrainingState,
-        mut last_failure: String,
+        mut last_failure: LastFailure,
     ) -> Result<(), TrainError> {
         while let Some((place, gap)) = self.gap() {
-            let route = self.swarm.search(self.search(gap)).await;
-            let route = route.map_err(|source| TrainError::NoRoute {
-                source,
-                last_failure: last_failure.clone(),
-            })?;
+            let mut search = self.search(gap);
+            // Who begins is told at once that the room is too small, and may ask for less.
+            search.wanted.needed = self.opened || last_failure.no_room.is_none();
+            let route = self.swarm.search(search).await;
+            let route = route.map_err(|source| last_failure.clone().nobody_left(source))?;
             for (index, hop) in route.iter().enumerate() {
                 match OpenHop::open(&self.swarm, hop, &self.terms, state).await {
                     Ok(open) => self.hops.insert(place + index, open),
@@ -268,6 +291,7 @@ impl RemoteBlocks {
                 }
             }
         }
+        self.opened = true;
         Ok(())
     }
 
@@ -305,22 +329,38 @@ impl RemoteBlocks {
         }
     }
 
-    /// Takes note of a failure, and returns it in words.
-    fn blame(&mut self, failure: HopFailure) -> Result<String, TrainError> {
+    /// Takes note of a failure.
+    fn blame(&mut self, failure: HopFailure) -> Result<LastFailure, TrainError> {
+        let no_room = match &failure.reason {
+            FailureReason::Refused { code, detail } if *code == ErrorCode::KvFull => {
+                Some(detail.clone())
+            }
+            FailureReason::Refused { .. }
+            | FailureReason::LinkLost { .. }
+            | FailureReason::NotOpened { .. }
+            | FailureReason::Unreachable { .. }
+            | FailureReason::Silent { .. }
+            | FailureReason::Slow { .. }
+            | FailureReason::Leaving
+            | FailureReason::Violation(_) => None,
+        };
         let detail = format!("{}: {}", failure.hop.peer, failure.reason);
         tracing::warn!(peer = %failure.hop.peer, blocks = %failure.hop.blocks,
             reason = %failure.reason, "a server that trains has failed");
         self.failures += 1;
         if self.failures > FAILURES_MAX {
             let (count, last_failure) = (self.failures, detail);
-            return Err(TrainError::TooManyFailures { count, last_failure });
+            return Err(match no_room {
+                Some(detail) => TrainError::NoRoom { detail },
+                None => TrainError::TooManyFailures { count, last_failure },
+            });
         }
         self.avoided.insert(failure.hop.peer);
         // One that cannot train at the moment may well answer others.
         if !matches!(failure.reason, FailureReason::Refused { .. }) {
             self.swarm.blame(&failure);
         }
-        Ok(detail)
+        Ok(LastFailure { detail, no_room })
     }
 
     pub(super) fn route(&self) -> Vec<TrainingHop> {

@@ -34,6 +34,8 @@ pub struct TextReader<'a> {
     pub chat_template: Option<&'a ChatTemplate>,
     /// What ends a text.
     pub end: Option<u32>,
+    /// Ids below this one are in the vocabulary.
+    pub vocabulary_size: usize,
 }
 
 impl<'a> TextReader<'a> {
@@ -44,6 +46,7 @@ impl<'a> TextReader<'a> {
             tokenizer: model.tokenizer(),
             chat_template: model.chat_template(),
             end: model.config().eos_token_ids.first().copied(),
+            vocabulary_size: model.config().vocabulary_size,
         }
     }
 
@@ -70,7 +73,13 @@ impl<'a> TextReader<'a> {
                 ids.extend(self.end);
                 Ok(Example::of_text(ids))
             }
-            (None, None, None, None, Some(ids)) => Ok(Example::of_text(ids)),
+            (None, None, None, None, Some(ids)) => {
+                let max = self.vocabulary_size;
+                match ids.iter().find(|&&id| id as usize >= max) {
+                    Some(&id) => Err(LineError::UnknownToken { id, max }),
+                    None => Ok(Example::of_text(ids)),
+                }
+            }
             (_, _, _, _, _) => Err(LineError::Kind),
         }
     }
@@ -107,7 +116,7 @@ fn conversation(
 #[derive(Debug, thiserror::Error)]
 pub enum LineError {
     /// It is no JSON object with such fields.
-    #[error("{0}")]
+    #[error("{}", without_line(.0))]
     Json(serde_json::Error),
     /// It has none, or several, of the kinds.
     #[error("give messages, or prompt and completion, or text, or token_ids")]
@@ -115,6 +124,14 @@ pub enum LineError {
     /// Nobody answers in the conversation.
     #[error("no message of the role assistant")]
     NoAnswer,
+    /// A token that the model does not know.
+    #[error("token {id} is not in the model's vocabulary of {max}")]
+    UnknownToken {
+        /// The token.
+        id: u32,
+        /// How many the model knows.
+        max: usize,
+    },
     /// It has no end.
     #[error("longer than {max} bytes")]
     TooLong {
@@ -136,4 +153,15 @@ pub enum LineError {
     /// The tokenizer failed.
     #[error(transparent)]
     Encode(#[from] EncodeError),
+}
+
+/// What is wrong with a line of JSON. The parser was given nothing else and calls each the first line,
+/// which would stand beside the number in the file.
+fn without_line(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    match text.strip_suffix(&place) {
+        Some(what) => format!("{what} at column {}", error.column()),
+        None => text,
+    }
 }

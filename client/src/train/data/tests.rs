@@ -44,10 +44,15 @@ fn template(source: &str) -> ChatTemplate {
 const CHAT: &str = "{% for m in messages %}{{ m['role'][:1] + ': ' + m['content'] + ' ' }}\
 {% endfor %}{% if add_generation_prompt %}{{ 'a: ' }}{% endif %}";
 
+/// A model without tokenizer and template.
+fn bare() -> TextReader<'static> {
+    TextReader { tokenizer: None, chat_template: None, end: Some(END), vocabulary_size: 40 }
+}
+
 fn parse(line: &str) -> Result<Example, LineError> {
     let (tokenizer, template) = (tokenizer(), template(CHAT));
     let reader =
-        TextReader { tokenizer: Some(&tokenizer), chat_template: Some(&template), end: Some(END) };
+        TextReader { tokenizer: Some(&tokenizer), chat_template: Some(&template), ..bare() };
     reader.parse(line.as_bytes())
 }
 
@@ -89,8 +94,10 @@ fn of_a_conversation_the_answers_are_learned() {
 #[test]
 fn lines_that_make_no_text_say_why() {
     for (line, part) in [
-        ("{", "EOF"),
+        ("{", "EOF while parsing an object at column 1"),
         (r#"{"text": 1}"#, "invalid type"),
+        (r#"{"token_ids": [1, -2]}"#, "invalid value"),
+        (r#"{"token_ids": [1, 40]}"#, "token 40 is not in the model's vocabulary of 40"),
         (r#"{"prompt": "one"}"#, "prompt and completion"),
         (r#"{"text": "one", "token_ids": [1]}"#, "prompt and completion"),
         (r#"{"messages": [{"role": "user", "content": "one"}]}"#, "assistant"),
@@ -98,7 +105,7 @@ fn lines_that_make_no_text_say_why() {
         let error = parse(line).unwrap_err().to_string();
         assert!(error.contains(part), "{line}: {error}");
     }
-    let bare = TextReader { tokenizer: None, chat_template: None, end: None };
+    let bare = bare();
     assert!(matches!(bare.parse(br#"{"text": "a"}"#), Err(LineError::NoTokenizer)));
     assert!(matches!(bare.parse(br#"{"messages": []}"#), Err(LineError::NoChatTemplate)));
 }
@@ -109,7 +116,7 @@ fn a_template_that_rewrites_what_was_said_is_refused() {
         template("{{ messages[-1]['content'] }}{% if add_generation_prompt %}a: {% endif %}");
     let tokenizer = tokenizer();
     let reader =
-        TextReader { tokenizer: Some(&tokenizer), chat_template: Some(&forgetful), end: None };
+        TextReader { tokenizer: Some(&tokenizer), chat_template: Some(&forgetful), ..bare() };
     let line = br#"{"messages": [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]}"#;
     assert!(matches!(reader.parse(line), Err(LineError::Template)));
 }
@@ -118,8 +125,7 @@ fn read(text: &str, tokens_max: usize) -> Result<DataSet, DataError> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("data.jsonl");
     fs::write(&path, text).unwrap();
-    let reader = TextReader { tokenizer: None, chat_template: None, end: None };
-    DataSet::read(&path, &reader, tokens_max)
+    DataSet::read(&path, &bare(), tokens_max)
 }
 
 #[test]
@@ -127,6 +133,7 @@ fn broken_lines_are_named() {
     let error = read("{\"token_ids\": [1, 2]}\n\n{\nnothing\n", 8).unwrap_err().to_string();
     assert!(error.contains("2 broken lines: line 3: "), "{error}");
     assert!(error.contains("; line 4: "), "{error}");
+    assert!(!error.contains("line 1"), "the file's lines and no others: {error}");
     let many = "x\n".repeat(40);
     let error = read(&many, 8).unwrap_err().to_string();
     assert!(error.contains("40 broken") && !error.contains("line 6"), "{error}");

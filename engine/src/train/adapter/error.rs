@@ -67,7 +67,9 @@ pub enum AdapterError {
         key: &'static str,
     },
     /// More bytes than an adapter of this kind has.
-    #[error("{file} has {found} bytes; an adapter for this model has at most {max}")]
+    #[error(
+        "{file} has {found} bytes; an adapter for this model has at most {max}: is it for another model?"
+    )]
     TooLong {
         /// The file's name.
         file: &'static str,
@@ -86,13 +88,19 @@ pub enum AdapterError {
         name: String,
     },
     /// A tensor that the adapter should not have.
-    #[error("the adapter has the tensor {name}, which this model has no place for")]
+    #[error(
+        "the adapter has the tensor {name}, which this model has no place for: is it for another model, \
+         or for other target modules than its configuration says?"
+    )]
     UnknownTensor {
         /// The tensor.
         name: String,
     },
     /// A tensor of another shape or type.
-    #[error("the adapter's tensor {name} is {found}; this model needs {expected:?} in floats")]
+    #[error(
+        "the adapter's tensor {name} is {found}; this model and the adapter's rank make it {expected:?} \
+         in floats: is it for another model, or of another rank than its configuration says?"
+    )]
     Tensor {
         /// The tensor.
         name: String,

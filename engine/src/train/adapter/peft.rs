@@ -8,7 +8,7 @@ mod config;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read as _, Write as _};
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -129,13 +129,24 @@ impl PeftFiles {
         let part = |file: &str| folder.join(format!("{file}.part"));
         let failed = |file| move |source| AdapterError::File { file, source };
         fs::create_dir_all(folder).map_err(failed(PEFT_CONFIG_FILE))?;
-        for (file, bytes) in files {
-            fs::write(part(file), bytes).map_err(failed(file))?;
+        let write = || {
+            for (file, bytes) in files {
+                let mut part = File::create(part(file)).map_err(failed(file))?;
+                part.write_all(bytes).and_then(|()| part.sync_all()).map_err(failed(file))?;
+            }
+            for (file, _) in files {
+                fs::rename(part(file), folder.join(file)).map_err(failed(file))?;
+            }
+            Ok(())
+        };
+        let written = write();
+        if written.is_err() {
+            // Half a file would take room that a full disk lacks; one that stays does no other harm.
+            for (file, _) in files {
+                let _stays = fs::remove_file(part(file));
+            }
         }
-        for (file, _) in files {
-            fs::rename(part(file), folder.join(file)).map_err(failed(file))?;
-        }
-        Ok(())
+        written
     }
 }
 

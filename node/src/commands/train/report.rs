@@ -1,7 +1,6 @@
 //! What a training shows: a bar or lines for people, and metrics as JSON lines.
 
-use std::fs::{File, OpenOptions};
-use std::io::{IsTerminal as _, Write as _, stderr};
+use std::io::{IsTerminal as _, stderr};
 use std::path::Path;
 use std::time::Instant;
 
@@ -11,14 +10,15 @@ use serde_json::{Value, json};
 use umbel_client::train::StepReport;
 use umbel_client::train::run::RunStep;
 
-/// One JSON object for each step and each validation.
-const METRICS_FILE: &str = "metrics.jsonl";
+use super::metrics::{METRICS_FILE, Metrics};
 
 /// Where nobody watches, a line for each of so many steps.
 const LINE_STEPS: u64 = 10;
 
 pub(super) struct Reporter {
-    metrics: File,
+    metrics: Metrics,
+    /// A line could not be written, and it was said.
+    unwritten: bool,
     bar: Option<ProgressBar>,
     started: Instant,
     tokens: usize,
@@ -29,9 +29,9 @@ pub(super) struct Reporter {
 impl Reporter {
     /// Adds to what an earlier part of the training has written.
     pub(super) fn new(folder: &Path, done: u64, steps: u64) -> anyhow::Result<Self> {
-        let path = folder.join(METRICS_FILE);
-        let metrics = OpenOptions::new().create(true).append(true).open(&path);
-        let metrics = metrics.with_context(|| format!("{} cannot be written", path.display()))?;
+        let metrics = Metrics::open(folder).with_context(|| {
+            format!("{} cannot be written", folder.join(METRICS_FILE).display())
+        })?;
         let bar = stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(steps).with_position(done);
             let template = "step {pos}/{len} [{bar:30}] {msg} {eta}";
@@ -39,15 +39,16 @@ impl Reporter {
             bar.set_style(style.expect("the template is well-formed"));
             bar
         });
-        Ok(Self { metrics, bar, started: Instant::now(), tokens: 0, validation: None })
+        let (started, tokens, unwritten) = (Instant::now(), 0, false);
+        Ok(Self { metrics, unwritten, bar, started, tokens, validation: None })
     }
 
-    pub(super) fn stepped(&mut self, step: RunStep, replaced: usize) -> anyhow::Result<()> {
+    pub(super) fn stepped(&mut self, step: RunStep, replaced: usize) {
         let RunStep { step: number, of, epoch, learning_rate, report } = step;
         self.tokens += report.tokens;
         let seconds = self.started.elapsed().as_secs_f64();
         let rate = self.tokens as f64 / seconds.max(f64::EPSILON);
-        self.write(json!({
+        self.write(&json!({
             "step": number,
             "epoch": epoch,
             "loss": report.loss,
@@ -58,7 +59,7 @@ impl Reporter {
             "tokens_per_second": rate,
             "seconds": seconds,
             "servers_replaced": replaced,
-        }))?;
+        }));
         let line = format!("loss {:.4} {rate:.0} tokens/s", report.loss);
         match &self.bar {
             Some(bar) => {
@@ -70,37 +71,47 @@ impl Reporter {
             }
             None => {}
         }
-        Ok(())
     }
 
-    pub(super) fn validated(&mut self, step: u64, report: StepReport) -> anyhow::Result<()> {
+    pub(super) fn validated(&mut self, step: u64, report: StepReport) {
         let first = self.validation.map_or(report.loss, |(first, _)| first);
         self.validation = Some((first, report.loss));
-        self.write(json!({
+        self.write(&json!({
             "step": step,
             "validation_loss": report.loss,
             "validation_targets": report.targets,
-        }))?;
+        }));
         let line = format!("step {step} validation loss {:.4}", report.loss);
         match &self.bar {
             Some(bar) => bar.println(line),
             None => eprintln!("{line}"),
         }
-        Ok(())
     }
 
-    /// Says where the adapter is.
-    pub(super) fn finish(self, folder: &Path) {
-        if let Some(bar) = self.bar {
+    /// Says where the adapter is, and of which of the steps.
+    pub(super) fn finish(&mut self, folder: &Path, steps: u64, chosen: u64) {
+        if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
         if let Some((first, last)) = self.validation {
             eprintln!("validation loss {first:.4} at the first look, {last:.4} at the last");
         }
+        if chosen < steps {
+            eprintln!("the best validation was behind step {chosen} of {steps}, which is kept");
+        }
         eprintln!("the adapter is in {}", folder.display());
     }
 
-    fn write(&mut self, line: Value) -> anyhow::Result<()> {
-        writeln!(self.metrics, "{line}").context("the metrics cannot be written")
+    /// Metrics are worth less than the training that they are of: it goes on where the disk is full.
+    fn write(&mut self, line: &Value) {
+        match self.metrics.write(line) {
+            Ok(()) => self.unwritten = false,
+            Err(error) if !self.unwritten => {
+                let error: &dyn std::error::Error = &error;
+                tracing::warn!(error, "metrics cannot be written");
+                self.unwritten = true;
+            }
+            Err(_) => {}
+        }
     }
 }
