@@ -79,6 +79,8 @@ pub struct ServerConfig {
     /// Tokens of KV cache in binary32 for all sessions together, each counted once per block of the
     /// span.
     pub kv_tokens_max: u32,
+    /// How keys and values of all sessions are kept, where sessions cannot choose.
+    pub cache: Option<DType>,
     /// Bytes of results that are kept for the failure of a next hop; beyond them the largest
     /// journal is forgotten, and its session is refilled from further upstream.
     pub journal_bytes_max: usize,
@@ -383,6 +385,9 @@ impl Server {
         open: OpenSession,
         now: Time,
     ) -> Result<(), ProtocolViolation> {
+        // Sessions whose keys and values are kept otherwise than they asked are as exact as the model
+        // is computed here.
+        let open = OpenSession { cache: self.config.cache.unwrap_or(open.cache), ..open };
         let session = open.session;
         if self.sessions.contains_key(&session) {
             return Err(ProtocolViolation::Unexpected { message: "Open" });

@@ -30,6 +30,3 @@ pub use driver::{CudaError, OpenGpuError};
 pub use gpu::Gpu;
 pub(crate) use pass::SessionRows;
 pub(crate) use span::{GpuSpan, LoadGpuSpanError};
-
-#[cfg(test)]
-mod tests;

@@ -45,7 +45,7 @@ mod portable;
 pub mod refined;
 pub mod rope;
 #[cfg(test)]
-mod specimen;
+pub(crate) mod specimen;
 mod swiglu;
 mod transposed;
 #[cfg(target_arch = "x86_64")]

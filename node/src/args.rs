@@ -14,6 +14,8 @@ use umbel_client::Sampling;
 use umbel_net::Multiaddr;
 use umbel_protocol::{DType, Span};
 
+use crate::device::DeviceWish;
+
 pub use about::{CompletionsArguments, ManArguments};
 pub use bench::{BenchArguments, RandomShape};
 pub use gateway::{FrontArguments, GatewayArguments};
@@ -325,6 +327,11 @@ pub struct ServeArguments {
     /// most four full contexts].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(16..))]
     pub kv_tokens: Option<u32>,
+
+    /// Where to compute: auto (the first GPU if one can be used, else the processor), cpu, cuda, or
+    /// cuda:1 and so on for further GPUs, each with a server of its own.
+    #[arg(long, value_name = "DEVICE", default_value_t)]
+    pub device: DeviceWish,
 
     /// Memory for weights, keys and values, also while the server moves to other blocks [default: 80%
     /// of what is free].

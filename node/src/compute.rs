@@ -12,9 +12,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use umbel_coordinator::server::{Batch, ComputeFailure, Job, JobId, PageId, PageOrder, ShardId};
-use umbel_engine::{HiddenStates, HostedSpan, KvArena, KvTable};
+use umbel_engine::{ForwardError, HiddenStates, HostedSpan, KvArena, KvTable};
 use umbel_protocol::error::ErrorCode;
 use umbel_protocol::{DType, SessionId, Span, Tensor};
 
@@ -177,14 +177,18 @@ pub struct Shards {
     shards: BTreeMap<ShardId, Shard>,
     tables: BTreeMap<SessionId, (ShardId, KvTable, DType)>,
     pages: Pages,
+    lost: Arc<Notify>,
 }
 
 impl Shards {
-    /// The first blocks, and no session yet.
+    /// The first blocks, and no session yet; and what says that their GPU is lost, after which no
+    /// pass is computed any more.
     #[must_use]
-    pub fn new(first: Shard) -> Self {
+    pub fn new(first: Shard) -> (Self, Arc<Notify>) {
         let shards = BTreeMap::from([(ShardId::default(), first)]);
-        Self { shards, tables: BTreeMap::new(), pages: Pages::default() }
+        let lost = Arc::new(Notify::new());
+        let (tables, pages) = (BTreeMap::new(), Pages::default());
+        (Self { shards, tables, pages, lost: Arc::clone(&lost) }, lost)
     }
 
     fn order_pages(&mut self, orders: Vec<PageOrder>) {
@@ -243,7 +247,7 @@ impl Shards {
                     }
                     (_, output) => {
                         let result = output.map(|hidden| hidden.to_wire_as(job.results));
-                        let result = result.map_err(|error| internal(error.to_string()));
+                        let result = result.map_err(|error| self.failed(&error));
                         results[job.index] = Some(result);
                     }
                 }
@@ -255,6 +259,17 @@ impl Shards {
         }
         let done = |result: Option<_>| result.expect("every job is ready or has failed");
         results.into_iter().map(done).collect()
+    }
+
+    /// What the client hears of a pass that was not computed.
+    fn failed(&self, error: &ForwardError) -> ComputeFailure {
+        if let ForwardError::Gpu { source } = error {
+            tracing::warn!(reason = %source, "{error}");
+            if source.is_fatal() {
+                self.lost.notify_one();
+            }
+        }
+        internal(error.to_string())
     }
 
     /// Takes the cache of a job's session, cut back to where the job begins. What cannot be computed

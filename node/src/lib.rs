@@ -7,6 +7,7 @@ pub mod args;
 pub mod commands;
 pub mod compute;
 pub mod config;
+pub mod device;
 pub mod doctor;
 pub mod driver;
 pub mod gateway;

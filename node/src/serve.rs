@@ -7,11 +7,12 @@ mod memory;
 
 use std::io::Write as _;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use umbel_coordinator::server::{Server, ServerConfig};
 use umbel_coordinator::swarm::placement::{Intention, thinnest_span};
 use umbel_net::{
@@ -25,6 +26,7 @@ use crate::args::ServeArguments;
 use crate::compute::floor::Floor;
 use crate::compute::{Compute, Shards};
 use crate::config::Config;
+use crate::device;
 use crate::driver::{Driver, Events, Load};
 use crate::gateway::Front;
 use crate::metrics;
@@ -53,7 +55,7 @@ pub async fn serve(arguments: ServeArguments, config: &Config) -> anyhow::Result
         serving = Serving::start(arguments, config) => serving?,
         () = stop.requested() => return Ok(()),
     };
-    let Serving { network, announcer, offer, driver, training, mut balancer } = serving;
+    let Serving { network, announcer, offer, driver, training, mut balancer, lost } = serving;
     let load = driver.load();
     sockets.measure(&driver, &offer);
     let handle = balancer.handle();
@@ -70,6 +72,11 @@ pub async fn serve(arguments: ServeArguments, config: &Config) -> anyhow::Result
             () = announcing => {}
             result = &mut driving => result.context("the server's own task failed")??,
             () = balancer.run(&announcer, &offer) => {}
+            // Clients go elsewhere as soon as their links close.
+            () = lost.notified() => {
+                bail!("the GPU is lost to this process: look for its errors in the system's log, \
+                       and start again");
+            }
             () = stop.requested() => {}
         }
     }
@@ -192,6 +199,7 @@ struct Serving {
     driver: Driver,
     training: TrainingDriver,
     balancer: Balancer,
+    lost: Arc<Notify>,
 }
 
 impl Serving {
@@ -208,13 +216,18 @@ impl Serving {
         announcer.ask_all(&joined).await;
 
         let (config, device) = (config.clone(), config.device()?);
-        let loader = Loader { source, config, device, ends_of: None };
+        let gpu = device::choose(arguments.device)?;
+        let loader = Loader { source, config, device, gpu, ends_of: None };
         let model = loader.open(PartsNeeded::nothing()).await?;
         let holds_ends = !arguments.no_ends;
         let ends_of = holds_ends.then_some(model.config().block_count);
         let loader = Loader { ends_of, ..loader };
-        let allowed_bytes = memory::allowed_bytes(arguments.memory_bytes)?;
-        let allowed_bytes = allowed_bytes.saturating_sub(ends_bytes(&arguments, &model));
+        let allowed_bytes = match &loader.gpu {
+            // The ends are the processor's.
+            Some(gpu) => memory::allowed_bytes_of(gpu, arguments.memory_bytes)?,
+            None => memory::allowed_bytes(arguments.memory_bytes)?
+                .saturating_sub(ends_bytes(&arguments, &model)),
+        };
         let (span, kv_tokens) = choose(&arguments, &model, &announcer, allowed_bytes)?;
         let Loaded { shard, throughput } = loader.load(span, kv_tokens).await?;
         tracing::info!(
@@ -247,6 +260,7 @@ impl Serving {
         let keeps_pages = !arguments.no_share;
         let mut config = server_config(&model, network.peer_id(), span, kv_tokens, keeps_pages)?;
         config.vocabulary_size = config.vocabulary_size.filter(|_| holds_ends);
+        config.cache = shard.arena.fixed_type();
         let server = Server::new(config);
         let events = Events::new();
         let (completion, handle) = (events.completion(), events.handle());
@@ -258,14 +272,22 @@ impl Serving {
             floor.clone(),
             memory::training_bytes(allowed_bytes),
         );
-        let shards = floor.before(Shards::new(shard));
+        let trains = shard.blocks.gpu().is_none();
+        let (shards, lost) = Shards::new(shard);
+        let shards = floor.before(shards);
         let compute = Compute::start(shards, move |done| completion.done(done));
         let (driver, drained) = Driver::new(server, network.clone(), compute, events);
         let peer = network.peer_id();
         let balancer =
-            Balancer::new(peer, &arguments, &model, (held, held_max), loader, (handle, drained))
-                .with(trainings);
-        Ok(Self { network, announcer, offer, driver, training, balancer })
+            Balancer::new(peer, &arguments, &model, (held, held_max), loader, (handle, drained));
+        let balancer = if trains {
+            balancer.with(trainings)
+        } else {
+            tracing::info!("what others train goes to servers on processors");
+            trainings.drain().await;
+            balancer
+        };
+        Ok(Self { network, announcer, offer, driver, training, balancer, lost })
     }
 }
 
@@ -287,6 +309,7 @@ fn server_config(
         head_size: u32::try_from(config.head_size)?,
         context_tokens: u32::try_from(config.context_tokens)?,
         kv_tokens_max: u32::try_from(kv_tokens)?,
+        cache: None,
         journal_bytes_max: memory::journal_bytes()?,
         keeps_pages,
     })

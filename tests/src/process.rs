@@ -43,7 +43,18 @@ impl UmbelProcess {
     /// # Errors
     /// Where it ends or says nothing of the kind within a minute; the error has its stderr.
     pub fn start<A: AsRef<OsStr>>(arguments: &[A]) -> anyhow::Result<Self> {
-        let mut running = Running::spawn(arguments)?;
+        Self::start_in(&[], arguments)
+    }
+
+    /// As [`UmbelProcess::start`], with these variables in its environment.
+    ///
+    /// # Errors
+    /// As [`UmbelProcess::start`].
+    pub fn start_in<A: AsRef<OsStr>>(
+        environment: &[(&str, &str)],
+        arguments: &[A],
+    ) -> anyhow::Result<Self> {
+        let mut running = Running::spawn(environment, arguments)?;
         let deadline = Instant::now() + READY_TIMEOUT;
         let ready = running.stdout.wait_for_line(READY, deadline);
         match ready {
@@ -116,6 +127,14 @@ impl UmbelProcess {
         self.running.finish(Instant::now() + STOP_TIMEOUT)
     }
 
+    /// Waits until it ends by itself.
+    ///
+    /// # Errors
+    /// Where it does not within 45 seconds; it is then killed.
+    pub fn wait(self) -> anyhow::Result<Output> {
+        self.running.finish(Instant::now() + STOP_TIMEOUT)
+    }
+
     /// Ends it without a word to anyone (SIGKILL), and waits until it has ended.
     pub fn kill(mut self) {
         self.running.kill();
@@ -164,7 +183,7 @@ pub fn run_umbel_within<A: AsRef<OsStr>>(
     arguments: &[A],
     timeout: Duration,
 ) -> anyhow::Result<Output> {
-    Running::spawn(arguments)?.finish(Instant::now() + timeout)
+    Running::spawn(&[], arguments)?.finish(Instant::now() + timeout)
 }
 
 /// A child process whose output is read as it comes, so that it never waits for us.
@@ -179,12 +198,15 @@ struct Running {
 }
 
 impl Running {
-    fn spawn<A: AsRef<OsStr>>(arguments: &[A]) -> anyhow::Result<Self> {
+    fn spawn<A: AsRef<OsStr>>(
+        environment: &[(&str, &str)],
+        arguments: &[A],
+    ) -> anyhow::Result<Self> {
         let binary = umbel_binary()?;
         let words = arguments.iter().map(|word| word.as_ref().to_string_lossy());
         let name = format!("umbel {}", words.collect::<Vec<_>>().join(" "));
         let mut command = Command::new(&binary);
-        command.args(arguments).stdin(Stdio::null());
+        command.args(arguments).envs(environment.iter().copied()).stdin(Stdio::null());
         let mut child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

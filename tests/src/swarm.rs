@@ -108,6 +108,26 @@ pub fn serve(arguments: &[&str]) -> Server {
     serve_on(&LOOPBACK, arguments)
 }
 
+/// Starts `umbel serve` with these arguments and variables of the environment.
+///
+/// # Panics
+/// If it does not become ready.
+#[must_use]
+pub fn serve_in(environment: &[(&str, &str)], arguments: &[&str]) -> Server {
+    try_serve_in(environment, arguments).unwrap_or_else(|error| panic!("{error:#}"))
+}
+
+/// As [`serve_in`], where it may fail.
+///
+/// # Errors
+/// Where it ends before it is ready; the error has its stderr.
+pub fn try_serve_in(environment: &[(&str, &str)], arguments: &[&str]) -> anyhow::Result<Server> {
+    let identity = tempfile::tempdir()?;
+    let process = try_start(&identity, environment, &LOOPBACK, arguments)?;
+    let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
+    Ok(Server { process, front: None, identity, arguments, tag: String::new() })
+}
+
 /// Starts `umbel serve` with these arguments behind links that are shaped; it announces some or all
 /// addresses of their front.
 ///
@@ -142,6 +162,15 @@ pub fn serve_on(listen: &[&str], arguments: &[&str]) -> Server {
 }
 
 fn start(identity: &TempDir, listen: &[&str], arguments: &[&str]) -> UmbelProcess {
+    try_start(identity, &[], listen, arguments).unwrap_or_else(|error| panic!("{error:#}"))
+}
+
+fn try_start(
+    identity: &TempDir,
+    environment: &[(&str, &str)],
+    listen: &[&str],
+    arguments: &[&str],
+) -> anyhow::Result<UmbelProcess> {
     let file = identity.path().join("identity.pem");
     let mut all = with_cache();
     all.extend(["serve", "--no-mdns", "--identity"].map(str::to_owned));
@@ -150,7 +179,11 @@ fn start(identity: &TempDir, listen: &[&str], arguments: &[&str]) -> UmbelProces
         all.extend(["--listen".to_owned(), (*address).to_owned()]);
     }
     all.extend(arguments.iter().map(|&argument| argument.to_owned()));
-    UmbelProcess::start(&all).unwrap_or_else(|error| panic!("{error:#}"))
+    // A GPU that happens to be in the machine shall change no test.
+    if !arguments.contains(&"--device") {
+        all.extend(["--device", "cpu"].map(str::to_owned));
+    }
+    UmbelProcess::start_in(environment, &all)
 }
 
 /// Where a server has said that it listens, over UDP or TCP; it announces something else where its

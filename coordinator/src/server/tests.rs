@@ -32,6 +32,7 @@ fn server(kv_tokens_max: u32) -> Server {
         head_size: 32,
         context_tokens: 512,
         kv_tokens_max,
+        cache: None,
         journal_bytes_max: 1 << 20,
         keeps_pages: true,
     })

@@ -185,9 +185,7 @@ fn interleaved<'a>(gate: &'a Weight, up: &'a Weight) -> Vec<Source<'a>> {
         (tile * GATED_TILE..(tile + 1) * GATED_TILE)
             .map(move |row| (row < rows).then_some((weight, row)))
     };
-    (0..rows.div_ceil(GATED_TILE))
-        .flat_map(|tile| part(gate, tile).chain(part(up, tile)))
-        .collect()
+    (0..rows.div_ceil(GATED_TILE)).flat_map(|tile| part(gate, tile).chain(part(up, tile))).collect()
 }
 
 /// What is added to products, where a model has it.

@@ -230,3 +230,9 @@ pub(crate) enum PrepareError {
     #[error(transparent)]
     Cuda(#[from] CudaError),
 }
+
+impl PrepareError {
+    pub(super) fn is_out_of_memory(&self) -> bool {
+        matches!(self, Self::Cuda(error) if error.is_out_of_memory())
+    }
+}

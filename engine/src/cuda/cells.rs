@@ -158,7 +158,9 @@ fn pack_floats(weight: &Weight, row: usize, bytes: &[u8], cells: &mut [u8]) {
 
 fn pack_numbers(format: Format, row: usize, groups: &[NumberGroup], cells: &mut [u8]) {
     let cell_bytes = format.cell_bytes();
-    for (group, cell) in groups.chunks(CELL_COLUMNS / GROUP_COLUMNS).zip(cells.chunks_mut(cell_bytes)) {
+    for (group, cell) in
+        groups.chunks(CELL_COLUMNS / GROUP_COLUMNS).zip(cells.chunks_mut(cell_bytes))
+    {
         for (half, group) in group.iter().enumerate() {
             for (column, &number) in group.numbers.iter().enumerate() {
                 let number = u8::try_from(i16::from(number) + format.centre())
@@ -223,7 +225,13 @@ const fn is_wide(format: Format) -> bool {
 
 /// What the kernels make of a packed matrix, value by value: their oracle in tests.
 #[cfg(test)]
-pub(super) fn unpacked(format: Format, cells: &[u8], row: usize, column: usize, columns: usize) -> f32 {
+pub(super) fn unpacked(
+    format: Format,
+    cells: &[u8],
+    row: usize,
+    column: usize,
+    columns: usize,
+) -> f32 {
     let bf16_at = |bytes: &[u8]| bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
     let tile = row / CELL_ROWS * columns.div_ceil(CELL_COLUMNS) + column / CELL_COLUMNS;
     let cell = &cells[tile * format.cell_bytes()..][..format.cell_bytes()];
@@ -286,7 +294,10 @@ mod tests {
                 for (column, &value) in of_row.iter().enumerate() {
                     let found = unpacked(format, &packed, row, column, columns);
                     let allowed = most / if kind.is_float() { 255.0 } else { 50.0 };
-                    assert!((found - value).abs() <= allowed, "{kind} {row} {column}: {found} {value}");
+                    assert!(
+                        (found - value).abs() <= allowed,
+                        "{kind} {row} {column}: {found} {value}"
+                    );
                 }
             }
         }

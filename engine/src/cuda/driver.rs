@@ -2,7 +2,10 @@
 //!
 //! The library is opened when a device is asked for, and never where nobody asks.
 
-#![allow(unsafe_code, reason = "the driver's interface is C; what is safe about it is said at each call")]
+#![allow(
+    unsafe_code,
+    reason = "the driver's interface is C; what is safe about it is said at each call"
+)]
 
 use std::ffi::{CString, c_void};
 use std::sync::Arc;
@@ -449,12 +452,7 @@ impl Stream {
     }
 
     /// Copies the first `bytes` of pinned memory to the device's.
-    pub(super) fn upload(
-        &self,
-        from: &Pinned,
-        bytes: usize,
-        to: &Buffer,
-    ) -> Result<(), CudaError> {
+    pub(super) fn upload(&self, from: &Pinned, bytes: usize, to: &Buffer) -> Result<(), CudaError> {
         assert!(bytes <= to.bytes, "what is copied fits");
         // SAFETY: both have so many bytes and live until the stream is waited for.
         unsafe { result::memcpy_htod_async(to.address, &from.as_slice()[..bytes], self.stream) }
@@ -520,9 +518,8 @@ impl Stream {
         let graph = graph?;
         // SAFETY: the graph came from the capture; both are destroyed once.
         unsafe {
-            let executable =
-                result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0))
-                    .to("prepare a pass");
+            let executable = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0))
+                .to("prepare a pass");
             let _ = result::graph::destroy(graph);
             Ok(Graph { context: Arc::clone(&self.context), executable: executable? })
         }
@@ -557,6 +554,7 @@ unsafe impl Sync for Graph {}
 impl Drop for Graph {
     fn drop(&mut self) {
         // SAFETY: it is destroyed once, and no pass is under way.
-        let _ = self.context.bind().map(|()| unsafe { result::graph::exec_destroy(self.executable) });
+        let _ =
+            self.context.bind().map(|()| unsafe { result::graph::exec_destroy(self.executable) });
     }
 }

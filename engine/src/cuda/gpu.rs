@@ -50,9 +50,10 @@ impl Gpu {
                 context.attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
             )
             .max(1),
-            shared_bytes: size(context.attribute(
-                Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
-            )?),
+            shared_bytes: size(
+                context
+                    .attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+            ),
         };
         let shared = Shared {
             workspace: Mutex::new(Workspace::default()),

@@ -117,11 +117,15 @@ impl Matrix {
     ) -> Result<(), CudaError> {
         match (self.layout, target) {
             (Layout::Plain, Target::Rows(to)) => self.multiply_plain(gpu, input, tokens, to),
-            (Layout::Plain, Target::Gated(_)) => unreachable!("plain features are gated by themselves"),
+            (Layout::Plain, Target::Gated(_)) => {
+                unreachable!("plain features are gated by themselves")
+            }
             (Layout::Cells(format), target) if tokens <= FEW_TOKENS => {
                 self.multiply_few(gpu, format, input, tokens, target)
             }
-            (Layout::Cells(format), target) => self.multiply_many(gpu, format, input, tokens, target),
+            (Layout::Cells(format), target) => {
+                self.multiply_many(gpu, format, input, tokens, target)
+            }
         }
     }
 
@@ -182,7 +186,14 @@ impl Matrix {
         target: Target,
     ) -> Result<(), CudaError> {
         if format == Format::Bf16 {
-            return self.multiply_tiles(gpu, self.data.address(), 0..self.row_tiles(), input, tokens, target);
+            return self.multiply_tiles(
+                gpu,
+                self.data.address(),
+                0..self.row_tiles(),
+                input,
+                tokens,
+                target,
+            );
         }
         let unpacked = gpu.unpacked();
         let row_bytes = self.cells() * Format::Bf16.cell_bytes();
@@ -386,10 +397,7 @@ pub(super) fn int(size: usize) -> i32 {
 }
 
 /// A device's memory with values in binary32, where there are some.
-pub(super) fn optional(
-    gpu: &Gpu,
-    values: Option<&[f32]>,
-) -> Result<Option<Buffer>, CudaError> {
+pub(super) fn optional(gpu: &Gpu, values: Option<&[f32]>) -> Result<Option<Buffer>, CudaError> {
     values.map(|values| Buffer::of(gpu.context(), values)).transpose()
 }
 

@@ -13,8 +13,8 @@ use std::sync::Arc;
 use bytemuck::{Pod, Zeroable};
 
 use super::block::{BlockId, GateUp, GpuBlock};
-use super::cells::CELL_COLUMNS;
 use super::cache::{HEAD_PADDING, PagePool, PrepareError, Sequence};
+use super::cells::CELL_COLUMNS;
 use super::driver::{Buffer, CudaError, Graph, Launch, Pinned};
 use super::gpu::Gpu;
 use super::matrix::{CELL_TOKENS, FEW_TOKENS, Matrix, Target, ToGated, ToRows, address, int};
@@ -289,16 +289,13 @@ pub(super) fn run(
 
 impl Workspace {
     /// Makes room for a pass; what was noted for the rooms before is forgotten with them.
-    fn make_room(
-        &mut self,
-        gpu: &Gpu,
-        geometry: &Geometry,
-        plan: &Plan,
-    ) -> Result<(), CudaError> {
+    fn make_room(&mut self, gpu: &Gpu, geometry: &Geometry, plan: &Plan) -> Result<(), CudaError> {
         let key = Rooms::key(geometry);
         let partials = partial_bytes(geometry, plan);
         let suits = |rooms: &Rooms| {
-            rooms.geometry == key && rooms.tokens >= plan.tokens && rooms.partials.bytes() >= partials
+            rooms.geometry == key
+                && rooms.tokens >= plan.tokens
+                && rooms.partials.bytes() >= partials
         };
         if self.rooms.as_ref().is_some_and(suits) {
             return Ok(());
@@ -308,10 +305,20 @@ impl Workspace {
         let (tokens, former_partials) =
             former.as_ref().map_or((0, 0), |rooms| (rooms.tokens, rooms.partials.bytes()));
         drop(former);
-        let tokens = plan.tokens.max(FEW_TOKENS).next_multiple_of(FEW_TOKENS).max(tokens);
-        let partials = partials.max(former_partials);
-        self.rooms = Some(Rooms::new(gpu, geometry, tokens, partials)?);
-        Ok(())
+        let wanted = plan.tokens.max(FEW_TOKENS).next_multiple_of(FEW_TOKENS).max(tokens);
+        match Rooms::new(gpu, geometry, wanted, partials.max(former_partials)) {
+            Ok(rooms) => {
+                self.rooms = Some(rooms);
+                Ok(())
+            }
+            Err(error) => {
+                // Smaller passes go on as before.
+                if tokens > 0 {
+                    self.rooms = Rooms::new(gpu, geometry, tokens, former_partials).ok();
+                }
+                Err(error)
+            }
+        }
     }
 }
 
@@ -459,7 +466,12 @@ impl Pass<'_> {
     }
 
     /// Queries, keys and values, or those of them that are of one type.
-    fn project(&self, matrix: &Matrix, start: usize, bias: Option<&Buffer>) -> Result<(), CudaError> {
+    fn project(
+        &self,
+        matrix: &Matrix,
+        start: usize,
+        bias: Option<&Buffer>,
+    ) -> Result<(), CudaError> {
         let Geometry { heads, kv_heads, head_size, .. } = *self.geometry;
         let to = ToRows {
             output: self.rooms.projected.address(),
@@ -485,10 +497,8 @@ impl Pass<'_> {
         };
         let name = if plain { "place_f32" } else { "place_bf16" };
         let kernel = self.gpu.program().kernel("rotary", name, 0)?;
-        let to = ToCache {
-            queries: self.rooms.queries.address(),
-            pages: self.pool.memory().address(),
-        };
+        let to =
+            ToCache { queries: self.rooms.queries.address(), pages: self.pool.memory().address() };
         let launch = Launch::new(kernel, [self.plan.tokens, 1, 1], THREADS)
             .with(self.rooms.projected.address())
             .with(heads)
@@ -540,11 +550,8 @@ impl Pass<'_> {
         let kernel = |name: &str, shared| {
             self.gpu.program().kernel("attention", &format!("{name}_{padded}"), shared)
         };
-        let partials = Partials {
-            values: self.rooms.partials.address(),
-            splits: int(splits),
-            unused: 0,
-        };
+        let partials =
+            Partials { values: self.rooms.partials.address(), splits: int(splits), unused: 0 };
         let shared = self.stage_bytes();
         let grid = [splits, kv_heads, self.plan.few];
         let attend = Launch::new(kernel("attend_few", shared)?, grid, THREADS)

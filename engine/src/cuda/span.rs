@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::ops::Range;
 use std::sync::Arc;
 
 use umbel_protocol::{DType, Span};
@@ -39,7 +38,8 @@ impl GpuSpan {
             return Err(LoadGpuSpanError::HeadSize { found: config.head_size });
         }
         let held = |index| {
-            let beside = held.iter().filter(|held| held.gpu.is(gpu) && held.geometry.plain == plain);
+            let beside =
+                held.iter().filter(|held| held.gpu.is(gpu) && held.geometry.plain == plain);
             beside.into_iter().find_map(|held| held.block(index)).map(Arc::clone)
         };
         let load = |index| match held(index) {
@@ -84,23 +84,34 @@ impl GpuSpan {
         }
         for ((start, end, _), lot) in lots {
             let (indices, mut stretches): (Vec<_>, Vec<_>) = lot.into_iter().unzip();
-            let range = Range { start: start - self.first, end: end - self.first };
-            let blocks = &self.blocks[range.start as usize..range.end as usize];
-            match pass::run(&self.gpu, &self.geometry, (start, blocks), &mut stretches) {
-                Ok(rows) => {
-                    for (index, rows) in indices.into_iter().zip(rows) {
-                        results[index] = Some(Ok(rows));
-                    }
-                }
-                Err(error) => {
-                    let error = Arc::new(error);
-                    for index in indices {
-                        results[index] = Some(Err(Arc::clone(&error)));
-                    }
-                }
+            let range = (start - self.first) as usize..(end - self.first) as usize;
+            let rows = self.pass(start, &self.blocks[range], &mut stretches);
+            for (index, rows) in indices.into_iter().zip(rows) {
+                results[index] = Some(rows);
             }
         }
         results.into_iter().map(|result| result.expect("every session is in a lot")).collect()
+    }
+
+    /// One pass for all; where the device has no memory for it, one for each, so that who asks for
+    /// much fails alone.
+    fn pass(
+        &self,
+        first: u32,
+        blocks: &[Arc<GpuBlock>],
+        sessions: &mut [SessionRows<'_>],
+    ) -> Vec<Result<Vec<f32>, Arc<PrepareError>>> {
+        match pass::run(&self.gpu, &self.geometry, (first, blocks), sessions) {
+            Ok(rows) => rows.into_iter().map(Ok).collect(),
+            Err(error) if error.is_out_of_memory() && sessions.len() > 1 => {
+                let alone = sessions.chunks_mut(1);
+                alone.flat_map(|session| self.pass(first, blocks, session)).collect()
+            }
+            Err(error) => {
+                let error = Arc::new(error);
+                sessions.iter().map(|_| Err(Arc::clone(&error))).collect()
+            }
+        }
     }
 }
 

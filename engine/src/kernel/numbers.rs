@@ -78,7 +78,8 @@ mod tests {
             let bytes = weights(kind, 512, &mut numbers);
             let mut expected = vec![0.0; 512];
             dequantize_row(kind, &bytes, &mut expected);
-            let value = |group: &NumberGroup, number: i8| group.scale * f32::from(number) + group.offset;
+            let value =
+                |group: &NumberGroup, number: i8| group.scale * f32::from(number) + group.offset;
             let groups = number_groups(kind, &bytes);
             let found: Vec<f32> = groups
                 .iter()

@@ -5,7 +5,7 @@ use umbel_shard::WeightType;
 
 use super::{InstructionSet, dequantize_row};
 
-pub(super) const ALL_TYPES: [WeightType; 11] = [
+pub(crate) const ALL_TYPES: [WeightType; 11] = [
     WeightType::F32,
     WeightType::F16,
     WeightType::BF16,
@@ -20,15 +20,15 @@ pub(super) const ALL_TYPES: [WeightType; 11] = [
 ];
 
 /// What this machine can run: its own instructions, and the portable ones.
-pub(super) fn instruction_sets() -> [InstructionSet; 2] {
+pub(crate) fn instruction_sets() -> [InstructionSet; 2] {
     [InstructionSet::Portable, InstructionSet::detected()]
 }
 
 /// Numbers from a seed (`SplitMix64`, <https://prng.di.unimi.it/splitmix64.c>).
-pub(super) struct Numbers(pub(super) u64);
+pub(crate) struct Numbers(pub(crate) u64);
 
 impl Numbers {
-    pub(super) fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut word = self.0;
         word = (word ^ word >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -37,26 +37,26 @@ impl Numbers {
     }
 
     /// Between -1 and 1.
-    pub(super) fn float(&mut self) -> f32 {
+    pub(crate) fn float(&mut self) -> f32 {
         (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0
     }
 
-    pub(super) fn floats(&mut self, count: usize) -> Vec<f32> {
+    pub(crate) fn floats(&mut self, count: usize) -> Vec<f32> {
         (0..count).map(|_| self.float()).collect()
     }
 
-    pub(super) fn byte(&mut self) -> u8 {
+    pub(crate) fn byte(&mut self) -> u8 {
         self.next().to_le_bytes()[7]
     }
 }
 
 /// `values` weights of `kind`: any bits, but with scales and floats that models have.
-pub(super) fn weights(kind: WeightType, values: usize, numbers: &mut Numbers) -> Vec<u8> {
+pub(crate) fn weights(kind: WeightType, values: usize, numbers: &mut Numbers) -> Vec<u8> {
     weights_with_scales(kind, values, numbers, |numbers| numbers.float() / 16.0)
 }
 
 /// As [`weights`], with scales and minima that `scale` draws.
-pub(super) fn weights_with_scales(
+pub(crate) fn weights_with_scales(
     kind: WeightType,
     values: usize,
     numbers: &mut Numbers,
@@ -104,12 +104,12 @@ fn scale_places(kind: WeightType) -> &'static [usize] {
 }
 
 /// The weights in `bytes`, exactly.
-pub(super) fn widened(kind: WeightType, bytes: &[u8]) -> Vec<f64> {
+pub(crate) fn widened(kind: WeightType, bytes: &[u8]) -> Vec<f64> {
     let mut values = vec![0.0; bytes.len() / kind.block_bytes() * kind.block_values()];
     dequantize_row(kind, bytes, &mut values);
     values.into_iter().map(f64::from).collect()
 }
 
-pub(super) fn bits(values: &[f32]) -> Vec<u32> {
+pub(crate) fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }

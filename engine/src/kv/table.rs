@@ -164,6 +164,15 @@ impl KvTable {
         }
     }
 
+    /// The cache of each block.
+    #[cfg(test)]
+    pub(super) fn caches(&self) -> &[BlockCache] {
+        match &self.storage {
+            Storage::Host(caches) => caches,
+            Storage::Device(_) => panic!("the table is on a device"),
+        }
+    }
+
     /// The cache in a device's memory.
     ///
     /// # Panics

@@ -211,6 +211,7 @@ async fn serve(block: u32) -> anyhow::Result<()> {
         head_size: 32,
         context_tokens: TOKENS_MAX,
         kv_tokens_max: TOKENS_MAX,
+        cache: None,
         journal_bytes_max: 64 << 20,
         keeps_pages: true,
     });

@@ -97,6 +97,8 @@ impl LocalSwarm {
             command.arg("--instructions").arg(instructions);
         }
         command.args(["serve", model, "--no-mdns", "--stop-with-stdin"]);
+        // All of them on one GPU would take its memory from each other.
+        command.args(["--device", "cpu"]);
         command.arg("--blocks").arg(blocks.to_string());
         command.arg("--identity").arg(identity);
         if let Some(tokens) = kv_tokens {

@@ -1,6 +1,6 @@
 //! Getting blocks into memory.
 
-use umbel_engine::{Device, Embedding, Head, HostedSpan, KvArena, heap};
+use umbel_engine::{CudaError, Device, Embedding, Gpu, Head, HostedSpan, KvArena, heap};
 use umbel_protocol::Span;
 use umbel_protocol::announcement::Throughput;
 use umbel_shard::{Model, ModelConfig, ModelSource, Part, PartsNeeded};
@@ -8,6 +8,7 @@ use umbel_shard::{Model, ModelConfig, ModelSource, Part, PartsNeeded};
 use super::memory;
 use crate::compute::{Shard, ShardEnds};
 use crate::config::Config;
+use crate::device;
 use crate::measure;
 use crate::progress::Shown;
 
@@ -17,6 +18,8 @@ pub(super) struct Loader {
     pub(super) source: ModelSource,
     pub(super) config: Config,
     pub(super) device: Device,
+    /// Where the blocks are computed, if not on that.
+    pub(super) gpu: Option<Gpu>,
     /// Blocks of the model, where the ends that a span touches are loaded with it.
     pub(super) ends_of: Option<u32>,
 }
@@ -47,7 +50,8 @@ impl Loader {
     /// Loads blocks, with room for so many tokens, and measures them.
     pub(super) async fn load(&self, span: Span, kv_tokens: usize) -> anyhow::Result<Loaded> {
         let nothing = (Vec::new(), ShardEnds::default());
-        self.load_into(span, move |config| KvArena::new(config, span, kv_tokens), nothing).await
+        let arena = move |blocks: &HostedSpan, config: &_| blocks.arena(config, kv_tokens);
+        self.load_into(span, arena, nothing).await
     }
 
     /// Loads blocks beside others: they share the blocks that both have, and the room for tokens.
@@ -56,7 +60,12 @@ impl Loader {
     /// Also where the system lacks the memory for them.
     pub(super) async fn load_beside(&self, span: Span, held: Held) -> anyhow::Result<Loaded> {
         let Held { spans, arena, ends } = held;
-        self.load_into(span, move |_| arena.beside(span), (spans, ends)).await
+        self.load_into(span, move |_, _| Ok(arena.beside(span)), (spans, ends)).await
+    }
+
+    /// What computes, by name.
+    fn device_name(&self) -> String {
+        self.gpu.as_ref().map_or_else(|| self.config.device_name(), device::file_name)
     }
 
     /// What blocks of `span` need, and the ends that they touch where those are held.
@@ -71,7 +80,7 @@ impl Loader {
     async fn load_into(
         &self,
         span: Span,
-        arena: impl FnOnce(&ModelConfig) -> KvArena + Send + 'static,
+        arena: impl FnOnce(&HostedSpan, &ModelConfig) -> Result<KvArena, CudaError> + Send + 'static,
         (held, held_ends): (Vec<HostedSpan>, ShardEnds),
     ) -> anyhow::Result<Loaded> {
         let parts = self.parts(span);
@@ -84,7 +93,11 @@ impl Loader {
             parts.embedding && held_ends.embedding.is_none(),
             parts.head && held_ends.head.is_none(),
         );
-        memory::wait_for(missing + missing_ends).await?;
+        match &self.gpu {
+            None => memory::wait_for(missing + missing_ends).await?,
+            // The device says itself when it is full.
+            Some(_) => memory::wait_for(missing_ends).await?,
+        }
         let mut weights = model.weights(Part::Blocks(span))?;
         if parts.embedding {
             weights = weights.and(model.weights(Part::Embedding)?);
@@ -93,12 +106,14 @@ impl Loader {
             weights = weights.and(model.weights(Part::Head)?);
         }
         let config = model.config().clone();
-        let key = measure::Key { model: model.id(), device: self.config.device_name() };
+        let key = measure::Key { model: model.id(), device: self.device_name() };
         let folder = self.config.data_dir.join("speed");
-        let device = self.device.clone();
+        let (device, gpu) = (self.device.clone(), self.gpu.clone());
         let load = move || -> anyhow::Result<_> {
-            let blocks =
-                HostedSpan::load_beside(&held, &config, &weights, span)?.on(device.clone());
+            let blocks = match &gpu {
+                Some(gpu) => HostedSpan::load_on(gpu, &held, &config, &weights, span)?,
+                None => HostedSpan::load_beside(&held, &config, &weights, span)?.on(device.clone()),
+            };
             let ends = ShardEnds {
                 embedding: match held_ends.embedding.filter(|_| parts.embedding) {
                     None if parts.embedding => Some(Embedding::load(&config, &weights)?),
@@ -110,12 +125,13 @@ impl Loader {
                 },
             };
             // Sessions open in the other one meanwhile, and are promised all of its room.
-            let trial = KvArena::new(&config, span, measure::TOKENS);
+            let trial = blocks.arena(&config, measure::TOKENS)?;
             let throughput = measure::throughput(&blocks, &trial, &key, &folder)?;
             drop(trial);
             // What packing and measuring took is of no use any more.
             heap::give_back();
-            Ok(Loaded { shard: Shard { blocks, arena: arena(&config), ends }, throughput })
+            let arena = arena(&blocks, &config)?;
+            Ok(Loaded { shard: Shard { blocks, arena, ends }, throughput })
         };
         tokio::task::spawn_blocking(load).await?
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 use tokio::sync::watch;
-use umbel_engine::heap;
+use umbel_engine::{Gpu, heap};
 use umbel_shard::manifest::ManifestTensor;
 use umbel_shard::{Model, budget};
 
@@ -60,15 +60,32 @@ fn available_bytes() -> anyhow::Result<u64> {
 
 /// As much of it as a server takes.
 fn free_bytes() -> anyhow::Result<u64> {
-    let available = available_bytes()?;
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        clippy::cast_precision_loss,
-        reason = "a share of a number of bytes"
-    )]
-    let share = (available as f64 * SHARE) as u64;
-    Ok(share)
+    Ok(share_of(available_bytes()?, SHARE))
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "a share of a number of bytes"
+)]
+fn share_of(bytes: u64, share: f64) -> u64 {
+    (bytes as f64 * share) as u64
+}
+
+/// How much of a GPU's free memory a server takes: the driver's own grows with the kernels it compiles.
+const GPU_SHARE: f64 = 0.94;
+
+/// What a pass of a long prompt computes in, beside weights and cache.
+const GPU_WORKSPACE_BYTES: u64 = 768 << 20;
+
+/// What may be taken of a GPU's memory: as much as was said, or a share of what is free now.
+pub(super) fn allowed_bytes_of(gpu: &Gpu, said: Option<u64>) -> anyhow::Result<u64> {
+    if let Some(said) = said {
+        return Ok(said);
+    }
+    let (free, _) = gpu.memory()?;
+    Ok(share_of(free as u64, GPU_SHARE).saturating_sub(GPU_WORKSPACE_BYTES))
 }
 
 /// Bytes of results that are kept for the failure of next hops.

@@ -167,6 +167,7 @@ impl Scenario {
             head_size: 32,
             context_tokens: CONTEXT_TOKENS,
             kv_tokens_max: of.kv_tokens,
+            cache: None,
             journal_bytes_max,
             keeps_pages: true,
         }

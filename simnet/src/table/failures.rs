@@ -202,6 +202,7 @@ pub fn generate(length: u32, probability: f64, standby: bool, noticed: bool, see
                 head_size: 32,
                 context_tokens: 2_048,
                 kv_tokens_max: 16_384,
+                cache: None,
                 journal_bytes_max: 16 << 20,
                 keeps_pages: true,
             };

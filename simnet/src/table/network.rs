@@ -122,6 +122,7 @@ impl Setup {
                 head_size: 32,
                 context_tokens: 4_096,
                 kv_tokens_max: 8_192,
+                cache: None,
                 journal_bytes_max: 16 << 20,
                 keeps_pages: true,
             };

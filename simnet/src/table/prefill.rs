@@ -101,6 +101,7 @@ pub fn time(manner: Manner, prompt: u32, bytes_per_second: f64) -> Duration {
             head_size: 32,
             context_tokens: 8_192,
             kv_tokens_max: 8_192,
+            cache: None,
             journal_bytes_max: 64 << 20,
             keeps_pages: true,
         };

@@ -29,6 +29,7 @@ fn a_long_prompt_over_a_slow_link_reaches_its_hop() {
             head_size: 32,
             context_tokens: 1_024,
             kv_tokens_max: 4_096,
+            cache: None,
             journal_bytes_max: 1 << 20,
             keeps_pages: true,
         };

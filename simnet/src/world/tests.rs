@@ -31,6 +31,7 @@ pub(super) fn server(name: u8, start: u32, end: u32, kv_tokens_max: u32) -> Serv
         head_size: 32,
         context_tokens: 512,
         kv_tokens_max,
+        cache: None,
         journal_bytes_max: 1 << 20,
         keeps_pages: true,
     }

@@ -30,7 +30,7 @@ const NARROW_ERROR_MAX: f64 = 2e-2;
 const PLAIN_ERROR_MAX: f64 = 1e-5;
 
 /// Room for tokens in the caches of both.
-const ROOM: usize = 1024;
+const ROOM: usize = 2048;
 
 fn main() -> ExitCode {
     match run() {
@@ -49,6 +49,8 @@ fn run() -> Result<()> {
     for kind in WeightType::ALL {
         compare(&gpu, &random(folder.path(), kind, &usual())?, kind.name())?;
     }
+    starved(&Pair::load(&gpu, &random(folder.path(), WeightType::BF16, &usual())?)?)
+        .context("without memory")?;
     for (name, config) in odd_shapes() {
         for kind in [WeightType::F32, WeightType::BF16] {
             let model = random(folder.path(), kind, &config)?;
@@ -169,7 +171,12 @@ impl Pair {
     }
 
     /// As `in_steps`, from where a table stands.
-    fn from(&self, table: &mut KvTable, text: &HiddenStates, steps: &[usize]) -> Result<HiddenStates> {
+    fn from(
+        &self,
+        table: &mut KvTable,
+        text: &HiddenStates,
+        steps: &[usize],
+    ) -> Result<HiddenStates> {
         let (mut parts, mut steps) = (Vec::new(), steps.iter().cycle());
         while table.position() < text.token_count() {
             let start = table.position();
@@ -185,14 +192,17 @@ fn compare(gpu: &Gpu, model: &Model, name: &str) -> Result<()> {
     let pair = Pair::load(gpu, model)?;
     let text = pair.text(1)?;
     let whole = pair.in_steps(&text, &[usize::MAX / 2])?;
-    let mut exact_table = KvArena::new(&pair.config, pair.span, ROOM).open(pair.span, pair.tokens())?;
+    let mut exact_table =
+        KvArena::new(&pair.config, pair.span, ROOM).open(pair.span, pair.tokens())?;
     let exact = pair.exact.forward(&mut exact_table, &text)?;
     let error = relative_error(&whole, &exact);
     let plain = pair.arena.fixed_type() == Some(DType::F32);
     let allowed = if plain { PLAIN_ERROR_MAX } else { NARROW_ERROR_MAX };
     println!("{name}: {error:.1e}");
     if error.is_nan() || error > allowed {
-        bail!("{name}: results are {error:.1e} from those of the processor, of which {allowed:.0e} is allowed");
+        bail!(
+            "{name}: results are {error:.1e} from those of the processor, of which {allowed:.0e} is allowed"
+        );
     }
     for steps in [&[1, 1, 1, 1, 1, 1, 70][..], &[7, 1, 65], &[64, 1, 1]] {
         let found = pair.in_steps(&text, steps)?;
@@ -218,7 +228,8 @@ fn together(pair: &Pair, whole: &HiddenStates) -> Result<()> {
             let (start, end) = (table.position(), clamp(end).max(table.position() + 1));
             rows.push((table, text.rows(start..end)?));
         }
-        let mut batch: Vec<_> = rows.iter_mut().map(|(table, rows)| (&mut **table, &*rows)).collect();
+        let mut batch: Vec<_> =
+            rows.iter_mut().map(|(table, rows)| (&mut **table, &*rows)).collect();
         let mut results = pair.blocks.forward_batch(&mut batch).into_iter();
         parts.push(results.next().context("the first session has a result")??);
         results.try_for_each(|result| result.map(drop))?;
@@ -261,6 +272,35 @@ fn shared(pair: &Pair, whole: &HiddenStates) -> Result<()> {
     Ok(())
 }
 
+/// Where the device has no memory for the pass of a long text, that one fails alone, and goes on when
+/// there is memory again.
+fn starved(pair: &Pair) -> Result<()> {
+    let text = pair.text(1)?;
+    let whole = pair.in_steps(&text, &[usize::MAX / 2])?;
+    let long = HiddenStates::concat(&vec![text.clone(); 12])?;
+    let (mut of_long, mut of_short) =
+        (pair.arena.open(pair.span, long.token_count())?, pair.table()?);
+    let mut hoard = Vec::new();
+    for tokens in [1 << 22, 1 << 18, 1 << 14, 1 << 10, 1 << 6] {
+        while let Ok(arena) = pair.blocks.arena(&pair.config, tokens) {
+            hoard.push(arena);
+        }
+    }
+    let batch = &mut [(&mut of_long, &long), (&mut of_short, &text)];
+    let results = pair.blocks.forward_batch(batch);
+    let [long_result, short_result] = &results[..] else { bail!("a result is missing") };
+    let error = long_result.as_ref().err().context("there was memory after all")?;
+    println!("without memory: {error}: {}", std::error::Error::source(error).context("no reason")?);
+    ensure!(
+        short_result.as_ref().is_ok_and(|short| same(short, &whole)),
+        "the short one failed too"
+    );
+    drop(hoard);
+    let found = pair.blocks.forward(&mut of_long, &long)?;
+    ensure!(same(&found.rows(0..text.token_count())?, &whole), "other bits");
+    Ok(())
+}
+
 /// A span behind another gives what both give together.
 fn in_parts(pair: &Pair, whole: &HiddenStates) -> Result<()> {
     let blocks = pair.config.block_count;
@@ -284,7 +324,8 @@ fn same(one: &HiddenStates, other: &HiddenStates) -> bool {
 /// The norm of the difference by that of the expected.
 fn relative_error(found: &HiddenStates, expected: &HiddenStates) -> f64 {
     let (found, expected) = (found.to_values(), expected.to_values());
-    let square = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>();
+    let square =
+        |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>();
     let differences = found.iter().zip(&expected).map(|(a, b)| f64::from(*a) - f64::from(*b));
     let difference = square(&mut differences.into_iter());
     (difference / square(&mut expected.iter().map(|value| f64::from(*value)))).sqrt()

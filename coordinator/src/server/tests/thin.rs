@@ -19,6 +19,7 @@ fn server_of(start: u32, end: u32, vocabulary_size: Option<u32>) -> Server {
         head_size: 32,
         context_tokens: 512,
         kv_tokens_max: 4_096,
+        cache: None,
         journal_bytes_max: 1 << 20,
         keeps_pages: true,
     })

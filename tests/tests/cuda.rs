@@ -1,0 +1,135 @@
+//! Blocks on a GPU, over the emulated driver of `tests/gpu/emulator`, which runs the same kernels on the
+//! processor: that they are exact, that a server uses them, and what it does when the device fails.
+
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::LazyLock;
+
+use serde_json::Value;
+use umbel_tests::swarm::{Server, checkpoint, report, serve, serve_in, try_serve_in, umbel};
+
+/// The checkpoints of the families that there are.
+const FAMILIES: [&str; 6] = ["llama", "llama-tied-mha", "llama3-rope", "mistral", "qwen2", "qwen3"];
+
+/// Where the emulated driver is, built once for all tests.
+static DRIVER: LazyLock<PathBuf> = LazyLock::new(|| {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulated-driver");
+    let built = Command::new(root.join("gpu/emulator/build.sh"))
+        .arg(root.join("../engine/cuda"))
+        .arg(&out)
+        .output()
+        .unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    out
+});
+
+fn driver() -> &'static str {
+    DRIVER.to_str().unwrap()
+}
+
+/// A server of the tiny Llama on the emulated GPU, which these variables describe further.
+fn gpu_server(variables: &[(&str, &str)], arguments: &[&str]) -> anyhow::Result<Server> {
+    let folder = checkpoint("llama");
+    let environment = [&[("LD_LIBRARY_PATH", driver())], variables].concat();
+    // The emulated device is small.
+    let usual = [folder.as_str(), "--device", "cuda", "--kv-tokens", "1024"];
+    try_serve_in(&environment, &[&usual, arguments].concat())
+}
+
+/// What `umbel generate` reports of the stored prompt, computed by a swarm, and what is stored.
+fn generated(address: &str) -> (Value, Value) {
+    let folder = checkpoint("llama");
+    let stored = std::fs::read_to_string(Path::new(&folder).join("golden.json")).unwrap();
+    let stored: Value = serde_json::from_str(&stored).unwrap();
+    let prompt = stored_prompt(&folder);
+    let arguments = ["generate", &folder, "--prompt-ids", &prompt, "--max-tokens", "24"];
+    let more = ["--ignore-eos", "--json", "--join", address];
+    (report(&umbel(&[&arguments[..], &more].concat())), stored["greedy"].clone())
+}
+
+fn stored_prompt(folder: &str) -> String {
+    let bytes = std::fs::read(Path::new(folder).join("golden.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let ids = tensors.tensor("input_ids").unwrap();
+    let ids = ids.data().chunks_exact(8);
+    let ids = ids.map(|bytes| i64::from_le_bytes(bytes.try_into().unwrap()).to_string());
+    ids.collect::<Vec<_>>().join(",")
+}
+
+/// Every weight type, odd shapes and every family; see the program for what is compared.
+#[test]
+fn a_gpu_gives_what_the_processor_gives_and_the_same_bits_each_time() {
+    let checked = Command::new(env!("CARGO_BIN_EXE_umbel-gpu-check"))
+        .args(FAMILIES.map(checkpoint))
+        .env("LD_LIBRARY_PATH", driver())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&checked.stderr);
+    assert!(checked.status.success(), "{}{said}", String::from_utf8_lossy(&checked.stdout));
+    let lines = String::from_utf8_lossy(&checked.stdout).lines().count();
+    assert_eq!(lines, 11 + 1 + 4 * 2 + FAMILIES.len(), "all of them were compared");
+}
+
+/// The kernels' order of threads is the device's own affair.
+#[test]
+fn a_server_on_a_gpu_gives_the_stored_tokens_beside_one_on_a_processor() {
+    let first = gpu_server(&[("UMBEL_EMULATED_SEED", "1")], &["--blocks", "0..3"]).unwrap();
+    let folder = checkpoint("llama");
+    let second = serve(&[&folder, "--blocks", "3..4", "--join", first.address()]);
+    let (report, stored) = generated(second.address());
+    assert_eq!(report["token_ids"], stored);
+    first.assert_no_errors();
+    assert!(first.stderr().contains("computing on the GPU"), "{}", first.stderr());
+    let stopped = first.terminate();
+    assert!(stopped.status.success(), "{}", stopped.stderr);
+}
+
+#[test]
+fn without_a_gpu_a_server_says_so_and_computes_on_the_processor() {
+    let folder = checkpoint("llama");
+    let environment = [("LD_LIBRARY_PATH", driver()), ("UMBEL_EMULATED_DEVICES", "0")];
+    let server = serve_in(&environment, &[&folder, "--blocks", "0..4", "--device", "auto"]);
+    let (report, stored) = generated(server.address());
+    assert_eq!(report["token_ids"], stored);
+    assert!(server.stderr().contains("computing on the processor"), "{}", server.stderr());
+}
+
+#[test]
+fn a_gpu_that_cannot_be_used_is_a_clear_error_where_it_was_asked_for() {
+    for (variable, value, said) in [
+        ("UMBEL_EMULATED_DEVICES", "0", "there is no GPU 0 on this machine"),
+        ("UMBEL_EMULATED_DRIVER", "11040", "supports CUDA 11.4 and Umbel's kernels need 12.1"),
+        ("UMBEL_EMULATED_CAPABILITY", "75", "has the compute capability 7.5"),
+        ("UMBEL_EMULATED_MEMORY", "1000000", "out of memory"),
+    ] {
+        let error = gpu_server(&[(variable, value)], &[]).err().expect(said);
+        assert!(format!("{error:#}").contains(said), "{error:#}");
+    }
+    let folder = checkpoint("llama");
+    let unknown = umbel(&["serve", &folder, "--device", "gpu"]);
+    assert!(unknown.stderr.contains("cuda:1"), "{}", unknown.stderr);
+}
+
+/// The device is lost during an answer: the server ends with a clear line, and the client goes on with
+/// another server and gets the same tokens.
+#[test]
+fn a_device_that_is_lost_ends_its_server_and_no_answer() {
+    let folder = checkpoint("llama");
+    let end = serve(&[&folder, "--blocks", "2..4"]);
+    let address = end.address().to_owned();
+    // A token takes 18 kernels, and the blocks are measured with at most 240 before.
+    let variables = [("UMBEL_EMULATED_LOSE_AFTER", "300")];
+    let lost = gpu_server(&variables, &["--blocks", "0..2", "--join", &address]).unwrap();
+    let asking = std::thread::spawn(move || generated(&address));
+    // It would be preferred if it were there from the beginning.
+    let other = serve(&[&folder, "--blocks", "0..2", "--join", end.address()]);
+    let (report, stored) = asking.join().unwrap();
+    assert_eq!(report["token_ids"], stored);
+    let lost = lost.into_process().wait().unwrap();
+    assert!(!lost.status.success() && lost.stderr.contains("the GPU is lost"), "{}", lost.stderr);
+    other.assert_no_errors();
+}
