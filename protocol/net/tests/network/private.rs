@@ -28,6 +28,7 @@ async fn members_come_in_and_nobody_else_does() {
     for stranger in [client().await, member(Role::Client, &[], &others).await.unwrap()] {
         let error = stranger.join(&addresses).await.unwrap_err().to_string();
         assert!(error.contains(&addresses[0].to_string()), "{error}");
+        assert!(error.contains("private swarm"), "{error}");
         assert_eq!(stranger.connected_peers().await, []);
     }
     assert_eq!(server.connected_peers().await, [friend.peer_id()]);
