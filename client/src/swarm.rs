@@ -18,7 +18,7 @@ use umbel_coordinator::swarm::health::Health;
 use umbel_coordinator::{Hop, Time};
 use umbel_net::{
     Identity, JoinError, Link, LinkProtocol, Multiaddr, Network, NetworkConfig, OpenLinkError,
-    Role, StartNetworkError,
+    Role, StartNetworkError, SwarmKey,
 };
 use umbel_protocol::announcement::{Announcement, UnixTime};
 use umbel_protocol::prefix::PageDigest;
@@ -47,6 +47,8 @@ const MDNS_WAIT: Duration = Duration::from_secs(5);
 pub struct SwarmConfig {
     /// Addresses of peers, any one of which is enough.
     pub join: Vec<Multiaddr>,
+    /// The secret of a private swarm, if it is one.
+    pub swarm_key: Option<SwarmKey>,
     /// Whether to look for peers on the local network as well.
     pub mdns: bool,
     /// How long a session waits for a server of blocks that nobody serves, before its first token
@@ -56,7 +58,7 @@ pub struct SwarmConfig {
 
 impl Default for SwarmConfig {
     fn default() -> Self {
-        Self { join: Vec::new(), mdns: false, patience: route::PATIENCE }
+        Self { join: Vec::new(), swarm_key: None, mdns: false, patience: route::PATIENCE }
     }
 }
 
@@ -97,6 +99,7 @@ impl Swarm {
         let patience = config.patience;
         let network = Network::start(NetworkConfig {
             mdns: config.mdns,
+            swarm_key: config.swarm_key,
             ..NetworkConfig::new(identity, Role::Client)
         })
         .await?;

@@ -79,6 +79,12 @@ impl Announcer {
         Self { network, directory: Arc::default() }
     }
 
+    /// The network in which it announces.
+    #[must_use]
+    pub const fn network(&self) -> &Network {
+        &self.network
+    }
+
     /// Asks peers whom they know.
     pub async fn ask_all(&self, peers: &[PeerId]) {
         join_all(peers.iter().map(|peer| self.ask(*peer, &[]))).await;

@@ -3,6 +3,7 @@
 mod about;
 mod bench;
 mod gateway;
+pub mod join;
 mod look;
 pub mod train;
 
@@ -19,6 +20,7 @@ use crate::device::DeviceWish;
 pub use about::{CompletionsArguments, ManArguments};
 pub use bench::{BenchArguments, RandomShape};
 pub use gateway::{FrontArguments, GatewayArguments};
+pub use join::{Join, SwarmArguments, SwarmCommand};
 pub use look::{DoctorArguments, InspectArguments, StatusArguments};
 
 /// The model of every command that names none.
@@ -109,6 +111,8 @@ pub enum Command {
     Doctor(DoctorArguments),
     /// Measure decode and prefill speed, in one process and over swarms on this machine.
     Bench(BenchArguments),
+    /// Make a private swarm, and invite others to it.
+    Swarm(SwarmArguments),
     /// Print what completes the words of this program in a shell.
     Completions(CompletionsArguments),
     /// Print the manual page, or write one for each command.
@@ -145,9 +149,10 @@ impl ModelArguments {
 /// Where the model is computed.
 #[derive(Debug, Clone, Args)]
 pub struct ChainArguments {
-    /// Address of any peer of the swarm, as its `ready` line prints it; may be given several times.
+    /// Address of any peer of the swarm, as its `ready` line prints it, or an invite; may be given
+    /// several times.
     #[arg(long, value_name = "ADDR")]
-    pub join: Vec<Multiaddr>,
+    pub join: Vec<Join>,
 
     /// Compute everything in this process, without a network.
     #[arg(long, conflicts_with = "join")]
@@ -296,9 +301,14 @@ pub struct ServeArguments {
     #[command(flatten)]
     pub model: ModelArguments,
 
-    /// Address of any peer of the swarm; may be given several times.
+    /// Address of any peer of the swarm, or an invite; may be given several times.
     #[arg(long, value_name = "ADDR")]
-    pub join: Vec<Multiaddr>,
+    pub join: Vec<Join>,
+
+    /// The key of a private swarm, which has members alone and speaks TCP alone; who comes by an invite
+    /// needs none.
+    #[arg(long, value_name = "FILE")]
+    pub swarm: Option<PathBuf>,
 
     /// Which blocks, START..END; by default as many as fit, where the swarm is thinnest.
     #[arg(long, value_name = "A..B", conflicts_with = "block_count")]

@@ -13,6 +13,7 @@ mod serve;
 pub(crate) mod session;
 mod speculate;
 mod status;
+mod swarm;
 mod train;
 
 use std::process::ExitCode;
@@ -53,6 +54,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Command::Bench(arguments) => bench::run(arguments, &config).await,
             Command::Completions(arguments) => about::completions(&arguments),
             Command::Man(arguments) => about::man(&arguments),
+            Command::Swarm(arguments) => swarm::run(arguments),
             Command::Doctor(arguments) => return doctor::run(arguments, &config).await,
         }
         .map(|()| ExitCode::SUCCESS)
@@ -79,6 +81,7 @@ fn runtime(command: &Command) -> std::io::Result<Runtime> {
         | Command::Doctor(_)
         | Command::Completions(_)
         | Command::Man(_)
+        | Command::Swarm(_)
         | Command::Bench(_) => Builder::new_multi_thread(),
     };
     builder.enable_all().build()

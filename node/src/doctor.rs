@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use umbel_net::Multiaddr;
 use umbel_shard::ModelSource;
 
+use crate::args::join::Way;
 use crate::config::Config;
 
 /// How good a finding is.
@@ -114,8 +115,8 @@ impl fmt::Display for Findings {
 pub struct Wanted {
     /// A model that is to be served here.
     pub model: ModelSource,
-    /// Peers of the swarm.
-    pub join: Vec<Multiaddr>,
+    /// To peers of the swarm.
+    pub way: Way,
     /// Where a server is to listen; on free ports where that is left open.
     pub listen: Vec<Multiaddr>,
 }
@@ -125,11 +126,11 @@ pub async fn examine(wanted: Wanted, config: &Config) -> Findings {
     let mut findings = machine::look(config);
     findings.extend(model::look(wanted.model, config).await);
     findings.extend(network::sockets(&wanted.listen).await);
-    if wanted.join.is_empty() {
+    if wanted.way.addresses.is_empty() {
         let advice = "name a peer with --join, and it is asked to dial back";
         findings.push(Finding::note("reachability", "not looked at", advice));
     } else {
-        findings.extend(network::swarm(&wanted.join, &wanted.listen).await);
+        findings.extend(network::swarm(&wanted.way, &wanted.listen).await);
     }
     Findings(findings)
 }

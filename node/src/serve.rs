@@ -13,16 +13,19 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
+use umbel_client::SwarmConfig;
 use umbel_coordinator::server::{Server, ServerConfig};
 use umbel_coordinator::swarm::placement::{Intention, thinnest_span};
 use umbel_net::{
     Identity, LoadIdentityError, Multiaddr, Network, NetworkConfig, Role, StartNetworkError,
+    SwarmKey,
 };
 use umbel_protocol::{PeerId, Span};
 use umbel_shard::{Model, ModelSource, PartsNeeded};
 
 use crate::announce::{Announcer, Offer};
 use crate::args::ServeArguments;
+use crate::args::join::{Way, way};
 use crate::compute::floor::Floor;
 use crate::compute::{Compute, Shards};
 use crate::config::Config;
@@ -55,7 +58,16 @@ pub async fn serve(arguments: ServeArguments, config: &Config) -> anyhow::Result
         serving = Serving::start(arguments, config) => serving?,
         () = stop.requested() => return Ok(()),
     };
-    let Serving { network, announcer, offer, driver, training, mut balancer, lost } = serving;
+    let Serving {
+        network,
+        announcer,
+        offer,
+        driver,
+        training,
+        mut balancer,
+        swarm_key,
+        lost,
+    } = serving;
     let load = driver.load();
     sockets.measure(&driver, &offer);
     let handle = balancer.handle();
@@ -66,7 +78,8 @@ pub async fn serve(arguments: ServeArguments, config: &Config) -> anyhow::Result
     {
         let announced = offer.subscribe();
         let announcing = announce_and_say_so(&announcer, announced, &load, &network, |at| {
-            attached = sockets.attach(source, at, config);
+            let join = SwarmConfig { join: vec![at], swarm_key, ..SwarmConfig::default() };
+            attached = sockets.attach(source, join, config);
         });
         tokio::select! {
             () = announcing => {}
@@ -148,9 +161,9 @@ impl Sockets {
         tokio::spawn(metrics::serve(listener, registry));
     }
 
-    /// Begins to answer over HTTP by the server at an address, if that was asked for.
-    fn attach(self, source: ModelSource, at: Multiaddr, config: &Config) -> Option<Attached> {
-        self.front.map(|front| Attached::start(front, source, at, config.clone()))
+    /// Begins to answer over HTTP by the swarm, if that was asked for.
+    fn attach(self, source: ModelSource, join: SwarmConfig, config: &Config) -> Option<Attached> {
+        self.front.map(|front| Attached::start(front, source, join, config.clone()))
     }
 }
 
@@ -200,20 +213,15 @@ struct Serving {
     training: TrainingDriver,
     balancer: Balancer,
     lost: Arc<Notify>,
+    swarm_key: Option<SwarmKey>,
 }
 
 impl Serving {
     async fn start(arguments: ServeArguments, config: &Config) -> anyhow::Result<Self> {
         let source = ModelSource::parse(arguments.model.name())?;
         let identity = identity(arguments.identity.as_deref(), &config.data_dir)?;
-        let network = start_network(&arguments, identity).await?;
-        let joined = match arguments.join.as_slice() {
-            [] => Vec::new(),
-            addresses => network.join(addresses).await?,
-        };
-        let announcer = Announcer::new(network.clone());
-        tokio::spawn(announcer.clone().answer());
-        announcer.ask_all(&joined).await;
+        let (announcer, swarm_key) = enter(&arguments, identity).await?;
+        let network = announcer.network().clone();
 
         let (config, device) = (config.clone(), config.device()?);
         let gpu = device::choose(arguments.device)?;
@@ -287,7 +295,7 @@ impl Serving {
             trainings.drain().await;
             balancer
         };
-        Ok(Self { network, announcer, offer, driver, training, balancer, lost })
+        Ok(Self { network, announcer, offer, driver, training, balancer, swarm_key, lost })
     }
 }
 
@@ -315,11 +323,32 @@ fn server_config(
     })
 }
 
+/// Comes into the swarm, and learns who else is in it; gives the secret of one that is private, too.
+async fn enter(
+    arguments: &ServeArguments,
+    identity: Identity,
+) -> anyhow::Result<(Announcer, Option<SwarmKey>)> {
+    let named = arguments.swarm.as_deref().map(SwarmKey::load).transpose()?;
+    let Way { addresses, swarm_key } = way(&arguments.join, named)?;
+    let network = start_network(arguments, identity, swarm_key.clone()).await?;
+    let joined = match addresses.as_slice() {
+        [] => Vec::new(),
+        addresses => network.join(addresses).await?,
+    };
+    let announcer = Announcer::new(network);
+    tokio::spawn(announcer.clone().answer());
+    announcer.ask_all(&joined).await;
+    Ok((announcer, swarm_key))
+}
+
 async fn start_network(
     arguments: &ServeArguments,
     identity: Identity,
+    swarm_key: Option<SwarmKey>,
 ) -> Result<Network, StartNetworkError> {
-    let anywhere = ["/ip4/0.0.0.0/udp/0/quic-v1", "/ip4/0.0.0.0/tcp/0"];
+    let anywhere = ["/ip4/0.0.0.0/tcp/0", "/ip4/0.0.0.0/udp/0/quic-v1"];
+    // The peers of a private swarm speak TCP alone.
+    let anywhere = if swarm_key.is_some() { &anywhere[..1] } else { &anywhere[..] };
     let listen = if arguments.listen.is_empty() {
         anywhere.iter().map(|text| text.parse().expect("a multiaddress")).collect()
     } else {
@@ -333,7 +362,7 @@ async fn start_network(
     let mdns = !arguments.no_mdns && !listen.iter().all(on_loopback);
     let announce = arguments.announce.clone();
     let config = NetworkConfig::new(identity, Role::Server);
-    Network::start(NetworkConfig { listen, announce, mdns, ..config }).await
+    Network::start(NetworkConfig { listen, announce, mdns, swarm_key, ..config }).await
 }
 
 /// The identity in the named file, or the first of the user's own that no running server has.

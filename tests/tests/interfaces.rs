@@ -177,6 +177,16 @@ fn the_page_is_for_everybody_and_what_it_shows_for_those_with_a_key() {
 }
 
 #[test]
+fn pages_of_other_sites_ask_in_vain() {
+    let gateway = Gateway::start(&["--local"]);
+    let ask = |site: &str| {
+        let body = response(json!({})).to_string();
+        gateway.post_with(RESPONSES, ("sec-fetch-site", site), body.as_bytes()).status
+    };
+    assert_eq!([ask("cross-site"), ask("same-origin"), ask("none")], [403, 200, 200]);
+}
+
+#[test]
 fn chunks_say_where_their_time_went_for_who_asks() {
     let gateway = Gateway::start(&["--local"]);
     let turns = json!([{ "role": "user", "content": "Say hello" }]);

@@ -3,7 +3,7 @@
 use clap::Args;
 use umbel_net::Multiaddr;
 
-use super::ModelArguments;
+use super::{Join, ModelArguments};
 
 /// `umbel inspect`.
 #[derive(Debug, Args)]
@@ -25,9 +25,9 @@ Examples:
   umbel status --join /ip4/10.0.0.7/udp/4001/quic-v1/p2p/12D3Koo...
   umbel status --watch --join /ip4/10.0.0.7/udp/4001/quic-v1/p2p/12D3Koo...")]
 pub struct StatusArguments {
-    /// Address of any peer of the swarm; may be given several times.
+    /// Address of any peer of the swarm, or an invite; may be given several times.
     #[arg(long, value_name = "ADDR", required = true)]
-    pub join: Vec<Multiaddr>,
+    pub join: Vec<Join>,
 
     /// Print one JSON object.
     #[arg(long)]
@@ -56,9 +56,9 @@ pub struct DoctorArguments {
     #[command(flatten)]
     pub model: ModelArguments,
 
-    /// Address of any peer of the swarm; may be given several times. Peers are asked to dial back.
+    /// Address of any peer of the swarm, or an invite; may be given several times. Peers are asked to dial back.
     #[arg(long, value_name = "ADDR")]
-    pub join: Vec<Multiaddr>,
+    pub join: Vec<Join>,
 
     /// Where a server is to listen; may be given several times [default: free ports].
     #[arg(long, value_name = "ADDR")]

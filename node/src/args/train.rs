@@ -5,9 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 use umbel_client::train::schedule::Decay;
 use umbel_engine::train::TargetModule;
-use umbel_net::Multiaddr;
 
-use super::ModelArguments;
+use super::{Join, ModelArguments};
 
 /// `umbel train`.
 #[derive(Debug, Args)]
@@ -35,9 +34,9 @@ pub struct TrainArguments {
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
 
-    /// Address of any peer of the swarm; may be given several times.
+    /// Address of any peer of the swarm, or an invite; may be given several times.
     #[arg(long, value_name = "ADDR")]
-    pub join: Vec<Multiaddr>,
+    pub join: Vec<Join>,
 
     /// Train in this process, without a network.
     #[arg(long, conflicts_with = "join")]

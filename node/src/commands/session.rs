@@ -14,6 +14,7 @@ use umbel_engine::train::{Adapter, PeftFiles};
 use umbel_protocol::{DType, Span};
 use umbel_shard::{Model, ModelSource, PartsNeeded};
 
+use crate::args::join::{Way, way};
 use crate::args::{ChainArguments, SamplingArguments};
 use crate::config::Config;
 use crate::progress::Shown;
@@ -51,8 +52,10 @@ impl Opened {
             let blocks = load_blocks(&model, config).await?;
             return Ok(Self { model, blocks: Blocks::Local(blocks, chain.kv) });
         }
+        let Way { addresses, swarm_key } = way(&chain.join, None)?;
         let join = SwarmConfig {
-            join: chain.join.clone(),
+            join: addresses,
+            swarm_key,
             mdns: chain.mdns,
             patience: Duration::from_secs(chain.patience.into()),
         };

@@ -11,11 +11,13 @@ use umbel_protocol::PeerId;
 use umbel_protocol::announcement::Announcement;
 
 use crate::args::StatusArguments;
+use crate::args::join::{Way, way};
 use crate::config::Config;
 use crate::overview::{self, Overview};
 
 pub(super) async fn run(arguments: StatusArguments, _config: &Config) -> anyhow::Result<()> {
-    let join = SwarmConfig { join: arguments.join.clone(), ..SwarmConfig::default() };
+    let Way { addresses, swarm_key } = way(&arguments.join, None)?;
+    let join = SwarmConfig { join: addresses, swarm_key, ..SwarmConfig::default() };
     let swarm = Swarm::join(join).await?;
     let result = if arguments.watch {
         watch::run(&swarm, arguments.interval.into()).await

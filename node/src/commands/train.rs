@@ -20,6 +20,7 @@ use umbel_engine::train::TrainingState;
 use umbel_shard::{ModelSource, PartsNeeded};
 
 use super::session::open_ends;
+use crate::args::join::{Way, way};
 use crate::args::train::{LearningArguments, TrainArguments};
 use crate::config::Config;
 use report::Reporter;
@@ -167,8 +168,10 @@ impl Training {
 }
 
 async fn join(arguments: &TrainArguments) -> anyhow::Result<Arc<Swarm>> {
+    let Way { addresses, swarm_key } = way(&arguments.join, None)?;
     let config = SwarmConfig {
-        join: arguments.join.clone(),
+        join: addresses,
+        swarm_key,
         mdns: false,
         patience: Duration::from_secs(arguments.wait.into()),
     };

@@ -11,6 +11,7 @@ use umbel_protocol::version::SOFTWARE;
 
 use super::reach::Seen;
 use super::{Finding, clock, reach};
+use crate::args::join::Way;
 
 /// How long peers may take to dial back: they are asked five seconds after a connection is there, and
 /// a dial that is dropped on the way takes ten.
@@ -79,13 +80,13 @@ fn listen(wished: &[Multiaddr], part: &str, anywhere: &str) -> Vec<Multiaddr> {
 }
 
 /// What peers say: who they are, what time it is there, and whether they come in here.
-pub(super) async fn swarm(join: &[Multiaddr], wished: &[Multiaddr]) -> Vec<Finding> {
-    let network = Network::start(NetworkConfig::new(Identity::ephemeral(), Role::Client)).await;
+pub(super) async fn swarm(way: &Way, wished: &[Multiaddr]) -> Vec<Finding> {
+    let network = Network::start(client(way)).await;
     let network = match network {
         Ok(network) => network,
         Err(error) => return vec![Finding::bad("swarm", chain(&error), "see what the error says")],
     };
-    let joined = match network.join(join).await {
+    let joined = match network.join(&way.addresses).await {
         Ok(joined) => joined,
         Err(error) => {
             let advice = "compare the address with the `ready` line of a server that runs now, and \
@@ -117,11 +118,18 @@ pub(super) async fn swarm(join: &[Multiaddr], wished: &[Multiaddr]) -> Vec<Findi
         let addresses = by_transport(&known, part);
         let listen = listen(wished, part, anywhere);
         if !addresses.is_empty() && !listen.is_empty() {
-            seen.push(dial_back(transport, listen, addresses).await);
+            let config = NetworkConfig { listen, asks_reachability: true, ..client(way) };
+            seen.push(dial_back(transport, config, addresses).await);
         }
     }
     findings.extend(reach::judge(&seen));
     findings
+}
+
+/// A peer that asks and serves nothing.
+fn client(way: &Way) -> NetworkConfig {
+    let config = NetworkConfig::new(Identity::ephemeral(), Role::Client);
+    NetworkConfig { swarm_key: way.swarm_key.clone(), ..config }
 }
 
 fn judge_clock(known: &[Announcement], refused: &[AnnouncementError]) -> Option<Finding> {
@@ -179,11 +187,9 @@ fn by_transport(
 
 async fn dial_back(
     transport: &'static str,
-    listen: Vec<Multiaddr>,
+    config: NetworkConfig,
     peers: Vec<(umbel_protocol::PeerId, Vec<Multiaddr>)>,
 ) -> Seen {
-    let config = NetworkConfig::new(Identity::ephemeral(), Role::Client);
-    let config = NetworkConfig { listen, asks_reachability: true, ..config };
     let network = match Network::start(config).await {
         Ok(network) => network,
         Err(error) => {

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderValue};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
@@ -153,7 +153,8 @@ pub(super) async fn check(
     let is_anthropic = request.uri().path() == "/v1/messages";
     // Who looks at the swarm asks the model for nothing.
     let spends = request.uri().path() != "/swarm";
-    let checked = admit(&gateway, request.headers(), spends);
+    let checked =
+        foreign(request.headers()).map_or_else(|| admit(&gateway, request.headers(), spends), Err);
     match checked {
         Ok(holder) => {
             request.extensions_mut().insert(holder);
@@ -162,6 +163,14 @@ pub(super) async fn check(
         Err(error) if is_anthropic => MessagesError(error).into_response(),
         Err(error) => error.into_response(),
     }
+}
+
+/// Refuses what a page of another site has its visitor's browser ask: it could not read the answer, but
+/// it would have been computed.
+fn foreign(headers: &HeaderMap) -> Option<ApiError> {
+    let site = headers.get("sec-fetch-site")?;
+    let message = "a page of another site may not ask this gateway";
+    (site == "cross-site").then(|| ApiError::refused(StatusCode::FORBIDDEN, message))
 }
 
 fn admit(gateway: &Gateway, headers: &HeaderMap, spends: bool) -> Result<Arc<Holder>, ApiError> {

@@ -98,7 +98,8 @@ impl View {
 
     fn draw_models(&self, frame: &mut Frame, area: Rect) {
         if self.overview.models.is_empty() {
-            frame.render_widget(Paragraph::new("nobody serves anything"), area);
+            let text = if self.seen == 0 { "asking the swarm" } else { "nobody serves anything" };
+            frame.render_widget(Paragraph::new(text), area);
             return;
         }
         let mut area = area;

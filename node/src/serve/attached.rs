@@ -7,7 +7,6 @@ use futures::FutureExt as _;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use umbel_client::{SessionOptions, Speculate, Swarm, SwarmConfig};
-use umbel_net::Multiaddr;
 use umbel_shard::{ModelSource, PartsNeeded};
 
 use crate::commands::session::{Blocks, Opened, open_ends};
@@ -21,11 +20,11 @@ pub(super) struct Attached {
 }
 
 impl Attached {
-    /// Begins to answer, once the model's ends are here and the server at `join` is.
+    /// Begins to answer, once the model's ends are here and the swarm is joined.
     pub(super) fn start(
         front: Front,
         source: ModelSource,
-        join: Multiaddr,
+        join: SwarmConfig,
         config: Config,
     ) -> Self {
         let (tell, told) = oneshot::channel::<()>();
@@ -49,14 +48,13 @@ impl Attached {
 async fn answer(
     front: Front,
     source: ModelSource,
-    join: Multiaddr,
+    join: SwarmConfig,
     config: &Config,
     told: oneshot::Receiver<()>,
 ) -> anyhow::Result<()> {
     let mut told = told.map(drop);
     let opening = async {
         let model = open_ends(source, config, PartsNeeded::ends()).await?;
-        let join = SwarmConfig { join: vec![join], ..SwarmConfig::default() };
         let swarm = Arc::new(Swarm::join(join).await?);
         anyhow::Ok(Opened { model, blocks: Blocks::Swarm(swarm, SessionOptions::default()) })
     };

@@ -114,6 +114,17 @@ pub(crate) fn of_peer(peer: libp2p::PeerId, addresses: &[Multiaddr]) -> Vec<Mult
     of_peer.map(|(address, _)| address).filter(is_concrete).take(ADDRESSES_MAX).collect()
 }
 
+/// What Noise says where the two sides do not begin with the same secret.
+const NOT_THE_SAME_SECRET: &str = "decrypt error";
+
+/// A reason that says what to do about it.
+fn explained(reason: String) -> String {
+    if reason == NOT_THE_SAME_SECRET {
+        return format!("one side is in a private swarm and the other is not in it ({reason})");
+    }
+    reason
+}
+
 /// Why a dial led nowhere, one entry for each address that was tried.
 pub(crate) fn failures(error: &libp2p::swarm::DialError) -> Vec<AddressFailure> {
     use libp2p::core::transport::TransportError;
@@ -131,7 +142,7 @@ pub(crate) fn failures(error: &libp2p::swarm::DialError) -> Vec<AddressFailure> 
                 // Resolving names comes first, and calls an address that it hands on in vain
                 // another error.
                 TransportError::Other(error) if is_dialable(address) => {
-                    failure(Some(address), innermost(error))
+                    failure(Some(address), explained(innermost(error)))
                 }
                 TransportError::MultiaddrNotSupported(_) | TransportError::Other(_) => {
                     failure(Some(address), NOT_DIALABLE.to_owned())

@@ -17,6 +17,7 @@ use crate::address::innermost;
 use crate::config::{NetworkConfig, Role};
 use crate::error::StartNetworkError;
 use crate::links::{self, Acceptors};
+use crate::swarm_key::SwarmKey;
 
 /// The hash table of Umbel, which no other network joins by accident.
 pub(crate) const KAD_PROTOCOL: StreamProtocol = StreamProtocol::new("/umbel/kad/1");
@@ -102,20 +103,36 @@ pub(crate) fn build(
             (nobody, dns::ResolverOpts::default())
         });
     let tcp = tcp::Config::new().nodelay(true);
-    let swarm = SwarmBuilder::with_existing_identity(keypair)
+    let prologue = config.swarm_key.as_ref().map(SwarmKey::prologue).unwrap_or_default();
+    let noise = |keypair: &libp2p::identity::Keypair| {
+        noise::Config::new(keypair).map(|config| config.with_prologue(prologue))
+    };
+    let builder = SwarmBuilder::with_existing_identity(keypair)
         .with_tokio()
-        .with_tcp(tcp, noise::Config::new, yamux::Config::default)
-        .map_err(|error| set_up("encryption", &error))?
-        .with_quic_config(tune_quic)
-        .with_dns_config(resolver, options)
-        .with_behaviour(|_| behaviour)
-        .unwrap_or_else(|never| match never {})
-        .with_swarm_config(|config| {
-            // QUIC first, TCP a moment later, and whichever answers first stays.
-            config.with_smart_dial().with_idle_connection_timeout(IDLE_CONNECTION_TIMEOUT)
-        })
-        .build();
-    Ok(swarm)
+        .with_tcp(tcp, noise, yamux::Config::default)
+        .map_err(|error| set_up("encryption", &error))?;
+    // The handshake of QUIC has no place for the secret.
+    Ok(if config.swarm_key.is_some() {
+        builder
+            .with_dns_config(resolver, options)
+            .with_behaviour(|_| behaviour)
+            .unwrap_or_else(|never| match never {})
+            .with_swarm_config(tune_dials)
+            .build()
+    } else {
+        builder
+            .with_quic_config(tune_quic)
+            .with_dns_config(resolver, options)
+            .with_behaviour(|_| behaviour)
+            .unwrap_or_else(|never| match never {})
+            .with_swarm_config(tune_dials)
+            .build()
+    })
+}
+
+/// QUIC first, TCP a moment later, and whichever answers first stays.
+fn tune_dials(config: libp2p::swarm::Config) -> libp2p::swarm::Config {
+    config.with_smart_dial().with_idle_connection_timeout(IDLE_CONNECTION_TIMEOUT)
 }
 
 fn behaviour(

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use libp2p::Multiaddr;
 
-use crate::Identity;
+use crate::{Identity, SwarmKey};
 
 /// How often each connected peer is pinged. Routes are planned by these round trips, so they must
 /// not be much older than a route's life; a ping takes some 100 bytes.
@@ -22,6 +22,8 @@ pub struct NetworkConfig {
     /// Where others reach it, if that is not where it listens: behind a port that is forwarded, say.
     /// They are told these addresses alone.
     pub announce: Vec<Multiaddr>,
+    /// The secret of a private swarm, whose members alone it connects to, over TCP alone.
+    pub swarm_key: Option<SwarmKey>,
     /// Whether it finds peers on the local network, and they it.
     pub mdns: bool,
     /// Whether it asks peers that serve to dial it back where they see it, so that
@@ -40,6 +42,7 @@ impl NetworkConfig {
             role,
             listen: Vec::new(),
             announce: Vec::new(),
+            swarm_key: None,
             mdns: false,
             asks_reachability: false,
             ping_interval: PING_INTERVAL,

@@ -11,6 +11,15 @@ use umbel_protocol::{LinkProtocol, PeerId};
 /// The network could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum StartNetworkError {
+    /// A private swarm is to be served over QUIC.
+    #[error(
+        "{address}: the peers of a private swarm speak TCP alone, since QUIC's handshake has no \
+         place for its secret; give a TCP address"
+    )]
+    QuicInPrivate {
+        /// Where.
+        address: Multiaddr,
+    },
     /// An address to listen on is taken, or is none of this machine.
     #[error("cannot listen on {address} ({reason}): choose another address, or port 0 for any")]
     Listen {

@@ -29,6 +29,7 @@
 //! | `link` | frames on an open link |
 //! | `probe` | what a system says of ports that no process holds |
 //! | `reachability` | whether others can come in |
+//! | `swarm_key`, `invite` | the secret of a private swarm, and how others come by it |
 //! | `address` | which addresses to tell and to try first |
 
 #![warn(missing_docs)]
@@ -39,11 +40,13 @@ mod config;
 mod driver;
 mod error;
 mod identity;
+mod invite;
 mod link;
 mod links;
 mod network;
 mod probe;
 mod reachability;
+mod swarm_key;
 
 pub use config::{NetworkConfig, Role};
 pub use error::{
@@ -51,9 +54,11 @@ pub use error::{
     StartNetworkError,
 };
 pub use identity::{Identity, LoadIdentityError};
+pub use invite::{INVITE_PREFIX, InvalidInvite, Invite};
 pub use libp2p::Multiaddr;
 pub use link::{Link, LinkReceiver, LinkSender};
 pub use links::Incoming;
 pub use network::Network;
 pub use reachability::Reachability;
+pub use swarm_key::{SwarmKey, SwarmKeyError};
 pub use umbel_protocol::LinkProtocol;

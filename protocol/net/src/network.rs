@@ -14,7 +14,7 @@ use tracing::Instrument as _;
 use umbel_protocol::version::Side;
 use umbel_protocol::{LinkProtocol, PeerId};
 
-use crate::address::{of_peer, to_announce};
+use crate::address::{is_quic, of_peer, to_announce};
 use crate::behaviour;
 use crate::config::NetworkConfig;
 use crate::driver::{COMMANDS_WAITING_MAX, Command, Driver, Shared};
@@ -51,6 +51,12 @@ impl Network {
     /// Outside of a tokio runtime.
     pub async fn start(config: NetworkConfig) -> Result<Self, StartNetworkError> {
         let peer = config.identity.peer_id();
+        let told = config.listen.iter().chain(&config.announce);
+        if config.swarm_key.is_some()
+            && let Some(address) = told.into_iter().find(|address| is_quic(address))
+        {
+            return Err(StartNetworkError::QuicInPrivate { address: address.clone() });
+        }
         let announce = to_announce(foreign_name(peer), &config.announce)?;
         let shared = Arc::new(Shared::new(announce));
         let (commands, receiver) = mpsc::channel(COMMANDS_WAITING_MAX);

@@ -50,6 +50,7 @@ fn what_nobody_serves_stands_out() {
 #[test]
 fn a_picture_that_could_not_be_renewed_says_so_and_stays() {
     let mut view = View::default();
+    assert_eq!(lines(&view, 80, 10)[1], "asking the swarm");
     view.update(overview(&[server(1, 0, 4)]));
     view.stale("nobody answers");
     let shown = lines(&view, 80, 10);

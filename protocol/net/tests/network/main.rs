@@ -4,6 +4,7 @@
 mod discovery;
 mod limits;
 mod links;
+mod private;
 mod reach;
 
 use umbel_net::{Identity, Link, LinkProtocol, Multiaddr, Network, NetworkConfig, Role};
