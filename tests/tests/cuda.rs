@@ -1,7 +1,7 @@
 //! Blocks on a GPU, over the emulated driver of `tests/gpu/emulator`, which runs the same kernels on the
 //! processor: that they are exact, that a server uses them, and what it does when the device fails.
 
-#![cfg(target_os = "linux")]
+#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::{Path, PathBuf};
@@ -72,6 +72,19 @@ fn a_gpu_gives_what_the_processor_gives_and_the_same_bits_each_time() {
     assert!(checked.status.success(), "{}{said}", String::from_utf8_lossy(&checked.stdout));
     let lines = String::from_utf8_lossy(&checked.stdout).lines().count();
     assert_eq!(lines, 11 + 1 + 4 * 2 + FAMILIES.len(), "all of them were compared");
+}
+
+/// What measures a real device runs at all.
+#[test]
+fn the_benchmark_measures_every_pass() {
+    let measured = Command::new(env!("CARGO_BIN_EXE_umbel-gpu-bench"))
+        .args(["--tiny", "--blocks", "1", "--types", "q4_k", "--bandwidth", "1e9"])
+        .env("LD_LIBRARY_PATH", driver())
+        .output()
+        .unwrap();
+    assert!(measured.status.success(), "{}", String::from_utf8_lossy(&measured.stderr));
+    let table = String::from_utf8_lossy(&measured.stdout).into_owned();
+    assert_eq!(table.matches("| Q4_K |").count(), 5, "{table}");
 }
 
 /// The kernels' order of threads is the device's own affair.

@@ -67,7 +67,9 @@ impl PagePool {
 pub(crate) fn page_bytes(shape: PageShape, dtype: DType) -> usize {
     let (size, bytes) = match dtype {
         DType::F32 => (shape.head_size, 4),
-        _ => (shape.head_size.next_multiple_of(HEAD_PADDING), 2),
+        DType::BF16 | DType::F16 | DType::Q8 | DType::Id => {
+            (shape.head_size.next_multiple_of(HEAD_PADDING), 2)
+        }
     };
     2 * shape.kv_heads * PAGE_TOKENS * size * bytes
 }

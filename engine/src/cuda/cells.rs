@@ -65,6 +65,11 @@ impl Format {
         }
     }
 
+    /// Whether values stand for themselves.
+    const fn is_float(self) -> bool {
+        matches!(self, Self::Bf16 | Self::F16)
+    }
+
     /// Bytes of a cell.
     pub(super) const fn cell_bytes(self) -> usize {
         let numbers = CELL_ROWS * CELL_COLUMNS;
@@ -120,9 +125,10 @@ pub(super) fn pack(format: Format, rows: &[Source<'_>], columns: usize) -> Vec<u
                 continue;
             };
             let bytes = &weight.bytes()[index * weight.row_bytes()..][..weight.row_bytes()];
-            match format {
-                Format::Bf16 | Format::F16 => pack_floats(weight, row, bytes, cells),
-                _ => pack_numbers(format, row, &number_groups(weight.weight_type(), bytes), cells),
+            if format.is_float() {
+                pack_floats(weight, row, bytes, cells);
+            } else {
+                pack_numbers(format, row, &number_groups(weight.weight_type(), bytes), cells);
             }
         }
     });
@@ -238,33 +244,30 @@ pub(super) fn unpacked(
     let (row, column) = (row % CELL_ROWS, column % CELL_COLUMNS);
     let (lane, pair, second) = place(row, column);
     let word = (pair / 4 * 128 + lane * 4 + pair % 4) * 4 + second * 2;
-    match format {
-        Format::Bf16 => return bf16_at(&cell[word..]),
-        Format::F16 => return f16::from_le_bytes([cell[word], cell[word + 1]]).to_f32(),
-        _ => {}
+    if format == Format::Bf16 {
+        return bf16_at(&cell[word..]);
     }
-    let nibble = pair % 4 + second * 4;
+    if format == Format::F16 {
+        return f16::from_le_bytes([cell[word], cell[word + 1]]).to_f32();
+    }
+    let (nibble, plane) = (pair % 4 + second * 4, &cell[CELL_ROWS * CELL_COLUMNS / 2..]);
     let low = cell[lane * 8 + pair / 4 * 4 + nibble / 2] >> (nibble % 2 * 4) & 0xf;
-    let number = match format {
-        Format::Q8 => cell[lane * 16 + pair * 2 + second],
-        Format::Q5Symmetric | Format::Q5Affine => {
-            low | (cell[256 + lane * 2 + second] >> pair & 1) << 4
-        }
-        Format::Q6 => {
-            low | (cell[256 + lane * 4 + second * 2 + pair / 4] >> (pair % 4 * 2) & 3) << 4
-        }
+    let number = match format.plane_bytes() {
+        64 => low | (plane[lane * 2 + second] >> pair & 1) << 4,
+        128 => low | (plane[lane * 4 + second * 2 + pair / 4] >> (pair % 4 * 2) & 3) << 4,
+        _ if format == Format::Q8 => cell[lane * 16 + pair * 2 + second],
         _ => low,
     };
     let start = cell.len() - if is_wide(format) { 64 } else { 32 };
     let factor = |index: usize| bf16_at(&cell[start + index * 2..]);
     let number = f32::from(i16::from(number) - format.centre());
     let (line, below) = (row % 8, row / 8);
-    let value = match format {
-        Format::Q4Affine | Format::Q5Affine => {
-            factor(line * 4 + below * 2).mul_add(number, factor(line * 4 + below * 2 + 1))
-        }
-        Format::Q6 => factor(line * 4 + column / 16 * 2 + below) * number,
-        _ => factor(line * 2 + below) * number,
+    let value = if format == Format::Q6 {
+        factor(line * 4 + column / 16 * 2 + below) * number
+    } else if is_wide(format) {
+        factor(line * 4 + below * 2).mul_add(number, factor(line * 4 + below * 2 + 1))
+    } else {
+        factor(line * 2 + below) * number
     };
     bf16::from_f32(value).to_f32()
 }

@@ -419,7 +419,7 @@ mod tests {
                 assert!(few.token_tiles * CELL_TOKENS >= tokens && few.token_tiles <= 8);
                 assert!((1..=8).contains(&few.warps) && few.warps <= segments.max(1));
                 assert!(few.batch >= few.warps && few.batch <= segments);
-                assert!(few.batch == segments || few.batch % few.warps == 0);
+                assert!(few.batch == segments || few.batch.is_multiple_of(few.warps));
                 assert!(few.shared_bytes() <= FEW_SHARED_BYTES_MAX);
             }
         }
