@@ -16,6 +16,7 @@ use tokio::sync::{Notify, watch};
 use umbel_client::SwarmConfig;
 use umbel_coordinator::server::{Server, ServerConfig};
 use umbel_coordinator::swarm::placement::{Intention, thinnest_span};
+use umbel_engine::Gpu;
 use umbel_net::{
     Identity, LoadIdentityError, Multiaddr, Network, NetworkConfig, Role, StartNetworkError,
     SwarmKey,
@@ -222,23 +223,13 @@ impl Serving {
         let holds_ends = !arguments.no_ends;
         let ends_of = holds_ends.then_some(model.config().block_count);
         let loader = Loader { ends_of, ..loader };
-        let allowed_bytes = match &loader.gpu {
-            // The ends are the processor's.
-            Some(gpu) => memory::allowed_bytes_of(gpu, arguments.memory_bytes)?,
-            None => memory::allowed_bytes(arguments.memory_bytes)?
-                .saturating_sub(ends_bytes(&arguments, &model)),
-        };
+        let allowed_bytes = allowed_bytes(&arguments, &model, loader.gpu.as_ref())?;
         let (span, kv_tokens) = choose(&arguments, &model, &announcer, allowed_bytes)?;
         let Loaded { shard, throughput } = loader.load(span, kv_tokens).await?;
-        tracing::info!(
-            model = model.name(),
-            blocks = %span,
-            of = model.config().block_count,
-            kv_tokens,
-            decode = throughput.decode_tokens_per_second,
-            prefill = throughput.prefill_tokens_per_second,
-            "loaded"
-        );
+        let (decode, prefill) =
+            (throughput.decode_tokens_per_second, throughput.prefill_tokens_per_second);
+        let (name, of) = (model.name(), model.config().block_count);
+        tracing::info!(model = name, blocks = %span, of, kv_tokens, decode, prefill, "loaded");
 
         let offer = watch::Sender::new(Offer {
             model: model.id(),
@@ -371,6 +362,20 @@ fn identity(named: Option<&Path>, data_dir: &Path) -> anyhow::Result<Identity> {
         }
     }
     bail!("{IDENTITIES_MAX} servers of this user run already: name a file with --identity")
+}
+
+/// What weights, keys and values may take where they are.
+fn allowed_bytes(
+    arguments: &ServeArguments,
+    model: &Model,
+    gpu: Option<&Gpu>,
+) -> anyhow::Result<u64> {
+    match gpu {
+        // The ends are the processor's.
+        Some(gpu) => memory::allowed_bytes_of(gpu, arguments.memory_bytes),
+        None => Ok(memory::allowed_bytes(arguments.memory_bytes)?
+            .saturating_sub(ends_bytes(arguments, model))),
+    }
 }
 
 /// What the ends of the model take of the memory: those that the blocks touch, or both where the

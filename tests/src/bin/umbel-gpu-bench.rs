@@ -8,6 +8,8 @@
 //! Without the two limits, which `tests/gpu/run.sh` measures, no percentage is printed. `--tiny` is for
 //! trying the program itself over the emulated driver.
 
+#![allow(clippy::print_stdout, reason = "a program for developers prints what it found")]
+
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 

@@ -8,6 +8,8 @@
 //! another session has filled. The GPU must be near the processor, and must give the same bits each
 //! time. Tests run it over the emulated driver; `tests/gpu/run.sh` over a real one.
 
+#![allow(clippy::print_stdout, reason = "a program for developers prints what it found")]
+
 use std::path::Path;
 use std::process::ExitCode;
 
