@@ -30,7 +30,7 @@ use umbel_protocol::ErrorCode;
 use umbel_protocol::training::TrainingSequence;
 
 use crate::model::ClientModel;
-pub use blocks::{Blocks, LocalBlocks, RemoteBlocks, TrainingHop};
+pub use blocks::{Blocks, LocalBlocks, RemoteBlocks, RemoteSettings, TrainingHop};
 use blocks::{Microbatch, Taken};
 use data::Example;
 
@@ -132,13 +132,13 @@ impl Trainer {
         self.sequences
     }
 
-    /// Who computes which blocks; the peer is `None` for this process.
+    /// Who computes which blocks, on each route; the peer is `None` for this process.
     #[must_use]
-    pub fn route(&self) -> Vec<TrainingHop> {
-        self.blocks.route()
+    pub fn routes(&self) -> Vec<Vec<TrainingHop>> {
+        self.blocks.routes()
     }
 
-    /// Servers that were replaced so far.
+    /// Servers that were given up so far, and replaced where there was another.
     #[must_use]
     pub fn replaced(&self) -> usize {
         self.blocks.replaced()
@@ -189,7 +189,7 @@ impl Trainer {
         let mut after = TrainingState::clone(&before);
         after.step(learning_rate, factor)?;
         let taken = Taken { before: &before, after: &after, learning_rate, factor };
-        self.blocks.take(&self.model, &mut microbatches, weight, taken).await?;
+        self.blocks.take(taken).await?;
         self.state = Arc::new(after);
         let tokens = batch.iter().map(|example| example.input_count()).sum();
         Ok((before, StepReport { loss, targets, tokens, gradient_norm }))
