@@ -242,6 +242,30 @@ async fn a_step_that_fails_leaves_nothing_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_step_that_is_dropped_on_its_way_leaves_nothing_behind() {
+    let lesson = Lesson::new();
+    let expected = lesson.steps(&mut lesson.local()).await.unwrap();
+    let first = start("0..2", None);
+    let second = start("2..4", Some(&first));
+    let (mut trainer, mut answers) = lesson.remote(&join(&first).await.unwrap()).await.unwrap();
+    // A step has twelve answers; those to its last two messages cannot be there at once with the tenth.
+    for answers_until_then in [1, 5, 9, 10] {
+        let goal = *answers.borrow() + answers_until_then;
+        let batch = lesson.batch();
+        tokio::select! {
+            step = trainer.step(&batch, 0.01) => panic!("it was to be dropped: {step:?}"),
+            reached = answers.wait_for(|count| *count >= goal) => assert!(reached.is_ok()),
+        }
+        assert_eq!((trainer.state().steps(), trainer.sequences()), (0, 0));
+        trainer.evaluate(&batch).await.unwrap();
+    }
+    assert_eq!(lesson.steps(&mut trainer).await.unwrap(), expected);
+    assert_eq!(trainer.replaced(), 0);
+    trainer.close().await;
+    [first, second].iter().for_each(|server| server.assert_no_errors());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_trainers_and_a_reader_share_servers_and_none_notices_the_others() {
     use umbel_tests::workload::{Workload, ask, undisturbed};
     let lesson = Lesson::new();
