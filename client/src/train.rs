@@ -30,7 +30,7 @@ use umbel_protocol::ErrorCode;
 use umbel_protocol::training::TrainingSequence;
 
 use crate::model::ClientModel;
-pub use blocks::{Blocks, LocalBlocks, RemoteBlocks, TrainingHop};
+pub use blocks::{Blocks, LocalBlocks, RemoteBlocks, RemoteSettings, TrainingHop};
 use blocks::{Microbatch, Taken};
 use data::Example;
 
@@ -48,6 +48,8 @@ pub struct Trainer {
     sequences: u64,
     /// Microbatches that have.
     microbatches: u64,
+    /// A step was begun and not taken.
+    unfinished: bool,
 }
 
 /// A state that has foretold texts with a loss that is a number. Of the last state nobody knows yet.
@@ -99,7 +101,8 @@ impl Trainer {
         settings: TrainerSettings,
     ) -> Self {
         let state = Arc::new(state);
-        Self { model, blocks, state, proven: None, settings, sequences: 0, microbatches: 0 }
+        let (proven, unfinished) = (None, false);
+        Self { model, blocks, state, proven, settings, sequences: 0, microbatches: 0, unfinished }
     }
 
     /// Counts as having taken so many sequences through: where a checkpoint was taken.
@@ -132,13 +135,13 @@ impl Trainer {
         self.sequences
     }
 
-    /// Who computes which blocks; the peer is `None` for this process.
+    /// Who computes which blocks, on each route; the peer is `None` for this process.
     #[must_use]
-    pub fn route(&self) -> Vec<TrainingHop> {
-        self.blocks.route()
+    pub fn routes(&self) -> Vec<Vec<TrainingHop>> {
+        self.blocks.routes()
     }
 
-    /// Servers that were replaced so far.
+    /// Servers that were given up so far, and replaced where there was another.
     #[must_use]
     pub fn replaced(&self) -> usize {
         self.blocks.replaced()
@@ -153,17 +156,25 @@ impl Trainer {
         batch: &[&Example],
         learning_rate: f64,
     ) -> Result<StepReport, TrainError> {
-        let sequences = self.sequences;
-        match self.try_step(batch, learning_rate).await {
-            Ok((state, report)) => {
-                self.proven = Some(Proven { state, sequences });
-                Ok(report)
-            }
-            Err(error) => {
-                Arc::make_mut(&mut self.state).reset();
-                self.sequences = sequences;
-                Err(error)
-            }
+        let (microbatches, sequences) = self.microbatches(batch, self.state.steps() + 1)?;
+        // The future of a step may have been dropped on its way.
+        self.drop_gradients();
+        self.unfinished = true;
+        let stepped = self.try_step(batch, microbatches, learning_rate).await;
+        if stepped.is_err() {
+            self.drop_gradients();
+        }
+        let (state, report) = stepped?;
+        self.unfinished = false;
+        self.proven = Some(Proven { state, sequences: self.sequences });
+        self.sequences = sequences;
+        Ok(report)
+    }
+
+    /// Drops what an unfinished step has left.
+    fn drop_gradients(&mut self) {
+        if std::mem::replace(&mut self.unfinished, false) {
+            Arc::make_mut(&mut self.state).reset();
         }
     }
 
@@ -171,9 +182,9 @@ impl Trainer {
     async fn try_step(
         &mut self,
         batch: &[&Example],
+        mut microbatches: Vec<Microbatch>,
         learning_rate: f64,
     ) -> Result<(Arc<TrainingState>, StepReport), TrainError> {
-        let mut microbatches = self.microbatches(batch, self.state.steps() + 1)?;
         let targets: usize = batch.iter().map(|example| example.target_count()).sum();
         #[expect(clippy::cast_possible_truncation, reason = "gradients are binary32")]
         let weight = (1.0 / targets.max(1) as f64) as f32;
@@ -189,7 +200,7 @@ impl Trainer {
         let mut after = TrainingState::clone(&before);
         after.step(learning_rate, factor)?;
         let taken = Taken { before: &before, after: &after, learning_rate, factor };
-        self.blocks.take(&self.model, &mut microbatches, weight, taken).await?;
+        self.blocks.take(taken).await?;
         self.state = Arc::new(after);
         let tokens = batch.iter().map(|example| example.input_count()).sum();
         Ok((before, StepReport { loss, targets, tokens, gradient_norm }))
@@ -200,10 +211,8 @@ impl Trainer {
     /// # Errors
     /// As [`Trainer::step`].
     pub async fn evaluate(&mut self, batch: &[&Example]) -> Result<StepReport, TrainError> {
-        let sequences = self.sequences;
-        let mut microbatches = self.microbatches(batch, self.state.steps())?;
         // What an evaluation takes through changes nothing of what is dropped later.
-        self.sequences = sequences;
+        let (mut microbatches, _) = self.microbatches(batch, self.state.steps())?;
         let targets: usize = batch.iter().map(|example| example.target_count()).sum();
         let sum = self.blocks.evaluate(&self.model, &self.state, &mut microbatches).await?;
         let tokens = batch.iter().map(|example| example.input_count()).sum();
@@ -220,13 +229,15 @@ impl Trainer {
         self.blocks.close().await;
     }
 
-    /// A batch in parts of as many tokens as go through together.
+    /// A batch in parts of as many tokens as go through together, and how many sequences will have gone
+    /// forward with it.
     fn microbatches(
         &mut self,
         batch: &[&Example],
         step: u64,
-    ) -> Result<Vec<Microbatch>, TrainError> {
+    ) -> Result<(Vec<Microbatch>, u64), TrainError> {
         let mut parts: Vec<Microbatch> = Vec::new();
+        let mut sequences = self.sequences;
         let mut room = 0;
         for example in batch {
             if example.target_count() == 0 {
@@ -239,13 +250,10 @@ impl Trainer {
                 room = self.settings.microbatch_tokens.max(tokens);
             }
             room -= tokens;
-            self.sequences += 1;
+            sequences += 1;
             let sequence = TrainingSequence {
                 tokens: u32::try_from(tokens).map_err(|_| TrainError::NothingToLearn { step })?,
-                dropout_seed: self
-                    .settings
-                    .seed
-                    .wrapping_add(self.sequences.wrapping_mul(SEED_STEP)),
+                dropout_seed: self.settings.seed.wrapping_add(sequences.wrapping_mul(SEED_STEP)),
             };
             let part = parts.last_mut().expect("one was pushed");
             part.add(sequence, example.inputs(), example.targets());
@@ -257,7 +265,7 @@ impl Trainer {
         for part in &mut parts {
             part.embed(ends)?;
         }
-        Ok(parts)
+        Ok((parts, sequences))
     }
 }
 

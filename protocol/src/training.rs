@@ -38,6 +38,9 @@ pub enum TrainerMessage {
         microbatch: u64,
         /// Of what left the last block, `[tokens, hidden]`.
         gradient: Tensor,
+        /// The adapter's gradients take the place of those that were gathered, and are not added to
+        /// them.
+        apart: bool,
     },
     /// Say some values of the state.
     Read {

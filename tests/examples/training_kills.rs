@@ -1,6 +1,7 @@
 //! Kills a server of a real swarm at a random moment of a training, again and again, and compares what
 //! is learned with what one process learns, bit for bit:
-//! `cargo run --release -p umbel-tests --example training_kills -- 0..30` takes the seeds.
+//! `cargo run --release -p umbel-tests --example training_kills -- 0..30` takes the seeds, behind
+//! `cargo build --release -p umbel-tests`, which builds the servers.
 
 #![allow(clippy::print_stdout, reason = "what it finds is what it is for")]
 
@@ -14,12 +15,16 @@ async fn main() -> anyhow::Result<()> {
     let seeds = first.parse::<u64>()?..end.parse::<u64>()?;
     let (runs, mut failed) = (seeds.clone().count(), 0);
     let mut kills = Kills::start().await?;
-    println!("{:>4} {:>6} {:>8} {:>8}", "seed", "server", "answers", "µs");
+    println!("{:>4} {:>6} {:>6} {:>8} {:>8}", "seed", "routes", "server", "answers", "µs");
     for seed in seeds {
         match kills.run(seed).await {
             Ok(kill) => {
                 let micros = kill.delay.as_micros();
-                println!("{seed:>4} {:>6} {:>8} {micros:>8}", kill.place, kill.answers);
+                let server = format!("{}.{}", kill.route, kill.place);
+                println!(
+                    "{seed:>4} {:>6} {server:>6} {:>8} {micros:>8}",
+                    kill.routes, kill.answers
+                );
             }
             Err(error) => {
                 failed += 1;

@@ -93,7 +93,27 @@ impl UmbelProcess {
     pub fn resident_bytes(&self) -> anyhow::Result<u64> {
         let path = format!("/proc/{}/status", self.running.id);
         let status = fs::read_to_string(&path).with_context(|| path.clone())?;
-        resident_bytes(&status).with_context(|| format!("{path} has no VmRSS"))
+        status_bytes(&status, "VmRSS:").with_context(|| format!("{path} has no VmRSS"))
+    }
+
+    /// The most memory that it has had in RAM since [`Self::forget_peak`], or since its start (`VmHWM`
+    /// of proc(5)).
+    ///
+    /// # Errors
+    /// As [`Self::resident_bytes`].
+    pub fn peak_bytes(&self) -> anyhow::Result<u64> {
+        let path = format!("/proc/{}/status", self.running.id);
+        let status = fs::read_to_string(&path).with_context(|| path.clone())?;
+        status_bytes(&status, "VmHWM:").with_context(|| format!("{path} has no VmHWM"))
+    }
+
+    /// Counts the peak of its memory anew from here on.
+    ///
+    /// # Errors
+    /// Where the process has ended, or the system does not do that.
+    pub fn forget_peak(&self) -> anyhow::Result<()> {
+        let path = format!("/proc/{}/clear_refs", self.running.id);
+        fs::write(&path, "5").with_context(|| path.clone())
     }
 
     /// What it has written to stderr so far.
@@ -274,9 +294,9 @@ impl Drop for Running {
     }
 }
 
-/// The number before `kB` in the line `VmRSS` of `/proc/PID/status`.
-fn resident_bytes(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+/// The number before `kB` in a line of `/proc/PID/status`.
+fn status_bytes(status: &str, name: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
@@ -293,9 +313,9 @@ mod tests {
     #[test]
     fn the_resident_memory_is_counted_in_bytes() {
         let status = "Name:\tumbel\nVmSize:\t  20000 kB\nVmRSS:\t    1234 kB\nThreads:\t3\n";
-        assert_eq!(resident_bytes(status), Some(1234 * 1024));
-        assert_eq!(resident_bytes("Name:\tumbel\n"), None);
-        assert_eq!(resident_bytes("VmRSS:\tmany kB\n"), None);
+        assert_eq!(status_bytes(status, "VmRSS:"), Some(1234 * 1024));
+        assert_eq!(status_bytes("Name:\tumbel\n", "VmRSS:"), None);
+        assert_eq!(status_bytes("VmRSS:\tmany kB\n", "VmRSS:"), None);
     }
 
     #[test]

@@ -1,13 +1,13 @@
 //! Trainings over swarms of real processes, whose servers are killed at random moments of a step.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use tokio::sync::watch;
 use umbel_client::train::data::Example;
 use umbel_client::train::{
-    Blocks, LocalBlocks, RemoteBlocks, StepReport, Trainer, TrainerSettings,
+    Blocks, LocalBlocks, RemoteBlocks, RemoteSettings, StepReport, Trainer, TrainerSettings,
 };
 use umbel_client::{ClientModel, Device, Swarm, SwarmConfig};
 use umbel_coordinator::random::Random;
@@ -28,12 +28,19 @@ const LEARNING_RATE: f64 = 0.01;
 /// How long a trainer waits for a server.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// How long it takes at most until a server that was started is known to the others.
+const KNOWN_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How often it is looked for.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+
 /// The longest time between an answer and the kill: some times as long as a message takes in the model
 /// of the tests, so that servers also die while they compute.
 const DELAY_MICROS_MAX: usize = 3_000;
 
-/// Halves of the model, each of which two servers serve.
-const HALVES: [&str; 2] = ["0..2", "2..4"];
+/// Halves of the model. There are servers for two routes, and one that takes the place of another in
+/// the second half; for one in the first half a training along two routes finds nobody.
+const HALVES: [&str; 5] = ["0..2", "2..4", "0..2", "2..4", "2..4"];
 
 /// An adapter, and a few short texts to learn.
 pub struct Lesson {
@@ -138,8 +145,23 @@ pub async fn remote(
     state: TrainingState,
     settings: TrainerSettings,
 ) -> anyhow::Result<(Trainer, watch::Receiver<u64>)> {
-    let terms = (settings.seed, TOKENS_MAX);
-    let blocks = RemoteBlocks::open(Arc::clone(swarm), model, &state, terms).await?;
+    let remote = RemoteSettings { tokens_max: TOKENS_MAX, ..RemoteSettings::default() };
+    remote_as(remote, swarm, model, state, settings).await
+}
+
+/// As [`remote`], along as many routes and with as much under way as `remote` says.
+///
+/// # Errors
+/// Where no route opens.
+pub async fn remote_as(
+    remote: RemoteSettings,
+    swarm: &Arc<Swarm>,
+    model: &Arc<ClientModel>,
+    state: TrainingState,
+    settings: TrainerSettings,
+) -> anyhow::Result<(Trainer, watch::Receiver<u64>)> {
+    let remote = RemoteSettings { seed: settings.seed, ..remote };
+    let blocks = RemoteBlocks::open(Arc::clone(swarm), model, &state, remote).await?;
     let answers = blocks.answers();
     let blocks = Blocks::Remote(Box::new(blocks));
     Ok((Trainer::new(Arc::clone(model), blocks, state, settings), answers))
@@ -168,13 +190,14 @@ pub fn start(blocks: &str, first: Option<&Server>) -> Server {
     server
 }
 
-/// Two servers for each half of the model, one of which is killed in each run.
+/// Some servers for each half of the model, one of which is killed in each run.
 pub struct Kills {
     lesson: Lesson,
     servers: Vec<Server>,
     expected: Expected,
-    /// Answers of a run in which nobody is killed, behind those to the opening.
-    answers: usize,
+    /// Answers of a run along one route, and along two, in which nobody is killed; without those to the
+    /// opening.
+    answers: [usize; 2],
 }
 
 /// What one process comes to.
@@ -188,9 +211,13 @@ struct Expected {
 /// When a server was killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Kill {
-    /// Its place on the route.
+    /// How many routes there were.
+    pub routes: usize,
+    /// On which of them it was.
+    pub route: usize,
+    /// Its place there.
     pub place: usize,
-    /// How many answers there had been since the route was open.
+    /// How many answers there had been since the routes were open.
     pub answers: usize,
     /// How long after the last of them.
     pub delay: Duration,
@@ -213,25 +240,51 @@ impl Kills {
         ensure!(alone.evaluate(&lesson.batch()).await? != after, "a step changes the loss");
 
         let mut servers = vec![start(HALVES[0], None)];
-        for half in [HALVES[1], HALVES[0], HALVES[1]] {
+        for half in &HALVES[1..] {
             servers.push(start(half, servers.first()));
         }
         let expected = Expected { steps, state, after };
-        let mut kills = Self { lesson, servers, expected, answers: 0 };
-        let (mut trainer, answers) = kills.open().await?;
-        let before = *answers.borrow();
-        kills.lesson.steps(&mut trainer).await?;
-        kills.answers = usize::try_from(*answers.borrow() - before)?;
-        trainer.close().await;
+        let mut kills = Self { lesson, servers, expected, answers: [0; 2] };
+        for routes in 1..=2 {
+            let (mut trainer, answers) = kills.open(routes).await?;
+            let before = *answers.borrow();
+            kills.lesson.steps(&mut trainer).await?;
+            kills.answers[routes - 1] = usize::try_from(*answers.borrow() - before)?;
+            trainer.close().await;
+        }
         Ok(kills)
     }
 
-    async fn open(&self) -> anyhow::Result<(Trainer, watch::Receiver<u64>)> {
-        let first = self.servers.first().context("there are servers")?;
-        self.lesson.remote(&join(first).await?).await
+    async fn open(&self, routes: usize) -> anyhow::Result<(Trainer, watch::Receiver<u64>)> {
+        let swarm = self.await_all().await?;
+        let remote = RemoteSettings { tokens_max: TOKENS_MAX, routes, ..RemoteSettings::default() };
+        let Lesson { model, state, settings, .. } = &self.lesson;
+        let opened = remote_as(remote, &swarm, model, state.clone(), *settings).await?;
+        ensure!(opened.0.routes().len() == routes, "{routes} routes: {:?}", opened.0.routes());
+        Ok(opened)
     }
 
-    /// Learns while a server of the route is killed at a random moment, and compares every loss, the
+    /// Joins the swarm, and waits until all servers are known there.
+    async fn await_all(&self) -> anyhow::Result<Arc<Swarm>> {
+        let first = self.servers.first().context("there are servers")?;
+        let deadline = Instant::now() + KNOWN_TIMEOUT;
+        let mut looks = tokio::time::interval(LOOK_INTERVAL);
+        let swarm = join(first).await?;
+        loop {
+            let known = swarm.announcements(None).await;
+            let here = |server: &Server| {
+                known.iter().any(|known| server.address().ends_with(&known.peer.to_string()))
+            };
+            if self.servers.iter().all(here) {
+                return Ok(swarm);
+            }
+            ensure!(Instant::now() < deadline, "only {} servers are known", known.len());
+            looks.tick().await;
+        }
+    }
+
+    /// Learns while a server is killed at a random moment, along two routes where the seed is odd, and
+    /// compares every loss, the
     /// adapter and the loss behind the last step with those of one process, bit for bit.
     ///
     /// # Errors
@@ -239,22 +292,28 @@ impl Kills {
     /// the trainer, which then replaces it as well: so there has to be one replacement and no more.
     pub async fn run(&mut self, seed: u64) -> anyhow::Result<Kill> {
         let mut random = Random::new(seed);
-        let (mut trainer, mut answers) = self.open().await?;
-        let route = trainer.route();
-        let place = random.below(route.len());
+        let routes = if seed.is_multiple_of(2) { 1 } else { 2 };
+        let (mut trainer, mut answers) = self.open(routes).await?;
+        let opened = trainer.routes();
+        let route = random.below(routes);
         let kill = Kill {
-            place,
-            answers: random.below(self.answers),
+            routes,
+            route,
+            place: random.below(opened[route].len()),
+            answers: random.below(self.answers[routes - 1]),
             delay: Duration::from_micros(random.below(DELAY_MICROS_MAX) as u64),
         };
-        let victim = route[place].peer.context("a server")?.to_string();
+        let victim = opened[route][kill.place].peer.context("a server")?.to_string();
         let doomed = self.servers.iter().position(|server| server.address().ends_with(&victim));
         let doomed = self.servers.remove(doomed.context("it is one of them")?);
         let half = doomed.tag().to_owned();
         let goal = *answers.borrow() + kill.answers as u64;
         let killer = tokio::spawn(async move {
             let reached = answers.wait_for(|count| *count >= goal).await.is_ok();
-            tokio::time::sleep(kill.delay).await;
+            // The moment is drawn, so there is no event to wait for.
+            let mut moments = tokio::time::interval(kill.delay.max(Duration::from_micros(1)));
+            moments.tick().await;
+            moments.tick().await;
             doomed.assert_no_errors();
             doomed.kill();
             reached
@@ -269,6 +328,8 @@ impl Kills {
         ensure!(after == *expected_after, "seed {seed}: {kill:?}: a loss of {after:?} behind it");
         let replaced = trainer.replaced();
         ensure!(replaced == 1, "seed {seed}: {kill:?}: {replaced} servers were replaced");
+        let left = if kill.place == 0 { 1 } else { routes };
+        ensure!(trainer.routes().len() == left, "seed {seed}: {kill:?}: {:?}", trainer.routes());
         trainer.close().await;
         self.servers.push(start(&half, self.servers.first()));
         Ok(kill)

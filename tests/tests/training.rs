@@ -9,11 +9,13 @@ use std::sync::Arc;
 
 use umbel_client::ClientModel;
 use umbel_client::train::data::Example;
-use umbel_client::train::{TrainError, TrainerSettings};
+use umbel_client::train::{RemoteSettings, TrainError, TrainerSettings};
 use umbel_engine::train::{AdamW, Adapter, PeftFiles, TrainingState};
 use umbel_protocol::Span;
-use umbel_tests::swarm::checkpoint;
-use umbel_tests::training::{Kills, Lesson, STEPS, join, local, remote, start};
+use umbel_tests::swarm::{checkpoint, serve};
+use umbel_tests::training::{
+    Kills, Lesson, STEPS, TOKENS_MAX, join, local, remote, remote_as, start,
+};
 use umbel_tests::workload::client_model;
 
 /// What implementations in binary32 differ by in a loss of about 7, over four blocks.
@@ -68,7 +70,7 @@ async fn a_step_over_three_servers_is_the_stored_one_of_peft() {
     let settings = TrainerSettings { clip: f64::INFINITY, ..TrainerSettings::default() };
     let (mut trainer, _) =
         remote(&join(&first).await.unwrap(), &model, state.clone(), settings).await.unwrap();
-    assert_eq!(trainer.route().len(), 3);
+    assert_eq!(trainer.routes()[0].len(), 3);
 
     let text = Example::of_text(prompt());
     let report = trainer.step(&[&text], number("lr")).await.unwrap();
@@ -104,7 +106,7 @@ async fn a_server_that_is_killed_at_any_moment_of_a_step_changes_no_loss() {
     for moment in 0..answers_of_step {
         let swarm = join(&first).await.unwrap();
         let (mut trainer, mut answers) = lesson.remote(&swarm).await.unwrap();
-        let victim = trainer.route()[1].peer.unwrap().to_string();
+        let victim = trainer.routes()[0][1].peer.unwrap().to_string();
         let doomed = servers.iter().position(|server| server.address().ends_with(&victim));
         let doomed = servers.remove(doomed.unwrap());
         // In the second step, when there are gradients, means and masks that differ from the first.
@@ -125,7 +127,7 @@ async fn a_server_that_is_killed_at_any_moment_of_a_step_changes_no_loss() {
 }
 
 /// Thirty seeds take a minute: `cargo run -p umbel-tests --example training_kills`.
-const KILL_SEEDS: u64 = 6;
+const KILL_SEEDS: u64 = 8;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_killed_at_a_random_moment_is_replaced_and_no_step_is_taken_twice() {
@@ -134,6 +136,72 @@ async fn a_server_that_is_killed_at_a_random_moment_is_replaced_and_no_step_is_t
         kills.run(seed).await.unwrap();
     }
     kills.assert_no_errors();
+}
+
+/// A lesson of texts each of which is a microbatch.
+fn long_lesson() -> Lesson {
+    let lesson = Lesson::new();
+    let text = |number: u32| {
+        let ids = (0..9 + number % 5).map(|place| (number * 31 + place * 17) % 200);
+        Example::of_text(ids.collect())
+    };
+    let settings = TrainerSettings { microbatch_tokens: 1, ..lesson.settings };
+    Lesson { settings, texts: (0..12).map(text).collect(), ..lesson }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn microbatches_that_go_along_several_routes_teach_the_same_bits() {
+    let lesson = long_lesson();
+    let mut alone = lesson.local();
+    let expected = lesson.steps(&mut alone).await.unwrap();
+    // Routes that are split otherwise: one of a single server, and one of two.
+    let whole = start("0..4", None);
+    let halves = [start("0..1", Some(&whole)), start("1..4", Some(&whole))];
+    let remote = RemoteSettings { tokens_max: TOKENS_MAX, routes: 3, ..RemoteSettings::default() };
+    let Lesson { model, state, settings, .. } = &lesson;
+    let swarm = join(&whole).await.unwrap();
+    let opened = remote_as(remote, &swarm, model, state.clone(), *settings).await;
+    let (mut trainer, answers) = opened.unwrap();
+    let mut servers: Vec<_> = trainer.routes().iter().map(Vec::len).collect();
+    servers.sort_unstable();
+    assert_eq!(servers, [1, 2], "as many routes as there are servers for");
+
+    let before = *answers.borrow();
+    assert_eq!(lesson.steps(&mut trainer).await.unwrap(), expected);
+    assert!(trainer.state() == alone.state());
+    // A microbatch has three answers from each server of its route: forward, back, and its gradients.
+    // Each of the three servers is then given their sum, and steps.
+    let of_microbatches = *answers.borrow() - before - STEPS as u64 * 3 * 2;
+    let at_servers = of_microbatches / 3;
+    let all = (lesson.texts.len() * STEPS) as u64;
+    assert!(
+        all < at_servers && at_servers < 2 * all,
+        "both routes were used: {at_servers} of {all}"
+    );
+    let batch = lesson.batch();
+    let loss = trainer.evaluate(&batch).await.unwrap();
+    assert_eq!(loss, alone.evaluate(&batch).await.unwrap());
+    trainer.close().await;
+    [whole].iter().chain(&halves).for_each(|server| server.assert_no_errors());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_with_little_room_is_given_one_microbatch_after_the_other() {
+    let lesson = long_lesson();
+    let expected = lesson.steps(&mut lesson.local()).await.unwrap();
+    // A session may have a sixteenth of this, in which four times as many tokens do not fit.
+    let server = serve(&[&checkpoint("llama"), "--memory-bytes", "64000000"]);
+    let narrow = RemoteSettings { tokens_max: 1_500, ..RemoteSettings::default() };
+    let Lesson { model, state, settings, .. } = &lesson;
+    let swarm = join(&server).await.unwrap();
+    let opened = remote_as(narrow, &swarm, model, state.clone(), *settings).await;
+    let (mut trainer, _) = opened.unwrap();
+    assert_eq!(lesson.steps(&mut trainer).await.unwrap(), expected);
+    trainer.close().await;
+    let too_wide = RemoteSettings { tokens_max: 6_000, ..narrow };
+    let refused = remote_as(too_wide, &swarm, model, state.clone(), *settings).await;
+    assert!(refused.err().unwrap().to_string().contains("no server has room"));
+    server.assert_no_errors();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -151,7 +219,7 @@ async fn a_training_whose_servers_are_split_otherwise_goes_on() {
         whole.kill();
     });
     assert_eq!(lesson.steps(&mut trainer).await.unwrap(), expected);
-    assert_eq!((trainer.route().len(), trainer.replaced()), (3, 1));
+    assert_eq!((trainer.routes()[0].len(), trainer.replaced()), (3, 1));
     kill.await.unwrap();
     trainer.close().await;
     parts.iter().for_each(|server| server.assert_no_errors());
@@ -171,6 +239,30 @@ async fn a_step_that_fails_leaves_nothing_behind() {
         trainer.close().await;
     }
     first.assert_no_errors();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_that_is_dropped_on_its_way_leaves_nothing_behind() {
+    let lesson = Lesson::new();
+    let expected = lesson.steps(&mut lesson.local()).await.unwrap();
+    let first = start("0..2", None);
+    let second = start("2..4", Some(&first));
+    let (mut trainer, mut answers) = lesson.remote(&join(&first).await.unwrap()).await.unwrap();
+    // A step has twelve answers; those to its last two messages cannot be there at once with the tenth.
+    for answers_until_then in [1, 5, 9, 10] {
+        let goal = *answers.borrow() + answers_until_then;
+        let batch = lesson.batch();
+        tokio::select! {
+            step = trainer.step(&batch, 0.01) => panic!("it was to be dropped: {step:?}"),
+            reached = answers.wait_for(|count| *count >= goal) => assert!(reached.is_ok()),
+        }
+        assert_eq!((trainer.state().steps(), trainer.sequences()), (0, 0));
+        trainer.evaluate(&batch).await.unwrap();
+    }
+    assert_eq!(lesson.steps(&mut trainer).await.unwrap(), expected);
+    assert_eq!(trainer.replaced(), 0);
+    trainer.close().await;
+    [first, second].iter().for_each(|server| server.assert_no_errors());
 }
 
 #[tokio::test(flavor = "multi_thread")]

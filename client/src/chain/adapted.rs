@@ -14,7 +14,7 @@ use umbel_protocol::{PeerId, Span};
 use super::StepTime;
 use crate::model::ClientModel;
 use crate::swarm::Swarm;
-use crate::train::{Blocks, LocalBlocks, RemoteBlocks, TrainError};
+use crate::train::{Blocks, LocalBlocks, RemoteBlocks, RemoteSettings, TrainError};
 
 /// A text that goes through the blocks again and again.
 pub struct AdaptedChain {
@@ -44,7 +44,9 @@ impl AdaptedChain {
         tokens_max: u32,
     ) -> Result<Self, TrainError> {
         let state = TrainingState::new(adapter.clone(), AdamW::default());
-        let blocks = RemoteBlocks::open(swarm, model, &state, (0, tokens_max)).await?;
+        // There is one text, which goes forward and is done.
+        let settings = RemoteSettings { tokens_max, under_way: 1, ..RemoteSettings::default() };
+        let blocks = RemoteBlocks::open(swarm, model, &state, settings).await?;
         Ok(Self::new(Blocks::Remote(Box::new(blocks)), adapter, tokens_max))
     }
 
@@ -83,7 +85,7 @@ impl AdaptedChain {
     }
 
     pub(super) fn route(&self) -> Vec<(Option<PeerId>, Span)> {
-        self.blocks.route().into_iter().map(|hop| (hop.peer, hop.blocks)).collect()
+        self.blocks.routes().into_iter().flatten().map(|hop| (hop.peer, hop.blocks)).collect()
     }
 
     pub(super) fn forget(&mut self) {

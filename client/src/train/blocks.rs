@@ -2,20 +2,22 @@
 
 mod hop;
 mod local;
+mod pipeline;
 mod remote;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use umbel_engine::train::{Sequence, TrainingState};
+use umbel_engine::train::{Loss, LossError, Sequence, TrainingState};
 use umbel_engine::{Ends, EndsError, HiddenStates};
 use umbel_protocol::training::TrainingSequence;
 use umbel_protocol::{PeerId, Span};
 
 use super::TrainError;
 use crate::model::ClientModel;
+use hop::OpenHop;
 pub use local::LocalBlocks;
-pub use remote::RemoteBlocks;
+pub use remote::{RemoteBlocks, RemoteSettings};
 
 /// The blocks of a model in training.
 pub enum Blocks {
@@ -34,6 +36,13 @@ pub struct TrainingHop {
     pub blocks: Span,
 }
 
+/// Servers for all blocks.
+pub(super) struct TrainingRoute {
+    /// No other route ever has this number.
+    name: usize,
+    hops: Vec<OpenHop>,
+}
+
 /// Texts that go through the blocks together, and what is known of them so far. It is kept by the
 /// boundaries of blocks and not by servers, so that another split goes on with it.
 pub(super) struct Microbatch {
@@ -47,6 +56,8 @@ pub(super) struct Microbatch {
     gradients: BTreeMap<u32, HiddenStates>,
     /// The sum of the losses.
     loss: Option<f64>,
+    /// The route that it takes through servers.
+    route: Option<usize>,
 }
 
 /// A step of the optimizer that is to be taken everywhere.
@@ -68,6 +79,7 @@ impl Microbatch {
             entering: BTreeMap::new(),
             gradients: BTreeMap::new(),
             loss: None,
+            route: None,
         }
     }
 
@@ -87,20 +99,36 @@ impl Microbatch {
         Ok(())
     }
 
-    /// Computes the loss from what left the last block, if that is not done, apart from the network.
-    async fn foretell(&mut self, model: &Arc<ClientModel>, weight: f32) -> Result<f64, TrainError> {
-        if let Some(loss) = self.loss {
-            return Ok(loss);
-        }
+    /// What computes the loss of what left the last block.
+    fn loss(
+        &self,
+        model: &Arc<ClientModel>,
+        weight: f32,
+    ) -> impl FnOnce() -> Result<Loss, LossError> + Send + use<> {
         let last = model.config().block_count;
         let hidden = self.entering.get(&last).expect("it has gone forward").clone();
         let (model, targets) = (Arc::clone(model), self.targets.clone());
-        let compute = move || model.ends().loss(&hidden, &targets, weight);
-        let loss =
-            tokio::task::spawn_blocking(compute).await.expect("arithmetic does not panic")?;
-        self.gradients.insert(last, loss.gradient);
+        move || model.ends().loss(&hidden, &targets, weight)
+    }
+
+    fn foretold(&mut self, loss: Loss) {
+        let (last, _) = self.entering.last_key_value().expect("it has gone forward");
+        self.gradients.insert(*last, loss.gradient);
         self.loss = Some(loss.sum);
-        Ok(loss.sum)
+    }
+
+    /// Computes the loss apart from the network.
+    async fn foretell(&mut self, model: &Arc<ClientModel>, weight: f32) -> Result<f64, TrainError> {
+        let work = tokio::task::spawn_blocking(self.loss(model, weight));
+        let loss = work.await.expect("arithmetic does not panic")?;
+        let sum = loss.sum;
+        self.foretold(loss);
+        Ok(sum)
+    }
+
+    /// Tokens of all its sequences.
+    fn tokens(&self) -> u32 {
+        self.sequences.iter().map(|sequence| sequence.tokens).sum()
     }
 
     fn engine_sequences(&self) -> Vec<Sequence> {
@@ -129,17 +157,11 @@ impl Blocks {
     }
 
     /// Takes a step wherever a part of the adapter is held.
-    pub(super) async fn take(
-        &mut self,
-        model: &Arc<ClientModel>,
-        microbatches: &mut [Microbatch],
-        weight: f32,
-        taken: Taken<'_>,
-    ) -> Result<(), TrainError> {
+    pub(super) async fn take(&mut self, taken: Taken<'_>) -> Result<(), TrainError> {
         match self {
             // The trainer's own state is the only one.
             Self::Local(_) => Ok(()),
-            Self::Remote(blocks) => blocks.take(model, microbatches, weight, taken).await,
+            Self::Remote(blocks) => blocks.take(taken).await,
         }
     }
 
@@ -175,10 +197,10 @@ impl Blocks {
         Ok(left)
     }
 
-    pub(crate) fn route(&self) -> Vec<TrainingHop> {
+    pub(crate) fn routes(&self) -> Vec<Vec<TrainingHop>> {
         match self {
-            Self::Local(blocks) => vec![TrainingHop { peer: None, blocks: blocks.span() }],
-            Self::Remote(blocks) => blocks.route(),
+            Self::Local(blocks) => vec![vec![TrainingHop { peer: None, blocks: blocks.span() }]],
+            Self::Remote(blocks) => blocks.routes(),
         }
     }
 

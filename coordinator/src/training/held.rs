@@ -217,7 +217,7 @@ impl Held {
             TrainerMessage::Open(_) | TrainerMessage::Close => Ok(()),
             TrainerMessage::Write(state) => self.check_write(config, state),
             TrainerMessage::Forward(forward) => self.check_forward(config, forward),
-            TrainerMessage::Backward { microbatch, gradient } => {
+            TrainerMessage::Backward { microbatch, gradient, .. } => {
                 let expected = self.kept.remove(microbatch);
                 if expected.is_none() {
                     let detail = "the microbatch has not gone forward";
@@ -253,9 +253,9 @@ impl Held {
         config: &HostConfig,
         state: &StateValues,
     ) -> Result<(), (ErrorCode, &'static str)> {
-        check(state.kind != StateKind::Gradients, "gradients are only read")?;
         // The order of values and steps would else decide what they mean.
-        check(self.steps == self.open.steps, "a state is written before the first step")?;
+        let in_time = state.kind == StateKind::Gradients || self.steps == self.open.steps;
+        check(in_time, "a state is written before the first step")?;
         let end = state.offset.checked_add(u64::from(state.values.shape()[0]));
         let fits = end.is_some_and(|end| end <= values(config, &self.open));
         check(fits, "the session has not as many values")

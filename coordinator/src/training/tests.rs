@@ -59,7 +59,7 @@ fn forward(microbatch: u64, tokens: u32) -> TrainerMessage {
 }
 
 fn backward(microbatch: u64, tokens: u32) -> TrainerMessage {
-    TrainerMessage::Backward { microbatch, gradient: rows(tokens) }
+    TrainerMessage::Backward { microbatch, gradient: rows(tokens), apart: false }
 }
 
 fn step(number: u64) -> TrainerMessage {
@@ -139,7 +139,7 @@ impl World {
                 hidden,
                 ..
             })) => ("forward", Some(TrainingAnswer::Forwarded { microbatch, hidden })),
-            Work::Message(TrainerMessage::Backward { microbatch, gradient }) => {
+            Work::Message(TrainerMessage::Backward { microbatch, gradient, .. }) => {
                 ("backward", Some(TrainingAnswer::Backwarded { microbatch, gradient }))
             }
             Work::Message(TrainerMessage::Step(step)) => {
@@ -269,6 +269,21 @@ fn state(offset: u64) -> StateValues {
     StateValues { kind: StateKind::Values, offset, values }
 }
 
+fn gradients(offset: u64) -> StateValues {
+    StateValues { kind: StateKind::Gradients, ..state(offset) }
+}
+
+#[test]
+fn gradients_may_be_written_before_any_step() {
+    let mut world = World::new(BYTES * 2);
+    world.say(ANNA, 1, TrainerMessage::Open(opening(5)));
+    for number in 1..3 {
+        world.say(ANNA, 1, TrainerMessage::Write(gradients(0)));
+        world.say(ANNA, 1, step(number));
+    }
+    assert_eq!((world.error(1), world.steps_taken), (None, vec![1, 2]));
+}
+
 #[test]
 fn what_does_not_fit_is_refused() {
     let open = |change: &dyn Fn(&mut OpenTraining), bytes_max| {
@@ -303,8 +318,7 @@ fn messages_that_do_not_fit_the_session_end_it() {
         (vec![TrainerMessage::Write(state(47))], ErrorCode::WrongShape),
         (vec![step(1), TrainerMessage::Write(state(0))], ErrorCode::WrongShape),
     ];
-    let gradients = StateValues { kind: StateKind::Gradients, ..state(0) };
-    cases.push((vec![TrainerMessage::Write(gradients)], ErrorCode::WrongShape));
+    cases.push((vec![TrainerMessage::Write(gradients(47))], ErrorCode::WrongShape));
     let read = TrainerMessage::Read { kind: StateKind::Values, offset: 40, count: 9 };
     cases.push((vec![read], ErrorCode::WrongShape));
     for (messages, code) in cases {

@@ -46,6 +46,11 @@ pub struct TrainArguments {
     #[arg(long, value_name = "SECONDS", default_value_t = 60, conflicts_with = "local", value_parser = clap::value_parser!(u32).range(0..=3_600))]
     pub wait: u32,
 
+    /// Divide each step among so many routes without a common server, where there are as many. Each
+    /// microbatch's gradients then cross the network.
+    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "local", value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub routes: u8,
+
     /// Go on from the checkpoint in the folder.
     #[arg(long)]
     pub resume: bool,

@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use umbel_client::train::run::Run;
 use umbel_client::train::{
-    Blocks, LocalBlocks, RemoteBlocks, TrainError, Trainer, TrainerSettings,
+    Blocks, LocalBlocks, RemoteBlocks, RemoteSettings, TrainError, Trainer, TrainerSettings,
 };
 use umbel_client::{ClientModel, Swarm, SwarmConfig};
 use umbel_engine::train::TrainingState;
@@ -193,7 +193,12 @@ async fn blocks(
     let learning = &arguments.learning;
     // A text that is longer than a microbatch goes alone.
     let tokens_max = learning.microbatch_tokens.max(learning.max_tokens);
-    let terms = (learning.seed, tokens_max);
-    let blocks = RemoteBlocks::open(Arc::clone(swarm), model, state, terms).await?;
+    let settings = RemoteSettings {
+        seed: learning.seed,
+        tokens_max,
+        routes: arguments.routes.into(),
+        ..RemoteSettings::default()
+    };
+    let blocks = RemoteBlocks::open(Arc::clone(swarm), model, state, settings).await?;
     Ok(Blocks::Remote(Box::new(blocks)))
 }

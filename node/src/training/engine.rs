@@ -132,8 +132,8 @@ impl Session {
                 Ok(TrainingAnswer::Written)
             }
             TrainerMessage::Forward(forward) => self.forward(hosted, forward, pause),
-            TrainerMessage::Backward { microbatch, gradient } => {
-                self.backward(hosted, microbatch, &gradient, pause)
+            TrainerMessage::Backward { microbatch, gradient, apart } => {
+                self.backward(hosted, (microbatch, apart), &gradient, pause)
             }
             TrainerMessage::Read { kind, offset, count } => {
                 let end = offset.saturating_add(u64::from(count));
@@ -184,7 +184,7 @@ impl Session {
     fn backward(
         &mut self,
         hosted: &HostedSpan,
-        microbatch: u64,
+        (microbatch, apart): (u64, bool),
         gradient: &Tensor,
         pause: &dyn Fn(),
     ) -> Result<TrainingAnswer, ComputeFailure> {
@@ -196,6 +196,9 @@ impl Session {
         let pass = TrainingPass::new(hosted, self.blocks, Some(self.state.adapter()), &sequences);
         let back = pass.map_err(wrong)?.pausing(pause).backward(&inputs, &gradient);
         let back = back.map_err(wrong)?;
+        if apart {
+            self.state.reset();
+        }
         self.state.add(&back.parameters);
         Ok(TrainingAnswer::Backwarded { microbatch, gradient: back.input.to_wire() })
     }

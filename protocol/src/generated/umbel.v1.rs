@@ -894,6 +894,10 @@ pub struct TrainBackward {
     /// Of what left the last block, \[tokens, hidden\]; its elements are the frame's payload.
     #[prost(message, optional, tag = "2")]
     pub gradient: ::core::option::Option<Tensor>,
+    /// The gradients of the adapter take the place of those that were gathered before, and are not added
+    /// to them: the trainer reads those of each microbatch, and adds them itself.
+    #[prost(bool, tag = "3")]
+    pub apart: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReadState {
@@ -1034,7 +1038,8 @@ pub enum StateKind {
     Means = 2,
     /// The optimizer's running means of their squares.
     MeanSquares = 3,
-    /// The sum of the gradients since the last step. It is read only.
+    /// The sum of the gradients since the last step. Unlike the others it may be written at any time:
+    /// where microbatches have gone along several routes, their trainer knows the sum.
     Gradients = 4,
 }
 impl StateKind {

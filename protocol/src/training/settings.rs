@@ -73,7 +73,7 @@ pub enum StateKind {
     Means,
     /// Those of their squares.
     MeanSquares,
-    /// The sum of the gradients since the last step, which is only read.
+    /// The sum of the gradients since the last step, which may be written at any time.
     Gradients,
 }
 

@@ -30,9 +30,9 @@ impl TrainerMessage {
                 Wire::Write(v1::WriteState { kind: kind.to_wire(), offset, values })
             }
             Self::Forward(forward) => Wire::Forward(forward_to_wire(forward, &mut payload)),
-            Self::Backward { microbatch, gradient } => {
+            Self::Backward { microbatch, gradient, apart } => {
                 let gradient = Some(plain(&gradient, &mut payload));
-                Wire::Backward(v1::TrainBackward { microbatch, gradient })
+                Wire::Backward(v1::TrainBackward { microbatch, gradient, apart })
             }
             Self::Read { kind, offset, count } => {
                 Wire::Read(v1::ReadState { kind: kind.to_wire(), offset, count })
@@ -60,8 +60,8 @@ impl TrainerMessage {
                 Ok(Self::Write(state(kind, offset, values, payload)?))
             }
             Wire::Forward(forward) => Ok(Self::Forward(forward_from_wire(forward, payload)?)),
-            Wire::Backward(v1::TrainBackward { microbatch, gradient }) => {
-                Ok(Self::Backward { microbatch, gradient: rows(gradient, payload)? })
+            Wire::Backward(v1::TrainBackward { microbatch, gradient, apart }) => {
+                Ok(Self::Backward { microbatch, gradient: rows(gradient, payload)?, apart })
             }
             message @ (Wire::Open(_) | Wire::Read(_) | Wire::Step(_) | Wire::Close(_)) => {
                 wire::no_payload(&payload, MESSAGE)?;

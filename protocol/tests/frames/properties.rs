@@ -254,8 +254,11 @@ fn training_messages() -> impl Strategy<Value = Message> {
     let trainer = prop_oneof![
         trainings().prop_map(TrainerMessage::Open),
         (any::<bool>(), any::<u64>(), vec((1u32..5, any::<u64>()), 1..5)).prop_map(forwards),
-        (any::<u64>(), tensors())
-            .prop_map(|(microbatch, gradient)| TrainerMessage::Backward { microbatch, gradient }),
+        (any::<u64>(), tensors()).prop_map(|(microbatch, gradient)| TrainerMessage::Backward {
+            microbatch,
+            gradient,
+            apart: microbatch.is_multiple_of(2),
+        }),
         (any::<u64>(), 0.0..1e9, 0.0..1.0).prop_map(|(number, learning_rate, factor)| {
             TrainerMessage::Step(OptimizerStep { number, learning_rate, factor })
         }),

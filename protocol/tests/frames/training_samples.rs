@@ -19,7 +19,14 @@ pub(crate) fn samples() -> Vec<Sample> {
         trainer("trainer_write", TrainerMessage::Write(state(StateKind::MeanSquares))),
         trainer("trainer_forward", TrainerMessage::Forward(forward(false))),
         trainer("trainer_evaluate", TrainerMessage::Forward(forward(true))),
-        trainer("trainer_backward", TrainerMessage::Backward { microbatch: 9, gradient: rows() }),
+        trainer(
+            "trainer_backward",
+            TrainerMessage::Backward { microbatch: 9, gradient: rows(), apart: false },
+        ),
+        trainer(
+            "trainer_backward_apart",
+            TrainerMessage::Backward { microbatch: 9, gradient: rows(), apart: true },
+        ),
         trainer(
             "trainer_read",
             TrainerMessage::Read { kind: StateKind::Gradients, offset: 4_096, count: 512 },

@@ -1,70 +1,67 @@
 //! All blocks on the servers of a swarm, each of which holds its part of the adapter.
 
+mod mend;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::watch;
-use umbel_coordinator::route::NoRoute;
-use umbel_coordinator::session::{FailureReason, HopFailure, RouteWanted};
 use umbel_engine::train::TrainingState;
 use umbel_protocol::training::{OptimizerStep, StateKind};
-use umbel_protocol::{ErrorCode, PeerId, Span};
+use umbel_protocol::{PeerId, Span};
 
 use super::hop::{Fault, OpenHop, Terms};
-use super::{Microbatch, Taken, TrainingHop};
+use super::pipeline::{self, GradientSum, Halt, Pass, Way};
+use super::{Microbatch, Taken, TrainingHop, TrainingRoute};
 use crate::model::ClientModel;
 use crate::swarm::Swarm;
-use crate::swarm::route::Search;
 use crate::train::TrainError;
 
-/// Failures in one step before the training gives up: a route of some ten servers that are all
-/// replaced, and replaced again.
-const FAILURES_MAX: usize = 32;
-
-/// Room in a server's cache that routes ask for; a training needs none.
-const CACHE_TOKENS: u32 = 1;
-
-/// After how long a server that has failed may be tried again, where there is no other.
-const FORGIVEN_AFTER: Duration = Duration::from_secs(2);
-
-/// Why a server was given up last.
-#[derive(Debug, Clone, Default)]
-struct LastFailure {
-    /// In words.
-    detail: String,
-    /// It had too little room, and said how much.
-    no_room: Option<String>,
-}
-
-impl LastFailure {
-    /// What it means that nobody else is left.
-    fn nobody_left(self, source: NoRoute) -> TrainError {
-        match self.no_room {
-            Some(detail) => TrainError::NoRoom { detail },
-            None => TrainError::NoRoute { source, last_failure: self.detail },
-        }
-    }
-}
-
-/// A route of servers that train.
+/// Routes of servers that train.
 pub struct RemoteBlocks {
     swarm: Arc<Swarm>,
     terms: Terms,
-    block_count: u32,
+    blocks: Span,
     token_bytes: u32,
-    hops: Vec<OpenHop>,
+    routes: Vec<TrainingRoute>,
+    /// How many there should be, and how many there ever were.
+    routes_max: usize,
+    routes_named: usize,
     /// There was a server for every block once.
     opened: bool,
+    /// When another route was looked for last.
+    widened: Option<Instant>,
     replaced: usize,
-    /// A step was begun and not taken: servers may have gathered gradients of it.
+    /// Something was begun and not ended: servers may have gathered gradients, and have yet to answer.
     unfinished: bool,
     failures: usize,
     avoided: BTreeSet<PeerId>,
 }
 
+/// How a training uses the servers of a swarm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RemoteSettings {
+    /// What dropout is drawn from.
+    pub seed: u64,
+    /// Tokens of the longest microbatch.
+    pub tokens_max: u32,
+    /// Microbatches that a server keeps between their way forward and their way back. Where it lacks the
+    /// room for them it keeps one.
+    pub under_way: u32,
+    /// Routes without a common server that microbatches are divided among, if there are as many. Each
+    /// microbatch's gradients then come to the trainer, and their sum goes to every server.
+    pub routes: usize,
+}
+
+impl Default for RemoteSettings {
+    fn default() -> Self {
+        Self { seed: 0, tokens_max: 1_024, under_way: 4, routes: 1 }
+    }
+}
+
 impl RemoteBlocks {
-    /// Opens a part of `state` on each server of a route, for microbatches of at most so many tokens.
+    /// Opens a part of `state` on each server of a route, or of several.
     ///
     /// # Errors
     /// [`TrainError`] where no route covers the model.
@@ -72,25 +69,29 @@ impl RemoteBlocks {
         swarm: Arc<Swarm>,
         model: &ClientModel,
         state: &TrainingState,
-        (seed, tokens_max): (u64, u32),
+        settings: RemoteSettings,
     ) -> Result<Self, TrainError> {
+        let RemoteSettings { seed, tokens_max, under_way, routes } = settings;
         let hidden_size = model.config().hidden_size;
-        let answers = watch::Sender::new(0);
-        let terms = Terms { model: model.id(), hidden_size, seed, tokens_max, answers };
+        let (answers, under_way) = (watch::Sender::new(0), under_way.max(1));
+        let terms = Terms { model: model.id(), seed, tokens_max, under_way, answers };
         swarm.refresh(terms.model).await;
         let mut blocks = Self {
             swarm,
             terms,
-            block_count: model.config().block_count,
+            blocks: state.adapter().blocks(),
             token_bytes: u32::try_from(hidden_size * 4).unwrap_or(u32::MAX),
-            hops: Vec::new(),
+            routes: Vec::new(),
+            routes_max: routes.max(1),
+            routes_named: 0,
             opened: false,
+            widened: None,
             replaced: 0,
             unfinished: false,
             failures: 0,
             avoided: BTreeSet::new(),
         };
-        blocks.fill(state, LastFailure::default()).await?;
+        blocks.begin(state).await?;
         Ok(blocks)
     }
 
@@ -107,37 +108,51 @@ impl RemoteBlocks {
         microbatches: &mut [Microbatch],
         weight: f32,
     ) -> Result<f64, TrainError> {
-        self.failures = 0;
-        self.avoided.clear();
-        if std::mem::replace(&mut self.unfinished, true) {
-            self.hops.clear();
-            self.fill(state, LastFailure::default()).await?;
-        }
-        self.hops.iter_mut().for_each(OpenHop::begin_step);
+        self.begin(state).await?;
+        self.unfinished = true;
+        self.hops().for_each(|(_, hop)| hop.begin_step());
+        // A step that begins apart ends apart: servers have not added what others have brought back.
+        let values = usize::try_from(state.value_count()).expect("the values are in memory");
+        let count = self.blocks.block_count();
+        let mut sum =
+            (self.routes.len() > 1).then(|| GradientSum::new(values, count, microbatches.len()));
         loop {
-            match self.try_learn(model, state, microbatches, weight).await {
-                Ok(sum) => return Ok(sum),
-                Err((place, fault)) => self.mend(place, fault, state).await?,
+            let way = sum.as_mut().map_or(Way::Together, Way::Apart);
+            let pass = Pass { swarm: &self.swarm, loss: Some((model, weight)), way };
+            let mut passed = pipeline::run(pass, &mut self.routes, microbatches).await;
+            if passed.is_ok() && sum.is_none() {
+                passed = self.read(state, loss(microbatches)).await;
+            }
+            match passed {
+                Ok(()) => break,
+                Err(halt) => self.mend(halt, state).await?,
             }
         }
+        if let Some(sum) = sum {
+            let written = Arc::make_mut(state).write(StateKind::Gradients, 0, sum.total());
+            written.map_err(|_| diverged(loss(microbatches)))?;
+        }
+        Ok(loss(microbatches))
     }
 
-    pub(super) async fn take(
-        &mut self,
-        model: &Arc<ClientModel>,
-        microbatches: &mut [Microbatch],
-        weight: f32,
-        taken: Taken<'_>,
-    ) -> Result<(), TrainError> {
+    pub(super) async fn take(&mut self, taken: Taken<'_>) -> Result<(), TrainError> {
+        let Taken { before, after, learning_rate, factor } = taken;
+        let number = after.steps();
         loop {
-            match self.try_take(model, microbatches, weight, taken).await {
-                Ok(()) => {
-                    self.unfinished = false;
-                    return Ok(());
-                }
-                Err((place, fault)) => self.mend(place, fault, taken.before).await?,
+            let step = OptimizerStep { number, learning_rate, factor };
+            let swarm = Arc::clone(&self.swarm);
+            let lacking = self.hops().filter(|(_, hop)| hop.steps < number);
+            let steps = lacking.map(|(place, hop)| {
+                let swarm = &swarm;
+                async move { (place, hop.step(swarm, step, (before, after)).await) }
+            });
+            match halt_of(futures::future::join_all(steps).await) {
+                Ok(()) => break,
+                Err(halt) => self.mend(halt, before).await?,
             }
         }
+        self.unfinished = false;
+        Ok(())
     }
 
     pub(super) async fn evaluate(
@@ -146,12 +161,8 @@ impl RemoteBlocks {
         state: &Arc<TrainingState>,
         microbatches: &mut [Microbatch],
     ) -> Result<f64, TrainError> {
-        let mut sum = 0.0;
-        for microbatch in microbatches {
-            self.answer(state, microbatch).await?;
-            sum += microbatch.foretell(model, 0.0).await?;
-        }
-        Ok(sum)
+        self.forward(Some(model), state, microbatches).await?;
+        Ok(loss(microbatches))
     }
 
     /// Takes a microbatch through, without dropout.
@@ -160,212 +171,69 @@ impl RemoteBlocks {
         state: &Arc<TrainingState>,
         microbatch: &mut Microbatch,
     ) -> Result<(), TrainError> {
-        self.failures = 0;
-        self.avoided.clear();
-        while let Err((place, fault)) = self.forward(microbatch, true).await {
-            self.mend(place, fault, state).await?;
-        }
-        Ok(())
-    }
-
-    /// What is still missing of a step, up to the gradients.
-    async fn try_learn(
-        &mut self,
-        model: &Arc<ClientModel>,
-        state: &mut Arc<TrainingState>,
-        microbatches: &mut [Microbatch],
-        weight: f32,
-    ) -> Result<f64, (usize, Fault)> {
-        let sum = self.pass(model, microbatches, weight).await?;
-        for (place, hop) in self.hops.iter_mut().enumerate() {
-            if hop.read {
-                continue;
-            }
-            let stretch = state.stretch(hop.blocks());
-            let gradients = hop.gradients(&self.swarm, stretch.clone()).await;
-            let gradients = gradients.map_err(|fault| (place, fault))?;
-            let written =
-                Arc::make_mut(state).write(StateKind::Gradients, stretch.start, &gradients);
-            if written.is_err() {
-                // One of them is no number, which may be the model's fault as well as the server's.
-                let (loss, gradient_norm) = (sum, f64::NAN);
-                let diverged = TrainError::Diverged { loss, gradient_norm };
-                return Err((place, diverged.into()));
-            }
-            hop.read = true;
-        }
-        Ok(sum)
-    }
-
-    async fn try_take(
-        &mut self,
-        model: &Arc<ClientModel>,
-        microbatches: &mut [Microbatch],
-        weight: f32,
-        taken: Taken<'_>,
-    ) -> Result<(), (usize, Fault)> {
-        // A server that came after the gradients were read has yet to gather them.
-        self.pass(model, microbatches, weight).await?;
-        let number = taken.after.steps();
-        let (learning_rate, factor) = (taken.learning_rate, taken.factor);
-        let step = OptimizerStep { number, learning_rate, factor };
-        let swarm = &self.swarm;
-        let hops = self.hops.iter_mut().enumerate().filter(|(_, hop)| hop.steps < number);
-        let steps = hops.map(|(place, hop)| async move {
-            let stepped = hop.step(swarm, step, taken.after).await;
-            stepped.map_err(|fault| (place, fault))
-        });
-        futures::future::join_all(steps).await.into_iter().collect()
-    }
-
-    /// Takes all microbatches forward and back through those servers where they have not been.
-    async fn pass(
-        &mut self,
-        model: &Arc<ClientModel>,
-        microbatches: &mut [Microbatch],
-        weight: f32,
-    ) -> Result<f64, (usize, Fault)> {
-        let mut sum = 0.0;
-        for microbatch in microbatches {
-            self.forward(microbatch, false).await?;
-            let last = self.hops.len().saturating_sub(1);
-            let foretold = microbatch.foretell(model, weight).await;
-            sum += foretold.map_err(|error| (last, error.into()))?;
-            for (place, hop) in self.hops.iter_mut().enumerate().rev() {
-                let back = hop.backward(&self.swarm, microbatch).await;
-                back.map_err(|fault| (place, fault))?;
-            }
-        }
-        Ok(sum)
+        self.forward(None, state, std::slice::from_mut(microbatch)).await
     }
 
     async fn forward(
         &mut self,
-        microbatch: &mut Microbatch,
-        evaluate: bool,
-    ) -> Result<(), (usize, Fault)> {
-        for (place, hop) in self.hops.iter_mut().enumerate() {
-            let forward = hop.forward(&self.swarm, microbatch, evaluate).await;
-            forward.map_err(|fault| (place, fault))?;
+        model: Option<&Arc<ClientModel>>,
+        state: &TrainingState,
+        microbatches: &mut [Microbatch],
+    ) -> Result<(), TrainError> {
+        self.begin(state).await?;
+        self.unfinished = true;
+        loop {
+            let loss = model.map(|model| (model, 0.0));
+            let pass = Pass { swarm: &self.swarm, loss, way: Way::Forward };
+            match pipeline::run(pass, &mut self.routes, microbatches).await {
+                Ok(()) => break,
+                Err(halt) => self.mend(halt, state).await?,
+            }
         }
+        self.unfinished = false;
         Ok(())
     }
 
-    /// Puts others in the place of a server that has failed; they are given the state before the step.
-    async fn mend(
-        &mut self,
-        place: usize,
-        fault: Fault,
-        state: &TrainingState,
-    ) -> Result<(), TrainError> {
-        let reason = match fault {
-            Fault::Training(error) => return Err(error),
-            Fault::Hop(reason) => reason,
-        };
-        let failed = self.hops.remove(place);
-        let last_failure = self.blame(HopFailure { hop: failed.hop, reason })?;
-        self.replaced += 1;
-        self.fill(state, last_failure).await
-    }
-
-    /// Opens servers for all blocks that none has.
-    async fn fill(
-        &mut self,
-        state: &TrainingState,
-        mut last_failure: LastFailure,
-    ) -> Result<(), TrainError> {
-        while let Some((place, gap)) = self.gap() {
-            let mut search = self.search(gap);
-            // Who begins is told at once that the room is too small, and may ask for less.
-            search.wanted.needed = self.opened || last_failure.no_room.is_none();
-            let route = self.swarm.search(search).await;
-            let route = route.map_err(|source| last_failure.clone().nobody_left(source))?;
-            for (index, hop) in route.iter().enumerate() {
-                match OpenHop::open(&self.swarm, hop, &self.terms, state).await {
-                    Ok(open) => self.hops.insert(place + index, open),
-                    Err(Fault::Training(error)) => return Err(error),
-                    Err(Fault::Hop(reason)) => {
-                        last_failure = self.blame(HopFailure { hop: hop.hop, reason })?;
-                        break;
-                    }
-                }
+    /// Reads the gradients that the servers of one route have added.
+    async fn read(&mut self, state: &mut Arc<TrainingState>, loss: f64) -> Result<(), Halt> {
+        let swarm = Arc::clone(&self.swarm);
+        let stretches = Arc::clone(state);
+        let unread = self.hops().filter(|(_, hop)| !hop.progress.read);
+        let reads = unread.map(|(place, hop)| {
+            let (swarm, stretch) = (&swarm, stretches.stretch(hop.blocks()));
+            async move {
+                let gradients = hop.gradients(swarm, stretch.clone()).await;
+                (place, gradients.map(|gradients| (hop, stretch, gradients)))
             }
-        }
-        self.opened = true;
-        Ok(())
-    }
-
-    /// The first blocks that no server has, and the place of their servers.
-    fn gap(&self) -> Option<(usize, Span)> {
-        let mut start = 0;
-        for (place, hop) in self.hops.iter().enumerate() {
-            if let Ok(gap) = Span::new(start, hop.blocks().start()) {
-                return Some((place, gap));
-            }
-            start = hop.blocks().end();
-        }
-        Span::new(start, self.block_count).ok().map(|gap| (self.hops.len(), gap))
-    }
-
-    fn search(&self, gap: Span) -> Search {
-        // A server of the route already may have a second place in it, but not one that has failed.
-        let wanted = RouteWanted {
-            blocks: gap,
-            before: None,
-            after: None,
-            avoided: self.avoided.clone(),
-            needed: true,
-        };
-        Search {
-            model: self.terms.model,
-            tokens_max: CACHE_TOKENS,
-            token_bytes: self.token_bytes,
-            wanted,
-            prefix: Vec::new(),
-            thin: false,
-            since: Instant::now(),
-            forgiving_from: Instant::now() + FORGIVEN_AFTER,
-            urgent: self.failures > 0,
-        }
-    }
-
-    /// Takes note of a failure.
-    fn blame(&mut self, failure: HopFailure) -> Result<LastFailure, TrainError> {
-        let no_room = match &failure.reason {
-            FailureReason::Refused { code, detail } if *code == ErrorCode::KvFull => {
-                Some(detail.clone())
-            }
-            FailureReason::Refused { .. }
-            | FailureReason::LinkLost { .. }
-            | FailureReason::NotOpened { .. }
-            | FailureReason::Unreachable { .. }
-            | FailureReason::Silent { .. }
-            | FailureReason::Slow { .. }
-            | FailureReason::Leaving
-            | FailureReason::Violation(_) => None,
-        };
-        let detail = format!("{}: {}", failure.hop.peer, failure.reason);
-        tracing::warn!(peer = %failure.hop.peer, blocks = %failure.hop.blocks,
-            reason = %failure.reason, "a server that trains has failed");
-        self.failures += 1;
-        if self.failures > FAILURES_MAX {
-            let (count, last_failure) = (self.failures, detail);
-            return Err(match no_room {
-                Some(detail) => TrainError::NoRoom { detail },
-                None => TrainError::TooManyFailures { count, last_failure },
+        });
+        let reads = futures::future::join_all(reads).await;
+        drop(stretches);
+        let mut ended = Vec::new();
+        for (place, read) in reads {
+            let written = read.and_then(|(hop, stretch, gradients)| {
+                let kind = StateKind::Gradients;
+                let written = Arc::make_mut(state).write(kind, stretch.start, &gradients);
+                // One of them is no number, which may be the model's fault as well as the server's.
+                written.map_err(|_| diverged(loss))?;
+                hop.progress.read = true;
+                Ok(())
             });
+            ended.push((place, written));
         }
-        self.avoided.insert(failure.hop.peer);
-        // One that cannot train at the moment may well answer others.
-        if !matches!(failure.reason, FailureReason::Refused { .. }) {
-            self.swarm.blame(&failure);
-        }
-        Ok(LastFailure { detail, no_room })
+        halt_of(ended)
     }
 
-    pub(super) fn route(&self) -> Vec<TrainingHop> {
+    /// All servers, with the name of their route and their place on it.
+    fn hops(&mut self) -> impl Iterator<Item = ((usize, usize), &mut OpenHop)> {
+        self.routes.iter_mut().flat_map(|route| {
+            let places = route.hops.iter_mut().enumerate();
+            places.map(|(place, hop)| ((route.name, place), hop))
+        })
+    }
+
+    pub(super) fn routes(&self) -> Vec<Vec<TrainingHop>> {
         let hop = |hop: &OpenHop| TrainingHop { peer: Some(hop.hop.peer), blocks: hop.blocks() };
-        self.hops.iter().map(hop).collect()
+        self.routes.iter().map(|route| route.hops.iter().map(hop).collect()).collect()
     }
 
     pub(super) const fn replaced(&self) -> usize {
@@ -373,8 +241,30 @@ impl RemoteBlocks {
     }
 
     pub(super) async fn close(self) {
-        for hop in self.hops {
+        for hop in self.routes.into_iter().flat_map(|route| route.hops) {
             hop.close(&self.swarm).await;
         }
     }
+}
+
+/// The sum of the losses, in the order of the microbatches.
+fn loss(microbatches: &[Microbatch]) -> f64 {
+    microbatches.iter().filter_map(|microbatch| microbatch.loss).fold(0.0, |sum, loss| sum + loss)
+}
+
+/// What came of something at several servers.
+fn halt_of(ended: Vec<((usize, usize), Result<(), Fault>)>) -> Result<(), Halt> {
+    let mut failed = Vec::new();
+    for ((route, place), result) in ended {
+        match result {
+            Ok(()) => {}
+            Err(Fault::Training(error)) => return Err(Halt::Training(error)),
+            Err(Fault::Hop(reason)) => failed.push((route, place, reason)),
+        }
+    }
+    if failed.is_empty() { Ok(()) } else { Err(Halt::Hops(failed)) }
+}
+
+fn diverged(loss: f64) -> TrainError {
+    TrainError::Diverged { loss, gradient_norm: f64::NAN }
 }

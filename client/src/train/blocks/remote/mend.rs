@@ -1,0 +1,263 @@
+//! Servers for blocks that none has, and more routes than one where there are servers for them.
+
+use std::time::{Duration, Instant};
+
+use umbel_coordinator::route::NoRoute;
+use umbel_coordinator::session::{FailureReason, HopFailure, RouteHop, RouteWanted};
+use umbel_engine::train::TrainingState;
+use umbel_protocol::{ErrorCode, PeerId, Span};
+
+use super::super::TrainingRoute;
+use super::super::hop::{Fault, OpenHop};
+use super::super::pipeline::Halt;
+use super::RemoteBlocks;
+use crate::swarm::route::Search;
+use crate::train::TrainError;
+
+/// Failures in one step before the training gives up: a route of some ten servers that are all
+/// replaced, and replaced again.
+const FAILURES_MAX: usize = 32;
+
+/// Room in a server's cache that routes ask for; a training needs none.
+const CACHE_TOKENS: u32 = 1;
+
+/// After how long a server that has failed may be tried again, where there is no other.
+const FORGIVEN_AFTER: Duration = Duration::from_secs(2);
+
+/// How often another route is looked for: to ask the others takes up to two seconds, and who has left
+/// is seldom back at once.
+const WIDEN_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How many routes are tried for each one more: some servers that are announced may be gone.
+const WIDEN_TRIES: usize = 4;
+
+/// Why a server was given up last.
+#[derive(Debug, Clone, Default)]
+pub(super) struct LastFailure {
+    /// In words.
+    detail: String,
+    /// It had too little room, and said how much.
+    no_room: Option<String>,
+}
+
+impl LastFailure {
+    /// What it means that nobody else is left.
+    fn nobody_left(self, source: NoRoute) -> TrainError {
+        match self.no_room {
+            Some(detail) => TrainError::NoRoom { detail },
+            None => TrainError::NoRoute { source, last_failure: self.detail },
+        }
+    }
+}
+
+impl RemoteBlocks {
+    /// Sees to it that there is a route, and as many more as are wanted and can be had.
+    pub(super) async fn begin(&mut self, state: &TrainingState) -> Result<(), TrainError> {
+        self.failures = 0;
+        self.avoided.clear();
+        if self.unfinished {
+            // What servers have gathered, and what they have yet to say, is of something else.
+            self.routes.clear();
+            self.unfinished = false;
+        }
+        if self.routes.is_empty() {
+            self.routes.push(TrainingRoute { name: self.routes_named, hops: Vec::new() });
+            self.routes_named += 1;
+            self.fill(0, state, LastFailure::default()).await?;
+            self.opened = true;
+        }
+        let is_time = self.widened.is_none_or(|at| at.elapsed() >= WIDEN_INTERVAL);
+        while self.routes.len() < self.routes_max && is_time {
+            if !self.widen(state).await? {
+                self.widened = Some(Instant::now());
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens another route, of servers that are on none; whether there was one.
+    async fn widen(&mut self, state: &TrainingState) -> Result<bool, TrainError> {
+        'routes: for _ in 0..WIDEN_TRIES {
+            let mut search = self.search(self.blocks);
+            search.wanted.avoided.extend(self.peers());
+            search.wanted.needed = false;
+            let Ok(route) = self.swarm.search(search).await else { return Ok(false) };
+            let mut hops = Vec::new();
+            for hop in &route {
+                match self.open_hop(hop, state).await? {
+                    Ok(open) => hops.push(open),
+                    Err(_) => {
+                        for hop in hops {
+                            hop.close(&self.swarm).await;
+                        }
+                        continue 'routes;
+                    }
+                }
+            }
+            self.routes.push(TrainingRoute { name: self.routes_named, hops });
+            self.routes_named += 1;
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    /// Puts others in the place of servers that have failed; they are given the state before the step.
+    /// A route for which there is nobody is given up where there is another.
+    pub(super) async fn mend(
+        &mut self,
+        halt: Halt,
+        state: &TrainingState,
+    ) -> Result<(), TrainError> {
+        let mut failed = match halt {
+            Halt::Training(error) => return Err(error),
+            Halt::Hops(failed) => failed,
+        };
+        // From the last place on, so that the places before it stay what they are.
+        failed.sort_unstable_by_key(|&(route, place, _)| std::cmp::Reverse((route, place)));
+        let mut last_failure = LastFailure::default();
+        for (name, place, reason) in failed {
+            let route = self.routes.iter_mut().find(|route| route.name == name);
+            let hop = route.expect("it was asked just now").hops.remove(place).hop;
+            last_failure = self.blame(HopFailure { hop, reason })?;
+            self.replaced += 1;
+        }
+        let mut place = 0;
+        while place < self.routes.len() {
+            match self.fill(place, state, last_failure.clone()).await {
+                Ok(()) => place += 1,
+                Err(TrainError::NoRoute { .. } | TrainError::NoRoom { .. })
+                    if self.routes.len() > 1 =>
+                {
+                    let TrainingRoute { name, hops } = self.routes.remove(place);
+                    tracing::warn!(route = name, "going on without a route that has lost a server");
+                    self.widened = Some(Instant::now());
+                    for hop in hops {
+                        hop.close(&self.swarm).await;
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens servers for all blocks that none of a route has.
+    async fn fill(
+        &mut self,
+        route: usize,
+        state: &TrainingState,
+        mut last_failure: LastFailure,
+    ) -> Result<(), TrainError> {
+        while let Some((place, gap)) = self.gap(route) {
+            let mut search = self.search(gap);
+            if self.routes.len() > 1 {
+                // Whoever is on two routes does no more than on one.
+                search.wanted.avoided.extend(self.peers());
+                search.wanted.needed = false;
+            }
+            if !self.opened && last_failure.no_room.is_some() {
+                // Who begins is told at once that the room is too small, and may ask for less.
+                search.wanted.needed = false;
+            }
+            let found = self.swarm.search(search).await;
+            let found = found.map_err(|source| last_failure.clone().nobody_left(source))?;
+            for (index, hop) in found.iter().enumerate() {
+                match self.open_hop(hop, state).await? {
+                    Ok(open) => self.routes[route].hops.insert(place + index, open),
+                    Err(failure) => {
+                        last_failure = failure;
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn open_hop(
+        &mut self,
+        hop: &RouteHop,
+        state: &TrainingState,
+    ) -> Result<Result<OpenHop, LastFailure>, TrainError> {
+        match OpenHop::open(&self.swarm, hop, &self.terms, state).await {
+            Ok(open) => Ok(Ok(open)),
+            Err(Fault::Training(error)) => Err(error),
+            Err(Fault::Hop(reason)) => Ok(Err(self.blame(HopFailure { hop: hop.hop, reason })?)),
+        }
+    }
+
+    /// The first blocks that no server of a route has, and the place of their servers.
+    fn gap(&self, route: usize) -> Option<(usize, Span)> {
+        let mut start = self.blocks.start();
+        for (place, hop) in self.routes[route].hops.iter().enumerate() {
+            if let Ok(gap) = Span::new(start, hop.blocks().start()) {
+                return Some((place, gap));
+            }
+            start = hop.blocks().end();
+        }
+        let end = self.blocks.end();
+        Span::new(start, end).ok().map(|gap| (self.routes[route].hops.len(), gap))
+    }
+
+    /// The servers of all routes.
+    fn peers(&self) -> impl Iterator<Item = PeerId> {
+        self.routes.iter().flat_map(|route| &route.hops).map(|hop| hop.hop.peer)
+    }
+
+    fn search(&self, gap: Span) -> Search {
+        // A server of the route already may have a second place in it, but not one that has failed.
+        let wanted = RouteWanted {
+            blocks: gap,
+            before: None,
+            after: None,
+            avoided: self.avoided.clone(),
+            needed: true,
+        };
+        Search {
+            model: self.terms.model,
+            tokens_max: CACHE_TOKENS,
+            token_bytes: self.token_bytes,
+            wanted,
+            prefix: Vec::new(),
+            thin: false,
+            since: Instant::now(),
+            forgiving_from: Instant::now() + FORGIVEN_AFTER,
+            urgent: self.failures > 0,
+        }
+    }
+
+    /// Takes note of a failure.
+    fn blame(&mut self, failure: HopFailure) -> Result<LastFailure, TrainError> {
+        let no_room = match &failure.reason {
+            FailureReason::Refused { code, detail } if *code == ErrorCode::KvFull => {
+                Some(detail.clone())
+            }
+            FailureReason::Refused { .. }
+            | FailureReason::LinkLost { .. }
+            | FailureReason::NotOpened { .. }
+            | FailureReason::Unreachable { .. }
+            | FailureReason::Silent { .. }
+            | FailureReason::Slow { .. }
+            | FailureReason::Leaving
+            | FailureReason::Violation(_) => None,
+        };
+        let detail = format!("{}: {}", failure.hop.peer, failure.reason);
+        tracing::warn!(peer = %failure.hop.peer, blocks = %failure.hop.blocks,
+            reason = %failure.reason, "a server that trains has failed");
+        self.failures += 1;
+        if self.failures > FAILURES_MAX {
+            let (count, last_failure) = (self.failures, detail);
+            return Err(match no_room {
+                Some(detail) => TrainError::NoRoom { detail },
+                None => TrainError::TooManyFailures { count, last_failure },
+            });
+        }
+        self.avoided.insert(failure.hop.peer);
+        // One that cannot train at the moment may well answer others.
+        if !matches!(failure.reason, FailureReason::Refused { .. }) {
+            self.swarm.blame(&failure);
+        }
+        Ok(LastFailure { detail, no_room })
+    }
+}
