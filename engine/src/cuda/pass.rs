@@ -7,25 +7,24 @@
 //! A pass of few tokens, as in decoding, is noted as a graph when it first occurs, and started by one
 //! call from then on: what differs from pass to pass is in memory that the graph's kernels read.
 
+mod plan;
+mod rooms;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
 
 use super::block::{BlockId, GateUp, GpuBlock};
-use super::cache::{HEAD_PADDING, PagePool, PrepareError, Sequence};
+use super::cache::{PagePool, PrepareError};
 use super::cells::CELL_COLUMNS;
-use super::driver::{Buffer, CudaError, Graph, Launch, Pinned};
+use super::driver::{Buffer, CudaError, Graph, Launch};
 use super::gpu::Gpu;
-use super::matrix::{CELL_TOKENS, FEW_TOKENS, Matrix, Target, ToGated, ToRows, address, int};
-use crate::kernel::RopeTable;
-use crate::kv::table::KvTable;
-
-/// Rows of a sequence, its tokens times the heads that share one of keys, that one block attends for.
-const FEW_ROWS: usize = 64;
-
-/// Positions that are attended to by themselves: `SPLIT` of `cuda/attention.cu`.
-const SPLIT: usize = 256;
+use super::matrix::{FEW_TOKENS, Matrix, Target, ToGated, ToRows, address, int};
+pub(crate) use plan::SessionRows;
+use plan::{FEW_ROWS, Places, Plan, Shape};
+pub(super) use plan::{Geometry, HEAD_SIZE_MAX};
+use rooms::{Rooms, partial_bytes};
 
 /// Positions whose keys and values are in shared memory together: `CHUNK` there, and its stages.
 const CHUNK: usize = 64;
@@ -33,62 +32,6 @@ const STAGES: usize = 2;
 
 /// Passes that are noted: of each batch size that occurs and each power of two of splits.
 const GRAPHS_MAX: usize = 64;
-
-/// The largest head for which there are kernels in bfloat16.
-pub(super) const HEAD_SIZE_MAX: usize = 128;
-
-/// What passes through the blocks of a model have in common.
-#[derive(Debug, Clone)]
-pub(super) struct Geometry {
-    pub(super) hidden_size: usize,
-    pub(super) intermediate_size: usize,
-    pub(super) heads: usize,
-    pub(super) kv_heads: usize,
-    pub(super) head_size: usize,
-    pub(super) epsilon: f32,
-    pub(super) rope: Arc<RopeTable>,
-    /// Whether all is computed in binary32.
-    pub(super) plain: bool,
-}
-
-impl Geometry {
-    fn shape(&self, window: usize) -> Shape {
-        Shape {
-            heads: int(self.heads),
-            kv_heads: int(self.kv_heads),
-            head_size: int(self.head_size),
-            window: int(window),
-        }
-    }
-
-    /// The size of a head where it is padded.
-    fn padded(&self) -> usize {
-        self.head_size.next_multiple_of(HEAD_PADDING)
-    }
-
-    fn group(&self) -> usize {
-        self.heads / self.kv_heads
-    }
-
-    /// Bytes of activations for so many tokens.
-    fn activation_bytes(&self, tokens: usize, columns: usize) -> usize {
-        if self.plain {
-            tokens * columns * 4
-        } else {
-            tokens.next_multiple_of(CELL_TOKENS) * columns.next_multiple_of(CELL_COLUMNS) * 2
-        }
-    }
-}
-
-/// `Shape` of `cuda/cache.cuh`.
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-struct Shape {
-    heads: i32,
-    kv_heads: i32,
-    head_size: i32,
-    window: i32,
-}
 
 /// `Heads` of `cuda/rotary.cu`.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
@@ -128,26 +71,6 @@ pub(crate) struct Workspace {
 /// Passes that have occurred, and those of them that were noted.
 type Graphs = BTreeMap<GraphKey, Option<Graph>>;
 
-/// Memory for so many tokens of one model, and so many partial results of attention.
-struct Rooms {
-    geometry: RoomsKey,
-    tokens: usize,
-    /// What a pass begins with, in one piece: hidden states, turns, sequences, and the sequence of
-    /// each row.
-    staged: Pinned,
-    step: Buffer,
-    normed: Buffer,
-    projected: Buffer,
-    queries: Buffer,
-    attended: Buffer,
-    gate_up: Buffer,
-    gated: Buffer,
-    partials: Buffer,
-}
-
-/// What a model's rooms are made for.
-type RoomsKey = [usize; 6];
-
 /// Passes that launch the same kernels with the same arguments.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct GraphKey {
@@ -159,79 +82,39 @@ struct GraphKey {
     splits: usize,
 }
 
-/// What a session brings: its cache, whose tokens stand from its position on, and as many rows.
-pub(crate) struct SessionRows<'a> {
-    pub(crate) table: &'a mut KvTable,
-    pub(crate) tokens: usize,
-    pub(crate) hidden: &'a [f32],
-}
-
-/// The rows of a pass, sequence after sequence: those of few rows first.
-struct Plan {
-    tokens: usize,
-    sequences: Vec<Sequence>,
-    sequence_of_row: Vec<i32>,
-    turns: Vec<[f32; 2]>,
-    /// How many sequences are of few rows, and how many tokens they have.
-    few: usize,
-    few_tokens: usize,
-    /// The most rows of a sequence that is not.
-    rows_max: usize,
-    /// Splits of the longest sequence of few rows, rounded up to a power of two.
-    splits: usize,
-}
-
-impl Plan {
-    /// `stretches` are in the order of their rows.
-    fn new(geometry: &Geometry, stretches: &[&mut SessionRows<'_>]) -> Self {
-        let mut plan = Self {
-            tokens: 0,
-            sequences: Vec::with_capacity(stretches.len()),
-            sequence_of_row: Vec::new(),
-            turns: Vec::new(),
-            few: 0,
-            few_tokens: 0,
-            rows_max: 0,
-            splits: 1,
+impl Workspace {
+    /// Makes room for a pass; what was noted for the rooms before is forgotten with them.
+    fn make_room(&mut self, gpu: &Gpu, geometry: &Geometry, plan: &Plan) -> Result<(), CudaError> {
+        let key = Rooms::key(geometry);
+        let partials = partial_bytes(geometry, plan);
+        let suits = |rooms: &Rooms| {
+            rooms.geometry == key
+                && rooms.tokens >= plan.tokens
+                && rooms.partials.bytes() >= partials
         };
-        for (index, stretch) in stretches.iter().enumerate() {
-            let (position, tokens) = (stretch.table.position(), stretch.tokens);
-            let cache = stretch.table.device_cache();
-            plan.sequences.push(cache.sequence(position, tokens, plan.tokens));
-            plan.sequence_of_row.extend(std::iter::repeat_n(int(index), tokens));
-            for position in position..position + tokens {
-                geometry.rope.append_turns(position, &mut plan.turns);
+        if self.rooms.as_ref().is_some_and(suits) {
+            return Ok(());
+        }
+        let former = self.rooms.take().filter(|rooms| rooms.geometry == key);
+        self.graphs.clear();
+        let (tokens, former_partials) =
+            former.as_ref().map_or((0, 0), |rooms| (rooms.tokens, rooms.partials.bytes()));
+        drop(former);
+        let wanted = plan.tokens.max(FEW_TOKENS).next_multiple_of(FEW_TOKENS).max(tokens);
+        match Rooms::new(gpu, geometry, wanted, partials.max(former_partials)) {
+            Ok(rooms) => {
+                self.rooms = Some(rooms);
+                Ok(())
             }
-            plan.tokens += tokens;
-            let rows = tokens * geometry.group();
-            if rows <= FEW_ROWS {
-                plan.few += 1;
-                plan.few_tokens += tokens;
-                let splits = (position + tokens).div_ceil(SPLIT).next_power_of_two();
-                plan.splits = plan.splits.max(splits);
-            } else {
-                plan.rows_max = plan.rows_max.max(rows);
+            Err(error) => {
+                // Smaller passes go on as before.
+                if tokens > 0 {
+                    self.rooms = Rooms::new(gpu, geometry, tokens, former_partials).ok();
+                }
+                Err(error)
             }
         }
-        plan
     }
-
-    /// Where the parts of what is copied begin, and where they end.
-    fn places(&self, geometry: &Geometry) -> Places {
-        let hidden = self.tokens * geometry.hidden_size * 4;
-        let turns = hidden.next_multiple_of(16);
-        let sequences = turns + self.tokens * (geometry.head_size / 2) * 8;
-        let rows = sequences + self.sequences.len() * size_of::<Sequence>();
-        Places { turns, sequences, rows, end: rows + self.tokens * 4 }
-    }
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Places {
-    turns: usize,
-    sequences: usize,
-    rows: usize,
-    end: usize,
 }
 
 /// Takes the rows of all `stretches` through `blocks`, which all of them go through, in one pass. What
@@ -285,108 +168,6 @@ pub(super) fn run(
         rows = rest;
     }
     Ok(results)
-}
-
-impl Workspace {
-    /// Makes room for a pass; what was noted for the rooms before is forgotten with them.
-    fn make_room(&mut self, gpu: &Gpu, geometry: &Geometry, plan: &Plan) -> Result<(), CudaError> {
-        let key = Rooms::key(geometry);
-        let partials = partial_bytes(geometry, plan);
-        let suits = |rooms: &Rooms| {
-            rooms.geometry == key
-                && rooms.tokens >= plan.tokens
-                && rooms.partials.bytes() >= partials
-        };
-        if self.rooms.as_ref().is_some_and(suits) {
-            return Ok(());
-        }
-        let former = self.rooms.take().filter(|rooms| rooms.geometry == key);
-        self.graphs.clear();
-        let (tokens, former_partials) =
-            former.as_ref().map_or((0, 0), |rooms| (rooms.tokens, rooms.partials.bytes()));
-        drop(former);
-        let wanted = plan.tokens.max(FEW_TOKENS).next_multiple_of(FEW_TOKENS).max(tokens);
-        match Rooms::new(gpu, geometry, wanted, partials.max(former_partials)) {
-            Ok(rooms) => {
-                self.rooms = Some(rooms);
-                Ok(())
-            }
-            Err(error) => {
-                // Smaller passes go on as before.
-                if tokens > 0 {
-                    self.rooms = Rooms::new(gpu, geometry, tokens, former_partials).ok();
-                }
-                Err(error)
-            }
-        }
-    }
-}
-
-/// What attention of few rows leaves to be joined.
-fn partial_bytes(geometry: &Geometry, plan: &Plan) -> usize {
-    if geometry.plain {
-        return 0;
-    }
-    plan.few_tokens * geometry.heads * plan.splits * (geometry.padded() + 2) * 4
-}
-
-impl Rooms {
-    fn key(geometry: &Geometry) -> RoomsKey {
-        [
-            geometry.hidden_size,
-            geometry.intermediate_size,
-            geometry.heads,
-            geometry.kv_heads,
-            geometry.head_size,
-            usize::from(geometry.plain),
-        ]
-    }
-
-    fn new(
-        gpu: &Gpu,
-        geometry: &Geometry,
-        tokens: usize,
-        partials: usize,
-    ) -> Result<Self, CudaError> {
-        let room = |bytes| Buffer::zeroed(gpu.context(), bytes);
-        let activations = |columns| room(geometry.activation_bytes(tokens, columns));
-        let Geometry { hidden_size, intermediate_size, heads, kv_heads, head_size, plain, .. } =
-            *geometry;
-        // A sequence has at least a row.
-        let of_token = hidden_size * 4 + head_size * 4 + size_of::<Sequence>() + 4;
-        let step = tokens * of_token + 16;
-        let queries = if plain { head_size * 4 } else { geometry.padded() * 2 };
-        Ok(Self {
-            geometry: Self::key(geometry),
-            tokens,
-            staged: Pinned::new(gpu.context(), step)?,
-            step: room(step)?,
-            normed: activations(hidden_size)?,
-            projected: room(tokens * (heads + 2 * kv_heads) * head_size * 4)?,
-            queries: room(tokens * heads * queries)?,
-            attended: activations(heads * head_size)?,
-            gate_up: room(if plain { tokens * 2 * intermediate_size * 4 } else { 0 })?,
-            gated: activations(intermediate_size)?,
-            partials: room(partials)?,
-        })
-    }
-
-    fn stage(&mut self, geometry: &Geometry, plan: &Plan, stretches: &[&mut SessionRows<'_>]) {
-        let places = plan.places(geometry);
-        let staged = self.staged.as_mut_slice();
-        let mut place = 0;
-        for stretch in stretches {
-            let bytes = bytemuck::cast_slice(stretch.hidden);
-            staged[place..place + bytes.len()].copy_from_slice(bytes);
-            place += bytes.len();
-        }
-        let mut put = |start: usize, bytes: &[u8]| {
-            staged[start..start + bytes.len()].copy_from_slice(bytes);
-        };
-        put(places.turns, bytemuck::cast_slice(&plan.turns));
-        put(places.sequences, bytemuck::cast_slice(&plan.sequences));
-        put(places.rows, bytemuck::cast_slice(&plan.sequence_of_row));
-    }
 }
 
 /// A pass with everything in its place.

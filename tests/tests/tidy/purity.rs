@@ -52,6 +52,8 @@ fn complaints(file: &File) -> Vec<String> {
             continue;
         }
         for (number, line) in file.product_lines() {
+            // A graph of the GPU's driver is instantiated, and reads no clock.
+            let line = line.replace("Instantiate", "");
             for word in rule.forbidden.iter().filter(|word| line.contains(**word)) {
                 complaints.push(format!("{}:{number}: {word} in a pure crate", file.path));
             }
@@ -77,6 +79,7 @@ fn impure_lines_are_found() {
         ["engine/src/span.rs:2: Instant in a pure crate"]
     );
     assert!(of("engine/src/span.rs", "// Not Instant::now.\n").is_empty());
+    assert!(of("engine/src/span.rs", "Instantiate::flags();").is_empty());
     assert!(of("engine/src/span/tests.rs", "let now = Instant::now();").is_empty());
     assert!(of("node/src/serve.rs", "let now = Instant::now();").is_empty());
     assert!(of("simnet/src/main.rs", "use std::fs;").is_empty());

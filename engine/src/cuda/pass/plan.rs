@@ -1,0 +1,148 @@
+//! What a pass consists of: the rows of its sessions, and where each thing lies that is copied.
+
+use std::sync::Arc;
+
+use bytemuck::{Pod, Zeroable};
+
+use super::super::cache::{HEAD_PADDING, Sequence};
+use super::super::cells::CELL_COLUMNS;
+use super::super::matrix::{CELL_TOKENS, int};
+use crate::kernel::RopeTable;
+use crate::kv::table::KvTable;
+
+/// Rows of a sequence, its tokens times the heads that share one of keys, that one block attends for.
+pub(super) const FEW_ROWS: usize = 64;
+
+/// Positions that are attended to by themselves: `SPLIT` of `cuda/attention.cu`.
+pub(super) const SPLIT: usize = 256;
+
+/// The largest head for which there are kernels in bfloat16.
+pub(in crate::cuda) const HEAD_SIZE_MAX: usize = 128;
+
+/// What passes through the blocks of a model have in common.
+#[derive(Debug, Clone)]
+pub(in crate::cuda) struct Geometry {
+    pub(in crate::cuda) hidden_size: usize,
+    pub(in crate::cuda) intermediate_size: usize,
+    pub(in crate::cuda) heads: usize,
+    pub(in crate::cuda) kv_heads: usize,
+    pub(in crate::cuda) head_size: usize,
+    pub(in crate::cuda) epsilon: f32,
+    pub(in crate::cuda) rope: Arc<RopeTable>,
+    /// Whether all is computed in binary32.
+    pub(in crate::cuda) plain: bool,
+}
+
+impl Geometry {
+    pub(super) fn shape(&self, window: usize) -> Shape {
+        Shape {
+            heads: int(self.heads),
+            kv_heads: int(self.kv_heads),
+            head_size: int(self.head_size),
+            window: int(window),
+        }
+    }
+
+    /// The size of a head where it is padded.
+    pub(super) fn padded(&self) -> usize {
+        self.head_size.next_multiple_of(HEAD_PADDING)
+    }
+
+    pub(super) fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// Bytes of activations for so many tokens.
+    pub(super) fn activation_bytes(&self, tokens: usize, columns: usize) -> usize {
+        if self.plain {
+            tokens * columns * 4
+        } else {
+            tokens.next_multiple_of(CELL_TOKENS) * columns.next_multiple_of(CELL_COLUMNS) * 2
+        }
+    }
+}
+
+/// `Shape` of `cuda/cache.cuh`.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct Shape {
+    pub(super) heads: i32,
+    pub(super) kv_heads: i32,
+    pub(super) head_size: i32,
+    pub(super) window: i32,
+}
+
+/// What a session brings: its cache, whose tokens stand from its position on, and as many rows.
+pub(crate) struct SessionRows<'a> {
+    pub(crate) table: &'a mut KvTable,
+    pub(crate) tokens: usize,
+    pub(crate) hidden: &'a [f32],
+}
+
+/// The rows of a pass, sequence after sequence: those of few rows first.
+pub(super) struct Plan {
+    pub(super) tokens: usize,
+    pub(super) sequences: Vec<Sequence>,
+    pub(super) sequence_of_row: Vec<i32>,
+    pub(super) turns: Vec<[f32; 2]>,
+    /// How many sequences are of few rows, and how many tokens they have.
+    pub(super) few: usize,
+    pub(super) few_tokens: usize,
+    /// The most rows of a sequence that is not.
+    pub(super) rows_max: usize,
+    /// Splits of the longest sequence of few rows, rounded up to a power of two.
+    pub(super) splits: usize,
+}
+
+impl Plan {
+    /// `stretches` are in the order of their rows.
+    pub(super) fn new(geometry: &Geometry, stretches: &[&mut SessionRows<'_>]) -> Self {
+        let mut plan = Self {
+            tokens: 0,
+            sequences: Vec::with_capacity(stretches.len()),
+            sequence_of_row: Vec::new(),
+            turns: Vec::new(),
+            few: 0,
+            few_tokens: 0,
+            rows_max: 0,
+            splits: 1,
+        };
+        for (index, stretch) in stretches.iter().enumerate() {
+            let (position, tokens) = (stretch.table.position(), stretch.tokens);
+            let cache = stretch.table.device_cache();
+            plan.sequences.push(cache.sequence(position, tokens, plan.tokens));
+            plan.sequence_of_row.extend(std::iter::repeat_n(int(index), tokens));
+            for position in position..position + tokens {
+                geometry.rope.append_turns(position, &mut plan.turns);
+            }
+            plan.tokens += tokens;
+            let rows = tokens * geometry.group();
+            if rows <= FEW_ROWS {
+                plan.few += 1;
+                plan.few_tokens += tokens;
+                let splits = (position + tokens).div_ceil(SPLIT).next_power_of_two();
+                plan.splits = plan.splits.max(splits);
+            } else {
+                plan.rows_max = plan.rows_max.max(rows);
+            }
+        }
+        plan
+    }
+
+    /// Where the parts of what is copied begin, and where they end.
+    pub(super) fn places(&self, geometry: &Geometry) -> Places {
+        let hidden = self.tokens * geometry.hidden_size * 4;
+        let turns = hidden.next_multiple_of(16);
+        let sequences = turns + self.tokens * (geometry.head_size / 2) * 8;
+        let rows = sequences + self.sequences.len() * size_of::<Sequence>();
+        Places { turns, sequences, rows, end: rows + self.tokens * 4 }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Places {
+    pub(super) turns: usize,
+    pub(super) sequences: usize,
+    pub(super) rows: usize,
+    pub(super) end: usize,
+}

@@ -1,0 +1,98 @@
+//! Memory that a pass is computed in.
+
+use super::super::cache::Sequence;
+use super::super::driver::{Buffer, CudaError, Pinned};
+use super::super::gpu::Gpu;
+use super::plan::{Geometry, Plan, SessionRows};
+
+/// Memory for so many tokens of one model, and so many partial results of attention.
+pub(super) struct Rooms {
+    pub(super) geometry: RoomsKey,
+    pub(super) tokens: usize,
+    /// What a pass begins with, in one piece: hidden states, turns, sequences, and the sequence of
+    /// each row.
+    pub(super) staged: Pinned,
+    pub(super) step: Buffer,
+    pub(super) normed: Buffer,
+    pub(super) projected: Buffer,
+    pub(super) queries: Buffer,
+    pub(super) attended: Buffer,
+    pub(super) gate_up: Buffer,
+    pub(super) gated: Buffer,
+    pub(super) partials: Buffer,
+}
+
+/// What a model's rooms are made for.
+pub(super) type RoomsKey = [usize; 6];
+
+/// What attention of few rows leaves to be joined.
+pub(super) fn partial_bytes(geometry: &Geometry, plan: &Plan) -> usize {
+    if geometry.plain {
+        return 0;
+    }
+    plan.few_tokens * geometry.heads * plan.splits * (geometry.padded() + 2) * 4
+}
+
+impl Rooms {
+    pub(super) fn key(geometry: &Geometry) -> RoomsKey {
+        [
+            geometry.hidden_size,
+            geometry.intermediate_size,
+            geometry.heads,
+            geometry.kv_heads,
+            geometry.head_size,
+            usize::from(geometry.plain),
+        ]
+    }
+
+    pub(super) fn new(
+        gpu: &Gpu,
+        geometry: &Geometry,
+        tokens: usize,
+        partials: usize,
+    ) -> Result<Self, CudaError> {
+        let room = |bytes| Buffer::zeroed(gpu.context(), bytes);
+        let activations = |columns| room(geometry.activation_bytes(tokens, columns));
+        let Geometry { hidden_size, intermediate_size, heads, kv_heads, head_size, plain, .. } =
+            *geometry;
+        // A sequence has at least a row.
+        let of_token = hidden_size * 4 + head_size * 4 + size_of::<Sequence>() + 4;
+        let step = tokens * of_token + 16;
+        let queries = if plain { head_size * 4 } else { geometry.padded() * 2 };
+        Ok(Self {
+            geometry: Self::key(geometry),
+            tokens,
+            staged: Pinned::new(gpu.context(), step)?,
+            step: room(step)?,
+            normed: activations(hidden_size)?,
+            projected: room(tokens * (heads + 2 * kv_heads) * head_size * 4)?,
+            queries: room(tokens * heads * queries)?,
+            attended: activations(heads * head_size)?,
+            gate_up: room(if plain { tokens * 2 * intermediate_size * 4 } else { 0 })?,
+            gated: activations(intermediate_size)?,
+            partials: room(partials)?,
+        })
+    }
+
+    pub(super) fn stage(
+        &mut self,
+        geometry: &Geometry,
+        plan: &Plan,
+        stretches: &[&mut SessionRows<'_>],
+    ) {
+        let places = plan.places(geometry);
+        let staged = self.staged.as_mut_slice();
+        let mut place = 0;
+        for stretch in stretches {
+            let bytes = bytemuck::cast_slice(stretch.hidden);
+            staged[place..place + bytes.len()].copy_from_slice(bytes);
+            place += bytes.len();
+        }
+        let mut put = |start: usize, bytes: &[u8]| {
+            staged[start..start + bytes.len()].copy_from_slice(bytes);
+        };
+        put(places.turns, bytemuck::cast_slice(&plan.turns));
+        put(places.sequences, bytemuck::cast_slice(&plan.sequences));
+        put(places.rows, bytemuck::cast_slice(&plan.sequence_of_row));
+    }
+}
