@@ -1,7 +1,9 @@
 //! How fast a GPU takes tokens through blocks of an 8B Llama, beside what its memory and its matrix units
 //! allow.
 //!
-//!     umbel-gpu-bench [--blocks N] [--types TYPE,…] [--bandwidth BYTES/S] [--matrix FLOP/S] [--tiny]
+//! ```text
+//! umbel-gpu-bench [--blocks N] [--types TYPE,…] [--bandwidth BYTES/S] [--matrix FLOP/S] [--tiny]
+//! ```
 //!
 //! Weights are random; the blocks of one type are alike, and each lies in the device's memory by itself.
 //! Times are those of whole passes, from hidden states in the processor's memory to hidden states there.

@@ -1,6 +1,8 @@
 //! Compares blocks on a GPU with the same blocks on the processor, and a GPU with itself.
 //!
-//!     umbel-gpu-check [CHECKPOINT_FOLDER …]
+//! ```text
+//! umbel-gpu-check [CHECKPOINT_FOLDER …]
+//! ```
 //!
 //! It makes small models of every weight type and of odd shapes, and takes the checkpoints it is
 //! given. Each is computed by the processor in exact arithmetic and by the GPU: all tokens at once,
