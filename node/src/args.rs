@@ -411,6 +411,10 @@ pub struct ChatArguments {
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
 
+    /// Keep nothing of what is typed for later chats; at a terminal the arrow keys bring it back.
+    #[arg(long)]
+    pub no_history: bool,
+
     /// Most tokens of an answer.
     #[arg(long, value_name = "N", default_value_t = 512)]
     pub max_tokens: u32,

@@ -58,16 +58,8 @@ pub async fn serve(arguments: ServeArguments, config: &Config) -> anyhow::Result
         serving = Serving::start(arguments, config) => serving?,
         () = stop.requested() => return Ok(()),
     };
-    let Serving {
-        network,
-        announcer,
-        offer,
-        driver,
-        training,
-        mut balancer,
-        swarm_key,
-        lost,
-    } = serving;
+    let Serving { network, announcer, offer, driver, training, mut balancer, swarm_key, lost } =
+        serving;
     let load = driver.load();
     sockets.measure(&driver, &offer);
     let handle = balancer.handle();
