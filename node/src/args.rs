@@ -21,7 +21,7 @@ pub use about::{CompletionsArguments, ManArguments};
 pub use bench::{BenchArguments, RandomShape};
 pub use gateway::{FrontArguments, GatewayArguments};
 pub use join::{Join, SwarmArguments, SwarmCommand};
-pub use look::{DoctorArguments, InspectArguments, StatusArguments};
+pub use look::{DoctorArguments, InspectArguments, PauseArguments, StatusArguments};
 
 /// The model of every command that names none.
 pub const DEFAULT_MODEL: &str = "smollm2-135m";
@@ -95,6 +95,10 @@ pub enum Command {
     Demo(DemoArguments),
     /// Serve blocks of a model to a swarm.
     Serve(ServeArguments),
+    /// Let servers on this machine stop for a while: clients go elsewhere, the blocks stay in memory.
+    Pause(PauseArguments),
+    /// Let servers that pause go on.
+    Resume(PauseArguments),
     /// Chat with a model.
     Chat(ChatArguments),
     /// Continue a text.

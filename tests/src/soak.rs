@@ -2,7 +2,6 @@
 
 mod client;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
@@ -107,7 +106,7 @@ pub fn quantile(values: &[Duration], part: f64) -> Duration {
 
 /// The swarm, and where each server's metrics are.
 struct Soaked {
-    gateway: Arc<Gateway>,
+    gateway: Gateway,
     servers: Vec<Server>,
     metrics: Vec<String>,
 }
@@ -134,7 +133,7 @@ impl Soaked {
             "--waiting",
             &waiting,
         ]);
-        Ok(Self { gateway: Arc::new(gateway), servers, metrics })
+        Ok(Self { gateway, servers, metrics })
     }
 
     /// Looks at the memory of all processes until then.
