@@ -2,8 +2,7 @@
 
 mod client;
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, sleep};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -12,6 +11,7 @@ use crate::gateway::Gateway;
 use crate::process::UmbelProcess;
 use crate::swarm::{Server, serve};
 
+use client::End;
 pub use client::Notes;
 
 /// Between two looks at the memory of all processes.
@@ -66,19 +66,18 @@ pub struct Outcome {
 /// should not have.
 pub fn run(load: &Load) -> anyhow::Result<Outcome> {
     let swarm = Soaked::start(load)?;
-    let stop = AtomicBool::new(false);
+    let end = End::default();
     let mut outcome = Outcome::default();
     let url = swarm.gateway.url("/v1/chat/completions");
     thread::scope(|scope| {
         let clients: Vec<_> = (0..load.clients)
             .map(|number| {
-                let (url, stop) = (url.as_str(), &stop);
-                scope.spawn(move || client::ask_on(number, url, load.answer_tokens, stop))
+                let (url, end) = (url.as_str(), &end);
+                scope.spawn(move || client::ask_on(number, url, load.answer_tokens, end))
             })
             .collect();
-        let end = Instant::now() + load.duration;
-        let looked = swarm.look_until(end, &mut outcome.resident);
-        stop.store(true, Ordering::Relaxed);
+        let looked = swarm.look_for(load.duration, &end, &mut outcome.resident);
+        end.comes();
         for client in clients {
             outcome.notes.add(client.join().expect("a client does not panic")?);
         }
@@ -136,15 +135,20 @@ impl Soaked {
         Ok(Self { gateway, servers, metrics })
     }
 
-    /// Looks at the memory of all processes until then.
-    fn look_until(&self, end: Instant, resident: &mut Vec<Vec<u64>>) -> anyhow::Result<()> {
+    /// Looks at the memory of all processes for so long, or until the end comes before.
+    fn look_for(
+        &self,
+        duration: Duration,
+        end: &End,
+        resident: &mut Vec<Vec<u64>>,
+    ) -> anyhow::Result<()> {
+        let begun = Instant::now();
         loop {
             self.look(resident)?;
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            let left = duration.saturating_sub(begun.elapsed());
+            if left.is_zero() || end.within(left.min(LOOK_INTERVAL)) {
                 return Ok(());
             }
-            sleep(left.min(LOOK_INTERVAL));
         }
     }
 
@@ -170,7 +174,6 @@ impl Soaked {
                 begun.elapsed() < ENDING_TIMEOUT,
                 "sessions are left on the servers, though no client is: {open:?}"
             );
-            sleep(Duration::from_millis(100));
         }
     }
 

@@ -1,8 +1,7 @@
 //! A client that asks a gateway again and again, and goes away in the middle now and then.
 
 use std::io::{BufRead as _, BufReader};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::sleep;
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
@@ -21,6 +20,27 @@ const LEAVES_AFTER: usize = 3;
 /// The longest that a client stays away when it was told to come back later: it shall come back
 /// while there is still something to see.
 const AWAY_MAX: Duration = Duration::from_secs(5);
+
+/// Tells all clients when it is over.
+#[derive(Debug, Default)]
+pub(super) struct End {
+    come: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl End {
+    pub(super) fn comes(&self) {
+        *self.come.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits for it, so long at most; whether it has come.
+    pub(super) fn within(&self, time: Duration) -> bool {
+        let come = self.come.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.changed.wait_timeout_while(come, time, |come| !*come);
+        *waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+}
 
 /// What one client noticed, or all of them.
 #[derive(Debug, Clone, Default)]
@@ -47,27 +67,34 @@ impl Notes {
     }
 }
 
-/// Asks until it is told to stop, and comes to the end of what it is at.
+/// Asks until the end comes, and finishes what it is at. What fails is the end for all.
 pub(super) fn ask_on(
     number: usize,
     url: &str,
     answer_tokens: u32,
-    stop: &AtomicBool,
+    end: &End,
 ) -> anyhow::Result<Notes> {
+    let notes = ask(number, url, answer_tokens, end);
+    if notes.is_err() {
+        end.comes();
+    }
+    notes
+}
+
+fn ask(number: usize, url: &str, answer_tokens: u32, end: &End) -> anyhow::Result<Notes> {
     let config =
         Agent::config_builder().http_status_as_error(false).timeout_global(Some(ANSWER_TIMEOUT));
     let agent: Agent = config.build().into();
     let mut notes = Notes::default();
     let mut asked = 0;
-    while !stop.load(Ordering::Relaxed) {
+    let mut away = Duration::ZERO;
+    while !end.within(away) {
         let body = question(number, asked, answer_tokens);
         let leaves = (number + asked) % LEAVES_ONE_OF == LEAVES_ONE_OF - 1;
-        let away = answer(&agent, url, &body, leaves, &mut notes)
+        let told = answer(&agent, url, &body, leaves, &mut notes)
             .with_context(|| format!("client {number}, request {asked}"))?;
         asked += 1;
-        if let Some(away) = away {
-            sleep(away.min(AWAY_MAX));
-        }
+        away = told.unwrap_or_default().min(AWAY_MAX);
     }
     Ok(notes)
 }
