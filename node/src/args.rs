@@ -21,7 +21,7 @@ pub use about::{CompletionsArguments, ManArguments};
 pub use bench::{BenchArguments, RandomShape};
 pub use gateway::{FrontArguments, GatewayArguments};
 pub use join::{Join, SwarmArguments, SwarmCommand};
-pub use look::{DoctorArguments, InspectArguments, StatusArguments};
+pub use look::{DoctorArguments, InspectArguments, PauseArguments, StatusArguments};
 
 /// The model of every command that names none.
 pub const DEFAULT_MODEL: &str = "smollm2-135m";
@@ -95,6 +95,10 @@ pub enum Command {
     Demo(DemoArguments),
     /// Serve blocks of a model to a swarm.
     Serve(ServeArguments),
+    /// Let servers on this machine stop for a while: clients go elsewhere, the blocks stay in memory.
+    Pause(PauseArguments),
+    /// Let servers that pause go on.
+    Resume(PauseArguments),
     /// Chat with a model.
     Chat(ChatArguments),
     /// Continue a text.
@@ -410,6 +414,10 @@ pub struct ChatArguments {
     /// How the model is told to behave.
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
+
+    /// Keep nothing of what is typed for later chats; at a terminal the arrow keys bring it back.
+    #[arg(long)]
+    pub no_history: bool,
 
     /// Most tokens of an answer.
     #[arg(long, value_name = "N", default_value_t = 512)]

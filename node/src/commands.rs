@@ -9,6 +9,7 @@ mod gateway;
 mod generate;
 mod inspect;
 mod local_swarm;
+mod pause;
 mod serve;
 pub(crate) mod session;
 mod speculate;
@@ -36,8 +37,8 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(200);
 pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let config = Config::resolve(&arguments)?;
     config.choose_instructions()?;
-    if matches!(arguments.command, Command::Serve(_)) {
-        // A server lives for weeks, and promises its memory to others.
+    if matches!(arguments.command, Command::Serve(_) | Command::Gateway(_)) {
+        // They live for weeks, and a server promises its memory to others.
         heap::share();
     }
     let runtime = runtime(&arguments.command).context("the runtime cannot be started")?;
@@ -54,6 +55,8 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Command::Bench(arguments) => bench::run(arguments, &config).await,
             Command::Completions(arguments) => about::completions(&arguments),
             Command::Man(arguments) => about::man(&arguments),
+            Command::Pause(arguments) => pause::run(arguments, true, &config).await,
+            Command::Resume(arguments) => pause::run(arguments, false, &config).await,
             Command::Swarm(arguments) => swarm::run(arguments),
             Command::Doctor(arguments) => return doctor::run(arguments, &config).await,
         }
@@ -82,6 +85,8 @@ fn runtime(command: &Command) -> std::io::Result<Runtime> {
         | Command::Completions(_)
         | Command::Man(_)
         | Command::Swarm(_)
+        | Command::Pause(_)
+        | Command::Resume(_)
         | Command::Bench(_) => Builder::new_multi_thread(),
     };
     builder.enable_all().build()

@@ -1,7 +1,9 @@
 //! What is wrong with this machine, its way to others, and the swarm, and what to do about it.
 //!
-//! Each check is a function from what was seen to a [`Finding`]; `machine`, `model` and `network` see.
+//! Each check is a function from what was seen to a [`Finding`]; `machine`, `accelerator`, `model` and
+//! `network` see.
 
+mod accelerator;
 mod clock;
 mod machine;
 mod model;
@@ -124,6 +126,7 @@ pub struct Wanted {
 /// Looks at everything.
 pub async fn examine(wanted: Wanted, config: &Config) -> Findings {
     let mut findings = machine::look(config);
+    findings.extend(accelerator::look());
     findings.extend(model::look(wanted.model, config).await);
     findings.extend(network::sockets(&wanted.listen).await);
     if wanted.way.addresses.is_empty() {

@@ -2,16 +2,17 @@
 
 mod attached;
 mod balance;
+pub(crate) mod control;
 mod loading;
 mod memory;
+mod sockets;
 
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 use umbel_client::SwarmConfig;
 use umbel_coordinator::server::{Server, ServerConfig};
@@ -21,6 +22,7 @@ use umbel_net::{
     Identity, LoadIdentityError, Multiaddr, Network, NetworkConfig, Role, StartNetworkError,
     SwarmKey,
 };
+use umbel_protocol::announcement::Throughput;
 use umbel_protocol::{PeerId, Span};
 use umbel_shard::{Model, ModelSource, PartsNeeded};
 
@@ -32,13 +34,12 @@ use crate::compute::{Compute, Shards};
 use crate::config::Config;
 use crate::device;
 use crate::driver::{Driver, Events, Load};
-use crate::gateway::Front;
-use crate::metrics;
 use crate::shutdown::Shutdown;
 use crate::training::TrainingDriver;
-use attached::Attached;
 use balance::Balancer;
+use control::Control;
 use loading::{Held, Loaded, Loader};
+use sockets::Sockets;
 
 /// Servers of one user on one machine that find an identity without being given one.
 const IDENTITIES_MAX: usize = 64;
@@ -59,8 +60,17 @@ pub async fn serve(arguments: ServeArguments, config: &Config) -> anyhow::Result
         serving = Serving::start(arguments, config) => serving?,
         () = stop.requested() => return Ok(()),
     };
-    let Serving { network, announcer, offer, driver, training, mut balancer, swarm_key, lost } =
-        serving;
+    let Serving {
+        network,
+        announcer,
+        offer,
+        driver,
+        training,
+        mut balancer,
+        swarm_key,
+        lost,
+        control,
+    } = serving;
     let load = driver.load();
     sockets.measure(&driver, &offer);
     let handle = balancer.handle();
@@ -77,7 +87,7 @@ pub async fn serve(arguments: ServeArguments, config: &Config) -> anyhow::Result
         tokio::select! {
             () = announcing => {}
             result = &mut driving => result.context("the server's own task failed")??,
-            () = balancer.run(&announcer, &offer) => {}
+            () = balancer.run(&announcer, &offer, control.wish()) => {}
             // Clients go elsewhere as soon as their links close.
             () = lost.notified() => {
                 bail!("the GPU is lost to this process: look for its errors in the system's log, \
@@ -92,19 +102,12 @@ pub async fn serve(arguments: ServeArguments, config: &Config) -> anyhow::Result
             () = stop.requested() => {}
         }
     }
-    // Whoever asks from now on hears that this server leaves.
-    offer.send_modify(|offer| {
-        offer.draining = true;
-        offer.intention = Intention::default();
-    });
-    let leaving = offer.borrow().clone();
-    let load = *load.borrow();
+    let leaving = leave(&offer);
     handle.drain().await;
     balancer.drain_trainings().await;
+    let load = *load.borrow();
     tokio::select! {
-        () = async {
-            tokio::join!(announcer.announce(&leaving, load), balancer.drained());
-        } => {}
+        () = async { _ = tokio::join!(announcer.announce(&leaving, load), balancer.drained()) } => {}
         () = tokio::time::sleep(drain_timeout) => {
             tracing::warn!("sessions were still open: nobody else serves their blocks");
         }
@@ -116,48 +119,13 @@ pub async fn serve(arguments: ServeArguments, config: &Config) -> anyhow::Result
     Ok(())
 }
 
-/// What else the process listens on.
-struct Sockets {
-    front: Option<Front>,
-    metrics: Option<TcpListener>,
-}
-
-impl Sockets {
-    /// Before anything is fetched or loaded: a port that is taken is found out at once.
-    async fn bind(arguments: &ServeArguments) -> anyhow::Result<Self> {
-        let front = match arguments.gateway {
-            Some(listen) => Some(Front::bind(listen, &arguments.front).await?),
-            None if arguments.front.keys.is_some() => {
-                bail!("--keys is for a server with --gateway")
-            }
-            None => None,
-        };
-        let metrics = match arguments.metrics {
-            Some(address) => Some(metrics::bind(address).await?),
-            None => None,
-        };
-        Ok(Self { front, metrics })
-    }
-
-    /// Lets Prometheus ask, if it may.
-    fn measure(&mut self, driver: &Driver, offer: &watch::Sender<Offer>) {
-        let Some(listener) = self.metrics.take() else {
-            return;
-        };
-        let mut registry = metrics::registry();
-        driver.counters().register(&mut registry);
-        let state = metrics::server::State { load: driver.load(), offer: offer.subscribe() };
-        registry.register_collector(Box::new(state));
-        if let Some(front) = &self.front {
-            front.counters().register(&mut registry);
-        }
-        tokio::spawn(metrics::serve(listener, registry));
-    }
-
-    /// Begins to answer over HTTP by the swarm, if that was asked for.
-    fn attach(self, source: ModelSource, join: SwarmConfig, config: &Config) -> Option<Attached> {
-        self.front.map(|front| Attached::start(front, source, join, config.clone()))
-    }
+/// Whoever asks from now on hears that this server leaves.
+fn leave(offer: &watch::Sender<Offer>) -> Offer {
+    offer.send_modify(|offer| {
+        offer.draining = true;
+        offer.intention = Intention::default();
+    });
+    offer.borrow().clone()
 }
 
 /// What ends a server.
@@ -207,13 +175,13 @@ struct Serving {
     balancer: Balancer,
     lost: Arc<Notify>,
     swarm_key: Option<SwarmKey>,
+    control: Control,
 }
 
 impl Serving {
     async fn start(arguments: ServeArguments, config: &Config) -> anyhow::Result<Self> {
         let source = ModelSource::parse(arguments.model.name())?;
-        let identity = identity(arguments.identity.as_deref(), &config.data_dir)?;
-        let (announcer, swarm_key) = enter(&arguments, identity).await?;
+        let (announcer, swarm_key, control) = enter(&arguments, config).await?;
         let network = announcer.network().clone();
 
         let (config, device) = (config.clone(), config.device()?);
@@ -226,10 +194,7 @@ impl Serving {
         let allowed_bytes = allowed_bytes(&arguments, &model, loader.gpu.as_ref())?;
         let (span, kv_tokens) = choose(&arguments, &model, &announcer, allowed_bytes)?;
         let Loaded { shard, throughput } = loader.load(span, kv_tokens).await?;
-        let (decode, prefill) =
-            (throughput.decode_tokens_per_second, throughput.prefill_tokens_per_second);
-        let (name, of) = (model.name(), model.config().block_count);
-        tracing::info!(model = name, blocks = %span, of, kv_tokens, decode, prefill, "loaded");
+        say_loaded(&model, span, kv_tokens, throughput);
 
         let offer = watch::Sender::new(Offer {
             model: model.id(),
@@ -278,8 +243,20 @@ impl Serving {
             trainings.drain().await;
             balancer
         };
-        Ok(Self { network, announcer, offer, driver, training, balancer, swarm_key, lost })
+        Ok(Self { network, announcer, offer, driver, training, balancer, swarm_key, lost, control })
     }
+}
+
+fn say_loaded(model: &Model, span: Span, kv_tokens: usize, throughput: Throughput) {
+    tracing::info!(
+        model = model.name(),
+        blocks = %span,
+        of = model.config().block_count,
+        kv_tokens,
+        decode = throughput.decode_tokens_per_second,
+        prefill = throughput.prefill_tokens_per_second,
+        "loaded"
+    );
 }
 
 fn server_config(
@@ -309,8 +286,10 @@ fn server_config(
 /// Comes into the swarm, and learns who else is in it; gives the secret of one that is private, too.
 async fn enter(
     arguments: &ServeArguments,
-    identity: Identity,
-) -> anyhow::Result<(Announcer, Option<SwarmKey>)> {
+    config: &Config,
+) -> anyhow::Result<(Announcer, Option<SwarmKey>, Control)> {
+    let (identity, file) = identity(arguments.identity.as_deref(), &config.data_dir)?;
+    let control = Control::listen(&file);
     let named = arguments.swarm.as_deref().map(SwarmKey::load).transpose()?;
     let Way { addresses, swarm_key } = way(&arguments.join, named)?;
     let network = start_network(arguments, identity, swarm_key.clone()).await?;
@@ -321,7 +300,7 @@ async fn enter(
     let announcer = Announcer::new(network);
     tokio::spawn(announcer.clone().answer());
     announcer.ask_all(&joined).await;
-    Ok((announcer, swarm_key))
+    Ok((announcer, swarm_key, control))
 }
 
 async fn start_network(
@@ -348,17 +327,18 @@ async fn start_network(
     Network::start(NetworkConfig { listen, announce, mdns, swarm_key, ..config }).await
 }
 
-/// The identity in the named file, or the first of the user's own that no running server has.
-fn identity(named: Option<&Path>, data_dir: &Path) -> anyhow::Result<Identity> {
+/// The identity in the named file, or the first of the user's own that no running server has, and its
+/// file.
+fn identity(named: Option<&Path>, data_dir: &Path) -> anyhow::Result<(Identity, PathBuf)> {
     if let Some(path) = named {
-        return Ok(Identity::load_or_create(path)?);
+        return Ok((Identity::load_or_create(path)?, path.to_owned()));
     }
     for number in 1..=IDENTITIES_MAX {
         let suffix = if number == 1 { String::new() } else { format!("-{number}") };
         let path = data_dir.join(format!("identity{suffix}.pem"));
         match Identity::load_or_create(&path) {
             Err(LoadIdentityError::InUse { .. }) => {}
-            result => return Ok(result?),
+            result => return Ok((result?, path)),
         }
     }
     bail!("{IDENTITIES_MAX} servers of this user run already: name a file with --identity")

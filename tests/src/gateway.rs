@@ -57,6 +57,12 @@ impl Gateway {
 
     /// Its process.
     #[must_use]
+    pub const fn process(&self) -> &UmbelProcess {
+        &self.process
+    }
+
+    /// Its process, for whom no more is asked.
+    #[must_use]
     pub fn into_process(self) -> UmbelProcess {
         self.process
     }

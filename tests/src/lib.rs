@@ -8,6 +8,7 @@
 //! | [`faults`] | swarms whose servers are killed, frozen and cut off while they answer |
 //! | [`gateway`] | gateways, and requests over HTTP |
 //! | [`browser`] | a browser with a page |
+//! | [`soak`] | a gateway under many streaming clients: what they noticed, and what is left behind |
 //! | [`clients`] | clients that ask a swarm again and again whatever is done to it |
 //! | [`thinned`] | a model without some of its blocks, to draft for the whole one |
 //! | [`training`] | trainings whose servers are killed |
@@ -21,6 +22,7 @@ pub mod fuzz;
 pub mod gateway;
 pub mod process;
 pub mod shape;
+pub mod soak;
 pub mod swarm;
 pub mod thinned;
 pub mod training;

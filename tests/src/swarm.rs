@@ -15,6 +15,9 @@ use crate::shape::Front;
 /// Free ports that only this machine reaches.
 const LOOPBACK: [&str; 2] = ["/ip4/127.0.0.1/udp/0/quic-v1", "/ip4/127.0.0.1/tcp/0"];
 
+/// A server's identity, in its folder.
+const IDENTITY: &str = "identity.pem";
+
 /// How long a command may take on a machine that runs many tests at once.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -58,6 +61,12 @@ impl Server {
     #[must_use]
     pub const fn front(&self) -> Option<&Front> {
         self.front.as_ref()
+    }
+
+    /// The file with its identity.
+    #[must_use]
+    pub fn identity_file(&self) -> PathBuf {
+        self.identity.path().join(IDENTITY)
     }
 
     /// Its process, whose folder for the identity is gone from now on.
@@ -171,7 +180,7 @@ fn try_start(
     listen: &[&str],
     arguments: &[&str],
 ) -> anyhow::Result<UmbelProcess> {
-    let file = identity.path().join("identity.pem");
+    let file = identity.path().join(IDENTITY);
     let mut all = with_cache();
     all.extend(["serve", "--no-mdns", "--identity"].map(str::to_owned));
     all.push(file.to_str().expect("a path of ASCII").to_owned());

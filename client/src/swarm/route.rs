@@ -189,7 +189,8 @@ impl Swarm {
         let View { directory, health, doubtful, unreachable, random, warm } = &mut *view;
         directory.expire(unix_now);
         unreachable.retain(|_, since| now.since(*since) < UNREACHABLE);
-        // Where nobody else is left, a server that has failed is better than none.
+        // Where nobody else is left, a server that has failed is better than none, and so are two of
+        // which one could not reach the other: it may have been busy.
         let blank = Health::new();
         let trusted = if forgiving { &blank } else { &*health };
         let candidates = directory.candidates(trusted, search.model, now, unix_now);
@@ -216,7 +217,11 @@ impl Swarm {
             token_bytes: search.token_bytes,
             costs: Costs {
                 round_trips,
-                unreachable: unreachable.keys().copied().collect(),
+                unreachable: if forgiving {
+                    Default::default()
+                } else {
+                    unreachable.keys().copied().collect()
+                },
                 ..Costs::default()
             },
             held: warm.longest(search.model, &search.prefix),

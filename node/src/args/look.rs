@@ -1,4 +1,7 @@
-//! What the commands take that look at something: a model, the swarm, this machine.
+//! What the commands take that look at something (a model, the swarm, this machine), or tell servers
+//! on it something.
+
+use std::path::PathBuf;
 
 use clap::Args;
 use umbel_net::Multiaddr;
@@ -67,4 +70,16 @@ pub struct DoctorArguments {
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
+}
+
+/// `umbel pause` and `umbel resume`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  umbel pause                                    all servers of this user on this machine
+  umbel resume --identity server.pem             the server that was started with this identity")]
+pub struct PauseArguments {
+    /// The identity of one server [default: all that have one in the user's data folder].
+    #[arg(long, value_name = "FILE")]
+    pub identity: Option<PathBuf>,
 }

@@ -1,10 +1,14 @@
 //! `umbel chat`
 
-use std::io::{IsTerminal as _, Write as _, stdin};
+mod line;
+mod lines;
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use rustyline::DefaultEditor;
-use rustyline::error::ReadlineError;
+use serde_json::{Value, json};
 use umbel_client::text::chat_template::Message;
 use umbel_client::{Chain, Generate, Sampling, Speculate};
 
@@ -12,11 +16,16 @@ use super::session::{Opened, sampling};
 use super::speculate;
 use crate::args::ChatArguments;
 use crate::config::Config;
+use line::{HELP, Line};
+use lines::Lines;
 
 /// How an answer is drawn unless something else is asked for: what the authors of the default
 /// model advise.
 pub(super) const SAMPLING: Sampling =
     Sampling { temperature: 0.2, top_p: 0.9, ..Sampling::greedy() };
+
+/// The file in the user's data folder that holds what was typed.
+const HISTORY: &str = "chat-history";
 
 /// Tokens of a conversation for which servers keep room from its first word; it can grow beyond.
 const CONVERSATION_TOKENS: usize = 2048;
@@ -28,6 +37,7 @@ pub(super) async fn run(arguments: ChatArguments, config: &Config) -> anyhow::Re
     let mut conversation =
         Conversation::new(&opened, sampling, arguments.max_tokens, arguments.system);
     conversation.speculate = speculate;
+    conversation.history = (!arguments.no_history).then(|| config.data_dir.join(HISTORY));
     conversation.converse().await?;
     conversation.close().await;
     opened.leave().await;
@@ -41,6 +51,8 @@ pub(super) struct Conversation<'a> {
     max_tokens: u32,
     /// How tokens are guessed.
     speculate: Speculate,
+    /// Where what is typed is kept, if it is.
+    history: Option<PathBuf>,
     messages: Vec<Message>,
     chain: Option<(Chain, Vec<u32>)>,
 }
@@ -53,43 +65,72 @@ impl<'a> Conversation<'a> {
         system: Option<String>,
     ) -> Self {
         let messages = system.map(Message::system).into_iter().collect();
-        Self { opened, sampling, max_tokens, speculate: Speculate::Auto, messages, chain: None }
+        let (speculate, history) = (Speculate::Auto, None);
+        Self { opened, sampling, max_tokens, speculate, history, messages, chain: None }
     }
 
-    /// Reads questions and prints answers, until the end of the input.
+    /// Reads lines and does what they ask for, until the end of the input.
     pub(super) async fn converse(&mut self) -> anyhow::Result<()> {
-        let mut questions = Questions::open()?;
+        let mut lines = Lines::open(self.history.clone())?;
         loop {
             let asking = tokio::task::spawn_blocking(move || {
-                let question = questions.next();
-                (questions, question)
+                let line = lines.next();
+                (lines, line)
             });
-            let (returned, question) = tokio::select! {
+            let (returned, line) = tokio::select! {
                 asked = asking => asked?,
                 // At a terminal the editor reads Ctrl-C as a key, so this comes from elsewhere.
                 _ = tokio::signal::ctrl_c() => return Ok(()),
             };
-            questions = returned;
-            let Some(question) = question? else {
+            lines = returned;
+            let Some(line) = line? else {
                 return Ok(());
             };
-            if question.trim().is_empty() {
-                continue;
-            }
-            if let Err(error) = self.answer(&question).await {
-                // The conversation goes on: the next answer finds another route.
-                crate::telemetry::report(&error);
-                self.messages.pop();
-                self.chain = None;
+            match line {
+                Line::Empty => {}
+                Line::Question(question) => {
+                    if let Err(error) = self.answer(&question).await {
+                        // The conversation goes on: the next answer finds another route.
+                        crate::telemetry::report(&error);
+                        self.messages.pop();
+                        self.chain = None;
+                    }
+                }
+                Line::Help => eprintln!("{HELP}"),
+                Line::New => self.begin_anew(),
+                Line::System(text) => {
+                    self.messages = text.map(Message::system).into_iter().collect();
+                    self.begin_anew();
+                }
+                Line::Save(file) => match save(&self.messages, &file) {
+                    Ok(()) => eprintln!("({} is written)", file.display()),
+                    Err(error) => crate::telemetry::report(&error),
+                },
+                Line::Quit => return Ok(()),
+                Line::Wrong(why) => eprintln!("({why})"),
             }
         }
+    }
+
+    /// Forgets all but what the model was told. What the cache holds of it serves the next answer.
+    fn begin_anew(&mut self) {
+        self.messages.retain(|message| message.role == "system");
+        eprintln!("(a new conversation)");
     }
 
     /// Prints the answer to a question as it comes. Ctrl-C ends the answer, not the program.
     pub(super) async fn answer(&mut self, question: &str) -> anyhow::Result<()> {
         self.messages.push(Message::user(question));
+        // From here on, so that one that comes while a route is looked for counts too.
+        let mut interrupt = std::pin::pin!(tokio::signal::ctrl_c());
         let prompt = self.opened.model.encode_chat(&self.messages)?;
-        let (chain, cached) = self.chain_for(&prompt).await?;
+        let (chain, cached) = tokio::select! {
+            chain = self.chain_for(&prompt) => chain?,
+            _ = &mut interrupt => {
+                self.messages.pop();
+                return Ok(());
+            }
+        };
         let request = Generate {
             max_tokens: self.max_tokens,
             sampling: self.sampling.clone(),
@@ -109,14 +150,18 @@ impl<'a> Conversation<'a> {
                         .and_then(|()| out.flush())
                         .context("stdout is closed")?;
                 }
-                _ = tokio::signal::ctrl_c() => {
+                _ = &mut interrupt => {
                     interrupted = true;
                     break;
                 }
             }
         }
         writeln!(out).context("stdout is closed")?;
-        self.messages.push(Message::assistant(answer));
+        if interrupted && answer.is_empty() {
+            self.messages.pop();
+        } else {
+            self.messages.push(Message::assistant(answer));
+        }
         // A step that was interrupted leaves the cache in doubt: the next answer fills a new one.
         if !interrupted {
             self.chain = Some(generation.into_chain());
@@ -147,40 +192,13 @@ impl<'a> Conversation<'a> {
     }
 }
 
-/// Where questions come from: a person at a terminal, or lines of a pipe.
-enum Questions {
-    Terminal(Box<DefaultEditor>),
-    Pipe,
-}
-
-impl Questions {
-    fn open() -> anyhow::Result<Self> {
-        if !stdin().is_terminal() {
-            return Ok(Self::Pipe);
-        }
-        eprintln!("Ask away. Ctrl-C stops an answer, Ctrl-D ends the chat.");
-        Ok(Self::Terminal(Box::new(DefaultEditor::new().context("the terminal cannot be read")?)))
-    }
-
-    /// The next question; `None` at the end.
-    fn next(&mut self) -> anyhow::Result<Option<String>> {
-        match self {
-            Self::Terminal(editor) => loop {
-                match editor.readline("> ") {
-                    Ok(line) => {
-                        editor.add_history_entry(line.as_str())?;
-                        return Ok(Some(line));
-                    }
-                    Err(ReadlineError::Interrupted) => eprintln!("(Ctrl-D ends the chat)"),
-                    Err(ReadlineError::Eof) => return Ok(None),
-                    Err(error) => return Err(error).context("the terminal cannot be read"),
-                }
-            },
-            Self::Pipe => {
-                let mut line = String::new();
-                let read = stdin().read_line(&mut line).context("stdin cannot be read")?;
-                Ok((read > 0).then_some(line))
-            }
-        }
-    }
+/// Writes a conversation as a line of JSON to a file that is not there yet.
+fn save(messages: &[Message], file: &Path) -> anyhow::Result<()> {
+    let said: Vec<Value> = messages
+        .iter()
+        .map(|message| json!({ "role": message.role, "content": message.content }))
+        .collect();
+    let written = File::create_new(file)
+        .and_then(|mut opened| writeln!(opened, "{}", json!({ "messages": said })));
+    written.with_context(|| format!("{} cannot be written: name another file", file.display()))
 }

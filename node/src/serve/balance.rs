@@ -1,5 +1,7 @@
 //! The body of [`umbel_coordinator::swarm::placement::Mover`]: moving to other blocks while serving.
 
+mod pause;
+
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -98,11 +100,13 @@ impl Balancer {
         self.handle.clone()
     }
 
-    /// Moves as the swarm needs it, until the future is dropped.
-    pub(super) async fn run(&mut self, announcer: &Announcer, offer: &watch::Sender<Offer>) {
-        if self.mover.is_none() {
-            return std::future::pending().await;
-        }
+    /// Moves as the swarm needs it, and pauses where that is wished, until the future is dropped.
+    pub(super) async fn run(
+        &mut self,
+        announcer: &Announcer,
+        offer: &watch::Sender<Offer>,
+        mut wish: watch::Receiver<bool>,
+    ) {
         loop {
             while let Some(output) = self.mover.as_mut().and_then(Mover::poll) {
                 self.act(output, announcer, offer).await;
@@ -130,9 +134,10 @@ impl Balancer {
                     only_current.then_some(Input::Drained)
                 }
                 () = clock.wait_until(deadline) => None,
+                () = wished(&mut wish) => self.pause(offer, &mut wish).await,
             };
             let now = self.clock.now();
-            let Some(mover) = &mut self.mover else { return };
+            let Some(mover) = &mut self.mover else { continue };
             match input {
                 Some(input) => mover.handle(input, now),
                 None => mover.handle_timeout(now),
@@ -247,6 +252,13 @@ impl Balancer {
             missing_bytes: self.block_bytes.clone(),
             bytes_per_second: 0.0,
         }
+    }
+}
+
+/// Waits until the server is to pause.
+async fn wished(wish: &mut watch::Receiver<bool>) {
+    if wish.wait_for(|pause| *pause).await.is_err() {
+        std::future::pending().await
     }
 }
 

@@ -1,0 +1,57 @@
+//! Stopping for a while, with the blocks in memory.
+
+use tokio::sync::watch;
+use umbel_coordinator::swarm::placement::Input;
+
+use super::Balancer;
+use crate::announce::Offer;
+use crate::compute::Shard;
+
+impl Balancer {
+    /// Leaves as a server that stops does, and opens sessions on the same blocks again when it is
+    /// told to go on. Gives what the mover has to hear of it.
+    pub(super) async fn pause(
+        &mut self,
+        offer: &watch::Sender<Offer>,
+        wish: &mut watch::Receiver<bool>,
+    ) -> Option<Input> {
+        tracing::info!("paused: clients go elsewhere, and the blocks stay in memory");
+        let served = self.held.iter().find(|(held, _)| *held == self.current).cloned();
+        let mut intention = Default::default();
+        offer.send_modify(|offer| {
+            offer.draining = true;
+            intention = std::mem::take(&mut offer.intention);
+        });
+        self.drain_trainings().await;
+        self.handle.drain().await;
+        let left = self.current;
+        let mut former_is_gone = false;
+        loop {
+            tokio::select! {
+                resumed = wish.wait_for(|pause| !pause) => {
+                    if resumed.is_ok() {
+                        break;
+                    }
+                    // Nobody is left who could tell it to go on.
+                    return std::future::pending().await;
+                }
+                Some(shard) = self.drained.recv() => {
+                    self.held.retain(|(held, _)| *held != shard);
+                    former_is_gone |= shard != left;
+                }
+            }
+        }
+        // A server that had left its blocks for others has nothing to go on with until those are here.
+        if let Some((_, blocks)) = served {
+            let (arena, ends) = (self.arena.beside(blocks.span()), self.ends.clone());
+            self.hand_over(Shard { arena, blocks, ends }).await;
+            offer.send_modify(|offer| {
+                offer.draining = false;
+                offer.intention = intention;
+            });
+        }
+        tracing::info!("going on");
+        let only_current = self.held.iter().all(|(held, _)| *held == self.current);
+        (former_is_gone && only_current).then_some(Input::Drained)
+    }
+}

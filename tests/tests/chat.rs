@@ -1,0 +1,119 @@
+//! `umbel chat` as a program: what is typed comes through a pipe.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::process::{Child, ChildStdin, Command, Stdio};
+
+use serde_json::{Value, json};
+use umbel_tests::process::umbel_binary;
+use umbel_tests::swarm::cache;
+
+/// A chat in one process. It is killed when this is dropped.
+struct Chat {
+    child: Child,
+    typed: Option<ChildStdin>,
+    said: BufReader<std::process::ChildStdout>,
+}
+
+impl Drop for Chat {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ended = self.child.kill();
+        let _status = self.child.wait();
+    }
+}
+
+impl Chat {
+    fn start(arguments: &[&str]) -> Self {
+        let mut command = Command::new(umbel_binary().unwrap());
+        command.arg("--cache-dir").arg(cache()).args(["chat", "--local", "--temperature", "0"]);
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let typed = child.stdin.take();
+        let said = BufReader::new(child.stdout.take().unwrap());
+        Self { child, typed, said }
+    }
+
+    fn enter(&mut self, line: &str) {
+        writeln!(self.typed.as_mut().unwrap(), "{line}").unwrap();
+    }
+
+    /// The first line of an answer, or what is left of one.
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.said.read_line(&mut line).unwrap();
+        line
+    }
+
+    fn interrupt(&self) {
+        let id = libc::pid_t::try_from(self.child.id()).unwrap();
+        #[allow(unsafe_code, reason = "the standard library sends no signal but SIGKILL")]
+        // SAFETY: kill(2) touches no memory of this process; the id is that of our child, which has
+        // not been waited for.
+        unsafe {
+            libc::kill(id, libc::SIGINT);
+        }
+    }
+
+    /// Closes stdin and waits for a good end; what was said on stderr.
+    fn end(mut self) -> String {
+        drop(self.typed.take());
+        let mut rest = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut rest).unwrap();
+        assert!(self.child.wait().unwrap().success(), "{rest}");
+        rest
+    }
+}
+
+#[test]
+fn ctrl_c_stops_the_answer_and_the_chat_goes_on() {
+    let mut chat = Chat::start(&["--max-tokens", "4000"]);
+    chat.enter("Write a very long story about a river, with many chapters.");
+    let mut first = [0; 8];
+    chat.said.read_exact(&mut first).unwrap();
+    chat.interrupt();
+    // Without the signal the story would go on for minutes; its last line ends where it was stopped.
+    let mut story = chat.line();
+    let file = tempfile::tempdir().unwrap();
+    let path = file.path().join("chat.jsonl");
+    chat.enter(&format!("/save {}", path.to_str().unwrap()));
+    chat.enter("/new");
+    chat.enter("/quit");
+    chat.said.read_to_string(&mut story).unwrap();
+    let log = chat.end();
+    assert!(log.contains("is written"), "{log}");
+    let saved: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    assert_eq!(saved["messages"].as_array().unwrap().len(), 2, "{saved}");
+    let answer = saved["messages"][1]["content"].as_str().unwrap();
+    let shown = String::from_utf8(first.to_vec()).unwrap() + &story;
+    assert_eq!(shown.trim_end_matches('\n'), answer.trim_end_matches('\n'));
+}
+
+#[test]
+fn the_model_is_told_things_and_the_conversation_is_saved_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("chat.jsonl");
+    let path = path.to_str().unwrap();
+    let mut chat = Chat::start(&["--max-tokens", "4", "--system", "You are a bird."]);
+    chat.enter("Hello");
+    let _answer = chat.line();
+    chat.enter("/system You are a fish.");
+    chat.enter("//help me");
+    let answer = chat.line();
+    chat.enter(&format!("/save {path}"));
+    chat.enter(&format!("/save {path}"));
+    chat.enter("/help");
+    chat.enter("/dance");
+    let log = chat.end();
+    let text = std::fs::read_to_string(path).unwrap();
+    assert_eq!(text.lines().count(), 1, "so that several can be put together: {text}");
+    let said = json!({ "messages": [
+        { "role": "system", "content": "You are a fish." },
+        { "role": "user", "content": "/help me" },
+        { "role": "assistant", "content": answer.trim_end_matches('\n') },
+    ] });
+    assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), said);
+    assert!(log.contains("name another file"), "what is there is not overwritten: {log}");
+    assert!(log.contains("/system TEXT") && log.contains("/dance is no command"), "{log}");
+}
