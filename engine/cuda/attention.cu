@@ -2,7 +2,7 @@
 //
 // Scores are never stored: a running maximum and sum per row (Milakov and Gimelshein 2018,
 // https://arxiv.org/abs/1805.02867; Dao et al. 2022, https://arxiv.org/abs/2205.14135) over chunks of
-// 64 positions. Positions are cut into splits of 256 that are computed by themselves and then
+// 64 positions. Positions are cut into splits of 128 that are computed by themselves and then
 // joined in their order, which is what lets few tokens be spread over the whole device (Dao et al.
 // 2023, Flash-Decoding). Chunks and splits begin at fixed positions, so the sums for a token are the
 // same however many tokens share its pass, and whether its splits are computed by one block or many.
@@ -17,7 +17,7 @@ constexpr int TILE_ROWS = 16;
 constexpr int BLOCK_ROWS = THREADS / WARP * TILE_ROWS;
 constexpr int CHUNK = 64;
 constexpr int CHUNK_PAGES = CHUNK / PAGE_TOKENS;
-constexpr int SPLIT = 256;
+constexpr int SPLIT = 128;
 
 __device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000u); }
 
@@ -110,10 +110,9 @@ __device__ __forceinline__ void fetch(const Work& work, uint4* stage, int start,
     copy_async_commit();
 }
 
-// Scores of the tile's rows for the chunk at `start`, minus infinity where a row does not see.
+// Scores of the tile's rows for the chunk in `stage`.
 template <int SIZE>
-__device__ __forceinline__ void score(const uint4 (&queries)[SIZE / 32][2], const uint4* stage, int start,
-                                      const int (&first)[2], const int (&last)[2],
+__device__ __forceinline__ void score(const uint4 (&queries)[SIZE / 32][2], const uint4* stage,
                                       float (&scores)[CHUNK / 8][4]) {
     constexpr int PAGE_CHUNKS = SIZE * 4;
 #pragma unroll
@@ -128,11 +127,19 @@ __device__ __forceinline__ void score(const uint4 (&queries)[SIZE / 32][2], cons
             mma_bf16(sums, {top.x, bottom.x, top.y, bottom.y}, {key.x, key.y});
             mma_bf16(sums, {top.z, bottom.z, top.w, bottom.w}, {key.z, key.w});
         }
+    }
+}
+
+// Minus infinity where a row does not see, of the chunk at `start`.
+__device__ __forceinline__ void hide(int start, const int (&first)[2], const int (&last)[2],
+                                     float (&scores)[CHUNK / 8][4]) {
+#pragma unroll
+    for (int tile = 0; tile < CHUNK / 8; ++tile) {
 #pragma unroll
         for (int place = 0; place < 4; ++place) {
             const int position = start + tile * 8 + lane_id() % 4 * 2 + place % 2, row = place / 2;
             const bool sees = position >= first[row] && position <= last[row];
-            sums[place] = sees ? sums[place] : minus_infinity();
+            scores[tile][place] = sees ? scores[tile][place] : minus_infinity();
         }
     }
 }
@@ -161,21 +168,26 @@ __device__ __forceinline__ void weigh(float (&scores)[CHUNK / 8][4], const uint4
         }
         maximum = fmaxf(part.maximum[row], quad_max(maximum));
         const float kept = weight_of(part.maximum[row], maximum);
+        // Of what nobody sees the weight is zero under any maximum.
+        const float finite = maximum == minus_infinity() ? 0.0f : maximum;
         float sum = 0.0f;
 #pragma unroll
         for (int tile = 0; tile < CHUNK / 8; ++tile) {
 #pragma unroll
             for (int place = 2 * row; place < 2 * row + 2; ++place) {
-                scores[tile][place] = weight_of(scores[tile][place], maximum);
+                scores[tile][place] = exp2_fast(scores[tile][place] - finite);
                 sum = __fadd_rn(sum, scores[tile][place]);
             }
         }
         part.maximum[row] = maximum;
         part.sum[row] = __fmaf_rn(part.sum[row], kept, quad_sum(sum));
+        // Most chunks have no new maximum.
+        if (__any_sync(0xffffffffu, kept != 1.0f)) {
 #pragma unroll
-        for (int tile = 0; tile < SIZE / 8; ++tile) {
-            part.output[tile][2 * row] = __fmul_rn(part.output[tile][2 * row], kept);
-            part.output[tile][2 * row + 1] = __fmul_rn(part.output[tile][2 * row + 1], kept);
+            for (int tile = 0; tile < SIZE / 8; ++tile) {
+                part.output[tile][2 * row] = __fmul_rn(part.output[tile][2 * row], kept);
+                part.output[tile][2 * row + 1] = __fmul_rn(part.output[tile][2 * row + 1], kept);
+            }
         }
     }
 #pragma unroll
@@ -225,6 +237,10 @@ __device__ __forceinline__ void attend(const Work& work, const uint16_t* queries
     if (start < end) {
         fetch<SIZE>(work, stages, start, end);
     }
+    // What all rows of the tile see.
+    const int last_row = tile_row + TILE_ROWS - 1;
+    const int seen_first = work.shape.first_seen(work.sequence.position + last_row / work.group);
+    const int seen_last = last_row < work.rows ? work.sequence.position + tile_row / work.group : -1;
     Softmax<SIZE> part;
     part.clear();
     int stage = 0;
@@ -238,7 +254,10 @@ __device__ __forceinline__ void attend(const Work& work, const uint16_t* queries
         __syncthreads();
         if (tile_row < work.rows) {
             float scores[CHUNK / 8][4];
-            score<SIZE>(of_rows, stages + stage * STAGE_CHUNKS, chunk, first, last, scores);
+            score<SIZE>(of_rows, stages + stage * STAGE_CHUNKS, scores);
+            if (chunk < seen_first || chunk + CHUNK - 1 > seen_last) {
+                hide(chunk, first, last, scores);
+            }
             weigh<SIZE>(scores, stages + stage * STAGE_CHUNKS, part);
         }
         __syncthreads();
@@ -251,10 +270,10 @@ __device__ __forceinline__ void attend(const Work& work, const uint16_t* queries
 }
 
 // Puts two neighbouring numbers of a head's output among the activations of the output projection.
-__device__ __forceinline__ void put(const Shape& shape, uint32_t* output, int cells, int token, int head,
-                                    int number, float first, float second) {
+__device__ __forceinline__ void put(const Shape& shape, const Activations& output, int token, int head, int number,
+                                    float first, float second) {
     if (number < shape.head_size) {
-        output[activation_word(token, head * shape.head_size + number, cells)] = bf16x2_of(first, second);
+        output.word(token, head * shape.head_size + number) = bf16x2_of(first, second);
     }
 }
 
@@ -267,9 +286,10 @@ __device__ __forceinline__ Work work_of(const Shape& shape, const Sequence& sequ
 // For many tokens: a block takes 64 rows of a sequence through all their splits.
 template <int SIZE>
 __device__ __forceinline__ void attend_many(const uint16_t* queries, const uint16_t* cache, Shape shape,
-                                            const Sequence* sequences, int first_sequence, int block, uint32_t* output,
-                                            int cells) {
+                                            const Sequence* sequences, int first_sequence, int block, Activations output) {
+    grid_release();
     const Work work = work_of(shape, sequences[first_sequence + blockIdx.z], block, cache);
+    grid_wait();
     const int first_row = (gridDim.x - 1 - blockIdx.x) * BLOCK_ROWS;
     if (first_row >= work.rows) {
         return;
@@ -290,7 +310,7 @@ __device__ __forceinline__ void attend_many(const uint16_t* queries, const uint1
         const int head = work.kv_head * work.group + row % work.group;
 #pragma unroll
         for (int tile = 0; tile < SIZE / 8; ++tile) {
-            put(shape, output, cells, token, head, tile * 8 + lane_id() % 4 * 2,
+            put(shape, output, token, head, tile * 8 + lane_id() % 4 * 2,
                 __fmul_rn(total.output[tile][2 * half], factor),
                 __fmul_rn(total.output[tile][2 * half + 1], factor));
         }
@@ -301,6 +321,8 @@ __device__ __forceinline__ void attend_many(const uint16_t* queries, const uint1
 // heads, of which each has room for `splits`.
 struct Partials {
     float* values;
+    // How many splits of each sequence and head of keys are there; zero before and after a kernel.
+    unsigned* counts;
     int splits;
 
     __device__ __forceinline__ float* of(int token, int heads, int head, int split, int size) const {
@@ -309,13 +331,82 @@ struct Partials {
     }
 };
 
-// For few tokens: a block takes all rows of a sequence, at most 64, through one split.
+// Joins the splits of a token's head, some of which are read at a time: a warp's work.
+template <int SIZE>
+__device__ __forceinline__ void join_splits(const Work& work, const Partials& partials, int token, int head,
+                                            const Activations& output) {
+    constexpr int PAIRS = (SIZE / 2 + WARP - 1) / WARP, TOGETHER = 4;
+    const int position = work.sequence.position + token - work.sequence.first_row, end = position / SPLIT + 1;
+    float maximum = minus_infinity(), sum = 0.0f, outputs[PAIRS][2] = {};
+    for (int start = work.shape.first_seen(position) / SPLIT; start < end; start += TOGETHER) {
+        float2 of_split[TOGETHER], values[TOGETHER][PAIRS];
+#pragma unroll
+        for (int ahead = 0; ahead < TOGETHER; ++ahead) {
+            const int split = min(start + ahead, end - 1);
+            const float* from = partials.of(token, work.shape.heads, head, split, SIZE);
+            of_split[ahead] = __ldcg(reinterpret_cast<const float2*>(from));
+#pragma unroll
+            for (int pair = 0; pair < PAIRS; ++pair) {
+                const int number = min((pair * WARP + lane_id()) * 2, SIZE - 2);
+                values[ahead][pair] = __ldcg(reinterpret_cast<const float2*>(from + 2 + number));
+            }
+        }
+#pragma unroll
+        for (int ahead = 0; ahead < TOGETHER; ++ahead) {
+            if (start + ahead >= end) {
+                break;
+            }
+            const float joint = fmaxf(maximum, of_split[ahead].x);
+            const float of_total = weight_of(maximum, joint), of_part = weight_of(of_split[ahead].x, joint);
+            maximum = joint;
+            sum = join(sum, of_total, of_split[ahead].y, of_part);
+#pragma unroll
+            for (int pair = 0; pair < PAIRS; ++pair) {
+                outputs[pair][0] = join(outputs[pair][0], of_total, values[ahead][pair].x, of_part);
+                outputs[pair][1] = join(outputs[pair][1], of_total, values[ahead][pair].y, of_part);
+            }
+        }
+    }
+    const float factor = __frcp_rn(sum);
+#pragma unroll
+    for (int pair = 0; pair < PAIRS; ++pair) {
+        const int number = (pair * WARP + lane_id()) * 2;
+        if (number < SIZE) {
+            put(work.shape, output, token, head, number, __fmul_rn(outputs[pair][0], factor),
+                __fmul_rn(outputs[pair][1], factor));
+        }
+    }
+}
+
+// Whether this block is the last of `count` that come here with `counter`; what the others wrote
+// before can then be read.
+__device__ __forceinline__ bool is_last(unsigned* counter, unsigned count) {
+    __shared__ bool last;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        last = atomicAdd(counter, 1u) == count - 1;
+        if (last) {
+            *counter = 0;
+        }
+    }
+    __syncthreads();
+    __threadfence();
+    return last;
+}
+
+// For few tokens: a block takes all rows of a sequence, at most 64, through one split. The last one
+// to be done joins the splits.
 template <int SIZE>
 __device__ __forceinline__ void attend_few(const uint16_t* queries, const uint16_t* cache, Shape shape,
-                                           const Sequence* sequences, int block, Partials partials) {
+                                           const Sequence* sequences, int block, Partials partials,
+                                           const Activations& output) {
+    grid_release();
+    // What a pass begins with is there before its first kernel.
     const Work work = work_of(shape, sequences[blockIdx.z], block, cache);
-    const int split = blockIdx.x;
-    if (split * SPLIT >= work.sequence.position + work.sequence.tokens) {
+    const int split = blockIdx.x, end = work.sequence.position + work.sequence.tokens;
+    grid_wait();
+    if (split * SPLIT >= end) {
         return;
     }
     attend<SIZE>(work, queries, 0, split, split + 1, [&](const Softmax<SIZE>& part, int tile_row) {
@@ -340,61 +431,26 @@ __device__ __forceinline__ void attend_few(const uint16_t* queries, const uint16
             }
         }
     });
-}
-
-// Joins the splits of a token's head: a warp each.
-template <int SIZE>
-__device__ __forceinline__ void join_few(Shape shape, const Sequence* sequences, const int* sequence_of_row,
-                                         Partials partials, uint32_t* output, int cells) {
-    const int token = blockIdx.x, head = blockIdx.y * (blockDim.x / WARP) + threadIdx.x / WARP;
-    if (head >= shape.heads) {
+    unsigned* counter = partials.counts + blockIdx.z * gridDim.y + blockIdx.y;
+    if (!is_last(counter, (end + SPLIT - 1) / SPLIT)) {
         return;
     }
-    const Sequence sequence = sequences[sequence_of_row[token]];
-    const int position = sequence.position + token - sequence.first_row;
-    constexpr int PAIRS = (SIZE / 2 + WARP - 1) / WARP;
-    float maximum = minus_infinity(), sum = 0.0f, outputs[PAIRS][2] = {};
-    for (int split = shape.first_seen(position) / SPLIT; split <= position / SPLIT; ++split) {
-        const float* values = partials.of(token, shape.heads, head, split, SIZE);
-        const float joint = fmaxf(maximum, values[0]);
-        const float of_total = weight_of(maximum, joint), of_part = weight_of(values[0], joint);
-        maximum = joint;
-        sum = join(sum, of_total, values[1], of_part);
-#pragma unroll
-        for (int pair = 0; pair < PAIRS; ++pair) {
-            const int number = (pair * WARP + lane_id()) * 2;
-            if (number < SIZE) {
-                outputs[pair][0] = join(outputs[pair][0], of_total, values[2 + number], of_part);
-                outputs[pair][1] = join(outputs[pair][1], of_total, values[3 + number], of_part);
-            }
-        }
-    }
-    const float factor = __frcp_rn(sum);
-#pragma unroll
-    for (int pair = 0; pair < PAIRS; ++pair) {
-        const int number = (pair * WARP + lane_id()) * 2;
-        if (number < SIZE) {
-            put(shape, output, cells, token, head, number, __fmul_rn(outputs[pair][0], factor),
-                __fmul_rn(outputs[pair][1], factor));
-        }
+    for (int row = threadIdx.x / WARP; row < work.rows; row += THREADS / WARP) {
+        const int token = work.sequence.first_row + row / work.group;
+        join_splits<SIZE>(work, partials, token, work.kv_head * work.group + row % work.group, output);
     }
 }
 
 #define ATTENTION(SIZE)                                                                                \
     extern "C" __global__ void __launch_bounds__(THREADS) attend_many_##SIZE(                          \
         const uint16_t* queries, const uint16_t* cache, Shape shape, const Sequence* sequences,        \
-        int first_sequence, int block, uint32_t* output, int cells) {                                  \
-        attend_many<SIZE>(queries, cache, shape, sequences, first_sequence, block, output, cells);     \
+        int first_sequence, int block, Activations output) {                                           \
+        attend_many<SIZE>(queries, cache, shape, sequences, first_sequence, block, output);            \
     }                                                                                                  \
     extern "C" __global__ void __launch_bounds__(THREADS)                                              \
         attend_few_##SIZE(const uint16_t* queries, const uint16_t* cache, Shape shape,                 \
-                          const Sequence* sequences, int block, Partials partials) {                   \
-        attend_few<SIZE>(queries, cache, shape, sequences, block, partials);                           \
-    }                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                              \
-        join_few_##SIZE(Shape shape, const Sequence* sequences, const int* sequence_of_row,            \
-                        Partials partials, uint32_t* output, int cells) {                              \
-        join_few<SIZE>(shape, sequences, sequence_of_row, partials, output, cells);                    \
+                          const Sequence* sequences, int block, Partials partials, Activations output) { \
+        attend_few<SIZE>(queries, cache, shape, sequences, block, partials, output);                   \
     }
 
 ATTENTION(32)

@@ -17,8 +17,12 @@ import sys
 HERE = pathlib.Path(__file__).resolve().parent
 OUT = HERE / "ptx"
 
-# The oldest devices with matrix units for bfloat16 and asynchronous copies.
-ARCHITECTURE = "compute_80"
+# The oldest devices with matrix units for bfloat16 and asynchronous copies; and those on which a kernel
+# may begin early.
+ARCHITECTURES = ["80", "90"]
+
+# What only devices of one capability have: matrix units that four warps use together.
+HOPPER = "linear_hopper"
 
 FORMATS = {
     "bf16": "Bf16",
@@ -40,12 +44,13 @@ def nvrtc() -> ctypes.CDLL:
     return ctypes.CDLL("libnvrtc.so")
 
 
-def compiled(library: ctypes.CDLL, source: pathlib.Path, defines: list[str]) -> bytes:
+def compiled(library: ctypes.CDLL, source: pathlib.Path, architecture: str, defines: list[str]) -> bytes:
     """The PTX of a source file; ends the program with the compiler's words where it has none."""
     program = ctypes.c_void_p()
     name = source.name.encode()
     library.nvrtcCreateProgram(ctypes.byref(program), source.read_bytes(), name, 0, None, None)
-    options = [f"--gpu-architecture={ARCHITECTURE}", "--std=c++17", "-default-device", f"-I{HERE}", *defines]
+    target = f"--gpu-architecture=compute_{architecture}"
+    options = [target, "--std=c++17", "-default-device", f"-I{HERE}", *defines]
     array = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
     failed = library.nvrtcCompileProgram(program, len(options), array)
     log = text(program, library.nvrtcGetProgramLogSize, library.nvrtcGetProgramLog)
@@ -69,21 +74,30 @@ def digest() -> str:
     return "".join(sums)
 
 
+def modules(source: pathlib.Path) -> dict[str, list[str]]:
+    """What is compiled of a source file, and with which definitions."""
+    if source.stem != "linear_few":
+        return {source.stem: []}
+    return {
+        f"{source.stem}_{name}": [f"-DFORMAT_NAME={name}", f"-DFORMAT={format}"]
+        for name, format in FORMATS.items()
+    }
+
+
 def main() -> None:
     library = nvrtc()
-    OUT.mkdir(exist_ok=True)
-    for source in sorted(HERE.glob("*.cu")):
-        modules = {source.stem: []}
-        if source.stem == "linear_few":
-            modules = {
-                f"{source.stem}_{name}": [f"-DFORMAT_NAME={name}", f"-DFORMAT={format}"]
-                for name, format in FORMATS.items()
-            }
-        for name, defines in modules.items():
-            ptx = compiled(library, source, defines)
-            # Without a time stamp, so that the same source makes the same file.
-            (OUT / f"{name}.ptx.gz").write_bytes(gzip.compress(ptx, mtime=0))
-            print(f"{name}: {len(ptx)} bytes")
+    for architecture in ARCHITECTURES:
+        out = OUT / f"sm_{architecture}"
+        out.mkdir(parents=True, exist_ok=True)
+        for source in sorted(HERE.glob("*.cu")):
+            hopper = source.stem == HOPPER
+            if hopper and architecture != "90":
+                continue
+            for name, defines in modules(source).items():
+                ptx = compiled(library, source, "90a" if hopper else architecture, defines)
+                # Without a time stamp, so that the same source makes the same file.
+                (out / f"{name}.ptx.gz").write_bytes(gzip.compress(ptx, mtime=0))
+                print(f"{out.name}/{name}: {len(ptx)} bytes")
     (OUT / "sources.sha256").write_text(digest())
 
 

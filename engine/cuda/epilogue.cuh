@@ -28,9 +28,8 @@ struct ToRows {
 // silu(gate) * up, as activations of the next matrix. Each tile of 16 rows has 8 of the gate's and
 // behind them the 8 of the up projection that belong to them.
 struct ToGated {
-    uint32_t* output;
+    Activations output;
     const float* bias;
-    int cells;
 
     // For the feature `feature` behind the tile's first, of 8.
     __device__ __forceinline__ float value(int tile, int feature, float gate, float up) const {

@@ -87,13 +87,14 @@ struct Numbers {
 #pragma unroll
             for (int pair = 0; pair < 4; ++pair) {
                 const int place = 4 * half + pair;
-                uint32_t bits = (word >> 4 * pair) & 0x000f000f;
+                uint32_t bits = masked_with(word >> 4 * pair, 0x000f000f, BF16X2_128);
                 if (EXTRA_BITS == 1) {
-                    bits |= (spread >> place & 0x00010001) << 4;
+                    bits = masked_with(spread << 4 >> place, 0x00100010, bits);
                 } else if (EXTRA_BITS == 2) {
-                    bits |= (extra >> 2 * place & 0x00030003) << 4;
+                    const uint32_t above = place < 2 ? extra << (4 - 2 * place) : extra >> (2 * place - 4);
+                    bits = masked_with(above, 0x00300030, bits);
                 }
-                a[half][pair] = bits | BF16X2_128;
+                a[half][pair] = bits;
             }
         }
     }
@@ -183,7 +184,8 @@ struct Sixes {
     }
 };
 
-// scale * (byte - 128): of the lane's pairs, pair 4 * half + word has its bytes side by side.
+// scale * byte, with a sign: of the lane's pairs an even one has the bytes 0 and 2 of a word, the next
+// one the bytes 1 and 3.
 struct Bytes {
     static constexpr int CELL_BYTES = 512 + 32;
     static constexpr int DEPTH = 8;
@@ -194,9 +196,11 @@ struct Bytes {
         bytes = load_once(reinterpret_cast<const uint4*>(cell) + lane);
         scales = load_once(reinterpret_cast<const uint32_t*>(cell + 512) + lane / 4);
     }
-    // The byte at `place` of a word, less 128; by way of the binary32 2^23 + byte.
-    static __device__ __forceinline__ float number(uint32_t word, int place) {
-        return __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7440 + place)) - 8388736.0f;
+    // The numbers in the bytes 0 and 2: 128 and their lower seven bits, less 128 or, where there is a
+    // sign, 256.
+    static __device__ __forceinline__ uint32_t numbers(uint32_t word) {
+        const uint32_t centre = masked_with(word, 0x00800080u, 0xc300c300u);
+        return bf16x2_fma(masked_with(word, 0x007f007fu, BF16X2_128), BF16X2_ONE, centre);
     }
     __device__ __forceinline__ void unpack(uint32_t (&a)[2][4]) const {
         const uint32_t words[4] = {bytes.x, bytes.y, bytes.z, bytes.w};
@@ -205,9 +209,7 @@ struct Bytes {
         for (int half = 0; half < 2; ++half) {
 #pragma unroll
             for (int pair = 0; pair < 4; ++pair) {
-                const uint32_t word = words[half * 2 + pair / 2];
-                const int place = pair % 2 * 2;
-                const uint32_t both = bf16x2_of(number(word, place), number(word, place + 1));
+                const uint32_t both = numbers(words[half * 2 + pair / 2] >> pair % 2 * 8);
                 a[half][pair] = bf16x2_fma(both, scale[pair % 2], 0x80008000u);
             }
         }

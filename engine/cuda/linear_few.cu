@@ -1,14 +1,22 @@
 // Matrix products for few tokens, where the time is that of reading the matrix once.
 //
-// A block computes a tile of 16 rows, or two, for up to 8 * TILES tokens. Its warps share the segments
-// of the columns evenly; each keeps several cells of the matrix on their way while it multiplies the
-// ones before. With many tokens the activations, which every block reads, outweigh the matrix: then
-// two tiles of rows share them.
+// A block computes a tile of 16 rows, or two, for up to 8 * TILES tokens. Each of its warps takes one
+// part of the columns, and keeps several cells of the matrix on their way while it multiplies the ones
+// before. The first of them are on their way even before the activations are there. With many tokens
+// the activations, which every block reads, outweigh the matrix: then two tiles of rows share them.
 
 #include "epilogue.cuh"
 #include "formats.cuh"
 
 constexpr int row_tiles_of(int token_tiles) { return token_tiles < 4 ? 1 : 2; }
+
+// How many blocks are to have room on a multiprocessor, so that some read while others end.
+template <class Format>
+constexpr int blocks_of(int token_tiles) {
+    // Of cells that are small, more warps have to be on their way.
+    constexpr int ALONE = Format::CELL_BYTES < 512 ? 5 : 4;
+    return token_tiles == 1 ? ALONE : token_tiles < 8 ? 3 : 2;
+}
 
 template <int TILES>
 struct Sums {
@@ -29,179 +37,167 @@ struct Sums {
     }
 };
 
-// The segments of one warp: `first`, `first + step` and so on below `end`, as a run of cells.
-struct Run {
-    int first, step, cells_of_row, count;
-
-    __device__ __forceinline__ Run(int first, int step, int end, int cells_of_row)
-        : first(first), step(step), cells_of_row(cells_of_row), count(0) {
-        for (int segment = first; segment < end; segment += step) {
-            count += min(SEGMENT_CELLS, cells_of_row - segment * SEGMENT_CELLS);
-        }
-    }
-    __device__ __forceinline__ int segment(int index) const { return first + index / SEGMENT_CELLS * step; }
-    __device__ __forceinline__ int cell(int index) const {
-        return segment(index) * SEGMENT_CELLS + index % SEGMENT_CELLS;
-    }
-};
-
-// What a block multiplies.
-struct Operands {
-    // The block's rows of cells, which are `row_bytes` apart.
-    const uint8_t* rows;
+// What a warp reads: its part of the block's rows of cells, and of the activations.
+struct Stream {
+    const uint8_t* matrix;
+    // From a row of cells to the next.
     size_t row_bytes;
+    // Those of this lane.
     const uint4* input;
-    int cells;
-    int tokens;
+    // From 8 tokens to the next.
+    size_t tile_stride;
 };
 
-// What a warp reads of the activations of 8 tokens for a cell; zeros for tokens that are not there.
-__device__ __forceinline__ uint4 load_activations(const Operands& operands, int tile, int cell) {
-    if (tile * CELL_TOKENS + lane_id() / 4 >= operands.tokens) {
-        return make_uint4(0, 0, 0, 0);
-    }
-    return __ldg(operands.input + (static_cast<size_t>(tile) * operands.cells + cell) * WARP + lane_id());
-}
-
-// The cells of one column that are on their way; those of the activations too, where they are few
-// enough to be kept.
+// The cells that are on their way. Of tokens that are not there anything is read that lies where they
+// would, for nobody.
 template <class Format, int TILES>
-struct Column {
+struct Ahead {
     static constexpr int ROWS = row_tiles_of(TILES);
-    static constexpr bool KEEPS_INPUT = TILES <= 2;
-    Format of_row[ROWS];
-    uint4 of_tile[KEEPS_INPUT ? TILES : 1];
+    static constexpr int DEPTH = Format::DEPTH / ROWS;
+    static constexpr int INPUT_DEPTH = TILES <= 2 ? 4 : 1;
+    static_assert(DEPTH % INPUT_DEPTH == 0, "a round begins where the last one did");
+    Format of_row[ROWS][DEPTH];
+    uint4 of_tile[TILES][INPUT_DEPTH];
 
-    __device__ __forceinline__ void load(const Operands& operands, int cell) {
+    __device__ __forceinline__ void load_matrix(const Stream& stream, int to, int cell) {
 #pragma unroll
         for (int row = 0; row < ROWS; ++row) {
-            const size_t place = row * operands.row_bytes + static_cast<size_t>(cell) * Format::CELL_BYTES;
-            of_row[row].load(operands.rows + place, lane_id());
-        }
-        if (KEEPS_INPUT) {
-#pragma unroll
-            for (int tile = 0; tile < TILES; ++tile) {
-                of_tile[tile] = load_activations(operands, tile, cell);
-            }
+            const uint8_t* rows = stream.matrix + row * stream.row_bytes;
+            of_row[row][to].load(rows + cell * Format::CELL_BYTES, lane_id());
         }
     }
-    __device__ __forceinline__ uint4 activations(const Operands& operands, int tile, int cell) const {
-        return KEEPS_INPUT ? of_tile[tile] : load_activations(operands, tile, cell);
+    __device__ __forceinline__ void load_input(const Stream& stream, int tile, int to, int cell) {
+        of_tile[tile][to] = __ldg(stream.input + tile * stream.tile_stride + cell * WARP);
     }
 };
 
-// Multiplies a warp's cells and puts the sums of each segment to its place among `shared`.
-template <class Format, int TILES>
-__device__ __forceinline__ void multiply(const Operands& operands, const Run& run, int segments_done,
-                                         float* shared) {
-    constexpr int ROWS = row_tiles_of(TILES), DEPTH = Format::DEPTH / ROWS;
-    static_assert(SEGMENT_CELLS % DEPTH == 0, "segments end where rounds end");
-    Column<Format, TILES> on_the_way[DEPTH];
+// Multiplies the next cells, as many as are on their way, and begins to fetch those behind them. `left`
+// cells there are from here on; `ALL` says that they are at least twice as many.
+template <bool ALL, class Format, int TILES>
+__device__ __forceinline__ void multiply_next(const Stream& stream, int left, Ahead<Format, TILES>& ahead,
+                                              Sums<TILES>& sums) {
+    using Cells = Ahead<Format, TILES>;
 #pragma unroll
-    for (int ahead = 0; ahead < DEPTH; ++ahead) {
-        if (ahead < run.count) {
-            on_the_way[ahead].load(operands, run.cell(ahead));
+    for (int cell = 0; cell < Cells::DEPTH; ++cell) {
+        if (!ALL && cell >= left) {
+            break;
+        }
+        uint32_t a[Cells::ROWS][2][4];
+#pragma unroll
+        for (int row = 0; row < Cells::ROWS; ++row) {
+            ahead.of_row[row][cell].unpack(a[row]);
+        }
+        if (ALL || cell + Cells::DEPTH < left) {
+            ahead.load_matrix(stream, cell, cell + Cells::DEPTH);
+        }
+#pragma unroll
+        for (int tile = 0; tile < TILES; ++tile) {
+            constexpr int INPUT_DEPTH = Cells::INPUT_DEPTH;
+            const uint4 words = ahead.of_tile[tile][cell % INPUT_DEPTH];
+            if (ALL || cell + INPUT_DEPTH < left) {
+                ahead.load_input(stream, tile, cell % INPUT_DEPTH, cell + INPUT_DEPTH);
+            }
+#pragma unroll
+            for (int row = 0; row < Cells::ROWS; ++row) {
+                mma_bf16(sums.of[row][tile], a[row][0], {words.x, words.y});
+                mma_bf16(sums.of[row][tile], a[row][1], {words.z, words.w});
+            }
         }
     }
+}
+
+// Multiplies a warp's `count` cells.
+template <class Format, int TILES>
+__device__ __forceinline__ void multiply(Stream stream, int count, Sums<TILES>& sums) {
+    using Cells = Ahead<Format, TILES>;
+    Cells ahead;
+#pragma unroll
+    for (int cell = 0; cell < Cells::DEPTH; ++cell) {
+        if (cell < count) {
+            ahead.load_matrix(stream, cell, cell);
+        }
+    }
+    grid_wait();
+#pragma unroll
+    for (int cell = 0; cell < Cells::INPUT_DEPTH; ++cell) {
+#pragma unroll
+        for (int tile = 0; tile < TILES; ++tile) {
+            if (cell < count) {
+                ahead.load_input(stream, tile, cell, cell);
+            }
+        }
+    }
+    for (; count >= 2 * Cells::DEPTH; count -= Cells::DEPTH) {
+        multiply_next<true>(stream, count, ahead, sums);
+        stream.matrix += Cells::DEPTH * Format::CELL_BYTES;
+        stream.input += Cells::DEPTH * WARP;
+    }
+    for (; count > 0; count -= Cells::DEPTH) {
+        multiply_next<false>(stream, count, ahead, sums);
+        stream.matrix += Cells::DEPTH * Format::CELL_BYTES;
+        stream.input += Cells::DEPTH * WARP;
+    }
+}
+
+// The sums of all columns for the block's rows and tokens: of each part in shared memory.
+template <int TILES>
+struct Totals {
+    static constexpr int OUTPUTS = row_tiles_of(TILES) * TILES * 4 * WARP;
+    const float* of_parts;
+    int parts;
+
+    // For the row `row` of the block and the token `token`.
+    __device__ __forceinline__ float at(int token, int row) const {
+        const int tile = row / CELL_ROWS * TILES + token / CELL_TOKENS, column = token % CELL_TOKENS;
+        const int place = (tile * 4 + row % CELL_ROWS / 8 * 2 + column % 2) * WARP + row % 8 * 4 + column / 2;
+        float total = 0.0f;
+        for (int part = 0; part < parts; ++part) {
+            total = __fadd_rn(total, of_parts[part * OUTPUTS + place]);
+        }
+        return total;
+    }
+};
+
+template <class Format, int TILES>
+__device__ __forceinline__ Totals<TILES> product(const uint8_t* matrix, const uint4* input, int cells, int tokens,
+                                                 int row_tiles) {
+    DYNAMIC_SHARED(float, shared);
+    constexpr int ROWS = row_tiles_of(TILES);
+    const int warp = threadIdx.x / WARP, of_part = part_cells(cells);
+    const size_t row_bytes = static_cast<size_t>(cells) * Format::CELL_BYTES;
+    const int first_tile = blockIdx.x * ROWS, first_cell = warp * of_part;
+    // Lanes of one token read the same where there is no other.
+    const int token = TILES == 1 ? min(lane_id() / 4, tokens - 1) : lane_id() / 4;
+    Stream stream;
+    stream.matrix = matrix + first_tile * row_bytes + static_cast<size_t>(first_cell) * Format::CELL_BYTES;
+    // Where there is no second tile the first is read again, for nobody.
+    stream.row_bytes = first_tile + 1 < row_tiles ? row_bytes : 0;
+    stream.input = input + static_cast<size_t>(first_cell) * WARP + token * 4 + lane_id() % 4;
+    stream.tile_stride = static_cast<size_t>(cells) * WARP;
+    grid_release();
     Sums<TILES> sums;
     sums.clear();
-    for (int start = 0; start < run.count; start += DEPTH) {
-#pragma unroll
-        for (int ahead = 0; ahead < DEPTH; ++ahead) {
-            const int index = start + ahead;
-            if (index >= run.count) {
-                break;
-            }
-            uint32_t a[ROWS][2][4];
-#pragma unroll
-            for (int row = 0; row < ROWS; ++row) {
-                on_the_way[ahead].of_row[row].unpack(a[row]);
-            }
-            uint4 of_tile[TILES];
-#pragma unroll
-            for (int tile = 0; tile < TILES; ++tile) {
-                of_tile[tile] = on_the_way[ahead].activations(operands, tile, run.cell(index));
-            }
-            if (index + DEPTH < run.count) {
-                on_the_way[ahead].load(operands, run.cell(index + DEPTH));
-            }
-#pragma unroll
-            for (int tile = 0; tile < TILES; ++tile) {
-                const uint4 words = of_tile[tile];
-#pragma unroll
-                for (int row = 0; row < ROWS; ++row) {
-                    mma_bf16(sums.of[row][tile], a[row][0], {words.x, words.y});
-                    mma_bf16(sums.of[row][tile], a[row][1], {words.z, words.w});
-                }
-            }
-        }
-        // A segment is a whole number of these rounds, but for the last of a row.
-        const int last = min(start + DEPTH, run.count) - 1;
-        if (last % SEGMENT_CELLS == SEGMENT_CELLS - 1 || last == run.count - 1) {
-            sums.put(shared + (run.segment(last) - segments_done) * ROWS * TILES * 4 * WARP);
-            sums.clear();
-        }
-    }
-}
-
-// Where the sum of all columns for the row `row` of the block and the token `token` lies.
-template <int TILES>
-__device__ __forceinline__ int total_place(int token, int row) {
-    const int tile = row / CELL_ROWS * TILES + token / CELL_TOKENS, column = token % CELL_TOKENS;
-    const int place = row % CELL_ROWS / 8 * 2 + column % 2;
-    return (tile * 4 + place) * WARP + row % 8 * 4 + column / 2;
-}
-
-// The sums of all columns for the block's rows and tokens, in shared memory, behind which `batch`
-// segments have room at once.
-template <class Format, int TILES>
-__device__ __forceinline__ float* product(const uint8_t* matrix, const uint4* input, int cells, int tokens,
-                                          int row_tiles, int batch) {
-    DYNAMIC_SHARED(float, shared);
-    constexpr int ROWS = row_tiles_of(TILES), OUTPUTS = ROWS * TILES * 4 * WARP;
-    const int warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
-    const int segments = (cells + SEGMENT_CELLS - 1) / SEGMENT_CELLS;
-    const size_t row_bytes = static_cast<size_t>(cells) * Format::CELL_BYTES;
-    const int first_tile = blockIdx.x * ROWS;
-    // Where there is no second tile the first is read again, for nobody.
-    const size_t to_second = first_tile + 1 < row_tiles ? row_bytes : 0;
-    const Operands operands = {matrix + first_tile * row_bytes, to_second, input, cells, tokens};
-    float* of_segments = shared + OUTPUTS;
-    for (int output = threadIdx.x; output < OUTPUTS; output += blockDim.x) {
-        shared[output] = 0.0f;
-    }
-    for (int done = 0; done < segments; done += batch) {
-        const int end = min(segments, done + batch);
-        const Run run(done + warp, warps, end, cells);
-        multiply<Format, TILES>(operands, run, done, of_segments);
-        __syncthreads();
-        for (int output = threadIdx.x; output < OUTPUTS; output += blockDim.x) {
-            float total = shared[output];
-            for (int segment = done; segment < end; ++segment) {
-                total = __fadd_rn(total, of_segments[(segment - done) * OUTPUTS + output]);
-            }
-            shared[output] = total;
-        }
-        __syncthreads();
-    }
-    return shared;
+    multiply<Format, TILES>(stream, min(of_part, cells - first_cell), sums);
+    sums.put(shared + warp * Totals<TILES>::OUTPUTS);
+    __syncthreads();
+    return {shared, (cells + of_part - 1) / of_part};
 }
 
 template <int TILES>
-__device__ __forceinline__ void store(const float* totals, int tokens, int rows, const ToRows& to) {
+__device__ __forceinline__ void store(const Totals<TILES>& totals, int tokens, int rows, const ToRows& to) {
     constexpr int BLOCK_ROWS = row_tiles_of(TILES) * CELL_ROWS;
     for (int output = threadIdx.x; output < tokens * BLOCK_ROWS; output += blockDim.x) {
         const int token = output / BLOCK_ROWS, row = output % BLOCK_ROWS;
         const int row_of_all = blockIdx.x * BLOCK_ROWS + row;
         if (row_of_all < rows) {
-            to.store(token, row_of_all, totals[total_place<TILES>(token, row)]);
+            to.store(token, row_of_all, totals.at(token, row));
         }
     }
 }
 
 // Two features at a time, of which a tile has 8.
 template <int TILES>
-__device__ __forceinline__ void store(const float* totals, int tokens, int rows, const ToGated& to) {
+__device__ __forceinline__ void store(const Totals<TILES>& totals, int tokens, int rows, const ToGated& to) {
     constexpr int PAIRS = row_tiles_of(TILES) * 4;
     for (int output = threadIdx.x; output < tokens * PAIRS; output += blockDim.x) {
         const int token = output / PAIRS, of_block = output % PAIRS / 4, feature = output % 4 * 2;
@@ -212,23 +208,22 @@ __device__ __forceinline__ void store(const float* totals, int tokens, int rows,
         float values[2];
         for (int next = 0; next < 2; ++next) {
             const int row = of_block * CELL_ROWS + feature + next;
-            const float gate = totals[total_place<TILES>(token, row)];
-            const float up = totals[total_place<TILES>(token, row + 8)];
+            const float gate = totals.at(token, row);
+            const float up = totals.at(token, row + 8);
             values[next] = to.value(tile, feature + next, gate, up);
         }
-        to.output[activation_word(token, tile * 8 + feature, to.cells)] = bf16x2_of(values[0], values[1]);
+        to.output.word(token, tile * 8 + feature) = bf16x2_of(values[0], values[1]);
     }
 }
 
-// Where `gated.output` is set the rows are gates and up projections, else `to` has the rows.
+// Where `gated` has words the rows are gates and up projections, else `to` has the rows.
 #define FEW(name, Format, TILES)                                                                      \
-    extern "C" __global__ void __launch_bounds__(256)                                                 \
+    extern "C" __global__ void __launch_bounds__(PARTS* WARP, blocks_of<Format>(TILES))              \
         linear_few_##name##_##TILES(const uint8_t* matrix, const uint4* input, int cells, int tokens, \
-                                    int rows, int batch, ToRows to, ToGated gated) {                  \
+                                    int rows, ToRows to, ToGated gated) {                             \
         const int row_tiles = (rows + CELL_ROWS - 1) / CELL_ROWS;                                     \
-        const float* totals =                                                                         \
-            product<Format, TILES>(matrix, input, cells, tokens, row_tiles, batch);                   \
-        if (gated.output != nullptr) {                                                                \
+        const auto totals = product<Format, TILES>(matrix, input, cells, tokens, row_tiles);          \
+        if (gated.output.words != nullptr) {                                                          \
             store<TILES>(totals, tokens, rows, gated);                                                \
         } else {                                                                                      \
             store<TILES>(totals, tokens, rows, to);                                                   \

@@ -126,7 +126,7 @@ __device__ __forceinline__ void clear(Tile& sums) {
     }
 }
 
-// Adds to the sums of a segment those of the segments before it, which this thread keeps in shared
+// Adds to the sums of a part those of the parts before it, which this thread keeps in shared
 // memory; `first` says that there are none.
 template <class B>
 __device__ __forceinline__ void add_totals(const float4* totals, bool first, Tile& sums) {
@@ -179,6 +179,8 @@ __device__ __forceinline__ void product(const Work<B>& work, Tile& sums) {
     for (int token = 0; token < WARP_TOKEN_TILES; ++token) {
         of_tokens[token] = tokens[token * WARP];
     }
+    const int of_part = part_cells(work.cells);
+    int left = of_part;
     for (int cell = 0; cell < work.cells; ++cell) {
         second.load(rows + cell % B::STAGES * B::STAGE_CHUNKS, 1);
 #pragma unroll
@@ -196,12 +198,13 @@ __device__ __forceinline__ void product(const Work<B>& work, Tile& sums) {
             second.multiply(token, of_tokens[token].z, of_tokens[token].w, sums);
             of_tokens[token] = tokens[next + token * WARP];
         }
-        if (cell % SEGMENT_CELLS == SEGMENT_CELLS - 1 || cell == work.cells - 1) {
-            add_totals<B>(totals, cell < SEGMENT_CELLS, sums);
+        if (--left == 0 || cell == work.cells - 1) {
+            add_totals<B>(totals, cell < of_part, sums);
             if (cell < work.cells - 1) {
                 keep_totals<B>(totals, sums);
                 clear(sums);
             }
+            left = of_part;
         }
     }
 }
@@ -209,6 +212,8 @@ __device__ __forceinline__ void product(const Work<B>& work, Tile& sums) {
 template <class B>
 __device__ __forceinline__ void linear(const uint4* matrix, const uint4* input, int cells, int tokens,
                                        int rows, const ToRows& to) {
+    grid_release();
+    grid_wait();
     const Work<B> work(matrix, input, cells, (rows + CELL_ROWS - 1) / CELL_ROWS, tokens);
     Tile sums;
     product(work, sums);
@@ -235,6 +240,8 @@ __device__ __forceinline__ void linear(const uint4* matrix, const uint4* input, 
 template <class B>
 __device__ __forceinline__ void gated(const uint4* matrix, const uint4* input, int cells, int tokens,
                                       int row_tiles, int first_tile, const ToGated& to) {
+    grid_release();
+    grid_wait();
     const Work<B> work(matrix, input, cells, row_tiles, tokens);
     Tile sums;
     product(work, sums);
@@ -258,8 +265,9 @@ __device__ __forceinline__ void gated(const uint4* matrix, const uint4* input, i
         if (work.token_tile() + token < token_tiles && work.row_tile() < row_tiles) {
             // Of the tokens 2t and 2t + 1 an even lane has the first, an odd one the second.
             const int slot = (lane % 4 * 2 + (odd ? 1 : 0)) * 4 + feature / 2;
-            const size_t place = (static_cast<size_t>(work.token_tile() + token) * to.cells + cell) * WARP + slot;
-            reinterpret_cast<uint4*>(to.output)[place] = make_uint4(words[0], words[1], words[2], words[3]);
+            const size_t place =
+                (static_cast<size_t>(work.token_tile() + token) * to.output.cells + cell) * WARP + slot;
+            reinterpret_cast<uint4*>(to.output.words)[place] = make_uint4(words[0], words[1], words[2], words[3]);
         }
     }
 }
@@ -283,6 +291,8 @@ MANY(narrow, Narrow)
 template <class Format>
 __device__ __forceinline__ void dequantize(const uint8_t* from, uint4* to, int cells) {
     const int cell = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, lane = lane_id();
+    grid_release();
+    grid_wait();
     if (cell >= cells) {
         return;
     }

@@ -31,6 +31,13 @@ __device__ __forceinline__ uint32_t bf16x2_of(float low, float high) {
     return both;
 }
 
+// word & mask | bits, in one instruction: with both constant a compiler makes two of it.
+__device__ __forceinline__ uint32_t masked_with(uint32_t word, uint32_t mask, uint32_t bits) {
+    uint32_t result;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(result) : "r"(word), "r"(mask), "r"(bits));
+    return result;
+}
+
 // a * b + c in each half, with one rounding.
 __device__ __forceinline__ uint32_t bf16x2_fma(uint32_t a, uint32_t b, uint32_t c) {
     uint32_t result;
@@ -62,6 +69,21 @@ __device__ __forceinline__ void mma_bf16(float (&sums)[4], const uint32_t (&a)[4
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// Waits until all that was launched before has ended and can be seen; nothing that it wrote may be
+// read or overwritten earlier. Only newer devices begin a kernel before that.
+__device__ __forceinline__ void grid_wait() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Says that blocks of the next kernel may begin once there is room for them.
+__device__ __forceinline__ void grid_release() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 // Begins to copy 16 bytes to shared memory; where they are not valid, zeros come instead.
 __device__ __forceinline__ void copy_async_16(void* shared, const void* global, bool valid = true) {
     const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
@@ -77,6 +99,86 @@ template <int GROUPS>
 __device__ __forceinline__ void copy_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS) : "memory");
 }
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
+// What four warps multiply together, on devices of compute capability 9.0. The products are computed
+// asynchronously, in groups; until a group is done its sums and operands are left alone.
+__device__ __forceinline__ void group_mma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+
+__device__ __forceinline__ void group_mma_commit() {
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+template <int GROUPS>
+__device__ __forceinline__ void group_mma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(GROUPS) : "memory");
+}
+
+// A barrier in shared memory, whose phases end when so many threads have arrived, and as many bytes as
+// were announced.
+struct Barrier {
+    uint64_t state;
+
+    __device__ __forceinline__ uint32_t place() const {
+        return static_cast<uint32_t>(__cvta_generic_to_shared(&state));
+    }
+    // By one thread, before the block's others see it.
+    __device__ __forceinline__ void begin(uint32_t arrivals) {
+        asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(place()), "r"(arrivals) : "memory");
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    __device__ __forceinline__ void arrive() {
+        asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(place()) : "memory");
+    }
+    __device__ __forceinline__ void arrive_with(uint32_t bytes) {
+        asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(place()), "r"(bytes) : "memory");
+    }
+    // Until the phase with this parity has ended; the first has 0.
+    __device__ __forceinline__ void wait(uint32_t parity) {
+        asm volatile(
+            "{ .reg .pred ended;\n"
+            "again: mbarrier.try_wait.parity.shared.b64 ended, [%0], %1;\n"
+            "@!ended bra again; }" ::"r"(place()),
+            "r"(parity)
+            : "memory");
+    }
+};
+
+// Begins to copy to shared memory, where the matrix units see it once the phase of `barrier` has ended.
+// All is in multiples of 16 bytes.
+__device__ __forceinline__ void copy_bulk(void* shared, const void* global, uint32_t bytes, Barrier& barrier) {
+    const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+        "l"(global), "r"(bytes), "r"(barrier.place())
+        : "memory");
+}
+
+// sums += a * b for 64 rows, 128 columns and 16 values between them. Warp w has of `a` and of the sums
+// the rows from 16 w on, as in mma_bf16, and of the columns n * 8 to n * 8 + 7 the sums from 4 n on.
+//
+// `b` is in shared memory, in core matrices of 8 columns and 8 values, of which each column has 16
+// bytes: the second 8 values 128 bytes behind the first, the next 8 columns 2048 bytes further.
+__device__ __forceinline__ void group_mma_bf16(float (&sums)[64], const uint32_t (&a)[4], const void* b) {
+    const uint64_t start = static_cast<uint32_t>(__cvta_generic_to_shared(b)) >> 4;
+    const uint64_t place = start | uint64_t{128 >> 4} << 16 | uint64_t{2048 >> 4} << 32;
+#define FOUR(i) "+f"(sums[i]), "+f"(sums[i + 1]), "+f"(sums[i + 2]), "+f"(sums[i + 3])
+#define SIXTEEN(i) FOUR(i), FOUR(i + 4), FOUR(i + 8), FOUR(i + 12)
+    asm volatile(
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+        "{%64, %65, %66, %67}, %68, 1, 1, 1, 0;"
+        : SIXTEEN(0), SIXTEEN(16), SIXTEEN(32), SIXTEEN(48)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(place));
+#undef SIXTEEN
+#undef FOUR
+}
+
+#endif
 
 // 16 or 8 bytes that are read once: they pass the first-level cache by.
 __device__ __forceinline__ uint4 load_once(const uint4* from) {

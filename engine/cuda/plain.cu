@@ -9,6 +9,7 @@ constexpr int TOKENS_TOGETHER = 8;
 // A warp multiplies a row of the matrix [rows, columns] with 8 tokens of the input.
 extern "C" __global__ void linear_f32(const float* matrix, const float* input, int columns, int tokens,
                                       int rows, ToRows to) {
+    grid_wait();
     const int row = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
     const int first = blockIdx.y * TOKENS_TOGETHER, count = min(TOKENS_TOGETHER, tokens - first);
     if (row >= rows) {
@@ -36,6 +37,7 @@ extern "C" __global__ void linear_f32(const float* matrix, const float* input, i
 
 // silu(gate) * up, of rows [tokens, 2 * size] with the gates first.
 extern "C" __global__ void gated_f32(const float* input, int size, float* output) {
+    grid_wait();
     const size_t token = blockIdx.y;
     const int feature = blockIdx.x * blockDim.x + threadIdx.x;
     if (feature < size) {
@@ -49,6 +51,7 @@ extern "C" __global__ void gated_f32(const float* input, int size, float* output
 extern "C" __global__ void attend_f32(const float* queries, const float* cache, Shape shape,
                                       const Sequence* sequences, const int* sequence_of_row, int block,
                                       float* output) {
+    grid_wait();
     constexpr int POSITIONS = 128;
     __shared__ float weights[POSITIONS];
     __shared__ float partial[WARP];

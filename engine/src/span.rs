@@ -17,7 +17,6 @@ use crate::kernel::{Arithmetic, RopeTable};
 use crate::kv::arena::KvArena;
 use crate::kv::table::{KvTable, PageShape};
 use crate::model;
-use crate::operation::with_values;
 
 /// Consecutive blocks of a model, ready to compute. A clone shares the weights.
 #[derive(Clone)]
@@ -308,10 +307,6 @@ impl<'a> Part<'a> {
         Self { table, tokens: input.token_count(), hidden: input.tensor().clone() }
     }
 
-    fn values(&self) -> Vec<f32> {
-        with_values(&self.hidden, <[f32]>::to_vec).expect("hidden states are the processor's")
-    }
-
     fn positions(&self) -> Range<usize> {
         let position = self.table.position();
         position..position + self.tokens
@@ -336,9 +331,9 @@ fn on_gpu(
     checks: Vec<Result<(), ForwardError>>,
     mut parts: Vec<Part<'_>>,
 ) -> Vec<Result<HiddenStates, ForwardError>> {
-    let values: Vec<Vec<f32>> = parts.iter().map(Part::values).collect();
-    let sessions = parts.iter_mut().zip(&values).map(|(part, hidden)| {
-        let rows = SessionRows { table: &mut *part.table, tokens: part.tokens, hidden };
+    let sessions = parts.iter_mut().map(|part| {
+        let (tokens, hidden) = (part.tokens, part.hidden.clone());
+        let rows = SessionRows { table: &mut *part.table, tokens, hidden };
         (rows.table.blocks(), rows)
     });
     let mut results = blocks.forward(sessions.collect()).into_iter().zip(parts);

@@ -185,7 +185,7 @@ fn put_number(
     number: u8,
 ) {
     if format == Format::Q8 {
-        cell[lane * 16 + pair * 2 + second] = number;
+        cell[byte_of(lane, pair, second)] = number ^ 0x80;
         return;
     }
     // Of a word of 32 bits the first of a pair has 4 bits in the lower half, the second in the upper.
@@ -199,6 +199,12 @@ fn put_number(
         }
         Format::Bf16 | Format::F16 | Format::Q4Symmetric | Format::Q4Affine | Format::Q8 => {}
     }
+}
+
+/// Where a number of 8 bits lies, which has its sign: two pairs share a word, so that a mask takes one of
+/// them out.
+const fn byte_of(lane: usize, pair: usize, second: usize) -> usize {
+    lane * 16 + pair / 2 * 4 + second * 2 + pair % 2
 }
 
 fn put_scales(format: Format, row: usize, groups: &[NumberGroup], cell: &mut [u8]) {
@@ -255,7 +261,7 @@ pub(super) fn unpacked(
     let number = match format.plane_bytes() {
         64 => low | (plane[lane * 2 + second] >> pair & 1) << 4,
         128 => low | (plane[lane * 4 + second * 2 + pair / 4] >> (pair % 4 * 2) & 3) << 4,
-        _ if format == Format::Q8 => cell[lane * 16 + pair * 2 + second],
+        _ if format == Format::Q8 => cell[byte_of(lane, pair, second)] ^ 0x80,
         _ => low,
     };
     let start = cell.len() - if is_wide(format) { 64 } else { 32 };

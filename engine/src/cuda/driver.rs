@@ -16,6 +16,9 @@ use cudarc::driver::{DriverError, result, sys};
 /// The oldest driver that compiles our kernels, which are PTX 8.1: 12.1, the series 530.
 const OLDEST_DRIVER: i32 = 12_010;
 
+/// The oldest driver that notes in a graph which kernels may begin early: 12.3.
+const EARLY_DRIVER: i32 = 12_030;
+
 /// A call that the driver refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the GPU's driver could not {what}: {}", describe(*.code))]
@@ -119,6 +122,8 @@ pub(super) struct Context {
     device: sys::CUdevice,
     context: sys::CUcontext,
     ordinal: usize,
+    capability: (i32, i32),
+    driver: i32,
 }
 
 // SAFETY: the driver may be called from any thread; a context is made current by each that uses it.
@@ -128,12 +133,17 @@ unsafe impl Sync for Context {}
 
 /// How many devices this machine has, with a driver that can use them.
 pub(super) fn device_count() -> Result<usize, OpenGpuError> {
+    Ok(start()?.0)
+}
+
+/// As [`device_count`], with the driver's version.
+fn start() -> Result<(usize, i32), OpenGpuError> {
     // SAFETY: opening the library runs only the driver's own initializers.
     if !unsafe { sys::is_culib_present() } {
         return Err(OpenGpuError::NoDriver);
     }
     match result::init() {
-        Err(DriverError(sys::CUresult::CUDA_ERROR_NO_DEVICE)) => return Ok(0),
+        Err(DriverError(sys::CUresult::CUDA_ERROR_NO_DEVICE)) => return Ok((0, 0)),
         init => init.to("start")?,
     }
     let mut found = 0;
@@ -143,12 +153,12 @@ pub(super) fn device_count() -> Result<usize, OpenGpuError> {
         return Err(OpenGpuError::OldDriver { found });
     }
     let count = result::device::get_count().to("count its devices")?;
-    Ok(usize::try_from(count).unwrap_or(0))
+    Ok((usize::try_from(count).unwrap_or(0), found))
 }
 
 impl Context {
     pub(super) fn open(ordinal: usize) -> Result<Arc<Self>, OpenGpuError> {
-        let found = device_count()?;
+        let (found, driver) = start()?;
         let index = i32::try_from(ordinal).ok().filter(|_| ordinal < found);
         let Some(index) = index else {
             return Err(OpenGpuError::NoDevice { wanted: ordinal, found });
@@ -157,7 +167,7 @@ impl Context {
         // SAFETY: `device` came from the driver; the context is released when this is dropped.
         let context =
             unsafe { result::primary_ctx::retain(device) }.to("open a context on the device")?;
-        let this = Self { device, context, ordinal };
+        let mut this = Self { device, context, ordinal, capability: (0, 0), driver };
         this.bind()?;
         use sys::CUdevice_attribute as Attribute;
         let major = this.attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
@@ -165,11 +175,23 @@ impl Context {
         if major < 8 {
             return Err(OpenGpuError::OldDevice { name: this.name()?, major, minor });
         }
+        this.capability = (major, minor);
         Ok(Arc::new(this))
     }
 
     pub(super) const fn ordinal(&self) -> usize {
         self.ordinal
+    }
+
+    /// Major and minor number of what the device can do.
+    pub(super) const fn capability(&self) -> (i32, i32) {
+        self.capability
+    }
+
+    /// Whether a kernel's blocks may begin while the last ones of the kernel before it run: kernels
+    /// for such devices say what must wait.
+    pub(super) const fn begins_early(&self) -> bool {
+        self.capability.0 >= 9 && self.driver >= EARLY_DRIVER
     }
 
     /// Makes this the context of the calling thread: every entry from outside begins so.
@@ -333,8 +355,8 @@ impl Module {
     }
 }
 
-/// What any kernel may use of shared memory without asking.
-const STATIC_SHARED_BYTES: usize = 48 * 1024;
+/// What any kernel may use of shared memory without asking: 48 KiB, less what it has by itself.
+const STATIC_SHARED_BYTES: usize = 40 * 1024;
 
 impl Drop for Module {
     fn drop(&mut self) {
@@ -436,19 +458,30 @@ impl Stream {
         }
         let size = |size: usize| u32::try_from(size).expect("grids are checked by who makes them");
         let [x, y, z] = launch.grid.map(size);
-        // SAFETY: the arguments are those of the kernel, in its order and with its sizes; `Program`
-        // writes each launch beside the kernel's signature, and every one is tested.
-        unsafe {
-            result::launch_kernel(
-                launch.kernel.0,
-                (x, y, z),
-                (size(launch.threads), 1, 1),
-                size(launch.shared_bytes),
-                self.stream,
-                &mut arguments[..launch.arguments],
-            )
-        }
-        .to("start a kernel")
+        let mut early = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: size(launch.threads),
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: size(launch.shared_bytes),
+            hStream: self.stream,
+            attrs: &raw mut early,
+            numAttrs: u32::from(self.context.begins_early()),
+        };
+        let (kernel, arguments) = (launch.kernel.0, arguments.as_mut_ptr());
+        // SAFETY: the arguments are those of the kernel, in its order and with its sizes; each launch
+        // is written beside the kernel's signature, and every one is tested. The attribute outlives
+        // the call.
+        unsafe { sys::cuLaunchKernelEx(&raw const config, kernel, arguments, std::ptr::null_mut()) }
+            .result()
+            .to("start a kernel")
     }
 
     /// Copies the first `bytes` of pinned memory to the device's.

@@ -54,6 +54,7 @@ impl Gpu {
                 context
                     .attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
             ),
+            group_units: context.begins_early() && context.capability() == (9, 0),
         };
         let shared = Shared {
             workspace: Mutex::new(Workspace::default()),

@@ -15,11 +15,13 @@ pub(super) const CELL_TOKENS: usize = 8;
 /// shared memory.
 pub(super) const FEW_TOKENS: usize = 64;
 
-/// Cells of a segment, whose sums are added up in order.
-const SEGMENT_CELLS: usize = 16;
+/// Parts of a row that are summed up by themselves, and then in their order: `PARTS` of
+/// `cuda/layout.cuh`.
+const PARTS: usize = 4;
 
-/// Shared memory of a block for few tokens: what any kernel may have without asking.
-pub(super) const FEW_SHARED_BYTES_MAX: usize = 48 * 1024;
+/// Columns of a stage of the units that four warps use together: what passes through them has a
+/// multiple of these.
+pub(super) const STAGE_COLUMNS: usize = 4 * CELL_COLUMNS;
 
 /// What a quantized matrix is unpacked into, some rows at a time: enough for a few waves of blocks,
 /// and most of it stays in the second-level cache until it is read.
@@ -36,22 +38,46 @@ pub(super) struct ToRows {
     pub(super) first_row: i32,
 }
 
+/// Activations that a kernel writes: `Activations` of `cuda/layout.cuh`.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct ToActivations {
+    words: u64,
+    cells: i32,
+    cores: i32,
+}
+
+impl ToActivations {
+    /// Of `columns` features, in an order.
+    pub(super) fn new(output: &Buffer, columns: usize, order: Order) -> Self {
+        let cells = int(columns.div_ceil(CELL_COLUMNS));
+        Self { words: output.address(), cells, cores: i32::from(order == Order::Cores) }
+    }
+}
+
+/// How the activations of a cell lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    /// Lane by lane, as a warp takes them.
+    Lanes,
+    /// In core matrices, as the units take them that four warps use together.
+    Cores,
+}
+
+/// Activations that a matrix is multiplied with; in binary32 they are plain rows.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Input<'a> {
+    pub(super) values: &'a Buffer,
+    pub(super) tokens: usize,
+    pub(super) order: Order,
+}
+
 /// Where gated features go: `ToGated` of `cuda/epilogue.cuh`.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub(super) struct ToGated {
-    pub(super) output: u64,
+    pub(super) output: ToActivations,
     pub(super) bias: u64,
-    pub(super) cells: i32,
-    unused: i32,
-}
-
-impl ToGated {
-    /// To activations of `columns` features.
-    pub(super) fn new(output: &Buffer, bias: u64, columns: usize) -> Self {
-        let cells = int(columns.div_ceil(CELL_COLUMNS));
-        Self { output: output.address(), bias, cells, unused: 0 }
-    }
 }
 
 /// What becomes of a product.
@@ -106,44 +132,34 @@ impl Matrix {
         self.rows
     }
 
-    /// Enqueues the product with `input`: activations of `tokens` tokens, in cells or in plain rows as
-    /// the matrix is.
+    /// Enqueues the product with `input`, which is in cells or in plain rows as the matrix is.
     pub(super) fn multiply(
         &self,
         gpu: &Gpu,
-        input: &Buffer,
-        tokens: usize,
+        input: Input<'_>,
         target: Target,
     ) -> Result<(), CudaError> {
         match (self.layout, target) {
-            (Layout::Plain, Target::Rows(to)) => self.multiply_plain(gpu, input, tokens, to),
+            (Layout::Plain, Target::Rows(to)) => self.multiply_plain(gpu, input, to),
             (Layout::Plain, Target::Gated(_)) => {
                 unreachable!("plain features are gated by themselves")
             }
-            (Layout::Cells(format), target) if tokens <= FEW_TOKENS => {
-                self.multiply_few(gpu, format, input, tokens, target)
+            (Layout::Cells(format), target) if input.tokens <= FEW_TOKENS => {
+                self.multiply_few(gpu, format, input, target)
             }
-            (Layout::Cells(format), target) => {
-                self.multiply_many(gpu, format, input, tokens, target)
-            }
+            (Layout::Cells(format), target) => self.multiply_many(gpu, format, input, target),
         }
     }
 
-    fn multiply_plain(
-        &self,
-        gpu: &Gpu,
-        input: &Buffer,
-        tokens: usize,
-        to: ToRows,
-    ) -> Result<(), CudaError> {
+    fn multiply_plain(&self, gpu: &Gpu, input: Input<'_>, to: ToRows) -> Result<(), CudaError> {
         const WARPS: usize = 8;
         let kernel = gpu.program().kernel("plain", "linear_f32", 0)?;
-        let grid = [self.rows.div_ceil(WARPS), tokens.div_ceil(CELL_TOKENS), 1];
+        let grid = [self.rows.div_ceil(WARPS), input.tokens.div_ceil(CELL_TOKENS), 1];
         let launch = Launch::new(kernel, grid, WARPS * 32)
             .with(self.data.address())
-            .with(input.address())
+            .with(input.values.address())
             .with(int(self.columns))
-            .with(int(tokens))
+            .with(int(input.tokens))
             .with(int(self.rows))
             .with(to);
         gpu.stream().launch(launch)
@@ -153,25 +169,24 @@ impl Matrix {
         &self,
         gpu: &Gpu,
         format: Format,
-        input: &Buffer,
-        tokens: usize,
+        input: Input<'_>,
         target: Target,
     ) -> Result<(), CudaError> {
-        let few = Few::of(tokens, self.cells());
+        assert_eq!(input.order, Order::Lanes, "few tokens are multiplied by warps");
+        let few = Few::of(input.tokens);
         let kernel = gpu.program().linear_few(format, few.token_tiles)?;
         let grid = [self.row_tiles().div_ceil(few.row_tiles), 1, 1];
         let (to, gated) = match target {
             Target::Rows(to) => (to, ToGated::zeroed()),
             Target::Gated(gated) => (ToRows::zeroed(), gated),
         };
-        let launch = Launch::new(kernel, grid, few.warps * 32)
+        let launch = Launch::new(kernel, grid, PARTS * 32)
             .shared(few.shared_bytes())
             .with(self.data.address())
-            .with(input.address())
+            .with(input.values.address())
             .with(int(self.cells()))
-            .with(int(tokens))
+            .with(int(input.tokens))
             .with(int(self.rows))
-            .with(int(few.batch))
             .with(to)
             .with(gated);
         gpu.stream().launch(launch)
@@ -181,19 +196,12 @@ impl Matrix {
         &self,
         gpu: &Gpu,
         format: Format,
-        input: &Buffer,
-        tokens: usize,
+        input: Input<'_>,
         target: Target,
     ) -> Result<(), CudaError> {
         if format == Format::Bf16 {
-            return self.multiply_tiles(
-                gpu,
-                self.data.address(),
-                0..self.row_tiles(),
-                input,
-                tokens,
-                target,
-            );
+            let (address, tiles) = (self.data.address(), 0..self.row_tiles());
+            return self.multiply_tiles(gpu, address, tiles, input, target);
         }
         let unpacked = gpu.unpacked();
         let row_bytes = self.cells() * Format::Bf16.cell_bytes();
@@ -202,7 +210,7 @@ impl Matrix {
         for start in (0..self.row_tiles()).step_by(together) {
             let tiles = start..self.row_tiles().min(start + together);
             self.unpack(gpu, format, &tiles, unpacked)?;
-            self.multiply_tiles(gpu, unpacked.address(), tiles, input, tokens, target)?;
+            self.multiply_tiles(gpu, unpacked.address(), tiles, input, target)?;
         }
         Ok(())
     }
@@ -234,22 +242,25 @@ impl Matrix {
         gpu: &Gpu,
         address: u64,
         tiles: std::ops::Range<usize>,
-        input: &Buffer,
-        tokens: usize,
+        input: Input<'_>,
         target: Target,
     ) -> Result<(), CudaError> {
-        let many = Many::of(tiles.len(), tokens, gpu.limits());
+        let many = match input.order {
+            Order::Lanes => Many::of(tiles.len(), input.tokens, gpu.limits()),
+            Order::Cores => Many::Hopper,
+        };
         let kernel = gpu.program().kernel(
-            "linear_many",
+            many.file(),
             many.name(matches!(target, Target::Gated(_))),
             many.shared_bytes(),
         )?;
-        let launch = Launch::new(kernel, [many.blocks(tiles.len(), tokens), 1, 1], many.threads())
+        let grid = [many.blocks(tiles.len(), input.tokens), 1, 1];
+        let launch = Launch::new(kernel, grid, many.threads())
             .shared(many.shared_bytes())
             .with(address)
-            .with(input.address())
+            .with(input.values.address())
             .with(int(self.cells()))
-            .with(int(tokens));
+            .with(int(input.tokens));
         let launch = match target {
             Target::Rows(to) => {
                 let first = tiles.start * CELL_ROWS;
@@ -292,31 +303,17 @@ pub(super) fn are_plain<'a>(weights: impl IntoIterator<Item = &'a Weight>) -> bo
 struct Few {
     token_tiles: usize,
     row_tiles: usize,
-    warps: usize,
-    /// Segments whose sums are in shared memory at once.
-    batch: usize,
 }
 
 impl Few {
-    fn of(tokens: usize, cells: usize) -> Self {
-        const WARPS_MAX: usize = 8;
+    fn of(tokens: usize) -> Self {
         let token_tiles = tokens.div_ceil(CELL_TOKENS).next_power_of_two();
-        let row_tiles = if token_tiles < 4 { 1 } else { 2 };
-        let segments = cells.div_ceil(SEGMENT_CELLS);
-        let tile_bytes = token_tiles * row_tiles * CELL_ROWS * CELL_TOKENS * 4;
-        // The totals have room of their own.
-        let room = FEW_SHARED_BYTES_MAX / tile_bytes - 1;
-        // As many warps as leave the fewest idle in the last round, and no fewer than half.
-        let rounds = |warps: usize| segments.div_ceil(warps) * warps;
-        let most = WARPS_MAX.min(segments).min(room);
-        let warps = (most.div_ceil(2)..=most)
-            .min_by_key(|warps| (rounds(*warps), WARPS_MAX - warps))
-            .expect("there is a segment, and room for it");
-        Self { token_tiles, row_tiles, warps, batch: segments.min(room / warps * warps) }
+        Self { token_tiles, row_tiles: if token_tiles < 4 { 1 } else { 2 } }
     }
 
+    /// The sums of all parts, which is less than any kernel may have without asking.
     const fn shared_bytes(self) -> usize {
-        (self.batch + 1) * self.token_tiles * self.row_tiles * CELL_ROWS * CELL_TOKENS * 4
+        PARTS * self.token_tiles * self.row_tiles * CELL_ROWS * CELL_TOKENS * 4
     }
 }
 
@@ -326,15 +323,20 @@ pub(super) struct Limits {
     pub(super) multiprocessors: usize,
     /// The most shared memory that a block can have.
     pub(super) shared_bytes: usize,
+    /// Whether it has the units that four warps use together.
+    pub(super) group_units: bool,
 }
 
-/// How the product for many tokens is divided: `Blocking` of `cuda/linear_many.cu`.
+/// How the product for many tokens is divided: `Blocking` of `cuda/linear_many.cu`, or that of
+/// `cuda/linear_hopper.cu`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Many {
     /// Blocks of 256 rows and 128 tokens.
     Wide,
     /// Blocks of 128 rows and 128 tokens.
     Narrow,
+    /// Blocks of 256 rows and 128 tokens, by the units that four warps use together.
+    Hopper,
 }
 
 impl Many {
@@ -352,33 +354,39 @@ impl Many {
 
     const fn rows(self) -> usize {
         match self {
-            Self::Wide => 256,
+            Self::Wide | Self::Hopper => 256,
             Self::Narrow => 128,
         }
     }
 
     const fn threads(self) -> usize {
         match self {
+            Self::Hopper => 512,
             Self::Wide => 256,
             Self::Narrow => 128,
         }
     }
 
-    const fn stages(self) -> usize {
-        match self {
-            Self::Wide => 3,
-            Self::Narrow => 2,
-        }
-    }
-
-    /// The stages, and the sums of the segments before.
+    /// The stages, and the sums of the parts before.
     const fn shared_bytes(self) -> usize {
-        let stage = (self.rows() + Self::TOKENS) * CELL_COLUMNS * 2;
-        self.stages() * stage + self.rows() * Self::TOKENS * 4
+        let cell = (self.rows() + Self::TOKENS) * CELL_COLUMNS * 2;
+        let stages = match self {
+            Self::Wide => 3 * cell,
+            Self::Narrow => 2 * cell,
+            Self::Hopper => 3 * Self::TOKENS * STAGE_COLUMNS * 2,
+        };
+        stages + self.rows() * Self::TOKENS * 4
     }
 
     const fn blocks(self, row_tiles: usize, tokens: usize) -> usize {
         (row_tiles * CELL_ROWS).div_ceil(self.rows()) * tokens.div_ceil(Self::TOKENS)
+    }
+
+    const fn file(self) -> &'static str {
+        match self {
+            Self::Wide | Self::Narrow => "linear_many",
+            Self::Hopper => "linear_hopper",
+        }
     }
 
     const fn name(self, gated: bool) -> &'static str {
@@ -387,6 +395,8 @@ impl Many {
             (Self::Narrow, false) => "linear_many_narrow",
             (Self::Wide, true) => "gated_many_wide",
             (Self::Narrow, true) => "gated_many_narrow",
+            (Self::Hopper, false) => "linear_many_hopper",
+            (Self::Hopper, true) => "gated_many_hopper",
         }
     }
 }
@@ -411,28 +421,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn few_tokens_leave_few_warps_idle_and_fit_in_shared_memory() {
-        for cells in 1..2000 {
-            for tokens in 1..=FEW_TOKENS {
-                let few = Few::of(tokens, cells);
-                let segments = cells.div_ceil(SEGMENT_CELLS);
-                assert!(few.token_tiles * CELL_TOKENS >= tokens && few.token_tiles <= 8);
-                assert!((1..=8).contains(&few.warps) && few.warps <= segments.max(1));
-                assert!(few.batch >= few.warps && few.batch <= segments);
-                assert!(few.batch == segments || few.batch.is_multiple_of(few.warps));
-                assert!(few.shared_bytes() <= FEW_SHARED_BYTES_MAX);
-            }
+    fn few_tokens_fit_in_shared_memory() {
+        for tokens in 1..=FEW_TOKENS {
+            let few = Few::of(tokens);
+            assert!(few.token_tiles * CELL_TOKENS >= tokens && few.token_tiles <= 8);
+            assert!(few.shared_bytes() <= 48 * 1024);
         }
-        assert_eq!(Few::of(1, 448).warps, 7, "28 segments are shared evenly");
-        assert_eq!(Few::of(1, 128).warps, 8);
     }
 
     #[test]
     fn blocks_for_many_tokens_suit_the_device() {
-        let large = Limits { multiprocessors: 132, shared_bytes: 227 * 1024 };
+        let large = Limits { multiprocessors: 132, shared_bytes: 227 * 1024, group_units: true };
+        assert!(Many::Hopper.shared_bytes() <= large.shared_bytes);
         assert_eq!(Many::of(256, 4096, large), Many::Wide);
         assert_eq!(Many::of(256, 512, large), Many::Narrow);
-        let small = Limits { multiprocessors: 80, shared_bytes: 99 * 1024 };
+        let small = Limits { multiprocessors: 80, shared_bytes: 99 * 1024, group_units: false };
         assert_eq!(Many::of(256, 4096, small), Many::Narrow);
         assert!(Many::Narrow.shared_bytes() <= small.shared_bytes);
         assert_eq!(Many::Wide.blocks(17, 129), 4);

@@ -17,14 +17,15 @@ use bytemuck::{Pod, Zeroable};
 
 use super::block::{BlockId, GateUp, GpuBlock};
 use super::cache::{PagePool, PrepareError};
-use super::cells::CELL_COLUMNS;
 use super::driver::{Buffer, CudaError, Graph, Launch};
 use super::gpu::Gpu;
-use super::matrix::{FEW_TOKENS, Matrix, Target, ToGated, ToRows, address, int};
+use super::matrix::{
+    FEW_TOKENS, Input, Matrix, Order, Target, ToActivations, ToGated, ToRows, address, int,
+};
 pub(crate) use plan::SessionRows;
 use plan::{FEW_ROWS, Places, Plan, Shape};
 pub(super) use plan::{Geometry, HEAD_SIZE_MAX};
-use rooms::{Rooms, partial_bytes};
+use rooms::{Rooms, copied, partial_bytes};
 
 /// Positions whose keys and values are in shared memory together: `CHUNK` there, and its stages.
 const CHUNK: usize = 64;
@@ -57,6 +58,7 @@ struct ToCache {
 #[repr(C)]
 struct Partials {
     values: u64,
+    counts: u64,
     splits: i32,
     unused: i32,
 }
@@ -144,7 +146,8 @@ pub(super) fn run(
     rooms.stage(geometry, &plan, &in_order);
     let places = plan.places(geometry);
     gpu.stream().upload(&rooms.staged, places.end, &rooms.step)?;
-    let pass = Pass { gpu, geometry, plan: &plan, rooms, places, pool: &pool };
+    let cells = geometry.order(plan.tokens, gpu.limits());
+    let pass = Pass { gpu, geometry, plan: &plan, rooms, places, pool: &pool, order: cells };
     if plan.few == plan.sequences.len() && plan.tokens <= FEW_TOKENS {
         let key = GraphKey {
             blocks: blocks.iter().map(|block| block.id).collect(),
@@ -164,7 +167,7 @@ pub(super) fn run(
     let mut results: Vec<Vec<f32>> = order.iter().map(|_| Vec::new()).collect();
     for (&index, stretch) in order.iter().zip(&in_order) {
         let (own, rest) = rows.split_at(stretch.tokens * geometry.hidden_size);
-        results[index] = own.to_vec();
+        results[index] = copied(own);
         rows = rest;
     }
     Ok(results)
@@ -178,6 +181,7 @@ struct Pass<'a> {
     rooms: &'a Rooms,
     places: Places,
     pool: &'a PagePool,
+    order: Order,
 }
 
 impl Pass<'_> {
@@ -231,8 +235,13 @@ impl Pass<'_> {
         self.rooms.step.address()
     }
 
+    /// Activations in a room, as what a matrix is multiplied with.
+    fn input<'b>(&self, values: &'b Buffer) -> Input<'b> {
+        Input { values, tokens: self.plan.tokens, order: self.order }
+    }
+
     fn norm(&self, weight: &Buffer) -> Result<(), CudaError> {
-        const THREADS: usize = 256;
+        const THREADS: usize = 512;
         let Geometry { hidden_size, epsilon, plain, .. } = *self.geometry;
         let name = if plain { "rms_norm_f32" } else { "rms_norm" };
         let kernel = self.gpu.program().kernel("rotary", name, 0)?;
@@ -241,9 +250,12 @@ impl Pass<'_> {
             .with(weight.address())
             .with(epsilon)
             .with(int(hidden_size));
-        let launch =
-            if plain { launch } else { launch.with(int(hidden_size.div_ceil(CELL_COLUMNS))) };
-        self.gpu.stream().launch(launch.with(self.rooms.normed.address()))
+        let to = &self.rooms.normed;
+        self.gpu.stream().launch(if plain {
+            launch.with(to.address())
+        } else {
+            launch.with(ToActivations::new(to, hidden_size, self.order))
+        })
     }
 
     /// Queries, keys and values, or those of them that are of one type.
@@ -261,13 +273,14 @@ impl Pass<'_> {
             stride: int((heads + 2 * kv_heads) * head_size),
             first_row: int(start),
         };
-        matrix.multiply(self.gpu, &self.rooms.normed, self.plan.tokens, Target::Rows(to))
+        matrix.multiply(self.gpu, self.input(&self.rooms.normed), Target::Rows(to))
     }
 
     /// Norms and turns heads, and puts keys and values into their pages.
     fn place(&self, block: &GpuBlock, number: i32) -> Result<(), CudaError> {
         const THREADS: usize = 256;
-        let Geometry { head_size, epsilon, plain, .. } = *self.geometry;
+        let Geometry { heads, kv_heads, head_size, epsilon, plain, .. } = *self.geometry;
+        let grid = [self.plan.tokens, (heads + 2 * kv_heads).div_ceil(THREADS / 32), 1];
         let heads = Heads {
             shape: self.geometry.shape(block.window),
             // Scores are powers of 2 from here on.
@@ -280,7 +293,7 @@ impl Pass<'_> {
         let kernel = self.gpu.program().kernel("rotary", name, 0)?;
         let to =
             ToCache { queries: self.rooms.queries.address(), pages: self.pool.memory().address() };
-        let launch = Launch::new(kernel, [self.plan.tokens, 1, 1], THREADS)
+        let launch = Launch::new(kernel, grid, THREADS)
             .with(self.rooms.projected.address())
             .with(heads)
             .with(self.in_step(self.places.turns))
@@ -326,33 +339,27 @@ impl Pass<'_> {
 
     fn attend_few(&self, shape: Shape, number: i32) -> Result<(), CudaError> {
         const THREADS: usize = 128;
-        let Geometry { heads, kv_heads, .. } = *self.geometry;
         let (padded, splits) = (self.geometry.padded(), self.plan.splits);
-        let kernel = |name: &str, shared| {
-            self.gpu.program().kernel("attention", &format!("{name}_{padded}"), shared)
+        let partials = Partials {
+            values: self.rooms.partials.address(),
+            counts: self.rooms.counts.address(),
+            splits: int(splits),
+            unused: 0,
         };
-        let partials =
-            Partials { values: self.rooms.partials.address(), splits: int(splits), unused: 0 };
         let shared = self.stage_bytes();
-        let grid = [splits, kv_heads, self.plan.few];
-        let attend = Launch::new(kernel("attend_few", shared)?, grid, THREADS)
+        let name = format!("attend_few_{padded}");
+        let kernel = self.gpu.program().kernel("attention", &name, shared)?;
+        let grid = [splits, self.geometry.kv_heads, self.plan.few];
+        let launch = Launch::new(kernel, grid, THREADS)
             .shared(shared)
             .with(self.rooms.queries.address())
             .with(self.pool.memory().address())
             .with(shape)
             .with(self.in_step(self.places.sequences))
             .with(number)
-            .with(partials);
-        self.gpu.stream().launch(attend)?;
-        let grid = [self.plan.few_tokens, heads.div_ceil(THREADS / 32), 1];
-        let join = Launch::new(kernel("join_few", 0)?, grid, THREADS)
-            .with(shape)
-            .with(self.in_step(self.places.sequences))
-            .with(self.in_step(self.places.rows))
             .with(partials)
-            .with(self.rooms.attended.address())
-            .with(self.attended_cells());
-        self.gpu.stream().launch(join)
+            .with(self.attended());
+        self.gpu.stream().launch(launch)
     }
 
     fn attend_many(&self, shape: Shape, number: i32) -> Result<(), CudaError> {
@@ -371,8 +378,7 @@ impl Pass<'_> {
             .with(self.in_step(self.places.sequences))
             .with(int(self.plan.few))
             .with(number)
-            .with(self.rooms.attended.address())
-            .with(self.attended_cells());
+            .with(self.attended());
         self.gpu.stream().launch(launch)
     }
 
@@ -381,8 +387,9 @@ impl Pass<'_> {
         STAGES * CHUNK * 2 * self.geometry.padded() * 2
     }
 
-    fn attended_cells(&self) -> i32 {
-        int((self.geometry.heads * self.geometry.head_size).div_ceil(CELL_COLUMNS))
+    fn attended(&self) -> ToActivations {
+        let columns = self.geometry.heads * self.geometry.head_size;
+        ToActivations::new(&self.rooms.attended, columns, self.order)
     }
 
     /// Adds a product to the hidden states.
@@ -394,23 +401,23 @@ impl Pass<'_> {
             stride: int(self.geometry.hidden_size),
             first_row: 0,
         };
-        matrix.multiply(self.gpu, input, self.plan.tokens, Target::Rows(to))
+        matrix.multiply(self.gpu, self.input(input), Target::Rows(to))
     }
 
     fn gate(&self, block: &GpuBlock) -> Result<(), CudaError> {
         let (bias, tokens) = (address(block.gate_up_bias.as_ref()), self.plan.tokens);
-        let size = self.geometry.intermediate_size;
+        let (size, input) = (self.geometry.intermediate_size, self.input(&self.rooms.normed));
         match &block.gate_up {
             GateUp::Tiles(matrix) => {
-                let to = ToGated::new(&self.rooms.gated, bias, size);
-                matrix.multiply(self.gpu, &self.rooms.normed, tokens, Target::Gated(to))
+                let output = ToActivations::new(&self.rooms.gated, size, self.order);
+                matrix.multiply(self.gpu, input, Target::Gated(ToGated { output, bias }))
             }
             GateUp::Plain(matrix) => {
                 const THREADS: usize = 256;
                 let output = self.rooms.gate_up.address();
                 let stride = int(matrix.rows());
                 let to = ToRows { output, bias, residual: 0, stride, first_row: 0 };
-                matrix.multiply(self.gpu, &self.rooms.normed, tokens, Target::Rows(to))?;
+                matrix.multiply(self.gpu, input, Target::Rows(to))?;
                 let kernel = self.gpu.program().kernel("plain", "gated_f32", 0)?;
                 let launch = Launch::new(kernel, [size.div_ceil(THREADS), tokens, 1], THREADS)
                     .with(output)

@@ -10,14 +10,19 @@ use flate2::read::GzDecoder;
 use super::cells::Format;
 use super::driver::{Context, CudaError, Kernel, Module};
 
-/// The files of `engine/cuda/ptx`, by name.
+/// Files of a folder of `engine/cuda/ptx`, by name.
 macro_rules! files {
-    ($($name:literal),* $(,)?) => {
-        &[$(($name, include_bytes!(concat!("../../cuda/ptx/", $name, ".ptx.gz")))),*]
+    ($folder:literal: $($name:literal),* $(,)?) => {
+        &[$(($name, include_bytes!(concat!("../../cuda/ptx/", $folder, "/", $name, ".ptx.gz")))),*]
     };
 }
 
-const FILES: &[(&str, &[u8])] = files![
+/// The same kernels for one kind of device.
+type Files = &'static [(&'static str, &'static [u8])];
+
+/// For all devices that are served.
+const AMPERE: Files = files![
+    "sm_80":
     "attention",
     "linear_few_bf16",
     "linear_few_f16",
@@ -27,6 +32,24 @@ const FILES: &[(&str, &[u8])] = files![
     "linear_few_q5_symmetric",
     "linear_few_q6",
     "linear_few_q8",
+    "linear_many",
+    "plain",
+    "rotary",
+];
+
+/// For devices on which a kernel may begin before the last one has ended.
+const HOPPER: Files = files![
+    "sm_90":
+    "attention",
+    "linear_few_bf16",
+    "linear_few_f16",
+    "linear_few_q4_affine",
+    "linear_few_q4_symmetric",
+    "linear_few_q5_affine",
+    "linear_few_q5_symmetric",
+    "linear_few_q6",
+    "linear_few_q8",
+    "linear_hopper",
     "linear_many",
     "plain",
     "rotary",
@@ -63,7 +86,8 @@ impl Program {
         if let Some(kernel) = loaded.kernels.get(name) {
             return Ok(*kernel);
         }
-        let (file, packed) = FILES
+        let files = if self.context.begins_early() { HOPPER } else { AMPERE };
+        let (file, packed) = files
             .iter()
             .find(|(found, _)| *found == file)
             .expect("a file that is asked for is one of ours");
@@ -79,7 +103,7 @@ impl Program {
     /// The product of few tokens and a matrix in `format`; at most 8 times `tiles` tokens.
     pub(super) fn linear_few(&self, format: Format, tiles: usize) -> Result<Kernel, CudaError> {
         let file = format!("linear_few_{}", format.name());
-        self.kernel(&file, &format!("{file}_{tiles}"), super::matrix::FEW_SHARED_BYTES_MAX)
+        self.kernel(&file, &format!("{file}_{tiles}"), 0)
     }
 }
 
@@ -122,9 +146,11 @@ mod tests {
 
     #[test]
     fn every_file_is_ptx() {
-        for (name, packed) in FILES {
-            let text = text(packed).into_string().unwrap();
-            assert!(text.contains(".target sm_80") && text.contains(".entry"), "{name}");
+        for (files, target) in [(AMPERE, ".target sm_80"), (HOPPER, ".target sm_90")] {
+            for (name, packed) in files {
+                let text = text(packed).into_string().unwrap();
+                assert!(text.contains(target) && text.contains(".entry"), "{name}");
+            }
         }
     }
 }

@@ -93,3 +93,13 @@ using CUdeviceptr = uint64_t;
 // Handles that mean the default stream of the thread or of the context; here both are the latter.
 constexpr uintptr_t CU_STREAM_LEGACY = 1;
 constexpr uintptr_t CU_STREAM_PER_THREAD = 2;
+
+// How a kernel is launched: `CUlaunchConfig`.
+struct LaunchConfig {
+    unsigned grid[3];
+    unsigned block[3];
+    unsigned shared_bytes;
+    void* stream;
+    void* attributes;
+    unsigned attribute_count;
+};

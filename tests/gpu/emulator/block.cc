@@ -29,6 +29,13 @@ struct Copy {
     char bytes[16];
 };
 
+// A copy that the whole block waits for.
+struct BulkCopy {
+    char* to;
+    std::vector<char> bytes;
+    const void* barrier;
+};
+
 enum class State { ready, meets_warp, meets_block, ended };
 
 struct Thread {
@@ -63,6 +70,7 @@ class Block {
     CUresult run() {
         dynamic.poison();
         std::memset(fixed.begin, POISON, fixed.bytes);
+        bulk_copies.clear();
         ended = 0;
         waiting_in_block = 0;
         waiting_in_warp.fill(0);
@@ -135,6 +143,11 @@ class Block {
         waiting_in_block = 0;
     }
 
+    void let_others_run() {
+        resume(running);
+        switch_to_next(&running->stack_pointer);
+    }
+
     [[noreturn]] void end_thread() {
         running->state = State::ended;
         ended++;
@@ -162,6 +175,7 @@ class Block {
     uint64_t seed;
     DynamicShared dynamic;
     StaticShared fixed;
+    std::vector<BulkCopy> bulk_copies;
     static const Stacks& stacks() {
         static const Stacks all;
         return all;
@@ -239,7 +253,10 @@ class Block {
         ready_first = (ready_first + 1) % THREADS_MAX;
         ready_count--;
         threadIdx = running->index;
-        umbel_fiber_switch(from, running->stack_pointer);
+        // Whoever lets others run may be the only one that can.
+        if (from != static_cast<void**>(&running->stack_pointer)) {
+            umbel_fiber_switch(from, running->stack_pointer);
+        }
     }
 
     void report_deadlock() {
@@ -358,6 +375,47 @@ void copy_later(void* shared, const void* global, bool valid, const Place& place
     }
     std::memset(shared, POISON, sizeof copy.bytes);
     running->copies.push_back(copy);
+}
+
+// As `copy_later`; each waiting thread lets the others run.
+void copy_bulk_later(void* shared, const void* global, uint32_t bytes, const void* barrier, const Place& place) {
+    const auto address = [](const void* p) { return reinterpret_cast<uintptr_t>(p); };
+    if ((address(shared) | address(global) | bytes) % 16 != 0) {
+        fault(CUDA_ERROR_MISALIGNED_ADDRESS,
+              "copies what is no multiple of 16 bytes, " + Block::call_at("copy_bulk", place));
+    }
+    if (!block_running->dynamic.holds(shared, bytes)) {
+        fault(CUDA_ERROR_ILLEGAL_ADDRESS,
+              "copies to what is no shared memory, " + Block::call_at("copy_bulk", place));
+    }
+    const auto* from = static_cast<const char*>(global);
+    block_running->bulk_copies.push_back({static_cast<char*>(shared), {from, from + bytes}, barrier});
+    std::memset(shared, POISON, bytes);
+}
+
+size_t finish_bulk_copies(const void* barrier) {
+    size_t done = 0;
+    std::erase_if(block_running->bulk_copies, [&](const BulkCopy& copy) {
+        if (copy.barrier != barrier) {
+            return false;
+        }
+        std::memcpy(copy.to, copy.bytes.data(), copy.bytes.size());
+        done += copy.bytes.size();
+        return true;
+    });
+    return done;
+}
+
+// Far more turns than a kernel of ours takes.
+constexpr unsigned TURNS_MAX = 1000000;
+
+void wait_until(const std::function<bool()>& holds, const char* name, const Place& place) {
+    for (unsigned turn = 0; !holds(); turn++) {
+        if (turn == TURNS_MAX) {
+            fault(CUDA_ERROR_LAUNCH_FAILED, "waits for ever in " + Block::call_at(name, place));
+        }
+        block_running->let_others_run();
+    }
 }
 
 void commit_copies() { running->groups.push_back(running->copies.size()); }

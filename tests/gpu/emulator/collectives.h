@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <source_location>
 
 namespace umbel_emulated {
@@ -31,6 +32,11 @@ void* dynamic_shared();
 void copy_later(void* shared, const void* global, bool valid, const Place& place);
 void commit_copies();
 void wait_for_copies(unsigned groups_left);
+// Copies that a whole block waits for, by a barrier; the bytes of those that are done now.
+void copy_bulk_later(void* shared, const void* global, uint32_t bytes, const void* barrier, const Place& place);
+size_t finish_bulk_copies(const void* barrier);
+// Lets other threads run until the condition holds.
+void wait_until(const std::function<bool()>& holds, const char* name, const Place& place);
 [[noreturn]] void trap(const Place& place);
 
 constexpr uint32_t WHOLE_WARP = 0xffffffff;
@@ -152,6 +158,8 @@ inline bool __all_sync(uint32_t mask, bool holds, UMBEL_HERE) {
     return umbel_emulated::vote("__all_sync", mask, holds, place) == mask;
 }
 
+inline uint32_t masked_with(uint32_t word, uint32_t mask, uint32_t bits) { return (word & mask) | bits; }
+
 // d += a * b, of 16x16 and 16x8 bfloat16, in the fragments of mma.sync.aligned.m16n8k16.row.col.
 inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], UMBEL_HERE) {
     umbel_emulated::MatrixProduct mine{
@@ -160,6 +168,60 @@ inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[
                           &mine, true, place});
     std::memcpy(d, mine.d, sizeof mine.d);
 }
+
+// What four warps multiply together where there are such units; here each warp by itself, and at once.
+inline void group_mma_bf16(float (&sums)[64], const uint32_t (&a)[4], const void* b, UMBEL_HERE) {
+    const auto lane = threadIdx.x % 32;
+    for (int tile = 0; tile < 16; tile++) {
+        const auto* cores = static_cast<const uint32_t*>(b) + tile * 512 + lane;
+        float of_tile[4];
+        std::memcpy(of_tile, sums + tile * 4, sizeof of_tile);
+        mma_bf16(of_tile, a, {cores[0], cores[32]}, place);
+        std::memcpy(sums + tile * 4, of_tile, sizeof of_tile);
+    }
+}
+
+struct Barrier {
+    uint32_t arrivals;
+    int32_t missing;
+    int32_t bytes;
+    uint32_t phase;
+
+    void begin(uint32_t count, UMBEL_HERE) {
+        *this = {count, static_cast<int32_t>(count), 0, 0};
+        (void)place;
+    }
+    void arrive() { missing--; }
+    void arrive_with(uint32_t more) {
+        bytes += static_cast<int32_t>(more);
+        missing--;
+    }
+    void wait(uint32_t parity, UMBEL_HERE) {
+        umbel_emulated::wait_until(
+            [&] {
+                bytes -= static_cast<int32_t>(umbel_emulated::finish_bulk_copies(this));
+                if (missing == 0 && bytes == 0) {
+                    missing = static_cast<int32_t>(arrivals);
+                    phase++;
+                }
+                return phase % 2 != parity;
+            },
+            "Barrier::wait", place);
+    }
+};
+
+inline void copy_bulk(void* shared, const void* global, uint32_t bytes, Barrier& barrier, UMBEL_HERE) {
+    umbel_emulated::copy_bulk_later(shared, global, bytes, &barrier, place);
+}
+
+inline void group_mma_fence() {}
+inline void group_mma_commit() {}
+template <int GROUPS>
+void group_mma_wait() {}
+
+// Kernels run one after the other.
+inline void grid_wait() {}
+inline void grid_release() {}
 
 inline void copy_async_16(void* shared, const void* global, UMBEL_HERE) {
     umbel_emulated::copy_later(shared, global, true, place);

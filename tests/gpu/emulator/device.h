@@ -25,10 +25,11 @@ struct Settings {
 
 const Settings& settings();
 
-// A device's shared memory as one of capability 8.6 has it, the least of all that are served.
+// A device's shared memory: what one of capability 9.0 has, or else one of 8.6, the least of all that
+// are served.
 constexpr int SHARED_BYTES_DEFAULT = 48 << 10;
-constexpr int SHARED_BYTES_OPTIN = 99 << 10;
-constexpr int SHARED_BYTES_MULTIPROCESSOR = 100 << 10;
+inline int shared_bytes_optin() { return settings().capability >= 90 ? 227 << 10 : 99 << 10; }
+inline int shared_bytes_multiprocessor() { return shared_bytes_optin() + (1 << 10); }
 constexpr int SHARED_BYTES_RESERVED = 1 << 10;
 
 // Allocations, each between pages that may not be touched and bytes that may not change.

@@ -114,11 +114,11 @@ bool is_within(const dim3& size, const dim3& limit) {
 int blocks_per_multiprocessor(const Function& function, int threads, size_t shared_bytes) {
     constexpr int THREADS = 1536, BLOCKS = 16;
     if (threads < 1 || threads > static_cast<int>(function.kernel->threads_max) ||
-        shared_bytes > SHARED_BYTES_OPTIN) {
+        shared_bytes > static_cast<size_t>(shared_bytes_optin())) {
         return 0;
     }
     const int warps = (threads + 31) / 32;
-    const int by_shared = SHARED_BYTES_MULTIPROCESSOR / (shared_bytes + SHARED_BYTES_RESERVED);
+    const int by_shared = shared_bytes_multiprocessor() / (shared_bytes + SHARED_BYTES_RESERVED);
     return std::min({THREADS / 32 / warps, by_shared, BLOCKS});
 }
 
@@ -190,7 +190,7 @@ API cuFuncSetAttribute(Function* function, CUfunction_attribute attribute, int v
             return CUDA_SUCCESS;
         }
         if (attribute != CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES || value < 0 ||
-            value > SHARED_BYTES_OPTIN) {
+            value > shared_bytes_optin()) {
             return CUDA_ERROR_INVALID_VALUE;
         }
         function.dynamic_shared_bytes = value;
@@ -231,6 +231,16 @@ API cuLaunchKernel(Function* function, unsigned grid_x, unsigned grid_y, unsigne
     });
 }
 
+// Attributes say how soon a kernel may begin; here each begins when the one before has ended.
+API cuLaunchKernelEx(const LaunchConfig* config, Function* function, void** arguments, void** extra) {
+    if (config == nullptr) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    return cuLaunchKernel(function, config->grid[0], config->grid[1], config->grid[2], config->block[0],
+                          config->block[1], config->block[2], config->shared_bytes, config->stream,
+                          arguments, extra);
+}
+
 API cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Function* function, int threads,
                                                 size_t shared_bytes) {
     return with_function(function, [&](Device&, const Function& function) {
@@ -250,8 +260,8 @@ API cuOccupancyAvailableDynamicSMemPerBlock(size_t* bytes, Function* function, i
         if (blocks < 1) {
             return CUDA_ERROR_INVALID_VALUE;
         }
-        const int share = SHARED_BYTES_MULTIPROCESSOR / blocks - SHARED_BYTES_RESERVED;
-        *bytes = std::clamp(share, 0, SHARED_BYTES_OPTIN);
+        const int share = shared_bytes_multiprocessor() / blocks - SHARED_BYTES_RESERVED;
+        *bytes = std::clamp(share, 0, shared_bytes_optin());
         return CUDA_SUCCESS;
     });
 }

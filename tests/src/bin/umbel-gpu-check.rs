@@ -1,11 +1,11 @@
 //! Compares blocks on a GPU with the same blocks on the processor, and a GPU with itself.
 //!
 //! ```text
-//! umbel-gpu-check [CHECKPOINT_FOLDER …]
+//! umbel-gpu-check [--types TYPE,…] [CHECKPOINT_FOLDER …]
 //! ```
 //!
-//! It makes small models of every weight type and of odd shapes, and takes the checkpoints it is
-//! given. Each is computed by the processor in exact arithmetic and by the GPU: all tokens at once,
+//! It makes small models of every weight type, or of those that are named, and of odd shapes, and takes
+//! the checkpoints it is given. Each is computed by the processor in exact arithmetic and by the GPU: all tokens at once,
 //! in steps of several sizes, among other sessions, after a rollback, and behind a prefix that
 //! another session has filled. The GPU must be near the processor, and must give the same bits each
 //! time. Tests run it over the emulated driver; `tests/gpu/run.sh` over a real one.
@@ -47,10 +47,16 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
+    let mut arguments = std::env::args().skip(1).peekable();
+    let mut types = WeightType::ALL.to_vec();
+    if arguments.next_if(|word| word == "--types").is_some() {
+        let list = arguments.next().context("--types has a list")?;
+        types = list.split(',').map(str::parse).collect::<Result<_, _>>()?;
+    }
     let gpu = Gpu::open(0)?;
     eprintln!("{}", gpu.name());
     let folder = TempDir::new()?;
-    for kind in WeightType::ALL {
+    for kind in types {
         compare(&gpu, &random(folder.path(), kind, &usual())?, kind.name())?;
     }
     starved(&Pair::load(&gpu, &random(folder.path(), WeightType::BF16, &usual())?)?)
@@ -61,7 +67,7 @@ fn run() -> Result<()> {
             compare(&gpu, &model, &format!("{name}, {kind}"))?;
         }
     }
-    for checkpoint in std::env::args().skip(1) {
+    for checkpoint in arguments {
         let model = open(&checkpoint)?;
         compare(&gpu, &model, &checkpoint)?;
     }

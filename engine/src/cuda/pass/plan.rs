@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
+use candle_core::Tensor;
 
 use super::super::cache::{HEAD_PADDING, Sequence};
 use super::super::cells::CELL_COLUMNS;
-use super::super::matrix::{CELL_TOKENS, int};
+use super::super::matrix::{CELL_TOKENS, FEW_TOKENS, Limits, Order, STAGE_COLUMNS, int};
 use crate::kernel::RopeTable;
 use crate::kv::table::KvTable;
 
@@ -14,7 +15,7 @@ use crate::kv::table::KvTable;
 pub(super) const FEW_ROWS: usize = 64;
 
 /// Positions that are attended to by themselves: `SPLIT` of `cuda/attention.cu`.
-pub(super) const SPLIT: usize = 256;
+pub(super) const SPLIT: usize = 128;
 
 /// The largest head for which there are kernels in bfloat16.
 pub(in crate::cuda) const HEAD_SIZE_MAX: usize = 128;
@@ -48,6 +49,17 @@ impl Geometry {
         self.head_size.next_multiple_of(HEAD_PADDING)
     }
 
+    /// How activations of so many tokens lie: one way in all of a pass.
+    pub(super) fn order(&self, tokens: usize, limits: Limits) -> Order {
+        let sizes = [self.hidden_size, self.intermediate_size, self.heads * self.head_size];
+        let suits = sizes.iter().all(|size| size.is_multiple_of(STAGE_COLUMNS));
+        if limits.group_units && suits && tokens > FEW_TOKENS && !self.plain {
+            Order::Cores
+        } else {
+            Order::Lanes
+        }
+    }
+
     pub(super) fn group(&self) -> usize {
         self.heads / self.kv_heads
     }
@@ -76,7 +88,7 @@ pub(super) struct Shape {
 pub(crate) struct SessionRows<'a> {
     pub(crate) table: &'a mut KvTable,
     pub(crate) tokens: usize,
-    pub(crate) hidden: &'a [f32],
+    pub(crate) hidden: Tensor,
 }
 
 /// The rows of a pass, sequence after sequence: those of few rows first.

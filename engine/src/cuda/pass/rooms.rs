@@ -4,6 +4,8 @@ use super::super::cache::Sequence;
 use super::super::driver::{Buffer, CudaError, Pinned};
 use super::super::gpu::Gpu;
 use super::plan::{Geometry, Plan, SessionRows};
+use crate::kernel::parallel;
+use crate::operation::with_values;
 
 /// Memory for so many tokens of one model, and so many partial results of attention.
 pub(super) struct Rooms {
@@ -20,10 +22,29 @@ pub(super) struct Rooms {
     pub(super) gate_up: Buffer,
     pub(super) gated: Buffer,
     pub(super) partials: Buffer,
+    /// Splits that are done, of each sequence of few rows and head of keys.
+    pub(super) counts: Buffer,
 }
 
 /// What a model's rooms are made for.
 pub(super) type RoomsKey = [usize; 6];
+
+/// What one thread copies at a time.
+const COPIED_TOGETHER: usize = 1 << 18;
+
+/// Copies with all threads, where there is much.
+fn copy(from: &[u8], to: &mut [u8]) {
+    let parts = from.chunks(COPIED_TOGETHER).zip(to.chunks_mut(COPIED_TOGETHER));
+    parallel::for_each(parts, |(from, to)| to.copy_from_slice(from));
+}
+
+/// The same values in memory of their own. Memory that is fresh from the system costs more than the
+/// copy, so threads share that too.
+pub(super) fn copied(values: &[f32]) -> Vec<f32> {
+    let mut own = vec![0.0; values.len()];
+    copy(bytemuck::cast_slice(values), bytemuck::cast_slice_mut(&mut own));
+    own
+}
 
 /// What attention of few rows leaves to be joined.
 pub(super) fn partial_bytes(geometry: &Geometry, plan: &Plan) -> usize {
@@ -71,6 +92,7 @@ impl Rooms {
             gate_up: room(if plain { tokens * 2 * intermediate_size * 4 } else { 0 })?,
             gated: activations(intermediate_size)?,
             partials: room(partials)?,
+            counts: room(tokens * kv_heads * 4)?,
         })
     }
 
@@ -84,9 +106,11 @@ impl Rooms {
         let staged = self.staged.as_mut_slice();
         let mut place = 0;
         for stretch in stretches {
-            let bytes = bytemuck::cast_slice(stretch.hidden);
-            staged[place..place + bytes.len()].copy_from_slice(bytes);
-            place += bytes.len();
+            let bytes = stretch.tokens * geometry.hidden_size * 4;
+            let to = &mut staged[place..place + bytes];
+            with_values(&stretch.hidden, |values| copy(bytemuck::cast_slice(values), to))
+                .expect("hidden states are the processor's");
+            place += bytes;
         }
         let mut put = |start: usize, bytes: &[u8]| {
             staged[start..start + bytes.len()].copy_from_slice(bytes);
