@@ -2,7 +2,7 @@
 
 mod mend;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -30,8 +30,11 @@ pub struct RemoteBlocks {
     routes_named: usize,
     /// There was a server for every block once.
     opened: bool,
-    /// When another route was looked for last.
-    widened: Option<Instant>,
+    /// When the others were asked last who has come.
+    asked: Option<Instant>,
+    /// Servers that have failed, and when: further routes do without them for a while. There are no more
+    /// than the swarm's directory has.
+    passed_over: BTreeMap<PeerId, Instant>,
     replaced: usize,
     /// Something was begun and not ended: servers may have gathered gradients, and have yet to answer.
     unfinished: bool,
@@ -85,7 +88,8 @@ impl RemoteBlocks {
             routes_max: routes.max(1),
             routes_named: 0,
             opened: false,
-            widened: None,
+            asked: None,
+            passed_over: BTreeMap::new(),
             replaced: 0,
             unfinished: false,
             failures: 0,
