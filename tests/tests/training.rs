@@ -301,38 +301,3 @@ async fn a_step_that_is_dropped_on_its_way_leaves_nothing_behind() {
     trainer.close().await;
     [first, second].iter().for_each(|server| server.assert_no_errors());
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn two_trainers_and_a_reader_share_servers_and_none_notices_the_others() {
-    use umbel_tests::workload::{Workload, ask, undisturbed};
-    let lesson = Lesson::new();
-    let settings = TrainerSettings { seed: 12, ..lesson.settings };
-    let other = Lesson { settings, ..Lesson::new() };
-    let (mut alone, mut other_alone) = (lesson.local(), other.local());
-    let expected =
-        [lesson.steps(&mut alone).await.unwrap(), other.steps(&mut other_alone).await.unwrap()];
-    assert_ne!(expected[0], expected[1], "their dropout differs");
-    let workload = Workload { prompt: prompt(), tokens: 24, prefill_chunk: 8, standby: false };
-    let answer = undisturbed(&lesson.model, &workload).await.unwrap();
-
-    let first = start("0..2", None);
-    let second = start("2..4", Some(&first));
-    let (mine, theirs) = (join(&first).await.unwrap(), join(&first).await.unwrap());
-    let (mut trainer, _) = lesson.remote(&mine).await.unwrap();
-    let (mut another, _) = other.remote(&theirs).await.unwrap();
-    let read = async {
-        let speculate = umbel_client::Speculate::Off;
-        let swarm = join(&first).await.unwrap();
-        let mut generation = ask(swarm, &lesson.model, &workload, &speculate).await.unwrap();
-        while generation.next().await.unwrap().is_some() {}
-        generation.tokens().to_vec()
-    };
-    let (mine, theirs, read) =
-        tokio::join!(lesson.steps(&mut trainer), other.steps(&mut another), read);
-    assert_eq!([mine.unwrap(), theirs.unwrap()], expected);
-    assert!(trainer.state() == alone.state() && another.state() == other_alone.state());
-    assert_eq!(read, answer);
-    trainer.close().await;
-    another.close().await;
-    [first, second].iter().for_each(|server| server.assert_no_errors());
-}
