@@ -28,6 +28,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use sha2::{Digest as _, Sha256};
 use umbel_protocol::PeerId;
 
 use crate::time::Time;
@@ -35,7 +36,8 @@ pub use combine::Rule;
 pub use delta::{Delta, Feedback};
 use follow::Follow;
 use gathered::{Contribution, Gathered};
-pub use state::{OuterStep, RunState, Stand};
+pub use state::{OuterStep, RunState};
+pub use umbel_protocol::averaging::Stand;
 
 /// Members of a run: each holds a delta of each other for two rounds, so that an adapter of a million
 /// values takes 128 MB of each at most.
@@ -52,6 +54,26 @@ pub struct RunSettings {
     pub learn: Duration,
     /// How long the first who may propose waits for deltas, and each further one for those before it.
     pub gather: Duration,
+}
+
+impl RunSettings {
+    /// The name of a run: of all that its members agree on, among which is `what` they learn.
+    #[must_use]
+    pub fn name(&self, what: &[u8]) -> [u8; 32] {
+        let Self { rule, outer, learn, gather } = *self;
+        let rule = match rule {
+            Rule::Mean => 0u8,
+            Rule::TrimmedMean => 1,
+        };
+        let hash = Sha256::new()
+            .chain_update([rule])
+            .chain_update(outer.learning_rate.to_le_bytes())
+            .chain_update(outer.momentum.to_le_bytes())
+            .chain_update(learn.as_nanos().to_le_bytes())
+            .chain_update(gather.as_nanos().to_le_bytes())
+            .chain_update(what);
+        hash.finalize().into()
+    }
 }
 
 /// What members say to each other. Links lose nothing and keep the order.
@@ -243,6 +265,12 @@ impl Member {
     #[must_use]
     pub fn state(&self) -> Option<&RunState> {
         self.state.as_ref().map(|(_, state)| &**state)
+    }
+
+    /// Members that are met at the moment, and this one.
+    #[must_use]
+    pub fn member_count(&self) -> usize {
+        self.peers.len() + 1
     }
 
     fn stand(&self) -> Option<Stand> {

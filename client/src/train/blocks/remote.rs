@@ -159,6 +159,21 @@ impl RemoteBlocks {
         Ok(())
     }
 
+    /// Gives every server its part of other values. A server takes values before the first step alone, so
+    /// that each is asked to forget its part, and then given it anew.
+    pub(super) async fn adopt(&mut self, state: &TrainingState) -> Result<(), TrainError> {
+        let routes = std::mem::take(&mut self.routes);
+        let hops = routes.into_iter().flat_map(|route| route.hops);
+        if std::mem::replace(&mut self.unfinished, false) {
+            // What these have yet to say is of something else; they notice that their links are gone.
+            drop(hops);
+        } else {
+            let closes = hops.map(|hop| hop.close(&self.swarm));
+            futures::future::join_all(closes).await;
+        }
+        self.begin(state).await
+    }
+
     pub(super) async fn evaluate(
         &mut self,
         model: &Arc<ClientModel>,

@@ -4,7 +4,7 @@ use sha2::{Digest as _, Sha256};
 
 /// Values that share a scale: four bytes for 256 of them are little, and one large value spoils the
 /// precision of few others.
-pub const GROUP_VALUES: usize = 256;
+pub const GROUP_VALUES: usize = umbel_protocol::averaging::GROUP_VALUES;
 
 /// The largest scale: so that what it scales is a number.
 const SCALE_MAX: f32 = f32::MAX / 128.0;

@@ -1,6 +1,7 @@
 //! What all trainers of a run have in common after a round.
 
 use sha2::{Digest as _, Sha256};
+use umbel_protocol::averaging::Stand;
 
 /// The outer step: what trainers have learned together is the gradient of one more optimizer.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -24,15 +25,6 @@ pub struct RunState {
     round: u64,
     values: Vec<f32>,
     momentum: Vec<f32>,
-}
-
-/// Where a trainer stands: it has this state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Stand {
-    /// Rounds that are behind it.
-    pub round: u64,
-    /// SHA-256 over the whole of it.
-    pub digest: [u8; 32],
 }
 
 impl RunState {
