@@ -12,6 +12,7 @@
 //! | [`run`] | epochs over a data set, with validation |
 //! | [`early_stop`] | when no more is to be had |
 //! | [`checkpoint`] | a training on disk, to go on with |
+//! | [`together`] | trainers who share a run |
 //! | `blocks` | where microbatches go forward and back |
 
 mod blocks;
@@ -20,6 +21,7 @@ pub mod data;
 pub mod early_stop;
 pub mod run;
 pub mod schedule;
+pub mod together;
 
 use std::sync::Arc;
 
@@ -27,7 +29,7 @@ use umbel_coordinator::route::NoRoute;
 use umbel_engine::train::optimizer::clip_factor;
 use umbel_engine::train::{Adapter, LossError, StepError, TrainError as PassError, TrainingState};
 use umbel_protocol::ErrorCode;
-use umbel_protocol::training::TrainingSequence;
+use umbel_protocol::training::{StateKind, TrainingSequence};
 
 use crate::model::ClientModel;
 pub use blocks::{Blocks, LocalBlocks, RemoteBlocks, RemoteSettings, TrainingHop};
@@ -224,6 +226,27 @@ impl Trainer {
         Ok(StepReport { loss, targets, tokens, gradient_norm })
     }
 
+    /// All values of the adapter, in one row.
+    #[must_use]
+    pub fn values(&self) -> Vec<f32> {
+        let count = self.state.value_count();
+        self.state.read(StateKind::Values, 0..count).expect("there are as many")
+    }
+
+    /// Goes on from other values of the adapter, with the optimizer as it is.
+    ///
+    /// # Errors
+    /// [`TrainError`] where they are not of this adapter, or the servers of the blocks cannot take them up.
+    pub async fn adopt(&mut self, values: &[f32]) -> Result<(), TrainError> {
+        if values.len() as u64 != self.state.value_count() {
+            return Err(TrainError::OtherValues);
+        }
+        self.drop_gradients();
+        let written = Arc::make_mut(&mut self.state).write(StateKind::Values, 0, values);
+        written.map_err(|_| TrainError::OtherValues)?;
+        self.blocks.adopt(&self.state).await
+    }
+
     /// Lets servers forget their parts.
     pub async fn close(self) {
         self.blocks.close().await;
@@ -272,6 +295,9 @@ impl Trainer {
 /// A training that cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
+    /// Values that are of no adapter of this shape.
+    #[error("the values are not of this adapter")]
+    OtherValues,
     /// No text of a batch has a token to foretell.
     #[error("no token to learn in the batch of step {step}")]
     NothingToLearn {

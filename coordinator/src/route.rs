@@ -1,5 +1,6 @@
 //! Routes: ordered (peer, span) hops that tile the blocks which are to be covered.
 
+pub mod apart;
 pub mod cost;
 mod graph;
 mod held;
@@ -12,6 +13,7 @@ use std::fmt;
 
 use umbel_protocol::{PeerId, Span};
 
+pub use apart::plan_routes_apart;
 pub use cost::Costs;
 pub use held::HeldPrefix;
 pub use plan::{NoRoute, RouteRequest, plan_route, route_time};

@@ -11,6 +11,7 @@
 
 mod admission;
 mod held;
+pub mod round;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;

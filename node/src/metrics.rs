@@ -93,6 +93,7 @@ mod tests {
     fn the_dashboard_asks_for_nothing_that_nobody_counts() {
         let mut registry = registry();
         server::Counters::default().register(&mut registry);
+        server::Waits::default().register(&mut registry);
         gateway::Counters::default().register(&mut registry);
         gateway::Counters::example().register(&mut registry);
         let state = server::State::example();

@@ -72,7 +72,7 @@ pub async fn serve(arguments: ServeArguments, config: &Config) -> anyhow::Result
         control,
     } = serving;
     let load = driver.load();
-    sockets.measure(&driver, &offer);
+    sockets.measure(&driver, &offer, training.waits());
     let handle = balancer.handle();
     tokio::spawn(memory::give_back(load.clone()));
     let mut driving = tokio::spawn(driver.run());

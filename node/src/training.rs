@@ -21,6 +21,7 @@ use umbel_protocol::training::{TrainerMessage, TrainingAnswer};
 use umbel_shard::Model;
 
 use crate::compute::floor::Floor;
+use crate::metrics::server::Waits;
 use engine::Worked;
 use links::OpenLink;
 
@@ -63,6 +64,7 @@ pub struct TrainingDriver {
     tell: mpsc::Sender<Event>,
     events: mpsc::Receiver<Event>,
     clock: Clock,
+    floor: Floor,
 }
 
 impl TrainingDriver {
@@ -94,13 +96,19 @@ impl TrainingDriver {
         });
         let (tell, events) = mpsc::channel(EVENTS_WAITING_MAX);
         let done = tell.clone();
-        let engine = engine::start(config.clone(), blocks, floor, move |result| {
+        let engine = engine::start(config.clone(), blocks, floor.clone(), move |result| {
             // The driver ends before the thread does; then nobody waits for the result.
             let _ended = done.blocking_send(Event::Computed(result));
         });
         let handle = TrainingHandle(tell.clone());
         let (links, clock) = (BTreeMap::new(), Clock::start());
-        (Self { host, network, engine, links, tell, events, clock }, handle)
+        (Self { host, network, engine, links, tell, events, clock, floor }, handle)
+    }
+
+    /// What passes of sessions have waited for.
+    #[must_use]
+    pub fn waits(&self) -> &Waits {
+        self.floor.waits()
     }
 
     /// Serves until the future is dropped.

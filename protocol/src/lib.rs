@@ -13,6 +13,7 @@
 //! | [`inference`] | what clients and servers say in a session |
 //! | [`prefix`] | names of texts that a server may have read before |
 //! | [`training`] | what trainers and servers say to each other |
+//! | [`averaging`] | what trainers who share a run say to each other |
 //! | [`announcement`] | what a server says of itself, signed |
 //! | [`directory`] | asking a peer which servers it knows |
 //! | [`compression`] | large payloads in fewer bytes, without loss |
@@ -22,6 +23,7 @@
 #![warn(missing_docs)]
 
 pub mod announcement;
+pub mod averaging;
 pub mod compression;
 pub mod directory;
 pub mod error;

@@ -21,6 +21,8 @@ pub enum LinkProtocol {
     Directory,
     /// A trainer's adapter on one server.
     Training,
+    /// What a member of a run says to another.
+    Averaging,
 }
 
 /// The two ends of a link.
@@ -46,7 +48,8 @@ pub(crate) const ANSWER_HEADER_BYTES_MAX: u32 = 2 << 20;
 
 impl LinkProtocol {
     /// Every protocol.
-    pub const ALL: [Self; 4] = [Self::Session, Self::Push, Self::Directory, Self::Training];
+    pub const ALL: [Self; 5] =
+        [Self::Session, Self::Push, Self::Directory, Self::Training, Self::Averaging];
 
     /// The name that both ends agree on when a link is opened.
     #[must_use]
@@ -56,6 +59,7 @@ impl LinkProtocol {
             Self::Push => "/umbel/push/1",
             Self::Directory => "/umbel/directory/1",
             Self::Training => "/umbel/training/1",
+            Self::Averaging => "/umbel/averaging/1",
         }
     }
 
@@ -68,8 +72,10 @@ impl LinkProtocol {
         };
         match (self, speaker) {
             (Self::Session | Self::Training, Side::Opener | Side::Acceptor)
-            | (Self::Push, Side::Opener) => STEPS,
-            (Self::Push, Side::Acceptor) => Limits { header_bytes_max: 0, payload_bytes_max: 0 },
+            | (Self::Push | Self::Averaging, Side::Opener) => STEPS,
+            (Self::Push | Self::Averaging, Side::Acceptor) => {
+                Limits { header_bytes_max: 0, payload_bytes_max: 0 }
+            }
             (Self::Directory, Side::Opener) => {
                 Limits { header_bytes_max: QUESTION_HEADER_BYTES_MAX, payload_bytes_max: 0 }
             }

@@ -4,6 +4,7 @@
 //! everything that they should depend on, so a lost token, a wrong route or a stale cache changes
 //! them.
 
+pub mod averaging;
 pub mod host;
 pub mod link;
 pub mod oracle;

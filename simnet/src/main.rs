@@ -39,7 +39,7 @@ struct Args {
     /// Draw the timeline of the first run, or the figure of a table.
     #[arg(long)]
     svg: Option<PathBuf>,
-    /// Compute a table: of the Petals paper, or of a prompt through several stages.
+    /// Compute a table: of the Petals paper, of a prompt through several stages, or of trainers.
     #[arg(long, value_enum, conflicts_with_all = ["scenario", "csv"])]
     table: Option<TableName>,
     /// Runs of each cell of a table.
@@ -57,6 +57,8 @@ enum TableName {
     Network,
     /// A prompt through stages that work at once.
     Prefill,
+    /// Trainers who share an adapter, leave and lie.
+    Averaging,
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -85,6 +87,10 @@ fn main() -> anyhow::Result<ExitCode> {
         }
         Some(TableName::Prefill) => {
             write!(out, "{}", table::prefill::table())?;
+            None
+        }
+        Some(TableName::Averaging) => {
+            write!(out, "{}", table::averaging::table(args.runs))?;
             None
         }
         None => return run(&args, &mut out),

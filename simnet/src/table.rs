@@ -1,5 +1,6 @@
-//! Tables of the Petals paper, computed in this world.
+//! Tables, some of them those of the Petals paper, computed in this world.
 
+pub mod averaging;
 pub mod failures;
 pub mod network;
 pub mod prefill;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use ed25519_dalek::{Signer as _, SigningKey};
 use umbel_protocol::announcement::{SignedAnnouncement, UnixTime};
+use umbel_protocol::averaging::MemberMessage;
 use umbel_protocol::compression;
 use umbel_protocol::directory::{DirectoryAnswer, DirectoryRequest};
 use umbel_protocol::frame::{Frame, FrameDecoder, FrameError, Limits, encode_prefix};
@@ -90,6 +91,10 @@ fn message(protocol: LinkProtocol, side: Side, frame: Frame) -> bool {
         (LinkProtocol::Training, Side::Acceptor) => {
             survives(frame, TrainingAnswer::decode, TrainingAnswer::encode)
         }
+        (LinkProtocol::Averaging, Side::Opener) => {
+            survives(frame, MemberMessage::decode, MemberMessage::encode)
+        }
+        (LinkProtocol::Averaging, Side::Acceptor) => false,
     }
 }
 

@@ -10,6 +10,7 @@
 //! | [`browser`] | a browser with a page |
 //! | [`soak`] | a gateway under many streaming clients: what they noticed, and what is left behind |
 //! | [`clients`] | clients that ask a swarm again and again whatever is done to it |
+//! | [`prometheus`] | what a process tells Prometheus |
 //! | [`thinned`] | a model without some of its blocks, to draft for the whole one |
 //! | [`training`] | trainings whose servers are killed |
 //! | [`workload`] | what is asked of a swarm, and what one process answers |
@@ -21,6 +22,7 @@ pub mod faults;
 pub mod fuzz;
 pub mod gateway;
 pub mod process;
+pub mod prometheus;
 pub mod shape;
 pub mod soak;
 pub mod swarm;

@@ -177,6 +177,27 @@ pub async fn join(server: &Server) -> anyhow::Result<Arc<Swarm>> {
     Ok(Arc::new(Swarm::join(config).await?))
 }
 
+/// Joins the swarm of the first of some servers, and waits until all of them are known there.
+///
+/// # Errors
+/// Where one stays unknown, or the first does not answer.
+pub async fn join_all(servers: &[&Server]) -> anyhow::Result<Arc<Swarm>> {
+    let swarm = join(servers.first().context("there are servers")?).await?;
+    let deadline = Instant::now() + KNOWN_TIMEOUT;
+    let mut looks = tokio::time::interval(LOOK_INTERVAL);
+    loop {
+        let known = swarm.announcements(None).await;
+        let is_known = |server: &&Server| {
+            known.iter().any(|known| server.address().ends_with(&known.peer.to_string()))
+        };
+        if servers.iter().all(is_known) {
+            return Ok(swarm);
+        }
+        ensure!(Instant::now() < deadline, "only {} servers are known", known.len());
+        looks.tick().await;
+    }
+}
+
 /// Starts a server of some blocks of the model of lessons.
 #[must_use]
 pub fn start(blocks: &str, first: Option<&Server>) -> Server {
@@ -256,31 +277,12 @@ impl Kills {
     }
 
     async fn open(&self, routes: usize) -> anyhow::Result<(Trainer, watch::Receiver<u64>)> {
-        let swarm = self.await_all().await?;
+        let swarm = join_all(&self.servers.iter().collect::<Vec<_>>()).await?;
         let remote = RemoteSettings { tokens_max: TOKENS_MAX, routes, ..RemoteSettings::default() };
         let Lesson { model, state, settings, .. } = &self.lesson;
         let opened = remote_as(remote, &swarm, model, state.clone(), *settings).await?;
         ensure!(opened.0.routes().len() == routes, "{routes} routes: {:?}", opened.0.routes());
         Ok(opened)
-    }
-
-    /// Joins the swarm, and waits until all servers are known there.
-    async fn await_all(&self) -> anyhow::Result<Arc<Swarm>> {
-        let first = self.servers.first().context("there are servers")?;
-        let deadline = Instant::now() + KNOWN_TIMEOUT;
-        let mut looks = tokio::time::interval(LOOK_INTERVAL);
-        let swarm = join(first).await?;
-        loop {
-            let known = swarm.announcements(None).await;
-            let here = |server: &Server| {
-                known.iter().any(|known| server.address().ends_with(&known.peer.to_string()))
-            };
-            if self.servers.iter().all(here) {
-                return Ok(swarm);
-            }
-            ensure!(Instant::now() < deadline, "only {} servers are known", known.len());
-            looks.tick().await;
-        }
     }
 
     /// Learns while a server is killed at a random moment, along two routes where the seed is odd, and

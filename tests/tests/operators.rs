@@ -5,10 +5,10 @@
 use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use serde_json::{Value, json};
 use umbel_tests::process::{Output, umbel_binary};
+use umbel_tests::prometheus::{get, metric, url};
 use umbel_tests::swarm::{Server, checkpoint, report, serve, umbel};
 
 fn llama() -> Server {
@@ -82,31 +82,11 @@ fn the_doctor_says_what_is_wrong_and_what_to_do() {
     assert!(model["what"].as_str().unwrap().contains("config.json"), "{model}");
 }
 
-/// What is at a path of a server that speaks HTTP.
-fn get(url: &str) -> (u16, String) {
-    let config = ureq::Agent::config_builder().http_status_as_error(false);
-    let agent: ureq::Agent = config.timeout_global(Some(Duration::from_secs(60))).build().into();
-    let response = agent.get(url).call().unwrap_or_else(|error| panic!("{url}: {error}"));
-    (response.status().as_u16(), response.into_body().read_to_string().unwrap())
-}
-
-/// The value of a metric without labels.
-fn metric(text: &str, name: &str) -> f64 {
-    let line = text.lines().find_map(|line| line.strip_prefix(&format!("{name} ")));
-    line.unwrap_or_else(|| panic!("{name} is not in\n{text}")).parse().unwrap()
-}
-
-/// Where a process says in its log that its metrics are.
-fn metrics_url(log: &str) -> String {
-    let line = log.lines().find(|line| line.contains("metrics at http")).unwrap();
-    line[line.find("http").unwrap()..].trim_end_matches(['"', '}', ',']).to_owned()
-}
-
 #[test]
 fn a_server_counts_what_it_computes() {
     let model = checkpoint("llama");
     let server = serve(&[&model, "--metrics", "127.0.0.1:0"]);
-    let url = metrics_url(&server.stderr());
+    let url = url(&server.stderr());
     let (status, before) = get(&url);
     assert_eq!((status, metric(&before, "umbel_tokens_total")), (200, 0.0));
     assert_eq!(metric(&before, "umbel_blocks"), 4.0);

@@ -154,6 +154,40 @@ fn an_adapter_of_peft_gives_the_stored_logits_over_a_swarm() {
     [&first, &second].iter().for_each(|server| server.assert_no_errors());
 }
 
+/// What `tests/python/peft_adapter.py` has stored: two adapters that were learned here and two that PEFT has
+/// written, with the logits that PEFT computes with each.
+#[test]
+fn adapters_of_either_have_the_logits_that_peft_has_stored() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/training/peft");
+    let model = checkpoint("llama");
+    let mut compared = 0;
+    for adapter in fs::read_dir(folder).unwrap() {
+        let adapter = adapter.unwrap().path();
+        let stored = fs::read(adapter.join("logits.json")).unwrap();
+        let stored: Vec<Value> = serde_json::from_slice(&stored).unwrap();
+        for case in stored {
+            let ids: Vec<_> =
+                case["prompt"].as_array().unwrap().iter().map(Value::to_string).collect();
+            let ids = ids.join(",");
+            let fixed = ["generate", &model, "--local", "--max-tokens", "1", "--json"];
+            let more = ["--top-logits", "288", "--prompt-ids", &ids, "--adapter"];
+            let adapter = adapter.to_str().unwrap();
+            let output = umbel(&[&fixed[..], &more[..], &[adapter]].concat());
+            let found = report(&output)["top_logits"][0].as_array().unwrap().clone();
+            let expected = case["logits"].as_array().unwrap();
+            assert_eq!(found.len(), expected.len());
+            for pair in found {
+                let (id, logit) = (pair[0].as_u64().unwrap(), pair[1].as_f64().unwrap());
+                let stored = expected[usize::try_from(id).unwrap()].as_f64().unwrap();
+                let difference = (logit - stored).abs();
+                assert!(difference < LOGIT_ERROR_MAX, "{adapter}, {id}: {logit}, not {stored}");
+            }
+            compared += 1;
+        }
+    }
+    assert_eq!(compared, 4 * 3);
+}
+
 #[test]
 fn what_cannot_be_learned_is_refused_with_what_is_wrong() {
     let scratch = tempfile::tempdir().unwrap();

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use umbel_coordinator::Hop;
-use umbel_coordinator::route::{Costs, NoRoute, Route, RouteRequest, plan_route};
+use umbel_coordinator::route::{Costs, NoRoute, Route, RouteRequest, plan_routes_apart};
 use umbel_coordinator::session::{FailureReason, HopFailure, RouteHop, RouteWanted};
 use umbel_coordinator::swarm::health::Health;
 use umbel_protocol::announcement::Announcement;
@@ -91,15 +91,30 @@ impl Swarm {
                 told = true;
             }
             if refreshed.is_none_or(|at| at.elapsed() >= REFRESH) {
-                // Who does not answer must not keep the others' news from being used.
-                let asked = tokio::time::timeout(REFRESH, self.refresh(search.model));
-                let _in_part = asked.await;
+                self.refresh_within(search.model).await;
                 refreshed = Some(Instant::now());
             } else {
                 // No event tells: breakers open again and doubts end with time alone.
                 tokio::time::sleep(AGAIN).await;
             }
         }
+    }
+
+    /// Hops of as many routes without a common server as are known, up to `count`; nobody is asked.
+    pub(crate) fn plan_apart(&self, search: &Search, count: usize) -> Vec<Vec<RouteHop>> {
+        let among = |among| self.plan_among((search, false), among, count).unwrap_or_default();
+        let of_those_that_answer = among(Among::NotDoubtful);
+        if of_those_that_answer.len() >= count {
+            return of_those_that_answer;
+        }
+        let of_all = among(Among::All);
+        if of_all.len() > of_those_that_answer.len() { of_all } else { of_those_that_answer }
+    }
+
+    /// Asks those who are there who serves a model, and waits no longer than a search does.
+    pub(crate) async fn refresh_within(&self, model: ModelId) {
+        // Who does not answer must not keep the others' news from being used.
+        let _in_part = tokio::time::timeout(REFRESH, self.refresh(model)).await;
     }
 
     /// Asks those who are there who serves a model.
@@ -169,20 +184,21 @@ impl Swarm {
         let connected = search.urgent.then_some(Among::Connected);
         let mut last = None;
         for among in connected.into_iter().chain([Among::NotDoubtful, Among::All]) {
-            match self.plan_among(search, forgiving, among) {
-                Ok(hops) => return Ok(hops),
+            match self.plan_among((search, forgiving), among, 1) {
+                Ok(mut routes) => return Ok(routes.swap_remove(0)),
                 Err(no_route) => last = Some(no_route),
             }
         }
         Err(last.expect("it was tried among all"))
     }
 
+    /// Up to `count` routes without a common server; at least one.
     fn plan_among(
         &self,
-        search: &Search,
-        forgiving: bool,
+        (search, forgiving): (&Search, bool),
         among: Among,
-    ) -> Result<Vec<RouteHop>, NoRoute> {
+        count: usize,
+    ) -> Result<Vec<Vec<RouteHop>>, NoRoute> {
         let Search { wanted, .. } = search;
         let (now, unix_now) = (self.clock.now(), unix_time());
         let mut view = self.view();
@@ -226,9 +242,8 @@ impl Swarm {
             },
             held: warm.longest(search.model, &search.prefix),
         };
-        let route: Route = plan_route(&request, &candidates, random)?;
-        tracing::debug!(%route, "planned");
-        let hops = route.hops().iter().map(|&hop| {
+        let routes = plan_routes_apart(&request, &candidates, count, random)?;
+        let mut open = |&hop: &Hop| {
             health.begin_trial(hop.peer, now);
             let server = candidates.iter().find(|server| server.peer == hop.peer);
             RouteHop {
@@ -237,8 +252,12 @@ impl Swarm {
                 session: random_session(),
                 round_trip: self.network.round_trip(hop.peer),
             }
-        });
-        Ok(hops.collect())
+        };
+        let mut hops = |route: &Route| {
+            tracing::debug!(%route, "planned");
+            route.hops().iter().map(&mut open).collect()
+        };
+        Ok(routes.iter().map(&mut hops).collect())
     }
 }
 

@@ -165,6 +165,15 @@ impl Blocks {
         }
     }
 
+    /// Gives the adapter's values to whoever holds a part of them.
+    pub(super) async fn adopt(&mut self, state: &TrainingState) -> Result<(), TrainError> {
+        match self {
+            // The trainer's own state is the only one.
+            Self::Local(_) => Ok(()),
+            Self::Remote(blocks) => blocks.adopt(state).await,
+        }
+    }
+
     /// The sum of the losses of microbatches.
     pub(super) async fn evaluate(
         &mut self,

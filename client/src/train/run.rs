@@ -77,6 +77,11 @@ impl Run {
         &self.trainer
     }
 
+    /// The trainer, to whom something may be done between two steps.
+    pub const fn trainer_mut(&mut self) -> &mut Trainer {
+        &mut self.trainer
+    }
+
     /// Whether there are texts for validation.
     #[must_use]
     pub const fn validates(&self) -> bool {

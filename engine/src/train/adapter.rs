@@ -188,8 +188,17 @@ impl Parameters {
     /// The sum of the squares of all values, from which the norm over all servers follows.
     #[must_use]
     pub fn sum_of_squares(&self) -> f64 {
+        self.sum_of_squares_pausing(&|| ())
+    }
+
+    /// As [`Self::sum_of_squares`], with `pause` behind each pair of matrices.
+    pub(super) fn sum_of_squares_pausing(&self, pause: &dyn Fn()) -> f64 {
         let squares = |values: &[f32]| values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>();
-        self.0.values().map(|matrices| squares(&matrices.a) + squares(&matrices.b)).sum()
+        let of_pair = |matrices: &LoraMatrices| {
+            pause();
+            squares(&matrices.a) + squares(&matrices.b)
+        };
+        self.0.values().map(of_pair).sum()
     }
 
     /// Adds `other`, which has the same places and shapes: gradients of another microbatch.

@@ -43,9 +43,11 @@ impl Layer<'_> {
         if let Some(lora) = self.lora {
             let input = lora.masked(input, self.linear.columns());
             let inner = times_transposed(&input, &lora.matrices.a, self.linear.columns());
+            (self.pause)();
             let added = times_transposed(&inner, &lora.matrices.b, lora.matrices.rank());
             let values = output.iter_mut().zip(&added);
             values.for_each(|(output, added)| *output += lora.scale * added);
+            (self.pause)();
         }
         output
     }
@@ -68,16 +70,21 @@ impl Layer<'_> {
         let rank = lora.matrices.rank();
         let input = lora.masked(input, columns);
         let mut inner = times_transposed(&input, &lora.matrices.a, columns);
+        (self.pause)();
         inner.iter_mut().for_each(|value| *value *= lora.scale);
         let mut of_inner = times(gradient, &lora.matrices.b, rank);
+        (self.pause)();
         of_inner.iter_mut().for_each(|value| *value *= lora.scale);
         let mut through = times(&of_inner, &lora.matrices.a, columns);
+        (self.pause)();
         if let Some(mask) = lora.mask {
             mask.apply(&mut through, columns);
         }
         of_input.iter_mut().zip(&through).for_each(|(of_input, through)| *of_input += through);
         let a = transposed_times(&of_inner, rank, &input, columns);
+        (self.pause)();
         let b = transposed_times(gradient, rows, &inner, rank);
+        (self.pause)();
         Some(LoraMatrices::new(a, b, rank))
     }
 }

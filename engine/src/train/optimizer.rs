@@ -107,12 +107,23 @@ impl Optimizer {
         learning_rate: f64,
         factor: f64,
     ) -> Result<(), StepError> {
+        self.step_pausing(adapter, gradients, (learning_rate, factor), &|| ())
+    }
+
+    /// As [`Self::step`], with `pause` behind each pair of matrices.
+    pub(super) fn step_pausing(
+        &mut self,
+        adapter: &mut Adapter,
+        gradients: &Parameters,
+        (learning_rate, factor): (f64, f64),
+        pause: &dyn Fn(),
+    ) -> Result<(), StepError> {
         let expected = shapes(&self.means);
         if shapes(gradients) != expected || shapes(adapter.parameters()) != expected {
             return Err(StepError::OtherAdapter);
         }
         // As a number of binary32, in which each square is kept.
-        let squares = narrow(gradients.sum_of_squares() * factor * factor);
+        let squares = narrow(gradients.sum_of_squares_pausing(pause) * factor * factor);
         if !squares.is_finite() || !learning_rate.is_finite() {
             return Err(StepError::NotFinite);
         }
@@ -123,6 +134,7 @@ impl Optimizer {
         for ((values, gradients), (means, squares)) in parameters.zip(moments) {
             rule.apply(&mut values.a, &gradients.a, &mut means.a, &mut squares.a);
             rule.apply(&mut values.b, &gradients.b, &mut means.b, &mut squares.b);
+            pause();
         }
         Ok(())
     }

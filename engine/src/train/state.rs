@@ -135,7 +135,20 @@ impl TrainingState {
     /// # Errors
     /// [`StepError`]; then nothing has changed.
     pub fn step(&mut self, learning_rate: f64, factor: f64) -> Result<(), StepError> {
-        self.optimizer.step(&mut self.adapter, &self.gradients, learning_rate, factor)?;
+        self.step_pausing((learning_rate, factor), &|| ())
+    }
+
+    /// As [`Self::step`], with `pause` between parts of the work, upon which others may compute.
+    ///
+    /// # Errors
+    /// As [`Self::step`].
+    pub fn step_pausing(
+        &mut self,
+        (learning_rate, factor): (f64, f64),
+        pause: &dyn Fn(),
+    ) -> Result<(), StepError> {
+        let along = (learning_rate, factor);
+        self.optimizer.step_pausing(&mut self.adapter, &self.gradients, along, pause)?;
         self.reset();
         Ok(())
     }
@@ -152,6 +165,15 @@ impl TrainingState {
     /// Where the adapter lacks one of the blocks.
     #[must_use]
     pub fn digest(&self, blocks: Span) -> [u8; 32] {
+        self.digest_pausing(blocks, &|| ())
+    }
+
+    /// As [`Self::digest`], with `pause` between parts of the work, upon which others may compute.
+    ///
+    /// # Panics
+    /// As [`Self::digest`].
+    #[must_use]
+    pub fn digest_pausing(&self, blocks: Span, pause: &dyn Fn()) -> [u8; 32] {
         assert!(self.adapter.blocks().covers(blocks), "the adapter has all of the blocks");
         let mut hash = Sha256::new();
         for (place, matrices) in self.adapter.parameters().iter() {
@@ -159,6 +181,7 @@ impl TrainingState {
                 for value in matrices.a().iter().chain(matrices.b()) {
                     hash.update(value.to_le_bytes());
                 }
+                pause();
             }
         }
         hash.finalize().into()

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use umbel_client::train::schedule::Decay;
 use umbel_engine::train::TargetModule;
+use umbel_net::Multiaddr;
 
 use super::{Join, ModelArguments};
 
@@ -16,6 +17,8 @@ Examples:
   umbel train --join ADDR --data chats.jsonl --out chats --rank 16 --epochs 2
   umbel train --join ADDR --data chats.jsonl --out chats --resume
   umbel train --join ADDR --data chats.jsonl --out chats --epochs 20 --patience 3
+  umbel train --join ADDR --data mine.jsonl --out ours --together
+  umbel train --join ADDR --data yours.jsonl --out ours --with TRAINER
 
 Each line of the data is one JSON object: messages (a list of role and content, of which what the
 assistant says is learned), or prompt and completion (the completion is), or text, or token_ids.
@@ -55,6 +58,10 @@ pub struct TrainArguments {
     #[arg(long)]
     pub resume: bool,
 
+    /// With whom it is learned.
+    #[command(flatten)]
+    pub together: TogetherArguments,
+
     /// What the adapter is.
     #[command(flatten)]
     pub adapter: AdapterArguments,
@@ -62,6 +69,29 @@ pub struct TrainArguments {
     /// How it is learned.
     #[command(flatten)]
     pub learning: LearningArguments,
+}
+
+/// With whom an adapter is learned.
+#[derive(Debug, Clone, Args)]
+pub struct TogetherArguments {
+    /// Share the adapter with other trainers, each of whom has data of its own: begin a run, print
+    /// "ready ADDR", and put together what all have learned in rounds.
+    #[arg(long)]
+    pub together: bool,
+
+    /// Join the run of the trainer that printed this address; may be given several times. Model, adapter
+    /// and --round-seconds have to be the same.
+    #[arg(long, value_name = "ADDR")]
+    pub with: Vec<Join>,
+
+    /// Where to listen for other trainers; may be given several times [default: every interface, QUIC and
+    /// TCP, free ports].
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Vec<Multiaddr>,
+
+    /// How long each learns by itself in a round.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub round_seconds: u32,
 }
 
 /// What an adapter is.

@@ -6,12 +6,14 @@ mod metrics;
 mod plot;
 mod report;
 mod saving;
+mod together;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use umbel_client::train::run::Run;
+use umbel_client::train::together::Together;
 use umbel_client::train::{
     Blocks, LocalBlocks, RemoteBlocks, RemoteSettings, TrainError, Trainer, TrainerSettings,
 };
@@ -48,14 +50,18 @@ pub(super) async fn run(arguments: TrainArguments, config: &Config) -> anyhow::R
         microbatch_tokens: learning.microbatch_tokens as usize,
     };
     let first_step = begun.state.steps();
-    let trainer = Trainer::new(Arc::clone(&model), blocks, begun.state, settings)
+    let mut trainer = Trainer::new(Arc::clone(&model), blocks, begun.state, settings)
         .after_sequences(begun.sequences);
+    let together = together::start(&arguments.together, &model, &mut trainer).await?;
     let schedule = begin::schedule(&arguments, &texts);
     let reporter = Reporter::new(&arguments.out, first_step, schedule.steps)?;
     let run = Run::new(trainer, texts, begin::run_settings(&arguments), schedule);
     let saving = Saving::new(&arguments.out, begun.identity, begun.watch);
-    let mut training = Training { run, saving, reporter, base };
+    let mut training = Training { run, saving, reporter, base, together };
     let ended = training.go_on(learning).await;
+    if let Some(together) = training.together.take() {
+        together.leave().await;
+    }
     training.end(&arguments, first_step, ended)?;
     training.run.close().await;
     if let Some(swarm) = swarm.and_then(Arc::into_inner) {
@@ -71,6 +77,8 @@ struct Training {
     reporter: Reporter,
     /// Who the model is to those who read the card.
     base: String,
+    /// With whom it is learned.
+    together: Option<Together>,
 }
 
 impl Training {
@@ -85,6 +93,11 @@ impl Training {
             let patience = learning.patience.unwrap_or(u32::MAX);
             if self.saving.watch.early_stop.is_over(patience) {
                 return Ok(());
+            }
+            if let Some(together) = &self.together
+                && let Some(begun) = together.between_steps(self.run.trainer_mut()).await?
+            {
+                self.reporter.round_begun(begun);
             }
             let watch = self.saving.begin_step();
             let Some(step) = self.run.next().await? else { return Ok(()) };

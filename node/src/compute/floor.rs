@@ -2,13 +2,16 @@
 //!
 //! There is one set of threads, and whoever has the floor uses all of them. Training gives the floor up
 //! between two parts of its work as soon as a pass waits for it, so that a pass waits for one part at
-//! most: a product of one matrix with 64 tokens, which is less than a pass that decodes takes itself,
-//! since such a pass reads all matrices of all blocks; or the attention of one sequence in as many heads
-//! as there are threads.
+//! most, however many train: a product of one matrix with 64 tokens, which is less than a pass that
+//! decodes takes itself, since such a pass reads all matrices of all blocks; one of an adapter's products
+//! with a microbatch; the attention of 2^15 pairs of tokens for each thread; or what a step does to a pair
+//! of the adapter's matrices. What passes have waited for is counted.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use super::{Command, Computed, Engine};
+use crate::metrics::server::Waits;
 
 /// The right to compute, which one thread has at a time.
 #[derive(Clone, Default)]
@@ -18,6 +21,7 @@ pub struct Floor(Arc<Shared>);
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
+    waits: Waits,
 }
 
 #[derive(Default)]
@@ -25,6 +29,8 @@ struct State {
     taken: bool,
     /// Passes that wait.
     urgent: usize,
+    /// Parts of patient work that have ended.
+    parts: u64,
 }
 
 /// An engine that takes the floor before each command.
@@ -34,6 +40,12 @@ pub struct Urgent<E> {
 }
 
 impl Floor {
+    /// What passes have waited for.
+    #[must_use]
+    pub fn waits(&self) -> &Waits {
+        &self.0.waits
+    }
+
     /// The engine, which goes first.
     pub fn before<E: Engine>(&self, engine: E) -> Urgent<E> {
         Urgent { engine, floor: self.clone() }
@@ -42,26 +54,32 @@ impl Floor {
     /// Does `work` when nobody else computes or waits to. It is to call what it is given between its
     /// parts, upon which passes that wait go first.
     pub fn patiently<R>(&self, work: impl FnOnce(&dyn Fn()) -> R) -> R {
-        let taken = self.take(false);
+        let (taken, _) = self.take(false);
         let pause = || {
-            if self.state().urgent > 0 {
+            let mut state = self.state();
+            state.parts += 1;
+            if state.urgent > 0 {
+                drop(state);
                 self.free();
                 std::mem::forget(self.take(false));
             }
         };
         let result = work(&pause);
+        self.state().parts += 1;
         drop(taken);
         result
     }
 
-    fn take(&self, urgent: bool) -> Taken<'_> {
+    /// Waits for the floor; gives the parts of patient work that ended meanwhile, too.
+    fn take(&self, urgent: bool) -> (Taken<'_>, u64) {
         let mut state = self.state();
+        let before = state.parts;
         state.urgent += usize::from(urgent);
         let waits = |state: &mut State| state.taken || (!urgent && state.urgent > 0);
         state = self.0.changed.wait_while(state, waits).unwrap_or_else(PoisonError::into_inner);
         state.urgent -= usize::from(urgent);
         state.taken = true;
-        Taken(self)
+        (Taken(self), state.parts - before)
     }
 
     fn free(&self) {
@@ -86,15 +104,22 @@ impl Drop for Taken<'_> {
 
 impl<E: Engine> Engine for Urgent<E> {
     fn run(&mut self, command: Command) -> Option<Computed> {
-        let _taken = self.floor.take(true);
+        let (is_pass, asked) = (matches!(command, Command::Pass(_)), Instant::now());
+        let (_taken, parts) = self.floor.take(true);
+        if is_pass && parts > 0 {
+            self.floor.waits().pass_has_waited(parts, asked.elapsed());
+        }
         self.engine.run(command)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::mpsc;
     use std::thread;
+
+    use umbel_coordinator::server::{Batch, JobId};
 
     use super::*;
 
@@ -118,8 +143,9 @@ mod tests {
             has_begun.recv().unwrap();
             let (urgent, urgent_says) = (floor.clone(), say);
             scope.spawn(move || {
-                let _taken = urgent.take(true);
+                let (_taken, parts) = urgent.take(true);
                 urgent_says.send("pass").unwrap();
+                assert_eq!(parts, 1, "it waited for the first part alone");
             });
             while floor.state().urgent == 0 {
                 thread::yield_now();
@@ -140,7 +166,7 @@ mod tests {
                 scope.spawn(move || {
                     for _ in 0..200 {
                         if urgent {
-                            let _taken = floor.take(true);
+                            let (_taken, _) = floor.take(true);
                             drop(computing.try_lock().expect("nobody else computes"));
                         } else {
                             floor.patiently(|pause| {
@@ -155,5 +181,40 @@ mod tests {
         });
         let state = floor.state();
         assert!(!state.taken && state.urgent == 0);
+    }
+
+    /// An engine that computes nothing, and says so.
+    struct Idle;
+
+    impl Engine for Idle {
+        fn run(&mut self, _: Command) -> Option<Computed> {
+            None
+        }
+    }
+
+    #[test]
+    fn a_pass_waits_for_one_part_at_most_however_many_train_and_what_it_waits_for_is_counted() {
+        let floor = Floor::default();
+        let mut engine = floor.before(Idle);
+        let pass = || Command::Pass(Batch { id: JobId(0), jobs: Vec::new() });
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !done.load(Ordering::Relaxed) {
+                        floor.patiently(|pause| (0..100).for_each(|_| pause()));
+                    }
+                });
+            }
+            // Some find a training at work, on however few processors.
+            while floor.waits().passes() < 100 {
+                engine.run(pass());
+                // What is no pass waits too, and is not counted.
+                engine.run(Command::Pages(Vec::new()));
+                thread::yield_now();
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        assert!(floor.waits().parts() <= floor.waits().passes(), "one part each at most");
     }
 }

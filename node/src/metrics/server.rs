@@ -90,6 +90,52 @@ impl Counters {
     }
 }
 
+/// What passes have waited for of trainings. Clones count the same.
+#[derive(Debug, Clone)]
+pub struct Waits {
+    parts: Counter,
+    passes: Counter,
+    seconds: Histogram,
+}
+
+impl Default for Waits {
+    fn default() -> Self {
+        // From what a small matrix takes to a long wait on a machine that is too busy.
+        let seconds = Histogram::new(exponential_buckets(0.000_1, 2.0, 16));
+        Self { parts: Counter::default(), passes: Counter::default(), seconds }
+    }
+}
+
+impl Waits {
+    /// Lets Prometheus see them.
+    pub fn register(&self, registry: &mut Registry) {
+        let registry = super::own(registry);
+        let help = "Passes that found a training at work, when they begin";
+        registry.register("passes_waited", help, self.passes.clone());
+        let help = "Parts of trainings that passes have waited for, when the pass begins: at most one each";
+        registry.register("training_parts_waited", help, self.parts.clone());
+        let help = "How long a pass has waited for a training, when it begins";
+        registry.register("pass_wait_seconds", help, self.seconds.clone());
+    }
+
+    /// A pass begins, which has waited for so many parts of trainings.
+    pub(crate) fn pass_has_waited(&self, parts: u64, waited: Duration) {
+        self.passes.inc();
+        self.parts.inc_by(parts);
+        self.seconds.observe(waited.as_secs_f64());
+    }
+
+    #[cfg(test)]
+    pub(crate) fn parts(&self) -> u64 {
+        self.parts.get()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn passes(&self) -> u64 {
+        self.passes.get()
+    }
+}
+
 /// What a server offers and how busy it is, looked up when Prometheus asks.
 #[derive(Debug)]
 pub struct State {

@@ -38,12 +38,18 @@ impl Sockets {
     }
 
     /// Lets Prometheus ask, if it may.
-    pub(super) fn measure(&mut self, driver: &Driver, offer: &watch::Sender<Offer>) {
+    pub(super) fn measure(
+        &mut self,
+        driver: &Driver,
+        offer: &watch::Sender<Offer>,
+        waits: &metrics::server::Waits,
+    ) {
         let Some(listener) = self.metrics.take() else {
             return;
         };
         let mut registry = metrics::registry();
         driver.counters().register(&mut registry);
+        waits.register(&mut registry);
         let state = metrics::server::State { load: driver.load(), offer: offer.subscribe() };
         registry.register_collector(Box::new(state));
         if let Some(front) = &self.front {

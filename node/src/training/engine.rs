@@ -147,9 +147,12 @@ impl Session {
                 if self.state.steps().checked_add(1) != Some(number) {
                     return Err(failure(ErrorCode::WrongPosition, "not the next step"));
                 }
-                let stepped = self.state.step(learning_rate, factor);
+                let stepped = self.state.step_pausing((learning_rate, factor), pause);
                 stepped.map_err(|error| failure(ErrorCode::NotAllowed, error))?;
-                Ok(TrainingAnswer::Stepped { number, digest: self.state.digest(self.blocks) })
+                Ok(TrainingAnswer::Stepped {
+                    number,
+                    digest: self.state.digest_pausing(self.blocks, pause),
+                })
             }
             TrainerMessage::Open(_) | TrainerMessage::Close => {
                 Err(failure(ErrorCode::Internal, "sessions are opened and closed by the machine"))

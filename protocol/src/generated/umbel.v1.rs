@@ -121,6 +121,120 @@ pub struct SignedAnnouncement {
     #[prost(bytes = "bytes", tag = "2")]
     pub signature: ::prost::bytes::Bytes,
 }
+/// What a member of a run says to another, on a link that it has opened: the first message is its
+/// name for the run, and nothing comes back on the link.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct MemberMessage {
+    #[prost(oneof = "member_message::Message", tags = "1, 2, 3, 4, 5, 6, 7")]
+    pub message: ::core::option::Option<member_message::Message>,
+}
+/// Nested message and enum types in `MemberMessage`.
+pub mod member_message {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Message {
+        #[prost(message, tag = "1")]
+        Hello(super::MemberHello),
+        #[prost(message, tag = "2")]
+        Stand(super::MemberStand),
+        #[prost(message, tag = "3")]
+        Contribution(super::RoundContribution),
+        #[prost(message, tag = "4")]
+        Proposal(super::RoundProposal),
+        #[prost(message, tag = "5")]
+        WantDelta(super::WantDelta),
+        #[prost(message, tag = "6")]
+        WantState(super::WantRunState),
+        #[prost(message, tag = "7")]
+        State(super::RunState),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct MemberHello {
+    /// 32 bytes: a digest of all that members agree on.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub run: ::prost::bytes::Bytes,
+    /// Where the sender listens.
+    #[prost(string, repeated, tag = "2")]
+    pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Others that it knows.
+    #[prost(message, repeated, tag = "3")]
+    pub members: ::prost::alloc::vec::Vec<MemberAddresses>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MemberAddresses {
+    /// The 32 bytes of its public key.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub peer: ::prost::bytes::Bytes,
+    #[prost(string, repeated, tag = "2")]
+    pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// A state of the run.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Stand {
+    /// Rounds that are behind it.
+    #[prost(uint64, tag = "1")]
+    pub round: u64,
+    /// SHA-256 over it.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub digest: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MemberStand {
+    /// Where the sender stands; absent where it has no state.
+    #[prost(message, optional, tag = "1")]
+    pub stand: ::core::option::Option<Stand>,
+}
+/// What a member has learned: the payload has a signed byte for each value, and then the scales of each 256
+/// of them, binary32.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RoundContribution {
+    /// Where the round began.
+    #[prost(message, optional, tag = "1")]
+    pub start: ::core::option::Option<Stand>,
+    /// Whose it is, 32 bytes; absent where it is the sender's.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub author: ::prost::bytes::Bytes,
+    #[prost(uint32, tag = "3")]
+    pub value_count: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RoundProposal {
+    /// Where the round began.
+    #[prost(message, optional, tag = "1")]
+    pub start: ::core::option::Option<Stand>,
+    /// What is to count.
+    #[prost(message, repeated, tag = "2")]
+    pub deltas: ::prost::alloc::vec::Vec<ProposedDelta>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ProposedDelta {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub author: ::prost::bytes::Bytes,
+    /// SHA-256 over scales and signed bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub digest: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WantDelta {
+    /// Where the round began.
+    #[prost(message, optional, tag = "1")]
+    pub start: ::core::option::Option<Stand>,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub author: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WantRunState {
+    #[prost(message, optional, tag = "1")]
+    pub stand: ::core::option::Option<Stand>,
+}
+/// A state: the payload has the values and then the momentum of each, binary32.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RunState {
+    #[prost(uint64, tag = "1")]
+    pub round: u64,
+    #[prost(uint32, tag = "2")]
+    pub value_count: u32,
+}
 /// What is asked on a link of the directory protocol.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DirectoryRequest {

@@ -1,5 +1,7 @@
 //! One value of each message, with every field set where that can be, and with none.
 
+#[path = "member_messages.rs"]
+pub(crate) mod members;
 #[path = "training_samples.rs"]
 pub(crate) mod training;
 
@@ -10,6 +12,7 @@ use ed25519_dalek::SigningKey;
 use umbel_protocol::announcement::{
     Announcement, NextHopLatency, Proposal, ProposedMove, SignedAnnouncement, Throughput, UnixTime,
 };
+use umbel_protocol::averaging::MemberMessage;
 use umbel_protocol::directory::{DirectoryAnswer, DirectoryRequest};
 use umbel_protocol::error::{ErrorCode, ProtocolViolation};
 use umbel_protocol::frame::{Frame, Limits, encode_prefix};
@@ -31,6 +34,7 @@ pub(crate) enum Message {
     Answer(DirectoryAnswer),
     Trainer(TrainerMessage),
     Training(TrainingAnswer),
+    Member(MemberMessage),
 }
 
 /// A message and the name of its file.
@@ -49,6 +53,7 @@ impl Message {
             Self::Answer(message) => message.encode(),
             Self::Trainer(message) => message.encode(),
             Self::Training(message) => message.encode(),
+            Self::Member(message) => message.encode(),
         }
     }
 
@@ -63,6 +68,7 @@ impl Message {
             Self::Answer(_) => Self::Answer(DirectoryAnswer::decode(frame)?),
             Self::Trainer(_) => Self::Trainer(TrainerMessage::decode(frame)?),
             Self::Training(_) => Self::Training(TrainingAnswer::decode(frame)?),
+            Self::Member(_) => Self::Member(MemberMessage::decode(frame)?),
         })
     }
 
@@ -139,6 +145,7 @@ pub(crate) fn samples() -> Vec<Sample> {
         sample("answer_found_none", Message::Answer(DirectoryAnswer::Found(Vec::new()))),
     ];
     all.extend(training::samples());
+    all.extend(members::samples());
     all
 }
 

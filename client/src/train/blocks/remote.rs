@@ -2,7 +2,7 @@
 
 mod mend;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -30,8 +30,11 @@ pub struct RemoteBlocks {
     routes_named: usize,
     /// There was a server for every block once.
     opened: bool,
-    /// When another route was looked for last.
-    widened: Option<Instant>,
+    /// When the others were asked last who has come.
+    asked: Option<Instant>,
+    /// Servers that have failed, and when: further routes do without them for a while. There are no more
+    /// than the swarm's directory has.
+    passed_over: BTreeMap<PeerId, Instant>,
     replaced: usize,
     /// Something was begun and not ended: servers may have gathered gradients, and have yet to answer.
     unfinished: bool,
@@ -85,7 +88,8 @@ impl RemoteBlocks {
             routes_max: routes.max(1),
             routes_named: 0,
             opened: false,
-            widened: None,
+            asked: None,
+            passed_over: BTreeMap::new(),
             replaced: 0,
             unfinished: false,
             failures: 0,
@@ -153,6 +157,21 @@ impl RemoteBlocks {
         }
         self.unfinished = false;
         Ok(())
+    }
+
+    /// Gives every server its part of other values. A server takes values before the first step alone, so
+    /// that each is asked to forget its part, and then given it anew.
+    pub(super) async fn adopt(&mut self, state: &TrainingState) -> Result<(), TrainError> {
+        let routes = std::mem::take(&mut self.routes);
+        let hops = routes.into_iter().flat_map(|route| route.hops);
+        if std::mem::replace(&mut self.unfinished, false) {
+            // What these have yet to say is of something else; they notice that their links are gone.
+            drop(hops);
+        } else {
+            let closes = hops.map(|hop| hop.close(&self.swarm));
+            futures::future::join_all(closes).await;
+        }
+        self.begin(state).await
     }
 
     pub(super) async fn evaluate(

@@ -120,11 +120,11 @@ fn pauses_are_many_and_change_no_bit() {
         let count = || pauses.set(pauses.get() + 1);
         let pass = world.pass(&hosted, Some(&adapter)).pausing(&count);
         let forward = pass.forward(&world.input).unwrap();
-        // Seven matrices and attention in each of three blocks.
-        assert_eq!(pauses.replace(0), 3 * 8);
+        // Seven matrices with two of the adapter each, and attention, in each of three blocks.
+        assert_eq!(pauses.replace(0), 3 * (7 * 3 + 1));
         let back = pass.backward(&forward.inputs, &world.gradient).unwrap();
-        // All but the last matrix once more, then each of them back.
-        assert_eq!(pauses.get(), 3 * (7 + 8));
+        // All but the last matrix once more, then each of them back with five products of the adapter.
+        assert_eq!(pauses.get(), 3 * (6 * 3 + 1) + 3 * (7 * 6 + 1));
         assert_eq!(all_bits(&(forward.output, back)), expected);
     }
 }

@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use umbel_client::train::StepReport;
 use umbel_client::train::run::RunStep;
+use umbel_client::train::together::RoundBegun;
 
 use super::metrics::{METRICS_FILE, Metrics};
 
@@ -82,6 +83,19 @@ impl Reporter {
             "validation_targets": report.targets,
         }));
         let line = format!("step {step} validation loss {:.4}", report.loss);
+        match &self.bar {
+            Some(bar) => bar.println(line),
+            None => eprintln!("{line}"),
+        }
+    }
+
+    /// A round with other trainers has begun. Where two have the same round and state, they have the same
+    /// adapter.
+    pub(super) fn round_begun(&mut self, begun: RoundBegun) {
+        let RoundBegun { stand, members } = begun;
+        let state: String = stand.digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        self.write(&json!({ "round": stand.round, "state": state, "members": members }));
+        let line = format!("round {} of {members} trainers", stand.round);
         match &self.bar {
             Some(bar) => bar.println(line),
             None => eprintln!("{line}"),

@@ -1,5 +1,6 @@
 //! Servers for blocks that none has, and more routes than one where there are servers for them.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use umbel_coordinator::route::NoRoute;
@@ -24,11 +25,15 @@ const CACHE_TOKENS: u32 = 1;
 /// After how long a server that has failed may be tried again, where there is no other.
 const FORGIVEN_AFTER: Duration = Duration::from_secs(2);
 
-/// How often another route is looked for: to ask the others takes up to two seconds, and who has left
-/// is seldom back at once.
-const WIDEN_INTERVAL: Duration = Duration::from_secs(60);
+/// How often the others are asked who has come, where there are fewer routes than are wanted: as often as
+/// a server announces itself.
+const ASK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How many routes are tried for each one more: some servers that are announced may be gone.
+/// How long no further route is laid over a server that has failed: each try delays a step, and one that
+/// is gone is announced for so long.
+const PASSED_OVER: Duration = Duration::from_secs(60);
+
+/// How often further routes are laid out before one step: some servers that are announced may be gone.
 const WIDEN_TRIES: usize = 4;
 
 /// Why a server was given up last.
@@ -60,46 +65,82 @@ impl RemoteBlocks {
             self.routes.clear();
             self.unfinished = false;
         }
-        if self.routes.is_empty() {
-            self.routes.push(TrainingRoute { name: self.routes_named, hops: Vec::new() });
-            self.routes_named += 1;
-            self.fill(0, state, LastFailure::default()).await?;
-            self.opened = true;
+        if self.routes_max > 1 {
+            self.widen(state).await?;
         }
-        let is_time = self.widened.is_none_or(|at| at.elapsed() >= WIDEN_INTERVAL);
-        while self.routes.len() < self.routes_max && is_time {
-            if !self.widen(state).await? {
-                self.widened = Some(Instant::now());
+        if self.routes.is_empty() {
+            // What a server refuses now is what the error says if all refuse it.
+            self.avoided.clear();
+            self.push_route(Vec::new());
+            self.fill(0, state, LastFailure::default()).await?;
+            // The wait may have been long, and others may have come.
+            self.widen(state).await?;
+        }
+        self.opened = true;
+        if self.routes.len() < self.routes_max {
+            self.ask_for_news();
+        }
+        Ok(())
+    }
+
+    /// Opens the routes that are lacking, where there are servers for them that are on none. All are laid
+    /// out together: one alone might take the servers without which there is no other.
+    async fn widen(&mut self, state: &TrainingState) -> Result<(), TrainError> {
+        self.passed_over.retain(|_, since| since.elapsed() < PASSED_OVER);
+        for _ in 0..WIDEN_TRIES {
+            let lacking = self.routes_max.saturating_sub(self.routes.len());
+            if lacking == 0 {
                 break;
+            }
+            let mut search = self.search(self.blocks);
+            search.wanted.avoided.extend(self.peers());
+            search.wanted.avoided.extend(self.passed_over.keys());
+            let laid_out = self.swarm.plan_apart(&search, lacking);
+            if laid_out.is_empty() {
+                break;
+            }
+            for route in laid_out {
+                self.open_route(&route, state).await?;
             }
         }
         Ok(())
     }
 
-    /// Opens another route, of servers that are on none; whether there was one.
-    async fn widen(&mut self, state: &TrainingState) -> Result<bool, TrainError> {
-        'routes: for _ in 0..WIDEN_TRIES {
-            let mut search = self.search(self.blocks);
-            search.wanted.avoided.extend(self.peers());
-            search.wanted.needed = false;
-            let Ok(route) = self.swarm.search(search).await else { return Ok(false) };
-            let mut hops = Vec::new();
-            for hop in &route {
-                match self.open_hop(hop, state).await? {
-                    Ok(open) => hops.push(open),
-                    Err(_) => {
-                        for hop in hops {
-                            hop.close(&self.swarm).await;
-                        }
-                        continue 'routes;
+    /// Opens a further route, unless one of its servers fails.
+    async fn open_route(
+        &mut self,
+        route: &[RouteHop],
+        state: &TrainingState,
+    ) -> Result<(), TrainError> {
+        let mut hops = Vec::with_capacity(route.len());
+        for hop in route {
+            match self.open_hop(hop, state).await? {
+                Ok(open) => hops.push(open),
+                Err(_) => {
+                    for hop in hops {
+                        hop.close(&self.swarm).await;
                     }
+                    return Ok(());
                 }
             }
-            self.routes.push(TrainingRoute { name: self.routes_named, hops });
-            self.routes_named += 1;
-            return Ok(true);
         }
-        Ok(false)
+        self.push_route(hops);
+        Ok(())
+    }
+
+    fn push_route(&mut self, hops: Vec<OpenHop>) {
+        self.routes.push(TrainingRoute { name: self.routes_named, hops });
+        self.routes_named += 1;
+    }
+
+    /// Lets the others be asked who has come, beside the step; what they say is used before the next one.
+    fn ask_for_news(&mut self) {
+        if self.asked.is_some_and(|at| at.elapsed() < ASK_INTERVAL) {
+            return;
+        }
+        self.asked = Some(Instant::now());
+        let (swarm, model) = (Arc::clone(&self.swarm), self.terms.model);
+        tokio::spawn(async move { swarm.refresh_within(model).await });
     }
 
     /// Puts others in the place of servers that have failed; they are given the state before the step.
@@ -131,7 +172,6 @@ impl RemoteBlocks {
                 {
                     let TrainingRoute { name, hops } = self.routes.remove(place);
                     tracing::warn!(route = name, "going on without a route that has lost a server");
-                    self.widened = Some(Instant::now());
                     for hop in hops {
                         hop.close(&self.swarm).await;
                     }
@@ -254,6 +294,7 @@ impl RemoteBlocks {
             });
         }
         self.avoided.insert(failure.hop.peer);
+        self.passed_over.insert(failure.hop.peer, Instant::now());
         // One that cannot train at the moment may well answer others.
         if !matches!(failure.reason, FailureReason::Refused { .. }) {
             self.swarm.blame(&failure);

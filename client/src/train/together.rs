@@ -1,0 +1,202 @@
+//! Trainers who share a run: the body of [`umbel_coordinator::training::round`].
+//!
+//! A task of its own carries what members say, beside the steps of the trainer, which hands on what it has
+//! learned and takes up a new state [between two of them](Together::between_steps).
+
+mod links;
+mod task;
+mod words;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinHandle;
+use umbel_coordinator::training::round::{Input, RunSettings, RunState};
+use umbel_net::{
+    AcceptError, Identity, JoinError, Multiaddr, Network, NetworkConfig, Role, StartNetworkError,
+    SwarmKey,
+};
+use umbel_protocol::ModelId;
+use umbel_protocol::averaging::{RUN_VALUES_MAX, Stand};
+use umbel_protocol::training::AdapterSettings;
+
+use super::{TrainError, Trainer};
+use task::Task;
+
+/// How long a trainer that joins waits for a state before it gives up: a round may be under way, and a
+/// state of 64 MiB takes a minute at a megabyte a second.
+const STATE_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// What the task is told of one trainer: one answer to each question, and that is one a round.
+const TOLD_WAITING_MAX: usize = 4;
+
+/// How a trainer takes part in a run.
+#[derive(Debug, Clone)]
+pub struct TogetherSettings {
+    /// Where it listens.
+    pub listen: Vec<Multiaddr>,
+    /// Members that it joins; without one it begins a run that others may join.
+    pub with: Vec<Multiaddr>,
+    /// The secret of a private swarm, if the run is one.
+    pub swarm_key: Option<SwarmKey>,
+    /// What all members agree on.
+    pub run: RunSettings,
+}
+
+/// A round that has begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RoundBegun {
+    /// The state with which it began.
+    pub stand: Stand,
+    /// Members that were there, this one among them.
+    pub members: usize,
+}
+
+/// A trainer's part in a run.
+pub struct Together {
+    network: Network,
+    tell: mpsc::Sender<Input>,
+    asked: Arc<Asked>,
+    task: JoinHandle<()>,
+}
+
+/// What the machine has asked the trainer for. Of a state only the last counts.
+#[derive(Default)]
+struct Asked {
+    wanted: Mutex<Wanted>,
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct Wanted {
+    /// Go on from this state, with so many members.
+    begin: Option<(Arc<RunState>, usize)>,
+    /// Say what was learned in this round.
+    learned: Option<u64>,
+}
+
+impl Asked {
+    fn change(&self, change: impl FnOnce(&mut Wanted)) {
+        change(&mut self.wanted.lock().unwrap_or_else(PoisonError::into_inner));
+        self.changed.notify_one();
+    }
+
+    fn take(&self) -> Wanted {
+        std::mem::take(&mut *self.wanted.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Together {
+    /// Begins a run with the trainer's adapter, or joins one and takes its state over.
+    ///
+    /// # Errors
+    /// [`TogetherError`] where the network cannot be started, no member can be reached, or none of them has
+    /// sent a state in time.
+    pub async fn start(
+        settings: TogetherSettings,
+        model: ModelId,
+        trainer: &mut Trainer,
+    ) -> Result<Self, TogetherError> {
+        let values = trainer.values();
+        if values.len() > RUN_VALUES_MAX {
+            return Err(TogetherError::TooLarge { values: values.len() });
+        }
+        let adapter = AdapterSettings::from(trainer.adapter().config());
+        let what = format!("{model} {adapter:?} {}", values.len());
+        let name = settings.run.name(what.as_bytes());
+        let network = Network::start(NetworkConfig {
+            listen: settings.listen,
+            swarm_key: settings.swarm_key,
+            ..NetworkConfig::new(Identity::ephemeral(), Role::Client)
+        })
+        .await?;
+        let met = if settings.with.is_empty() {
+            Vec::new()
+        } else {
+            network.join(&settings.with).await?
+        };
+        let joins = !met.is_empty();
+        let state = if joins { None } else { RunState::begin(values) };
+        let (tell, told) = mpsc::channel(TOLD_WAITING_MAX);
+        let asked = Arc::new(Asked::default());
+        let task = Task::new(network.clone(), name, (settings.run, state), Arc::clone(&asked))?;
+        let task = tokio::spawn(task.run(met, told));
+        let together = Self { network, tell, asked, task };
+        if joins {
+            let state = async {
+                while together.between_steps(trainer).await?.is_none() {
+                    together.asked.changed.notified().await;
+                }
+                Ok::<_, TrainError>(())
+            };
+            let waited = tokio::time::timeout(STATE_TIMEOUT, state).await;
+            waited.map_err(|_| TogetherError::NoState { after: STATE_TIMEOUT })??;
+        }
+        Ok(together)
+    }
+
+    /// Where others join.
+    #[must_use]
+    pub fn address(&self) -> Multiaddr {
+        self.network.preferred_address()
+    }
+
+    /// Hands on what was learned, where it is time for that, and takes a new state up, where there is one.
+    ///
+    /// # Errors
+    /// [`TrainError`] where the servers of the blocks cannot take the state up.
+    pub async fn between_steps(
+        &self,
+        trainer: &mut Trainer,
+    ) -> Result<Option<RoundBegun>, TrainError> {
+        let Wanted { begin, learned } = self.asked.take();
+        if let Some(round) = learned {
+            let told = self.tell.send(Input::Learned { round, values: trainer.values() });
+            // Where the task has ended, there is nobody any more to learn together with.
+            let _alone = told.await;
+        }
+        let Some((state, members)) = begin else { return Ok(None) };
+        trainer.adopt(state.values()).await?;
+        Ok(Some(RoundBegun { stand: state.stand(), members }))
+    }
+
+    /// Leaves the run: the others go on.
+    pub async fn leave(self) {
+        self.task.abort();
+        self.network.shutdown().await;
+    }
+}
+
+/// No part in a run.
+#[derive(Debug, thiserror::Error)]
+pub enum TogetherError {
+    /// The network could not be started.
+    #[error(transparent)]
+    Start(#[from] StartNetworkError),
+    /// No member answers.
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    /// Links of members are accepted elsewhere already.
+    #[error(transparent)]
+    Accept(#[from] AcceptError),
+    /// A message holds fewer values.
+    #[error(
+        "the adapter has {values} values, and a run has {RUN_VALUES_MAX} at most: a lower rank or fewer \
+             target modules have fewer"
+    )]
+    TooLarge {
+        /// How many there are.
+        values: usize,
+    },
+    /// Nobody has sent a state.
+    #[error("no member has sent the run's state within {} s: they may train another model, another adapter or \
+             in other rounds", after.as_secs())]
+    NoState {
+        /// How long it was waited for.
+        after: Duration,
+    },
+    /// The state could not be taken up.
+    #[error(transparent)]
+    Train(#[from] TrainError),
+}

@@ -1,0 +1,133 @@
+//! The tasks that read and write the links between members: each member speaks on those that it has opened.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use umbel_coordinator::training::round::{MEMBERS_MAX, Message};
+use umbel_net::{Incoming, Link, LinkProtocol, LinkReceiver, LinkSender, Multiaddr, Network};
+use umbel_protocol::averaging::MemberMessage;
+use umbel_protocol::{Frame, PeerId, ProtocolViolation};
+
+use super::words::from_wire;
+use crate::swarm::exchange::chain;
+
+/// How long a member may take to say who it is.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What happens on the links.
+pub(super) enum Event {
+    /// A member has opened a link. What it says is read once `read` is told so: then there is a link to it
+    /// too.
+    Hello {
+        peer: PeerId,
+        addresses: Vec<String>,
+        members: BTreeMap<PeerId, Vec<String>>,
+        read: oneshot::Sender<()>,
+    },
+    /// It said something.
+    Said { peer: PeerId, message: Message },
+    /// There is a link to a member.
+    Opened { peer: PeerId, sender: LinkSender },
+    /// There is none.
+    Unreachable { peer: PeerId },
+    /// A link from it or to it has ended.
+    Gone { peer: PeerId },
+}
+
+/// Reads what members say that know the run by its name, until it is dropped.
+pub(super) async fn accept(mut incoming: Incoming, run: [u8; 32], tell: mpsc::Sender<Event>) {
+    let mut links = JoinSet::new();
+    while let Some((peer, link)) = incoming.next().await {
+        while links.try_join_next().is_some() {}
+        // One of each member, and as many that are about to end.
+        if links.len() >= 2 * MEMBERS_MAX {
+            tracing::warn!(%peer, "refused a member's link: too many are open");
+            continue;
+        }
+        let tell = tell.clone();
+        links.spawn(async move {
+            match read(peer, link, run, &tell).await {
+                Ok(()) => {}
+                Err(violation) => tracing::warn!(%peer, %violation, "closing a member's link"),
+            }
+            let _over = tell.send(Event::Gone { peer }).await;
+        });
+    }
+}
+
+async fn read(
+    peer: PeerId,
+    link: Link,
+    run: [u8; 32],
+    tell: &mpsc::Sender<Event>,
+) -> Result<(), ProtocolViolation> {
+    let (_silent, mut receiver) = link.split();
+    let Ok(Some(hello)) = tokio::time::timeout(HELLO_TIMEOUT, next(peer, &mut receiver)).await
+    else {
+        return Ok(());
+    };
+    let MemberMessage::Hello { run: named, addresses, members } = MemberMessage::decode(hello)?
+    else {
+        return Err(ProtocolViolation::Unexpected { message: "anything but MemberHello" });
+    };
+    if named != run {
+        tracing::warn!(%peer, "refused a trainer of another run");
+        return Ok(());
+    }
+    let (read, may_read) = oneshot::channel();
+    let hello = Event::Hello { peer, addresses, members, read };
+    if tell.send(hello).await.is_err() || may_read.await.is_err() {
+        return Ok(());
+    }
+    while let Some(frame) = next(peer, &mut receiver).await {
+        let message = from_wire(MemberMessage::decode(frame)?)?;
+        if tell.send(Event::Said { peer, message }).await.is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+async fn next(peer: PeerId, receiver: &mut LinkReceiver) -> Option<Frame> {
+    receiver.receive().await.unwrap_or_else(|error| {
+        tracing::debug!(%peer, error = chain(&error), "a member's link ended");
+        None
+    })
+}
+
+/// Opens a link to a member.
+pub(super) async fn open(
+    network: Network,
+    peer: PeerId,
+    addresses: Vec<Multiaddr>,
+    tell: mpsc::Sender<Event>,
+) {
+    let opened = network.open_link(peer, &addresses, LinkProtocol::Averaging).await;
+    let event = match opened {
+        Ok(link) => Event::Opened { peer, sender: link.split().0 },
+        Err(error) => {
+            tracing::debug!(%peer, error = chain(&error), "a member cannot be reached");
+            Event::Unreachable { peer }
+        }
+    };
+    let _over = tell.send(event).await;
+}
+
+/// Says what is to be said, until nothing more comes.
+pub(super) async fn write(
+    peer: PeerId,
+    mut sender: LinkSender,
+    mut words: mpsc::Receiver<MemberMessage>,
+    tell: mpsc::Sender<Event>,
+) {
+    while let Some(message) = words.recv().await {
+        if let Err(error) = sender.send(message.encode()).await {
+            tracing::debug!(%peer, error = chain(&error), "a member's link ended");
+            let _over = tell.send(Event::Gone { peer }).await;
+            return;
+        }
+    }
+    sender.close().await;
+}

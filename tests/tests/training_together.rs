@@ -1,0 +1,131 @@
+//! Three trainers of one adapter, each a process with data of its own, one of which is killed.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use umbel_tests::process::UmbelProcess;
+use umbel_tests::swarm::{checkpoint, serve, umbel};
+
+/// How long rounds are waited for: they take a second or two where nobody is missing.
+const ROUNDS_TIMEOUT: Duration = Duration::from_secs(100);
+
+/// How often it is looked.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+
+/// One of them.
+struct Trainer {
+    process: UmbelProcess,
+    out: PathBuf,
+}
+
+impl Trainer {
+    /// Starts a trainer that learns texts of its own until it is stopped.
+    fn start(folder: &Path, number: usize, more: &[&str]) -> Self {
+        let (data, out) = (folder.join(format!("{number}.jsonl")), folder.join(number.to_string()));
+        let line = |start: usize| {
+            let step = number + 2;
+            let ids: Vec<_> = (0..12).map(|place| (start * 7 + place * step) % 190).collect();
+            json!({ "token_ids": ids }).to_string()
+        };
+        fs::write(&data, (0..20).map(line).collect::<Vec<_>>().join("\n")).unwrap();
+        let model = checkpoint("llama");
+        let (data, out_text) = (data.to_str().unwrap(), out.to_str().unwrap());
+        let mut arguments = vec!["train", &model, "--data", data, "--out", out_text];
+        arguments.extend(["--epochs", "10000", "--batch", "4", "--round-seconds", "1"]);
+        arguments.extend(["--schedule", "constant", "--learning-rate", "0.001"]);
+        arguments.extend(["--listen", "/ip4/127.0.0.1/udp/0/quic-v1"]);
+        arguments.extend(more);
+        Self { process: UmbelProcess::start(&arguments).unwrap(), out }
+    }
+
+    fn address(&self) -> &str {
+        self.process.address()
+    }
+
+    /// The state and the members of each round so far.
+    fn rounds(&self) -> BTreeMap<u64, (String, u64)> {
+        let text = fs::read_to_string(self.out.join("metrics.jsonl")).unwrap_or_default();
+        let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let round = |line: Value| {
+            let (state, members) = (line["state"].as_str()?.to_owned(), line["members"].as_u64()?);
+            Some((line["round"].as_u64()?, (state, members)))
+        };
+        lines.filter_map(round).collect()
+    }
+}
+
+/// Waits until all have begun a round behind `after` with the same state, and so many members.
+fn await_round(trainers: &[&Trainer], after: u64, members: u64) -> u64 {
+    let deadline = Instant::now() + ROUNDS_TIMEOUT;
+    loop {
+        let all: Vec<_> = trainers.iter().map(|trainer| trainer.rounds()).collect();
+        let (first, others) = all.split_first().unwrap();
+        let is_common = |round: &u64, begun: &(String, u64)| {
+            let same = |other: &BTreeMap<u64, (String, u64)>| other.get(round) == Some(begun);
+            *round > after && begun.1 == members && others.iter().all(same)
+        };
+        if let Some((round, _)) = first.iter().find(|(round, begun)| is_common(round, begun)) {
+            return *round;
+        }
+        let logs =
+            || trainers.iter().map(|of| of.process.stderr()).collect::<Vec<_>>().join("\n\n");
+        assert!(Instant::now() < deadline, "no common round: {all:?}\n{}", logs());
+        std::thread::park_timeout(LOOK_INTERVAL);
+    }
+}
+
+#[test]
+fn three_trainers_share_an_adapter_and_go_on_when_one_is_killed() {
+    let scratch = tempfile::tempdir().unwrap();
+    let folder = scratch.path();
+    let server = serve(&[&checkpoint("llama")]);
+    let first = Trainer::start(folder, 1, &["--local", "--together"]);
+    let with = first.address().to_owned();
+    let second = Trainer::start(folder, 2, &["--local", "--with", &with]);
+    // One has its blocks on a server, which is given each round's values.
+    let third = Trainer::start(folder, 3, &["--join", server.address(), "--with", &with]);
+    let together = await_round(&[&first, &second, &third], 0, 3);
+    first.process.kill();
+    // The others have never been told of each other but by the first.
+    let before = second.rounds().into_keys().max().unwrap().max(together);
+    let after = await_round(&[&second, &third], before, 2);
+    assert!(after > before);
+    // Whoever comes now asks those who are left.
+    let late = Trainer::start(folder, 4, &["--local", "--with", second.address()]);
+    await_round(&[&second, &third, &late], after, 3);
+    for trainer in [second, third, late] {
+        trainer.process.assert_no_errors();
+        trainer.process.kill();
+    }
+    server.assert_no_errors();
+}
+
+#[test]
+fn a_run_that_nobody_is_in_is_not_joined() {
+    let scratch = tempfile::tempdir().unwrap();
+    let data = scratch.path().join("data.jsonl");
+    fs::write(&data, "{\"token_ids\": [1, 2, 3]}\n").unwrap();
+    let (model, out) = (checkpoint("llama"), scratch.path().join("out"));
+    let nobody =
+        "/ip4/127.0.0.1/udp/1/quic-v1/p2p/12D3KooWB5V3r49sPGbFLPUyxX4ZiMDjSUt6Rp1TG7UYqkM7yoJc";
+    let output = umbel(&[
+        "train",
+        &model,
+        "--local",
+        "--data",
+        data.to_str().unwrap(),
+        "--out",
+        out.to_str().unwrap(),
+        "--validation",
+        "0",
+        "--with",
+        nobody,
+    ]);
+    assert!(!output.status.success());
+    assert!(output.stderr.contains(nobody), "{}", output.stderr);
+}
