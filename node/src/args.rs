@@ -20,8 +20,9 @@ use crate::device::DeviceWish;
 pub use about::{CompletionsArguments, ManArguments};
 pub use bench::{BenchArguments, RandomShape};
 pub use gateway::{FrontArguments, GatewayArguments};
-pub use join::{Join, SwarmArguments, SwarmCommand};
+pub use join::{SwarmArguments, SwarmCommand};
 pub use look::{DoctorArguments, InspectArguments, PauseArguments, StatusArguments};
+pub use umbel_net::Join;
 
 /// The model of every command that names none.
 pub const DEFAULT_MODEL: &str = "smollm2-135m";

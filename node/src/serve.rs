@@ -20,7 +20,7 @@ use umbel_coordinator::swarm::placement::{Intention, thinnest_span};
 use umbel_engine::Gpu;
 use umbel_net::{
     Identity, LoadIdentityError, Multiaddr, Network, NetworkConfig, Role, StartNetworkError,
-    SwarmKey,
+    SwarmKey, Way,
 };
 use umbel_protocol::announcement::Throughput;
 use umbel_protocol::{PeerId, Span};
@@ -28,7 +28,6 @@ use umbel_shard::{Model, ModelSource, PartsNeeded};
 
 use crate::announce::{Announcer, Offer};
 use crate::args::ServeArguments;
-use crate::args::join::{Way, way};
 use crate::compute::floor::Floor;
 use crate::compute::{Compute, Shards};
 use crate::config::Config;
@@ -291,7 +290,7 @@ async fn enter(
     let (identity, file) = identity(arguments.identity.as_deref(), &config.data_dir)?;
     let control = Control::listen(&file);
     let named = arguments.swarm.as_deref().map(SwarmKey::load).transpose()?;
-    let Way { addresses, swarm_key } = way(&arguments.join, named)?;
+    let Way { addresses, swarm_key } = Way::new(&arguments.join, named)?;
     let network = start_network(arguments, identity, swarm_key.clone()).await?;
     let joined = match addresses.as_slice() {
         [] => Vec::new(),

@@ -11,10 +11,10 @@ use umbel_client::{
     SwarmConfig,
 };
 use umbel_engine::train::{Adapter, PeftFiles};
+use umbel_net::Way;
 use umbel_protocol::{DType, Span};
 use umbel_shard::{Model, ModelSource, PartsNeeded};
 
-use crate::args::join::{Way, way};
 use crate::args::{ChainArguments, SamplingArguments};
 use crate::config::Config;
 use crate::progress::Shown;
@@ -52,7 +52,7 @@ impl Opened {
             let blocks = load_blocks(&model, config).await?;
             return Ok(Self { model, blocks: Blocks::Local(blocks, chain.kv) });
         }
-        let Way { addresses, swarm_key } = way(&chain.join, None)?;
+        let Way { addresses, swarm_key } = Way::new(&chain.join, None)?;
         let join = SwarmConfig {
             join: addresses,
             swarm_key,

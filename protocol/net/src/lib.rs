@@ -47,6 +47,7 @@ mod network;
 mod probe;
 mod reachability;
 mod swarm_key;
+mod way;
 
 pub use config::{NetworkConfig, Role};
 pub use error::{
@@ -62,3 +63,4 @@ pub use network::Network;
 pub use reachability::Reachability;
 pub use swarm_key::{SwarmKey, SwarmKeyError};
 pub use umbel_protocol::LinkProtocol;
+pub use way::{DifferentSwarms, InvalidJoin, Join, Way};
