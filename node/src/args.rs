@@ -5,6 +5,7 @@ mod bench;
 mod gateway;
 pub mod join;
 mod look;
+mod rest;
 pub mod train;
 
 use std::net::SocketAddr;
@@ -22,6 +23,7 @@ pub use bench::{BenchArguments, RandomShape};
 pub use gateway::{FrontArguments, GatewayArguments};
 pub use join::{SwarmArguments, SwarmCommand};
 pub use look::{DoctorArguments, InspectArguments, PauseArguments, StatusArguments};
+pub use rest::RestArguments;
 pub use umbel_net::Join;
 
 /// The model of every command that names none.
@@ -392,6 +394,10 @@ pub struct ServeArguments {
     /// Stop when stdin closes, so that a server does not outlive the program that started it.
     #[arg(long, hide = true)]
     pub stop_with_stdin: bool,
+
+    /// What of the machine is left to its host.
+    #[command(flatten, next_help_heading = "Limits")]
+    pub rest: RestArguments,
 
     /// Who may ask the gateway, and how many at once.
     #[command(flatten, next_help_heading = "With --gateway")]

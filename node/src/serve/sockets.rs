@@ -4,6 +4,7 @@ use anyhow::bail;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use umbel_client::SwarmConfig;
+use umbel_net::Network;
 use umbel_shard::ModelSource;
 
 use super::attached::Attached;
@@ -38,7 +39,12 @@ impl Sockets {
     }
 
     /// Lets Prometheus ask, if it may.
-    pub(super) fn measure(&mut self, driver: &Driver, offer: &watch::Sender<Offer>) {
+    pub(super) fn measure(
+        &mut self,
+        driver: &Driver,
+        offer: &watch::Sender<Offer>,
+        network: &Network,
+    ) {
         let Some(listener) = self.metrics.take() else {
             return;
         };
@@ -46,6 +52,7 @@ impl Sockets {
         driver.counters().register(&mut registry);
         let state = metrics::server::State { load: driver.load(), offer: offer.subscribe() };
         registry.register_collector(Box::new(state));
+        registry.register_collector(Box::new(metrics::links::Links(network.clone())));
         if let Some(front) = &self.front {
             front.counters().register(&mut registry);
         }

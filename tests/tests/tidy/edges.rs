@@ -100,13 +100,7 @@ const RULES: [Rule; 10] = [
     },
     Rule {
         name: "umbel-python",
-        may_use: &[
-            "umbel-client",
-            "umbel-engine",
-            "umbel-net",
-            "umbel-protocol",
-            "umbel-shard",
-        ],
+        may_use: &["umbel-client", "umbel-engine", "umbel-net", "umbel-protocol", "umbel-shard"],
         never_reaches: &["umbel-node", "umbel-simnet"],
     },
 ];
