@@ -48,10 +48,12 @@ use axum::http::{Method, StatusCode, Uri};
 use axum::middleware;
 use axum::routing::{get, post};
 use tokio::net::TcpListener;
+use umbel_client::chain::remote::OpenChainError;
 use umbel_client::text::chat_template::Message;
 use umbel_client::text::tokenizer::Tokenizer;
 use umbel_client::text::tools::Tools;
-use umbel_client::{Generate, GenerateError, Generation, Speculate};
+use umbel_client::{Chain, Generate, GenerateError, Generation, Speculate};
+use umbel_coordinator::session::SessionFailure;
 
 use crate::commands::session::{Blocks, Opened};
 use crate::metrics::gateway::{Counters, count};
@@ -150,9 +152,26 @@ impl Gateway {
     /// Opens a session for an answer.
     async fn start(&self, request: Generate) -> Result<Generation, ApiError> {
         let tokens = request.prompt.len().saturating_add(request.max_tokens as usize);
-        let chain = self.opened.chain(tokens, &request.prompt).await;
-        let chain = chain.map_err(|error| ApiError::unavailable(&error))?;
+        let chain = self.chain(tokens, &request.prompt).await?;
         Ok(request.start(Arc::clone(&self.opened.model), chain)?)
+    }
+
+    /// A session with room for so many tokens.
+    async fn chain(&self, tokens: usize, prompt: &[u32]) -> Result<Chain, ApiError> {
+        match self.opened.chain(tokens, prompt).await {
+            Ok(chain) => Ok(chain),
+            Err(error) if is_full(&error) || self.has_no_room(&error).await => {
+                Err(ApiError::full(error.as_ref()))
+            }
+            Err(error) => Err(ApiError::unavailable(&error)),
+        }
+    }
+
+    /// Whether there are servers of all blocks for a session that found no route, and none has failed.
+    async fn has_no_room(&self, error: &anyhow::Error) -> bool {
+        let Some(OpenChainError::Session(failure)) = error.downcast_ref() else { return false };
+        let no_route = matches!(failure, SessionFailure::NoRoute { last: None, .. });
+        no_route && self.missing_blocks().await.is_empty()
     }
 
     /// The vector of a text, read in a session of its own.
@@ -161,8 +180,7 @@ impl Gateway {
         if ids.len() > context {
             return Err(GenerateError::PromptTooLong { tokens: ids.len(), context }.into());
         }
-        let chain = self.opened.chain(ids.len(), &[]).await;
-        let chain = chain.map_err(|error| ApiError::unavailable(&error))?;
+        let chain = self.chain(ids.len(), &[]).await?;
         Ok(umbel_client::embedding(&self.opened.model, chain, ids).await?)
     }
 
@@ -266,6 +284,14 @@ async fn unknown_path(uri: Uri) -> ApiError {
 async fn other_method(method: Method, uri: Uri) -> ApiError {
     let message = format!("{} takes no {method}", uri.path());
     ApiError::refused(StatusCode::METHOD_NOT_ALLOWED, message)
+}
+
+/// Whether servers had no room for a session.
+fn is_full(error: &anyhow::Error) -> bool {
+    match error.downcast_ref() {
+        Some(OpenChainError::Session(failure)) => failure.is_full(),
+        Some(OpenChainError::NotServed { .. }) | None => false,
+    }
 }
 
 /// Does what takes milliseconds where it holds up no connection.
