@@ -43,7 +43,7 @@ fn stored(boundary: u32) -> HiddenStates {
 /// Some values for each token of [`LENGTHS`].
 fn values(seed: u32) -> HiddenStates {
     let count = LENGTHS.iter().sum::<u32>() * 64;
-    let value = |index: u32| (f64::from(index * 37 + seed) * 0.618).sin() as f32;
+    let value = |index: u32| ((index * 37 + seed) as f32 * 0.618).sin();
     HiddenStates::from_values((0..count).map(value).collect(), 64).unwrap()
 }
 
