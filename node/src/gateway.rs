@@ -39,8 +39,10 @@ mod prompts;
 mod reply;
 mod responses;
 mod trace;
+mod tuning;
 mod usage;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Router;
@@ -61,6 +63,7 @@ use admission::Admission;
 use error::ApiError;
 use keys::Holder;
 use picture::Picture;
+pub(crate) use tuning::{Trains, Tuning};
 
 pub(crate) use front::Front;
 pub use keys::Keys;
@@ -74,6 +77,14 @@ pub struct Limits {
     pub waiting: usize,
 }
 
+/// What a request asks for.
+#[derive(Debug, Clone)]
+struct Asked {
+    name: String,
+    /// The folder of its adapter, if it has one.
+    adapter: Option<PathBuf>,
+}
+
 /// One model that is asked over HTTP.
 pub(crate) struct Gateway {
     opened: Opened,
@@ -85,6 +96,8 @@ pub(crate) struct Gateway {
     counters: Counters,
     picture: Picture,
     started: u64,
+    /// Where it learns adapters, if it does.
+    tuning: Option<Arc<Tuning>>,
 }
 
 impl Gateway {
@@ -106,7 +119,13 @@ impl Gateway {
             counters,
             picture: Picture::default(),
             started,
+            tuning: None,
         }
+    }
+
+    /// The same, which learns adapters as well.
+    pub(crate) fn with_tuning(self, tuning: Option<Arc<Tuning>>) -> Self {
+        Self { tuning, ..self }
     }
 
     /// Answers requests until `stop`; gives back what it was made of, to be left in good order.
@@ -149,10 +168,25 @@ impl Gateway {
         Err(ApiError::unknown_model(asked, self.model_name()))
     }
 
+    /// The model that a holder asks for: the one that is served, or an adapter of the holder's own.
+    fn asked(&self, name: &str, holder: &Holder) -> Result<Asked, ApiError> {
+        let learned = self.tuning.as_ref().and_then(|tuning| tuning.adapter(name, holder));
+        if learned.is_none() {
+            self.check_model(name)?;
+        }
+        Ok(Asked { name: name.to_owned(), adapter: learned })
+    }
+
     /// Opens a session for an answer.
-    async fn start(&self, request: Generate) -> Result<Generation, ApiError> {
+    async fn start(&self, request: Generate, asked: &Asked) -> Result<Generation, ApiError> {
         let tokens = request.prompt.len().saturating_add(request.max_tokens as usize);
-        let chain = self.chain(tokens, &request.prompt).await?;
+        let chain = match &asked.adapter {
+            Some(folder) => {
+                let chain = self.opened.chain_with(folder, tokens).await;
+                chain.map_err(|error| ApiError::unavailable(&error))?
+            }
+            None => self.chain(tokens, &request.prompt).await?,
+        };
         Ok(request.start(Arc::clone(&self.opened.model), chain)?)
     }
 
@@ -264,6 +298,7 @@ fn router(gateway: Arc<Gateway>) -> Router {
         .route("/v1/responses", post(responses::create))
         .route("/v1/embeddings", post(embeddings::create))
         .route("/v1/messages", post(messages::create))
+        .merge(tuning::router())
         .method_not_allowed_fallback(other_method)
         .layer(middleware::from_fn_with_state(Arc::clone(&gateway), keys::check));
     Router::new()

@@ -91,7 +91,7 @@ impl Opened {
     }
 
     /// A chain with an adapter, with room for so many tokens, at most the model's context.
-    pub(super) async fn chain_with(&self, adapter: &Path, tokens: usize) -> anyhow::Result<Chain> {
+    pub(crate) async fn chain_with(&self, adapter: &Path, tokens: usize) -> anyhow::Result<Chain> {
         let config = self.model.config();
         let tokens = u32::try_from(tokens.clamp(1, config.context_tokens))?;
         let all = Span::new(0, config.block_count)?;

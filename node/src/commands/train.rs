@@ -26,7 +26,7 @@ use crate::config::Config;
 use report::Reporter;
 use saving::Saving;
 
-pub(super) async fn run(arguments: TrainArguments, config: &Config) -> anyhow::Result<()> {
+pub(crate) async fn run(arguments: TrainArguments, config: &Config) -> anyhow::Result<()> {
     if arguments.join.is_empty() && !arguments.local {
         bail!("where? --join ADDR for a swarm, --local for none");
     }
