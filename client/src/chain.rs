@@ -277,6 +277,21 @@ impl StepError {
         }
     }
 
+    /// Whether servers are there and have no room: later one may.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Session(failure) => failure.is_full(),
+            Self::Open(error) => match error.as_ref() {
+                OpenChainError::Session(failure) => failure.is_full(),
+                OpenChainError::NotServed { .. } => false,
+            },
+            Self::Compute(_) | Self::Adapted(_) | Self::Interrupted | Self::Malformed { .. } => {
+                false
+            }
+        }
+    }
+
     /// The blocks that nobody serves, where that is the trouble.
     #[must_use]
     pub fn no_route(&self) -> Option<&NoRoute> {

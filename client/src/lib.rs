@@ -44,7 +44,7 @@ pub use chain::adapted::AdaptedChain;
 pub use chain::local::{LocalChain, LocalModel};
 pub use chain::remote::{RemoteChain, SessionOptions};
 pub use chain::{Chain, HopTime, StepError, StepTime, StepUnderWay};
-pub use embedding::embedding;
+pub use embedding::{embedding, hidden_states};
 pub use generate::{Adjust, FinishReason, Generate, GenerateError, Generation, Logprobs, Token};
 pub use model::ClientModel;
 pub use speculation::{DraftModel, DraftModelError, Drafts, Speculate};

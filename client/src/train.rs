@@ -11,6 +11,7 @@
 //! | [`schedule`] | how far each step goes |
 //! | [`run`] | epochs over a data set, with validation |
 //! | [`early_stop`] | when no more is to be had |
+//! | [`frozen`] | blocks that learn nothing, between layers of one's own |
 //! | [`checkpoint`] | a training on disk, to go on with |
 //! | [`together`] | trainers who share a run |
 //! | `blocks` | where microbatches go forward and back |
@@ -19,6 +20,7 @@ mod blocks;
 pub mod checkpoint;
 pub mod data;
 pub mod early_stop;
+pub mod frozen;
 pub mod run;
 pub mod schedule;
 pub mod together;
@@ -35,6 +37,7 @@ use crate::model::ClientModel;
 pub use blocks::{Blocks, LocalBlocks, RemoteBlocks, RemoteSettings, TrainingHop};
 use blocks::{Microbatch, Taken};
 use data::Example;
+pub use frozen::{FrozenBlocks, FrozenError, Passed};
 
 /// Steps a seed of dropout from one sequence to the next: 2^64 divided by the golden ratio.
 const SEED_STEP: u64 = 0x9e37_79b9_7f4a_7c15;

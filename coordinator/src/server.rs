@@ -41,8 +41,12 @@ pub use schedule::{DECODE_TOKENS_MAX, PART_TOKENS_MAX};
 /// budgeted apart.
 pub const SESSIONS_MAX: usize = 256;
 
-/// Most sessions of one client at once, so that one cannot take every place.
-pub const SESSIONS_PER_CLIENT_MAX: usize = 64;
+/// Sessions that a client may have whatever the others have.
+pub const SESSIONS_PER_CLIENT: usize = 64;
+
+/// Places that are left to the others by a client that has more: a gateway, which is one client for
+/// hundreds of people, may use a server that nobody else does, and everybody else still comes in.
+pub const SESSIONS_LEFT_TO_OTHERS: usize = SESSIONS_MAX / 4;
 
 /// Most steps of one session that wait: the replay of a context of 32,768 tokens in chunks of 512,
 /// and the steps that a client has under way. Each begins after the one before it, since a step

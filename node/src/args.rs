@@ -5,6 +5,7 @@ mod bench;
 mod gateway;
 pub mod join;
 mod look;
+mod rest;
 pub mod train;
 
 use std::net::SocketAddr;
@@ -20,8 +21,10 @@ use crate::device::DeviceWish;
 pub use about::{CompletionsArguments, ManArguments};
 pub use bench::{BenchArguments, RandomShape};
 pub use gateway::{FrontArguments, GatewayArguments};
-pub use join::{Join, SwarmArguments, SwarmCommand};
+pub use join::{SwarmArguments, SwarmCommand};
 pub use look::{DoctorArguments, InspectArguments, PauseArguments, StatusArguments};
+pub use rest::RestArguments;
+pub use umbel_net::Join;
 
 /// The model of every command that names none.
 pub const DEFAULT_MODEL: &str = "smollm2-135m";
@@ -391,6 +394,10 @@ pub struct ServeArguments {
     /// Stop when stdin closes, so that a server does not outlive the program that started it.
     #[arg(long, hide = true)]
     pub stop_with_stdin: bool,
+
+    /// What of the machine is left to its host.
+    #[command(flatten, next_help_heading = "Limits")]
+    pub rest: RestArguments,
 
     /// Who may ask the gateway, and how many at once.
     #[command(flatten, next_help_heading = "With --gateway")]

@@ -15,7 +15,7 @@ pub(crate) mod session;
 mod speculate;
 mod status;
 mod swarm;
-mod train;
+pub(crate) mod train;
 
 use std::process::ExitCode;
 use std::time::Duration;

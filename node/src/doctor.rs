@@ -13,10 +13,9 @@ mod reach;
 use std::fmt;
 
 use serde_json::{Value, json};
-use umbel_net::Multiaddr;
+use umbel_net::{Multiaddr, Way};
 use umbel_shard::ModelSource;
 
-use crate::args::join::Way;
 use crate::config::Config;
 
 /// How good a finding is.

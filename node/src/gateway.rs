@@ -39,8 +39,10 @@ mod prompts;
 mod reply;
 mod responses;
 mod trace;
+mod tuning;
 mod usage;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Router;
@@ -48,10 +50,12 @@ use axum::http::{Method, StatusCode, Uri};
 use axum::middleware;
 use axum::routing::{get, post};
 use tokio::net::TcpListener;
+use umbel_client::chain::remote::OpenChainError;
 use umbel_client::text::chat_template::Message;
 use umbel_client::text::tokenizer::Tokenizer;
 use umbel_client::text::tools::Tools;
-use umbel_client::{Generate, GenerateError, Generation, Speculate};
+use umbel_client::{Chain, Generate, GenerateError, Generation, Speculate};
+use umbel_coordinator::session::SessionFailure;
 
 use crate::commands::session::{Blocks, Opened};
 use crate::metrics::gateway::{Counters, count};
@@ -59,6 +63,7 @@ use admission::Admission;
 use error::ApiError;
 use keys::Holder;
 use picture::Picture;
+pub(crate) use tuning::{Trains, Tuning};
 
 pub(crate) use front::Front;
 pub use keys::Keys;
@@ -72,6 +77,14 @@ pub struct Limits {
     pub waiting: usize,
 }
 
+/// What a request asks for.
+#[derive(Debug, Clone)]
+struct Asked {
+    name: String,
+    /// The folder of its adapter, if it has one.
+    adapter: Option<PathBuf>,
+}
+
 /// One model that is asked over HTTP.
 pub(crate) struct Gateway {
     opened: Opened,
@@ -83,6 +96,8 @@ pub(crate) struct Gateway {
     counters: Counters,
     picture: Picture,
     started: u64,
+    /// Where it learns adapters, if it does.
+    tuning: Option<Arc<Tuning>>,
 }
 
 impl Gateway {
@@ -104,7 +119,13 @@ impl Gateway {
             counters,
             picture: Picture::default(),
             started,
+            tuning: None,
         }
+    }
+
+    /// The same, which learns adapters as well.
+    pub(crate) fn with_tuning(self, tuning: Option<Arc<Tuning>>) -> Self {
+        Self { tuning, ..self }
     }
 
     /// Answers requests until `stop`; gives back what it was made of, to be left in good order.
@@ -147,12 +168,44 @@ impl Gateway {
         Err(ApiError::unknown_model(asked, self.model_name()))
     }
 
+    /// The model that a holder asks for: the one that is served, or an adapter of the holder's own.
+    fn asked(&self, name: &str, holder: &Holder) -> Result<Asked, ApiError> {
+        let learned = self.tuning.as_ref().and_then(|tuning| tuning.adapter(name, holder));
+        if learned.is_none() {
+            self.check_model(name)?;
+        }
+        Ok(Asked { name: name.to_owned(), adapter: learned })
+    }
+
     /// Opens a session for an answer.
-    async fn start(&self, request: Generate) -> Result<Generation, ApiError> {
+    async fn start(&self, request: Generate, asked: &Asked) -> Result<Generation, ApiError> {
         let tokens = request.prompt.len().saturating_add(request.max_tokens as usize);
-        let chain = self.opened.chain(tokens, &request.prompt).await;
-        let chain = chain.map_err(|error| ApiError::unavailable(&error))?;
+        let chain = match &asked.adapter {
+            Some(folder) => {
+                let chain = self.opened.chain_with(folder, tokens).await;
+                chain.map_err(|error| ApiError::unavailable(&error))?
+            }
+            None => self.chain(tokens, &request.prompt).await?,
+        };
         Ok(request.start(Arc::clone(&self.opened.model), chain)?)
+    }
+
+    /// A session with room for so many tokens.
+    async fn chain(&self, tokens: usize, prompt: &[u32]) -> Result<Chain, ApiError> {
+        match self.opened.chain(tokens, prompt).await {
+            Ok(chain) => Ok(chain),
+            Err(error) if is_full(&error) || self.has_no_room(&error).await => {
+                Err(ApiError::full(error.as_ref()))
+            }
+            Err(error) => Err(ApiError::unavailable(&error)),
+        }
+    }
+
+    /// Whether there are servers of all blocks for a session that found no route, and none has failed.
+    async fn has_no_room(&self, error: &anyhow::Error) -> bool {
+        let Some(OpenChainError::Session(failure)) = error.downcast_ref() else { return false };
+        let no_route = matches!(failure, SessionFailure::NoRoute { last: None, .. });
+        no_route && self.missing_blocks().await.is_empty()
     }
 
     /// The vector of a text, read in a session of its own.
@@ -161,8 +214,7 @@ impl Gateway {
         if ids.len() > context {
             return Err(GenerateError::PromptTooLong { tokens: ids.len(), context }.into());
         }
-        let chain = self.opened.chain(ids.len(), &[]).await;
-        let chain = chain.map_err(|error| ApiError::unavailable(&error))?;
+        let chain = self.chain(ids.len(), &[]).await?;
         Ok(umbel_client::embedding(&self.opened.model, chain, ids).await?)
     }
 
@@ -246,6 +298,7 @@ fn router(gateway: Arc<Gateway>) -> Router {
         .route("/v1/responses", post(responses::create))
         .route("/v1/embeddings", post(embeddings::create))
         .route("/v1/messages", post(messages::create))
+        .merge(tuning::router())
         .method_not_allowed_fallback(other_method)
         .layer(middleware::from_fn_with_state(Arc::clone(&gateway), keys::check));
     Router::new()
@@ -266,6 +319,14 @@ async fn unknown_path(uri: Uri) -> ApiError {
 async fn other_method(method: Method, uri: Uri) -> ApiError {
     let message = format!("{} takes no {method}", uri.path());
     ApiError::refused(StatusCode::METHOD_NOT_ALLOWED, message)
+}
+
+/// Whether servers had no room for a session.
+fn is_full(error: &anyhow::Error) -> bool {
+    match error.downcast_ref() {
+        Some(OpenChainError::Session(failure)) => failure.is_full(),
+        Some(OpenChainError::NotServed { .. }) | None => false,
+    }
 }
 
 /// Does what takes milliseconds where it holds up no connection.

@@ -4,6 +4,7 @@
 //! token, or the name of who asks.
 
 pub mod gateway;
+pub mod links;
 mod process;
 pub mod server;
 

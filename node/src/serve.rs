@@ -5,9 +5,11 @@ mod balance;
 pub(crate) mod control;
 mod loading;
 mod memory;
+pub mod rest;
 mod sockets;
 
 use std::io::Write as _;
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,16 +21,15 @@ use umbel_coordinator::server::{Server, ServerConfig};
 use umbel_coordinator::swarm::placement::{Intention, thinnest_span};
 use umbel_engine::Gpu;
 use umbel_net::{
-    Identity, LoadIdentityError, Multiaddr, Network, NetworkConfig, Role, StartNetworkError,
-    SwarmKey,
+    Identity, LoadIdentityError, Multiaddr, Network, NetworkConfig, RateLimits, Role,
+    StartNetworkError, SwarmKey, Way,
 };
 use umbel_protocol::announcement::Throughput;
 use umbel_protocol::{PeerId, Span};
 use umbel_shard::{Model, ModelSource, PartsNeeded};
 
 use crate::announce::{Announcer, Offer};
-use crate::args::ServeArguments;
-use crate::args::join::{Way, way};
+use crate::args::{RestArguments, ServeArguments};
 use crate::compute::floor::Floor;
 use crate::compute::{Compute, Shards};
 use crate::config::Config;
@@ -72,7 +73,7 @@ pub async fn serve(arguments: ServeArguments, config: &Config) -> anyhow::Result
         control,
     } = serving;
     let load = driver.load();
-    sockets.measure(&driver, &offer, training.waits());
+    sockets.measure(&driver, &offer, (training.waits(), &network));
     let handle = balancer.handle();
     tokio::spawn(memory::give_back(load.clone()));
     let mut driving = tokio::spawn(driver.run());
@@ -87,7 +88,7 @@ pub async fn serve(arguments: ServeArguments, config: &Config) -> anyhow::Result
         tokio::select! {
             () = announcing => {}
             result = &mut driving => result.context("the server's own task failed")??,
-            () = balancer.run(&announcer, &offer, control.wish()) => {}
+            () = balancer.run(&announcer, &offer, control.pauses().subscribe()) => {}
             // Clients go elsewhere as soon as their links close.
             () = lost.notified() => {
                 bail!("the GPU is lost to this process: look for its errors in the system's log, \
@@ -186,7 +187,10 @@ impl Serving {
 
         let (config, device) = (config.clone(), config.device()?);
         let gpu = device::choose(arguments.device)?;
-        let loader = Loader { source, config, device, gpu, ends_of: None };
+        let RestArguments { upload_limit, download_limit, .. } = arguments.rest;
+        let rate = upload_limit.into_iter().chain(download_limit).min();
+        let network_rate = rate.map_or(0, NonZeroU64::get);
+        let loader = Loader { source, config, device, gpu, ends_of: None, network_rate };
         let model = loader.open(PartsNeeded::nothing()).await?;
         let holds_ends = !arguments.no_ends;
         let ends_of = holds_ends.then_some(model.config().block_count);
@@ -290,8 +294,9 @@ async fn enter(
 ) -> anyhow::Result<(Announcer, Option<SwarmKey>, Control)> {
     let (identity, file) = identity(arguments.identity.as_deref(), &config.data_dir)?;
     let control = Control::listen(&file);
+    rest::keep(&arguments.rest, control.pauses())?;
     let named = arguments.swarm.as_deref().map(SwarmKey::load).transpose()?;
-    let Way { addresses, swarm_key } = way(&arguments.join, named)?;
+    let Way { addresses, swarm_key } = Way::new(&arguments.join, named)?;
     let network = start_network(arguments, identity, swarm_key.clone()).await?;
     let joined = match addresses.as_slice() {
         [] => Vec::new(),
@@ -323,7 +328,11 @@ async fn start_network(
     // Who listens on loopback alone is not to be found from elsewhere.
     let mdns = !arguments.no_mdns && !listen.iter().all(on_loopback);
     let announce = arguments.announce.clone();
-    let config = NetworkConfig::new(identity, Role::Server);
+    let RestArguments { upload_limit: upload, download_limit: download, .. } = arguments.rest;
+    let config = NetworkConfig {
+        rate_limits: RateLimits { upload, download },
+        ..NetworkConfig::new(identity, Role::Server)
+    };
     Network::start(NetworkConfig { listen, announce, mdns, swarm_key, ..config }).await
 }
 

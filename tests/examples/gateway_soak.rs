@@ -53,6 +53,6 @@ fn print(outcome: &Outcome) {
     let names = ["gateway", "server 0..10", "server 10..20", "server 20..30"];
     for (name, bytes) in names.iter().zip(&outcome.resident) {
         let megabytes: Vec<_> = bytes.iter().map(|bytes| bytes / 1_000_000).collect();
-        println!("resident MB, {name}: {megabytes:?}");
+        println!("resident MB of no file, {name}: {megabytes:?}");
     }
 }

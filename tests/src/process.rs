@@ -96,6 +96,17 @@ impl UmbelProcess {
         status_bytes(&status, "VmRSS:").with_context(|| format!("{path} has no VmRSS"))
     }
 
+    /// What of that is its own, and no page of a file (`RssAnon` of proc(5)): a model's file, of which
+    /// more is read the longer a process runs, is the system's to keep or to drop.
+    ///
+    /// # Errors
+    /// As [`Self::resident_bytes`].
+    pub fn anonymous_bytes(&self) -> anyhow::Result<u64> {
+        let path = format!("/proc/{}/status", self.running.id);
+        let status = fs::read_to_string(&path).with_context(|| path.clone())?;
+        status_bytes(&status, "RssAnon:").with_context(|| format!("{path} has no RssAnon"))
+    }
+
     /// The most memory that it has had in RAM since [`Self::forget_peak`], or since its start (`VmHWM`
     /// of proc(5)).
     ///

@@ -51,7 +51,8 @@ pub struct Outcome {
     pub notes: Notes,
     /// Sessions that the servers have opened.
     pub sessions_opened: u64,
-    /// Resident bytes of each process, the gateway first: at the first look, and then at each.
+    /// Resident bytes of each process that are of no file, the gateway first: at the first look, and
+    /// then at each.
     pub resident: Vec<Vec<u64>>,
     /// How long the last session took to end after the last client had gone.
     pub ending: Duration,
@@ -153,8 +154,8 @@ impl Soaked {
     }
 
     fn look(&self, resident: &mut Vec<Vec<u64>>) -> anyhow::Result<()> {
-        let servers = self.servers.iter().map(|server| server.resident_bytes());
-        let all = std::iter::once(self.gateway.process().resident_bytes()).chain(servers);
+        let servers = self.servers.iter().map(|server| server.anonymous_bytes());
+        let all = std::iter::once(self.gateway.process().anonymous_bytes()).chain(servers);
         resident.resize(self.servers.len() + 1, Vec::new());
         for (process, bytes) in resident.iter_mut().zip(all) {
             process.push(bytes?);

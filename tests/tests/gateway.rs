@@ -443,6 +443,23 @@ fn the_official_clients_are_content() {
 }
 
 #[test]
+fn who_comes_when_the_swarm_is_full_is_told_to_come_back() {
+    let server = serve(&[MODEL, "--kv-tokens", "512"]);
+    let gateway = Gateway::start(&["--join", server.address(), "--patience", "1"]);
+    let long = json!({ "stream": true, "max_tokens": 400, "temperature": 1 });
+    let mut events = gateway.stream(CHAT, &chat("Tell a long story", long.clone()));
+    events.next().unwrap();
+    let full = gateway.post(CHAT, chat("Hi", long).to_string().as_bytes());
+    assert_eq!((full.status, full.retry_after.as_deref()), (429, Some("2")), "{}", full.json);
+    let message = full.json["error"]["message"].as_str().unwrap();
+    assert!(message.contains("the swarm is full"), "{message}");
+    drop(events);
+    server.kill();
+    let gone = gateway.post(CHAT, chat("Hi", json!({})).to_string().as_bytes());
+    assert_eq!(gone.status, 503, "{}", gone.json);
+}
+
+#[test]
 fn who_comes_when_too_many_wait_is_told_to_come_back() {
     let gateway = Gateway::start(&["--local", "--answers", "1", "--waiting", "0"]);
     let long = json!({ "stream": true, "max_tokens": 4_000, "temperature": 1 });

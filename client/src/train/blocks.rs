@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use umbel_engine::train::{Loss, LossError, Sequence, TrainingState};
 use umbel_engine::{Ends, EndsError, HiddenStates};
-use umbel_protocol::training::TrainingSequence;
+use umbel_protocol::training::{SEQUENCES_MAX, TrainingSequence};
 use umbel_protocol::{PeerId, Span};
 
 use super::TrainError;
@@ -47,13 +47,13 @@ pub(super) struct TrainingRoute {
 /// boundaries of blocks and not by servers, so that another split goes on with it.
 pub(super) struct Microbatch {
     number: u64,
-    sequences: Vec<TrainingSequence>,
+    pub(super) sequences: Vec<TrainingSequence>,
     ids: Vec<u32>,
     targets: Vec<Option<u32>>,
     /// What entered the block with this number.
-    entering: BTreeMap<u32, HiddenStates>,
+    pub(super) entering: BTreeMap<u32, HiddenStates>,
     /// The gradient of it.
-    gradients: BTreeMap<u32, HiddenStates>,
+    pub(super) gradients: BTreeMap<u32, HiddenStates>,
     /// The sum of the losses.
     loss: Option<f64>,
     /// The route that it takes through servers.
@@ -127,8 +127,29 @@ impl Microbatch {
     }
 
     /// Tokens of all its sequences.
-    fn tokens(&self) -> u32 {
+    pub(super) fn tokens(&self) -> u32 {
         self.sequences.iter().map(|sequence| sequence.tokens).sum()
+    }
+
+    /// Whether another sequence may go with it.
+    pub(super) fn has_room(&self, tokens: u32, tokens_max: u32) -> bool {
+        let fits = self.tokens().checked_add(tokens).is_some_and(|sum| sum <= tokens_max);
+        fits && self.sequences.len() < SEQUENCES_MAX
+    }
+
+    /// What entered the first block.
+    fn entered(&self) -> &HiddenStates {
+        self.entering.first_key_value().expect("it was made of that").1
+    }
+
+    /// What left the last block that it has gone through.
+    pub(super) fn last_known(&self) -> &HiddenStates {
+        self.entering.last_key_value().expect("it was made of what enters").1
+    }
+
+    /// The gradient of what entered the first block that it was brought back through.
+    pub(super) fn first_gradient(&self) -> &HiddenStates {
+        self.gradients.first_key_value().expect("it was brought back").1
     }
 
     fn engine_sequences(&self) -> Vec<Sequence> {

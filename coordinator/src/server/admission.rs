@@ -4,7 +4,7 @@ use umbel_protocol::error::ErrorCode;
 use umbel_protocol::inference::OpenSession;
 use umbel_protocol::{DType, Span};
 
-use super::{SESSIONS_MAX, SESSIONS_PER_CLIENT_MAX, ServerConfig};
+use super::{SESSIONS_LEFT_TO_OTHERS, SESSIONS_MAX, SESSIONS_PER_CLIENT, ServerConfig};
 
 /// Tokens of a page, the unit in which KV cache is allocated: what a session reserves is rounded
 /// up to whole pages here, so that the arena beneath can always give what was admitted.
@@ -54,7 +54,9 @@ impl Admission {
             let detail = format!("the model's context has {} tokens", config.context_tokens);
             return refuse(ErrorCode::ContextExceeded, detail);
         }
-        if session_count >= SESSIONS_MAX || sessions_of_client >= SESSIONS_PER_CLIENT_MAX {
+        let left =
+            if sessions_of_client < SESSIONS_PER_CLIENT { 0 } else { SESSIONS_LEFT_TO_OTHERS };
+        if session_count + left >= SESSIONS_MAX {
             let detail = format!("{session_count} sessions are open");
             return refuse(ErrorCode::Busy, detail);
         }

@@ -72,7 +72,11 @@ fn step(session: u128, number: u64, position: u32, tokens: u32) -> Step {
 }
 
 fn say(server: &mut Server, link: LinkId, message: ClientMessage) -> Vec<Output> {
-    server.handle(Input::Received { link, from: CLIENT, message }, Time::START).unwrap();
+    say_as(server, link, CLIENT, message)
+}
+
+fn say_as(server: &mut Server, link: LinkId, from: PeerId, message: ClientMessage) -> Vec<Output> {
+    server.handle(Input::Received { link, from, message }, Time::START).unwrap();
     drain(server)
 }
 
@@ -293,15 +297,26 @@ fn an_idle_session_ends_with_its_lease() {
 #[test]
 fn nobody_takes_every_place() {
     let mut server = server(1_000_000);
-    for session in 0..SESSIONS_PER_CLIENT_MAX as u128 {
+    let alone = SESSIONS_MAX - SESSIONS_LEFT_TO_OTHERS;
+    for session in 0..alone as u128 {
         let outputs = say(&mut server, LINK, ClientMessage::Open(opening(session)));
         assert_eq!(refusal(&outputs), None);
     }
     let outputs = say(&mut server, LINK, ClientMessage::Open(opening(u128::MAX)));
-    assert_eq!(refusal(&outputs), Some(ErrorCode::Busy));
-    let open = OpenSession { tokens_max: 512, ..opening(0) };
-    say(&mut server, LINK, ClientMessage::Close { session: open.session });
-    say(&mut server, LINK, ClientMessage::Open(open));
+    assert_eq!(refusal(&outputs), Some(ErrorCode::Busy), "the rest is left to others");
+    // Each of them may have as many as before, until there is no place at all.
+    for session in alone..=SESSIONS_MAX {
+        let open = ClientMessage::Open(opening(session as u128));
+        let outputs = say_as(&mut server, LinkId(7), PeerId::from_public_key([7; 32]), open);
+        let expected = (session == SESSIONS_MAX).then_some(ErrorCode::Busy);
+        assert_eq!(refusal(&outputs), expected, "{session}");
+    }
+}
+
+#[test]
+fn no_session_queues_steps_without_end() {
+    let mut server = server(1_000_000);
+    say(&mut server, LINK, ClientMessage::Open(OpenSession { tokens_max: 512, ..opening(0) }));
     let mut last = Vec::new();
     for position in 0..=u32::try_from(STEPS_QUEUED_PER_SESSION_MAX).unwrap() + 1 {
         let next = step(0, position.into(), position, 1);

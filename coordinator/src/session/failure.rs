@@ -26,6 +26,20 @@ pub enum SessionFailure {
     JournalLost,
 }
 
+impl SessionFailure {
+    /// Whether servers of the blocks are there and have no room: later one may.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::NoRoute { last: Some(failure), .. } | Self::Hop(failure) => {
+                let FailureReason::Refused { code, .. } = failure.reason else { return false };
+                matches!(code, ErrorCode::Busy | ErrorCode::KvFull)
+            }
+            Self::NoRoute { last: None, .. } | Self::JournalLost => false,
+        }
+    }
+}
+
 fn because(last: Option<&HopFailure>) -> String {
     last.map_or_else(String::new, |failure| format!(" (the last one to fail: {failure})"))
 }

@@ -37,6 +37,11 @@ pub struct GatewayArguments {
     #[arg(long, value_name = "HOST:PORT")]
     pub metrics: Option<SocketAddr>,
 
+    /// Learn adapters for those who ask, by /v1/files and /v1/fine_tuning/jobs, and keep them and what
+    /// they are learned from in this folder.
+    #[arg(long, value_name = "DIR")]
+    pub fine_tuning: Option<PathBuf>,
+
     /// Whether tokens are guessed.
     #[command(flatten)]
     pub speculate: SpeculateArguments,

@@ -13,7 +13,7 @@ use super::session::Opened;
 use super::speculate;
 use crate::args::GatewayArguments;
 use crate::config::Config;
-use crate::gateway::Front;
+use crate::gateway::{Front, Trains, Tuning};
 use crate::metrics;
 use crate::shutdown::Shutdown;
 
@@ -31,6 +31,13 @@ pub(super) async fn run(arguments: GatewayArguments, config: &Config) -> anyhow:
     let mut stop = Shutdown::listen().context("signals cannot be caught")?;
     // Before the model is fetched: a port that is taken is found out at once.
     let front = Front::bind(arguments.listen, &arguments.front).await?;
+    let trains = Trains {
+        model: arguments.model.name().to_owned(),
+        join: arguments.chain.join.clone(),
+        config: config.clone(),
+    };
+    let tuning = arguments.fine_tuning.as_deref().map(|folder| Tuning::start(folder, trains));
+    let front = front.with_tuning(tuning.transpose()?);
     if let Some(address) = arguments.metrics {
         let mut registry = metrics::registry();
         front.counters().register(&mut registry);

@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail};
 
 use crate::args::PauseArguments;
 use crate::config::Config;
-use crate::serve::control::{socket_of, tell};
+use crate::serve::control::{Told, socket_of, tell};
 
 /// Tells one server, or all of this user.
 pub(super) async fn run(
@@ -18,13 +18,14 @@ pub(super) async fn run(
     let (mut told, mut failed) = (0, None);
     for socket in sockets(arguments.identity.as_deref(), &config.data_dir) {
         match tell(&socket, pause).await {
-            Ok(changed) => {
+            Ok(does) => {
                 told += 1;
-                let what = match (pause, changed) {
-                    (true, true) => "pauses",
-                    (true, false) => "paused already",
-                    (false, true) => "goes on",
-                    (false, false) => "was not paused",
+                let what = match (pause, does) {
+                    (true, Told::Changed) => "pauses",
+                    (true, Told::AsBefore | Told::StillPauses) => "paused already",
+                    (false, Told::Changed) => "goes on",
+                    (false, Told::AsBefore) => "was not paused",
+                    (false, Told::StillPauses) => "pauses on, by its --hours or --yield-to-load",
                 };
                 let server = socket.with_extension("pem");
                 writeln!(std::io::stdout(), "{what}: the server of {}", server.display())

@@ -11,10 +11,10 @@ use umbel_client::{
     SwarmConfig,
 };
 use umbel_engine::train::{Adapter, PeftFiles};
+use umbel_net::Way;
 use umbel_protocol::{DType, Span};
 use umbel_shard::{Model, ModelSource, PartsNeeded};
 
-use crate::args::join::{Way, way};
 use crate::args::{ChainArguments, SamplingArguments};
 use crate::config::Config;
 use crate::progress::Shown;
@@ -52,7 +52,7 @@ impl Opened {
             let blocks = load_blocks(&model, config).await?;
             return Ok(Self { model, blocks: Blocks::Local(blocks, chain.kv) });
         }
-        let Way { addresses, swarm_key } = way(&chain.join, None)?;
+        let Way { addresses, swarm_key } = Way::new(&chain.join, None)?;
         let join = SwarmConfig {
             join: addresses,
             swarm_key,
@@ -91,7 +91,7 @@ impl Opened {
     }
 
     /// A chain with an adapter, with room for so many tokens, at most the model's context.
-    pub(super) async fn chain_with(&self, adapter: &Path, tokens: usize) -> anyhow::Result<Chain> {
+    pub(crate) async fn chain_with(&self, adapter: &Path, tokens: usize) -> anyhow::Result<Chain> {
         let config = self.model.config();
         let tokens = u32::try_from(tokens.clamp(1, config.context_tokens))?;
         let all = Span::new(0, config.block_count)?;

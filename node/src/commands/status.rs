@@ -7,16 +7,16 @@ use std::io::Write as _;
 use anyhow::Context as _;
 use serde_json::json;
 use umbel_client::{Swarm, SwarmConfig};
+use umbel_net::Way;
 use umbel_protocol::PeerId;
 use umbel_protocol::announcement::Announcement;
 
 use crate::args::StatusArguments;
-use crate::args::join::{Way, way};
 use crate::config::Config;
 use crate::overview::{self, Overview};
 
 pub(super) async fn run(arguments: StatusArguments, _config: &Config) -> anyhow::Result<()> {
-    let Way { addresses, swarm_key } = way(&arguments.join, None)?;
+    let Way { addresses, swarm_key } = Way::new(&arguments.join, None)?;
     let join = SwarmConfig { join: addresses, swarm_key, ..SwarmConfig::default() };
     let swarm = Swarm::join(join).await?;
     let result = if arguments.watch {

@@ -19,16 +19,16 @@ use umbel_client::train::{
 };
 use umbel_client::{ClientModel, Swarm, SwarmConfig};
 use umbel_engine::train::TrainingState;
+use umbel_net::Way;
 use umbel_shard::{ModelSource, PartsNeeded};
 
 use super::session::open_ends;
-use crate::args::join::{Way, way};
 use crate::args::train::{LearningArguments, TrainArguments};
 use crate::config::Config;
 use report::Reporter;
 use saving::Saving;
 
-pub(super) async fn run(arguments: TrainArguments, config: &Config) -> anyhow::Result<()> {
+pub(crate) async fn run(arguments: TrainArguments, config: &Config) -> anyhow::Result<()> {
     if arguments.join.is_empty() && !arguments.local {
         bail!("where? --join ADDR for a swarm, --local for none");
     }
@@ -181,7 +181,7 @@ impl Training {
 }
 
 async fn join(arguments: &TrainArguments) -> anyhow::Result<Arc<Swarm>> {
-    let Way { addresses, swarm_key } = way(&arguments.join, None)?;
+    let Way { addresses, swarm_key } = Way::new(&arguments.join, None)?;
     let config = SwarmConfig {
         join: addresses,
         swarm_key,

@@ -5,13 +5,12 @@ use std::time::Duration;
 
 use umbel_client::swarm::exchange::{chain, lookup, multiaddrs};
 use umbel_client::swarm::unix_time;
-use umbel_net::{Identity, Multiaddr, Network, NetworkConfig, Reachability, Role};
+use umbel_net::{Identity, Multiaddr, Network, NetworkConfig, Reachability, Role, Way};
 use umbel_protocol::announcement::{Announcement, AnnouncementError};
 use umbel_protocol::version::SOFTWARE;
 
 use super::reach::Seen;
 use super::{Finding, clock, reach};
-use crate::args::join::Way;
 
 /// How long peers may take to dial back: they are asked five seconds after a connection is there, and
 /// a dial that is dropped on the way takes ten.

@@ -1,5 +1,6 @@
 //! The tasks that read and write links.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::{mpsc, watch};
@@ -198,11 +199,42 @@ async fn encode(message: PushMessage, packing: Packing) -> Frame {
     packed.await.expect("packing does not panic")
 }
 
+/// Sends answers in their order, but for what says that the server is there: a client that does not hear
+/// it takes the server for dead, whatever waits for its turn.
 async fn write(mut sender: LinkSender, mut answers: mpsc::Receiver<ServerMessage>) {
-    while let Some(answer) = answers.recv().await {
-        if let Err(error) = sender.send(answer.encode()).await {
-            tracing::debug!(error = chain(&error), "a link ended");
+    let mut waiting = VecDeque::new();
+    loop {
+        let next = match waiting.pop_front() {
+            Some(answer) => Some(answer),
+            None => answers.recv().await,
+        };
+        let Some(answer) = next else { return };
+        let frame = answer.encode();
+        loop {
+            let first = tokio::select! {
+                biased;
+                () = sender.turn_of(&frame) => break,
+                Some(answer) = answers.recv(), if waiting.len() < FRAMES_WAITING_MAX => answer,
+            };
+            if !matches!(first, ServerMessage::Pong { .. }) {
+                waiting.push_back(first);
+            } else if !send(&mut sender, first.encode()).await {
+                return;
+            }
+        }
+        if !send(&mut sender, frame).await {
             return;
+        }
+    }
+}
+
+/// Whether a frame was sent.
+async fn send(sender: &mut LinkSender, frame: Frame) -> bool {
+    match sender.send(frame).await {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::debug!(error = chain(&error), "a link ended");
+            false
         }
     }
 }

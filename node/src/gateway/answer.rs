@@ -7,9 +7,9 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::timeout;
 use umbel_client::{FinishReason, Generate, Generation, Token};
 
-use super::Gateway;
 use super::error::ApiError;
 use super::keys::Holder;
+use super::{Asked, Gateway};
 
 /// Tokens that wait for a client that reads slowly.
 const TOKENS_WAITING_MAX: usize = 256;
@@ -53,13 +53,13 @@ impl Answers {
     pub(super) async fn begin(
         gateway: &Arc<Gateway>,
         holder: &Arc<Holder>,
-        requests: Vec<Generate>,
+        (asked, requests): (&Asked, Vec<Generate>),
     ) -> Result<Self, ApiError> {
         let (tell, events) = mpsc::channel(TOKENS_WAITING_MAX);
         let mut requests = requests.into_iter().enumerate();
         if let Some((answer, request)) = requests.next() {
             let turn = gateway.admission.turn().await?;
-            let generation = gateway.start(request).await?;
+            let generation = gateway.start(request, asked).await?;
             let (gateway, holder, tell) = (Arc::clone(gateway), Arc::clone(holder), tell.clone());
             tokio::spawn(
                 async move { run(&gateway, answer, generation, (turn, holder), tell).await },
@@ -67,11 +67,11 @@ impl Answers {
         }
         for (answer, request) in requests {
             let (gateway, holder) = (Arc::clone(gateway), Arc::clone(holder));
-            let tell = tell.clone();
+            let (tell, asked) = (tell.clone(), asked.clone());
             tokio::spawn(async move {
                 let beginning = async {
                     let turn = gateway.admission.further_turn().await;
-                    gateway.start(request).await.map(|generation| (generation, turn))
+                    gateway.start(request, &asked).await.map(|generation| (generation, turn))
                 };
                 let begun = tokio::select! {
                     begun = beginning => begun,

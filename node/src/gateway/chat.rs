@@ -31,7 +31,7 @@ pub(super) async fn complete(
     body: Body,
 ) -> Result<Response, ApiError> {
     let request: ChatRequest = body::json(body).await?;
-    gateway.check_model(&request.model)?;
+    let asked = gateway.asked(&request.model, &holder)?;
     let mut options = request.options()?;
     let (tools, forced) = match request.tools()? {
         Some(ChatTools { tools, forced }) => (Some(tools), forced),
@@ -46,10 +46,10 @@ pub(super) async fn complete(
         let expected = gateway.encode_plain(expected).await?;
         requests.iter_mut().for_each(|request| request.expected.clone_from(&expected));
     }
-    let reply = reply::Reply::new("chatcmpl", &gateway);
+    let reply = reply::Reply::new("chatcmpl", &gateway, &asked);
     let usage = Usage { prompt: prompt.len(), completion: 0 };
     holder.spend(prompt.len());
-    let answers = Answers::begin(&gateway, &holder, requests).await?;
+    let answers = Answers::begin(&gateway, &holder, (&asked, requests)).await?;
     let choices = (0..options.answers()).map(|_| Choice::new(tools.clone())).collect();
     if options.stream {
         let with_usage = options.includes_usage();

@@ -27,7 +27,7 @@ pub(super) async fn complete(
     body: Body,
 ) -> Result<Response, ApiError> {
     let request: CompletionRequest = body::json(body).await?;
-    gateway.check_model(&request.model)?;
+    let asked = gateway.asked(&request.model, &holder)?;
     let options = request.options()?;
     let (mut requests, mut choices, mut usage) = (Vec::new(), Vec::new(), Usage::default());
     for prompt in request.prompts()? {
@@ -37,9 +37,9 @@ pub(super) async fn complete(
         let echo = if request.echo() { text } else { String::new() };
         choices.extend((0..options.answers()).map(|_| Choice::beginning(echo.clone())));
     }
-    let reply = Reply::new("cmpl", &gateway);
+    let reply = Reply::new("cmpl", &gateway, &asked);
     holder.spend(usage.prompt);
-    let answers = Answers::begin(&gateway, &holder, requests).await?;
+    let answers = Answers::begin(&gateway, &holder, (&asked, requests)).await?;
     if options.stream {
         let with_usage = options.includes_usage();
         let stream = Stream { reply, object: "text_completion", with_usage };

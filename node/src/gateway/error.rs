@@ -81,6 +81,16 @@ impl ApiError {
         }
     }
 
+    /// The servers of the swarm have no room for another session.
+    pub(super) fn full(failure: &(dyn std::error::Error + 'static)) -> Self {
+        let message = format!("the swarm is full: come back later ({})", chain(failure));
+        Self {
+            kind: "rate_limit_error",
+            code: Some("rate_limit_exceeded"),
+            ..Self::refused(StatusCode::TOO_MANY_REQUESTS, message)
+        }
+    }
+
     /// The swarm cannot answer now.
     pub(super) fn unavailable(error: &anyhow::Error) -> Self {
         let message = format!("the swarm cannot answer: {}", chain(error.as_ref()));
@@ -149,6 +159,7 @@ impl From<GenerateError> for ApiError {
             GenerateError::Sampling(_) | GenerateError::Grammar(_) => {
                 Self::refused(StatusCode::BAD_REQUEST, message)
             }
+            GenerateError::Step(step) if step.is_full() => Self::full(&step),
             // A gateway has the ends and no thin sessions, so the first two are mistakes of its own.
             GenerateError::NoWeights
             | GenerateError::NoLogits

@@ -1,12 +1,13 @@
 //! Where a gateway listens, and who may ask there: found out before anything else is begun.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use tokio::net::TcpListener;
 use umbel_client::Speculate;
 
-use super::{Gateway, Keys, Limits};
+use super::{Gateway, Keys, Limits, Tuning};
 use crate::args::FrontArguments;
 use crate::commands::session::Opened;
 use crate::metrics::gateway::Counters;
@@ -18,6 +19,7 @@ pub(crate) struct Front {
     keys: Option<Keys>,
     limits: Limits,
     counters: Counters,
+    tuning: Option<Arc<Tuning>>,
 }
 
 impl Front {
@@ -40,7 +42,13 @@ impl Front {
             answers: usize::from(arguments.answers),
             waiting: usize::from(arguments.waiting),
         };
-        Ok(Self { listener, address, keys, limits, counters: Counters::default() })
+        let counters = Counters::default();
+        Ok(Self { listener, address, keys, limits, counters, tuning: None })
+    }
+
+    /// The same, where adapters are learned as well.
+    pub(crate) fn with_tuning(self, tuning: Option<Arc<Tuning>>) -> Self {
+        Self { tuning, ..self }
     }
 
     /// Where it is.
@@ -60,7 +68,8 @@ impl Front {
         speculate: Speculate,
         stop: impl Future<Output = ()>,
     ) -> Option<Opened> {
-        let Self { listener, keys, limits, counters, .. } = self;
-        Gateway::new(opened, speculate, (limits, keys), counters).serve(listener, stop).await
+        let Self { listener, keys, limits, counters, tuning, .. } = self;
+        let gateway = Gateway::new(opened, speculate, (limits, keys), counters);
+        gateway.with_tuning(tuning).serve(listener, stop).await
     }
 }

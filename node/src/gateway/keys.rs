@@ -137,6 +137,11 @@ impl Holder {
         Ok(())
     }
 
+    /// What it is called; nobody else is.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Takes tokens from the budget that were read or written.
     pub(super) fn spend(&self, tokens: usize) {
         let mut budgets = self.budgets.lock().unwrap_or_else(PoisonError::into_inner);

@@ -27,7 +27,7 @@ pub(super) async fn create(
     body: Body,
 ) -> Result<Response, MessagesError> {
     let request: MessagesRequest = body::json(body).await?;
-    gateway.check_model(&request.model)?;
+    let asked = gateway.asked(&request.model, &holder)?;
     let mut options = request.options()?;
     let (tools, forced) = request.tools()?.unzip();
     if let Some(format) = forced.flatten().or_else(|| request.format()) {
@@ -37,10 +37,10 @@ pub(super) async fn create(
     let requests = options.requests(&gateway, &prompt)?;
     let usage = Usage { prompt: prompt.len(), completion: 0 };
     holder.spend(prompt.len());
-    let answers = Answers::begin(&gateway, &holder, requests).await?;
+    let answers = Answers::begin(&gateway, &holder, (&asked, requests)).await?;
     let message = Message {
         id: reply::id("msg_"),
-        model: gateway.model_name().to_owned(),
+        model: asked.name.clone(),
         usage,
         stop: None,
         calls: tools.map(CallStream::new),

@@ -2,32 +2,46 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use serde_json::{Value, json};
 
 use super::Gateway;
 use super::error::ApiError;
+use super::keys::Holder;
 
-pub(super) async fn list(State(gateway): State<Arc<Gateway>>) -> Json<Value> {
-    Json(json!({ "object": "list", "data": [model(&gateway)] }))
+pub(super) async fn list(
+    State(gateway): State<Arc<Gateway>>,
+    Extension(holder): Extension<Arc<Holder>>,
+) -> Json<Value> {
+    let learned = gateway.tuning.iter().flat_map(|tuning| tuning.models(&holder));
+    let served = (gateway.model_name().to_owned(), gateway.started());
+    let data: Vec<_> = std::iter::once(served)
+        .chain(learned)
+        .map(|(name, created)| model(&gateway, &name, created))
+        .collect();
+    Json(json!({ "object": "list", "data": data }))
 }
 
 pub(super) async fn one(
     State(gateway): State<Arc<Gateway>>,
+    Extension(holder): Extension<Arc<Holder>>,
     Path(name): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    gateway.check_model(&name)?;
-    Ok(Json(model(&gateway)))
+    let asked = gateway.asked(&name, &holder)?;
+    let learned = gateway.tuning.iter().flat_map(|tuning| tuning.models(&holder));
+    let created = learned.into_iter().find(|(learned, _)| *learned == asked.name);
+    let created = created.map_or(gateway.started(), |(_, created)| created);
+    Ok(Json(model(&gateway, &asked.name, created)))
 }
 
-fn model(gateway: &Gateway) -> Value {
+fn model(gateway: &Gateway, name: &str, created: u64) -> Value {
     json!({
-        "id": gateway.model_name(),
+        "id": name,
         "object": "model",
-        "created": gateway.started(),
+        "created": created,
         "owned_by": "umbel",
         "max_model_len": gateway.context(),
     })

@@ -4,9 +4,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use super::Gateway;
 use super::events::Chunk;
 use super::usage::Usage;
+use super::{Asked, Gateway};
 
 /// The frame of an answer, the same in all chunks of a stream.
 #[derive(Debug, Clone)]
@@ -18,11 +18,11 @@ pub(super) struct Reply {
 }
 
 impl Reply {
-    pub(super) fn new(prefix: &str, gateway: &Gateway) -> Self {
+    pub(super) fn new(prefix: &str, gateway: &Gateway, asked: &Asked) -> Self {
         Self {
             id: id(&format!("{prefix}-")),
             created: unix_seconds(),
-            model: gateway.model_name().to_owned(),
+            model: asked.name.clone(),
             fingerprint: gateway.fingerprint(),
         }
     }

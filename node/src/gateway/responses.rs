@@ -16,7 +16,7 @@ use super::error::ApiError;
 use super::events::{self, Chunk, Chunks};
 use super::keys::Holder;
 use super::usage::Usage;
-use super::{Gateway, body, reply};
+use super::{Asked, Gateway, body, reply};
 use request::ResponsesRequest;
 
 pub(super) async fn create(
@@ -25,7 +25,7 @@ pub(super) async fn create(
     body: Body,
 ) -> Result<Response, ApiError> {
     let request: ResponsesRequest = body::json(body).await?;
-    gateway.check_model(&request.model)?;
+    let asked = gateway.asked(&request.model, &holder)?;
     let mut options = request.options()?;
     if let Some(format) = request.format() {
         options.grammar = gateway.grammar(format).await?;
@@ -34,8 +34,8 @@ pub(super) async fn create(
     let requests = options.requests(&gateway, &prompt)?;
     let usage = Usage { prompt: prompt.len(), completion: 0 };
     holder.spend(prompt.len());
-    let answers = Answers::begin(&gateway, &holder, requests).await?;
-    let grown = Grown::new(&gateway, &request, usage);
+    let answers = Answers::begin(&gateway, &holder, (&asked, requests)).await?;
+    let grown = Grown::new(&asked, &request, usage);
     if options.stream {
         return Ok(events::respond(answers, grown));
     }
@@ -55,7 +55,7 @@ struct Grown {
 }
 
 impl Grown {
-    fn new(gateway: &Gateway, request: &ResponsesRequest, usage: Usage) -> Self {
+    fn new(asked: &Asked, request: &ResponsesRequest, usage: Usage) -> Self {
         let frame = json!({
             "id": reply::id("resp_"),
             "object": "response",
@@ -65,7 +65,7 @@ impl Grown {
             "instructions": request.instructions,
             "max_output_tokens": request.max_output_tokens,
             "metadata": request.metadata.clone().unwrap_or_else(|| json!({})),
-            "model": gateway.model_name(),
+            "model": asked.name,
             "parallel_tool_calls": true,
             "previous_response_id": null,
             "reasoning": { "effort": null, "summary": null },

@@ -15,6 +15,7 @@ use umbel_protocol::{PeerId, Span};
 use umbel_shard::Model;
 
 use super::loading::{Held, Loaded, Loader};
+use super::rest::Pauses;
 use crate::announce::{Announcer, Offer};
 use crate::args::ServeArguments;
 use crate::compute::{Shard, ShardEnds};
@@ -105,7 +106,7 @@ impl Balancer {
         &mut self,
         announcer: &Announcer,
         offer: &watch::Sender<Offer>,
-        mut wish: watch::Receiver<bool>,
+        mut pauses: watch::Receiver<Pauses>,
     ) {
         loop {
             while let Some(output) = self.mover.as_mut().and_then(Mover::poll) {
@@ -134,7 +135,7 @@ impl Balancer {
                     only_current.then_some(Input::Drained)
                 }
                 () = clock.wait_until(deadline) => None,
-                () = wished(&mut wish) => self.pause(offer, &mut wish).await,
+                () = wished(&mut pauses) => self.pause(offer, &mut pauses).await,
             };
             let now = self.clock.now();
             let Some(mover) = &mut self.mover else { continue };
@@ -256,8 +257,8 @@ impl Balancer {
 }
 
 /// Waits until the server is to pause.
-async fn wished(wish: &mut watch::Receiver<bool>) {
-    if wish.wait_for(|pause| *pause).await.is_err() {
+async fn wished(pauses: &mut watch::Receiver<Pauses>) {
+    if pauses.wait_for(|pauses| pauses.any()).await.is_err() {
         std::future::pending().await
     }
 }

@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use tokio::sync::watch;
 
-/// Whether to pause, as it was told last.
+use super::rest::Pauses;
+
+/// Whether to pause.
 pub(super) struct Control {
-    wish: watch::Sender<bool>,
+    pauses: watch::Sender<Pauses>,
     /// Where it listens, if it can be told anything.
     socket: Option<PathBuf>,
 }
@@ -22,20 +24,20 @@ pub(crate) fn socket_of(identity: &Path) -> PathBuf {
 impl Control {
     /// Listens beside the identity. Where that cannot be, the server is as good without.
     pub(super) fn listen(identity: &Path) -> Self {
-        let (wish, socket) = (watch::Sender::new(false), socket_of(identity));
-        match sockets::listen(&socket, wish.clone()) {
-            Ok(()) => Self { wish, socket: Some(socket) },
+        let (pauses, socket) = (watch::Sender::new(Pauses::default()), socket_of(identity));
+        match sockets::listen(&socket, pauses.clone()) {
+            Ok(()) => Self { pauses, socket: Some(socket) },
             Err(error) => {
                 let error = format!("{error:#}");
                 tracing::warn!(error, "umbel pause will not find this server");
-                Self { wish, socket: None }
+                Self { pauses, socket: None }
             }
         }
     }
 
-    /// Whether it is to pause.
-    pub(super) fn wish(&self) -> watch::Receiver<bool> {
-        self.wish.subscribe()
+    /// Why it is to pause, if it is.
+    pub(super) const fn pauses(&self) -> &watch::Sender<Pauses> {
+        &self.pauses
     }
 }
 
@@ -48,11 +50,22 @@ impl Drop for Control {
     }
 }
 
-/// Tells the server with this socket to pause or to go on; whether that changes anything.
+/// What a server does that was told something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// As it was told.
+    Changed,
+    /// What it did before.
+    AsBefore,
+    /// It is to go on, and has other reasons to pause.
+    StillPauses,
+}
+
+/// Tells the server with this socket to pause or to go on.
 ///
 /// # Errors
 /// Where none listens there.
-pub(crate) async fn tell(socket: &Path, pause: bool) -> anyhow::Result<bool> {
+pub(crate) async fn tell(socket: &Path, pause: bool) -> anyhow::Result<Told> {
     let told = sockets::tell(socket, pause).await;
     told.with_context(|| format!("no server can be told by {}", socket.display()))
 }
@@ -68,6 +81,8 @@ mod sockets {
     use tokio::sync::watch;
     use tokio::time::timeout;
 
+    use super::{Pauses, Told};
+
     /// How long either side waits for the other's byte.
     const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -78,8 +93,9 @@ mod sockets {
     const RESUME: u8 = b'r';
     const CHANGED: u8 = b'c';
     const AS_BEFORE: u8 = b'b';
+    const STILL_PAUSES: u8 = b's';
 
-    pub(super) fn listen(socket: &Path, wish: watch::Sender<bool>) -> io::Result<()> {
+    pub(super) fn listen(socket: &Path, pauses: watch::Sender<Pauses>) -> io::Result<()> {
         // The lock on the identity says that whoever had it before is gone.
         if let Err(error) = std::fs::remove_file(socket)
             && error.kind() != io::ErrorKind::NotFound
@@ -92,7 +108,7 @@ mod sockets {
             loop {
                 match listener.accept().await {
                     // One after the other: each is over in no time, or given up.
-                    Ok((stream, _)) => drop(timeout(PATIENCE, answer(stream, &wish)).await),
+                    Ok((stream, _)) => drop(timeout(PATIENCE, answer(stream, &pauses)).await),
                     Err(error) => {
                         tracing::debug!(%error, "nobody was listened to");
                         tokio::time::sleep(AFTER_ERROR).await;
@@ -108,21 +124,35 @@ mod sockets {
         std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))
     }
 
-    async fn answer(mut stream: UnixStream, wish: &watch::Sender<bool>) -> io::Result<()> {
+    async fn answer(mut stream: UnixStream, pauses: &watch::Sender<Pauses>) -> io::Result<()> {
         let pause = match stream.read_u8().await? {
             PAUSE => true,
             RESUME => false,
             _ => return Err(io::ErrorKind::InvalidData.into()),
         };
-        let changed = wish.send_if_modified(|wish| std::mem::replace(wish, pause) != pause);
-        stream.write_u8(if changed { CHANGED } else { AS_BEFORE }).await
+        let changed = Pauses::set(pauses, |pauses| pauses.told = pause);
+        let still = !pause && pauses.borrow().any();
+        stream
+            .write_u8(if still {
+                STILL_PAUSES
+            } else if changed {
+                CHANGED
+            } else {
+                AS_BEFORE
+            })
+            .await
     }
 
-    pub(super) async fn tell(socket: &Path, pause: bool) -> io::Result<bool> {
+    pub(super) async fn tell(socket: &Path, pause: bool) -> io::Result<Told> {
         let telling = async {
             let mut stream = UnixStream::connect(socket).await?;
             stream.write_u8(if pause { PAUSE } else { RESUME }).await?;
-            Ok(stream.read_u8().await? == CHANGED)
+            match stream.read_u8().await? {
+                CHANGED => Ok(Told::Changed),
+                AS_BEFORE => Ok(Told::AsBefore),
+                STILL_PAUSES => Ok(Told::StillPauses),
+                _ => Err(io::ErrorKind::InvalidData.into()),
+            }
         };
         timeout(PATIENCE, telling).await?
     }
@@ -135,11 +165,11 @@ mod sockets {
 
     use tokio::sync::watch;
 
-    pub(super) fn listen(_: &Path, _: watch::Sender<bool>) -> io::Result<()> {
+    pub(super) fn listen(_: &Path, _: watch::Sender<super::Pauses>) -> io::Result<()> {
         Ok(())
     }
 
-    pub(super) async fn tell(_: &Path, _: bool) -> io::Result<bool> {
+    pub(super) async fn tell(_: &Path, _: bool) -> io::Result<super::Told> {
         Err(io::ErrorKind::Unsupported.into())
     }
 }
@@ -156,13 +186,13 @@ mod tests {
         assert!(tell(&socket, true).await.is_err(), "nobody is there");
         std::fs::write(&socket, "left").unwrap();
         let control = Control::listen(&identity);
-        let wish = control.wish();
-        assert!(!*wish.borrow());
-        assert!(tell(&socket, true).await.unwrap());
-        assert!(*wish.borrow());
-        assert!(!tell(&socket, true).await.unwrap(), "it was told that before");
-        assert!(tell(&socket, false).await.unwrap());
-        assert!(!*wish.borrow());
+        let pauses = control.pauses();
+        assert!(!pauses.borrow().any());
+        assert_eq!(tell(&socket, true).await.unwrap(), Told::Changed);
+        assert!(pauses.borrow().told);
+        assert_eq!(tell(&socket, true).await.unwrap(), Told::AsBefore);
+        assert_eq!(tell(&socket, false).await.unwrap(), Told::Changed);
+        assert!(!pauses.borrow().any());
         drop(control);
         assert!(!socket.exists());
     }

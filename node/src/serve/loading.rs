@@ -22,6 +22,8 @@ pub(super) struct Loader {
     pub(super) gpu: Option<Gpu>,
     /// Blocks of the model, where the ends that a span touches are loaded with it.
     pub(super) ends_of: Option<u32>,
+    /// Bytes a second that its links may take; 0 where that is not limited.
+    pub(super) network_rate: u64,
 }
 
 /// Blocks in memory, and how fast they are.
@@ -109,6 +111,7 @@ impl Loader {
         let key = measure::Key { model: model.id(), device: self.device_name() };
         let folder = self.config.data_dir.join("speed");
         let (device, gpu) = (self.device.clone(), self.gpu.clone());
+        let network_bytes_per_second = self.network_rate;
         let load = move || -> anyhow::Result<_> {
             let blocks = match &gpu {
                 Some(gpu) => HostedSpan::load_on(gpu, &held, &config, &weights, span)?,
@@ -126,7 +129,8 @@ impl Loader {
             };
             // Sessions open in the other one meanwhile, and are promised all of its room.
             let trial = blocks.arena(&config, measure::TOKENS)?;
-            let throughput = measure::throughput(&blocks, &trial, &key, &folder)?;
+            let measured = measure::throughput(&blocks, &trial, &key, &folder)?;
+            let throughput = Throughput { network_bytes_per_second, ..measured };
             drop(trial);
             // What packing and measuring took is of no use any more.
             heap::give_back();

@@ -4,6 +4,7 @@ use anyhow::bail;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use umbel_client::SwarmConfig;
+use umbel_net::Network;
 use umbel_shard::ModelSource;
 
 use super::attached::Attached;
@@ -42,7 +43,7 @@ impl Sockets {
         &mut self,
         driver: &Driver,
         offer: &watch::Sender<Offer>,
-        waits: &metrics::server::Waits,
+        (waits, network): (&metrics::server::Waits, &Network),
     ) {
         let Some(listener) = self.metrics.take() else {
             return;
@@ -52,6 +53,7 @@ impl Sockets {
         waits.register(&mut registry);
         let state = metrics::server::State { load: driver.load(), offer: offer.subscribe() };
         registry.register_collector(Box::new(state));
+        registry.register_collector(Box::new(metrics::links::Links(network.clone())));
         if let Some(front) = &self.front {
             front.counters().register(&mut registry);
         }

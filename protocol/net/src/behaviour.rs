@@ -15,8 +15,9 @@ use umbel_protocol::version::SOFTWARE;
 
 use crate::address::innermost;
 use crate::config::{NetworkConfig, Role};
+use crate::driver::Shared;
 use crate::error::StartNetworkError;
-use crate::links::{self, Acceptors};
+use crate::links;
 use crate::swarm_key::SwarmKey;
 
 /// The hash table of Umbel, which no other network joins by accident.
@@ -91,10 +92,11 @@ pub(crate) struct Behaviour {
 /// The `libp2p::Swarm` of a peer, which neither listens nor dials yet.
 pub(crate) fn build(
     config: &NetworkConfig,
-    acceptors: Arc<Acceptors>,
+    shared: &Shared,
 ) -> Result<libp2p::Swarm<Behaviour>, StartNetworkError> {
     let keypair = config.identity.keypair();
-    let behaviour = behaviour(config, &keypair, acceptors)?;
+    let links = links::Behaviour::new(Arc::clone(&shared.acceptors), Arc::clone(&shared.rates));
+    let behaviour = behaviour(config, &keypair, links)?;
     // Without a name server only names cannot be dialled.
     let (resolver, options) = hickory_resolver::system_conf::read_system_conf()
         .inspect_err(|error| tracing::warn!(%error, "names cannot be resolved"))
@@ -138,7 +140,7 @@ fn tune_dials(config: libp2p::swarm::Config) -> libp2p::swarm::Config {
 fn behaviour(
     config: &NetworkConfig,
     keypair: &libp2p::identity::Keypair,
-    acceptors: Arc<Acceptors>,
+    links: links::Behaviour,
 ) -> Result<Behaviour, StartNetworkError> {
     let peer = keypair.public().to_peer_id();
     let limits = connection_limits::ConnectionLimits::default()
@@ -161,7 +163,7 @@ fn behaviour(
     };
     Ok(Behaviour {
         limits: connection_limits::Behaviour::new(limits),
-        links: links::Behaviour::new(acceptors),
+        links,
         kad: hash_table(peer, config.role),
         identify: identify::Behaviour::new(identify),
         ping: ping::Behaviour::new(ping),

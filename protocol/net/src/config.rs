@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use libp2p::Multiaddr;
 
-use crate::{Identity, SwarmKey};
+use crate::{Identity, RateLimits, SwarmKey};
 
 /// How often each connected peer is pinged. Routes are planned by these round trips, so they must
 /// not be much older than a route's life; a ping takes some 100 bytes.
@@ -29,6 +29,8 @@ pub struct NetworkConfig {
     /// Whether it asks peers that serve to dial it back where they see it, so that
     /// [`Network::reachability`](crate::Network::reachability) can tell.
     pub asks_reachability: bool,
+    /// What its links take of its connection at most.
+    pub rate_limits: RateLimits,
     /// How often each connected peer is pinged.
     pub ping_interval: Duration,
 }
@@ -45,6 +47,7 @@ impl NetworkConfig {
             swarm_key: None,
             mdns: false,
             asks_reachability: false,
+            rate_limits: RateLimits { upload: None, download: None },
             ping_interval: PING_INTERVAL,
         }
     }

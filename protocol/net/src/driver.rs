@@ -25,6 +25,7 @@ use crate::behaviour::Behaviour;
 use crate::config::Role;
 use crate::error::{AddressFailure, StartNetworkError};
 use crate::links::{Acceptors, OpenStream, StreamError};
+use crate::rates::{RateLimits, Rates};
 use crate::reachability::Reachability;
 use dials::Dials;
 use discovery::Discovery;
@@ -71,9 +72,10 @@ pub(crate) enum Command {
 }
 
 /// What the task shows without being asked.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) acceptors: Arc<Acceptors>,
+    pub(crate) rates: Arc<Rates>,
     /// What others are told instead of where this peer listens.
     pub(crate) announce: Vec<Multiaddr>,
     listen: Mutex<Vec<Multiaddr>>,
@@ -82,8 +84,15 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(announce: Vec<Multiaddr>) -> Self {
-        Self { announce, ..Self::default() }
+    pub(crate) fn new(announce: Vec<Multiaddr>, limits: RateLimits) -> Self {
+        Self {
+            acceptors: Arc::default(),
+            rates: Arc::new(Rates::new(limits)),
+            announce,
+            listen: Mutex::default(),
+            round_trips: Mutex::default(),
+            reachability: watch::Sender::default(),
+        }
     }
 
     pub(crate) fn listen(&self) -> MutexGuard<'_, Vec<Multiaddr>> {

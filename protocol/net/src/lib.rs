@@ -45,8 +45,10 @@ mod link;
 mod links;
 mod network;
 mod probe;
+mod rates;
 mod reachability;
 mod swarm_key;
+mod way;
 
 pub use config::{NetworkConfig, Role};
 pub use error::{
@@ -59,6 +61,8 @@ pub use libp2p::Multiaddr;
 pub use link::{Link, LinkReceiver, LinkSender};
 pub use links::Incoming;
 pub use network::Network;
+pub use rates::{RateLimits, Traffic};
 pub use reachability::Reachability;
 pub use swarm_key::{SwarmKey, SwarmKeyError};
 pub use umbel_protocol::LinkProtocol;
+pub use way::{DifferentSwarms, InvalidJoin, Join, Way};

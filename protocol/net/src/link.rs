@@ -9,11 +9,12 @@ use std::time::Duration;
 use bytes::{Buf as _, Bytes, BytesMut};
 use futures::future::poll_fn;
 use futures::{AsyncRead as _, AsyncWrite as _};
-use umbel_protocol::frame::{Frame, FrameDecoder, Limits, encode_prefix};
+use umbel_protocol::frame::{Frame, FrameDecoder, FrameError, Limits, encode_prefix};
 use umbel_protocol::version::Side;
 use umbel_protocol::{LinkProtocol, PeerId};
 
 use crate::error::{ReceiveError, SendError};
+use crate::rates::{Meter, Rates};
 
 /// A frame up to this size is written in one piece, payload included: one copy of 64 KiB takes
 /// some 5 µs, a second write would wake the connection and its peer a second time.
@@ -39,6 +40,7 @@ impl Link {
         protocol: LinkProtocol,
         side: Side,
         stream: libp2p::Stream,
+        rates: &Arc<Rates>,
     ) -> Self {
         let stream = SharedStream(Arc::new(Mutex::new(Some(stream))));
         let (own, other) = (protocol.limits(side), protocol.limits(side.other()));
@@ -48,9 +50,17 @@ impl Link {
             sender: LinkSender {
                 stream: stream.clone(),
                 limits: own,
+                rates: Arc::clone(rates),
                 unsent: [const { Bytes::new() }; 2],
+                waits: false,
+                allowed: 0,
             },
-            receiver: LinkReceiver { stream, decoder: FrameDecoder::new(other) },
+            receiver: LinkReceiver {
+                stream,
+                decoder: FrameDecoder::new(other),
+                rates: Arc::clone(rates),
+                owes: false,
+            },
         }
     }
 
@@ -78,8 +88,13 @@ impl Link {
 pub struct LinkSender {
     stream: SharedStream,
     limits: Limits,
+    rates: Arc<Rates>,
     /// What is left of a frame: prefix and header, and what was not copied behind them.
     unsent: [Bytes; 2],
+    /// Whether that waits for its turn where the rate has a limit.
+    waits: bool,
+    /// Bytes of the current piece whose turn has come.
+    allowed: usize,
 }
 
 impl LinkSender {
@@ -93,8 +108,18 @@ impl LinkSender {
     pub async fn send(&mut self, frame: Frame) -> Result<(), SendError> {
         let prefix = encode_prefix(&frame, self.limits)?;
         self.write_unsent().await?;
+        self.waits = !frame.payload.is_empty();
         self.unsent = in_pieces(&prefix, frame);
         self.write_unsent().await
+    }
+
+    /// Waits for the turn of a frame, where the rate has a limit. It need not be waited for, but what
+    /// has to go first can be sent meanwhile. A call that is dropped before it ends loses nothing.
+    pub async fn turn_of(&mut self, frame: &Frame) {
+        let bytes = frame.wire_bytes();
+        while self.allowed < bytes && !frame.payload.is_empty() {
+            self.allowed += self.rates.upload.take(bytes - self.allowed, true).await;
+        }
     }
 
     /// Says that nothing more comes. Frames from the peer can still be received.
@@ -114,14 +139,20 @@ impl LinkSender {
     }
 
     async fn write_unsent(&mut self) -> Result<(), SendError> {
-        let Self { stream, unsent, .. } = self;
+        let Self { stream, rates, unsent, waits, allowed, .. } = self;
         for piece in unsent.iter_mut() {
             while !piece.is_empty() {
-                let write =
-                    poll_fn(|cx| stream.poll(cx, |stream, cx| stream.poll_write(cx, piece)));
+                if *allowed == 0 {
+                    *allowed = rates.upload.take(piece.len(), *waits).await;
+                }
+                let part = &piece[..piece.len().min(*allowed)];
+                let write = poll_fn(|cx| stream.poll(cx, |stream, cx| stream.poll_write(cx, part)));
                 match write.await.map_err(broken)? {
                     0 => return Err(SendError::Closed),
-                    count => piece.advance(count),
+                    count => {
+                        piece.advance(count);
+                        *allowed -= count;
+                    }
                 }
             }
         }
@@ -134,6 +165,9 @@ impl LinkSender {
 pub struct LinkReceiver {
     stream: SharedStream,
     decoder: FrameDecoder,
+    rates: Arc<Rates>,
+    /// Whether something was read that is to be paid for before more is.
+    owes: bool,
 }
 
 impl LinkReceiver {
@@ -145,8 +179,13 @@ impl LinkReceiver {
     /// [`ReceiveError`] where the link breaks, or the peer claims a frame above the limits of the
     /// link: the link closes then, in both directions.
     pub async fn receive(&mut self) -> Result<Option<Frame>, ReceiveError> {
-        let Self { stream, decoder } = self;
+        let Self { stream, decoder, rates, owes } = self;
         loop {
+            // What the peer sends meanwhile waits on its side, once the buffers between are full.
+            if *owes {
+                rates.download.settled().await;
+                *owes = false;
+            }
             let space = decoder.space();
             if space.is_empty() {
                 // After an error there is none; the decoder says which.
@@ -156,9 +195,12 @@ impl LinkReceiver {
             match read.await.map_err(ReceiveError::Io)? {
                 0 if decoder.is_within_frame() => return Err(ReceiveError::Truncated),
                 0 => return Ok(None),
-                count => match decoder.filled(count) {
-                    Ok(None) => {}
-                    Ok(Some(frame)) => return Ok(Some(frame)),
+                count => match counted(decoder, count, &rates.download) {
+                    Ok(None) => *owes = true,
+                    Ok(Some(frame)) => {
+                        *owes = !frame.payload.is_empty();
+                        return Ok(Some(frame));
+                    }
                     Err(error) => {
                         stream.close();
                         return Err(error.into());
@@ -167,6 +209,16 @@ impl LinkReceiver {
             }
         }
     }
+}
+
+/// Hands on what was read, and counts it.
+fn counted(
+    decoder: &mut FrameDecoder,
+    count: usize,
+    download: &Meter,
+) -> Result<Option<Frame>, FrameError> {
+    download.add(count);
+    decoder.filled(count)
 }
 
 /// One stream for two tasks. The lock is held for the length of one poll, which copies at most a

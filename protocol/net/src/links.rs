@@ -19,6 +19,7 @@ use umbel_protocol::{LinkProtocol, PeerId};
 
 use crate::error::AcceptError;
 use crate::link::Link;
+use crate::rates::Rates;
 
 use handler::Handler;
 pub(crate) use handler::{OpenStream, StreamError};
@@ -82,12 +83,13 @@ impl Acceptors {
 /// Opens streams for links on connections that are there, and accepts those of others.
 pub(crate) struct Behaviour {
     acceptors: Arc<Acceptors>,
+    rates: Arc<Rates>,
     requests: VecDeque<ToSwarm<Infallible, OpenStream>>,
 }
 
 impl Behaviour {
-    pub(crate) const fn new(acceptors: Arc<Acceptors>) -> Self {
-        Self { acceptors, requests: VecDeque::new() }
+    pub(crate) const fn new(acceptors: Arc<Acceptors>, rates: Arc<Rates>) -> Self {
+        Self { acceptors, rates, requests: VecDeque::new() }
     }
 
     /// Asks for a stream. The task that calls this polls the `libp2p::Swarm` next, so nothing
@@ -108,7 +110,7 @@ impl Behaviour {
     /// Peers whose key is no Ed25519 key have no name here, and are turned away.
     fn handler(&self, peer: libp2p::PeerId) -> Result<Handler, ConnectionDenied> {
         let peer = PeerId::from_multihash(&peer.to_bytes()).map_err(ConnectionDenied::new)?;
-        Ok(Handler::new(peer, Arc::clone(&self.acceptors)))
+        Ok(Handler::new(peer, Arc::clone(&self.acceptors), Arc::clone(&self.rates)))
     }
 }
 

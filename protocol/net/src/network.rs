@@ -23,6 +23,7 @@ use crate::identity::Identity;
 use crate::link::Link;
 use crate::links::{Incoming, OpenStream, StreamError};
 use crate::probe::all_refused;
+use crate::rates::Traffic;
 use crate::reachability::Reachability;
 
 /// How long opening a link may take, dialling and a question to the hash table included: two QUIC
@@ -58,9 +59,9 @@ impl Network {
             return Err(StartNetworkError::QuicInPrivate { address: address.clone() });
         }
         let announce = to_announce(foreign_name(peer), &config.announce)?;
-        let shared = Arc::new(Shared::new(announce));
+        let shared = Arc::new(Shared::new(announce, config.rate_limits));
         let (commands, receiver) = mpsc::channel(COMMANDS_WAITING_MAX);
-        let swarm = behaviour::build(&config, Arc::clone(&shared.acceptors))?;
+        let swarm = behaviour::build(&config, &shared)?;
         let mut driver = Driver::new(swarm, receiver, Arc::clone(&shared), config.role);
         driver.listen(&config.listen).await?;
         let span = tracing::info_span!(parent: None, "network", %peer);
@@ -136,7 +137,7 @@ impl Network {
         let timed_out = OpenLinkError::TimedOut { peer, after: OPEN_LINK_TIMEOUT };
         let stream =
             tokio::time::timeout(OPEN_LINK_TIMEOUT, open).await.unwrap_or(Err(timed_out))?;
-        Ok(Link::new(peer, protocol, Side::Opener, stream))
+        Ok(Link::new(peer, protocol, Side::Opener, stream, &self.0.shared.rates))
     }
 
     /// Has a connection to `peer`, so that a link can be opened without dialling for a minute.
@@ -185,6 +186,12 @@ impl Network {
     #[must_use]
     pub fn round_trip(&self, peer: PeerId) -> Option<Duration> {
         self.0.shared.round_trips().get(&peer).copied()
+    }
+
+    /// Bytes that all links have carried so far.
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        self.0.shared.rates.traffic()
     }
 
     /// Asks the machine of `peer` whether the process is still there that held the connection: where

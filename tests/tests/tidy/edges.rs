@@ -38,7 +38,7 @@ const IMPURE: [&str; 19] = [
     "umbel-shard",
 ];
 
-const RULES: [Rule; 9] = [
+const RULES: [Rule; 10] = [
     Rule { name: "umbel-protocol", may_use: &[], never_reaches: &IMPURE },
     Rule { name: "umbel-coordinator", may_use: &["umbel-protocol"], never_reaches: &IMPURE },
     Rule {
@@ -97,6 +97,11 @@ const RULES: [Rule; 9] = [
             "umbel-simnet",
         ],
         never_reaches: &[],
+    },
+    Rule {
+        name: "umbel-python",
+        may_use: &["umbel-client", "umbel-engine", "umbel-net", "umbel-protocol", "umbel-shard"],
+        never_reaches: &["umbel-node", "umbel-simnet"],
     },
 ];
 

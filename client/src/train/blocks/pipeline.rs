@@ -263,7 +263,7 @@ impl Conductor<'_> {
 
 /// The rows of an answer, for the microbatch that was asked about.
 fn rows(microbatch: &Microbatch, answered: u64, tensor: &Tensor) -> Result<HiddenStates, Fault> {
-    let asked = &microbatch.entering[&0];
+    let asked = microbatch.entered();
     let rows = HiddenStates::from_wire(tensor, asked.hidden_size());
     let rows = rows.map_err(|_| unexpected("a tensor of another model"))?;
     if microbatch.number != answered || rows.token_count() != asked.token_count() {

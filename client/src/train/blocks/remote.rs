@@ -193,7 +193,28 @@ impl RemoteBlocks {
         self.forward(None, state, std::slice::from_mut(microbatch)).await
     }
 
-    async fn forward(
+    /// Brings microbatches whose gradients are known at the end back to the first block. Servers add
+    /// to their gradients of the adapter what it has, with which no step is ever taken.
+    pub(in crate::train) async fn bring_back(
+        &mut self,
+        state: &TrainingState,
+        microbatches: &mut [Microbatch],
+    ) -> Result<(), TrainError> {
+        self.begin(state).await?;
+        self.unfinished = true;
+        self.hops().for_each(|(_, hop)| hop.begin_step());
+        loop {
+            let pass = Pass { swarm: &self.swarm, loss: None, way: Way::Together };
+            match pipeline::run(pass, &mut self.routes, microbatches).await {
+                Ok(()) => break,
+                Err(halt) => self.mend(halt, state).await?,
+            }
+        }
+        self.unfinished = false;
+        Ok(())
+    }
+
+    pub(in crate::train) async fn forward(
         &mut self,
         model: Option<&Arc<ClientModel>>,
         state: &TrainingState,
@@ -250,16 +271,16 @@ impl RemoteBlocks {
         })
     }
 
-    pub(super) fn routes(&self) -> Vec<Vec<TrainingHop>> {
+    pub(in crate::train) fn routes(&self) -> Vec<Vec<TrainingHop>> {
         let hop = |hop: &OpenHop| TrainingHop { peer: Some(hop.hop.peer), blocks: hop.blocks() };
         self.routes.iter().map(|route| route.hops.iter().map(hop).collect()).collect()
     }
 
-    pub(super) const fn replaced(&self) -> usize {
+    pub(in crate::train) const fn replaced(&self) -> usize {
         self.replaced
     }
 
-    pub(super) async fn close(self) {
+    pub(in crate::train) async fn close(self) {
         for hop in self.routes.into_iter().flat_map(|route| route.hops) {
             hop.close(&self.swarm).await;
         }

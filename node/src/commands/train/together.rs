@@ -8,8 +8,8 @@ use umbel_client::train::Trainer;
 use umbel_client::train::together::{Together, TogetherSettings};
 use umbel_coordinator::training::round::{OuterStep, Rule, RunSettings};
 
-use crate::args::join::{Way, way};
 use crate::args::train::TogetherArguments;
+use umbel_net::Way;
 
 /// How long members are waited for behind the time to learn, as a share of it and at least: a delta of a
 /// million values takes a second at ten megabits a second.
@@ -25,7 +25,7 @@ pub(super) async fn start(
     if !arguments.together && arguments.with.is_empty() {
         return Ok(None);
     }
-    let Way { addresses, swarm_key } = way(&arguments.with, None)?;
+    let Way { addresses, swarm_key } = Way::new(&arguments.with, None)?;
     let anywhere = ["/ip4/0.0.0.0/tcp/0", "/ip4/0.0.0.0/udp/0/quic-v1"];
     // The peers of a private swarm speak TCP alone.
     let anywhere = if swarm_key.is_some() { &anywhere[..1] } else { &anywhere[..] };

@@ -6,6 +6,7 @@ use umbel_coordinator::swarm::placement::Input;
 use super::Balancer;
 use crate::announce::Offer;
 use crate::compute::Shard;
+use crate::serve::rest::Pauses;
 
 impl Balancer {
     /// Leaves as a server that stops does, and opens sessions on the same blocks again when it is
@@ -13,9 +14,10 @@ impl Balancer {
     pub(super) async fn pause(
         &mut self,
         offer: &watch::Sender<Offer>,
-        wish: &mut watch::Receiver<bool>,
+        pauses: &mut watch::Receiver<Pauses>,
     ) -> Option<Input> {
-        tracing::info!("paused: clients go elsewhere, and the blocks stay in memory");
+        let why = pauses.borrow().to_string();
+        tracing::info!(why, "paused: clients go elsewhere, and the blocks stay in memory");
         let served = self.held.iter().find(|(held, _)| *held == self.current).cloned();
         let mut intention = Default::default();
         offer.send_modify(|offer| {
@@ -28,7 +30,7 @@ impl Balancer {
         let mut former_is_gone = false;
         loop {
             tokio::select! {
-                resumed = wish.wait_for(|pause| !pause) => {
+                resumed = pauses.wait_for(|pauses| !pauses.any()) => {
                     if resumed.is_ok() {
                         break;
                     }

@@ -21,6 +21,7 @@ use umbel_protocol::{LinkProtocol, PeerId};
 use super::Acceptors;
 use crate::address::innermost;
 use crate::link::Link;
+use crate::rates::Rates;
 
 /// A stream that is wanted.
 #[derive(Debug)]
@@ -40,12 +41,13 @@ pub(crate) enum StreamError {
 pub(crate) struct Handler {
     peer: PeerId,
     acceptors: Arc<Acceptors>,
+    rates: Arc<Rates>,
     requests: VecDeque<OpenStream>,
 }
 
 impl Handler {
-    pub(super) const fn new(peer: PeerId, acceptors: Arc<Acceptors>) -> Self {
-        Self { peer, acceptors, requests: VecDeque::new() }
+    pub(super) const fn new(peer: PeerId, acceptors: Arc<Acceptors>, rates: Arc<Rates>) -> Self {
+        Self { peer, acceptors, rates, requests: VecDeque::new() }
     }
 }
 
@@ -85,7 +87,10 @@ impl ConnectionHandler for Handler {
             ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound {
                 protocol: (stream, protocol),
                 info: (),
-            }) => self.acceptors.deliver(Link::new(self.peer, protocol, Side::Acceptor, stream)),
+            }) => {
+                let (peer, side) = (self.peer, Side::Acceptor);
+                self.acceptors.deliver(Link::new(peer, protocol, side, stream, &self.rates));
+            }
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound {
                 protocol: (stream, _),
                 info: reply,

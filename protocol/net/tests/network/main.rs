@@ -5,6 +5,7 @@ mod discovery;
 mod limits;
 mod links;
 mod private;
+mod rates;
 mod reach;
 
 use umbel_net::{Identity, Link, LinkProtocol, Multiaddr, Network, NetworkConfig, Role};

@@ -1,0 +1,265 @@
+//! `/v1/fine_tuning/jobs`: what is learned, one after the other.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::{Extension, Json};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::super::error::ApiError;
+use super::super::keys::Holder;
+use super::super::{Gateway, body, reply};
+use super::store::{JobRecord, Status};
+use super::{JOBS_WAITING_MAX, Tuning, files, tuning};
+
+/// Jobs that one key may have had, whose adapters are kept.
+const JOBS_MAX: usize = 100;
+
+/// The longest suffix, as OpenAI has it.
+const SUFFIX_CHARS_MAX: usize = 64;
+
+/// What `umbel train` does without being told.
+const EPOCHS: u64 = 3;
+const BATCH: u16 = 8;
+
+/// As OpenAI's reference has it; what is not built is refused.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct JobRequest {
+    model: String,
+    training_file: String,
+    suffix: Option<String>,
+    seed: Option<u64>,
+    hyperparameters: Option<Hyperparameters>,
+    method: Option<Method>,
+    #[serde(rename = "metadata")]
+    _metadata: Option<Value>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Hyperparameters {
+    n_epochs: Option<Number>,
+    batch_size: Option<Number>,
+    learning_rate_multiplier: Option<Number>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Method {
+    #[serde(rename = "type")]
+    kind: String,
+    supervised: Option<Supervised>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Supervised {
+    hyperparameters: Option<Hyperparameters>,
+}
+
+/// A number, or `auto`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+enum Number {
+    Given(f64),
+    Named(String),
+}
+
+impl Number {
+    /// The number, or `otherwise` where it is left to the gateway.
+    fn or(of: Option<&Self>, otherwise: f64, param: &str) -> Result<f64, ApiError> {
+        match of {
+            None => Ok(otherwise),
+            Some(Self::Given(number)) => Ok(*number),
+            Some(Self::Named(name)) if name == "auto" => Ok(otherwise),
+            Some(Self::Named(_)) => {
+                Err(ApiError::invalid(param, format!("{param} is a number or \"auto\"")))
+            }
+        }
+    }
+}
+
+/// A whole number within bounds.
+fn whole(number: f64, max: u16, param: &str) -> Result<u16, ApiError> {
+    if number.fract() != 0.0 || number < 1.0 || number > f64::from(max) {
+        return Err(ApiError::invalid(param, format!("{param} is from 1 to {max}")));
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "it is whole and within bounds"
+    )]
+    Ok(number as u16)
+}
+
+pub(super) async fn create(
+    State(gateway): State<Arc<Gateway>>,
+    Extension(holder): Extension<Arc<Holder>>,
+    body: Body,
+) -> Result<Json<Value>, ApiError> {
+    let tuning = tuning(&gateway)?;
+    let request: JobRequest = body::json(body).await?;
+    gateway.check_model(&request.model)?;
+    let job = job(tuning, request, &holder)?;
+    if tuning.store.jobs(holder.name()).len() >= JOBS_MAX {
+        let message = format!("you have had {JOBS_MAX} jobs: that is all this gateway keeps");
+        return Err(ApiError::refused(StatusCode::BAD_REQUEST, message));
+    }
+    let place = tuning.queue.try_reserve().map_err(|_| ApiError::busy(JOBS_WAITING_MAX))?;
+    tuning.store.keep_job(job.clone()).map_err(|error| {
+        ApiError::unavailable(&anyhow::Error::new(error).context("the folder of --fine-tuning"))
+    })?;
+    place.send(job.id.clone());
+    Ok(Json(object(&job)))
+}
+
+fn job(tuning: &Tuning, request: JobRequest, holder: &Holder) -> Result<JobRecord, ApiError> {
+    let file = files::find(tuning, &request.training_file, holder)
+        .map_err(|_| ApiError::invalid("training_file", "you have no such file"))?;
+    let mut learned = request.hyperparameters;
+    if let Some(Method { kind, supervised }) = request.method {
+        if kind != "supervised" {
+            return Err(ApiError::unsupported("method", &format!("the method {kind:?}")));
+        }
+        learned = supervised.unwrap_or_default().hyperparameters.or(learned);
+    }
+    let learned = learned.unwrap_or_default();
+    let number =
+        |of: &Option<Number>, otherwise: f64, param| Number::or(of.as_ref(), otherwise, param);
+    let epochs = number(&learned.n_epochs, EPOCHS as f64, "n_epochs")?;
+    let batch = number(&learned.batch_size, f64::from(BATCH), "batch_size")?;
+    let rate = number(&learned.learning_rate_multiplier, 1.0, "learning_rate_multiplier")?;
+    if !rate.is_finite() || rate <= 0.0 || rate > 100.0 {
+        let message = "learning_rate_multiplier is above 0, and 100 at most";
+        return Err(ApiError::invalid("learning_rate_multiplier", message));
+    }
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if let Some(suffix) = &request.suffix
+        && (suffix.is_empty() || suffix.len() > SUFFIX_CHARS_MAX || !suffix.chars().all(plain))
+    {
+        let message = format!("a suffix is 1 to {SUFFIX_CHARS_MAX} letters, digits, -, _ or .");
+        return Err(ApiError::invalid("suffix", message));
+    }
+    Ok(JobRecord {
+        id: reply::id("ftjob-"),
+        owner: holder.name().to_owned(),
+        model: request.model,
+        training_file: file.id,
+        suffix: request.suffix,
+        epochs: whole(epochs, 1_000, "n_epochs")?.into(),
+        batch: whole(batch, 4_096, "batch_size")?,
+        learning_rate_multiplier: rate,
+        seed: request.seed.unwrap_or(0),
+        status: Status::Queued,
+        created_at: reply::unix_seconds(),
+        finished_at: None,
+        error: None,
+        fine_tuned_model: None,
+    })
+}
+
+pub(super) async fn list(
+    State(gateway): State<Arc<Gateway>>,
+    Extension(holder): Extension<Arc<Holder>>,
+) -> Result<Json<Value>, ApiError> {
+    let jobs = tuning(&gateway)?.store.jobs(holder.name());
+    let data: Vec<_> = jobs.iter().map(object).collect();
+    Ok(Json(json!({ "object": "list", "data": data, "has_more": false })))
+}
+
+pub(super) async fn one(
+    State(gateway): State<Arc<Gateway>>,
+    Extension(holder): Extension<Arc<Holder>>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    Ok(Json(object(&find(tuning(&gateway)?, &id, &holder)?)))
+}
+
+pub(super) async fn cancel(
+    State(gateway): State<Arc<Gateway>>,
+    Extension(holder): Extension<Arc<Holder>>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    let tuning = tuning(&gateway)?;
+    let id = find(tuning, &id, &holder)?.id;
+    if !tuning.store.change(&id, |job| job.status = Status::Cancelled) {
+        return Err(ApiError::refused(StatusCode::BAD_REQUEST, "the job is over already"));
+    }
+    tuning.stop(&id);
+    Ok(Json(object(&find(tuning, &id, &holder)?)))
+}
+
+/// The losses so far, the newest first.
+pub(super) async fn events(
+    State(gateway): State<Arc<Gateway>>,
+    Extension(holder): Extension<Arc<Holder>>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    let tuning = tuning(&gateway)?;
+    let job = find(tuning, &id, &holder)?;
+    let metrics = tuning.store.adapter_of(&job.id).join("metrics.jsonl");
+    // There is none before the first step.
+    let read = move || Ok(std::fs::read_to_string(metrics).unwrap_or_default());
+    let text = super::super::apart(read).await?;
+    let lines = text.lines().enumerate().filter_map(|(number, line)| {
+        let line: Value = serde_json::from_str(line).ok()?;
+        let (what, loss) = match (&line["loss"], &line["validation_loss"]) {
+            (Value::Null, loss) => ("validation loss", loss),
+            (loss, _) => ("training loss", loss),
+        };
+        let message = format!("step {}: {what} {loss}", line["step"]);
+        Some(json!({
+            "object": "fine_tuning.job.event",
+            "id": format!("ftevent-{}-{number}", job.id),
+            "created_at": job.created_at,
+            "level": "info",
+            "type": "metrics",
+            "message": message,
+            "data": line,
+        }))
+    });
+    let mut data: Vec<_> = lines.collect();
+    data.reverse();
+    Ok(Json(json!({ "object": "list", "data": data, "has_more": false })))
+}
+
+/// A job of the holder's.
+fn find(tuning: &Tuning, id: &str, holder: &Holder) -> Result<JobRecord, ApiError> {
+    let job = tuning.store.job(id).filter(|job| job.owner == holder.name());
+    job.ok_or_else(|| ApiError::refused(StatusCode::NOT_FOUND, format!("you have no job {id:?}")))
+}
+
+fn object(job: &JobRecord) -> Value {
+    let hyperparameters = json!({
+        "n_epochs": job.epochs,
+        "batch_size": job.batch,
+        "learning_rate_multiplier": job.learning_rate_multiplier,
+    });
+    let error = job
+        .error
+        .as_ref()
+        .map(|message| json!({ "code": "training_failed", "message": message, "param": null }));
+    json!({
+        "id": job.id,
+        "object": "fine_tuning.job",
+        "created_at": job.created_at,
+        "finished_at": job.finished_at,
+        "model": job.model,
+        "fine_tuned_model": job.fine_tuned_model,
+        "organization_id": job.owner,
+        "result_files": [],
+        "status": job.status,
+        "training_file": job.training_file,
+        "validation_file": null,
+        "trained_tokens": null,
+        "seed": job.seed,
+        "error": error,
+        "user_provided_suffix": job.suffix,
+        "hyperparameters": hyperparameters,
+        "method": { "type": "supervised", "supervised": { "hyperparameters": hyperparameters } },
+    })
+}

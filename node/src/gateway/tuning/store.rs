@@ -1,0 +1,245 @@
+//! Files and jobs in a folder: a record of each in JSON, and what belongs to it beside that.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use anyhow::Context as _;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::super::reply::unix_seconds;
+
+/// A file that somebody has sent.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct FileRecord {
+    pub(super) id: String,
+    pub(super) owner: String,
+    pub(super) filename: String,
+    pub(super) bytes: u64,
+    pub(super) created_at: u64,
+}
+
+/// What is to be learned, and what has come of it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct JobRecord {
+    pub(super) id: String,
+    pub(super) owner: String,
+    pub(super) model: String,
+    pub(super) training_file: String,
+    pub(super) suffix: Option<String>,
+    pub(super) epochs: u64,
+    pub(super) batch: u16,
+    pub(super) learning_rate_multiplier: f64,
+    pub(super) seed: u64,
+    pub(super) status: Status,
+    pub(super) created_at: u64,
+    pub(super) finished_at: Option<u64>,
+    pub(super) error: Option<String>,
+    pub(super) fine_tuned_model: Option<String>,
+}
+
+/// How far a job is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Status {
+    Queued,
+    Running,
+    Succeeded,
+    Failed,
+    Cancelled,
+}
+
+impl Status {
+    /// Whether nothing more comes of it.
+    pub(super) const fn is_over(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
+    }
+}
+
+/// The folder, with all records in memory.
+pub(super) struct Store {
+    folder: PathBuf,
+    records: Mutex<Records>,
+    /// Held by whoever changes a job, so that what is over stays so.
+    changing: Mutex<()>,
+}
+
+#[derive(Default)]
+struct Records {
+    files: BTreeMap<String, FileRecord>,
+    jobs: BTreeMap<String, JobRecord>,
+}
+
+impl Store {
+    /// Reads the records. Jobs that were not over when their gateway ended have failed.
+    pub(super) fn open(folder: &Path) -> anyhow::Result<Self> {
+        for kind in ["files", "jobs"] {
+            fs::create_dir_all(folder.join(kind))?;
+        }
+        let mut records = Records::default();
+        for file in records_in::<FileRecord>(&folder.join("files"))? {
+            records.files.insert(file.id.clone(), file);
+        }
+        for job in records_in::<JobRecord>(&folder.join("jobs"))? {
+            records.jobs.insert(job.id.clone(), job);
+        }
+        let store = Self {
+            folder: folder.to_owned(),
+            records: Mutex::new(records),
+            changing: Mutex::new(()),
+        };
+        let left: Vec<_> = store.records().jobs.values().cloned().collect();
+        for mut job in left.into_iter().filter(|job| !job.status.is_over()) {
+            job.status = Status::Failed;
+            job.finished_at = Some(unix_seconds());
+            job.error = Some("the gateway ended before the job did".to_owned());
+            store.keep_job(job)?;
+        }
+        Ok(store)
+    }
+
+    /// The files of somebody, the newest first.
+    pub(super) fn files(&self, owner: &str) -> Vec<FileRecord> {
+        let mut files: Vec<_> = self.records().files.values().cloned().collect();
+        files.retain(|file| file.owner == owner);
+        files.sort_by_key(|file| std::cmp::Reverse(file.created_at));
+        files
+    }
+
+    /// The jobs of somebody, the newest first.
+    pub(super) fn jobs(&self, owner: &str) -> Vec<JobRecord> {
+        let mut jobs: Vec<_> = self.records().jobs.values().cloned().collect();
+        jobs.retain(|job| job.owner == owner);
+        jobs.sort_by_key(|job| std::cmp::Reverse(job.created_at));
+        jobs
+    }
+
+    pub(super) fn job(&self, id: &str) -> Option<JobRecord> {
+        self.records().jobs.get(id).cloned()
+    }
+
+    /// Keeps a file with its lines.
+    pub(super) fn keep_file(&self, file: FileRecord, lines: &[u8]) -> io::Result<()> {
+        fs::write(self.lines_of(&file.id), lines)?;
+        write(&self.folder.join("files").join(format!("{}.json", file.id)), &file)?;
+        self.records().files.insert(file.id.clone(), file);
+        Ok(())
+    }
+
+    pub(super) fn forget_file(&self, id: &str) -> io::Result<()> {
+        self.records().files.remove(id);
+        fs::remove_file(self.folder.join("files").join(format!("{id}.json")))?;
+        fs::remove_file(self.lines_of(id))
+    }
+
+    /// Keeps a job as it is now.
+    pub(super) fn keep_job(&self, job: JobRecord) -> io::Result<()> {
+        fs::create_dir_all(self.folder.join("jobs").join(&job.id))?;
+        write(&self.folder.join("jobs").join(format!("{}.json", job.id)), &job)?;
+        self.records().jobs.insert(job.id.clone(), job);
+        Ok(())
+    }
+
+    /// Changes a job that is not over, and says whether there is such a one.
+    pub(super) fn change(&self, id: &str, change: impl FnOnce(&mut JobRecord)) -> bool {
+        let _alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(mut job) = self.job(id).filter(|job| !job.status.is_over()) else { return false };
+        change(&mut job);
+        if job.status.is_over() {
+            job.finished_at = Some(unix_seconds());
+        }
+        if let Err(error) = self.keep_job(job.clone()) {
+            tracing::warn!(%error, id, "a job is not kept on disk");
+            self.records().jobs.insert(job.id.clone(), job);
+        }
+        true
+    }
+
+    /// Where the lines of a file are.
+    pub(super) fn lines_of(&self, id: &str) -> PathBuf {
+        self.folder.join("files").join(format!("{id}.jsonl"))
+    }
+
+    /// Where the adapter of a job comes.
+    pub(super) fn adapter_of(&self, id: &str) -> PathBuf {
+        self.folder.join("jobs").join(id)
+    }
+
+    fn records(&self) -> MutexGuard<'_, Records> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn records_in<T: DeserializeOwned>(folder: &Path) -> anyhow::Result<Vec<T>> {
+    let mut records = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "json") {
+            let record = serde_json::from_slice(&fs::read(&path)?);
+            records.push(record.with_context(|| path.display().to_string())?);
+        }
+    }
+    Ok(records)
+}
+
+/// Whole or not at all.
+fn write(path: &Path, record: &impl Serialize) -> io::Result<()> {
+    let written = path.with_extension("new");
+    fs::write(&written, serde_json::to_vec(record)?)?;
+    fs::rename(written, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(super) fn job(id: &str, owner: &str, status: Status) -> JobRecord {
+        JobRecord {
+            id: id.to_owned(),
+            owner: owner.to_owned(),
+            model: "m".to_owned(),
+            training_file: "file-1".to_owned(),
+            suffix: None,
+            epochs: 1,
+            batch: 1,
+            learning_rate_multiplier: 1.0,
+            seed: 0,
+            status,
+            created_at: 5,
+            finished_at: None,
+            error: None,
+            fine_tuned_model: None,
+        }
+    }
+
+    #[test]
+    fn what_is_kept_is_there_again_and_unfinished_jobs_have_failed() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let file = FileRecord {
+            id: "file-1".to_owned(),
+            owner: "ann".to_owned(),
+            filename: "a.jsonl".to_owned(),
+            bytes: 2,
+            created_at: 3,
+        };
+        store.keep_file(file, b"{}").unwrap();
+        store.keep_job(job("ftjob-1", "ann", Status::Running)).unwrap();
+        store.keep_job(job("ftjob-2", "bob", Status::Succeeded)).unwrap();
+        assert!(!store.change("ftjob-2", |job| job.status = Status::Cancelled), "it is over");
+
+        let again = Store::open(folder.path()).unwrap();
+        assert_eq!(fs::read(again.lines_of("file-1")).unwrap(), b"{}");
+        assert_eq!((again.files("ann").len(), again.files("bob").len()), (1, 0));
+        let left = &again.jobs("ann")[0];
+        assert_eq!((left.status, left.finished_at.is_some()), (Status::Failed, true));
+        assert_eq!(again.job("ftjob-2").unwrap().status, Status::Succeeded);
+        again.forget_file("file-1").unwrap();
+        assert!(again.files("ann").is_empty() && !again.lines_of("file-1").exists());
+        fs::write(folder.path().join("jobs/ftjob-3.json"), "half").unwrap();
+        assert!(Store::open(folder.path()).is_err(), "a record that nobody can read is named");
+    }
+}

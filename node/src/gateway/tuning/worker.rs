@@ -1,0 +1,97 @@
+//! Works on jobs, one after the other: each has its training on a thread of its own.
+
+use std::path::Path;
+use std::sync::{PoisonError, Weak};
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use tokio::sync::{mpsc, oneshot};
+
+use super::store::{JobRecord, Status};
+use super::{Trains, Tuning};
+use crate::args::{Arguments, Command};
+
+/// What `umbel train` learns by, which a request multiplies.
+const LEARNING_RATE: f64 = 1e-3;
+
+/// Takes jobs from the queue as long as there is a gateway.
+pub(super) async fn work(tuning: Weak<Tuning>, mut jobs: mpsc::Receiver<String>, trains: Trains) {
+    while let Some(id) = jobs.recv().await {
+        let Some(tuning) = tuning.upgrade() else { return };
+        let begun = tuning.store.change(&id, |job| job.status = Status::Running);
+        let Some(job) = tuning.store.job(&id).filter(|_| begun) else { continue };
+        let (stop, stopped) = oneshot::channel();
+        *tuning.running.lock().unwrap_or_else(PoisonError::into_inner) = Some((id.clone(), stop));
+        let (data, out) = (tuning.store.lines_of(&job.training_file), tuning.store.adapter_of(&id));
+        tracing::info!(job = id, "learning an adapter");
+        let trained = train(&job, (&data, &out), &trains, stopped).await;
+        tuning.running.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let ended = tuning.store.change(&id, |job| match &trained {
+            Ok(()) => {
+                job.status = Status::Succeeded;
+                job.fine_tuned_model = Some(name(job));
+            }
+            Err(error) => {
+                job.status = Status::Failed;
+                job.error = Some(format!("{error:#}"));
+            }
+        });
+        tracing::info!(job = id, ended, learned = trained.is_ok(), "the job is over");
+    }
+}
+
+/// What the model with the adapter is called, as OpenAI does.
+fn name(job: &JobRecord) -> String {
+    let suffix = job.suffix.as_deref().unwrap_or_default();
+    let short = job.id.trim_start_matches("ftjob-");
+    format!("ft:{}:umbel:{suffix}:{short}", job.model)
+}
+
+/// Trains to the end, or until it is stopped.
+async fn train(
+    job: &JobRecord,
+    (data, out): (&Path, &Path),
+    trains: &Trains,
+    stopped: oneshot::Receiver<()>,
+) -> anyhow::Result<()> {
+    let text = |path: &Path| path.to_str().map(str::to_owned).context("a path that is no text");
+    let typed = [
+        "umbel".to_owned(),
+        "train".to_owned(),
+        trains.model.clone(),
+        "--data".to_owned(),
+        text(data)?,
+        "--out".to_owned(),
+        text(out)?,
+        "--epochs".to_owned(),
+        job.epochs.to_string(),
+        "--batch".to_owned(),
+        job.batch.to_string(),
+        "--learning-rate".to_owned(),
+        (LEARNING_RATE * job.learning_rate_multiplier).to_string(),
+        "--seed".to_owned(),
+        job.seed.to_string(),
+    ];
+    let Command::Train(mut arguments) = Arguments::try_parse_from(typed)?.command else {
+        unreachable!("it says train");
+    };
+    arguments.join.clone_from(&trains.join);
+    arguments.local = trains.join.is_empty();
+    let config = trains.config.clone();
+    let (tell, ended) = oneshot::channel();
+    // It reads and writes files on its way, which would hold up those who are answered.
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let trained = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
+            runtime.block_on(async {
+                tokio::select! {
+                    trained = crate::commands::train::run(*arguments, &config) => trained,
+                    _ = stopped => Err(anyhow::anyhow!("the job was cancelled")),
+                }
+            })
+        });
+        // The gateway may have ended.
+        let _nobody = tell.send(trained);
+    });
+    ended.await.context("a bug of umbel: the training panicked")?
+}

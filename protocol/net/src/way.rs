@@ -1,0 +1,110 @@
+//! How to come into a swarm: by the address of a peer, or by an invite.
+
+use std::str::FromStr;
+
+use libp2p::Multiaddr;
+
+use crate::invite::{INVITE_PREFIX, InvalidInvite, Invite};
+use crate::swarm_key::SwarmKey;
+
+/// What a person names to come into a swarm.
+#[derive(Debug, Clone)]
+pub enum Join {
+    /// The address of a peer.
+    Address(Multiaddr),
+    /// An invite to a private swarm.
+    Invite(Box<Invite>),
+}
+
+impl FromStr for Join {
+    type Err = InvalidJoin;
+
+    fn from_str(text: &str) -> Result<Self, InvalidJoin> {
+        if text.trim_start().starts_with(INVITE_PREFIX) {
+            return Ok(Self::Invite(Box::new(text.parse()?)));
+        }
+        Ok(Self::Address(text.trim().parse()?))
+    }
+}
+
+/// A text that names no way into a swarm.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidJoin {
+    /// It begins as an invite, and is none.
+    #[error(transparent)]
+    Invite(#[from] InvalidInvite),
+    /// It is no address either.
+    #[error("no address and no invite: {0}")]
+    Address(#[from] libp2p::multiaddr::Error),
+}
+
+/// Where peers are, and what they want to know.
+#[derive(Debug, Clone, Default)]
+pub struct Way {
+    /// Addresses, any one of which is enough.
+    pub addresses: Vec<Multiaddr>,
+    /// The secret of a private swarm.
+    pub swarm_key: Option<SwarmKey>,
+}
+
+impl Way {
+    /// What all that was named says together, with a secret that was named apart.
+    ///
+    /// # Errors
+    /// Where it speaks of more than one private swarm.
+    pub fn new(join: &[Join], swarm_key: Option<SwarmKey>) -> Result<Self, DifferentSwarms> {
+        let mut way = Self { addresses: Vec::new(), swarm_key };
+        for join in join {
+            match join {
+                Join::Address(address) => way.addresses.push(address.clone()),
+                Join::Invite(invite) => {
+                    way.addresses.extend(invite.addresses.iter().cloned());
+                    let known = way.swarm_key.get_or_insert_with(|| invite.key.clone());
+                    if *known != invite.key {
+                        return Err(DifferentSwarms);
+                    }
+                }
+            }
+        }
+        Ok(way)
+    }
+}
+
+/// Invites to more than one swarm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the invites are to different swarms: a peer is in one")]
+pub struct DifferentSwarms;
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    fn invite(folder: &tempfile::TempDir, name: &str) -> Join {
+        let key = SwarmKey::create(&folder.path().join(name)).unwrap();
+        let addresses = vec!["/ip4/10.0.0.7/tcp/4001".parse().unwrap()];
+        Invite { key, addresses }.to_string().parse().unwrap()
+    }
+
+    #[test]
+    fn invites_and_addresses_lead_into_one_swarm() {
+        let folder = tempfile::tempdir().unwrap();
+        let (ours, others) = (invite(&folder, "ours"), invite(&folder, "others"));
+        let address: Join = "/ip4/10.0.0.8/tcp/4001".parse().unwrap();
+        let plain = Way::new(std::slice::from_ref(&address), None).unwrap();
+        assert_eq!((plain.addresses.len(), plain.swarm_key), (1, None));
+        let both = Way::new(&[address, ours.clone()], None).unwrap();
+        assert_eq!((both.addresses.len(), both.swarm_key.is_some()), (2, true));
+        assert!(Way::new(&[ours.clone(), others], None).is_err());
+        let key = SwarmKey::create(&folder.path().join("third")).unwrap();
+        assert!(Way::new(&[ours], Some(key)).is_err());
+    }
+
+    #[test]
+    fn what_is_neither_says_why() {
+        let error = |text: &str| text.parse::<Join>().unwrap_err().to_string();
+        assert!(error("nonsense").contains("no address and no invite"));
+        assert!(error("umbel1abc").contains("cut or mistyped"));
+    }
+}
