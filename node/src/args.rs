@@ -345,8 +345,9 @@ pub struct ServeArguments {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(16..))]
     pub kv_tokens: Option<u32>,
 
-    /// Where to compute: auto (the first GPU if one can be used, else the processor), cpu, cuda, or
-    /// cuda:1 and so on for further GPUs, each with a server of its own.
+    /// Where to compute: auto (the first GPU if one can be used, else the processor), cpu, cuda, cuda:1
+    /// and so on for further GPUs, or all: every GPU, with a server process of its own that takes other
+    /// blocks and the ports behind those that are named.
     #[arg(long, value_name = "DEVICE", default_value_t)]
     pub device: DeviceWish,
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use umbel_engine::{Gpu, OpenGpuError};
 
 /// What a person asked for.
@@ -16,11 +16,13 @@ pub enum DeviceWish {
     Cpu,
     /// The GPU of this number, from 0, and nothing else.
     Cuda(usize),
+    /// Every GPU, each with a server of its own.
+    All,
 }
 
 /// A device that has another name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no device; there are auto, cpu, cuda, and cuda:1, cuda:2 and so on")]
+#[error("{0:?} is no device; there are auto, cpu, cuda, cuda:1, cuda:2 and so on, and all")]
 pub struct UnknownDevice(String);
 
 impl FromStr for DeviceWish {
@@ -32,6 +34,7 @@ impl FromStr for DeviceWish {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
             "cuda" => Ok(Self::Cuda(0)),
+            "all" => Ok(Self::All),
             _ => {
                 let number = text.strip_prefix("cuda:").ok_or_else(unknown)?;
                 number.parse().map(Self::Cuda).map_err(|_| unknown())
@@ -45,6 +48,7 @@ impl fmt::Display for DeviceWish {
         match self {
             Self::Auto => f.write_str("auto"),
             Self::Cpu => f.write_str("cpu"),
+            Self::All => f.write_str("all"),
             Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
         }
     }
@@ -60,6 +64,7 @@ pub fn choose(wish: DeviceWish) -> anyhow::Result<Option<Gpu>> {
             tracing::info!("computing on the processor, as was asked");
             return Ok(None);
         }
+        DeviceWish::All => bail!("each GPU has a server of its own"),
         DeviceWish::Cuda(ordinal) => {
             Some(Gpu::open(ordinal).context("the GPU that was asked for cannot be used")?)
         }
@@ -85,6 +90,10 @@ pub fn choose(wish: DeviceWish) -> anyhow::Result<Option<Gpu>> {
             of_mb = total / 1_000_000,
             "computing on the GPU"
         );
+        let count = Gpu::count()?;
+        if wish == DeviceWish::Auto && count > 1 {
+            tracing::info!(count, "further GPUs are idle: --device all serves on each");
+        }
     }
     Ok(opened)
 }
@@ -102,7 +111,7 @@ mod tests {
 
     #[test]
     fn devices_are_read_as_they_are_written() {
-        for wish in [DeviceWish::Auto, DeviceWish::Cpu, DeviceWish::Cuda(0), DeviceWish::Cuda(3)] {
+        for wish in [DeviceWish::Auto, DeviceWish::Cpu, DeviceWish::All, DeviceWish::Cuda(3)] {
             assert_eq!(wish.to_string().parse(), Ok(wish));
         }
         assert_eq!("cuda".parse(), Ok(DeviceWish::Cuda(0)));

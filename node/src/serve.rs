@@ -3,6 +3,7 @@
 mod attached;
 mod balance;
 pub(crate) mod control;
+pub(crate) mod each;
 mod loading;
 mod memory;
 pub mod rest;
@@ -50,10 +51,7 @@ const IDENTITIES_MAX: usize = 64;
 /// # Errors
 /// Where the model, the network or the memory does not allow it.
 pub async fn serve(arguments: ServeArguments, config: &Config) -> anyhow::Result<()> {
-    let mut stop = Stop {
-        signals: Shutdown::listen().context("signals cannot be caught")?,
-        stdin: Box::pin(stdin_closed(arguments.stop_with_stdin)),
-    };
+    let mut stop = Stop::listen(&arguments)?;
     let drain_timeout = Duration::from_secs(arguments.drain_timeout.into());
     let mut sockets = Sockets::bind(&arguments).await?;
     let source = ModelSource::parse(arguments.model.name())?;
@@ -136,6 +134,13 @@ struct Stop {
 }
 
 impl Stop {
+    fn listen(arguments: &ServeArguments) -> anyhow::Result<Self> {
+        Ok(Self {
+            signals: Shutdown::listen().context("signals cannot be caught")?,
+            stdin: Box::pin(stdin_closed(arguments.stop_with_stdin)),
+        })
+    }
+
     /// Waits for the next signal, or for the end of stdin.
     async fn requested(&mut self) {
         tokio::select! {

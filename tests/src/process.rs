@@ -80,6 +80,11 @@ impl UmbelProcess {
         self.running.stdout.wait_for_line(beginning, Instant::now() + READY_TIMEOUT)
     }
 
+    /// Whether it writes this to stderr within a minute.
+    pub fn wait_for_stderr(&mut self, text: &str) -> bool {
+        self.running.stderr.wait_for(text, Instant::now() + READY_TIMEOUT)
+    }
+
     /// The id of the process.
     #[must_use]
     pub const fn id(&self) -> u32 {

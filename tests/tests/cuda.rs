@@ -36,8 +36,10 @@ fn gpu_server(variables: &[(&str, &str)], arguments: &[&str]) -> anyhow::Result<
     let folder = checkpoint("llama");
     let environment = [&[("LD_LIBRARY_PATH", driver())], variables].concat();
     // The emulated device is small.
-    let usual = [folder.as_str(), "--device", "cuda", "--kv-tokens", "1024"];
-    try_serve_in(&environment, &[&usual, arguments].concat())
+    let usual = [folder.as_str(), "--kv-tokens", "1024"];
+    let device = ["--device", "cuda"];
+    let device = if arguments.contains(&"--device") { &[][..] } else { &device };
+    try_serve_in(&environment, &[&usual, device, arguments].concat())
 }
 
 /// What `umbel generate` reports of the stored prompt, computed by a swarm, and what is stored.
@@ -158,4 +160,33 @@ fn a_device_that_is_lost_ends_its_server_and_no_answer() {
     let lost = lost.into_process().wait().unwrap();
     assert!(!lost.status.success() && lost.stderr.contains("the GPU is lost"), "{}", lost.stderr);
     other.assert_no_errors();
+}
+
+/// Two devices, a server process on each. One is killed: the other goes on, until both are told to stop.
+#[test]
+fn every_gpu_has_a_server_of_its_own_and_one_that_ends_leaves_the_other() {
+    let environment = [("UMBEL_EMULATED_DEVICES", "2")];
+    let mut servers = gpu_server(&environment, &["--device", "all", "--block-count", "2"]).unwrap();
+    let (report, stored) = generated(servers.address());
+    assert_eq!(report["token_ids"], stored, "the two have all blocks between them");
+    let said = servers.stderr();
+    assert!(said.contains("number=0") && said.contains("number=1"), "{said}");
+
+    let path = format!("/proc/{0}/task/{0}/children", servers.id());
+    let children = std::fs::read_to_string(path).unwrap();
+    let children: Vec<_> = children.split_whitespace().collect();
+    assert_eq!(children.len(), 2);
+    assert!(Command::new("kill").args(["-KILL", children[0]]).status().unwrap().success());
+    assert!(servers.wait_for_stderr("the others go on"), "{}", servers.stderr());
+    assert!(Path::new("/proc").join(children[1]).exists());
+    let stopped = servers.terminate();
+    assert!(stopped.status.success(), "{}", stopped.stderr);
+    assert!(!Path::new("/proc").join(children[1]).exists(), "it was waited for");
+}
+
+#[test]
+fn what_is_for_one_server_is_refused_for_several() {
+    let folder = checkpoint("llama");
+    let refused = umbel(&["serve", &folder, "--device", "all", "--blocks", "0..2"]);
+    assert!(!refused.status.success() && refused.stderr.contains("--blocks is for one server"));
 }

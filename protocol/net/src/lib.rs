@@ -57,7 +57,7 @@ pub use error::{
 };
 pub use identity::{Identity, LoadIdentityError};
 pub use invite::{INVITE_PREFIX, InvalidInvite, Invite};
-pub use libp2p::Multiaddr;
+pub use libp2p::{Multiaddr, multiaddr};
 pub use link::{Link, LinkReceiver, LinkSender};
 pub use links::Incoming;
 pub use network::Network;

@@ -57,6 +57,16 @@ impl Captured {
         }
     }
 
+    /// Whether `text` was written until `deadline`.
+    pub(super) fn wait_for(&self, text: &str, deadline: Instant) -> bool {
+        while !self.text().contains(text) {
+            if !self.wait_for_news(deadline) {
+                return self.text().contains(text);
+            }
+        }
+        true
+    }
+
     /// Waits until the pipe is closed, or `deadline`.
     pub(super) fn wait_for_end(&self, deadline: Instant) {
         while self.wait_for_news(deadline) {}
