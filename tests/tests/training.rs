@@ -278,26 +278,41 @@ async fn a_step_that_fails_leaves_nothing_behind() {
     first.assert_no_errors();
 }
 
+/// How often a step is begun that is to be dropped: where others use the processors, what is left of it may
+/// be answered before this side gets to run again, one time in ten.
+const DROPS_TRIED_MAX: usize = 20;
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_step_that_is_dropped_on_its_way_leaves_nothing_behind() {
     let lesson = Lesson::new();
     let expected = lesson.steps(&mut lesson.local()).await.unwrap();
     let first = start("0..2", None);
     let second = start("2..4", Some(&first));
-    let (mut trainer, mut answers) = lesson.remote(&join(&first).await.unwrap()).await.unwrap();
-    // A step has twelve answers; those to its last two messages cannot be there at once with the tenth.
+    let swarm = join_all(&[&first, &second]).await.unwrap();
+    // A step has twelve answers.
     for answers_until_then in [1, 5, 9, 10] {
-        let goal = *answers.borrow() + answers_until_then;
-        let batch = lesson.batch();
-        tokio::select! {
-            step = trainer.step(&batch, 0.01) => panic!("it was to be dropped: {step:?}"),
-            reached = answers.wait_for(|count| *count >= goal) => assert!(reached.is_ok()),
+        let mut dropped = false;
+        for _ in 0..DROPS_TRIED_MAX {
+            let (mut trainer, mut answers) = lesson.remote(&swarm).await.unwrap();
+            let goal = *answers.borrow() + answers_until_then;
+            let batch = lesson.batch();
+            dropped = tokio::select! {
+                biased;
+                reached = answers.wait_for(|count| *count >= goal) => reached.is_ok(),
+                step = trainer.step(&batch, 0.01) => step.is_err(),
+            };
+            if dropped {
+                assert_eq!((trainer.state().steps(), trainer.sequences()), (0, 0));
+                trainer.evaluate(&batch).await.unwrap();
+                assert_eq!(lesson.steps(&mut trainer).await.unwrap(), expected);
+                assert_eq!(trainer.replaced(), 0);
+            }
+            trainer.close().await;
+            if dropped {
+                break;
+            }
         }
-        assert_eq!((trainer.state().steps(), trainer.sequences()), (0, 0));
-        trainer.evaluate(&batch).await.unwrap();
+        assert!(dropped, "the step came to its end before {answers_until_then} answers were seen");
     }
-    assert_eq!(lesson.steps(&mut trainer).await.unwrap(), expected);
-    assert_eq!(trainer.replaced(), 0);
-    trainer.close().await;
     [first, second].iter().for_each(|server| server.assert_no_errors());
 }

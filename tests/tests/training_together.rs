@@ -106,6 +106,25 @@ fn three_trainers_share_an_adapter_and_go_on_when_one_is_killed() {
 }
 
 #[test]
+fn a_run_of_another_adapter_is_not_joined() {
+    let scratch = tempfile::tempdir().unwrap();
+    let first = Trainer::start(scratch.path(), 1, &["--local", "--together"]);
+    let (model, out) = (checkpoint("llama"), scratch.path().join("out"));
+    let data = scratch.path().join("1.jsonl");
+    let fixed = ["train", &model, "--local", "--data", data.to_str().unwrap(), "--out"];
+    let more = [out.to_str().unwrap(), "--with", first.address(), "--round-seconds", "1"];
+    for other in [["--rank", "4"], ["--round-seconds", "2"]] {
+        let more = if other[0] == "--rank" { &more[..] } else { &more[..3] };
+        let output = umbel(&[&fixed[..], more, &other].concat());
+        assert!(!output.status.success());
+        assert!(output.stderr.contains("are in another run"), "{}", output.stderr);
+    }
+    assert!(first.process.stderr().contains("refused a trainer of another run"));
+    first.process.assert_no_errors();
+    first.process.kill();
+}
+
+#[test]
 fn a_run_that_nobody_is_in_is_not_joined() {
     let scratch = tempfile::tempdir().unwrap();
     let data = scratch.path().join("data.jsonl");

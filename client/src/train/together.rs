@@ -74,6 +74,8 @@ struct Wanted {
     begin: Option<(Arc<RunState>, usize)>,
     /// Say what was learned in this round.
     learned: Option<u64>,
+    /// Every member that was named is in another run.
+    refused: bool,
 }
 
 impl Asked {
@@ -124,16 +126,25 @@ impl Together {
         let task = tokio::spawn(task.run(met, told));
         let together = Self { network, tell, asked, task };
         if joins {
-            let state = async {
-                while together.between_steps(trainer).await?.is_none() {
-                    together.asked.changed.notified().await;
-                }
-                Ok::<_, TrainError>(())
-            };
-            let waited = tokio::time::timeout(STATE_TIMEOUT, state).await;
-            waited.map_err(|_| TogetherError::NoState { after: STATE_TIMEOUT })??;
+            let taken_up = together.first_state(trainer);
+            let waited = tokio::time::timeout(STATE_TIMEOUT, taken_up).await;
+            waited.unwrap_or(Err(TogetherError::NoState { after: STATE_TIMEOUT }))?;
         }
         Ok(together)
+    }
+
+    /// Waits for the run's state, and takes it up.
+    async fn first_state(&self, trainer: &mut Trainer) -> Result<(), TogetherError> {
+        loop {
+            let wanted = self.asked.take();
+            if wanted.refused {
+                return Err(TogetherError::Refused);
+            }
+            if self.take_up(wanted, trainer).await?.is_some() {
+                return Ok(());
+            }
+            self.asked.changed.notified().await;
+        }
     }
 
     /// Where others join.
@@ -150,7 +161,15 @@ impl Together {
         &self,
         trainer: &mut Trainer,
     ) -> Result<Option<RoundBegun>, TrainError> {
-        let Wanted { begin, learned } = self.asked.take();
+        self.take_up(self.asked.take(), trainer).await
+    }
+
+    async fn take_up(
+        &self,
+        wanted: Wanted,
+        trainer: &mut Trainer,
+    ) -> Result<Option<RoundBegun>, TrainError> {
+        let Wanted { begin, learned, refused: _ } = wanted;
         if let Some(round) = learned {
             let told = self.tell.send(Input::Learned { round, values: trainer.values() });
             // Where the task has ended, there is nobody any more to learn together with.
@@ -189,9 +208,14 @@ pub enum TogetherError {
         /// How many there are.
         values: usize,
     },
+    /// They are in another run.
+    #[error(
+        "the trainers that were named are in another run: they train another model, another adapter or in \
+             rounds of another length"
+    )]
+    Refused,
     /// Nobody has sent a state.
-    #[error("no member has sent the run's state within {} s: they may train another model, another adapter or \
-             in other rounds", after.as_secs())]
+    #[error("no member has sent the run's state within {} s", after.as_secs())]
     NoState {
         /// How long it was waited for.
         after: Duration,

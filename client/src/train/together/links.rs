@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use umbel_coordinator::training::round::{MEMBERS_MAX, Message};
-use umbel_net::{Incoming, Link, LinkProtocol, LinkReceiver, LinkSender, Multiaddr, Network};
+use umbel_net::{Incoming, Link, LinkProtocol, LinkReceiver, Multiaddr, Network};
 use umbel_protocol::averaging::MemberMessage;
 use umbel_protocol::{Frame, PeerId, ProtocolViolation};
 
@@ -29,11 +29,11 @@ pub(super) enum Event {
     /// It said something.
     Said { peer: PeerId, message: Message },
     /// There is a link to a member.
-    Opened { peer: PeerId, sender: LinkSender },
+    Opened { peer: PeerId, link: Box<Link> },
     /// There is none.
     Unreachable { peer: PeerId },
-    /// A link from it or to it has ended.
-    Gone { peer: PeerId },
+    /// A link from it has ended, or the one to it with this number.
+    Gone { peer: PeerId, link: Option<u64> },
 }
 
 /// Reads what members say that know the run by its name, until it is dropped.
@@ -52,7 +52,7 @@ pub(super) async fn accept(mut incoming: Incoming, run: [u8; 32], tell: mpsc::Se
                 Ok(()) => {}
                 Err(violation) => tracing::warn!(%peer, %violation, "closing a member's link"),
             }
-            let _over = tell.send(Event::Gone { peer }).await;
+            let _over = tell.send(Event::Gone { peer, link: None }).await;
         });
     }
 }
@@ -106,7 +106,7 @@ pub(super) async fn open(
 ) {
     let opened = network.open_link(peer, &addresses, LinkProtocol::Averaging).await;
     let event = match opened {
-        Ok(link) => Event::Opened { peer, sender: link.split().0 },
+        Ok(link) => Event::Opened { peer, link: Box::new(link) },
         Err(error) => {
             tracing::debug!(%peer, error = chain(&error), "a member cannot be reached");
             Event::Unreachable { peer }
@@ -115,17 +115,28 @@ pub(super) async fn open(
     let _over = tell.send(event).await;
 }
 
-/// Says what is to be said, until nothing more comes.
+/// Says what is to be said, until nothing more comes or the member closes the link, on which it says
+/// nothing itself.
 pub(super) async fn write(
-    peer: PeerId,
-    mut sender: LinkSender,
+    (link, number): (Link, u64),
     mut words: mpsc::Receiver<MemberMessage>,
     tell: mpsc::Sender<Event>,
 ) {
-    while let Some(message) = words.recv().await {
+    let peer = link.peer();
+    let (mut sender, mut receiver) = link.split();
+    let mut closed = std::pin::pin!(next(peer, &mut receiver));
+    loop {
+        let message = tokio::select! {
+            message = words.recv() => message,
+            _closed = &mut closed => {
+                let _over = tell.send(Event::Gone { peer, link: Some(number) }).await;
+                return;
+            }
+        };
+        let Some(message) = message else { break };
         if let Err(error) = sender.send(message.encode()).await {
             tracing::debug!(%peer, error = chain(&error), "a member's link ended");
-            let _over = tell.send(Event::Gone { peer }).await;
+            let _over = tell.send(Event::Gone { peer, link: Some(number) }).await;
             return;
         }
     }

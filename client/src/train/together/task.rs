@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use umbel_coordinator::training::round::{
     Input, MEMBERS_MAX, Member, Output, RunSettings, RunState,
 };
-use umbel_net::{AcceptError, Incoming, LinkProtocol, Network};
+use umbel_net::{AcceptError, Incoming, Link, LinkProtocol, Network};
 use umbel_protocol::PeerId;
 use umbel_protocol::averaging::MemberMessage;
 
@@ -32,6 +32,10 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// How often a member is tried in vain before it is forgotten; it may come back by itself.
 const TRIES_MAX: u32 = 5;
 
+/// How often a member closes a link at once before it is taken to be in another run: the first time it may
+/// just have been about to end.
+const REFUSED_MAX: u32 = 2;
+
 /// What is known of another member.
 #[derive(Default)]
 struct Other {
@@ -43,6 +47,12 @@ struct Other {
     /// Lets what it says be read.
     read: Option<oneshot::Sender<()>>,
     tries: u32,
+    /// The number of the link to it.
+    link: u64,
+    /// It has said that it is in this run.
+    greeted: bool,
+    /// How often it has closed a link without having said so.
+    refused: u32,
 }
 
 pub(super) struct Task {
@@ -127,7 +137,7 @@ impl Task {
                     self.know(peer, addresses);
                 }
                 if let Some(other) = self.others.get_mut(&peer) {
-                    other.tries = 0;
+                    (other.tries, other.greeted) = (0, true);
                     match other.words {
                         Some(_) => _ = read.send(()),
                         None => other.read = Some(read),
@@ -139,13 +149,18 @@ impl Task {
             Event::Said { peer, message } => {
                 self.member.handle(Input::Received { from: peer, message }, self.clock.now());
             }
-            Event::Opened { peer, sender } => self.opened(peer, sender),
+            Event::Opened { peer, link } => self.opened(peer, *link),
             Event::Unreachable { peer } => {
                 if let Some(other) = self.others.get_mut(&peer) {
                     other.opening = false;
                 }
             }
-            Event::Gone { peer } => self.gone(peer),
+            Event::Gone { peer, link } => {
+                let number = self.others.get(&peer).map(|other| other.link);
+                if link.is_none() || link == number {
+                    self.gone(peer);
+                }
+            }
         }
     }
 
@@ -161,7 +176,7 @@ impl Task {
         }
     }
 
-    fn opened(&mut self, peer: PeerId, sender: umbel_net::LinkSender) {
+    fn opened(&mut self, peer: PeerId, link: Link) {
         let hello = self.hello();
         let Some(other) = self.others.get_mut(&peer) else { return };
         let (words, waiting) = mpsc::channel(WORDS_WAITING_MAX);
@@ -171,7 +186,9 @@ impl Task {
         if let Some(read) = other.read.take() {
             let _gone = read.send(());
         }
-        self.carriers.spawn(links::write(peer, sender, waiting, self.tell.clone()));
+        other.link += 1;
+        let numbered = (link, other.link);
+        self.carriers.spawn(links::write(numbered, waiting, self.tell.clone()));
         self.member.handle(Input::Met { peer }, self.clock.now());
     }
 
@@ -186,8 +203,16 @@ impl Task {
 
     fn gone(&mut self, peer: PeerId) {
         if let Some(other) = self.others.get_mut(&peer) {
+            if other.words.is_some() && !other.greeted {
+                other.refused += 1;
+            }
             (other.words, other.read) = (None, None);
             self.member.handle(Input::Left { peer }, self.clock.now());
+        }
+        let refuses = |other: &Other| other.refused >= REFUSED_MAX;
+        let all_refuse = !self.others.is_empty() && self.others.values().all(refuses);
+        if all_refuse && self.member.state().is_none() {
+            self.asked.change(|wanted| wanted.refused = true);
         }
     }
 
