@@ -206,11 +206,13 @@ fn key(file: &Path, number: usize) -> PathBuf {
 /// The address at which the server of a GPU listens: the ports behind those that were named.
 fn further(address: &Multiaddr, number: usize) -> anyhow::Result<Multiaddr> {
     let moved = address.iter().map(|part| {
-        Ok(match part {
-            Protocol::Tcp(first) => Protocol::Tcp(port(first, number)?),
-            Protocol::Udp(first) => Protocol::Udp(port(first, number)?),
-            other => other,
-        })
+        if let Protocol::Tcp(first) = part {
+            port(first, number).map(Protocol::Tcp)
+        } else if let Protocol::Udp(first) = part {
+            port(first, number).map(Protocol::Udp)
+        } else {
+            Ok(part)
+        }
     });
     moved.collect::<anyhow::Result<Multiaddr>>()
 }
