@@ -1,5 +1,7 @@
 //! Members that speak at once and lose nothing; a world with delays and leavers is in `umbel-simnet`.
 
+use std::time::Duration;
+
 use super::combine::outliers;
 use super::*;
 
