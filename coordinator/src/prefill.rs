@@ -52,7 +52,8 @@ impl Stage {
 pub fn plan(stages: &[Stage], context: u32, tokens: u32, tokens_max: u32) -> Vec<u32> {
     let tokens_max = tokens_max.clamp(1, CHUNK_TOKENS_MAX);
     let count_min = tokens.div_ceil(tokens_max).max(1);
-    let count_max = (tokens / CHUNK_TOKENS_MIN).min(CHUNKS_MAX).max(count_min);
+    // The last chunk may be shorter than the others.
+    let count_max = tokens.div_ceil(CHUNK_TOKENS_MIN).min(CHUNKS_MAX).max(count_min);
     let slowest = slowest(stages, context, tokens);
     let next = |count: &u32| Some(count + (count / 8).max(1)).filter(|next| *next <= count_max);
     let candidates = std::iter::successors(Some(count_min), next).map(|count| {
@@ -91,14 +92,16 @@ fn slowest(stages: &[Stage], context: u32, tokens: u32) -> Stage {
 /// `tokens` tokens in `count` chunks that take `stage` the same time, as far as whole tokens and
 /// the limit of `tokens_max` allow; a few more chunks where the limit asks for it.
 fn level(stage: &Stage, context: u32, tokens: u32, tokens_max: u32, count: u32) -> Vec<u32> {
-    let even = tokens.div_ceil(count).clamp(1, tokens_max);
+    let least = CHUNK_TOKENS_MIN.min(tokens_max);
+    let even = tokens.div_ceil(count).clamp(least, tokens_max);
     // Where the time does not grow with the length, no length is longer than another.
     if stage.per_token + stage.per_pair <= 0.0 {
         return cut(tokens, |_, left| even.min(left));
     }
     let fits = |limit: f64| {
-        let chunk =
-            |done: u32, left: u32| longest(stage, context + done, limit, tokens_max.min(left));
+        let chunk = |done: u32, left: u32| {
+            longest(stage, context + done, limit, tokens_max.min(left)).max(least.min(left))
+        };
         cut(tokens, chunk)
     };
     // The time of a chunk lies between none and that of the longest one at the end.
@@ -187,6 +190,14 @@ mod tests {
             // Chunks that are level for the slowest stage are not for all of the others.
             prop_assert!(planned <= others * 1.1 + 1e-9, "{planned} against {others}");
         }
+    }
+
+    #[test]
+    fn little_more_than_the_shortest_chunk_is_cut_where_that_is_sooner() {
+        let first = Stage { per_token: 0.001_678, per_pair: 6.9e-7, ..Stage::default() };
+        let second = Stage { per_pair: 8e-7, ..Stage::default() };
+        assert_eq!(plan(&[first, second], 393, 45, 512), [32, 13]);
+        assert_eq!(plan(&[STAGE; 2], 0, 33, 512), [33], "weights would be read twice");
     }
 
     #[test]

@@ -56,8 +56,9 @@ fn loads(request: &RouteRequest, servers: &[Announcement]) -> BTreeMap<(u8, u32)
     loads
 }
 
-/// Four standard deviations of a share that 2,000 draws estimate.
-const TOLERANCE: f64 = 0.045;
+/// Five and a half standard deviations of a share that 2,000 draws estimate: some hundred shares are
+/// looked at in each run, and four were exceeded now and then.
+const TOLERANCE: f64 = 0.062;
 
 #[track_caller]
 fn assert_load(loads: &BTreeMap<(u8, u32), f64>, name: u8, block: u32, expected: f64) {
