@@ -49,7 +49,8 @@ fn generated(address: &str) -> (Value, Value) {
     let stored: Value = serde_json::from_str(&stored).unwrap();
     let prompt = stored_prompt(&folder);
     let arguments = ["generate", &folder, "--prompt-ids", &prompt, "--max-tokens", "24"];
-    let more = ["--ignore-eos", "--json", "--join", address];
+    // An emulated GPU takes its time until it serves.
+    let more = ["--ignore-eos", "--json", "--patience", "90", "--join", address];
     (report(&umbel(&[&arguments[..], &more].concat())), stored["greedy"].clone())
 }
 
