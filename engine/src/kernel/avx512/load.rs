@@ -12,16 +12,25 @@ use crate::kernel::packed::quantized::layout::{HalfLine, Line, STRIPS};
 /// no faster where they go to the first.
 const AHEAD_LINES: usize = 160;
 
-/// A line of bytes, among many that are read one after the other.
+/// The same for one token alone, whose weights pass all caches but the first by: nothing else needs
+/// room there, and what leaves the second-level cache need not be written to the third. On Zen 4 that
+/// is a fifth faster again in 8 bits, by two threads; eight tokens are a tenth slower so.
+const AHEAD_LINES_ALONE: usize = 120;
+
+/// A line of bytes, among many that are read one after the other: `ALONE` for one token.
 #[target_feature(enable = "avx512f")]
 #[inline]
 #[allow(unsafe_code, reason = "the intrinsic takes a pointer")]
-pub(super) fn line(line: &Line) -> __m512i {
-    let ahead = std::ptr::from_ref(line).wrapping_add(AHEAD_LINES);
+pub(super) fn line<const ALONE: bool>(line: &Line) -> __m512i {
+    let place = std::ptr::from_ref(line);
     // SAFETY: a prefetch reads nothing, whatever its address; the reference is to 64 bytes, which the
     // type aligns as the load asks.
     unsafe {
-        _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
+        if ALONE {
+            _mm_prefetch::<_MM_HINT_NTA>(place.wrapping_add(AHEAD_LINES_ALONE).cast());
+        } else {
+            _mm_prefetch::<_MM_HINT_T1>(place.wrapping_add(AHEAD_LINES).cast());
+        }
         _mm512_load_si512(line.0.as_ptr().cast())
     }
 }

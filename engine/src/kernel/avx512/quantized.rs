@@ -34,16 +34,18 @@ pub(super) fn multiply(
 ) {
     // Each loop is compiled on its own: sharing closures, none would have them inlined, which costs a
     // sixth of the speed.
-    match (tile.upper_only, amx.is_some()) {
-        (false, false) => by_type::<false, false>(amx, panel, tile, sums),
-        (true, false) => by_type::<true, false>(amx, panel, tile, sums),
-        (false, true) => by_type::<false, true>(amx, panel, tile, sums),
-        (true, true) => by_type::<true, true>(amx, panel, tile, sums),
+    match (tile.upper_only, amx.is_some(), tile.tokens == 1) {
+        (false, false, false) => by_type::<false, false, false>(amx, panel, tile, sums),
+        (false, false, true) => by_type::<false, false, true>(amx, panel, tile, sums),
+        (true, false, false) => by_type::<true, false, false>(amx, panel, tile, sums),
+        (true, false, true) => by_type::<true, false, true>(amx, panel, tile, sums),
+        (false, true, _) => by_type::<false, true, false>(amx, panel, tile, sums),
+        (true, true, _) => by_type::<true, true, false>(amx, panel, tile, sums),
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn by_type<const UPPER_ONLY: bool, const TILES: bool>(
+fn by_type<const UPPER_ONLY: bool, const TILES: bool, const ALONE: bool>(
     amx: Option<Amx>,
     panel: Panel<'_>,
     tile: IntegerTile<'_>,
@@ -51,27 +53,47 @@ fn by_type<const UPPER_ONLY: bool, const TILES: bool>(
 ) {
     match panel.kind {
         WeightType::Q4_0 => scaled::<UPPER_ONLY, TILES>(amx, tile, sums, |block, strip| {
-            with_scale(panel, block, strip, unpack::bits_4(panel.lines(block, strip)))
+            with_scale(panel, block, strip, unpack::bits_4::<ALONE>(panel.lines(block, strip)))
         }),
         WeightType::Q5_0 => scaled::<UPPER_ONLY, TILES>(amx, tile, sums, |block, strip| {
-            with_scale(panel, block, strip, unpack::bits_5(panel.lines(block, strip)))
+            with_scale(panel, block, strip, unpack::bits_5::<ALONE>(panel.lines(block, strip)))
         }),
         WeightType::Q8_0 => scaled::<UPPER_ONLY, TILES>(amx, tile, sums, |block, strip| {
-            with_scale(panel, block, strip, unpack::bits_8(panel.lines(block, strip)))
+            with_scale(panel, block, strip, unpack::bits_8::<ALONE>(panel.lines(block, strip)))
         }),
         WeightType::Q4_1 => with_minimum::<UPPER_ONLY, TILES>(amx, tile, sums, |block, strip| {
-            with_own_factors(panel, block, strip, unpack::bits_4(panel.lines(block, strip)))
+            with_own_factors(
+                panel,
+                block,
+                strip,
+                unpack::bits_4::<ALONE>(panel.lines(block, strip)),
+            )
         }),
         WeightType::Q5_1 => with_minimum::<UPPER_ONLY, TILES>(amx, tile, sums, |block, strip| {
-            with_own_factors(panel, block, strip, unpack::bits_5(panel.lines(block, strip)))
+            with_own_factors(
+                panel,
+                block,
+                strip,
+                unpack::bits_5::<ALONE>(panel.lines(block, strip)),
+            )
         }),
         WeightType::Q4K => with_minimum::<UPPER_ONLY, TILES>(amx, tile, sums, |block, strip| {
-            with_shared_factors(panel, block, strip, unpack::bits_4(panel.lines(block, strip)))
+            with_shared_factors(
+                panel,
+                block,
+                strip,
+                unpack::bits_4::<ALONE>(panel.lines(block, strip)),
+            )
         }),
         WeightType::Q5K => with_minimum::<UPPER_ONLY, TILES>(amx, tile, sums, |block, strip| {
-            with_shared_factors(panel, block, strip, unpack::bits_5(panel.lines(block, strip)))
+            with_shared_factors(
+                panel,
+                block,
+                strip,
+                unpack::bits_5::<ALONE>(panel.lines(block, strip)),
+            )
         }),
-        WeightType::Q6K => in_halves::<UPPER_ONLY, TILES>(amx, panel, tile, sums),
+        WeightType::Q6K => in_halves::<UPPER_ONLY, TILES, ALONE>(amx, panel, tile, sums),
         WeightType::F32 | WeightType::F16 | WeightType::BF16 => {
             unreachable!("weights in floating point are not packed as integers")
         }
@@ -157,7 +179,7 @@ fn with_minimum<const UPPER_ONLY: bool, const TILES: bool>(
 /// Q6_K, whose blocks have a scale for each half.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
-fn in_halves<const UPPER_ONLY: bool, const TILES: bool>(
+fn in_halves<const UPPER_ONLY: bool, const TILES: bool, const ALONE: bool>(
     amx: Option<Amx>,
     panel: Panel<'_>,
     tile: IntegerTile<'_>,
@@ -171,7 +193,7 @@ fn in_halves<const UPPER_ONLY: bool, const TILES: bool>(
             let integers = _mm512_cvtepi8_epi32(load::bytes_16(bytes));
             _mm512_mul_ps(scale, _mm512_cvtepi32_ps(integers))
         });
-        Block { quads: unpack::bits_6(panel.lines(block, strip)), factors: scales }
+        Block { quads: unpack::bits_6::<ALONE>(panel.lines(block, strip)), factors: scales }
     };
     by_blocks::<_, UPPER_ONLY, TILES, 2>(
         amx,

@@ -15,11 +15,11 @@ const JOIN_MASKED: i32 = 0xf8;
 /// 4 bits: the first quads in the lower halves of the bytes, the last in the upper ones.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-pub(super) fn bits_4(lines: &[Line; 4]) -> Quads {
+pub(super) fn bits_4<const ALONE: bool>(lines: &[Line; 4]) -> Quads {
     let lower = _mm512_set1_epi8(0xf);
     let mut quads = [[_mm512_setzero_si512(); QUADS / 2]; 2];
     for (quad, line) in lines.iter().enumerate() {
-        let halves = load::line(line);
+        let halves = load::line::<ALONE>(line);
         quads[0][quad] = _mm512_and_si512(halves, lower);
         quads[1][quad] = _mm512_and_si512(_mm512_srli_epi16::<4>(halves), lower);
     }
@@ -29,9 +29,9 @@ pub(super) fn bits_4(lines: &[Line; 4]) -> Quads {
 /// 4 bits, and a fifth of all quads in the last line.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-pub(super) fn bits_5(lines: &[Line; 5]) -> Quads {
+pub(super) fn bits_5<const ALONE: bool>(lines: &[Line; 5]) -> Quads {
     let [first @ .., fifth] = lines;
-    let (fifth, place) = (load::line(fifth), _mm512_set1_epi8(0x10));
+    let (fifth, place) = (load::line::<ALONE>(fifth), _mm512_set1_epi8(0x10));
     // What crosses from one byte to the next by shifting pairs of them never reaches the place.
     let shifted = [
         _mm512_slli_epi16::<4>(fifth),
@@ -43,7 +43,7 @@ pub(super) fn bits_5(lines: &[Line; 5]) -> Quads {
         _mm512_srli_epi16::<2>(fifth),
         _mm512_srli_epi16::<3>(fifth),
     ];
-    let mut quads = bits_4(first);
+    let mut quads = bits_4::<ALONE>(first);
     for (quad, shifted) in quads.as_flattened_mut().iter_mut().zip(shifted) {
         *quad = _mm512_ternarylogic_epi32::<JOIN_MASKED>(*quad, shifted, place);
     }
@@ -53,12 +53,12 @@ pub(super) fn bits_5(lines: &[Line; 5]) -> Quads {
 /// 4 bits, and two more in a line for the first quads and one for the last.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-pub(super) fn bits_6(lines: &[Line; 6]) -> Quads {
+pub(super) fn bits_6<const ALONE: bool>(lines: &[Line; 6]) -> Quads {
     let [first @ .., upper, last_upper] = lines;
     let place = _mm512_set1_epi8(0x30);
-    let mut quads = bits_4(first);
+    let mut quads = bits_4::<ALONE>(first);
     for (quads, upper) in quads.iter_mut().zip([upper, last_upper]) {
-        let upper = load::line(upper);
+        let upper = load::line::<ALONE>(upper);
         let shifted = [
             _mm512_slli_epi16::<4>(upper),
             _mm512_slli_epi16::<2>(upper),
@@ -75,10 +75,10 @@ pub(super) fn bits_6(lines: &[Line; 6]) -> Quads {
 /// 8 bits.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-pub(super) fn bits_8(lines: &[Line; 8]) -> Quads {
+pub(super) fn bits_8<const ALONE: bool>(lines: &[Line; 8]) -> Quads {
     let mut quads = [[_mm512_setzero_si512(); QUADS / 2]; 2];
     for (quad, line) in quads.as_flattened_mut().iter_mut().zip(lines) {
-        *quad = load::line(line);
+        *quad = load::line::<ALONE>(line);
     }
     quads
 }
