@@ -6,6 +6,8 @@ mod graph;
 mod held;
 mod path;
 pub mod plan;
+#[cfg(test)]
+mod specimen;
 pub mod throughput;
 
 use std::collections::BTreeSet;

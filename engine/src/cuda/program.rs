@@ -10,9 +10,15 @@ use flate2::read::GzDecoder;
 use super::cells::Format;
 use super::driver::{Context, CudaError, Kernel, Module};
 
-/// Files of a folder of `engine/cuda/ptx`, by name.
+/// The files of a folder of `engine/cuda/ptx`, by name: those that every folder has, and its own.
 macro_rules! files {
-    ($folder:literal: $($name:literal),* $(,)?) => {
+    ($folder:literal $(, $own:literal)*) => {
+        files!(@ $folder: $($own,)* "attention", "linear_few_bf16", "linear_few_f16",
+            "linear_few_q4_affine", "linear_few_q4_symmetric", "linear_few_q5_affine",
+            "linear_few_q5_symmetric", "linear_few_q6", "linear_few_q8", "linear_many", "plain",
+            "rotary")
+    };
+    (@ $folder:literal: $($name:literal),*) => {
         &[$(($name, include_bytes!(concat!("../../cuda/ptx/", $folder, "/", $name, ".ptx.gz")))),*]
     };
 }
@@ -21,39 +27,10 @@ macro_rules! files {
 type Files = &'static [(&'static str, &'static [u8])];
 
 /// For all devices that are served.
-const AMPERE: Files = files![
-    "sm_80":
-    "attention",
-    "linear_few_bf16",
-    "linear_few_f16",
-    "linear_few_q4_affine",
-    "linear_few_q4_symmetric",
-    "linear_few_q5_affine",
-    "linear_few_q5_symmetric",
-    "linear_few_q6",
-    "linear_few_q8",
-    "linear_many",
-    "plain",
-    "rotary",
-];
+const AMPERE: Files = files!("sm_80");
 
 /// For devices on which a kernel may begin before the last one has ended.
-const HOPPER: Files = files![
-    "sm_90":
-    "attention",
-    "linear_few_bf16",
-    "linear_few_f16",
-    "linear_few_q4_affine",
-    "linear_few_q4_symmetric",
-    "linear_few_q5_affine",
-    "linear_few_q5_symmetric",
-    "linear_few_q6",
-    "linear_few_q8",
-    "linear_hopper",
-    "linear_many",
-    "plain",
-    "rotary",
-];
+const HOPPER: Files = files!("sm_90", "linear_hopper");
 
 /// The kernels of a device by their names. The driver compiles a file when the first of its kernels is
 /// asked for, some seconds at worst, and keeps the result on disk.

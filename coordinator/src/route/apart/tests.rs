@@ -1,36 +1,15 @@
 //! Routes apart, against the servers that the thinnest block has.
 
-use std::time::Duration;
-
 use proptest::prelude::*;
-use umbel_protocol::announcement::{Throughput, UnixTime};
-use umbel_protocol::{ModelId, Span};
+use umbel_protocol::Span;
+use umbel_protocol::announcement::Throughput;
 
 use super::*;
+use crate::route::specimen;
 
 fn server(name: u8, start: u32, end: u32, decode: f32) -> Announcement {
-    Announcement {
-        peer: PeerId::from_public_key([name; 32]),
-        model: ModelId::from_bytes([0; 32]),
-        model_name: String::new(),
-        span: Span::new(start, end).unwrap(),
-        block_count: 8,
-        addresses: Vec::new(),
-        version: String::new(),
-        throughput: Throughput { decode_tokens_per_second: decode, ..Throughput::default() },
-        kv_tokens_free: 1_000,
-        queue_depth: 0,
-        draining: false,
-        issued: UnixTime::after_epoch(Duration::ZERO),
-        expires: UnixTime::after_epoch(Duration::from_secs(60)),
-        next_hops: Vec::new(),
-        adapters: Vec::new(),
-        moving_to: None,
-        held_blocks_max: 0,
-        proposal: None,
-        joined: None,
-        holds_ends: false,
-    }
+    let throughput = Throughput { decode_tokens_per_second: decode, ..Throughput::default() };
+    specimen::server(name, start, end, throughput)
 }
 
 fn request(block_count: u32) -> RouteRequest {

@@ -1,39 +1,18 @@
 //! Where the load of many routes falls.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use proptest::prelude::*;
-use umbel_protocol::announcement::{Throughput, UnixTime};
-use umbel_protocol::{ModelId, PeerId};
+use umbel_protocol::announcement::Throughput;
 
 use super::*;
+use crate::route::specimen;
 
 const BLOCKS: u32 = 8;
 
 fn server(name: u8, start: u32, end: u32, rate: f32) -> Announcement {
-    Announcement {
-        peer: PeerId::from_public_key([name; 32]),
-        model: ModelId::from_bytes([0; 32]),
-        model_name: String::new(),
-        span: Span::new(start, end).unwrap(),
-        block_count: BLOCKS,
-        addresses: Vec::new(),
-        version: String::new(),
-        throughput: Throughput { prefill_tokens_per_second: rate, ..Throughput::default() },
-        kv_tokens_free: 1_000,
-        queue_depth: 0,
-        draining: false,
-        issued: UnixTime::after_epoch(Duration::ZERO),
-        expires: UnixTime::after_epoch(Duration::from_secs(60)),
-        next_hops: Vec::new(),
-        adapters: Vec::new(),
-        moving_to: None,
-        held_blocks_max: 0,
-        proposal: None,
-        joined: None,
-        holds_ends: false,
-    }
+    let throughput = Throughput { prefill_tokens_per_second: rate, ..Throughput::default() };
+    specimen::server(name, start, end, throughput)
 }
 
 fn request() -> RouteRequest {
