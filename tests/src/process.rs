@@ -166,9 +166,9 @@ impl UmbelProcess {
     /// Waits until it ends by itself.
     ///
     /// # Errors
-    /// Where it does not within 45 seconds; it is then killed.
+    /// Where it does not within two minutes; it is then killed.
     pub fn wait(self) -> anyhow::Result<Output> {
-        self.running.finish(Instant::now() + STOP_TIMEOUT)
+        self.running.finish(Instant::now() + COMMAND_TIMEOUT)
     }
 
     /// Ends it without a word to anyone (SIGKILL), and waits until it has ended.

@@ -154,11 +154,11 @@ fn a_device_that_is_lost_ends_its_server_and_no_answer() {
     let variables = [("UMBEL_EMULATED_LOSE_AFTER", "300")];
     let lost = gpu_server(&variables, &["--blocks", "0..2", "--join", &address]).unwrap();
     let asking = std::thread::spawn(move || generated(&address));
-    // It would be preferred if it were there from the beginning.
+    let lost = lost.into_process().wait().unwrap();
+    // It would be preferred if it were there before; the client has patience.
     let other = serve(&[&folder, "--blocks", "0..2", "--join", end.address()]);
     let (report, stored) = asking.join().unwrap();
     assert_eq!(report["token_ids"], stored);
-    let lost = lost.into_process().wait().unwrap();
     assert!(!lost.status.success() && lost.stderr.contains("the GPU is lost"), "{}", lost.stderr);
     other.assert_no_errors();
 }
