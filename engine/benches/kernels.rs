@@ -159,9 +159,13 @@ fn measure(boards: &[Board], kind: WeightType) {
     let packed: Vec<_> = stored.iter().map(packed).collect();
     for board in boards {
         let name = format!("{} x{}", kind.name(), board.threads);
-        line(board, &name, "packed", kind, &packed, |matrix, input, output| {
-            matrix.multiply(Arithmetic::Usual, input, output);
-        });
+        for (way, arithmetic) in [("packed", Arithmetic::Usual), ("careful", Arithmetic::Careful)] {
+            if arithmetic == Arithmetic::Usual || !kind.is_float() {
+                line(board, &name, way, kind, &packed, |matrix, input, output| {
+                    matrix.multiply(arithmetic, input, output);
+                });
+            }
+        }
         line(board, &name, "stored", kind, &stored, |weight, input, output| {
             matmul_refined(*weight, input, output);
         });
@@ -192,7 +196,7 @@ fn line<T: Sync>(
     };
     let bytes = (ROWS * COLUMNS / kind.block_values() * kind.block_bytes()) as f64;
     let read = bytes / seconds(STREAM_RUNS, matrices, 1);
-    print!("{name:8} {way}  1 row {:5.1} GB/s {:3.0}%", read / 1e9, 100.0 * read / board.read);
+    print!("{name:8} {way:7} 1 row {:5.1} GB/s {:3.0}%", read / 1e9, 100.0 * read / board.read);
     for tokens in BATCHES {
         let few = &matrices[..matrices.len().min(if tokens > 32 { 1 } else { 4 })];
         let operations = 2.0 * (ROWS * COLUMNS * tokens) as f64;

@@ -41,37 +41,15 @@ impl HostedSpan {
         weights: &Weights,
         span: Span,
     ) -> Result<Self, LoadSpanError> {
-        Self::load_beside(&[], config, weights, span)
+        Self::load_with(Arithmetic::default(), config, weights, span)
     }
 
-    /// As [`HostedSpan::load`], but blocks that are in one of `held`, of the same model, are shared
-    /// with it: they are in memory once.
+    /// As [`HostedSpan::load_with`], but blocks that are in one of `held`, of the same model and multiplied
+    /// alike, are shared with it: they are in memory once.
     ///
     /// # Errors
     /// As [`HostedSpan::load`].
     pub fn load_beside(
-        held: &[Self],
-        config: &ModelConfig,
-        weights: &Weights,
-        span: Span,
-    ) -> Result<Self, LoadSpanError> {
-        Self::load_all(held, Arithmetic::default(), config, weights, span)
-    }
-
-    /// As [`HostedSpan::load`], with activations multiplied as `arithmetic` says.
-    ///
-    /// # Errors
-    /// As [`HostedSpan::load`].
-    pub fn load_with(
-        arithmetic: Arithmetic,
-        config: &ModelConfig,
-        weights: &Weights,
-        span: Span,
-    ) -> Result<Self, LoadSpanError> {
-        Self::load_all(&[], arithmetic, config, weights, span)
-    }
-
-    fn load_all(
         held: &[Self],
         arithmetic: Arithmetic,
         config: &ModelConfig,
@@ -96,6 +74,19 @@ impl HostedSpan {
             device: Device::shared(),
             gpu: None,
         })
+    }
+
+    /// As [`HostedSpan::load`], with activations multiplied as `arithmetic` says.
+    ///
+    /// # Errors
+    /// As [`HostedSpan::load`].
+    pub fn load_with(
+        arithmetic: Arithmetic,
+        config: &ModelConfig,
+        weights: &Weights,
+        span: Span,
+    ) -> Result<Self, LoadSpanError> {
+        Self::load_beside(&[], arithmetic, config, weights, span)
     }
 
     /// As [`HostedSpan::load_beside`], into the memory of `gpu`. What is in binary32 throughout is

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use umbel_client::Sampling;
+use umbel_engine::Arithmetic;
 use umbel_net::Multiaddr;
 use umbel_protocol::{DType, Span};
 
@@ -199,6 +200,11 @@ pub struct ChainArguments {
     pub no_share: bool,
 }
 
+fn arithmetic(name: &str) -> Result<Arithmetic, String> {
+    let named = Arithmetic::ALL.into_iter().find(|arithmetic| arithmetic.to_string() == name);
+    named.ok_or_else(|| format!("one of {}", Arithmetic::ALL.map(|of| of.to_string()).join(", ")))
+}
+
 fn wire_type(name: &str) -> Result<DType, String> {
     let named = DType::ALL.into_iter().find(|dtype| dtype.to_string() == name);
     named.ok_or_else(|| format!("one of {}", DType::ALL.map(|dtype| dtype.to_string()).join(", ")))
@@ -350,6 +356,12 @@ pub struct ServeArguments {
     /// blocks and the ports behind those that are named.
     #[arg(long, value_name = "DEVICE", default_value_t)]
     pub device: DeviceWish,
+
+    /// How activations are multiplied with quantized weights: usual rounds them to 8 bits, and to 16
+    /// where a few are very large; careful rounds all to 16 and takes longer for long prompts; exact
+    /// rounds nothing, also not beside bfloat16, and is slow. Processors only.
+    #[arg(long, value_name = "HOW", default_value_t, value_parser = arithmetic)]
+    pub arithmetic: Arithmetic,
 
     /// Memory for weights, keys and values, also while the server moves to other blocks [default: 80%
     /// of what is free].

@@ -195,7 +195,9 @@ impl Serving {
         let RestArguments { upload_limit, download_limit, .. } = arguments.rest;
         let rate = upload_limit.into_iter().chain(download_limit).min();
         let network_rate = rate.map_or(0, NonZeroU64::get);
-        let loader = Loader { source, config, device, gpu, ends_of: None, network_rate };
+        let arithmetic = arguments.arithmetic;
+        let ends_of = None;
+        let loader = Loader { source, config, device, gpu, arithmetic, ends_of, network_rate };
         let model = loader.open(PartsNeeded::nothing()).await?;
         let holds_ends = !arguments.no_ends;
         let ends_of = holds_ends.then_some(model.config().block_count);

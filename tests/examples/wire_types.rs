@@ -15,6 +15,7 @@ use std::fmt;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
+use umbel_engine::kernel::Arithmetic;
 use umbel_engine::{HiddenStates, HostedSpan, KvArena};
 use umbel_protocol::compression::Packing;
 use umbel_protocol::inference::{AnswerRows, PushMessage, Step};
@@ -65,7 +66,8 @@ fn main() -> Result<()> {
     let client = client_model(&name)?;
     let ids = client.encode(TEXT)?;
     let entering = client.ends().embed(&ids)?;
-    let plain = Types { wire: DType::F32, cache: DType::F32 };
+    let arithmetic = Arithmetic::default();
+    let plain = Types { wire: DType::F32, cache: DType::F32, arithmetic };
     let (whole, _) = through(client.shard(), 1, plain, &entering)?;
     let exact = client.ends().logits_of_all(&whole)?;
     println!("{} tokens, {hops} hops", ids.len());
@@ -93,6 +95,13 @@ fn main() -> Result<()> {
         let off = Difference::of(&client.ends().logits_of_all(&leaving)?, &exact, &ids);
         println!("{dtype:4} | {off} | {}", cache_bytes(client.shard().config(), dtype));
     }
+    let of = |arithmetic| through(client.shard(), 1, Types { arithmetic, ..plain }, &entering);
+    let exact = client.ends().logits_of_all(&of(Arithmetic::Exact)?.0)?;
+    println!("activations | {columns}");
+    for arithmetic in [Arithmetic::Careful, Arithmetic::Usual, Arithmetic::Fast] {
+        let off = Difference::of(&client.ends().logits_of_all(&of(arithmetic)?.0)?, &exact, &ids);
+        println!("{arithmetic:?} | {off}");
+    }
     Ok(())
 }
 
@@ -101,6 +110,7 @@ fn main() -> Result<()> {
 struct Types {
     wire: DType,
     cache: DType,
+    arithmetic: Arithmetic,
 }
 
 /// Bytes of one token's keys and values in all blocks.
@@ -121,7 +131,8 @@ fn through(
     for hop in 0..hops {
         let end = |hop: u32| config.block_count * hop / hops;
         let span = Span::new(end(hop), end(hop + 1))?;
-        let blocks = HostedSpan::load(config, &model.weights(Part::Blocks(span))?, span)?;
+        let weights = model.weights(Part::Blocks(span))?;
+        let blocks = HostedSpan::load_with(types.arithmetic, config, &weights, span)?;
         let mut table = KvArena::new(config, span, tokens).open_as(types.cache, span, tokens)?;
         let tensor = hidden.to_wire_as(types.wire);
         let arrived = HiddenStates::from_wire(&tensor, config.hidden_size)?;

@@ -86,6 +86,27 @@ fn the_stored_tokens_come_out_and_a_swarm_gives_what_one_process_gives() {
     }
 }
 
+/// Servers that round less come nearer to what was stored.
+#[test]
+fn careful_servers_are_nearer_to_the_stored_logits() {
+    let case = &cases()[0];
+    let [usual, careful] = ["usual", "careful"].map(|arithmetic| {
+        let server = serve(&["--blocks", "0..30", "--arithmetic", arithmetic]);
+        let report = generate(case, &["--join", server.address()]);
+        check(case, &report);
+        let found = report["top_logits"][0].as_array().unwrap();
+        let stored = case["top5"].as_array().unwrap();
+        let off = |(stored, found): (&Value, &Value)| {
+            (stored[1].as_f64().unwrap() - found[1].as_f64().unwrap()).abs()
+        };
+        stored.iter().zip(found).map(off).fold(0.0, f64::max)
+    });
+    println!("largest difference of a logit: usual {usual}, careful {careful}");
+    assert!(careful < usual, "{careful} and {usual}");
+    let unknown = umbel(&["serve", "--arithmetic", "fast"]);
+    assert!(!unknown.status.success() && unknown.stderr.contains("one of usual, careful, exact"));
+}
+
 #[test]
 fn the_text_ends_where_the_model_or_a_stop_string_ends_it() {
     let arguments = ["generate", "--local", "--json", "--prompt", "The capital of France is"];

@@ -32,7 +32,11 @@ impl Head {
         Self::load_with(Arithmetic::default(), config, weights)
     }
 
-    pub(super) fn load_with(
+    /// As [`Head::load`], with activations multiplied as `arithmetic` says.
+    ///
+    /// # Errors
+    /// As [`Head::load`].
+    pub fn load_with(
         arithmetic: Arithmetic,
         config: &ModelConfig,
         weights: &Weights,

@@ -14,7 +14,7 @@ pub(super) use self::quantized::Block;
 use super::amx::Amx;
 use super::attention::{PageHead, Row};
 use super::packed::dense::{self as packed_dense, Format, Tile, round_pairs};
-use super::packed::quantized::tokens::{IntegerTile, TokenFactors, TokenTile, Unprepared, Words};
+use super::packed::quantized::tokens::{IntegerTile, Prepared, TokenTile, Unprepared};
 use super::packed::quantized::{Panel, Sums};
 use super::x86::Avx2;
 use super::{portable, swiglu};
@@ -112,14 +112,9 @@ impl Avx512 {
     }
 
     /// As [`Unprepared::bytes`].
-    pub(super) fn prepare_tokens(
-        self,
-        tile: Unprepared<'_>,
-        words: &mut [Words],
-        factors: &mut [TokenFactors],
-    ) {
+    pub(super) fn prepare_tokens(self, input: Unprepared<'_>, tile: Prepared<'_>) {
         // SAFETY: `self` exists only where the processor has the instructions.
-        unsafe { prepare_tokens(tile, words, factors) }
+        unsafe { prepare_tokens(input, tile) }
     }
 }
 
@@ -139,6 +134,6 @@ fn exactly(panel: Panel<'_>, values: &[f32], columns: usize, sums: &mut [Sums]) 
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn prepare_tokens(tile: Unprepared<'_>, words: &mut [Words], factors: &mut [TokenFactors]) {
-    tile.bytes(words, factors);
+fn prepare_tokens(input: Unprepared<'_>, tile: Prepared<'_>) {
+    input.bytes(tile);
 }

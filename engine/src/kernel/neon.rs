@@ -22,7 +22,7 @@ use std::ops::Range;
 use self::products::Products;
 use super::attention::{PageHead, Row};
 use super::packed::dense::{self as panels, Format, Tile};
-use super::packed::quantized::tokens::{TokenFactors, TokenTile, Unprepared, Words};
+use super::packed::quantized::tokens::{Prepared, TokenTile, Unprepared};
 use super::packed::quantized::{self as packed, Sums};
 use super::portable;
 use crate::limits::Unit;
@@ -91,16 +91,11 @@ impl Neon {
     }
 
     /// As [`Unprepared::bytes`] for SDOT, and as [`Unprepared::columns`] without it.
-    pub(super) fn prepare_tokens(
-        self,
-        tile: Unprepared<'_>,
-        words: &mut [Words],
-        factors: &mut [TokenFactors],
-    ) {
+    pub(super) fn prepare_tokens(self, input: Unprepared<'_>, tile: Prepared<'_>) {
         if self.has_products() {
-            tile.bytes(words, factors);
+            input.bytes(tile);
         } else {
-            tile.columns(words, factors);
+            input.columns(tile);
         }
     }
 

@@ -19,9 +19,15 @@ use self::outputs::Outputs;
 pub(super) use self::pages::Pages;
 use self::quantized::QuantizedMatrix;
 use super::{InstructionSet, PARALLEL_WORK_MIN, parallel};
+use crate::kernel::parallel::for_each_share;
 
-/// Shares of the panels for each thread: threads are rarely equally fast.
-const SHARES_PER_THREAD: usize = 4;
+/// What is cut into the long shares of panels, one for each thread: 3 of 4 parts. So one of
+/// two threads may be 0.6 times as fast as the other, and both are done at the same time.
+const LONG_PARTS: usize = 3;
+const PARTS: usize = 4;
+
+/// Shares for each thread that the rest is cut into.
+const SHORT_SHARES: usize = 2;
 
 /// A weight matrix `[rows, columns]` that is ready to be multiplied.
 pub struct PackedMatrix {
@@ -42,16 +48,30 @@ enum Layout {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Arithmetic {
     /// Activations are rounded to what the unit multiplies: to bfloat16 for weights in bfloat16 where
-    /// there is a unit for it (AVX-512 and AMX, not AVX2 or NEON), to integers of 16 bits with a scale
-    /// for each block for quantized weights.
+    /// there is a unit for it (AVX-512 and AMX, not AVX2 or NEON), to integers of 8 bits with a scale
+    /// for each block for quantized weights, and of 16 in blocks of unusually large values.
     #[default]
     Usual,
-    /// For quantized weights, activations are rounded to integers of 8 bits, which moves logits of
-    /// SmolLM2 by up to 0.43 and makes products with many tokens 1.5 times as fast; else as
-    /// [`Self::Usual`].
-    Fast,
+    /// For quantized weights, all activations are rounded to integers of 16 bits, for which products
+    /// with many tokens take 1.6 times as long; else as [`Self::Usual`].
+    Careful,
     /// Activations stay in binary32.
     Exact,
+}
+
+impl Arithmetic {
+    /// All there are, the fastest first.
+    pub const ALL: [Self; 3] = [Self::Usual, Self::Careful, Self::Exact];
+}
+
+impl fmt::Display for Arithmetic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Usual => "usual",
+            Self::Careful => "careful",
+            Self::Exact => "exact",
+        })
+    }
 }
 
 impl PackedMatrix {
@@ -136,19 +156,48 @@ impl PackedMatrix {
     }
 }
 
-/// Cuts the panels of several matrices, so many of each, into shares of about one size: the index of a
+/// Calls `work` with each panel of several matrices, so many of each, once: it is told the index of a
 /// matrix, and some of its panels. A panel takes `panel_work` multiplications.
-fn shares(
-    panels: impl ExactSizeIterator<Item = usize> + Clone,
+fn for_each_panels(
+    panels: &[usize],
     panel_work: usize,
-) -> impl Iterator<Item = (usize, Range<usize>)> {
-    let enough = PARALLEL_WORK_MIN.div_ceil(panel_work);
-    let shares = parallel::thread_count() * SHARES_PER_THREAD;
-    let share = enough.max(panels.clone().sum::<usize>().div_ceil(shares));
-    panels.enumerate().flat_map(move |(matrix, count)| {
-        let starts = (0..count).step_by(share);
-        starts.map(move |start| (matrix, start..count.min(start + share)))
-    })
+    work: impl Fn(usize, Range<usize>) + Sync + Send,
+) {
+    let threads = parallel::thread_count();
+    let shares = shares(panels.iter().sum(), PARALLEL_WORK_MIN.div_ceil(panel_work), threads);
+    for_each_share(shares.len(), |share| {
+        let mut first = 0;
+        for (matrix, &count) in panels.iter().enumerate() {
+            let share = shares[share].start.max(first)..shares[share].end.min(first + count);
+            if !share.is_empty() {
+                work(matrix, share.start - first..share.end - first);
+            }
+            first += count;
+        }
+    });
+}
+
+/// Cuts `count` panels into shares of at least `enough`, where there are as many.
+///
+/// Each thread begins with a long one, since memory is read fastest in order, and who is done first
+/// takes more of the short ones: threads are rarely equally fast.
+fn shares(count: usize, enough: usize, threads: usize) -> Vec<Range<usize>> {
+    let long = (count * LONG_PARTS / PARTS).div_ceil(threads).max(enough);
+    let rest = count.saturating_sub(long * threads);
+    let short = rest.div_ceil(threads * SHORT_SHARES).max(enough);
+    let ends = (1..=threads)
+        .map(|shares| shares * long)
+        .chain((1..).map(|shares| shares * short + long * threads));
+    let mut shares = Vec::with_capacity(threads * (1 + SHORT_SHARES));
+    let mut start = 0;
+    for end in ends {
+        if start == count {
+            break;
+        }
+        shares.push(start..end.min(count));
+        start = end.min(count);
+    }
+    shares
 }
 
 /// Writes every row of every token of each of `outputs`: the products of `input` with the matrix in
@@ -204,6 +253,22 @@ mod tests {
         PackedMatrix::pack_for(set, &Weight::new(kind, vec![rows, COLUMNS], &bytes[..]).unwrap())
     }
 
+    #[test]
+    fn shares_hold_every_panel_once_and_enough_of_them() {
+        for count in (0..70).chain([1000]) {
+            for (threads, enough) in [(1, 1), (2, 1), (2, 7), (3, 1), (16, 3)] {
+                let shares = shares(count, enough, threads);
+                let panels: Vec<_> = shares.iter().cloned().flatten().collect();
+                assert_eq!(panels, (0..count).collect::<Vec<_>>());
+                assert!(shares.len() <= threads * (1 + SHORT_SHARES));
+                // The last may be what is left.
+                let all_but_last = &shares[..shares.len().saturating_sub(1)];
+                assert!(all_but_last.iter().all(|share| share.len() >= enough));
+            }
+        }
+        assert_eq!(shares(64, 1, 2), [0..24, 24..48, 48..52, 52..56, 56..60, 60..64]);
+    }
+
     /// Matrices of one type and of several, with rows that fill no panel.
     #[test]
     fn products_that_are_computed_together_have_the_bits_of_each_alone() {
@@ -221,7 +286,7 @@ mod tests {
                     .map(|(kind, rows)| pack(set, kind, rows, &mut numbers));
                 for tokens in [0, 1, 3, 40] {
                     let input = numbers.floats(tokens * COLUMNS);
-                    for arithmetic in [Arithmetic::Usual, Arithmetic::Fast, Arithmetic::Exact] {
+                    for arithmetic in Arithmetic::ALL {
                         let together = PackedMatrix::products([&a, &b, &c], arithmetic, &input);
                         for (matrix, together) in [&a, &b, &c].into_iter().zip(together) {
                             let mut alone = vec![f32::NAN; tokens * matrix.rows()];

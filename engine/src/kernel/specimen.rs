@@ -3,6 +3,7 @@
 use half::{bf16, f16};
 use umbel_shard::WeightType;
 
+use super::format::BLOCK_VALUES;
 use super::{InstructionSet, dequantize_row};
 
 pub(crate) const ALL_TYPES: [WeightType; 11] = [
@@ -43,6 +44,17 @@ impl Numbers {
 
     pub(crate) fn floats(&mut self, count: usize) -> Vec<f32> {
         (0..count).map(|_| self.float()).collect()
+    }
+
+    /// Activations as models have them: in some blocks one is much larger than all others.
+    pub(crate) fn activations(&mut self, count: usize) -> Vec<f32> {
+        let mut values = self.floats(count);
+        for block in values.chunks_mut(BLOCK_VALUES) {
+            if self.byte() < 50 {
+                block[usize::from(self.byte()) % block.len()] *= 200.0;
+            }
+        }
+        values
     }
 
     pub(crate) fn byte(&mut self) -> u8 {

@@ -25,7 +25,7 @@ use super::attention::{PageHead, Row, Widening};
 use super::format::{BLOCK_VALUES, SUPER_VALUES};
 use super::matmul::Panel;
 use super::packed::dense::{self as panels, Format, Tile};
-use super::packed::quantized::tokens::{TokenFactors, TokenTile, Unprepared, Words};
+use super::packed::quantized::tokens::{Prepared, TokenTile, Unprepared};
 use super::packed::quantized::{self as packed, Sums};
 use super::{portable, swiglu};
 use crate::limits::Unit;
@@ -85,14 +85,9 @@ impl Avx2 {
     }
 
     /// As [`Unprepared::pairs`].
-    pub(super) fn prepare_tokens(
-        self,
-        tile: Unprepared<'_>,
-        words: &mut [Words],
-        factors: &mut [TokenFactors],
-    ) {
+    pub(super) fn prepare_tokens(self, input: Unprepared<'_>, tile: Prepared<'_>) {
         // SAFETY: `self` exists only where the processor has the instructions.
-        unsafe { prepare_tokens(tile, words, factors) }
+        unsafe { prepare_tokens(input, tile) }
     }
 
     /// As [`activation::quantize`].
@@ -178,6 +173,6 @@ fn exactly(panel: packed::Panel<'_>, values: &[f32], columns: usize, sums: &mut 
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn prepare_tokens(tile: Unprepared<'_>, words: &mut [Words], factors: &mut [TokenFactors]) {
-    tile.pairs(words, factors);
+fn prepare_tokens(input: Unprepared<'_>, tile: Prepared<'_>) {
+    input.pairs(tile);
 }

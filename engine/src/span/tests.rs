@@ -41,7 +41,11 @@ impl World {
     }
 
     fn host_exactly(&self, span: Span) -> HostedSpan {
-        HostedSpan::load_with(Arithmetic::Exact, &self.config, &self.weights, span).unwrap()
+        self.host_with(Arithmetic::Exact, span)
+    }
+
+    fn host_with(&self, arithmetic: Arithmetic, span: Span) -> HostedSpan {
+        HostedSpan::load_with(arithmetic, &self.config, &self.weights, span).unwrap()
     }
 
     fn open(&self, blocks: Span) -> KvTable {
@@ -165,7 +169,9 @@ fn blocks_that_are_held_already_are_shared_and_compute_the_same() {
     let held = world.host(span(0, blocks - 1));
     let beside = span(1, blocks);
     let shared = std::slice::from_ref(&held);
-    let shared = HostedSpan::load_beside(shared, &world.config, &world.weights, beside).unwrap();
+    let shared =
+        HostedSpan::load_beside(shared, Arithmetic::Usual, &world.config, &world.weights, beside)
+            .unwrap();
     for index in 1..blocks - 1 {
         assert!(Arc::ptr_eq(held.block(index).unwrap(), shared.block(index).unwrap()));
     }

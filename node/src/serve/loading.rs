@@ -1,6 +1,8 @@
 //! Getting blocks into memory.
 
-use umbel_engine::{CudaError, Device, Embedding, Gpu, Head, HostedSpan, KvArena, heap};
+use umbel_engine::{
+    Arithmetic, CudaError, Device, Embedding, Gpu, Head, HostedSpan, KvArena, heap,
+};
 use umbel_protocol::Span;
 use umbel_protocol::announcement::Throughput;
 use umbel_shard::{Model, ModelConfig, ModelSource, Part, PartsNeeded};
@@ -20,6 +22,8 @@ pub(super) struct Loader {
     pub(super) device: Device,
     /// Where the blocks are computed, if not on that.
     pub(super) gpu: Option<Gpu>,
+    /// How activations are multiplied there.
+    pub(super) arithmetic: Arithmetic,
     /// Blocks of the model, where the ends that a span touches are loaded with it.
     pub(super) ends_of: Option<u32>,
     /// Bytes a second that its links may take; 0 where that is not limited.
@@ -67,7 +71,11 @@ impl Loader {
 
     /// What computes, by name.
     fn device_name(&self) -> String {
-        self.gpu.as_ref().map_or_else(|| self.config.device_name(), device::file_name)
+        match (&self.gpu, self.arithmetic) {
+            (Some(gpu), _) => device::file_name(gpu),
+            (None, Arithmetic::Usual) => self.config.device_name(),
+            (None, other) => format!("{}-{other}", self.config.device_name()),
+        }
     }
 
     /// What blocks of `span` need, and the ends that they touch where those are held.
@@ -110,12 +118,13 @@ impl Loader {
         let config = model.config().clone();
         let key = measure::Key { model: model.id(), device: self.device_name() };
         let folder = self.config.data_dir.join("speed");
-        let (device, gpu) = (self.device.clone(), self.gpu.clone());
+        let (device, gpu, arithmetic) = (self.device.clone(), self.gpu.clone(), self.arithmetic);
         let network_bytes_per_second = self.network_rate;
         let load = move || -> anyhow::Result<_> {
             let blocks = match &gpu {
                 Some(gpu) => HostedSpan::load_on(gpu, &held, &config, &weights, span)?,
-                None => HostedSpan::load_beside(&held, &config, &weights, span)?.on(device.clone()),
+                None => HostedSpan::load_beside(&held, arithmetic, &config, &weights, span)?
+                    .on(device.clone()),
             };
             let ends = ShardEnds {
                 embedding: match held_ends.embedding.filter(|_| parts.embedding) {
@@ -123,7 +132,9 @@ impl Loader {
                     held => held,
                 },
                 head: match held_ends.head.filter(|_| parts.head) {
-                    None if parts.head => Some(Head::load(&config, &weights)?.on(device)),
+                    None if parts.head => {
+                        Some(Head::load_with(arithmetic, &config, &weights)?.on(device))
+                    }
                     held => held,
                 },
             };

@@ -37,7 +37,7 @@ type Lines = [[Line; QUADS]; STRIPS];
 /// `add` takes the block's factors, the products, the factors of the token, and the sum so far.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
-pub(in crate::kernel) fn by_blocks<F: Copy, const UPPER_ONLY: bool, const HALVES: usize>(
+pub(in crate::kernel) fn by_blocks<F: Copy, const HALVES: usize>(
     amx: Amx,
     tile: IntegerTile<'_>,
     sums: &mut [Sums],
@@ -49,8 +49,10 @@ pub(in crate::kernel) fn by_blocks<F: Copy, const UPPER_ONLY: bool, const HALVES
     let mut lines = [[[Line([0; 64]); QUADS]; STRIPS]; GROUP_BLOCKS];
     let words = tile.words.chunks(GROUP_BLOCKS * tile.tokens);
     let factors = tile.factors.chunks(GROUP_BLOCKS * tile.tokens);
-    for (group, (words, token_factors)) in words.zip(factors).enumerate() {
-        let blocks = words.len() / tile.tokens;
+    let groups = words.zip(factors).zip(tile.wide.chunks(GROUP_BLOCKS));
+    for (group, ((words, token_factors), wide)) in groups.enumerate() {
+        let blocks = wide.len();
+        let upper_only = wide.iter().all(|&tokens| tokens == 0);
         let unpacked: [[F; STRIPS]; GROUP_BLOCKS] = std::array::from_fn(|index| {
             // The last group may have fewer blocks; then the first of them stands for the rest.
             let index = if index < blocks { index } else { 0 };
@@ -64,7 +66,7 @@ pub(in crate::kernel) fn by_blocks<F: Copy, const UPPER_ONLY: bool, const HALVES
             [0, 1].map(unpack)
         });
         for (half, products) in products.iter_mut().enumerate() {
-            let shape = Halves { index: half, count: HALVES, upper_only: UPPER_ONLY };
+            let shape = Halves { index: half, count: HALVES, upper_only };
             multiply(amx, shape, &lines[..blocks], words, &mut products[..blocks]);
         }
         for (token, sums) in sums.iter_mut().enumerate() {
@@ -78,7 +80,7 @@ pub(in crate::kernel) fn by_blocks<F: Copy, const UPPER_ONLY: bool, const HALVES
                         let offset = _mm512_set1_epi32(token_factors.offsets[half]);
                         *sum = _mm512_slli_epi32::<8>(load::integers(&upper[strip][token]));
                         *sum = _mm512_add_epi32(*sum, offset);
-                        if !UPPER_ONLY {
+                        if !upper_only {
                             *sum = _mm512_add_epi32(*sum, load::integers(&lower[strip][token]));
                         }
                     }

@@ -35,6 +35,17 @@ pub(super) fn line<const ALONE: bool>(line: &Line) -> __m512i {
     }
 }
 
+/// Asks for the factors, `N` for each block, that are as far ahead as the lines of [`line`] are, where
+/// a block has 4 of these in each strip: a second stream beside them.
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(super) fn ahead_of_factors<const ALONE: bool, const N: usize>(factors: &HalfLine) {
+    if ALONE {
+        let place = std::ptr::from_ref(factors).wrapping_add(AHEAD_LINES_ALONE / 4 * N);
+        _mm_prefetch::<_MM_HINT_NTA>(place.cast());
+    }
+}
+
 /// Asks for a line that will be read soon.
 #[target_feature(enable = "avx512f")]
 #[inline]

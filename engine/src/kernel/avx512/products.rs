@@ -96,6 +96,37 @@ pub(super) fn of_one<const HALVES: usize>(
     products
 }
 
+/// As [`of_one`], where all lower bytes are zeros.
+#[target_feature(enable = "avx512f,avx512vnni")]
+#[inline]
+pub(super) fn of_one_narrow<const HALVES: usize>(
+    quads: &[Quads; STRIPS],
+    words: &Words,
+    factors: &TokenFactors,
+) -> Products<HALVES> {
+    let [upper, _] = words.0.as_chunks::<QUADS>().0 else {
+        unreachable!("there are twice as many")
+    };
+    let words = upper.as_chunks::<{ QUADS / 2 }>().0;
+    let mut products = [[_mm512_setzero_si512(); HALVES]; STRIPS];
+    for (products, quads) in products.iter_mut().zip(quads) {
+        // Both halves at a time, since each sum waits for itself.
+        let mut sums = [_mm512_setzero_si512(); 2];
+        for ((sum, quads), words) in sums.iter_mut().zip(quads).zip(words) {
+            for (quad, word) in quads.iter().zip(words) {
+                *sum = _mm512_dpbusd_epi32(*sum, *quad, _mm512_set1_epi32(*word));
+            }
+        }
+        if HALVES == 1 {
+            sums[0] = _mm512_add_epi32(sums[0], sums[1]);
+        }
+        for ((product, sum), offset) in products.iter_mut().zip(sums).zip(factors.offsets) {
+            *product = joined(sum, _mm512_set1_epi32(offset));
+        }
+    }
+    products
+}
+
 /// The upper bytes count 256 times the lower.
 #[target_feature(enable = "avx512f")]
 #[inline]

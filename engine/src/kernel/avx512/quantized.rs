@@ -1,8 +1,8 @@
-//! Panels of quantized weights times activations of 16 bits.
+//! Panels of quantized weights times activations of 8 or 16 bits.
 //!
 //! `vpdpbusd` multiplies unsigned bytes with signed ones and adds four products to a lane of 32 bits.
-//! The upper and the lower bytes of the activations are multiplied one after the other with the same
-//! registers of weights. There is no overflow: 32 products of a byte and an integer of 16 bits are at
+//! The upper and, in wide blocks, the lower bytes of the activations are multiplied one after the other
+//! with the same registers of weights. There is no overflow: 32 products of a byte and an integer of 16 bits are at
 //! most `32 * 255 * 32,768`, 2^28, and the offset is at most half of that.
 
 #[allow(clippy::wildcard_imports, reason = "intrinsics are named as the manual names them")]
@@ -17,6 +17,9 @@ use crate::kernel::amx::{self, Amx};
 use crate::kernel::packed::quantized::layout::STRIPS;
 use crate::kernel::packed::quantized::tokens::{IntegerTile, TokenFactors};
 use crate::kernel::packed::quantized::{Panel, Sums};
+
+/// The bits of a group among those that say which tokens have lower bytes.
+const GROUP_BITS: u16 = (1 << GROUP) - 1;
 
 /// The weights of a block, and what their integers stand for.
 pub(in crate::kernel) struct Block<F> {
@@ -34,66 +37,78 @@ pub(super) fn multiply(
 ) {
     // Each loop is compiled on its own: sharing closures, none would have them inlined, which costs a
     // sixth of the speed.
-    match (tile.upper_only, amx.is_some(), tile.tokens == 1) {
-        (false, false, false) => by_type::<false, false, false>(amx, panel, tile, sums),
-        (false, false, true) => by_type::<false, false, true>(amx, panel, tile, sums),
-        (true, false, false) => by_type::<true, false, false>(amx, panel, tile, sums),
-        (true, false, true) => by_type::<true, false, true>(amx, panel, tile, sums),
-        (false, true, _) => by_type::<false, true, false>(amx, panel, tile, sums),
-        (true, true, _) => by_type::<true, true, false>(amx, panel, tile, sums),
+    match (amx.is_some(), tile.tokens == 1) {
+        (false, false) => by_type::<false, false>(amx, panel, tile, sums),
+        (false, true) => by_type::<false, true>(amx, panel, tile, sums),
+        (true, _) => by_type::<true, false>(amx, panel, tile, sums),
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn by_type<const UPPER_ONLY: bool, const TILES: bool, const ALONE: bool>(
+fn by_type<const TILES: bool, const ALONE: bool>(
     amx: Option<Amx>,
     panel: Panel<'_>,
     tile: IntegerTile<'_>,
     sums: &mut [Sums],
 ) {
     match panel.kind {
-        WeightType::Q4_0 => scaled::<UPPER_ONLY, TILES>(amx, tile, sums, |block, strip| {
-            with_scale(panel, block, strip, unpack::bits_4::<ALONE>(panel.lines(block, strip)))
-        }),
-        WeightType::Q5_0 => scaled::<UPPER_ONLY, TILES>(amx, tile, sums, |block, strip| {
-            with_scale(panel, block, strip, unpack::bits_5::<ALONE>(panel.lines(block, strip)))
-        }),
-        WeightType::Q8_0 => scaled::<UPPER_ONLY, TILES>(amx, tile, sums, |block, strip| {
-            with_scale(panel, block, strip, unpack::bits_8::<ALONE>(panel.lines(block, strip)))
-        }),
-        WeightType::Q4_1 => with_minimum::<UPPER_ONLY, TILES>(amx, tile, sums, |block, strip| {
-            with_own_factors(
+        WeightType::Q4_0 => scaled::<TILES, ALONE>(amx, tile, sums, |block, strip| {
+            with_scale::<ALONE>(
                 panel,
                 block,
                 strip,
                 unpack::bits_4::<ALONE>(panel.lines(block, strip)),
             )
         }),
-        WeightType::Q5_1 => with_minimum::<UPPER_ONLY, TILES>(amx, tile, sums, |block, strip| {
-            with_own_factors(
+        WeightType::Q5_0 => scaled::<TILES, ALONE>(amx, tile, sums, |block, strip| {
+            with_scale::<ALONE>(
                 panel,
                 block,
                 strip,
                 unpack::bits_5::<ALONE>(panel.lines(block, strip)),
             )
         }),
-        WeightType::Q4K => with_minimum::<UPPER_ONLY, TILES>(amx, tile, sums, |block, strip| {
-            with_shared_factors(
+        WeightType::Q8_0 => scaled::<TILES, ALONE>(amx, tile, sums, |block, strip| {
+            with_scale::<ALONE>(
+                panel,
+                block,
+                strip,
+                unpack::bits_8::<ALONE>(panel.lines(block, strip)),
+            )
+        }),
+        WeightType::Q4_1 => with_minimum::<TILES, ALONE>(amx, tile, sums, |block, strip| {
+            with_own_factors::<ALONE>(
                 panel,
                 block,
                 strip,
                 unpack::bits_4::<ALONE>(panel.lines(block, strip)),
             )
         }),
-        WeightType::Q5K => with_minimum::<UPPER_ONLY, TILES>(amx, tile, sums, |block, strip| {
-            with_shared_factors(
+        WeightType::Q5_1 => with_minimum::<TILES, ALONE>(amx, tile, sums, |block, strip| {
+            with_own_factors::<ALONE>(
                 panel,
                 block,
                 strip,
                 unpack::bits_5::<ALONE>(panel.lines(block, strip)),
             )
         }),
-        WeightType::Q6K => in_halves::<UPPER_ONLY, TILES, ALONE>(amx, panel, tile, sums),
+        WeightType::Q4K => with_minimum::<TILES, ALONE>(amx, tile, sums, |block, strip| {
+            with_shared_factors::<ALONE>(
+                panel,
+                block,
+                strip,
+                unpack::bits_4::<ALONE>(panel.lines(block, strip)),
+            )
+        }),
+        WeightType::Q5K => with_minimum::<TILES, ALONE>(amx, tile, sums, |block, strip| {
+            with_shared_factors::<ALONE>(
+                panel,
+                block,
+                strip,
+                unpack::bits_5::<ALONE>(panel.lines(block, strip)),
+            )
+        }),
+        WeightType::Q6K => in_halves::<TILES, ALONE>(amx, panel, tile, sums),
         WeightType::F32 | WeightType::F16 | WeightType::BF16 => {
             unreachable!("weights in floating point are not packed as integers")
         }
@@ -103,28 +118,35 @@ fn by_type<const UPPER_ONLY: bool, const TILES: bool, const ALONE: bool>(
 /// The factor of Q4_0, Q5_0 and Q8_0.
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn with_scale(panel: Panel<'_>, block: usize, strip: usize, quads: Quads) -> Block<__m512> {
+fn with_scale<const ALONE: bool>(
+    panel: Panel<'_>,
+    block: usize,
+    strip: usize,
+    quads: Quads,
+) -> Block<__m512> {
     let [scale] = panel.factors(block, strip);
+    load::ahead_of_factors::<ALONE, 1>(scale);
     Block { quads, factors: load::binary16(scale) }
 }
 
 /// The factors of Q4_1 and Q5_1.
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn with_own_factors(
+fn with_own_factors<const ALONE: bool>(
     panel: Panel<'_>,
     block: usize,
     strip: usize,
     quads: Quads,
 ) -> Block<[__m512; 2]> {
     let [scale, minimum] = panel.factors(block, strip);
+    load::ahead_of_factors::<ALONE, 2>(scale);
     Block { quads, factors: [load::binary16(scale), load::binary16(minimum)] }
 }
 
 /// The factors of Q4_K and Q5_K.
 #[target_feature(enable = "avx512f,avx512dq")]
 #[inline]
-fn with_shared_factors(
+fn with_shared_factors<const ALONE: bool>(
     panel: Panel<'_>,
     block: usize,
     strip: usize,
@@ -132,6 +154,7 @@ fn with_shared_factors(
 ) -> Block<[__m512; 2]> {
     let [scale, minimum] = panel.supers(block, strip);
     let [factors] = panel.factors::<1>(block, strip);
+    load::ahead_of_factors::<ALONE, 1>(factors);
     let widen = |bytes| _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(load::bytes_16(bytes)));
     let [scales, minimums] = factors.halves().map(widen);
     let minimum = _mm512_mul_ps(load::binary16(minimum), minimums);
@@ -142,13 +165,13 @@ fn with_shared_factors(
 /// Types without a minimum.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
-fn scaled<const UPPER_ONLY: bool, const TILES: bool>(
+fn scaled<const TILES: bool, const ALONE: bool>(
     amx: Option<Amx>,
     tile: IntegerTile<'_>,
     sums: &mut [Sums],
     read: impl Fn(usize, usize) -> Block<__m512> + Copy,
 ) {
-    by_blocks::<_, UPPER_ONLY, TILES, 1>(amx, tile, sums, read, |scale, [products], token, sum| {
+    by_blocks::<_, TILES, ALONE, 1>(amx, tile, sums, read, |scale, [products], token, sum| {
         let scale = _mm512_mul_ps(scale, _mm512_set1_ps(token.scale));
         _mm512_add_ps(sum, _mm512_mul_ps(_mm512_cvtepi32_ps(products), scale))
     });
@@ -157,13 +180,13 @@ fn scaled<const UPPER_ONLY: bool, const TILES: bool>(
 /// Types with a minimum: the scale, and the minimum.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
-fn with_minimum<const UPPER_ONLY: bool, const TILES: bool>(
+fn with_minimum<const TILES: bool, const ALONE: bool>(
     amx: Option<Amx>,
     tile: IntegerTile<'_>,
     sums: &mut [Sums],
     read: impl Fn(usize, usize) -> Block<[__m512; 2]> + Copy,
 ) {
-    by_blocks::<_, UPPER_ONLY, TILES, 1>(
+    by_blocks::<_, TILES, ALONE, 1>(
         amx,
         tile,
         sums,
@@ -179,7 +202,7 @@ fn with_minimum<const UPPER_ONLY: bool, const TILES: bool>(
 /// Q6_K, whose blocks have a scale for each half.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
-fn in_halves<const UPPER_ONLY: bool, const TILES: bool, const ALONE: bool>(
+fn in_halves<const TILES: bool, const ALONE: bool>(
     amx: Option<Amx>,
     panel: Panel<'_>,
     tile: IntegerTile<'_>,
@@ -188,6 +211,7 @@ fn in_halves<const UPPER_ONLY: bool, const TILES: bool, const ALONE: bool>(
     let read = |block: usize, strip: usize| {
         let [scale] = panel.supers(block, strip);
         let [factors] = panel.factors::<1>(block, strip);
+        load::ahead_of_factors::<ALONE, 1>(factors);
         let scale = load::binary16(scale);
         let scales = factors.halves().map(|bytes| {
             let integers = _mm512_cvtepi8_epi32(load::bytes_16(bytes));
@@ -195,25 +219,19 @@ fn in_halves<const UPPER_ONLY: bool, const TILES: bool, const ALONE: bool>(
         });
         Block { quads: unpack::bits_6::<ALONE>(panel.lines(block, strip)), factors: scales }
     };
-    by_blocks::<_, UPPER_ONLY, TILES, 2>(
-        amx,
-        tile,
-        sums,
-        read,
-        |scales, [first, last], token, sum| {
-            let first = _mm512_mul_ps(_mm512_cvtepi32_ps(first), scales[0]);
-            let last = _mm512_mul_ps(_mm512_cvtepi32_ps(last), scales[1]);
-            let products = _mm512_mul_ps(_mm512_add_ps(first, last), _mm512_set1_ps(token.scale));
-            _mm512_add_ps(sum, products)
-        },
-    );
+    by_blocks::<_, TILES, ALONE, 2>(amx, tile, sums, read, |scales, [first, last], token, sum| {
+        let first = _mm512_mul_ps(_mm512_cvtepi32_ps(first), scales[0]);
+        let last = _mm512_mul_ps(_mm512_cvtepi32_ps(last), scales[1]);
+        let products = _mm512_mul_ps(_mm512_add_ps(first, last), _mm512_set1_ps(token.scale));
+        _mm512_add_ps(sum, products)
+    });
 }
 
 /// Reads block after block and adds its products to the sums of each token: `add` takes the block's
 /// factors, the products, the factors of the token, and the sum so far.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
-fn by_blocks<F: Copy, const UPPER_ONLY: bool, const TILES: bool, const HALVES: usize>(
+fn by_blocks<F: Copy, const TILES: bool, const ALONE: bool, const HALVES: usize>(
     amx: Option<Amx>,
     tile: IntegerTile<'_>,
     sums: &mut [Sums],
@@ -221,12 +239,15 @@ fn by_blocks<F: Copy, const UPPER_ONLY: bool, const TILES: bool, const HALVES: u
     add: impl Fn(F, [__m512i; HALVES], &TokenFactors, __m512) -> __m512 + Copy,
 ) {
     if let (true, Some(amx)) = (TILES, amx) {
-        return amx::by_blocks::<F, UPPER_ONLY, HALVES>(amx, tile, sums, read, add);
+        return amx::by_blocks::<F, HALVES>(amx, tile, sums, read, add);
+    }
+    if ALONE {
+        return of_lone_token(tile, sums, read, add);
     }
     sums.iter_mut().for_each(|sums| load::store(sums, [_mm512_setzero_ps(); STRIPS]));
     let (sums, last_sums) = sums.as_chunks_mut::<GROUP>();
-    let words = tile.words.chunks_exact(tile.tokens);
-    for (place, (words, factors)) in words.zip(tile.factors.chunks_exact(tile.tokens)).enumerate() {
+    let blocks = tile.words.chunks_exact(tile.tokens).zip(tile.factors.chunks_exact(tile.tokens));
+    for (place, ((words, factors), wide)) in blocks.zip(tile.wide).enumerate() {
         let [first, second] = [read(place, 0), read(place, 1)];
         let (quads, block_factors) = ([first.quads, second.quads], [first.factors, second.factors]);
         let add = |products: Products<HALVES>, factors: &TokenFactors, sums: &mut Sums| {
@@ -239,15 +260,52 @@ fn by_blocks<F: Copy, const UPPER_ONLY: bool, const TILES: bool, const HALVES: u
         };
         let (words, last_words) = words.as_chunks::<GROUP>();
         let (factors, last_factors) = factors.as_chunks::<GROUP>();
-        for ((words, factors), sums) in words.iter().zip(factors).zip(sums.iter_mut()) {
-            let products = products::of_group::<UPPER_ONLY, HALVES>(&quads, words, factors);
+        let groups = words.iter().zip(factors).zip(sums.iter_mut()).enumerate();
+        for (group, ((words, factors), sums)) in groups {
+            let products = if wide >> (group * GROUP) & GROUP_BITS == 0 {
+                products::of_group::<true, HALVES>(&quads, words, factors)
+            } else {
+                products::of_group::<false, HALVES>(&quads, words, factors)
+            };
             for token in 0..GROUP {
                 add(products[token], &factors[token], &mut sums[token]);
             }
         }
         let last = last_words.iter().zip(last_factors).zip(last_sums.iter_mut());
         for ((words, factors), sums) in last {
-            add(products::of_one::<HALVES>(&quads, words, factors), factors, sums);
+            let products = if wide >> (tile.tokens - 1) == 0 {
+                products::of_one_narrow::<HALVES>(&quads, words, factors)
+            } else {
+                products::of_one::<HALVES>(&quads, words, factors)
+            };
+            add(products, factors, sums);
         }
     }
+}
+
+/// As [`by_blocks`] for one token, whose sums stay in registers.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[inline]
+fn of_lone_token<F: Copy, const HALVES: usize>(
+    tile: IntegerTile<'_>,
+    sums: &mut [Sums],
+    read: impl Fn(usize, usize) -> Block<F> + Copy,
+    add: impl Fn(F, [__m512i; HALVES], &TokenFactors, __m512) -> __m512 + Copy,
+) {
+    let mut registers = [_mm512_setzero_ps(); STRIPS];
+    let blocks = tile.words.iter().zip(tile.factors).zip(tile.wide);
+    for (place, ((words, factors), wide)) in blocks.enumerate() {
+        let [first, second] = [read(place, 0), read(place, 1)];
+        let (quads, block_factors) = ([first.quads, second.quads], [first.factors, second.factors]);
+        let products = if *wide == 0 {
+            products::of_one_narrow::<HALVES>(&quads, words, factors)
+        } else {
+            products::of_one::<HALVES>(&quads, words, factors)
+        };
+        for strip in 0..STRIPS {
+            let sum = registers[strip];
+            registers[strip] = add(block_factors[strip], products[strip], factors, sum);
+        }
+    }
+    sums.iter_mut().for_each(|sums| load::store(sums, registers));
 }

@@ -1,4 +1,4 @@
-//! Panels of quantized weights times activations of 16 bits, 4 rows a register.
+//! Panels of quantized weights times activations of 8 or 16 bits, 4 rows a register.
 //!
 //! SDOT multiplies signed bytes: weights of up to 6 bits are what they are, and those of 8 bits, which
 //! are packed from zero on, become what they stand for, so that nothing has to make up for their zero.
@@ -20,6 +20,13 @@ use crate::kernel::packed::quantized::{Panel, Sums};
 /// A block of 4 rows in 16 bits: for two quads at a time, the 8 columns of each row.
 type Wide = [[int16x8_t; LANES]; QUADS / 2];
 
+/// A block of one token's activations, and whether it has lower bytes.
+#[derive(Clone, Copy)]
+struct Inputs<'a> {
+    words: &'a Words,
+    wide: bool,
+}
+
 /// One panel times one tile of tokens.
 #[target_feature(enable = "neon")]
 pub(super) fn multiply(
@@ -29,14 +36,13 @@ pub(super) fn multiply(
     sums: &mut [Sums],
 ) {
     match products {
-        Some(products) if tile.upper_only => signed::<true>(products, panel, tile, sums),
-        Some(products) => signed::<false>(products, panel, tile, sums),
+        Some(products) => signed(products, panel, tile, sums),
         None => by_type::<_, true>(
             panel,
             tile,
             sums,
             |quads| widen(quads),
-            |weights, words| dot(weights, words),
+            |weights, inputs| dot(weights, inputs.words),
         ),
     }
 }
@@ -44,13 +50,8 @@ pub(super) fn multiply(
 /// By products of signed bytes.
 #[target_feature(enable = "neon")]
 #[inline]
-fn signed<const UPPER_ONLY: bool>(
-    products: Products,
-    panel: Panel<'_>,
-    tile: IntegerTile<'_>,
-    sums: &mut [Sums],
-) {
-    let dot = |weights: &_, words: &_| products.dot::<UPPER_ONLY>(weights, words);
+fn signed(products: Products, panel: Panel<'_>, tile: IntegerTile<'_>, sums: &mut [Sums]) {
+    let dot = |weights: &_, inputs: Inputs<'_>| products.dot(weights, inputs.words, inputs.wide);
     let as_packed = |quads: Quads| quads.map(|quad| vreinterpretq_s8_u8(quad));
     if panel.kind == WeightType::Q8_0 {
         let centred = |quads: Quads| as_packed(quads.map(|quad| veorq_u8(quad, vdupq_n_u8(0x80))));
@@ -69,27 +70,27 @@ fn by_type<W, const FROM_ZERO: bool>(
     tile: IntegerTile<'_>,
     sums: &mut [Sums],
     prepare: impl Fn(Quads) -> W + Copy,
-    dot: impl Fn(&W, &Words) -> [int32x4_t; 2] + Copy,
+    dot: impl Fn(&W, Inputs<'_>) -> [int32x4_t; 2] + Copy,
 ) {
     match panel.kind {
         WeightType::Q4_0 | WeightType::Q5_0 | WeightType::Q8_0 => {
-            by_blocks(panel, tile, sums, prepare, |weights, factors, words, token, sum| {
-                let products = whole(dot(weights, words));
+            by_blocks(panel, tile, sums, prepare, |weights, factors, inputs, token, sum| {
+                let products = whole(dot(weights, inputs));
                 let offset = if FROM_ZERO { token.offsets[0] } else { 0 };
                 let products = vaddq_s32(products, vdupq_n_s32(offset));
                 add_scaled(products, factors.scales[0], token, sum)
             });
         }
         WeightType::Q4_1 | WeightType::Q5_1 | WeightType::Q4K | WeightType::Q5K => {
-            by_blocks(panel, tile, sums, prepare, |weights, factors, words, token, sum| {
-                let products = whole(dot(weights, words));
+            by_blocks(panel, tile, sums, prepare, |weights, factors, inputs, token, sum| {
+                let products = whole(dot(weights, inputs));
                 let sum = add_scaled(products, factors.scales[0], token, sum);
                 vaddq_f32(sum, vmulq_n_f32(factors.minimum, token.sum))
             });
         }
         WeightType::Q6K => {
-            by_blocks(panel, tile, sums, prepare, |weights, factors, words, token, sum| {
-                let [first, last] = dot(weights, words);
+            by_blocks(panel, tile, sums, prepare, |weights, factors, inputs, token, sum| {
+                let [first, last] = dot(weights, inputs);
                 let first = vaddq_s32(first, vdupq_n_s32(token.offsets[0]));
                 let last = vaddq_s32(last, vdupq_n_s32(token.offsets[1]));
                 let first = vmulq_f32(vcvtq_f32_s32(first), factors.scales[0]);
@@ -111,7 +112,7 @@ fn by_blocks<W>(
     tile: IntegerTile<'_>,
     sums: &mut [Sums],
     prepare: impl Fn(Quads) -> W + Copy,
-    add: impl Fn(&W, &Factors, &Words, &TokenFactors, float32x4_t) -> float32x4_t + Copy,
+    add: impl Fn(&W, &Factors, Inputs<'_>, &TokenFactors, float32x4_t) -> float32x4_t + Copy,
 ) {
     sums.fill(Sums::ZERO);
     let words = tile.words.chunks_exact(tile.tokens);
@@ -120,9 +121,13 @@ fn by_blocks<W>(
             let (strip, part) = (rows / PARTS, rows % PARTS);
             let read = Rows { panel, block, strip, part };
             let (weights, factors) = (prepare(read.quads()), read.factors());
-            for ((words, token), sums) in words.iter().zip(tokens).zip(sums.iter_mut()) {
+            let inputs = words
+                .iter()
+                .zip(0..)
+                .map(|(words, token)| Inputs { words, wide: tile.wide[block] >> token & 1 == 1 });
+            for ((inputs, token), sums) in inputs.zip(tokens).zip(sums.iter_mut()) {
                 let sums = &mut sums.0[strip].as_chunks_mut::<LANES>().0[part];
-                let sum = add(&weights, &factors, words, token, load::floats(sums));
+                let sum = add(&weights, &factors, inputs, token, load::floats(sums));
                 load::store(sums, sum);
             }
         }

@@ -32,20 +32,21 @@ impl Products {
         is_aarch64_feature_detected!("dotprod").then_some(Self(()))
     }
 
-    /// The products of 4 rows with one token, of the first and of the last 16 columns; with
-    /// `UPPER_ONLY` the lower bytes of the activations count as zeros.
+    /// The products of 4 rows with one token, of the first and of the last 16 columns; where it is not
+    /// `wide`, all lower bytes of the activations are zeros.
     #[target_feature(enable = "neon")]
     #[inline]
-    pub(super) fn dot<const UPPER_ONLY: bool>(
+    pub(super) fn dot(
         self,
         quads: &[int8x16_t; QUADS],
         words: &Words,
+        wide: bool,
     ) -> [int32x4_t; 2] {
         let [first, last, lower @ ..] = load::words(words);
         // The upper bytes count 256 times the lower.
         let upper = self.add_quads([vdupq_n_s32(0); 2], quads, [first, last]);
         let upper = upper.map(|sum| vshlq_n_s32::<8>(sum));
-        if UPPER_ONLY { upper } else { self.add_quads(upper, quads, lower) }
+        if wide { self.add_quads(upper, quads, lower) } else { upper }
     }
 
     /// Adds to two sums the products of the first and of the last quads, with a word each.

@@ -31,8 +31,7 @@ use self::inputs::Inputs;
 pub(in crate::kernel) use self::inputs::round_pairs;
 use super::outputs::Outputs;
 use super::pages::Pages;
-use super::{Arithmetic, InstructionSet, shares};
-use crate::kernel::parallel::for_each_share;
+use super::{Arithmetic, InstructionSet, for_each_panels};
 use crate::kernel::portable;
 
 /// Rows of a panel: 4 registers of AVX-512, which with 6 tokens make 24 sums, and 8 of the 32
@@ -174,11 +173,9 @@ pub(super) fn multiply(
         return;
     }
     let inputs = Inputs::prepare(*set, matrices[0].format(arithmetic), input, *columns);
-    let panels = matrices.iter().map(|matrix| matrix.panel_count());
+    let panels: Vec<_> = matrices.iter().map(|matrix| matrix.panel_count()).collect();
     let panel_work = PANEL_ROWS * columns * inputs.tokens();
-    let shares: Vec<_> = shares(panels, panel_work).collect();
-    for_each_share(shares.len(), |share| {
-        let (matrix, panels) = shares[share].clone();
+    for_each_panels(&panels, panel_work, |matrix, panels| {
         matrices[matrix].multiply_panels(panels, &inputs, &outputs[matrix]);
     });
 }

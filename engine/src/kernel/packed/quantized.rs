@@ -27,8 +27,8 @@ use umbel_shard::{Weight, WeightType};
 
 use super::outputs::Outputs;
 use super::pages::Paged;
-use super::{Arithmetic, shares};
-use crate::kernel::parallel::{for_each, for_each_share};
+use super::{Arithmetic, for_each_panels};
+use crate::kernel::parallel::for_each;
 use crate::kernel::{InstructionSet, portable};
 use layout::{Form, HalfLine, Line, PANEL_ROWS, STRIP_ROWS, STRIPS, SUPER_BLOCKS};
 use tokens::{TILE_TOKENS, TokenTile, Tokens};
@@ -194,10 +194,9 @@ pub(super) fn multiply(
         return;
     }
     let tokens = Tokens::prepare(*set, *kind, arithmetic, input, *columns);
-    let panels = matrices.iter().map(|matrix| matrix.rows.div_ceil(PANEL_ROWS));
-    let shares: Vec<_> = shares(panels, PANEL_ROWS * columns * tokens.count()).collect();
-    for_each_share(shares.len(), |share| {
-        let (matrix, panels) = shares[share].clone();
+    let panels: Vec<_> = matrices.iter().map(|matrix| matrix.rows.div_ceil(PANEL_ROWS)).collect();
+    let panel_work = PANEL_ROWS * columns * tokens.count();
+    for_each_panels(&panels, panel_work, |matrix, panels| {
         matrices[matrix].multiply_panels(panels, &tokens, &outputs[matrix]);
     });
 }

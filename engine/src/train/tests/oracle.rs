@@ -93,7 +93,9 @@ fn training_computes_what_a_session_does() {
     {
         let mut world = World::new(family, weight_type);
         world.sequences = vec![Sequence { tokens: TOKENS, dropout_seed: 0 }];
-        let hosted = HostedSpan::load(&world.config, &world.weights, span(0, 3)).unwrap();
+        let (config, weights) = (&world.config, &world.weights);
+        let careful = Arithmetic::Careful;
+        let hosted = HostedSpan::load_with(careful, config, weights, span(0, 3)).unwrap();
         let output = world.pass(&hosted, None).forward(&world.input).unwrap().output;
         let mut table = KvArena::new(&world.config, span(0, 3), 64).open(span(0, 3), 64).unwrap();
         let answered = hosted.forward(&mut table, &world.input).unwrap();

@@ -1,8 +1,13 @@
-//! Activations as integers of 16 bits, in the order in which the kernels for panels read them.
+//! Activations as integers, in the order in which the kernels for panels read them.
 //!
 //! A block of 32 activations has one scale, the largest magnitude over [`STEPS`]; each activation is
-//! rounded to a multiple of it. Units that multiply bytes take the integer as two signed bytes, of
-//! which the upper counts 256 times the lower.
+//! rounded to a multiple of it, an integer of 16 bits. Units that multiply bytes take it as two signed
+//! bytes, of which the upper counts 256 times the lower.
+//!
+//! In most blocks the upper byte is enough, and activations are rounded so that the lower one is zero.
+//! A few channels of a model are so much larger than the rest that such a rounding of their block
+//! loses more than all other blocks together; these blocks are [`wide`](IntegerTile::wide) and keep
+//! both bytes. Which ones depends on the token alone, so its products do not depend on its company.
 
 use umbel_shard::WeightType;
 
@@ -21,6 +26,11 @@ const BYTE_STEPS: f32 = 127.0;
 
 /// The largest integer: 127 in the upper byte.
 pub(in crate::kernel) const STEPS: f32 = 127.0 * 256.0;
+
+/// A block keeps both bytes where its largest value is more than so many times the average block's. So
+/// these are less than half of the blocks of any token, and the rounding of the others is at most twice
+/// as coarse as if all were alike.
+const WIDE_TIMES: f32 = 2.0;
 
 /// Blocks whose largest value is below this count as zeros: their scale would be denormal and so not
 /// exact, and its inverse infinite. It is [`STEPS`] times the smallest normal number, rounded up; no
@@ -71,7 +81,6 @@ pub(in crate::kernel) struct TokenFactors {
 /// The activations of one multiplication.
 pub(in crate::kernel) struct Tokens<'a> {
     form: Activations<'a>,
-    arithmetic: Arithmetic,
     count: usize,
     blocks: usize,
 }
@@ -80,7 +89,12 @@ enum Activations<'a> {
     /// `[tokens, columns]`.
     Floats(&'a [f32]),
     /// Tile by tile: `[blocks, tokens of the tile]`.
-    Integers { words: Vec<Words>, factors: Vec<TokenFactors> },
+    Integers {
+        words: Vec<Words>,
+        factors: Vec<TokenFactors>,
+        /// Tile by tile: `[blocks]`.
+        wide: Vec<u16>,
+    },
 }
 
 /// At most [`TILE_TOKENS`] tokens.
@@ -103,8 +117,9 @@ pub(in crate::kernel) struct IntegerTile<'a> {
     pub(in crate::kernel) words: &'a [Words],
     pub(in crate::kernel) factors: &'a [TokenFactors],
     pub(in crate::kernel) tokens: usize,
-    /// Whether all lower bytes are zero, so that they need not be multiplied.
-    pub(in crate::kernel) upper_only: bool,
+    /// Of each block, a bit for each token, from the lowest on: it is set where the block has lower
+    /// bytes. The others are zeros and need not be multiplied.
+    pub(in crate::kernel) wide: &'a [u16],
 }
 
 impl<'a> Tokens<'a> {
@@ -118,26 +133,27 @@ impl<'a> Tokens<'a> {
     ) -> Self {
         let (count, blocks) = (input.len() / columns, columns / BLOCK_VALUES);
         if arithmetic == Arithmetic::Exact {
-            return Self { form: Activations::Floats(input), arithmetic, count, blocks };
+            return Self { form: Activations::Floats(input), count, blocks };
         }
         let (zero, in_halves) = (i32::from(Form::of(kind).zero), kind == WeightType::Q6K);
         let mut words = vec![Words([0; 2 * QUADS]); count * blocks];
         let mut factors = vec![TokenFactors::ZERO; count * blocks];
-        let parts = words
+        let mut wide = vec![0; count.div_ceil(TILE_TOKENS) * blocks];
+        let tiles = words
             .chunks_mut(TILE_TOKENS * blocks)
             .zip(factors.chunks_mut(TILE_TOKENS * blocks))
-            .zip(input.chunks(TILE_TOKENS * columns));
-        let work = |_, ((words, factors), input): ((&mut [Words], &mut [TokenFactors]), &[f32])| {
-            let upper_only = arithmetic == Arithmetic::Fast;
-            let tile = Unprepared { input, columns, zero, in_halves, upper_only };
-            tile.prepare(set, words, factors);
+            .zip(wide.chunks_mut(blocks));
+        let tiles = tiles.map(|((words, factors), wide)| Prepared { words, factors, wide });
+        let parts = tiles.zip(input.chunks(TILE_TOKENS * columns));
+        let work = |_, (tile, input): (Prepared<'_>, &[f32])| {
+            Unprepared { input, columns, zero, in_halves, arithmetic }.prepare(set, tile);
         };
         if input.len() < PARALLEL_WORK_MIN {
             parts.for_each(|part| work(0, part));
         } else {
             for_each_part(parts.collect(), work);
         }
-        Self { form: Activations::Integers { words, factors }, arithmetic, count, blocks }
+        Self { form: Activations::Integers { words, factors, wide }, count, blocks }
     }
 
     pub(super) const fn count(&self) -> usize {
@@ -154,11 +170,11 @@ impl<'a> Tokens<'a> {
                 values: &values[blocks.start * BLOCK_VALUES..blocks.end * BLOCK_VALUES],
                 columns: self.blocks * BLOCK_VALUES,
             },
-            Activations::Integers { words, factors } => TokenTile::Integers(IntegerTile {
+            Activations::Integers { words, factors, wide } => TokenTile::Integers(IntegerTile {
                 words: &words[blocks.clone()],
                 factors: &factors[blocks],
                 tokens,
-                upper_only: self.arithmetic == Arithmetic::Fast,
+                wide: &wide[index * self.blocks..][..self.blocks],
             }),
         }
     }
@@ -178,51 +194,74 @@ pub(in crate::kernel) struct Unprepared<'a> {
     zero: i32,
     /// Whether both halves of a block have an offset of their own.
     in_halves: bool,
-    /// Whether activations are rounded to what the upper bytes hold.
-    upper_only: bool,
+    arithmetic: Arithmetic,
+}
+
+/// Where a tile goes.
+pub(in crate::kernel) struct Prepared<'a> {
+    words: &'a mut [Words],
+    factors: &'a mut [TokenFactors],
+    wide: &'a mut [u16],
 }
 
 impl Unprepared<'_> {
-    fn prepare(self, set: InstructionSet, words: &mut [Words], factors: &mut [TokenFactors]) {
+    fn prepare(self, set: InstructionSet, tile: Prepared<'_>) {
         match set {
-            InstructionSet::Portable => self.pairs(words, factors),
+            InstructionSet::Portable => self.pairs(tile),
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx2(avx2) => avx2.prepare_tokens(self, words, factors),
+            InstructionSet::Avx2(avx2) => avx2.prepare_tokens(self, tile),
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx512(avx512) => avx512.prepare_tokens(self, words, factors),
+            InstructionSet::Avx512(avx512) => avx512.prepare_tokens(self, tile),
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Amx(amx) => amx.avx512().prepare_tokens(self, words, factors),
+            InstructionSet::Amx(amx) => amx.avx512().prepare_tokens(self, tile),
             #[cfg(target_arch = "aarch64")]
-            InstructionSet::Neon(neon) => neon.prepare_tokens(self, words, factors),
+            InstructionSet::Neon(neon) => neon.prepare_tokens(self, tile),
         }
     }
 
     /// Rounds to words in the order of bytes.
     #[inline(always)]
-    pub(in crate::kernel) fn bytes(self, words: &mut [Words], factors: &mut [TokenFactors]) {
-        self.round(Order::Bytes, words, factors);
+    pub(in crate::kernel) fn bytes(self, tile: Prepared<'_>) {
+        self.round(Order::Bytes, tile);
     }
 
     /// Rounds to words in the order of pairs.
     #[inline(always)]
-    pub(in crate::kernel) fn pairs(self, words: &mut [Words], factors: &mut [TokenFactors]) {
-        self.round(Order::Pairs, words, factors);
+    pub(in crate::kernel) fn pairs(self, tile: Prepared<'_>) {
+        self.round(Order::Pairs, tile);
     }
 
     /// Rounds to words in the order of columns.
     #[cfg(target_arch = "aarch64")]
     #[inline(always)]
-    pub(in crate::kernel) fn columns(self, words: &mut [Words], factors: &mut [TokenFactors]) {
-        self.round(Order::Columns, words, factors);
+    pub(in crate::kernel) fn columns(self, tile: Prepared<'_>) {
+        self.round(Order::Columns, tile);
+    }
+
+    /// Blocks are wide whose largest value is above this.
+    #[inline(always)]
+    fn wide_above(self, blocks: &[[f32; BLOCK_VALUES]]) -> f32 {
+        if self.arithmetic == Arithmetic::Careful {
+            return 0.0;
+        }
+        // One after the other, so that every instruction set finds the same.
+        let sum = blocks.iter().map(largest).fold(0.0, |sum, largest| sum + largest);
+        sum / blocks.len() as f32 * WIDE_TIMES
     }
 
     #[inline(always)]
-    fn round(self, order: Order, words: &mut [Words], factors: &mut [TokenFactors]) {
+    fn round(self, order: Order, tile: Prepared<'_>) {
+        let Prepared { words, factors, wide } = tile;
         let tokens = self.input.len() / self.columns;
         for (token, input) in self.input.chunks_exact(self.columns).enumerate() {
-            for (block, input) in input.as_chunks::<BLOCK_VALUES>().0.iter().enumerate() {
+            let blocks = input.as_chunks::<BLOCK_VALUES>().0;
+            let wide_above = self.wide_above(blocks);
+            for (block, (input, wide)) in blocks.iter().zip(wide.iter_mut()).enumerate() {
                 let mut integers = [0; BLOCK_VALUES];
-                let scale = round(input, self.upper_only, &mut integers);
+                let largest = largest(input);
+                let is_wide = largest > wide_above;
+                *wide |= u16::from(is_wide) << token;
+                let scale = round(input, largest, is_wide, &mut integers);
                 let place = block * tokens + token;
                 words[place] = match order {
                     Order::Bytes => bytes(&integers),
@@ -249,20 +288,31 @@ impl Unprepared<'_> {
     }
 }
 
-/// Rounds `input` to multiples of the scale that it returns.
+/// The largest magnitude; NaN where there is one.
+#[inline(always)]
+fn largest(input: &[f32; BLOCK_VALUES]) -> f32 {
+    // Without the sign, floats are ordered as the integers of their bits, and NaN is the largest.
+    let magnitude = |value: &f32| (value.to_bits() & 0x7fff_ffff).cast_signed();
+    let largest = input.iter().map(magnitude).fold(0, i32::max);
+    f32::from_bits(largest.cast_unsigned())
+}
+
+/// Rounds `input` to multiples of the scale that it returns: to what the upper byte holds, or, in a
+/// wide block, to what both do.
 ///
 /// Where a value is infinite or no number, the scale is no number: what has gone wrong shows in the
 /// result, and is not rounded away.
 #[inline(always)]
-fn round(input: &[f32; BLOCK_VALUES], upper_only: bool, output: &mut [i16; BLOCK_VALUES]) -> f32 {
-    // Without the sign, floats are ordered as the integers of their bits, and NaN is the largest.
-    let magnitude = |value: &f32| (value.to_bits() & 0x7fff_ffff).cast_signed();
-    let largest = input.iter().map(magnitude).fold(0, i32::max);
-    let largest = f32::from_bits(largest.cast_unsigned());
+fn round(
+    input: &[f32; BLOCK_VALUES],
+    largest: f32,
+    wide: bool,
+    output: &mut [i16; BLOCK_VALUES],
+) -> f32 {
     if !largest.is_finite() || largest < LARGEST_MIN {
         return if largest.is_finite() { 0.0 } else { f32::NAN };
     }
-    let (steps, shift) = if upper_only { (BYTE_STEPS, 8) } else { (STEPS, 0) };
+    let (steps, shift) = if wide { (STEPS, 0) } else { (BYTE_STEPS, 8) };
     let inverse = steps / largest;
     for (output, value) in output.iter_mut().zip(input) {
         // The lowest bits of the sum are the integer's: `ROUNDER` has zeros there.
