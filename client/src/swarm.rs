@@ -22,7 +22,7 @@ use umbel_net::{
 };
 use umbel_protocol::announcement::{Announcement, UnixTime};
 use umbel_protocol::prefix::PageDigest;
-use umbel_protocol::{ModelId, PeerId};
+use umbel_protocol::{AdapterId, ModelId, PeerId};
 
 use crate::clock::Clock;
 use exchange::{LookupError, lookup};
@@ -122,9 +122,15 @@ impl Swarm {
         Ok(Self { network, view, joined, patience, clock, secret })
     }
 
-    /// What a session that begins with these tokens shares with others of this client.
-    pub(crate) fn sharing(&self, tokens: &[u32]) -> Sharing {
-        Sharing { secret: self.secret, tokens: tokens.to_vec() }
+    /// What a session that begins with these tokens shares with others of this client that have the
+    /// same adapter, or none.
+    pub(crate) fn sharing(&self, tokens: &[u32], adapter: Option<AdapterId>) -> Sharing {
+        let mut secret = self.secret;
+        if let Some(adapter) = adapter {
+            // Ids are hashes, so that no two of them make the same secret, nor one that tells this one.
+            secret.iter_mut().zip(adapter.as_bytes()).for_each(|(secret, byte)| *secret ^= byte);
+        }
+        Sharing { secret, tokens: tokens.to_vec() }
     }
 
     /// Takes note of who holds the pages of a session.

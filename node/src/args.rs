@@ -419,6 +419,10 @@ pub struct ChatArguments {
     #[command(flatten)]
     pub chain: ChainArguments,
 
+    /// An adapter's folder, as `umbel train` and PEFT write it.
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+
     /// How the model is told to behave.
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
@@ -463,8 +467,7 @@ pub struct GenerateArguments {
     #[arg(long, value_name = "ID,ID,...", value_delimiter = ',', num_args = 1)]
     pub prompt_ids: Option<Vec<u32>>,
 
-    /// An adapter's folder, as `umbel train` and PEFT write it. Each token then goes the way of the
-    /// whole text before it.
+    /// An adapter's folder, as `umbel train` and PEFT write it.
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
 

@@ -41,7 +41,7 @@ mod wire;
 pub use announcement::{Announcement, SignedAnnouncement};
 pub use error::{ErrorCode, ProtocolViolation, Retry};
 pub use frame::Frame;
-pub use id::{ModelId, PeerId, SessionId, StepId};
+pub use id::{AdapterId, ModelId, PeerId, SessionId, StepId};
 pub use span::Span;
 pub use tensor::{DType, Tensor};
 pub use version::LinkProtocol;

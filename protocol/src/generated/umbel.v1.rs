@@ -434,436 +434,6 @@ impl Packing {
         }
     }
 }
-/// What a client says on a link of the session protocol.
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct ClientMessage {
-    #[prost(oneof = "client_message::Message", tags = "1, 2, 3, 4, 5, 6, 7, 20")]
-    pub message: ::core::option::Option<client_message::Message>,
-}
-/// Nested message and enum types in `ClientMessage`.
-pub mod client_message {
-    #[derive(Clone, PartialEq, ::prost::Oneof)]
-    pub enum Message {
-        #[prost(message, tag = "1")]
-        Open(super::OpenSession),
-        #[prost(message, tag = "2")]
-        Step(super::Step),
-        #[prost(message, tag = "3")]
-        Close(super::CloseSession),
-        #[prost(message, tag = "4")]
-        Redirect(super::Redirect),
-        #[prost(message, tag = "5")]
-        Adopt(super::Adopt),
-        #[prost(message, tag = "6")]
-        Ping(super::Ping),
-        #[prost(message, tag = "7")]
-        Keep(super::KeepPages),
-        #[prost(message, tag = "20")]
-        Draw(super::Draw),
-    }
-}
-/// What a server answers on the same link.
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct ServerMessage {
-    #[prost(oneof = "server_message::Message", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 20")]
-    pub message: ::core::option::Option<server_message::Message>,
-}
-/// Nested message and enum types in `ServerMessage`.
-pub mod server_message {
-    #[derive(Clone, PartialEq, ::prost::Oneof)]
-    pub enum Message {
-        #[prost(message, tag = "1")]
-        Opened(super::SessionOpened),
-        #[prost(message, tag = "2")]
-        Output(super::Step),
-        #[prost(message, tag = "3")]
-        Error(super::SessionError),
-        #[prost(message, tag = "4")]
-        Closed(super::SessionClosed),
-        #[prost(message, tag = "5")]
-        Redirected(super::Redirected),
-        #[prost(message, tag = "6")]
-        Adopted(super::Adopted),
-        #[prost(message, tag = "7")]
-        Pong(super::Pong),
-        #[prost(message, tag = "8")]
-        Draining(super::SessionDraining),
-        #[prost(message, tag = "9")]
-        Trouble(super::Trouble),
-        #[prost(message, tag = "20")]
-        DrawTaken(super::DrawTaken),
-    }
-}
-/// What a server says on a link of the push protocol to the next server of a route.
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct PushMessage {
-    #[prost(oneof = "push_message::Message", tags = "1")]
-    pub message: ::core::option::Option<push_message::Message>,
-}
-/// Nested message and enum types in `PushMessage`.
-pub mod push_message {
-    #[derive(Clone, PartialEq, ::prost::Oneof)]
-    pub enum Message {
-        #[prost(message, tag = "1")]
-        Step(super::Step),
-    }
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct OpenSession {
-    /// 16 bytes, little-endian, drawn at random.
-    #[prost(bytes = "bytes", tag = "1")]
-    pub session: ::prost::bytes::Bytes,
-    /// 32 bytes.
-    #[prost(bytes = "bytes", tag = "2")]
-    pub model: ::prost::bytes::Bytes,
-    #[prost(message, optional, tag = "3")]
-    pub blocks: ::core::option::Option<Span>,
-    /// Tokens for which the server keeps room.
-    #[prost(uint32, tag = "4")]
-    pub tokens_max: u32,
-    /// The public key (32 bytes) of the server whose pushes are taken. Absent: the client itself
-    /// sends the steps.
-    #[prost(bytes = "bytes", optional, tag = "5")]
-    pub previous: ::core::option::Option<::prost::bytes::Bytes>,
-    /// Where results go. Absent: to the client.
-    #[prost(message, optional, tag = "6")]
-    pub next: ::core::option::Option<NextHop>,
-    /// Results go nowhere for now; then there is no next.
-    #[prost(bool, tag = "7")]
-    pub held: bool,
-    /// Tokens whose results the destination has already.
-    #[prost(uint32, tag = "8")]
-    pub next_position: u32,
-    /// The first step whose results the destination lacks; what is left of earlier ones is outdated.
-    #[prost(uint64, tag = "9")]
-    pub next_step: u64,
-    /// How results are written. Unspecified: as binary32.
-    #[prost(enumeration = "DType", tag = "10")]
-    pub results: i32,
-    /// Large results may be compressed, since some link of the route is slow.
-    #[prost(bool, tag = "11")]
-    pub compress: bool,
-    /// How keys and values are kept. Unspecified: as binary32.
-    #[prost(enumeration = "DType", tag = "12")]
-    pub cache: i32,
-    /// Digests of 16 bytes each, of the pages of 16 tokens that the session is to begin with: it takes
-    /// over what the server has kept of them for the same client.
-    #[prost(bytes = "bytes", tag = "13")]
-    pub prefix: ::prost::bytes::Bytes,
-    /// Ids of tokens enter the first block and leave the last one: the servers at the ends hold the
-    /// embedding and the head.
-    #[prost(bool, tag = "20")]
-    pub thin: bool,
-    /// The public key (32 bytes) of the server that draws tokens, of a thin session on its first
-    /// server: it may push the tokens that it has drawn. Absent: nobody may.
-    #[prost(bytes = "bytes", optional, tag = "21")]
-    pub drawer: ::core::option::Option<::prost::bytes::Bytes>,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct NextHop {
-    /// Public key, 32 bytes.
-    #[prost(bytes = "bytes", tag = "1")]
-    pub peer: ::prost::bytes::Bytes,
-    /// Multiaddresses, in the order in which to try them.
-    #[prost(string, repeated, tag = "2")]
-    pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// What the session is called there: 16 bytes. Absent: as here.
-    #[prost(bytes = "bytes", optional, tag = "3")]
-    pub session: ::core::option::Option<::prost::bytes::Bytes>,
-}
-/// Results go elsewhere from now on. What the journal holds of them is sent at once.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Redirect {
-    #[prost(bytes = "bytes", tag = "1")]
-    pub session: ::prost::bytes::Bytes,
-    /// Absent: to the client.
-    #[prost(message, optional, tag = "2")]
-    pub next: ::core::option::Option<NextHop>,
-    /// Results go nowhere for now; then there is no next.
-    #[prost(bool, tag = "3")]
-    pub held: bool,
-    /// Tokens whose results the destination has already.
-    #[prost(uint32, tag = "4")]
-    pub next_position: u32,
-    /// Tokens that the client has had an answer for: their results are sent as a replay.
-    #[prost(uint32, tag = "5")]
-    pub settled: u32,
-    /// This destination takes results besides the one there is, not in its place.
-    #[prost(bool, tag = "6")]
-    pub mirror: bool,
-    /// The first step whose results the destination lacks; what is left of earlier ones is outdated.
-    #[prost(uint64, tag = "7")]
-    pub next_step: u64,
-}
-/// Pushes come from another server from now on.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Adopt {
-    #[prost(bytes = "bytes", tag = "1")]
-    pub session: ::prost::bytes::Bytes,
-    /// Public key, 32 bytes. Absent: the client itself sends the steps.
-    #[prost(bytes = "bytes", optional, tag = "2")]
-    pub previous: ::core::option::Option<::prost::bytes::Bytes>,
-    /// The cache and the journal are of no use: both begin anew, and steps are dropped until one
-    /// comes for position 0.
-    #[prost(bool, tag = "3")]
-    pub empty: bool,
-    /// The server that draws tokens, as in OpenSession.
-    #[prost(bytes = "bytes", optional, tag = "20")]
-    pub drawer: ::core::option::Option<::prost::bytes::Bytes>,
-}
-/// How the last server of a thin session draws tokens from now on. The payload is the ids of all
-/// tokens so far, 4 bytes each, where a repetition penalty needs them.
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct Draw {
-    #[prost(bytes = "bytes", tag = "1")]
-    pub session: ::prost::bytes::Bytes,
-    /// Steps that end before this position are answered without a token.
-    #[prost(uint32, tag = "2")]
-    pub from: u32,
-    /// Tokens that are drawn for this position or a later one do not go on by themselves.
-    #[prost(uint32, tag = "3")]
-    pub until: u32,
-    /// Tokens that do not go on wherever they are drawn.
-    #[prost(uint32, repeated, tag = "4")]
-    pub end_ids: ::prost::alloc::vec::Vec<u32>,
-    /// The session's first server, to which the tokens go. Absent: to the client alone.
-    #[prost(message, optional, tag = "5")]
-    pub first: ::core::option::Option<NextHop>,
-    /// 0: the likeliest token.
-    #[prost(float, tag = "6")]
-    pub temperature: f32,
-    /// 0: all tokens.
-    #[prost(uint32, tag = "7")]
-    pub top_k: u32,
-    /// Absent: 1, which leaves all tokens.
-    #[prost(float, optional, tag = "8")]
-    pub top_p: ::core::option::Option<f32>,
-    /// 0: all tokens.
-    #[prost(float, tag = "9")]
-    pub min_p: f32,
-    /// Absent: 1, which changes nothing.
-    #[prost(float, optional, tag = "10")]
-    pub repetition_penalty: ::core::option::Option<f32>,
-    #[prost(uint64, tag = "11")]
-    pub seed: u64,
-}
-/// These pages of the session may be taken over by later sessions of the same client. Not answered.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct KeepPages {
-    #[prost(bytes = "bytes", tag = "1")]
-    pub session: ::prost::bytes::Bytes,
-    /// All steps before this one are answered. A server that has seen a later one ignores the message.
-    #[prost(uint64, tag = "2")]
-    pub next_step: u64,
-    /// The number of the first page, of 16 tokens each.
-    #[prost(uint32, tag = "3")]
-    pub first: u32,
-    /// Digests of 16 bytes, of that page and those behind it.
-    #[prost(bytes = "bytes", tag = "4")]
-    pub pages: ::prost::bytes::Bytes,
-}
-/// Is the server there, and how far has it come?
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Ping {
-    #[prost(bytes = "bytes", tag = "1")]
-    pub session: ::prost::bytes::Bytes,
-}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct Step {
-    /// 16 bytes, little-endian.
-    #[prost(bytes = "bytes", tag = "1")]
-    pub session: ::prost::bytes::Bytes,
-    #[prost(uint64, tag = "2")]
-    pub step: u64,
-    /// The cache is cut to this many tokens before the step is computed.
-    #[prost(uint32, tag = "3")]
-    pub position: u32,
-    /// \[tokens, hidden\]; its elements are the frame's payload.
-    #[prost(message, optional, tag = "4")]
-    pub hidden: ::core::option::Option<Tensor>,
-    /// One entry for each hop that has computed the step, in order.
-    #[prost(message, repeated, tag = "5")]
-    pub trace: ::prost::alloc::vec::Vec<HopTiming>,
-    /// The tokens have been through here before, on a route that has failed: they fill the cache,
-    /// and who has had their results does not get them again.
-    #[prost(bool, tag = "6")]
-    pub replay: bool,
-    /// Which rows the last hop answers with.
-    #[prost(enumeration = "AnswerRows", tag = "7")]
-    pub answer_rows: i32,
-    /// Of an answer: the last server has sent the token that it has drawn on to the first one, as the
-    /// step after this.
-    #[prost(bool, tag = "20")]
-    pub goes_on: bool,
-}
-/// What a hop says of the time that it took.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct HopTiming {
-    /// Public key, 32 bytes.
-    #[prost(bytes = "bytes", tag = "1")]
-    pub peer: ::prost::bytes::Bytes,
-    #[prost(message, optional, tag = "2")]
-    pub span: ::core::option::Option<Span>,
-    /// Nanoseconds in the queue.
-    #[prost(uint64, tag = "3")]
-    pub queue_ns: u64,
-    /// Nanoseconds of arithmetic.
-    #[prost(uint64, tag = "4")]
-    pub compute_ns: u64,
-    /// Nanoseconds from the frame's arrival to its departure.
-    #[prost(uint64, tag = "5")]
-    pub hop_ns: u64,
-    /// The last round trip to the next hop. Absent: not measured.
-    #[prost(uint64, optional, tag = "6")]
-    pub link_round_trip_ns: ::core::option::Option<u64>,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct CloseSession {
-    #[prost(bytes = "bytes", tag = "1")]
-    pub session: ::prost::bytes::Bytes,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct SessionOpened {
-    #[prost(bytes = "bytes", tag = "1")]
-    pub session: ::prost::bytes::Bytes,
-    /// Tokens for which the server keeps room.
-    #[prost(uint32, tag = "2")]
-    pub tokens_max: u32,
-    /// Tokens of the prefix that are in the cache already. Absent: the server keeps no pages.
-    #[prost(uint32, optional, tag = "3")]
-    pub kept: ::core::option::Option<u32>,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct SessionError {
-    #[prost(bytes = "bytes", tag = "1")]
-    pub session: ::prost::bytes::Bytes,
-    /// Absent: the session as a whole.
-    #[prost(uint64, optional, tag = "2")]
-    pub step: ::core::option::Option<u64>,
-    #[prost(enumeration = "ErrorCode", tag = "3")]
-    pub code: i32,
-    /// For people.
-    #[prost(string, tag = "4")]
-    pub detail: ::prost::alloc::string::String,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct SessionClosed {
-    #[prost(bytes = "bytes", tag = "1")]
-    pub session: ::prost::bytes::Bytes,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Redirected {
-    #[prost(bytes = "bytes", tag = "1")]
-    pub session: ::prost::bytes::Bytes,
-    #[prost(bool, tag = "2")]
-    pub mirror: bool,
-    /// The journal held everything that the new destination lacks. If not, nothing was sent, and
-    /// results are dropped until the steps that lead to them come anew.
-    #[prost(bool, tag = "3")]
-    pub complete: bool,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Adopted {
-    #[prost(bytes = "bytes", tag = "1")]
-    pub session: ::prost::bytes::Bytes,
-    /// Tokens in the cache once every waiting step is computed.
-    #[prost(uint32, tag = "2")]
-    pub position: u32,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Pong {
-    #[prost(bytes = "bytes", tag = "1")]
-    pub session: ::prost::bytes::Bytes,
-    /// Tokens in the cache once every waiting step is computed.
-    #[prost(uint32, tag = "2")]
-    pub received: u32,
-    /// Tokens in the cache.
-    #[prost(uint32, tag = "3")]
-    pub computed: u32,
-}
-/// Tokens are drawn as was asked for.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct DrawTaken {
-    #[prost(bytes = "bytes", tag = "1")]
-    pub session: ::prost::bytes::Bytes,
-}
-/// The server is about to leave, or to drop these blocks: the client may take another, in peace.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct SessionDraining {
-    #[prost(bytes = "bytes", tag = "1")]
-    pub session: ::prost::bytes::Bytes,
-}
-/// The session stays open, but it cannot go on with this neighbour.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Trouble {
-    #[prost(bytes = "bytes", tag = "1")]
-    pub session: ::prost::bytes::Bytes,
-    #[prost(enumeration = "Neighbour", tag = "2")]
-    pub neighbour: i32,
-    #[prost(enumeration = "ErrorCode", tag = "3")]
-    pub code: i32,
-    /// For people.
-    #[prost(string, tag = "4")]
-    pub detail: ::prost::alloc::string::String,
-}
-/// What of a step's result goes back to the client.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
-#[repr(i32)]
-pub enum AnswerRows {
-    /// A row for each token.
-    Unspecified = 0,
-    /// The row of the last token; the answer's position is that of this token.
-    Last = 1,
-}
-impl AnswerRows {
-    /// String value of the enum field names used in the ProtoBuf definition.
-    ///
-    /// The values are not transformed in any way and thus are considered stable
-    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
-    pub fn as_str_name(&self) -> &'static str {
-        match self {
-            Self::Unspecified => "ANSWER_ROWS_UNSPECIFIED",
-            Self::Last => "ANSWER_ROWS_LAST",
-        }
-    }
-    /// Creates an enum from field names used in the ProtoBuf definition.
-    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
-        match value {
-            "ANSWER_ROWS_UNSPECIFIED" => Some(Self::Unspecified),
-            "ANSWER_ROWS_LAST" => Some(Self::Last),
-            _ => None,
-        }
-    }
-}
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
-#[repr(i32)]
-pub enum Neighbour {
-    Unspecified = 0,
-    Previous = 1,
-    Next = 2,
-}
-impl Neighbour {
-    /// String value of the enum field names used in the ProtoBuf definition.
-    ///
-    /// The values are not transformed in any way and thus are considered stable
-    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
-    pub fn as_str_name(&self) -> &'static str {
-        match self {
-            Self::Unspecified => "NEIGHBOUR_UNSPECIFIED",
-            Self::Previous => "NEIGHBOUR_PREVIOUS",
-            Self::Next => "NEIGHBOUR_NEXT",
-        }
-    }
-    /// Creates an enum from field names used in the ProtoBuf definition.
-    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
-        match value {
-            "NEIGHBOUR_UNSPECIFIED" => Some(Self::Unspecified),
-            "NEIGHBOUR_PREVIOUS" => Some(Self::Previous),
-            "NEIGHBOUR_NEXT" => Some(Self::Next),
-            _ => None,
-        }
-    }
-}
 /// What a trainer says on a link of the training protocol. A link carries one session: the first
 /// message opens it. Each message has one answer, in the order of the messages.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1178,6 +748,478 @@ impl StateKind {
             "STATE_KIND_MEANS" => Some(Self::Means),
             "STATE_KIND_MEAN_SQUARES" => Some(Self::MeanSquares),
             "STATE_KIND_GRADIENTS" => Some(Self::Gradients),
+            _ => None,
+        }
+    }
+}
+/// What a client says on a link of the session protocol.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ClientMessage {
+    #[prost(oneof = "client_message::Message", tags = "1, 2, 3, 4, 5, 6, 7, 20, 30")]
+    pub message: ::core::option::Option<client_message::Message>,
+}
+/// Nested message and enum types in `ClientMessage`.
+pub mod client_message {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Message {
+        #[prost(message, tag = "1")]
+        Open(super::OpenSession),
+        #[prost(message, tag = "2")]
+        Step(super::Step),
+        #[prost(message, tag = "3")]
+        Close(super::CloseSession),
+        #[prost(message, tag = "4")]
+        Redirect(super::Redirect),
+        #[prost(message, tag = "5")]
+        Adopt(super::Adopt),
+        #[prost(message, tag = "6")]
+        Ping(super::Ping),
+        #[prost(message, tag = "7")]
+        Keep(super::KeepPages),
+        #[prost(message, tag = "20")]
+        Draw(super::Draw),
+        #[prost(message, tag = "30")]
+        Adapter(super::AdapterPart),
+    }
+}
+/// What a server answers on the same link.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ServerMessage {
+    #[prost(oneof = "server_message::Message", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 20, 30")]
+    pub message: ::core::option::Option<server_message::Message>,
+}
+/// Nested message and enum types in `ServerMessage`.
+pub mod server_message {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Message {
+        #[prost(message, tag = "1")]
+        Opened(super::SessionOpened),
+        #[prost(message, tag = "2")]
+        Output(super::Step),
+        #[prost(message, tag = "3")]
+        Error(super::SessionError),
+        #[prost(message, tag = "4")]
+        Closed(super::SessionClosed),
+        #[prost(message, tag = "5")]
+        Redirected(super::Redirected),
+        #[prost(message, tag = "6")]
+        Adopted(super::Adopted),
+        #[prost(message, tag = "7")]
+        Pong(super::Pong),
+        #[prost(message, tag = "8")]
+        Draining(super::SessionDraining),
+        #[prost(message, tag = "9")]
+        Trouble(super::Trouble),
+        #[prost(message, tag = "20")]
+        DrawTaken(super::DrawTaken),
+        #[prost(message, tag = "30")]
+        AdapterWanted(super::AdapterWanted),
+    }
+}
+/// What a server says on a link of the push protocol to the next server of a route.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PushMessage {
+    #[prost(oneof = "push_message::Message", tags = "1")]
+    pub message: ::core::option::Option<push_message::Message>,
+}
+/// Nested message and enum types in `PushMessage`.
+pub mod push_message {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Message {
+        #[prost(message, tag = "1")]
+        Step(super::Step),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct OpenSession {
+    /// 16 bytes, little-endian, drawn at random.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub session: ::prost::bytes::Bytes,
+    /// 32 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub model: ::prost::bytes::Bytes,
+    #[prost(message, optional, tag = "3")]
+    pub blocks: ::core::option::Option<Span>,
+    /// Tokens for which the server keeps room.
+    #[prost(uint32, tag = "4")]
+    pub tokens_max: u32,
+    /// The public key (32 bytes) of the server whose pushes are taken. Absent: the client itself
+    /// sends the steps.
+    #[prost(bytes = "bytes", optional, tag = "5")]
+    pub previous: ::core::option::Option<::prost::bytes::Bytes>,
+    /// Where results go. Absent: to the client.
+    #[prost(message, optional, tag = "6")]
+    pub next: ::core::option::Option<NextHop>,
+    /// Results go nowhere for now; then there is no next.
+    #[prost(bool, tag = "7")]
+    pub held: bool,
+    /// Tokens whose results the destination has already.
+    #[prost(uint32, tag = "8")]
+    pub next_position: u32,
+    /// The first step whose results the destination lacks; what is left of earlier ones is outdated.
+    #[prost(uint64, tag = "9")]
+    pub next_step: u64,
+    /// How results are written. Unspecified: as binary32.
+    #[prost(enumeration = "DType", tag = "10")]
+    pub results: i32,
+    /// Large results may be compressed, since some link of the route is slow.
+    #[prost(bool, tag = "11")]
+    pub compress: bool,
+    /// How keys and values are kept. Unspecified: as binary32.
+    #[prost(enumeration = "DType", tag = "12")]
+    pub cache: i32,
+    /// Digests of 16 bytes each, of the pages of 16 tokens that the session is to begin with: it takes
+    /// over what the server has kept of them for the same client.
+    #[prost(bytes = "bytes", tag = "13")]
+    pub prefix: ::prost::bytes::Bytes,
+    /// Ids of tokens enter the first block and leave the last one: the servers at the ends hold the
+    /// embedding and the head.
+    #[prost(bool, tag = "20")]
+    pub thin: bool,
+    /// The public key (32 bytes) of the server that draws tokens, of a thin session on its first
+    /// server: it may push the tokens that it has drawn. Absent: nobody may.
+    #[prost(bytes = "bytes", optional, tag = "21")]
+    pub drawer: ::core::option::Option<::prost::bytes::Bytes>,
+    /// What is added to the matrices of the blocks. Absent: nothing.
+    #[prost(message, optional, tag = "30")]
+    pub adapter: ::core::option::Option<SessionAdapter>,
+}
+/// An adapter that the server holds for this client, or is given before it opens the session.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SessionAdapter {
+    /// 32 bytes: SHA-256 over what the adapter is.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub id: ::prost::bytes::Bytes,
+    #[prost(message, optional, tag = "2")]
+    pub settings: ::core::option::Option<AdapterSettings>,
+}
+/// Consecutive values of a session's adapter in the session's blocks, which stand in one row as those of
+/// a training do.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AdapterPart {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub session: ::prost::bytes::Bytes,
+    #[prost(uint64, tag = "2")]
+    pub offset: u64,
+    /// \[values\], binary32; its elements are the frame's payload. As many as a message may have, or as are
+    /// left.
+    #[prost(message, optional, tag = "3")]
+    pub values: ::core::option::Option<Tensor>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NextHop {
+    /// Public key, 32 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub peer: ::prost::bytes::Bytes,
+    /// Multiaddresses, in the order in which to try them.
+    #[prost(string, repeated, tag = "2")]
+    pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// What the session is called there: 16 bytes. Absent: as here.
+    #[prost(bytes = "bytes", optional, tag = "3")]
+    pub session: ::core::option::Option<::prost::bytes::Bytes>,
+}
+/// Results go elsewhere from now on. What the journal holds of them is sent at once.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Redirect {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub session: ::prost::bytes::Bytes,
+    /// Absent: to the client.
+    #[prost(message, optional, tag = "2")]
+    pub next: ::core::option::Option<NextHop>,
+    /// Results go nowhere for now; then there is no next.
+    #[prost(bool, tag = "3")]
+    pub held: bool,
+    /// Tokens whose results the destination has already.
+    #[prost(uint32, tag = "4")]
+    pub next_position: u32,
+    /// Tokens that the client has had an answer for: their results are sent as a replay.
+    #[prost(uint32, tag = "5")]
+    pub settled: u32,
+    /// This destination takes results besides the one there is, not in its place.
+    #[prost(bool, tag = "6")]
+    pub mirror: bool,
+    /// The first step whose results the destination lacks; what is left of earlier ones is outdated.
+    #[prost(uint64, tag = "7")]
+    pub next_step: u64,
+}
+/// Pushes come from another server from now on.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Adopt {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub session: ::prost::bytes::Bytes,
+    /// Public key, 32 bytes. Absent: the client itself sends the steps.
+    #[prost(bytes = "bytes", optional, tag = "2")]
+    pub previous: ::core::option::Option<::prost::bytes::Bytes>,
+    /// The cache and the journal are of no use: both begin anew, and steps are dropped until one
+    /// comes for position 0.
+    #[prost(bool, tag = "3")]
+    pub empty: bool,
+    /// The server that draws tokens, as in OpenSession.
+    #[prost(bytes = "bytes", optional, tag = "20")]
+    pub drawer: ::core::option::Option<::prost::bytes::Bytes>,
+}
+/// How the last server of a thin session draws tokens from now on. The payload is the ids of all
+/// tokens so far, 4 bytes each, where a repetition penalty needs them.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Draw {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub session: ::prost::bytes::Bytes,
+    /// Steps that end before this position are answered without a token.
+    #[prost(uint32, tag = "2")]
+    pub from: u32,
+    /// Tokens that are drawn for this position or a later one do not go on by themselves.
+    #[prost(uint32, tag = "3")]
+    pub until: u32,
+    /// Tokens that do not go on wherever they are drawn.
+    #[prost(uint32, repeated, tag = "4")]
+    pub end_ids: ::prost::alloc::vec::Vec<u32>,
+    /// The session's first server, to which the tokens go. Absent: to the client alone.
+    #[prost(message, optional, tag = "5")]
+    pub first: ::core::option::Option<NextHop>,
+    /// 0: the likeliest token.
+    #[prost(float, tag = "6")]
+    pub temperature: f32,
+    /// 0: all tokens.
+    #[prost(uint32, tag = "7")]
+    pub top_k: u32,
+    /// Absent: 1, which leaves all tokens.
+    #[prost(float, optional, tag = "8")]
+    pub top_p: ::core::option::Option<f32>,
+    /// 0: all tokens.
+    #[prost(float, tag = "9")]
+    pub min_p: f32,
+    /// Absent: 1, which changes nothing.
+    #[prost(float, optional, tag = "10")]
+    pub repetition_penalty: ::core::option::Option<f32>,
+    #[prost(uint64, tag = "11")]
+    pub seed: u64,
+}
+/// These pages of the session may be taken over by later sessions of the same client. Not answered.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KeepPages {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub session: ::prost::bytes::Bytes,
+    /// All steps before this one are answered. A server that has seen a later one ignores the message.
+    #[prost(uint64, tag = "2")]
+    pub next_step: u64,
+    /// The number of the first page, of 16 tokens each.
+    #[prost(uint32, tag = "3")]
+    pub first: u32,
+    /// Digests of 16 bytes, of that page and those behind it.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub pages: ::prost::bytes::Bytes,
+}
+/// Is the server there, and how far has it come?
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Ping {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub session: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Step {
+    /// 16 bytes, little-endian.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub session: ::prost::bytes::Bytes,
+    #[prost(uint64, tag = "2")]
+    pub step: u64,
+    /// The cache is cut to this many tokens before the step is computed.
+    #[prost(uint32, tag = "3")]
+    pub position: u32,
+    /// \[tokens, hidden\]; its elements are the frame's payload.
+    #[prost(message, optional, tag = "4")]
+    pub hidden: ::core::option::Option<Tensor>,
+    /// One entry for each hop that has computed the step, in order.
+    #[prost(message, repeated, tag = "5")]
+    pub trace: ::prost::alloc::vec::Vec<HopTiming>,
+    /// The tokens have been through here before, on a route that has failed: they fill the cache,
+    /// and who has had their results does not get them again.
+    #[prost(bool, tag = "6")]
+    pub replay: bool,
+    /// Which rows the last hop answers with.
+    #[prost(enumeration = "AnswerRows", tag = "7")]
+    pub answer_rows: i32,
+    /// Of an answer: the last server has sent the token that it has drawn on to the first one, as the
+    /// step after this.
+    #[prost(bool, tag = "20")]
+    pub goes_on: bool,
+}
+/// What a hop says of the time that it took.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HopTiming {
+    /// Public key, 32 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub peer: ::prost::bytes::Bytes,
+    #[prost(message, optional, tag = "2")]
+    pub span: ::core::option::Option<Span>,
+    /// Nanoseconds in the queue.
+    #[prost(uint64, tag = "3")]
+    pub queue_ns: u64,
+    /// Nanoseconds of arithmetic.
+    #[prost(uint64, tag = "4")]
+    pub compute_ns: u64,
+    /// Nanoseconds from the frame's arrival to its departure.
+    #[prost(uint64, tag = "5")]
+    pub hop_ns: u64,
+    /// The last round trip to the next hop. Absent: not measured.
+    #[prost(uint64, optional, tag = "6")]
+    pub link_round_trip_ns: ::core::option::Option<u64>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CloseSession {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub session: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SessionOpened {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub session: ::prost::bytes::Bytes,
+    /// Tokens for which the server keeps room.
+    #[prost(uint32, tag = "2")]
+    pub tokens_max: u32,
+    /// Tokens of the prefix that are in the cache already. Absent: the server keeps no pages.
+    #[prost(uint32, optional, tag = "3")]
+    pub kept: ::core::option::Option<u32>,
+    /// What the session asked for is added to the matrices. A server that knows nothing of adapters does
+    /// not say so.
+    #[prost(bool, tag = "30")]
+    pub adapter: bool,
+}
+/// The server lacks values of the session's adapter, and opens the session when it has all.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AdapterWanted {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub session: ::prost::bytes::Bytes,
+    /// The first value that is to be sent. Absent: another session of this client sends them.
+    #[prost(uint64, optional, tag = "2")]
+    pub offset: ::core::option::Option<u64>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SessionError {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub session: ::prost::bytes::Bytes,
+    /// Absent: the session as a whole.
+    #[prost(uint64, optional, tag = "2")]
+    pub step: ::core::option::Option<u64>,
+    #[prost(enumeration = "ErrorCode", tag = "3")]
+    pub code: i32,
+    /// For people.
+    #[prost(string, tag = "4")]
+    pub detail: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SessionClosed {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub session: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Redirected {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub session: ::prost::bytes::Bytes,
+    #[prost(bool, tag = "2")]
+    pub mirror: bool,
+    /// The journal held everything that the new destination lacks. If not, nothing was sent, and
+    /// results are dropped until the steps that lead to them come anew.
+    #[prost(bool, tag = "3")]
+    pub complete: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Adopted {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub session: ::prost::bytes::Bytes,
+    /// Tokens in the cache once every waiting step is computed.
+    #[prost(uint32, tag = "2")]
+    pub position: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Pong {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub session: ::prost::bytes::Bytes,
+    /// Tokens in the cache once every waiting step is computed.
+    #[prost(uint32, tag = "2")]
+    pub received: u32,
+    /// Tokens in the cache.
+    #[prost(uint32, tag = "3")]
+    pub computed: u32,
+}
+/// Tokens are drawn as was asked for.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DrawTaken {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub session: ::prost::bytes::Bytes,
+}
+/// The server is about to leave, or to drop these blocks: the client may take another, in peace.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SessionDraining {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub session: ::prost::bytes::Bytes,
+}
+/// The session stays open, but it cannot go on with this neighbour.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Trouble {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub session: ::prost::bytes::Bytes,
+    #[prost(enumeration = "Neighbour", tag = "2")]
+    pub neighbour: i32,
+    #[prost(enumeration = "ErrorCode", tag = "3")]
+    pub code: i32,
+    /// For people.
+    #[prost(string, tag = "4")]
+    pub detail: ::prost::alloc::string::String,
+}
+/// What of a step's result goes back to the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum AnswerRows {
+    /// A row for each token.
+    Unspecified = 0,
+    /// The row of the last token; the answer's position is that of this token.
+    Last = 1,
+}
+impl AnswerRows {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "ANSWER_ROWS_UNSPECIFIED",
+            Self::Last => "ANSWER_ROWS_LAST",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ANSWER_ROWS_UNSPECIFIED" => Some(Self::Unspecified),
+            "ANSWER_ROWS_LAST" => Some(Self::Last),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Neighbour {
+    Unspecified = 0,
+    Previous = 1,
+    Next = 2,
+}
+impl Neighbour {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "NEIGHBOUR_UNSPECIFIED",
+            Self::Previous => "NEIGHBOUR_PREVIOUS",
+            Self::Next => "NEIGHBOUR_NEXT",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "NEIGHBOUR_UNSPECIFIED" => Some(Self::Unspecified),
+            "NEIGHBOUR_PREVIOUS" => Some(Self::Previous),
+            "NEIGHBOUR_NEXT" => Some(Self::Next),
             _ => None,
         }
     }

@@ -1,5 +1,7 @@
 //! One value of each message, with every field set where that can be, and with none.
 
+#[path = "adapter_samples.rs"]
+mod adapted;
 #[path = "member_messages.rs"]
 pub(crate) mod members;
 #[path = "training_samples.rs"]
@@ -105,10 +107,13 @@ pub(crate) fn samples() -> Vec<Sample> {
         client("client_draw", ClientMessage::Draw(draw(session))),
         client("client_draw_greedy", ClientMessage::Draw(draw_greedy(session))),
         client("client_step_ids", ClientMessage::Step(step_ids(session))),
-        server("server_opened", ServerMessage::Opened { session, tokens_max: 2_048, kept: None }),
+        server(
+            "server_opened",
+            ServerMessage::Opened { session, tokens_max: 2_048, kept: None, adapter: false },
+        ),
         server(
             "server_opened_prefix",
-            ServerMessage::Opened { session, tokens_max: 2_048, kept: Some(32) },
+            ServerMessage::Opened { session, tokens_max: 2_048, kept: Some(32), adapter: false },
         ),
         server("server_output", ServerMessage::Output(step(session))),
         server("server_error", ServerMessage::Error(error(session))),
@@ -146,6 +151,7 @@ pub(crate) fn samples() -> Vec<Sample> {
     ];
     all.extend(training::samples());
     all.extend(members::samples());
+    all.extend(adapted::samples(session));
     all
 }
 
@@ -179,6 +185,7 @@ fn open(session: SessionId) -> OpenSession {
         prefix: Vec::new(),
         thin: false,
         drawer: None,
+        adapter: None,
     }
 }
 

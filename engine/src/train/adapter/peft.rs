@@ -12,7 +12,8 @@ use std::io::{self, Read as _, Write as _};
 use std::path::Path;
 
 use serde_json::{Value, json};
-use umbel_protocol::Span;
+use sha2::{Digest as _, Sha256};
+use umbel_protocol::{AdapterId, Span};
 use umbel_shard::ModelConfig;
 use umbel_shard::safetensors::{StoredTensor, StoredType, parse_header};
 
@@ -109,6 +110,16 @@ impl Adapter {
 }
 
 impl PeftFiles {
+    /// The name of their content.
+    #[must_use]
+    pub fn id(&self) -> AdapterId {
+        let mut hasher = Sha256::new_with_prefix(b"umbel adapter v1\0");
+        hasher.update((self.config.len() as u64).to_le_bytes());
+        hasher.update(&self.config);
+        hasher.update(&self.weights);
+        AdapterId::from_bytes(hasher.finalize().into())
+    }
+
     /// Reads the files of an adapter for `model` in `folder`, no longer than such files can be.
     ///
     /// # Errors
