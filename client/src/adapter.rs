@@ -1,4 +1,7 @@
-//! Adapters that a model is asked with.
+//! Adapters that a model is asked with, and those that are published.
+
+pub mod fetch;
+pub mod publish;
 
 use std::path::Path;
 use std::sync::Arc;

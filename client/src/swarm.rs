@@ -42,6 +42,9 @@ const DOUBT: Duration = Duration::from_secs(60);
 /// How long a client without an address waits for servers on the local network to show up.
 const MDNS_WAIT: Duration = Duration::from_secs(5);
 
+/// How long after nobody was found who has an adapter the hash table is asked once more.
+const ASKED_AGAIN: Duration = Duration::from_secs(1);
+
 /// How to come into a swarm.
 #[derive(Debug, Clone)]
 pub struct SwarmConfig {
@@ -169,6 +172,17 @@ impl Swarm {
             self.ask_providers(model, &mut asked, answered).await;
         }
         self.known(model)
+    }
+
+    /// Who provides an adapter, by the hash table.
+    pub(crate) async fn adapter_providers(&self, id: AdapterId) -> Vec<PeerId> {
+        let found = self.network.find_providers(*id.as_bytes()).await;
+        if !found.is_empty() {
+            return found;
+        }
+        // Who has come into the swarm just now may not be told yet whom to ask, nor who provides it be known.
+        tokio::time::sleep(ASKED_AGAIN).await;
+        self.network.find_providers(*id.as_bytes()).await
     }
 
     /// The last round trip to a peer, if there has been one.

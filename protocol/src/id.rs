@@ -115,6 +115,21 @@ impl fmt::Debug for AdapterId {
     }
 }
 
+impl FromStr for AdapterId {
+    type Err = InvalidAdapterId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidAdapterId> {
+        // Both are hashes of 32 bytes, and written alike.
+        let ModelId(bytes) = text.parse().map_err(|InvalidModelId| InvalidAdapterId)?;
+        Ok(Self(bytes))
+    }
+}
+
+/// A text that is no adapter id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not an adapter id (such an id has 64 hexadecimal digits)")]
+pub struct InvalidAdapterId;
+
 /// SHA-256 over a model's manifest: equal ids mean equal configuration, weights and quantization.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ModelId([u8; 32]);

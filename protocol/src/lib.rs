@@ -32,6 +32,7 @@ mod generated;
 pub mod id;
 pub mod inference;
 pub mod prefix;
+pub mod published;
 pub mod span;
 pub mod tensor;
 pub mod training;

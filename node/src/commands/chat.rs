@@ -13,7 +13,7 @@ use umbel_client::text::chat_template::Message;
 use umbel_client::{Chain, Generate, NamedAdapter, Sampling, Speculate};
 
 use super::session::{Opened, sampling};
-use super::speculate;
+use super::{adapter, speculate};
 use crate::args::ChatArguments;
 use crate::config::Config;
 use line::{HELP, Line};
@@ -35,7 +35,7 @@ pub(super) async fn run(arguments: ChatArguments, config: &Config) -> anyhow::Re
     let sampling = sampling(&arguments.sampling, SAMPLING)?;
     let speculate = speculate::open(&arguments.speculate, &opened.model, config).await?;
     let adapter = match &arguments.adapter {
-        Some(folder) => Some(opened.adapter(folder).await?),
+        Some(named) => Some(adapter::named(&opened, named, config).await?),
         None => None,
     };
     let mut conversation =

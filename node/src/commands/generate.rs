@@ -9,7 +9,7 @@ use umbel_client::text::chat_template::Message;
 use umbel_client::{Drafts, Generate, Generation, Sampling, StepTime, Token};
 
 use super::session::{Opened, sampling};
-use super::speculate;
+use super::{adapter, speculate};
 use crate::args::GenerateArguments;
 use crate::config::Config;
 
@@ -25,7 +25,7 @@ pub(super) async fn run(arguments: GenerateArguments, config: &Config) -> anyhow
     }
     let room = prompt_count.saturating_add(arguments.max_tokens as usize);
     let adapter = match &arguments.adapter {
-        Some(folder) => Some(opened.adapter(folder).await?),
+        Some(named) => Some(adapter::named(&opened, named, config).await?),
         None => None,
     };
     let chain = opened.chain_with(adapter.as_ref(), room, &request.prompt).await?;

@@ -1,8 +1,10 @@
-//! One value of each message that has to do with adapters of sessions.
+//! One value of each message that has to do with adapters: those of sessions, and those that are published.
 
+use bytes::Bytes;
 use umbel_protocol::inference::{
     AdapterPart, ClientMessage, OpenSession, ServerMessage, SessionAdapter,
 };
+use umbel_protocol::published::{AdapterAnswer, AdapterRequest};
 use umbel_protocol::training::{AdapterSettings, TargetModule};
 use umbel_protocol::{AdapterId, SessionId, Tensor};
 
@@ -14,7 +16,16 @@ pub(super) fn samples(session: SessionId) -> Vec<Sample> {
     let server = |name, message| Sample { name, message: Message::Server(message) };
     let opened = ServerMessage::Opened { session, tokens_max: 2_048, kept: None, adapter: true };
     let wanted = |offset| ServerMessage::AdapterWanted { session, offset };
+    let id = AdapterId::from_bytes([0xad; 32]);
+    let published = |name, message| Sample { name, message: Message::Published(message) };
+    let bytes = Bytes::from_static(b"{}weights");
     vec![
+        Sample {
+            name: "adapter_request",
+            message: Message::Adapter(AdapterRequest { id, offset: 1 << 20 }),
+        },
+        published("adapter_unknown", AdapterAnswer::Unknown),
+        published("adapter_part", AdapterAnswer::Part { config_bytes: 2, weights_bytes: 7, bytes }),
         client("client_open_adapted", ClientMessage::Open(open_adapted(session))),
         client("client_adapter", ClientMessage::Adapter(adapter_part(session))),
         server("server_opened_adapted", opened),

@@ -23,6 +23,7 @@ use umbel_protocol::inference::{
     OpenSession, PushMessage, Redirect, Sampling, ServerMessage, SessionError, Step, Trouble,
 };
 use umbel_protocol::prefix::PageDigest;
+use umbel_protocol::published::{AdapterAnswer, AdapterRequest};
 use umbel_protocol::training::{TrainerMessage, TrainingAnswer};
 use umbel_protocol::{DType, ModelId, PeerId, SessionId, Span, StepId, Tensor};
 
@@ -37,6 +38,8 @@ pub(crate) enum Message {
     Trainer(TrainerMessage),
     Training(TrainingAnswer),
     Member(MemberMessage),
+    Adapter(AdapterRequest),
+    Published(AdapterAnswer),
 }
 
 /// A message and the name of its file.
@@ -56,6 +59,8 @@ impl Message {
             Self::Trainer(message) => message.encode(),
             Self::Training(message) => message.encode(),
             Self::Member(message) => message.encode(),
+            Self::Adapter(message) => message.encode(),
+            Self::Published(message) => message.encode(),
         }
     }
 
@@ -71,6 +76,8 @@ impl Message {
             Self::Trainer(_) => Self::Trainer(TrainerMessage::decode(frame)?),
             Self::Training(_) => Self::Training(TrainingAnswer::decode(frame)?),
             Self::Member(_) => Self::Member(MemberMessage::decode(frame)?),
+            Self::Adapter(_) => Self::Adapter(AdapterRequest::decode(frame)?),
+            Self::Published(_) => Self::Published(AdapterAnswer::decode(frame)?),
         })
     }
 
