@@ -1,6 +1,5 @@
 //! Where hidden states go through the blocks: in this process, or over a swarm.
 
-pub mod adapted;
 pub mod local;
 pub mod remote;
 pub(crate) mod thin;
@@ -13,8 +12,6 @@ use umbel_engine::HiddenStates;
 use umbel_protocol::inference::AnswerRows;
 use umbel_protocol::{PeerId, Span};
 
-use crate::train::TrainError;
-use adapted::{AdaptedChain, AdaptedStepError};
 use local::{LocalChain, LocalStepError};
 use remote::{OpenChainError, RemoteChain, RemoteStep};
 
@@ -24,8 +21,6 @@ pub enum Chain {
     Local(LocalChain),
     /// Over the servers of a swarm.
     Remote(Box<RemoteChain>),
-    /// Either of them with an adapter.
-    Adapted(Box<AdaptedChain>),
 }
 
 /// A step that was handed in.
@@ -146,10 +141,6 @@ impl Chain {
             Self::Remote(chain) => {
                 UnderWay::Sent(chain.begin(position, (hidden, ids), answer_rows).await)
             }
-            Self::Adapted(chain) => {
-                let step = chain.step(position, hidden).await;
-                UnderWay::Done(Box::new(step.map_err(|error| StepError::Adapted(Box::new(error)))))
-            }
         })
     }
 
@@ -157,7 +148,7 @@ impl Chain {
     #[must_use]
     pub fn held(&self) -> &[u32] {
         match self {
-            Self::Local(_) | Self::Adapted(_) => &[],
+            Self::Local(_) => &[],
             Self::Remote(chain) => chain.held(),
         }
     }
@@ -168,7 +159,7 @@ impl Chain {
     pub fn prefill_chunks(&self, position: u32, tokens: u32, tokens_max: u32) -> Vec<u32> {
         match self {
             // One stage, which is busy all the time with the longest chunks.
-            Self::Local(_) | Self::Adapted(_) => {
+            Self::Local(_) => {
                 let whole = (0..tokens).step_by(tokens_max.max(1) as usize);
                 whole.map(|begin| tokens_max.max(1).min(tokens - begin)).collect()
             }
@@ -182,7 +173,6 @@ impl Chain {
         match self {
             Self::Local(chain) => chain.tokens_max(),
             Self::Remote(chain) => chain.tokens_max(),
-            Self::Adapted(chain) => chain.tokens_max(),
         }
     }
 
@@ -194,7 +184,6 @@ impl Chain {
             Self::Remote(chain) => {
                 chain.hops().into_iter().map(|hop| (Some(hop.peer), hop.blocks)).collect()
             }
-            Self::Adapted(chain) => chain.route(),
         }
     }
 
@@ -207,10 +196,6 @@ impl Chain {
         match self {
             Self::Local(_) => Ok(()),
             Self::Remote(chain) => Ok(chain.reopen(text).await?),
-            Self::Adapted(chain) => {
-                chain.forget();
-                Ok(())
-            }
         }
     }
 
@@ -219,7 +204,6 @@ impl Chain {
         match self {
             Self::Local(_) => {}
             Self::Remote(chain) => chain.close().await,
-            Self::Adapted(chain) => chain.close().await,
         }
     }
 }
@@ -230,9 +214,6 @@ pub enum StepError {
     /// The arithmetic in this process failed.
     #[error("the blocks could not be computed")]
     Compute(#[from] LocalStepError),
-    /// The blocks with an adapter failed.
-    #[error(transparent)]
-    Adapted(Box<AdaptedStepError>),
     /// An earlier step was given up half-way, so nobody knows what the cache holds.
     #[error("an earlier step of this session was interrupted: open a new one")]
     Interrupted,
@@ -273,7 +254,7 @@ impl StepError {
                 SessionFailure::NoRoute { .. } | SessionFailure::Hop(_) => false,
             },
             Self::Malformed { .. } => true,
-            Self::Compute(_) | Self::Adapted(_) | Self::Interrupted | Self::Open(_) => false,
+            Self::Compute(_) | Self::Interrupted | Self::Open(_) => false,
         }
     }
 
@@ -286,9 +267,7 @@ impl StepError {
                 OpenChainError::Session(failure) => failure.is_full(),
                 OpenChainError::NotServed { .. } => false,
             },
-            Self::Compute(_) | Self::Adapted(_) | Self::Interrupted | Self::Malformed { .. } => {
-                false
-            }
+            Self::Compute(_) | Self::Interrupted | Self::Malformed { .. } => false,
         }
     }
 
@@ -301,12 +280,6 @@ impl StepError {
                 OpenChainError::Session(failure) => failure,
                 OpenChainError::NotServed { .. } => return None,
             },
-            Self::Adapted(error) => {
-                return match error.as_ref() {
-                    AdaptedStepError::Blocks(TrainError::NoRoute { source, .. }) => Some(source),
-                    AdaptedStepError::Blocks(_) | AdaptedStepError::Position(_) => None,
-                };
-            }
             Self::Compute(_) | Self::Interrupted | Self::Malformed { .. } => return None,
         };
         match failure {

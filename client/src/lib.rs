@@ -30,6 +30,7 @@
 
 #![warn(missing_docs)]
 
+pub mod adapter;
 pub mod chain;
 pub mod clock;
 pub mod embedding;
@@ -40,7 +41,7 @@ pub mod swarm;
 pub mod text;
 pub mod train;
 
-pub use chain::adapted::AdaptedChain;
+pub use adapter::NamedAdapter;
 pub use chain::local::{LocalChain, LocalModel};
 pub use chain::remote::{RemoteChain, SessionOptions};
 pub use chain::{Chain, HopTime, StepError, StepTime, StepUnderWay};

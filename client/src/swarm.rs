@@ -22,7 +22,7 @@ use umbel_net::{
 };
 use umbel_protocol::announcement::{Announcement, UnixTime};
 use umbel_protocol::prefix::PageDigest;
-use umbel_protocol::{ModelId, PeerId};
+use umbel_protocol::{AdapterId, ModelId, PeerId};
 
 use crate::clock::Clock;
 use exchange::{LookupError, lookup};
@@ -41,6 +41,9 @@ const DOUBT: Duration = Duration::from_secs(60);
 
 /// How long a client without an address waits for servers on the local network to show up.
 const MDNS_WAIT: Duration = Duration::from_secs(5);
+
+/// How long after nobody was found who has an adapter the hash table is asked once more.
+const ASKED_AGAIN: Duration = Duration::from_secs(1);
 
 /// How to come into a swarm.
 #[derive(Debug, Clone)]
@@ -122,9 +125,15 @@ impl Swarm {
         Ok(Self { network, view, joined, patience, clock, secret })
     }
 
-    /// What a session that begins with these tokens shares with others of this client.
-    pub(crate) fn sharing(&self, tokens: &[u32]) -> Sharing {
-        Sharing { secret: self.secret, tokens: tokens.to_vec() }
+    /// What a session that begins with these tokens shares with others of this client that have the
+    /// same adapter, or none.
+    pub(crate) fn sharing(&self, tokens: &[u32], adapter: Option<AdapterId>) -> Sharing {
+        let mut secret = self.secret;
+        if let Some(adapter) = adapter {
+            // Ids are hashes, so that no two of them make the same secret, nor one that tells this one.
+            secret.iter_mut().zip(adapter.as_bytes()).for_each(|(secret, byte)| *secret ^= byte);
+        }
+        Sharing { secret, tokens: tokens.to_vec() }
     }
 
     /// Takes note of who holds the pages of a session.
@@ -163,6 +172,17 @@ impl Swarm {
             self.ask_providers(model, &mut asked, answered).await;
         }
         self.known(model)
+    }
+
+    /// Who provides an adapter, by the hash table.
+    pub(crate) async fn adapter_providers(&self, id: AdapterId) -> Vec<PeerId> {
+        let found = self.network.find_providers(*id.as_bytes()).await;
+        if !found.is_empty() {
+            return found;
+        }
+        // Who has come into the swarm just now may not be told yet whom to ask, nor who provides it be known.
+        tokio::time::sleep(ASKED_AGAIN).await;
+        self.network.find_providers(*id.as_bytes()).await
     }
 
     /// The last round trip to a peer, if there has been one.

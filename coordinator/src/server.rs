@@ -5,6 +5,7 @@
 //! next hop, or to the client from the last one.
 //! Of what it sends it keeps a journal, from which it refills whoever takes the next hop's place.
 
+mod adapters;
 mod admission;
 mod drain;
 mod mend;
@@ -27,12 +28,14 @@ use umbel_protocol::{DType, ModelId, PeerId, SessionId, Span, StepId, Tensor};
 
 use crate::session::STEPS_IN_FLIGHT_MAX;
 use crate::time::Time;
+use adapters::Adapters;
 use drain::Shards;
 use prefix::Pages;
 use ring::Thin;
 use schedule::Schedule;
 use served::Served;
 
+pub use adapters::{ADAPTER_LEASE, ADAPTER_PART_LEASE, AdapterKey, AdapterOrder, AdapterRoom};
 pub use prefix::{IDLE_KEPT, PageId, PageOrder};
 pub use ring::DrawJob;
 pub use schedule::{DECODE_TOKENS_MAX, PART_TOKENS_MAX};
@@ -90,6 +93,8 @@ pub struct ServerConfig {
     pub journal_bytes_max: usize,
     /// Whether pages are kept for later sessions of the same client.
     pub keeps_pages: bool,
+    /// Room for the adapters of sessions; `None` where they cannot have any.
+    pub adapters: Option<AdapterRoom>,
 }
 
 /// A link to a client, as the body numbers it.
@@ -220,7 +225,11 @@ pub enum Output {
         cache: DType,
         /// Pages that are in it from the beginning on.
         prefix: Vec<PageId>,
+        /// What is added to the matrices, all of whose values were written.
+        adapter: Option<AdapterKey>,
     },
+    /// What becomes of adapters.
+    Adapter(AdapterOrder),
     /// What becomes of pages that are kept.
     Pages(Vec<PageOrder>),
     /// Compute a pass; the answer is [`Input::Computed`]. There is never more than one.
@@ -270,6 +279,7 @@ pub struct Server {
     sessions: BTreeMap<SessionId, Served>,
     schedule: Schedule,
     pages: Pages,
+    adapters: Adapters,
     journal_bytes: usize,
     outputs: VecDeque<Output>,
 }
@@ -284,6 +294,7 @@ impl Server {
             sessions: BTreeMap::new(),
             schedule: Schedule::default(),
             pages: Pages::default(),
+            adapters: Adapters::default(),
             journal_bytes: 0,
             outputs: VecDeque::new(),
         }
@@ -315,7 +326,8 @@ impl Server {
     pub fn poll_timeout(&self) -> Option<Time> {
         let lease = self.sessions.values().map(|served| served.last_used + SESSION_LEASE).min();
         let deadlines = [self.drain_deadline(), self.schedule.waits(), self.pages.expires()];
-        lease.into_iter().chain(deadlines.into_iter().flatten()).min()
+        let deadlines = deadlines.into_iter().chain([self.adapters.deadline()]).flatten();
+        lease.into_iter().chain(deadlines).min()
     }
 
     /// Ends sessions that nobody has used for the length of a lease, and those that have not left
@@ -330,6 +342,7 @@ impl Server {
         }
         self.end_drain(now);
         self.pages.expire(now);
+        self.expire_adapters(now);
         self.compute_next(now);
     }
 
@@ -379,6 +392,7 @@ impl Server {
             ClientMessage::Ping { session } => self.ping(link, session),
             ClientMessage::Keep(keep) => self.keep(link, keep, now),
             ClientMessage::Draw(draw) => self.draw(link, draw, now),
+            ClientMessage::Adapter(part) => self.adapter_part(link, part, now),
         }
     }
 
@@ -393,16 +407,47 @@ impl Server {
         // is computed here.
         let open = OpenSession { cache: self.config.cache.unwrap_or(open.cache), ..open };
         let session = open.session;
-        if self.sessions.contains_key(&session) {
+        if self.sessions.contains_key(&session) || self.adapters.awaits(session) {
             return Err(ProtocolViolation::Unexpected { message: "Open" });
         }
-        let of_client = self.sessions.values().filter(|served| served.client == client).count();
-        let open_count = self.sessions.len();
-        let admitted = ring::check_ends(&self.config, &open)
-            .and_then(|()| self.shards.admit(&self.config, &open, open_count, of_client));
-        if let Err(refusal) = admitted {
-            self.send_error(link, session, None, refusal.code, refusal.detail);
+        if open.adapter.is_none() {
+            self.open_with(link, client, open, None, now);
             return Ok(());
+        }
+        match self.adapter_for(link, client, &open, now) {
+            Ok(Some(adapter)) => self.open_with(link, client, open, Some(adapter), now),
+            Ok(None) => {}
+            Err(refusal) => self.send_error(link, session, None, refusal.code, refusal.detail),
+        }
+        Ok(())
+    }
+
+    /// Whether a session could be opened now.
+    fn check(&self, client: PeerId, open: &OpenSession) -> Result<(), admission::Refusal> {
+        let [waiting, waiting_of_client] = self.adapters.waiting(client);
+        let of_client = self.sessions.values().filter(|served| served.client == client).count();
+        let counts = (self.sessions.len() + waiting, of_client + waiting_of_client);
+        ring::check_ends(&self.config, open)?;
+        self.shards.check(&self.config, open, counts)
+    }
+
+    /// Opens a session whose adapter, if it has one, is whole.
+    fn open_with(
+        &mut self,
+        link: LinkId,
+        client: PeerId,
+        open: OpenSession,
+        adapter: Option<AdapterKey>,
+        now: Time,
+    ) {
+        let session = open.session;
+        if let Err(refusal) = self.check(client, &open) {
+            self.send_error(link, session, None, refusal.code, refusal.detail);
+            return;
+        }
+        self.shards.reserve(&open);
+        if let Some(adapter) = adapter {
+            self.adapters.use_for_session(adapter);
         }
         tracing::info!(%session, %client, blocks = %open.blocks, tokens = open.tokens_max, "opened");
         let shard = self.shards.current().id;
@@ -410,7 +455,7 @@ impl Server {
         let (results, cache) = (open.results, open.cache);
         let prefix = self.take_over(client, shard, &open);
         let thin = Thin::of(&self.config, &open);
-        let (served, next) = Served::new(client, link, shard, (open, thin), &prefix, now);
+        let (served, next) = Served::new(client, link, shard, (open, thin, adapter), &prefix, now);
         let kept = self.config.keeps_pages.then_some(served.received);
         self.outputs.push_back(Output::OpenCache {
             session,
@@ -420,14 +465,15 @@ impl Server {
             results,
             cache,
             prefix,
+            adapter,
         });
-        self.send(link, ServerMessage::Opened { session, tokens_max: tokens, kept });
+        let adapter = adapter.is_some();
+        self.send(link, ServerMessage::Opened { session, tokens_max: tokens, kept, adapter });
         let packing = served.packing;
         self.sessions.insert(session, served);
         if let Some(next) = next {
             self.outputs.push_back(Output::Connect { session, next, packing });
         }
-        Ok(())
     }
 
     fn client_step(
@@ -464,6 +510,9 @@ impl Server {
             Some(_) => {
                 self.forget(session, now);
             }
+            None if self.waiting_on(link).contains(&session) => {
+                self.give_up_waiting(session, now);
+            }
             None => {}
         }
         self.outputs.push_back(Output::Send { link, message: ServerMessage::Closed { session } });
@@ -476,6 +525,9 @@ impl Server {
             self.sessions.iter().filter(|(_, served)| of_link(served)).map(|(id, _)| *id).collect();
         for session in ended {
             self.forget(session, now);
+        }
+        for session in self.waiting_on(link) {
+            self.give_up_waiting(session, now);
         }
     }
 
@@ -505,6 +557,9 @@ impl Server {
         }
         self.outputs.push_back(Output::Forget { session });
         self.pages.release(served.pages.values().copied(), now);
+        if let Some((adapter, _)) = served.adapter {
+            self.adapters.release(adapter, now);
+        }
         self.report_drained();
         Some(served)
     }

@@ -6,6 +6,7 @@
 //! sends what its journal holds to the replacement, which computes it once more. The client is the
 //! hop before the first, with a journal of its own. To open a session is to mend an empty route.
 
+mod adapter;
 mod failure;
 mod flight;
 mod inbox;
@@ -22,7 +23,9 @@ use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use umbel_protocol::error::ProtocolViolation;
-use umbel_protocol::inference::{AnswerRows, ClientMessage, HopTiming, ServerMessage};
+use umbel_protocol::inference::{
+    AnswerRows, ClientMessage, HopTiming, ServerMessage, SessionAdapter,
+};
 use umbel_protocol::{DType, ModelId, PeerId, SessionId, Span, StepId, Tensor};
 
 use crate::journal::{Journal, Outlet};
@@ -80,6 +83,8 @@ pub struct SessionConfig {
     /// Of a thin session, how many tokens the model knows: ids of tokens go in, and tokens that the
     /// last hop has drawn come back. `None`: hidden states do both.
     pub thin_vocabulary: Option<u32>,
+    /// What hops add to the matrices of their blocks.
+    pub adapter: Option<SessionAdapter>,
 }
 
 /// A hop of a route, where it can be reached, and what the session is to be called there.
@@ -168,6 +173,17 @@ pub enum Output {
         hop: HopId,
         /// What to say.
         message: ClientMessage,
+    },
+    /// Send a hop a part of the adapter: as many values as a message may have, or as are left.
+    SendAdapter {
+        /// Which one.
+        hop: HopId,
+        /// What the session is called there.
+        session: SessionId,
+        /// For these blocks.
+        blocks: Span,
+        /// From this value on.
+        offset: u64,
     },
     /// Close the link to a hop once everything is sent.
     Disconnect {

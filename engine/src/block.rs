@@ -8,6 +8,7 @@ use crate::kernel::{AttentionShape, RopeTable};
 use crate::kv::table::BlockCache;
 use crate::operation::linear::Linear;
 use crate::operation::rms_norm::RmsNorm;
+use crate::train::Adapter;
 
 /// One transformer block: attention over a cache, then the MLP, each around a residual path.
 ///
@@ -50,6 +51,8 @@ pub(crate) struct BlockParts<'a> {
 
 /// Whose tokens go through a block together.
 pub(crate) struct Pass<'a> {
+    /// The block's number in the model.
+    pub(crate) block: u32,
     /// Where each token stands in its own session.
     pub(crate) positions: Arc<[usize]>,
     /// What each session brings, in the order of the rows.
@@ -64,4 +67,6 @@ pub(crate) struct Stretch<'a> {
     pub(crate) position: usize,
     /// How many there are.
     pub(crate) tokens: usize,
+    /// What is added to the matrices for them.
+    pub(crate) adapter: Option<&'a Adapter>,
 }

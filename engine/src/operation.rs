@@ -4,6 +4,7 @@
 //! binary32 tensors `[tokens, values]` on the processor. All of them are batch invariant: the bits
 //! computed for one token do not depend on the other tokens of the pass.
 
+pub(crate) mod adapt;
 pub(crate) mod attention;
 pub(crate) mod linear;
 pub(crate) mod residual;

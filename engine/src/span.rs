@@ -17,6 +17,7 @@ use crate::kernel::{Arithmetic, RopeTable};
 use crate::kv::arena::KvArena;
 use crate::kv::table::{KvTable, PageShape};
 use crate::model;
+use crate::train::{Adapter, TrainError, check_adapter};
 
 /// Consecutive blocks of a model, ready to compute. A clone shares the weights.
 #[derive(Clone)]
@@ -183,6 +184,25 @@ impl HostedSpan {
         self.blocks[(index - self.span.start()) as usize].parts()
     }
 
+    /// Has the tokens of a session go through the blocks with what `adapter` adds from now on. It is a
+    /// session without tokens, or with those of pages that were computed with the same adapter.
+    ///
+    /// # Errors
+    /// [`TrainError`] where the adapter lacks a block of the session's or is for another model, or the
+    /// blocks are on a GPU.
+    pub fn adapt(&self, table: &mut KvTable, adapter: Arc<Adapter>) -> Result<(), TrainError> {
+        if self.gpu.is_some() {
+            return Err(TrainError::OnGpu);
+        }
+        let (blocks, hosted) = (table.blocks(), self.span);
+        if !hosted.covers(blocks) {
+            return Err(TrainError::NotHosted { blocks, hosted });
+        }
+        check_adapter(self, blocks, &adapter)?;
+        table.set_adapter(adapter);
+        Ok(())
+    }
+
     /// Takes the tokens of `input`, which stand at [`KvTable::position`] and after it, through the
     /// blocks for which `table` was opened, and adds their keys and values to it.
     ///
@@ -279,7 +299,8 @@ impl HostedSpan {
         for index in blocks.clone() {
             let block = &self.blocks[(index - self.span.start()) as usize];
             let stretches = parts.iter_mut().map(|part| part.stretch(index)).collect();
-            let mut pass = Pass { positions: Arc::clone(&positions), stretches };
+            let positions = Arc::clone(&positions);
+            let mut pass = Pass { block: index, positions, stretches };
             hidden = block.forward(&hidden, &mut pass).map_err(|source| (index, source.into()))?;
         }
         divide(&hidden, parts).map_err(|source| (blocks.end - 1, source.into()))
@@ -291,11 +312,13 @@ struct Part<'a> {
     table: &'a mut KvTable,
     tokens: usize,
     hidden: Tensor,
+    adapter: Option<Arc<Adapter>>,
 }
 
 impl<'a> Part<'a> {
     fn new(table: &'a mut KvTable, input: &HiddenStates) -> Self {
-        Self { table, tokens: input.token_count(), hidden: input.tensor().clone() }
+        let adapter = table.adapter().cloned();
+        Self { table, tokens: input.token_count(), hidden: input.tensor().clone(), adapter }
     }
 
     fn positions(&self) -> Range<usize> {
@@ -307,7 +330,8 @@ impl<'a> Part<'a> {
     fn stretch(&mut self, index: u32) -> Stretch<'_> {
         let (position, tokens) = (self.table.position(), self.tokens);
         let place = (index - self.table.blocks().start()) as usize;
-        Stretch { cache: &mut self.table.caches_mut()[place], position, tokens }
+        let adapter = self.adapter.as_deref();
+        Stretch { cache: &mut self.table.caches_mut()[place], position, tokens, adapter }
     }
 
     fn finish(self) -> HiddenStates {

@@ -26,7 +26,7 @@
 pub mod adapter;
 mod attention;
 mod block;
-mod dense;
+pub(crate) mod dense;
 mod dropout;
 mod lora;
 pub mod loss;
@@ -195,7 +195,11 @@ impl<'a> TrainingPass<'a> {
 }
 
 /// Whether an adapter has the blocks, and each of its pairs the shape of its matrix.
-fn check_adapter(hosted: &HostedSpan, blocks: Span, adapter: &Adapter) -> Result<(), TrainError> {
+pub(crate) fn check_adapter(
+    hosted: &HostedSpan,
+    blocks: Span,
+    adapter: &Adapter,
+) -> Result<(), TrainError> {
     if !adapter.blocks().covers(blocks) {
         return Err(TrainError::NotAdapted { blocks, adapted: adapter.blocks() });
     }
@@ -260,6 +264,9 @@ pub enum TrainError {
         /// Those that the adapter is for.
         found: [usize; 2],
     },
+    /// The blocks are where no adapter is computed.
+    #[error("the blocks are on a GPU, which computes no adapters")]
+    OnGpu,
     /// A sequence without a token, or no sequence.
     #[error("no token to learn from: a sequence is empty")]
     NoToken,

@@ -1,6 +1,7 @@
 //! What was typed.
 
 mod about;
+mod adapter;
 mod bench;
 mod gateway;
 pub mod join;
@@ -20,6 +21,7 @@ use umbel_protocol::{DType, Span};
 use crate::device::DeviceWish;
 
 pub use about::{CompletionsArguments, ManArguments};
+pub use adapter::{AdapterArguments, AdapterCommand, PublishArguments};
 pub use bench::{BenchArguments, RandomShape};
 pub use gateway::{FrontArguments, GatewayArguments};
 pub use join::{SwarmArguments, SwarmCommand};
@@ -109,6 +111,8 @@ pub enum Command {
     Generate(GenerateArguments),
     /// Teach a model: learn an adapter from texts.
     Train(Box<train::TrainArguments>),
+    /// Provide what was learned to others.
+    Adapter(AdapterArguments),
     /// Answer requests of OpenAI's interface over HTTP.
     Gateway(GatewayArguments),
     /// Show a model: configuration, blocks, sizes, id.
@@ -431,6 +435,10 @@ pub struct ChatArguments {
     #[command(flatten)]
     pub chain: ChainArguments,
 
+    /// An adapter's folder, as `umbel train` and PEFT write it, or the id of one that was published.
+    #[arg(long, value_name = "DIR|ID")]
+    pub adapter: Option<PathBuf>,
+
     /// How the model is told to behave.
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
@@ -475,9 +483,8 @@ pub struct GenerateArguments {
     #[arg(long, value_name = "ID,ID,...", value_delimiter = ',', num_args = 1)]
     pub prompt_ids: Option<Vec<u32>>,
 
-    /// An adapter's folder, as `umbel train` and PEFT write it. Each token then goes the way of the
-    /// whole text before it.
-    #[arg(long, value_name = "DIR")]
+    /// An adapter's folder, as `umbel train` and PEFT write it, or the id of one that was published.
+    #[arg(long, value_name = "DIR|ID")]
     pub adapter: Option<PathBuf>,
 
     /// Put the prompt into the model's chat template, as what the user says.

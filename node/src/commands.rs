@@ -1,6 +1,7 @@
 //! The subcommands, one file each.
 
 mod about;
+mod adapter;
 mod bench;
 mod chat;
 mod demo;
@@ -49,6 +50,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Command::Chat(arguments) => chat::run(arguments, &config).await,
             Command::Generate(arguments) => generate::run(arguments, &config).await,
             Command::Train(arguments) => train::run(*arguments, &config).await,
+            Command::Adapter(arguments) => adapter::run(arguments).await,
             Command::Gateway(arguments) => gateway::run(arguments, &config).await,
             Command::Inspect(arguments) => inspect::run(arguments, &config).await,
             Command::Status(arguments) => status::run(arguments, &config).await,
@@ -78,6 +80,7 @@ fn runtime(command: &Command) -> std::io::Result<Runtime> {
         | Command::Chat(_)
         | Command::Generate(_)
         | Command::Train(_)
+        | Command::Adapter(_)
         | Command::Gateway(_)
         | Command::Inspect(_)
         | Command::Status(_)

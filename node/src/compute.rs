@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc};
 use umbel_coordinator::server::{Batch, ComputeFailure, Job, JobId, PageId, PageOrder, ShardId};
+use umbel_engine::train::Adapter;
 use umbel_engine::{ForwardError, HiddenStates, HostedSpan, KvArena, KvTable};
 use umbel_protocol::error::ErrorCode;
 use umbel_protocol::{DType, SessionId, Span, Tensor};
@@ -59,6 +60,8 @@ pub enum Command {
         results: DType,
         /// Pages with which it begins.
         prefix: Vec<PageId>,
+        /// What is added to the matrices for its tokens.
+        adapter: Option<Arc<Adapter>>,
     },
     /// Keep pages, or drop them.
     Pages(Vec<PageOrder>),
@@ -207,12 +210,26 @@ impl Shards {
         self.pages.charge(&idle, self.shards.values().next().map(|shard| &shard.arena));
     }
 
-    fn open(&mut self, session: SessionId, wanted: TableWanted, results: DType, prefix: &[PageId]) {
+    fn open(
+        &mut self,
+        session: SessionId,
+        wanted: TableWanted,
+        results: DType,
+        (prefix, adapter): (&[PageId], Option<Arc<Adapter>>),
+    ) {
         let TableWanted { shard: id, blocks, tokens, cache } = wanted;
         self.pages.uncharge(prefix);
         let shard = self.shards.get(&id).expect("blocks are held as long as sessions use them");
         match shard.arena.open_as(cache, blocks, tokens as usize) {
             Ok(mut table) => {
+                if let Some(adapter) = adapter
+                    && let Err(error) = shard.blocks.adapt(&mut table, adapter)
+                {
+                    // It was made for this model; the session's first step reports it.
+                    tracing::error!(%session, %error, "an adapter that was made here does not fit");
+                    shard.arena.close(table);
+                    return;
+                }
                 self.pages.begin(&mut table, prefix);
                 self.tables.insert(session, (id, table, results));
             }
@@ -306,8 +323,8 @@ impl Engine for Shards {
             Command::Drop { id } => {
                 self.shards.remove(&id);
             }
-            Command::Open { session, table, results, prefix } => {
-                self.open(session, table, results, &prefix);
+            Command::Open { session, table, results, prefix, adapter } => {
+                self.open(session, table, results, (&prefix, adapter));
             }
             Command::Pages(orders) => self.order_pages(orders),
             Command::Pass(batch) => {

@@ -4,6 +4,7 @@
 //! One task owns the machine. Every link has a task that reads and one that writes; the machine's
 //! task waits for none of them, so a peer that does not read delays nobody but itself.
 
+mod adapters;
 mod links;
 
 use std::collections::BTreeMap;
@@ -17,10 +18,12 @@ use umbel_coordinator::server::{Input, LinkId, Output, Server, ShardId};
 use umbel_net::Network;
 use umbel_protocol::inference::{ClientMessage, ServerMessage, Step};
 use umbel_protocol::{PeerId, SessionId, Span};
+use umbel_shard::ModelConfig;
 
 use crate::compute::{Command, Compute, Computed, Shard, TableWanted};
 use crate::measure;
 use crate::metrics::server::Counters;
+use adapters::Adapters;
 use links::{EVENTS_WAITING_MAX, FRAMES_WAITING_MAX};
 
 /// Shards of which it is still to be heard that nobody uses them: a server holds two at once.
@@ -63,6 +66,7 @@ pub struct Driver {
     server: Server,
     network: Network,
     compute: Compute,
+    adapters: Adapters,
     links: BTreeMap<LinkId, OpenLink>,
     /// By the session's name here and at the next hop.
     pushes: BTreeMap<(SessionId, SessionId), PushLink>,
@@ -183,6 +187,7 @@ impl Driver {
             server,
             network,
             compute,
+            adapters: Adapters::default(),
             links: BTreeMap::new(),
             pushes: BTreeMap::new(),
             push_links: 0,
@@ -196,6 +201,12 @@ impl Driver {
             clock: Clock::start(),
         };
         (driver, drained_shards)
+    }
+
+    /// The same for a machine that takes adapters, for blocks of `model`.
+    #[must_use]
+    pub fn adapting(self, model: ModelConfig) -> Self {
+        Self { adapters: Adapters::of(model), ..self }
     }
 
     /// What is counted, for who wants to see it.
@@ -311,11 +322,23 @@ impl Driver {
                 Output::Disconnect { session, to } => {
                     self.pushes.remove(&(session, to));
                 }
-                Output::OpenCache { session, shard, blocks, tokens, results, cache, prefix } => {
+                Output::OpenCache {
+                    session,
+                    shard,
+                    blocks,
+                    tokens,
+                    results,
+                    cache,
+                    prefix,
+                    adapter,
+                } => {
                     self.counters.session_opened();
                     let table = TableWanted { shard, blocks, tokens, cache };
-                    self.compute.tell(Command::Open { session, table, results, prefix });
+                    let adapter = adapter.map(|adapter| self.adapters.of_session(adapter));
+                    let open = Command::Open { session, table, results, prefix, adapter };
+                    self.compute.tell(open);
                 }
+                Output::Adapter(order) => self.adapters.order(order),
                 Output::Pages(orders) => self.compute.tell(Command::Pages(orders)),
                 Output::Compute(batch) => {
                     let tokens = batch.jobs.iter().map(|job| u64::from(job.hidden.shape()[0]));

@@ -54,7 +54,7 @@ use umbel_client::chain::remote::OpenChainError;
 use umbel_client::text::chat_template::Message;
 use umbel_client::text::tokenizer::Tokenizer;
 use umbel_client::text::tools::Tools;
-use umbel_client::{Chain, Generate, GenerateError, Generation, Speculate};
+use umbel_client::{Chain, Generate, GenerateError, Generation, NamedAdapter, Speculate};
 use umbel_coordinator::session::SessionFailure;
 
 use crate::commands::session::{Blocks, Opened};
@@ -180,19 +180,23 @@ impl Gateway {
     /// Opens a session for an answer.
     async fn start(&self, request: Generate, asked: &Asked) -> Result<Generation, ApiError> {
         let tokens = request.prompt.len().saturating_add(request.max_tokens as usize);
-        let chain = match &asked.adapter {
-            Some(folder) => {
-                let chain = self.opened.chain_with(folder, tokens).await;
-                chain.map_err(|error| ApiError::unavailable(&error))?
-            }
-            None => self.chain(tokens, &request.prompt).await?,
+        let adapter = match &asked.adapter {
+            Some(folder) => Some(self.opened.adapter(folder).await),
+            None => None,
         };
+        let adapter = adapter.transpose().map_err(|error| ApiError::unavailable(&error))?;
+        let chain = self.chain(adapter.as_ref(), tokens, &request.prompt).await?;
         Ok(request.start(Arc::clone(&self.opened.model), chain)?)
     }
 
     /// A session with room for so many tokens.
-    async fn chain(&self, tokens: usize, prompt: &[u32]) -> Result<Chain, ApiError> {
-        match self.opened.chain(tokens, prompt).await {
+    async fn chain(
+        &self,
+        adapter: Option<&NamedAdapter>,
+        tokens: usize,
+        prompt: &[u32],
+    ) -> Result<Chain, ApiError> {
+        match self.opened.chain_with(adapter, tokens, prompt).await {
             Ok(chain) => Ok(chain),
             Err(error) if is_full(&error) || self.has_no_room(&error).await => {
                 Err(ApiError::full(error.as_ref()))
@@ -214,7 +218,7 @@ impl Gateway {
         if ids.len() > context {
             return Err(GenerateError::PromptTooLong { tokens: ids.len(), context }.into());
         }
-        let chain = self.chain(ids.len(), &[]).await?;
+        let chain = self.chain(None, ids.len(), &[]).await?;
         Ok(umbel_client::embedding(&self.opened.model, chain, ids).await?)
     }
 

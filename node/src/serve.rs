@@ -18,7 +18,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use tokio::sync::{Notify, watch};
 use umbel_client::SwarmConfig;
-use umbel_coordinator::server::{Server, ServerConfig};
+use umbel_coordinator::server::{AdapterRoom, Server, ServerConfig};
 use umbel_coordinator::swarm::placement::{Intention, thinnest_span};
 use umbel_engine::Gpu;
 use umbel_net::{
@@ -37,7 +37,7 @@ use crate::config::Config;
 use crate::device;
 use crate::driver::{Driver, Events, Load};
 use crate::shutdown::Shutdown;
-use crate::training::TrainingDriver;
+use crate::training::{self, TrainingDriver};
 use balance::Balancer;
 use control::Control;
 use loading::{Held, Loaded, Loader};
@@ -228,6 +228,8 @@ impl Serving {
         let mut config = server_config(&model, network.peer_id(), span, kv_tokens, keeps_pages)?;
         config.vocabulary_size = config.vocabulary_size.filter(|_| holds_ends);
         config.cache = shard.arena.fixed_type();
+        let on_processor = shard.blocks.gpu().is_none();
+        config.adapters = on_processor.then(|| adapter_room(&model, allowed_bytes));
         let server = Server::new(config);
         let events = Events::new();
         let (completion, handle) = (events.completion(), events.handle());
@@ -239,18 +241,18 @@ impl Serving {
             floor.clone(),
             memory::training_bytes(allowed_bytes),
         );
-        let trains = shard.blocks.gpu().is_none();
         let (shards, lost) = Shards::new(shard);
         let shards = floor.before(shards);
         let compute = Compute::start(shards, move |done| completion.done(done));
         let (driver, drained) = Driver::new(server, network.clone(), compute, events);
+        let driver = driver.adapting(model.config().clone());
         let peer = network.peer_id();
         let balancer =
             Balancer::new(peer, &arguments, &model, (held, held_max), loader, (handle, drained));
-        let balancer = if trains {
+        let balancer = if on_processor {
             balancer.with(trainings)
         } else {
-            tracing::info!("what others train goes to servers on processors");
+            tracing::info!("what others train or ask with adapters goes to servers on processors");
             trainings.drain().await;
             balancer
         };
@@ -268,6 +270,13 @@ fn say_loaded(model: &Model, span: Span, kv_tokens: usize, throughput: Throughpu
         prefill = throughput.prefill_tokens_per_second,
         "loaded"
     );
+}
+
+fn adapter_room(model: &Model, allowed_bytes: u64) -> AdapterRoom {
+    AdapterRoom {
+        bytes_max: memory::adapter_bytes(allowed_bytes),
+        module_sizes: training::module_sizes(model.config()),
+    }
 }
 
 fn server_config(
@@ -291,6 +300,7 @@ fn server_config(
         cache: None,
         journal_bytes_max: memory::journal_bytes()?,
         keeps_pages,
+        adapters: None,
     })
 }
 

@@ -18,7 +18,7 @@ use umbel_engine::train::TargetModule;
 use umbel_net::Network;
 use umbel_protocol::PeerId;
 use umbel_protocol::training::{TrainerMessage, TrainingAnswer};
-use umbel_shard::Model;
+use umbel_shard::{Model, ModelConfig};
 
 use crate::compute::floor::Floor;
 use crate::metrics::server::Waits;
@@ -87,10 +87,7 @@ impl TrainingDriver {
             model: model.id(),
             span: blocks.span(),
             hidden_size: size(config.hidden_size),
-            module_sizes: TargetModule::ALL.map(|module| {
-                let [rows, columns] = module.shape(config);
-                (rows + columns) as u64
-            }),
+            module_sizes: module_sizes(config),
             context_tokens: size(config.context_tokens),
             bytes_max,
         });
@@ -197,4 +194,13 @@ impl TrainingDriver {
         let sent = self.engine.try_send(command);
         sent.expect("there is one piece of work at a time, and blocks change seldom");
     }
+}
+
+/// Rows and columns together of each module's matrix.
+#[must_use]
+pub fn module_sizes(config: &ModelConfig) -> [u64; 7] {
+    TargetModule::ALL.map(|module| {
+        let [rows, columns] = module.shape(config);
+        (rows + columns) as u64
+    })
 }

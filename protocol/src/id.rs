@@ -85,6 +85,51 @@ impl FromStr for PeerId {
 #[error("not the id of an ed25519 peer (such an id begins with 12D3Koo)")]
 pub struct InvalidPeerId;
 
+/// SHA-256 over an adapter's configuration and values: equal ids mean equal adapters.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AdapterId([u8; 32]);
+
+impl AdapterId {
+    /// The id with these bytes.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The 32 bytes of the hash.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl fmt::Display for AdapterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for AdapterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for AdapterId {
+    type Err = InvalidAdapterId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidAdapterId> {
+        // Both are hashes of 32 bytes, and written alike.
+        let ModelId(bytes) = text.parse().map_err(|InvalidModelId| InvalidAdapterId)?;
+        Ok(Self(bytes))
+    }
+}
+
+/// A text that is no adapter id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not an adapter id (such an id has 64 hexadecimal digits)")]
+pub struct InvalidAdapterId;
+
 /// SHA-256 over a model's manifest: equal ids mean equal configuration, weights and quantization.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ModelId([u8; 32]);

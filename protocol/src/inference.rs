@@ -8,6 +8,7 @@
 //! it refills the one that takes a failed neighbour's place ([`Redirect`], [`Adopt`]). So the same
 //! session has another name on each server, and a server that is used twice is not confused.
 
+mod adapter;
 mod draw;
 mod repair;
 mod step;
@@ -16,6 +17,7 @@ mod wire;
 use crate::prefix::PageDigest;
 use crate::{DType, ErrorCode, ModelId, PeerId, SessionId, Span, StepId};
 
+pub use adapter::{AdapterPart, SessionAdapter};
 pub use draw::{Draw, END_IDS_MAX, Sampling};
 pub use repair::{Adopt, Destination, Neighbour, NextHop, Redirect, Trouble};
 pub use step::{AnswerRows, HOPS_MAX, HopTiming, Step};
@@ -48,10 +50,12 @@ pub enum ClientMessage {
     Keep(KeepPages),
     /// Draw tokens like this from now on; the answer is [`ServerMessage::DrawTaken`].
     Draw(Draw),
+    /// Values of the session's adapter, which [`ServerMessage::AdapterWanted`] has asked for.
+    Adapter(AdapterPart),
 }
 
 /// What a session needs of one server.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct OpenSession {
     /// Its name on this server, drawn by the client.
     pub session: SessionId,
@@ -86,6 +90,8 @@ pub struct OpenSession {
     pub thin: bool,
     /// Of a thin session on its first server: who draws tokens, and may push them.
     pub drawer: Option<PeerId>,
+    /// What is added to the matrices of the blocks, if anything is.
+    pub adapter: Option<SessionAdapter>,
 }
 
 /// Pages of a session that later sessions of the same client may take over.
@@ -115,6 +121,15 @@ pub enum ServerMessage {
         /// Tokens of the prefix that are in the cache already; `None` where the server keeps no
         /// pages.
         kept: Option<u32>,
+        /// Whether the adapter that the session asked for is added to the matrices.
+        adapter: bool,
+    },
+    /// The session is opened once the server has its adapter.
+    AdapterWanted {
+        /// Which session.
+        session: SessionId,
+        /// The first value that is to be sent; `None` where another session of the client sends them.
+        offset: Option<u64>,
     },
     /// What leaves the last block of the route.
     Output(Step),

@@ -23,6 +23,8 @@ pub enum LinkProtocol {
     Training,
     /// What a member of a run says to another.
     Averaging,
+    /// An adapter that somebody has published.
+    Adapter,
 }
 
 /// The two ends of a link.
@@ -46,10 +48,22 @@ const QUESTION_HEADER_BYTES_MAX: u32 = 8 << 10;
 /// 1,024 announcements, the most of an answer, of 2 KiB each; half a KiB is usual.
 pub(crate) const ANSWER_HEADER_BYTES_MAX: u32 = 2 << 20;
 
+/// An id and some numbers.
+const ADAPTER_HEADER_BYTES_MAX: u32 = 1 << 10;
+
+/// A part of an adapter's files, as [`PART_BYTES_MAX`](crate::published::PART_BYTES_MAX) has it.
+const ADAPTER_PART_BYTES_MAX: u32 = 1 << 20;
+
 impl LinkProtocol {
     /// Every protocol.
-    pub const ALL: [Self; 5] =
-        [Self::Session, Self::Push, Self::Directory, Self::Training, Self::Averaging];
+    pub const ALL: [Self; 6] = [
+        Self::Session,
+        Self::Push,
+        Self::Directory,
+        Self::Training,
+        Self::Averaging,
+        Self::Adapter,
+    ];
 
     /// The name that both ends agree on when a link is opened.
     #[must_use]
@@ -60,6 +74,7 @@ impl LinkProtocol {
             Self::Directory => "/umbel/directory/1",
             Self::Training => "/umbel/training/1",
             Self::Averaging => "/umbel/averaging/1",
+            Self::Adapter => "/umbel/adapter/1",
         }
     }
 
@@ -76,6 +91,13 @@ impl LinkProtocol {
             (Self::Push | Self::Averaging, Side::Acceptor) => {
                 Limits { header_bytes_max: 0, payload_bytes_max: 0 }
             }
+            (Self::Adapter, Side::Opener) => {
+                Limits { header_bytes_max: ADAPTER_HEADER_BYTES_MAX, payload_bytes_max: 0 }
+            }
+            (Self::Adapter, Side::Acceptor) => Limits {
+                header_bytes_max: ADAPTER_HEADER_BYTES_MAX,
+                payload_bytes_max: ADAPTER_PART_BYTES_MAX,
+            },
             (Self::Directory, Side::Opener) => {
                 Limits { header_bytes_max: QUESTION_HEADER_BYTES_MAX, payload_bytes_max: 0 }
             }

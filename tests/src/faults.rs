@@ -245,7 +245,7 @@ impl Replicated {
         waits.sort();
         let failures = match generation.chain() {
             Chain::Remote(chain) => chain.failures().len(),
-            Chain::Local(_) | Chain::Adapted(_) => 0,
+            Chain::Local(_) => 0,
         };
         let (tokens, drafts) = (generation.tokens().to_vec(), generation.drafts());
         generation.into_chain().0.close().await;
@@ -397,7 +397,7 @@ fn notice(generation: &Generation) -> JoinHandle<Duration> {
     let begun = Instant::now();
     let failures = match generation.chain() {
         Chain::Remote(chain) => Some(chain.watch_failures()),
-        Chain::Local(_) | Chain::Adapted(_) => None,
+        Chain::Local(_) => None,
     };
     tokio::spawn(async move {
         if let Some(mut failures) = failures {

@@ -14,6 +14,7 @@ use umbel_protocol::compression;
 use umbel_protocol::directory::{DirectoryAnswer, DirectoryRequest};
 use umbel_protocol::frame::{Frame, FrameDecoder, FrameError, Limits, encode_prefix};
 use umbel_protocol::inference::{ClientMessage, PushMessage, ServerMessage};
+use umbel_protocol::published::{AdapterAnswer, AdapterRequest};
 use umbel_protocol::training::{TrainerMessage, TrainingAnswer};
 use umbel_protocol::version::{LinkProtocol, Side};
 use umbel_protocol::{DType, ProtocolViolation};
@@ -95,6 +96,12 @@ fn message(protocol: LinkProtocol, side: Side, frame: Frame) -> bool {
             survives(frame, MemberMessage::decode, MemberMessage::encode)
         }
         (LinkProtocol::Averaging, Side::Acceptor) => false,
+        (LinkProtocol::Adapter, Side::Opener) => {
+            survives(frame, AdapterRequest::decode, AdapterRequest::encode)
+        }
+        (LinkProtocol::Adapter, Side::Acceptor) => {
+            survives(frame, AdapterAnswer::decode, AdapterAnswer::encode)
+        }
     }
 }
 

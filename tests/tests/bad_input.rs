@@ -245,6 +245,7 @@ fn opening(session: SessionId, model: ModelId, thin: bool) -> OpenSession {
         prefix: Vec::new(),
         thin,
         drawer: None,
+        adapter: None,
     }
 }
 

@@ -55,7 +55,6 @@ pub(crate) fn not_stepped(error: &StepError) -> PyErr {
     let nobody = match error {
         StepError::Open(open) => matches!(**open, OpenChainError::NotServed { .. }),
         StepError::Compute(_)
-        | StepError::Adapted(_)
         | StepError::Interrupted
         | StepError::Session(_)
         | StepError::Malformed { .. } => false,

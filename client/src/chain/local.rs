@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use umbel_engine::train::TrainError;
 use umbel_engine::{
     Device, ForwardError, HiddenStates, HostedSpan, KvArena, KvTable, OpenTableError, TruncateError,
 };
@@ -10,6 +11,7 @@ use umbel_protocol::{DType, Span};
 use umbel_shard::{LoadError, Model, Part};
 
 use super::{HopTime, StepError, StepTime};
+use crate::adapter::NamedAdapter;
 
 /// Every block of a model, for the sessions of this process.
 pub struct LocalModel {
@@ -66,6 +68,17 @@ pub struct LocalChain {
 }
 
 impl LocalChain {
+    /// The same session, which has had no step, with an adapter.
+    ///
+    /// # Errors
+    /// [`TrainError`] where the adapter is for another model.
+    pub fn adapted(mut self, adapter: &NamedAdapter) -> Result<Self, TrainError> {
+        if let Some(table) = &mut self.table {
+            self.model.blocks.adapt(table, Arc::clone(adapter.adapter()))?;
+        }
+        Ok(self)
+    }
+
     pub(super) async fn step(
         &mut self,
         position: u32,

@@ -20,6 +20,7 @@ use umbel_protocol::inference::AnswerRows;
 use umbel_protocol::{DType, ModelId};
 
 use super::{StepError, StepTime};
+use crate::adapter::NamedAdapter;
 use crate::generate::compute_apart;
 use crate::model::ClientModel;
 use crate::swarm::Swarm;
@@ -87,6 +88,7 @@ struct Wanted {
     vocabulary_size: u32,
     options: SessionOptions,
     proportions: Proportions,
+    adapter: Option<NamedAdapter>,
 }
 
 impl Wanted {
@@ -162,6 +164,21 @@ impl RemoteChain {
         prompt: &[u32],
         options: SessionOptions,
     ) -> Result<Self, OpenChainError> {
+        Self::open_adapted(swarm, model, tokens_max, prompt, (options, None)).await
+    }
+
+    /// The same with an adapter, if there is one. Servers that lack it are sent it, and add it to the
+    /// matrices of this session's tokens and nobody else's.
+    ///
+    /// # Errors
+    /// As [`RemoteChain::open`], and where no server has room for the adapter.
+    pub async fn open_adapted(
+        swarm: Arc<Swarm>,
+        model: &ClientModel,
+        tokens_max: u32,
+        prompt: &[u32],
+        (options, adapter): (SessionOptions, Option<NamedAdapter>),
+    ) -> Result<Self, OpenChainError> {
         let hidden_size = model.config().hidden_size;
         let wanted = Wanted {
             model: model.id(),
@@ -175,6 +192,7 @@ impl RemoteChain {
             vocabulary_size: u32::try_from(model.config().vocabulary_size).unwrap_or(u32::MAX),
             options,
             proportions: Proportions::of(model.config()),
+            adapter,
         };
         let ends = model.has_weights().then(|| model.ends().clone());
         let (running, held) = Running::start(&swarm, &wanted, ends.as_ref(), prompt).await?;
@@ -283,6 +301,8 @@ impl Running {
         if swarm.knows_nobody(model) {
             return Err(OpenChainError::NotServed { model });
         }
+        let adapter = wanted.adapter.as_ref();
+        let adapter_id = adapter.map(NamedAdapter::id);
         let config = SessionConfig {
             model,
             block_count: wanted.block_count,
@@ -292,13 +312,14 @@ impl Running {
             results: wanted.options.wire,
             cache: wanted.options.cache,
             standby: wanted.options.standby,
-            sharing: wanted.shares().then(|| swarm.sharing(text)),
+            sharing: wanted.shares().then(|| swarm.sharing(text, adapter_id)),
             thin_vocabulary: wanted.options.thin.then_some(wanted.vocabulary_size),
+            adapter: adapter.map(NamedAdapter::described),
         };
         let (commands, receive) = mpsc::channel(COMMANDS_WAITING_MAX);
         let (ready, opened) = oneshot::channel();
         let (driver, hops, failures) =
-            Driver::new(swarm, config, wanted.room_tokens(), receive, ready);
+            Driver::new(swarm, (config, adapter.cloned()), wanted.room_tokens(), receive, ready);
         tokio::spawn(driver.run());
         let taken_over = match opened.await {
             Ok(Ok(taken_over)) => taken_over,

@@ -21,7 +21,7 @@ impl Chain {
     #[must_use]
     pub const fn is_thin(&self) -> bool {
         match self {
-            Self::Local(_) | Self::Adapted(_) => false,
+            Self::Local(_) => false,
             Self::Remote(chain) => chain.is_thin(),
         }
     }
@@ -53,7 +53,7 @@ impl Chain {
     fn thin(&mut self) -> &mut super::remote::RemoteChain {
         match self {
             Self::Remote(chain) if chain.is_thin() => chain,
-            Self::Local(_) | Self::Adapted(_) | Self::Remote(_) => panic!("tokens are drawn here"),
+            Self::Local(_) | Self::Remote(_) => panic!("tokens are drawn here"),
         }
     }
 }

@@ -208,25 +208,6 @@ impl Blocks {
         }
     }
 
-    /// What leaves the last block of one text.
-    pub(crate) async fn answer(
-        &mut self,
-        state: &Arc<TrainingState>,
-        entering: HiddenStates,
-        number: u64,
-    ) -> Result<HiddenStates, TrainError> {
-        let tokens = u32::try_from(entering.token_count()).expect("a context has fewer tokens");
-        let mut microbatch = Microbatch::new(number);
-        microbatch.sequences.push(TrainingSequence { tokens, dropout_seed: 0 });
-        microbatch.entering.insert(0, entering);
-        match self {
-            Self::Local(blocks) => blocks.answer(state, &mut microbatch).await?,
-            Self::Remote(blocks) => blocks.answer(state, &mut microbatch).await?,
-        }
-        let (_, left) = microbatch.entering.pop_last().expect("it has gone forward");
-        Ok(left)
-    }
-
     pub(crate) fn routes(&self) -> Vec<Vec<TrainingHop>> {
         match self {
             Self::Local(blocks) => vec![vec![TrainingHop { peer: None, blocks: blocks.span() }]],

@@ -33,14 +33,14 @@ impl Admission {
         Self { head_size, bytes_free: bytes(head_size, DType::F32, span, tokens) }
     }
 
-    /// Reserves room for a session on blocks of `span`, or says why there is none.
-    pub(super) fn admit(
-        &mut self,
+    /// Says why there is no room for a session on blocks of `span`, beside so many of all clients and
+    /// of its own.
+    pub(super) fn check(
+        &self,
         config: &ServerConfig,
         span: Span,
         open: &OpenSession,
-        session_count: usize,
-        sessions_of_client: usize,
+        (session_count, sessions_of_client): (usize, usize),
     ) -> Result<(), Refusal> {
         let refuse = |code, detail| Err(Refusal { code, detail });
         if open.model != config.model {
@@ -65,8 +65,12 @@ impl Admission {
             let detail = format!("room for {} tokens is left", self.tokens_free(open.cache, span));
             return refuse(ErrorCode::KvFull, detail);
         }
-        self.bytes_free -= wanted;
         Ok(())
+    }
+
+    /// Reserves room for a session that was checked.
+    pub(super) fn reserve(&mut self, open: &OpenSession) {
+        self.bytes_free -= bytes(self.head_size, open.cache, open.blocks, open.tokens_max);
     }
 
     /// Takes back what a session had reserved.

@@ -42,19 +42,24 @@ impl Shards {
         self.admission.tokens_free(DType::F32, self.current.span)
     }
 
-    pub(super) fn admit(
-        &mut self,
+    /// Whether a session can be opened beside so many of all clients and of its own.
+    pub(super) fn check(
+        &self,
         config: &ServerConfig,
         open: &OpenSession,
-        session_count: usize,
-        sessions_of_client: usize,
+        counts: (usize, usize),
     ) -> Result<(), Refusal> {
         if self.current.leave_by.is_some() {
             let detail = "this server is about to leave".to_owned();
             return Err(Refusal { code: ErrorCode::Draining, detail });
         }
         let span = self.current.span;
-        self.admission.admit(config, span, open, session_count, sessions_of_client)
+        self.admission.check(config, span, open, counts)
+    }
+
+    /// Reserves room for a session that was checked.
+    pub(super) fn reserve(&mut self, open: &OpenSession) {
+        self.admission.reserve(open);
     }
 
     /// What no session has reserved.

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use umbel_protocol::prefix::PageDigest;
-use umbel_protocol::{DType, PeerId, SessionId, Span};
+use umbel_protocol::{AdapterId, DType, PeerId, SessionId, Span};
 
 use super::ShardId;
 use crate::time::Time;
@@ -48,6 +48,7 @@ pub(super) struct Scope {
     pub(super) shard: ShardId,
     pub(super) blocks: Span,
     pub(super) cache: DType,
+    pub(super) adapter: Option<AdapterId>,
 }
 
 #[derive(Debug)]

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use umbel_protocol::compression::Packing;
 use umbel_protocol::inference::{Destination, NextHop, OpenSession, Redirect, Step};
-use umbel_protocol::{DType, PeerId, SessionId, Span, StepId};
+use umbel_protocol::{AdapterId, DType, PeerId, SessionId, Span, StepId};
 
 use super::admission::PAGE_TOKENS;
 use super::prefix::{PageId, Scope};
 use super::ring::Thin;
-use super::{LinkId, ShardId};
+use super::{AdapterKey, LinkId, ShardId};
 use crate::journal::{Journal, Outlet};
 use crate::time::Time;
 
@@ -42,6 +42,8 @@ pub(super) struct Served {
     pub(super) pages: BTreeMap<u32, PageId>,
     /// Where ids of tokens enter the model and leave it.
     pub(super) thin: Option<Thin>,
+    /// What is added to the matrices.
+    pub(super) adapter: Option<(AdapterKey, AdapterId)>,
     next: Next,
     outlet: Outlet,
     mirror: Option<(SessionId, Outlet)>,
@@ -82,7 +84,7 @@ impl Served {
         client: PeerId,
         link: LinkId,
         shard: ShardId,
-        (open, thin): (OpenSession, Option<Thin>),
+        (open, thin, adapter): (OpenSession, Option<Thin>, Option<AdapterKey>),
         pages: &[PageId],
         now: Time,
     ) -> (Self, Option<NextHop>) {
@@ -111,6 +113,7 @@ impl Served {
             latest: None,
             pages,
             thin,
+            adapter: adapter.zip(open.adapter.map(|adapter| adapter.id)),
             next,
             outlet,
             mirror: None,
@@ -119,9 +122,10 @@ impl Served {
     }
 
     /// What pages of it must have in common with those of another session.
-    pub(super) const fn scope(&self) -> Scope {
+    pub(super) fn scope(&self) -> Scope {
         let Self { client, shard, blocks, cache, .. } = *self;
-        Scope { client, shard, blocks, cache }
+        let adapter = self.adapter.map(|(_, id)| id);
+        Scope { client, shard, blocks, cache, adapter }
     }
 
     /// The pages that it uses no more once its cache is cut to `position` and written from there on.

@@ -18,7 +18,8 @@ impl Server {
         shard: ShardId,
         open: &OpenSession,
     ) -> Vec<PageId> {
-        let scope = Scope { client, shard, blocks: open.blocks, cache: open.cache };
+        let adapter = open.adapter.as_ref().map(|adapter| adapter.id);
+        let scope = Scope { client, shard, blocks: open.blocks, cache: open.cache, adapter };
         let pages_max = (open.tokens_max / PAGE_TOKENS) as usize;
         let prefix = &open.prefix[..open.prefix.len().min(pages_max)];
         // Nothing is kept where the server keeps no pages.

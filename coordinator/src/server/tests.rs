@@ -9,6 +9,7 @@ use umbel_protocol::inference::{Adopt, AnswerRows, Destination, Neighbour, Redir
 
 use super::*;
 
+mod adapters;
 mod share;
 mod stream;
 mod thin;
@@ -35,6 +36,7 @@ fn server(kv_tokens_max: u32) -> Server {
         cache: None,
         journal_bytes_max: 1 << 20,
         keeps_pages: true,
+        adapters: None,
     })
 }
 
@@ -54,6 +56,7 @@ fn opening(session: u128) -> OpenSession {
         prefix: Vec::new(),
         thin: false,
         drawer: None,
+        adapter: None,
     }
 }
 

@@ -24,6 +24,7 @@ impl Session {
             | ServerMessage::Adopted { session, .. }
             | ServerMessage::Pong { session, .. }
             | ServerMessage::DrawTaken { session }
+            | ServerMessage::AdapterWanted { session, .. }
             | ServerMessage::Draining { session } => *session,
             ServerMessage::Output(step) => step.session,
             ServerMessage::Error(error) => error.session,
@@ -32,6 +33,13 @@ impl Session {
         self.check_name(index, named)?;
         let place = &mut self.places[index];
         match message {
+            ServerMessage::Opened { adapter: false, .. } if self.config.adapter.is_some() => {
+                self.drop_place(index, super::adapter::not_added());
+            }
+            ServerMessage::AdapterWanted { offset, .. } => {
+                let send = place.adapter_wanted(offset, now)?;
+                self.outputs.extend(send);
+            }
             ServerMessage::Opened { kept, .. } => {
                 let Opening::Asked { .. } = place.opening else {
                     return Err(ProtocolViolation::Unexpected { message: "Opened" });

@@ -233,6 +233,7 @@ impl Session {
             prefix,
             thin: self.config.thin_vocabulary.is_some(),
             drawer: drawer_peer,
+            adapter: self.config.adapter.clone(),
         };
         let (hop, message) = (place.id, ClientMessage::Open(open));
         self.outputs.push_back(Output::Send { hop, message });

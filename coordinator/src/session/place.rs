@@ -60,6 +60,8 @@ pub(super) struct Place {
     pub(super) draw_told: Option<DrawTold>,
     /// How often it has been told so and has not confirmed it.
     pub(super) drawing: u32,
+    /// Until when it may lack the session's adapter, once it has said that it does.
+    pub(super) adapter_until: Option<Time>,
 }
 
 /// How far the opening has come.
@@ -113,6 +115,7 @@ impl Place {
             drawer: None,
             draw_told: None,
             drawing: 0,
+            adapter_until: None,
             watch: Watch::new(route.round_trip, now),
             held: 0,
             keeps: false,

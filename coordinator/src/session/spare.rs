@@ -114,6 +114,7 @@ impl Session {
             prefix,
             thin: false,
             drawer: None,
+            adapter: self.config.adapter.clone(),
         };
         let (hop, message) = (place.id, ClientMessage::Open(open));
         self.outputs.push_back(Output::Send { hop, message });
@@ -158,6 +159,17 @@ impl Session {
         };
         spare.place.watch.heard(now);
         match message {
+            ServerMessage::Opened { adapter: false, .. } if self.config.adapter.is_some() => {
+                self.drop_spare(hop, &super::adapter::not_added(), now);
+            }
+            ServerMessage::AdapterWanted { offset, .. } => {
+                match spare.place.adapter_wanted(offset, now) {
+                    Ok(send) => self.outputs.extend(send),
+                    Err(violation) => {
+                        self.drop_spare(hop, &FailureReason::Violation(violation), now);
+                    }
+                }
+            }
             ServerMessage::Opened { kept, .. } => {
                 if Self::opened_with(&mut spare.place, kept) {
                     spare.place.opening = Opening::Open;

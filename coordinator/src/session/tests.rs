@@ -10,6 +10,7 @@ use umbel_protocol::{DType, Span};
 
 use super::*;
 
+mod adapter;
 mod prefix;
 
 fn peer(name: u8) -> PeerId {
@@ -57,6 +58,7 @@ fn config(standby: bool) -> SessionConfig {
         standby,
         sharing: None,
         thin_vocabulary: None,
+        adapter: None,
     }
 }
 
@@ -78,7 +80,12 @@ fn say(session: &mut Session, hop: u32, message: ServerMessage) -> Vec<Output> {
 }
 
 fn opened(name: u8) -> ServerMessage {
-    ServerMessage::Opened { session: SessionId::new(name.into()), tokens_max: 100, kept: None }
+    ServerMessage::Opened {
+        session: SessionId::new(name.into()),
+        tokens_max: 100,
+        kept: None,
+        adapter: false,
+    }
 }
 
 fn answer(name: u8, step: u64, position: u32, tokens: u32) -> ServerMessage {

@@ -13,6 +13,7 @@ use crate::cuda::{DeviceCache, DevicePage};
 #[cfg(test)]
 use crate::kernel::Side;
 use crate::kernel::{KvPage, KvPages};
+use crate::train::Adapter;
 
 /// Keys and values of one session in each block of its span.
 ///
@@ -26,6 +27,8 @@ pub struct KvTable {
     dtype: DType,
     storage: Storage,
     reservation: Reservation,
+    /// What is added to the matrices from which its keys and values come.
+    adapter: Option<Arc<Adapter>>,
 }
 
 /// Where the pages lie.
@@ -48,7 +51,8 @@ impl KvTable {
         let cache = |_| BlockCache { shape, dtype, pages: Vec::new() };
         let caches = blocks.blocks().map(cache).collect();
         let storage = Storage::Host(caches);
-        Self { blocks, position: 0, capacity, shape, dtype, storage, reservation }
+        let adapter = None;
+        Self { blocks, position: 0, capacity, shape, dtype, storage, reservation, adapter }
     }
 
     pub(super) fn on_device(
@@ -59,7 +63,17 @@ impl KvTable {
         reservation: Reservation,
     ) -> Self {
         let storage = Storage::Device(Box::new(cache));
-        Self { blocks, position: 0, capacity, shape, dtype, storage, reservation }
+        let adapter = None;
+        Self { blocks, position: 0, capacity, shape, dtype, storage, reservation, adapter }
+    }
+
+    /// The adapter with which its tokens go through the blocks.
+    pub(crate) const fn adapter(&self) -> Option<&Arc<Adapter>> {
+        self.adapter.as_ref()
+    }
+
+    pub(crate) fn set_adapter(&mut self, adapter: Arc<Adapter>) {
+        self.adapter = Some(adapter);
     }
 
     /// The blocks that the session goes through here.

@@ -16,12 +16,14 @@ use umbel_shard::ModelConfig;
 use crate::block::{Block, BlockParts, Pass};
 use crate::checkpoint::{Checkpoint, LoadTensorError};
 use crate::kernel::{AttentionShape, RopeTable};
+use crate::operation::adapt;
 use crate::operation::attention::attend;
 use crate::operation::linear::Linear;
 use crate::operation::residual;
 use crate::operation::rms_norm::RmsNorm;
 use crate::operation::rotary::Rotary;
 use crate::operation::swiglu::swiglu;
+use crate::train::TargetModule;
 
 /// Takes block `index` out of a Llama checkpoint.
 pub(super) fn load_block(
@@ -70,9 +72,18 @@ impl Attention {
     }
 
     /// Queries `[tokens, heads * head_size]`, keys and values `[tokens, kv_heads * head_size]`.
-    pub(super) fn project(&self, hidden: &Tensor) -> candle_core::Result<(Tensor, Tensor, Tensor)> {
+    pub(super) fn project(
+        &self,
+        hidden: &Tensor,
+        pass: &Pass<'_>,
+    ) -> candle_core::Result<(Tensor, Tensor, Tensor)> {
         let layers = [&self.q_proj, &self.k_proj, &self.v_proj];
-        Ok(Linear::forward_all(layers, hidden)?.into())
+        let [queries, keys, values] = Linear::forward_all(layers, hidden)?;
+        Ok((
+            adapt::add(pass, TargetModule::Query, hidden, queries)?,
+            adapt::add(pass, TargetModule::Key, hidden, keys)?,
+            adapt::add(pass, TargetModule::Value, hidden, values)?,
+        ))
     }
 
     /// Turns queries and keys to their positions, attends, and projects what was attended to.
@@ -86,7 +97,8 @@ impl Attention {
         let queries = Rotary { table, heads, head_size, positions }.forward(queries)?;
         let keys = Rotary { table, heads: kv_heads, head_size, positions }.forward(keys)?;
         let attended = attend(self.shape, &queries, &keys, &values, &mut pass.stretches)?;
-        self.o_proj.forward(&attended)
+        let projected = self.o_proj.forward(&attended)?;
+        adapt::add(pass, TargetModule::Output, &attended, projected)
     }
 }
 
@@ -115,7 +127,7 @@ pub(super) trait SelfAttention: Send + Sync {
 
 impl SelfAttention for Attention {
     fn forward(&self, hidden: &Tensor, pass: &mut Pass<'_>) -> candle_core::Result<Tensor> {
-        self.attend(self.project(hidden)?, pass)
+        self.attend(self.project(hidden, pass)?, pass)
     }
 
     fn inner(&self) -> &Attention {
@@ -144,9 +156,12 @@ impl Mlp {
         })
     }
 
-    fn forward(&self, hidden: &Tensor) -> candle_core::Result<Tensor> {
+    fn forward(&self, hidden: &Tensor, pass: &Pass<'_>) -> candle_core::Result<Tensor> {
         let [gate, up] = Linear::forward_all([&self.gate_proj, &self.up_proj], hidden)?;
-        self.down_proj.forward(&swiglu(gate, &up)?)
+        let gate = adapt::add(pass, TargetModule::Gate, hidden, gate)?;
+        let up = adapt::add(pass, TargetModule::Up, hidden, up)?;
+        let gated = swiglu(gate, &up)?;
+        adapt::add(pass, TargetModule::Down, &gated, self.down_proj.forward(&gated)?)
     }
 }
 
@@ -182,7 +197,7 @@ impl<A: SelfAttention> Block for LlamaBlock<A> {
         let normed = self.input_layernorm.forward(input)?;
         let hidden = residual::add(self.self_attn.forward(&normed, pass)?, input)?;
         let normed = self.post_attention_layernorm.forward(&hidden)?;
-        residual::add(self.mlp.forward(&normed)?, &hidden)
+        residual::add(self.mlp.forward(&normed, pass)?, &hidden)
     }
 
     fn parts(&self) -> BlockParts<'_> {

@@ -54,7 +54,7 @@ impl Attention {
 
 impl SelfAttention for Attention {
     fn forward(&self, hidden: &Tensor, pass: &mut Pass<'_>) -> candle_core::Result<Tensor> {
-        let (queries, keys, values) = self.inner.project(hidden)?;
+        let (queries, keys, values) = self.inner.project(hidden, pass)?;
         let normed = (self.q_norm.forward(&queries)?, self.k_norm.forward(&keys)?, values);
         self.inner.attend(normed, pass)
     }

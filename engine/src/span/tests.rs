@@ -1,5 +1,6 @@
 //! No bit of a token's result depends on what it is computed together with.
 
+mod adapted;
 mod batch;
 pub(crate) mod model;
 mod oracle;

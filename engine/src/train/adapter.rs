@@ -2,6 +2,7 @@
 
 mod error;
 mod peft;
+mod values;
 
 use std::collections::BTreeMap;
 
@@ -152,12 +153,12 @@ impl LoraMatrices {
         &self.b
     }
 
-    pub(super) const fn rank(&self) -> usize {
+    pub(crate) const fn rank(&self) -> usize {
         self.rank
     }
 
     /// Rows and columns of the matrix that they add to.
-    pub(super) fn shape(&self) -> [usize; 2] {
+    pub(crate) fn shape(&self) -> [usize; 2] {
         [self.b.len() / self.rank, self.a.len() / self.rank]
     }
 

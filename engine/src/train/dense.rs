@@ -32,7 +32,7 @@ pub(super) fn add_scaled(output: &mut [f32], factor: f32, row: &[f32]) {
 }
 
 /// `input * matrix^T`: from `[tokens, columns]` and `[rows, columns]` to `[tokens, rows]`.
-pub(super) fn times_transposed(input: &[f32], matrix: &[f32], columns: usize) -> Vec<f32> {
+pub(crate) fn times_transposed(input: &[f32], matrix: &[f32], columns: usize) -> Vec<f32> {
     let rows = matrix.len() / columns;
     let mut output = vec![0.0; input.len() / columns * rows];
     let share = (PARALLEL_WORK_MIN / matrix.len()).max(1);

@@ -218,7 +218,7 @@ impl Parameters {
         self.iter().map(|(_, matrices)| (matrices.a().len() + matrices.b().len()) as u64).sum()
     }
 
-    fn read(&self, range: Range<u64>) -> Option<Vec<f32>> {
+    pub(super) fn read(&self, range: Range<u64>) -> Option<Vec<f32>> {
         if range.is_empty() || range.end > self.value_count() {
             return None;
         }
@@ -233,7 +233,7 @@ impl Parameters {
         Some(found)
     }
 
-    fn write(&mut self, offset: u64, new: &[f32]) -> Option<()> {
+    pub(super) fn write(&mut self, offset: u64, new: &[f32]) -> Option<()> {
         let end = offset.checked_add(new.len() as u64)?;
         if end > self.value_count() {
             return None;

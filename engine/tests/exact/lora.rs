@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use safetensors::SafeTensors;
 use umbel_engine::train::{
     AdamW, Adapter, Backward, Optimizer, PeftFiles, Sequence, TargetModule, TrainingPass,
 };
-use umbel_engine::{HiddenStates, HostedSpan};
+use umbel_engine::{HiddenStates, HostedSpan, KvArena};
 use umbel_protocol::Span;
 
 use crate::fixture::{Fixture, largest_difference};
@@ -93,6 +94,26 @@ fn logits_with_an_adapter_are_the_stored_ones() {
     let difference = largest_difference(&logits, &stored("logits"));
     assert!(difference < BINARY32_ERROR_MAX, "{difference}");
     assert!(largest_difference(&logits, &training.fixture.logits) > 0.01, "it changes something");
+}
+
+#[test]
+fn a_session_with_an_adapter_has_the_stored_logits() {
+    let fixture = Fixture::open("llama", "config.json");
+    let files = PeftFiles::read(&folder(), &fixture.config).unwrap();
+    let hosted = HostedSpan::load(&fixture.config, &fixture.weights, span(0, 4)).unwrap();
+    let adapter = Adapter::from_peft(&files, &fixture.config, span(0, 4)).unwrap();
+    let mut table = KvArena::new(&fixture.config, span(0, 4), 64).open(span(0, 4), 64).unwrap();
+    hosted.adapt(&mut table, Arc::new(adapter)).unwrap();
+    let hidden = fixture.ends().embed(&fixture.prompt).unwrap();
+    let mut logits = Vec::new();
+    // The prompt in two steps, and its last token alone.
+    let (half, last) = (fixture.prompt.len() / 2, fixture.prompt.len() - 1);
+    for rows in [0..half, half..last, last..last + 1] {
+        let output = hosted.forward(&mut table, &hidden.rows(rows).unwrap()).unwrap();
+        logits.extend(fixture.ends().logits_of_all(&output).unwrap().concat());
+    }
+    let difference = largest_difference(&logits, &stored("logits"));
+    assert!(difference < BINARY32_ERROR_MAX, "{difference}");
 }
 
 #[test]

@@ -151,6 +151,7 @@ impl Ring {
                 prefix: Vec::new(),
                 thin: false,
                 drawer: None,
+                adapter: None,
             };
             let (mut sender, mut receiver) = peer.dial(&client).await?.split();
             sender.send(ClientMessage::Open(open).encode()).await?;
@@ -214,6 +215,7 @@ async fn serve(block: u32) -> anyhow::Result<()> {
         cache: None,
         journal_bytes_max: 64 << 20,
         keeps_pages: true,
+        adapters: None,
     });
     let events = Events::new();
     let completion = events.completion();

@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use serde_json::{Value, json};
 use umbel_client::text::chat_template::Message;
-use umbel_client::{Chain, Generate, Sampling, Speculate};
+use umbel_client::{Chain, Generate, NamedAdapter, Sampling, Speculate};
 
 use super::session::{Opened, sampling};
-use super::speculate;
+use super::{adapter, speculate};
 use crate::args::ChatArguments;
 use crate::config::Config;
 use line::{HELP, Line};
@@ -34,9 +34,13 @@ pub(super) async fn run(arguments: ChatArguments, config: &Config) -> anyhow::Re
     let opened = Opened::open(arguments.model.name(), &arguments.chain, config).await?;
     let sampling = sampling(&arguments.sampling, SAMPLING)?;
     let speculate = speculate::open(&arguments.speculate, &opened.model, config).await?;
+    let adapter = match &arguments.adapter {
+        Some(named) => Some(adapter::named(&opened, named, config).await?),
+        None => None,
+    };
     let mut conversation =
         Conversation::new(&opened, sampling, arguments.max_tokens, arguments.system);
-    conversation.speculate = speculate;
+    (conversation.speculate, conversation.adapter) = (speculate, adapter);
     conversation.history = (!arguments.no_history).then(|| config.data_dir.join(HISTORY));
     conversation.converse().await?;
     conversation.close().await;
@@ -51,6 +55,8 @@ pub(super) struct Conversation<'a> {
     max_tokens: u32,
     /// How tokens are guessed.
     speculate: Speculate,
+    /// What is added to the model.
+    adapter: Option<NamedAdapter>,
     /// Where what is typed is kept, if it is.
     history: Option<PathBuf>,
     messages: Vec<Message>,
@@ -65,8 +71,16 @@ impl<'a> Conversation<'a> {
         system: Option<String>,
     ) -> Self {
         let messages = system.map(Message::system).into_iter().collect();
-        let (speculate, history) = (Speculate::Auto, None);
-        Self { opened, sampling, max_tokens, speculate, history, messages, chain: None }
+        Self {
+            opened,
+            sampling,
+            max_tokens,
+            speculate: Speculate::Auto,
+            adapter: None,
+            history: None,
+            messages,
+            chain: None,
+        }
     }
 
     /// Reads lines and does what they ask for, until the end of the input.
@@ -180,7 +194,7 @@ impl<'a> Conversation<'a> {
             chain.close().await;
         }
         let room = needed.next_power_of_two().max(CONVERSATION_TOKENS);
-        let chain = self.opened.chain(room, prompt).await?;
+        let chain = self.opened.chain_with(self.adapter.as_ref(), room, prompt).await?;
         let held = chain.held().to_vec();
         Ok((chain, held))
     }

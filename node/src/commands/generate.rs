@@ -9,7 +9,7 @@ use umbel_client::text::chat_template::Message;
 use umbel_client::{Drafts, Generate, Generation, Sampling, StepTime, Token};
 
 use super::session::{Opened, sampling};
-use super::speculate;
+use super::{adapter, speculate};
 use crate::args::GenerateArguments;
 use crate::config::Config;
 
@@ -24,10 +24,11 @@ pub(super) async fn run(arguments: GenerateArguments, config: &Config) -> anyhow
         anyhow::bail!(umbel_client::GenerateError::PromptTooLong { tokens: prompt_count, context });
     }
     let room = prompt_count.saturating_add(arguments.max_tokens as usize);
-    let chain = match &arguments.adapter {
-        Some(folder) => opened.chain_with(folder, room).await?,
-        None => opened.chain(room, &request.prompt).await?,
+    let adapter = match &arguments.adapter {
+        Some(named) => Some(adapter::named(&opened, named, config).await?),
+        None => None,
     };
+    let chain = opened.chain_with(adapter.as_ref(), room, &request.prompt).await?;
     let mut generation = request.start(opened.model.clone(), chain)?;
     let stopped = if arguments.json {
         let report = report(&mut generation, prompt_count, &arguments).await?;

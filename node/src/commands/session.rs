@@ -5,14 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use umbel_client::train::LocalBlocks;
 use umbel_client::{
-    AdaptedChain, Chain, ClientModel, LocalModel, RemoteChain, Sampling, SessionOptions, Swarm,
+    Chain, ClientModel, LocalModel, NamedAdapter, RemoteChain, Sampling, SessionOptions, Swarm,
     SwarmConfig,
 };
-use umbel_engine::train::{Adapter, PeftFiles};
 use umbel_net::Way;
-use umbel_protocol::{DType, Span};
+use umbel_protocol::DType;
 use umbel_shard::{Model, ModelSource, PartsNeeded};
 
 use crate::args::{ChainArguments, SamplingArguments};
@@ -78,35 +76,40 @@ impl Opened {
     /// A session with room for so many tokens, at most the model's context, for this prompt: servers
     /// may hold some of it.
     pub(crate) async fn chain(&self, tokens: usize, prompt: &[u32]) -> anyhow::Result<Chain> {
+        self.chain_with(None, tokens, prompt).await
+    }
+
+    /// The same with an adapter, if there is one.
+    pub(crate) async fn chain_with(
+        &self,
+        adapter: Option<&NamedAdapter>,
+        tokens: usize,
+        prompt: &[u32],
+    ) -> anyhow::Result<Chain> {
         let tokens = u32::try_from(tokens.clamp(1, self.model.config().context_tokens))?;
         Ok(match &self.blocks {
-            Blocks::Local(blocks, cache) => Chain::Local(blocks.open_as(*cache, tokens)?),
+            Blocks::Local(blocks, cache) => {
+                let chain = blocks.open_as(*cache, tokens)?;
+                Chain::Local(match adapter {
+                    Some(adapter) => chain.adapted(adapter)?,
+                    None => chain,
+                })
+            }
             Blocks::Swarm(swarm, options) => {
                 let swarm = Arc::clone(swarm);
-                let chain =
-                    RemoteChain::open_for(swarm, &self.model, tokens, prompt, *options).await?;
-                Chain::Remote(Box::new(chain))
+                let with = (*options, adapter.cloned());
+                let chain = RemoteChain::open_adapted(swarm, &self.model, tokens, prompt, with);
+                Chain::Remote(Box::new(chain.await?))
             }
         })
     }
 
-    /// A chain with an adapter, with room for so many tokens, at most the model's context.
-    pub(crate) async fn chain_with(&self, adapter: &Path, tokens: usize) -> anyhow::Result<Chain> {
-        let config = self.model.config();
-        let tokens = u32::try_from(tokens.clamp(1, config.context_tokens))?;
-        let all = Span::new(0, config.block_count)?;
-        let read = PeftFiles::read(adapter, config)
-            .and_then(|files| Adapter::from_peft(&files, config, all));
-        let adapter = read.with_context(|| format!("--adapter {}", adapter.display()))?;
-        let chain = match &self.blocks {
-            Blocks::Local(blocks, _) => {
-                AdaptedChain::local(LocalBlocks::of(blocks), adapter, tokens)
-            }
-            Blocks::Swarm(swarm, _) => {
-                AdaptedChain::remote(Arc::clone(swarm), &self.model, adapter, tokens).await?
-            }
-        };
-        Ok(Chain::Adapted(Box::new(chain)))
+    /// Reads the adapter in a folder.
+    pub(crate) async fn adapter(&self, folder: &Path) -> anyhow::Result<NamedAdapter> {
+        let (model, named) = (Arc::clone(&self.model), folder.to_owned());
+        let read = move || NamedAdapter::read(&named, model.config());
+        let read = tokio::task::spawn_blocking(read).await?;
+        read.with_context(|| format!("--adapter {}", folder.display()))
     }
 
     /// Leaves the swarm in good order.

@@ -22,6 +22,10 @@ const JOURNAL_PART: u64 = 16;
 /// hundredth of the values of the blocks: what the system keeps for its ups and downs has room for it.
 const TRAINING_PART: u64 = 8;
 
+/// One part in so many of what may be taken is for the adapters with which others ask: they have neither
+/// optimizers nor gradients, and the system's reserve has room for them beside those that are trained.
+const ADAPTERS_PART: u64 = 16;
+
 /// Tokens of KV cache without a wish, in contexts of the model: four conversations at full length.
 const CONTEXTS: usize = 4;
 
@@ -96,6 +100,11 @@ pub(super) fn journal_bytes() -> anyhow::Result<usize> {
 /// Bytes of what others train here.
 pub(super) const fn training_bytes(allowed_bytes: u64) -> u64 {
     allowed_bytes / TRAINING_PART
+}
+
+/// Bytes of the adapters with which others ask.
+pub(super) const fn adapter_bytes(allowed_bytes: u64) -> u64 {
+    allowed_bytes / ADAPTERS_PART
 }
 
 /// What may be taken: as much as was said, or a share of what is free now.

@@ -1,5 +1,6 @@
 //! Between the messages of a session and their frames.
 
+mod adapter;
 mod draw;
 mod prefix;
 mod repair;
@@ -11,7 +12,7 @@ use prost::Message;
 
 use super::{
     AnswerRows, ClientMessage, DETAIL_BYTES_MAX, HOPS_MAX, HopTiming, OpenSession, PushMessage,
-    ServerMessage, SessionError, Step,
+    ServerMessage, SessionAdapter, SessionError, Step,
 };
 use crate::compression::Packing;
 use crate::error::{ErrorCode, ProtocolViolation};
@@ -50,6 +51,9 @@ impl ClientMessage {
             Self::Draw(draw) => {
                 client_message::Message::Draw(draw::draw_to_wire(draw, &mut payload))
             }
+            Self::Adapter(part) => {
+                client_message::Message::Adapter(adapter::part_to_wire(part, &mut payload))
+            }
         };
         let header = v1::ClientMessage { message: Some(message) }.encode_to_vec().into();
         Frame { header, payload }
@@ -64,8 +68,12 @@ impl ClientMessage {
         const MESSAGE: &str = "client's message";
         let message = wire::decode_header::<v1::ClientMessage>(header, MESSAGE)?.message;
         let message = message.ok_or(ProtocolViolation::UnknownKind { message: MESSAGE })?;
-        let has_payload =
-            matches!(message, client_message::Message::Step(_) | client_message::Message::Draw(_));
+        let has_payload = matches!(
+            message,
+            client_message::Message::Step(_)
+                | client_message::Message::Draw(_)
+                | client_message::Message::Adapter(_)
+        );
         if !has_payload {
             wire::no_payload(&payload, MESSAGE)?;
         }
@@ -73,6 +81,9 @@ impl ClientMessage {
             client_message::Message::Step(step) => Ok(Self::Step(step_from_wire(step, payload)?)),
             client_message::Message::Draw(draw) => {
                 Ok(Self::Draw(draw::draw_from_wire(draw, &payload)?))
+            }
+            client_message::Message::Adapter(part) => {
+                Ok(Self::Adapter(adapter::part_from_wire(part, payload)?))
             }
             client_message::Message::Open(open) => Ok(Self::Open(open.try_into()?)),
             client_message::Message::Close(v1::CloseSession { session }) => {
@@ -100,9 +111,14 @@ impl ServerMessage {
     pub fn encode_as(self, packing: Packing) -> Frame {
         let mut payload = Bytes::new();
         let message = match self {
-            Self::Opened { session, tokens_max, kept } => {
+            Self::Opened { session, tokens_max, kept, adapter } => {
                 let session = wire::session_bytes(session);
-                server_message::Message::Opened(v1::SessionOpened { session, tokens_max, kept })
+                let opened = v1::SessionOpened { session, tokens_max, kept, adapter };
+                server_message::Message::Opened(opened)
+            }
+            Self::AdapterWanted { session, offset } => {
+                let session = wire::session_bytes(session);
+                server_message::Message::AdapterWanted(v1::AdapterWanted { session, offset })
             }
             Self::Output(step) => {
                 server_message::Message::Output(step_to_wire(step, packing, &mut payload))
@@ -153,8 +169,12 @@ impl ServerMessage {
         wire::no_payload(&payload, MESSAGE)?;
         Ok(match message {
             server_message::Message::Output(_) => unreachable!("it was read above"),
-            server_message::Message::Opened(v1::SessionOpened { session, tokens_max, kept }) => {
-                Self::Opened { session: wire::session_id(&session)?, tokens_max, kept }
+            server_message::Message::Opened(opened) => {
+                let v1::SessionOpened { session, tokens_max, kept, adapter } = opened;
+                Self::Opened { session: wire::session_id(&session)?, tokens_max, kept, adapter }
+            }
+            server_message::Message::AdapterWanted(v1::AdapterWanted { session, offset }) => {
+                Self::AdapterWanted { session: wire::session_id(&session)?, offset }
             }
             server_message::Message::Error(error) => Self::Error(error.try_into()?),
             server_message::Message::Closed(v1::SessionClosed { session }) => {
@@ -242,6 +262,7 @@ impl From<OpenSession> for v1::OpenSession {
             prefix: prefix::to_wire(&open.prefix),
             thin: open.thin,
             drawer: open.drawer.map(wire::peer_bytes),
+            adapter: open.adapter.map(Into::into),
         }
     }
 }
@@ -266,6 +287,7 @@ impl TryFrom<v1::OpenSession> for OpenSession {
             prefix: prefix::from_wire(&open.prefix)?,
             thin: open.thin,
             drawer: open.drawer.map(|peer| wire::peer_id(&peer)).transpose()?,
+            adapter: open.adapter.map(SessionAdapter::try_from).transpose()?,
         })
     }
 }

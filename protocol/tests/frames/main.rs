@@ -1,6 +1,7 @@
 //! Frames: the bytes of each message, as they were when it was released, and their properties.
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
+mod adapters;
 mod properties;
 mod samples;
 

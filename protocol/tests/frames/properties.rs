@@ -24,6 +24,7 @@ use umbel_protocol::training::{
 use umbel_protocol::{DType, ModelId, PeerId, SessionId, Span, StepId, Tensor};
 
 use crate::ANY;
+use crate::adapters::{adapter_parts, adapters};
 use crate::samples::{Message, Sample, samples, training};
 
 fn peers() -> impl Strategy<Value = PeerId> {
@@ -59,9 +60,10 @@ fn opens() -> impl Strategy<Value = OpenSession> {
     let numbers = (any::<u32>(), any::<u32>(), any::<u64>());
     let places = (option::of(peers()), destinations());
     let writing = (dtypes(), any::<bool>(), dtypes());
-    let thin = (any::<bool>(), option::of(peers()), pages());
+    let thin = (any::<bool>(), option::of(peers()), pages(), option::of(adapters()));
     (sessions(), models(), spans(), numbers, places, writing, thin).prop_map(
-        |(session, model, blocks, numbers, (previous, next), writing, (thin, drawer, prefix))| {
+        |(session, model, blocks, numbers, (previous, next), writing, thin)| {
+            let (thin, drawer, prefix, adapter) = thin;
             let (results, compress, cache) = writing;
             let (tokens_max, next_position, next_step) = numbers;
             OpenSession {
@@ -79,6 +81,7 @@ fn opens() -> impl Strategy<Value = OpenSession> {
                 prefix,
                 thin,
                 drawer,
+                adapter,
             }
         },
     )
@@ -286,9 +289,16 @@ fn messages() -> impl Strategy<Value = Message> {
             detail,
         },
     );
-    let opened = (sessions(), any::<u32>(), option::of(any::<u32>())).prop_map(
-        |(session, tokens_max, kept)| ServerMessage::Opened { session, tokens_max, kept },
+    let opened = (sessions(), any::<u32>(), option::of(any::<u32>()), any::<bool>()).prop_map(
+        |(session, tokens_max, kept, adapter)| ServerMessage::Opened {
+            session,
+            tokens_max,
+            kept,
+            adapter,
+        },
     );
+    let wanted = (sessions(), option::of(any::<u64>()))
+        .prop_map(|(session, offset)| ServerMessage::AdapterWanted { session, offset });
     let client = prop_oneof![
         opens().prop_map(ClientMessage::Open),
         steps().prop_map(ClientMessage::Step),
@@ -300,11 +310,13 @@ fn messages() -> impl Strategy<Value = Message> {
             },
         ),
         draws().prop_map(ClientMessage::Draw),
+        adapter_parts().prop_map(ClientMessage::Adapter),
         sessions().prop_map(|session| ClientMessage::Ping { session }),
         keeps().prop_map(ClientMessage::Keep),
     ];
     let server = prop_oneof![
         opened,
+        wanted,
         steps().prop_map(ServerMessage::Output),
         error.prop_map(ServerMessage::Error),
         sessions().prop_map(|session| ServerMessage::Closed { session }),

@@ -1,5 +1,7 @@
 //! One value of each message, with every field set where that can be, and with none.
 
+#[path = "adapter_samples.rs"]
+mod adapted;
 #[path = "member_messages.rs"]
 pub(crate) mod members;
 #[path = "training_samples.rs"]
@@ -21,6 +23,7 @@ use umbel_protocol::inference::{
     OpenSession, PushMessage, Redirect, Sampling, ServerMessage, SessionError, Step, Trouble,
 };
 use umbel_protocol::prefix::PageDigest;
+use umbel_protocol::published::{AdapterAnswer, AdapterRequest};
 use umbel_protocol::training::{TrainerMessage, TrainingAnswer};
 use umbel_protocol::{DType, ModelId, PeerId, SessionId, Span, StepId, Tensor};
 
@@ -35,6 +38,8 @@ pub(crate) enum Message {
     Trainer(TrainerMessage),
     Training(TrainingAnswer),
     Member(MemberMessage),
+    Adapter(AdapterRequest),
+    Published(AdapterAnswer),
 }
 
 /// A message and the name of its file.
@@ -54,6 +59,8 @@ impl Message {
             Self::Trainer(message) => message.encode(),
             Self::Training(message) => message.encode(),
             Self::Member(message) => message.encode(),
+            Self::Adapter(message) => message.encode(),
+            Self::Published(message) => message.encode(),
         }
     }
 
@@ -69,6 +76,8 @@ impl Message {
             Self::Trainer(_) => Self::Trainer(TrainerMessage::decode(frame)?),
             Self::Training(_) => Self::Training(TrainingAnswer::decode(frame)?),
             Self::Member(_) => Self::Member(MemberMessage::decode(frame)?),
+            Self::Adapter(_) => Self::Adapter(AdapterRequest::decode(frame)?),
+            Self::Published(_) => Self::Published(AdapterAnswer::decode(frame)?),
         })
     }
 
@@ -105,10 +114,13 @@ pub(crate) fn samples() -> Vec<Sample> {
         client("client_draw", ClientMessage::Draw(draw(session))),
         client("client_draw_greedy", ClientMessage::Draw(draw_greedy(session))),
         client("client_step_ids", ClientMessage::Step(step_ids(session))),
-        server("server_opened", ServerMessage::Opened { session, tokens_max: 2_048, kept: None }),
+        server(
+            "server_opened",
+            ServerMessage::Opened { session, tokens_max: 2_048, kept: None, adapter: false },
+        ),
         server(
             "server_opened_prefix",
-            ServerMessage::Opened { session, tokens_max: 2_048, kept: Some(32) },
+            ServerMessage::Opened { session, tokens_max: 2_048, kept: Some(32), adapter: false },
         ),
         server("server_output", ServerMessage::Output(step(session))),
         server("server_error", ServerMessage::Error(error(session))),
@@ -146,6 +158,7 @@ pub(crate) fn samples() -> Vec<Sample> {
     ];
     all.extend(training::samples());
     all.extend(members::samples());
+    all.extend(adapted::samples(session));
     all
 }
 
@@ -179,6 +192,7 @@ fn open(session: SessionId) -> OpenSession {
         prefix: Vec::new(),
         thin: false,
         drawer: None,
+        adapter: None,
     }
 }
 

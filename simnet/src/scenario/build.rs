@@ -170,6 +170,7 @@ impl Scenario {
             cache: None,
             journal_bytes_max,
             keeps_pages: true,
+            adapters: None,
         }
     }
 

@@ -205,6 +205,7 @@ pub fn generate(length: u32, probability: f64, standby: bool, noticed: bool, see
                 cache: None,
                 journal_bytes_max: 16 << 20,
                 keeps_pages: true,
+                adapters: None,
             };
             world.serve(config, gtx_1080_ti(), 0);
         }

@@ -125,6 +125,7 @@ impl Setup {
                 cache: None,
                 journal_bytes_max: 16 << 20,
                 keeps_pages: true,
+                adapters: None,
             };
             world.serve(config, self.speed(), 0);
         }

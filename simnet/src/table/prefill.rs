@@ -104,6 +104,7 @@ pub fn time(manner: Manner, prompt: u32, bytes_per_second: f64) -> Duration {
             cache: None,
             journal_bytes_max: 64 << 20,
             keeps_pages: true,
+            adapters: None,
         };
         world.serve(config, SPEED, 0);
     }

@@ -103,6 +103,7 @@ impl Client {
                 standby: plan.standby,
                 sharing: None,
                 thin_vocabulary: (!plan.turns.is_empty()).then_some(VOCABULARY),
+                adapter: None,
             },
             plan,
             more: VecDeque::new(),
@@ -246,6 +247,7 @@ impl World {
                 Output::Route(wanted) => self.ask_route(client, wanted),
                 Output::Connect { hop, peer, .. } => self.connect_hop(client, hop, peer),
                 Output::Send { hop, message } => self.send_to_hop(client, hop, message),
+                Output::SendAdapter { .. } => unreachable!("no session here has an adapter"),
                 Output::Disconnect { hop } => {
                     let link = of.link(client, hop);
                     if let Some(end) = self.links.session(link) {

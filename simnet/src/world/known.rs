@@ -32,6 +32,7 @@ fn a_long_prompt_over_a_slow_link_reaches_its_hop() {
             cache: None,
             journal_bytes_max: 1 << 20,
             keeps_pages: true,
+            adapters: None,
         };
         world.serve(config, Speed::new(Duration::from_millis(1), Duration::ZERO), 0);
     }

@@ -104,6 +104,7 @@ impl World {
                 Output::Disconnect { session, to } => {
                     self.links.close_push((server, session, to));
                 }
+                Output::Adapter(_) => unreachable!("no session here has an adapter"),
                 Output::Pages(orders) => self.hosts[server].order(orders),
                 Output::OpenCache { session, blocks, tokens, prefix, .. } => {
                     self.hosts[server].open(session, blocks, &prefix);

@@ -34,6 +34,7 @@ pub(super) fn server(name: u8, start: u32, end: u32, kv_tokens_max: u32) -> Serv
         cache: None,
         journal_bytes_max: 1 << 20,
         keeps_pages: true,
+        adapters: None,
     }
 }
 

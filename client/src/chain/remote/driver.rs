@@ -18,6 +18,7 @@ use umbel_protocol::{ModelId, Tensor};
 
 use super::links::{self, HopLink};
 use super::thin::Drawn;
+use crate::adapter::NamedAdapter;
 use crate::clock::Clock;
 use crate::swarm::Swarm;
 use crate::swarm::route::{FORGIVEN_AGAIN, Search};
@@ -85,6 +86,8 @@ pub(super) struct Driver {
     pages: Option<PrefixChain>,
     /// What the session is to begin with.
     prefix: Vec<PageDigest>,
+    /// What servers are sent that lack it.
+    adapter: Option<NamedAdapter>,
     session: Session,
     links: BTreeMap<HopId, HopLink>,
     /// Links over which something may still have to be said.
@@ -117,7 +120,7 @@ pub(super) struct Driver {
 impl Driver {
     pub(super) fn new(
         swarm: Arc<Swarm>,
-        config: SessionConfig,
+        (config, adapter): (SessionConfig, Option<NamedAdapter>),
         room_tokens: u32,
         commands: mpsc::Receiver<Command>,
         ready: oneshot::Sender<Result<u32, SessionFailure>>,
@@ -139,6 +142,7 @@ impl Driver {
             token_bytes: config.token_bytes,
             pages,
             prefix,
+            adapter,
             is_thin: config.thin_vocabulary.is_some(),
             drawn: None,
             session: Session::open(config, Time::START),
@@ -243,6 +247,13 @@ impl Driver {
                     self.links.insert(hop, links::open(swarm, hop, peer, addresses, tell));
                 }
                 Output::Send { hop, message } => self.send(hop, message),
+                Output::SendAdapter { hop, session, blocks, offset } => {
+                    let adapter = self.adapter.as_ref();
+                    match adapter.and_then(|adapter| adapter.part(session, blocks, offset)) {
+                        Some(part) => self.send(hop, ClientMessage::Adapter(part)),
+                        None => self.lose(hop, "it asks for what no adapter has"),
+                    }
+                }
                 Output::Disconnect { hop } => {
                     if let Some(link) = self.links.remove(&hop) {
                         let writer = link.close();
@@ -313,10 +324,13 @@ impl Driver {
             self.swarm.probe(link.peer);
         }
         if link.messages.try_send(message).is_err() {
-            self.links.remove(&hop);
-            let detail = "it leaves what is sent to it unread".to_owned();
-            self.tell(Input::LinkLost { hop, detail });
+            self.lose(hop, "it leaves what is sent to it unread");
         }
+    }
+
+    fn lose(&mut self, hop: HopId, detail: &str) {
+        self.links.remove(&hop);
+        self.tell(Input::LinkLost { hop, detail: detail.to_owned() });
     }
 
     fn blame(&mut self, failure: HopFailure) {

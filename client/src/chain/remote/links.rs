@@ -104,6 +104,7 @@ async fn encode(message: ClientMessage, packing: Packing) -> Frame {
         | ClientMessage::Adopt(_)
         | ClientMessage::Ping { .. }
         | ClientMessage::Keep(_)
+        | ClientMessage::Adapter(_)
         | ClientMessage::Draw(_) => message.encode(),
     }
 }

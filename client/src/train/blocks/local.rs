@@ -75,7 +75,7 @@ impl LocalBlocks {
     }
 
     /// Takes a microbatch through, without dropout.
-    pub(super) async fn answer(
+    async fn answer(
         &self,
         state: &Arc<TrainingState>,
         microbatch: &mut Microbatch,

@@ -184,15 +184,6 @@ impl RemoteBlocks {
         Ok(loss(microbatches))
     }
 
-    /// Takes a microbatch through, without dropout.
-    pub(super) async fn answer(
-        &mut self,
-        state: &Arc<TrainingState>,
-        microbatch: &mut Microbatch,
-    ) -> Result<(), TrainError> {
-        self.forward(None, state, std::slice::from_mut(microbatch)).await
-    }
-
     /// Brings microbatches whose gradients are known at the end back to the first block. Servers add
     /// to their gradients of the adapter what it has, with which no step is ever taken.
     pub(in crate::train) async fn bring_back(

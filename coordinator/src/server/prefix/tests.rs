@@ -12,7 +12,7 @@ fn client(name: u8) -> PeerId {
 
 fn scope(name: u8) -> Scope {
     let blocks = Span::new(BLOCKS.0, BLOCKS.1).unwrap();
-    Scope { client: client(name), shard: ShardId(0), blocks, cache: DType::F32 }
+    Scope { client: client(name), shard: ShardId(0), blocks, cache: DType::F32, adapter: None }
 }
 
 /// The digests of a text of so many pages, one of a few texts that differ from some page on.
@@ -65,6 +65,7 @@ fn a_text_is_found_by_who_left_it_up_to_where_it_differs() {
         Scope { shard: ShardId(1), ..scope(1) },
         Scope { blocks: Span::new(2, 5).unwrap(), ..scope(1) },
         Scope { cache: DType::BF16, ..scope(1) },
+        Scope { adapter: Some(AdapterId::from_bytes([7; 32])), ..scope(1) },
     ];
     for other in others {
         assert_eq!(pages.take_over(other, &text(0, 5)), [], "{other:?}");

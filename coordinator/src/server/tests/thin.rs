@@ -22,6 +22,7 @@ fn server_of(start: u32, end: u32, vocabulary_size: Option<u32>) -> Server {
         cache: None,
         journal_bytes_max: 1 << 20,
         keeps_pages: true,
+        adapters: None,
     })
 }
 

@@ -23,11 +23,17 @@ fn config(tokens: u32, wire: DType, standby: bool) -> SessionConfig {
         standby,
         sharing: Some(Sharing { secret: SECRET, tokens: text(tokens) }),
         thin_vocabulary: None,
+        adapter: None,
     }
 }
 
 fn opened_with(name: u8, kept: Option<u32>) -> ServerMessage {
-    ServerMessage::Opened { session: SessionId::new(name.into()), tokens_max: 400, kept }
+    ServerMessage::Opened {
+        session: SessionId::new(name.into()),
+        tokens_max: 400,
+        kept,
+        adapter: false,
+    }
 }
 
 fn opens(outputs: &[Output]) -> Vec<&OpenSession> {

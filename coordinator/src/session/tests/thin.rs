@@ -134,7 +134,8 @@ fn after_a_failure_the_last_token_begins_anew_under_a_number_of_its_own() {
                 | ClientMessage::Close { .. }
                 | ClientMessage::Redirect(_)
                 | ClientMessage::Ping { .. }
-                | ClientMessage::Keep(_) => None,
+                | ClientMessage::Keep(_)
+                | ClientMessage::Adapter(_) => None,
             })
             .collect();
         let expected = match lost {

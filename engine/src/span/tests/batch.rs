@@ -1,6 +1,9 @@
 //! Sessions that share a pass get, bit for bit, what each would get alone.
 
+use std::sync::Arc;
+
 use super::*;
+use crate::train::Adapter;
 
 /// What a session does in one pass.
 struct Turn {
@@ -67,9 +70,28 @@ fn passes() -> Vec<Vec<Turn>> {
     ]
 }
 
-fn assert_the_same(world: &World, blocks: &[Span], what: &str) {
+fn assert_the_same(world: &World, blocks: &[Span; 4], what: &str) {
+    assert_the_same_with(world, blocks, [None; 4], what);
+}
+
+/// The same, where sessions have adapters.
+pub(super) fn assert_the_same_with(
+    world: &World,
+    blocks: &[Span; 4],
+    adapters: [Option<&Arc<Adapter>>; 4],
+    what: &str,
+) {
     let hosted = world.host(span(0, 3));
-    let open = || -> Vec<_> { blocks.iter().map(|&blocks| world.open(blocks)).collect() };
+    let open = || -> Vec<_> {
+        let open = |(&blocks, adapter): (&Span, Option<&Arc<Adapter>>)| {
+            let mut table = world.open(blocks);
+            if let Some(adapter) = adapter {
+                hosted.adapt(&mut table, Arc::clone(adapter)).unwrap();
+            }
+            table
+        };
+        blocks.iter().zip(adapters).map(open).collect()
+    };
     let (mut shared, mut own) = (open(), open());
     let passes = passes();
     let found = together(&hosted, &mut shared, &passes);

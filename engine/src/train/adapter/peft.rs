@@ -12,7 +12,8 @@ use std::io::{self, Read as _, Write as _};
 use std::path::Path;
 
 use serde_json::{Value, json};
-use umbel_protocol::Span;
+use sha2::{Digest as _, Sha256};
+use umbel_protocol::{AdapterId, Span};
 use umbel_shard::ModelConfig;
 use umbel_shard::safetensors::{StoredTensor, StoredType, parse_header};
 
@@ -24,9 +25,6 @@ pub const PEFT_CONFIG_FILE: &str = "adapter_config.json";
 
 /// Its tensors.
 pub const PEFT_WEIGHTS_FILE: &str = "adapter_model.safetensors";
-
-/// The longest configuration: those that PEFT writes have a kilobyte.
-const CONFIG_BYTES_MAX: u64 = 1 << 20;
 
 /// What the header of the tensors takes for each: a name of some 80 bytes, and 80 more for type, shape
 /// and place. A header that is longer has tensors that no model has a place for.
@@ -55,7 +53,7 @@ impl Adapter {
         blocks: Span,
     ) -> Result<Self, AdapterError> {
         super::check_blocks(model, blocks)?;
-        check_length(PEFT_CONFIG_FILE, files.config.len() as u64, CONFIG_BYTES_MAX)?;
+        check_length(PEFT_CONFIG_FILE, files.config.len() as u64, PeftFiles::CONFIG_BYTES_MAX)?;
         let config = config::parse(&files.config)?;
         let max = weights_bytes_max(&config, model);
         check_length(PEFT_WEIGHTS_FILE, files.weights.len() as u64, max)?;
@@ -109,13 +107,46 @@ impl Adapter {
 }
 
 impl PeftFiles {
+    /// The name of their content.
+    #[must_use]
+    pub fn id(&self) -> AdapterId {
+        let mut hasher = Sha256::new_with_prefix(b"umbel adapter v1\0");
+        hasher.update((self.config.len() as u64).to_le_bytes());
+        hasher.update(&self.config);
+        hasher.update(&self.weights);
+        AdapterId::from_bytes(hasher.finalize().into())
+    }
+
+    /// The longest configuration: those that PEFT writes have a kilobyte.
+    pub const CONFIG_BYTES_MAX: u64 = 1 << 20;
+
+    /// The longest file of weights that goes with a configuration, for `model`.
+    ///
+    /// # Errors
+    /// [`AdapterError`] where the configuration is broken or of a kind that is not known.
+    pub fn weights_bytes_max(config: &[u8], model: &ModelConfig) -> Result<u64, AdapterError> {
+        check_length(PEFT_CONFIG_FILE, config.len() as u64, Self::CONFIG_BYTES_MAX)?;
+        Ok(weights_bytes_max(&config::parse(config)?, model))
+    }
+
+    /// Reads the files of an adapter for any model in `folder`, whose weights are no longer than so many
+    /// bytes.
+    ///
+    /// # Errors
+    /// As [`PeftFiles::read`].
+    pub fn read_within(folder: &Path, weights_bytes_max: u64) -> Result<Self, AdapterError> {
+        let config = read_file(folder, PEFT_CONFIG_FILE, Self::CONFIG_BYTES_MAX)?;
+        config::parse(&config)?;
+        Ok(Self { config, weights: read_file(folder, PEFT_WEIGHTS_FILE, weights_bytes_max)? })
+    }
+
     /// Reads the files of an adapter for `model` in `folder`, no longer than such files can be.
     ///
     /// # Errors
     /// [`AdapterError`] where one cannot be read, is too long, or has a broken configuration.
     pub fn read(folder: &Path, model: &ModelConfig) -> Result<Self, AdapterError> {
-        let config = read_file(folder, PEFT_CONFIG_FILE, CONFIG_BYTES_MAX)?;
-        let max = weights_bytes_max(&config::parse(&config)?, model);
+        let config = read_file(folder, PEFT_CONFIG_FILE, Self::CONFIG_BYTES_MAX)?;
+        let max = Self::weights_bytes_max(&config, model)?;
         Ok(Self { config, weights: read_file(folder, PEFT_WEIGHTS_FILE, max)? })
     }
 

@@ -1,0 +1,72 @@
+//! Adapters that a model is asked with, and those that are published.
+
+pub mod fetch;
+pub mod publish;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use umbel_engine::train::{Adapter, AdapterError, PeftFiles};
+use umbel_protocol::inference::{AdapterPart, SessionAdapter};
+use umbel_protocol::training::STATE_VALUES_MAX;
+use umbel_protocol::{AdapterId, SessionId, Span, Tensor};
+use umbel_shard::ModelConfig;
+
+/// An adapter for all blocks of a model, and the name of its content. A clone shares the values.
+#[derive(Debug, Clone)]
+pub struct NamedAdapter {
+    id: AdapterId,
+    adapter: Arc<Adapter>,
+}
+
+impl NamedAdapter {
+    /// Takes an adapter out of its files.
+    ///
+    /// # Errors
+    /// [`AdapterError`] where it is broken, of another model, or of a kind that is not known.
+    pub fn new(files: &PeftFiles, model: &ModelConfig) -> Result<Self, AdapterError> {
+        let all = Span::new(0, model.block_count).map_err(|_| AdapterError::Parts)?;
+        let adapter = Arc::new(Adapter::from_peft(files, model, all)?);
+        Ok(Self { id: files.id(), adapter })
+    }
+
+    /// Reads an adapter's folder, as PEFT and a training write it.
+    ///
+    /// # Errors
+    /// As [`NamedAdapter::new`], and where a file cannot be read.
+    pub fn read(folder: &Path, model: &ModelConfig) -> Result<Self, AdapterError> {
+        Self::new(&PeftFiles::read(folder, model)?, model)
+    }
+
+    /// The name of its content.
+    #[must_use]
+    pub const fn id(&self) -> AdapterId {
+        self.id
+    }
+
+    /// Its values.
+    #[must_use]
+    pub const fn adapter(&self) -> &Arc<Adapter> {
+        &self.adapter
+    }
+
+    /// What servers are told of it when a session opens.
+    pub(crate) fn described(&self) -> SessionAdapter {
+        SessionAdapter { id: self.id, settings: self.adapter.config().into() }
+    }
+
+    /// The part that begins at a value of those for some blocks; `None` where there is none.
+    pub(crate) fn part(
+        &self,
+        session: SessionId,
+        blocks: Span,
+        offset: u64,
+    ) -> Option<AdapterPart> {
+        let left = self.adapter.value_count(blocks)?.checked_sub(offset)?;
+        let end = offset + left.min(STATE_VALUES_MAX as u64);
+        let values = self.adapter.values(blocks, offset..end)?;
+        let count = u32::try_from(values.len()).ok()?;
+        let values = Tensor::from_f32(vec![count], &values).ok()?;
+        Some(AdapterPart { session, offset, values })
+    }
+}

@@ -1,0 +1,220 @@
+//! Adapters that somebody has published.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use umbel_engine::train::{AdapterError, PeftFiles};
+use umbel_net::{LinkProtocol, LinkReceiver, LinkSender, OpenLinkError, ReceiveError, SendError};
+use umbel_protocol::published::{AdapterAnswer, AdapterRequest, PART_BYTES_MAX};
+use umbel_protocol::{AdapterId, PeerId, ProtocolViolation};
+use umbel_shard::ModelConfig;
+
+use crate::swarm::Swarm;
+use crate::swarm::exchange::chain;
+
+/// Peers that are asked, one after the other: one that is there and honest is enough.
+const PROVIDERS_ASKED_MAX: usize = 16;
+
+/// How long a peer may take for a part: a megabyte takes 9 seconds at 1 Mbit/s.
+const PART_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The folder of fetched adapters in the cache.
+const CACHE_FOLDER: &str = "adapters";
+
+/// Where an adapter lies in the cache, if it was fetched.
+#[must_use]
+pub fn cached_at(cache: &Path, id: AdapterId) -> PathBuf {
+    cache.join(CACHE_FOLDER).join(id.to_string())
+}
+
+/// The files of an adapter for `model` that were fetched before; `None` where there are none, or they are
+/// not what their name says.
+#[must_use]
+pub fn cached(cache: &Path, id: AdapterId, model: &ModelConfig) -> Option<PeftFiles> {
+    let files = PeftFiles::read(&cached_at(cache, id), model).ok()?;
+    (files.id() == id).then_some(files)
+}
+
+/// Fetches an adapter for `model` from whoever provides it, and keeps it in the cache.
+///
+/// What a peer sends is checked against the name before anything is made of it; where it is something
+/// else, or too large for the model, the next peer is asked.
+///
+/// # Errors
+/// [`FetchAdapterError`] where nobody provides it, or none of those who do has sent it.
+pub async fn fetch(
+    swarm: &Swarm,
+    cache: &Path,
+    id: AdapterId,
+    model: &ModelConfig,
+) -> Result<PeftFiles, FetchAdapterError> {
+    if let Some(files) = cached(cache, id, model) {
+        return Ok(files);
+    }
+    let mut last = None;
+    for peer in swarm.adapter_providers(id).await.into_iter().take(PROVIDERS_ASKED_MAX) {
+        match fetch_from(swarm, peer, id, model).await {
+            Ok(files) => {
+                if let Err(error) = files.write(&cached_at(cache, id)) {
+                    let error: &dyn std::error::Error = &error;
+                    tracing::warn!(error, "the adapter is not kept");
+                }
+                return Ok(files);
+            }
+            Err(error) => {
+                tracing::warn!(%peer, error = chain(&error), "a peer did not send the adapter");
+                last = Some((peer, error));
+            }
+        }
+    }
+    Err(match last {
+        None => FetchAdapterError::NoProvider { id },
+        Some((peer, source)) => FetchAdapterError::Providers { id, peer, source: Box::new(source) },
+    })
+}
+
+async fn fetch_from(
+    swarm: &Swarm,
+    peer: PeerId,
+    id: AdapterId,
+    model: &ModelConfig,
+) -> Result<PeftFiles, ProviderError> {
+    let (sender, receiver) = swarm.open_link(peer, &[], LinkProtocol::Adapter).await?.split();
+    let mut asked = Asked { sender, receiver, id };
+    let (sizes, mut bytes) = asked.part(0).await?;
+    let [config_bytes, weights_bytes] = sizes;
+    if config_bytes > PeftFiles::CONFIG_BYTES_MAX {
+        return Err(ProviderError::TooLarge { bytes: config_bytes });
+    }
+    let total = config_bytes.saturating_add(weights_bytes);
+    // How large the weights may be follows from the configuration, which mostly comes with the first part.
+    let mut checked = false;
+    loop {
+        let have = bytes.len() as u64;
+        if have > total || (have < total && !have.is_multiple_of(PART_BYTES_MAX as u64)) {
+            return Err(ProviderError::Mismatch);
+        }
+        if have >= config_bytes && !checked {
+            let config = split(&bytes, config_bytes).0;
+            let max = PeftFiles::weights_bytes_max(config, model)?;
+            if weights_bytes > max {
+                return Err(ProviderError::TooLarge { bytes: weights_bytes });
+            }
+            checked = true;
+        }
+        if have == total {
+            break;
+        }
+        let (again, part) = asked.part(have).await?;
+        if again != sizes || part.is_empty() {
+            return Err(ProviderError::Mismatch);
+        }
+        bytes.extend_from_slice(&part);
+    }
+    let (config, weights) = split(&bytes, config_bytes);
+    let files = PeftFiles { config: config.to_vec(), weights: weights.to_vec() };
+    if files.id() != id {
+        return Err(ProviderError::OtherContent);
+    }
+    Ok(files)
+}
+
+fn split(bytes: &[u8], config_bytes: u64) -> (&[u8], &[u8]) {
+    let at = usize::try_from(config_bytes).unwrap_or(usize::MAX);
+    bytes.split_at(at.min(bytes.len()))
+}
+
+/// A peer that is asked for one adapter.
+struct Asked {
+    sender: LinkSender,
+    receiver: LinkReceiver,
+    id: AdapterId,
+}
+
+impl Asked {
+    /// The sizes of the two files, and their bytes from `offset` on.
+    async fn part(&mut self, offset: u64) -> Result<([u64; 2], Vec<u8>), ProviderError> {
+        let request = AdapterRequest { id: self.id, offset };
+        let exchange = async {
+            self.sender.send(request.encode()).await?;
+            let frame = self.receiver.receive().await?.ok_or(ProviderError::NoAnswer)?;
+            Ok(AdapterAnswer::decode(frame)?)
+        };
+        let timed_out = ProviderError::TimedOut { after: PART_TIMEOUT };
+        let answer = tokio::time::timeout(PART_TIMEOUT, exchange).await;
+        match answer.unwrap_or(Err(timed_out))? {
+            AdapterAnswer::Unknown => Err(ProviderError::Unknown),
+            AdapterAnswer::Part { config_bytes, weights_bytes, bytes } => {
+                Ok(([config_bytes, weights_bytes], bytes.to_vec()))
+            }
+        }
+    }
+}
+
+/// An adapter that could not be fetched.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchAdapterError {
+    /// The hash table knows of nobody who has it.
+    #[error(
+        "nobody in the swarm provides the adapter {id}: whoever has it makes it known with \
+         `umbel adapter publish`"
+    )]
+    NoProvider {
+        /// Its name.
+        id: AdapterId,
+    },
+    /// Those who say that they have it did not send it.
+    #[error("no peer has sent the adapter {id}; the last one asked was {peer}")]
+    Providers {
+        /// Its name.
+        id: AdapterId,
+        /// Who was asked last.
+        peer: PeerId,
+        /// What was wrong.
+        source: Box<ProviderError>,
+    },
+}
+
+/// A peer that did not send an adapter.
+#[derive(Debug, thiserror::Error)]
+pub enum ProviderError {
+    /// It cannot be reached.
+    #[error(transparent)]
+    Link(#[from] OpenLinkError),
+    /// The link broke while it was asked.
+    #[error(transparent)]
+    Send(#[from] SendError),
+    /// The link broke, or what came over it is no frame.
+    #[error(transparent)]
+    Receive(#[from] ReceiveError),
+    /// It closed the link instead.
+    #[error("it closed the link without an answer")]
+    NoAnswer,
+    /// It took too long.
+    #[error("it did not answer within {} s", after.as_secs())]
+    TimedOut {
+        /// How long it was given.
+        after: Duration,
+    },
+    /// Its answer is malformed.
+    #[error(transparent)]
+    Violation(#[from] ProtocolViolation),
+    /// It does not have it any more.
+    #[error("it has no such adapter")]
+    Unknown,
+    /// A file of this model's adapters cannot be so large.
+    #[error("a file of {bytes} bytes is larger than those of this model's adapters")]
+    TooLarge {
+        /// How large it says that it is.
+        bytes: u64,
+    },
+    /// Parts that do not fit each other.
+    #[error("the parts that it sends do not fit each other")]
+    Mismatch,
+    /// Something else has this content.
+    #[error("what it sent has another name")]
+    OtherContent,
+    /// It is no adapter for this model.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+}

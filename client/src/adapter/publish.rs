@@ -1,0 +1,147 @@
+//! An adapter that this process provides for others.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::task::JoinSet;
+use umbel_engine::train::PeftFiles;
+use umbel_net::{
+    AcceptError, Identity, JoinError, Link, LinkProtocol, Multiaddr, Network, NetworkConfig, Role,
+    StartNetworkError, SwarmKey,
+};
+use umbel_protocol::AdapterId;
+use umbel_protocol::published::{AdapterAnswer, AdapterRequest, PART_BYTES_MAX};
+
+/// Links that are served at once: each keeps one part of a megabyte under way.
+const LINKS_MAX: usize = 64;
+
+/// How long a link may stay silent.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+
+/// Where an adapter is published.
+#[derive(Debug, Clone)]
+pub struct PublishSettings {
+    /// Where this peer listens.
+    pub listen: Vec<Multiaddr>,
+    /// Peers of the swarm, any one of which is enough.
+    pub join: Vec<Multiaddr>,
+    /// The secret of a private swarm, if it is one.
+    pub swarm_key: Option<SwarmKey>,
+}
+
+/// An adapter that is provided as long as this lives.
+pub struct Publication {
+    network: Network,
+    id: AdapterId,
+    serving: JoinSet<()>,
+}
+
+impl Publication {
+    /// Comes into the swarm as a peer of its own, tells the hash table of the adapter, and answers those
+    /// who ask for it.
+    ///
+    /// # Errors
+    /// [`PublishError`] where the network cannot be started, or nobody answers.
+    pub async fn start(files: PeftFiles, settings: PublishSettings) -> Result<Self, PublishError> {
+        let network = Network::start(NetworkConfig {
+            listen: settings.listen,
+            swarm_key: settings.swarm_key,
+            ..NetworkConfig::new(Identity::ephemeral(), Role::Server)
+        })
+        .await?;
+        let mut incoming = network.accept(LinkProtocol::Adapter)?;
+        network.join(&settings.join).await?;
+        let id = files.id();
+        let held = Arc::new(Held::new(files));
+        let mut serving = JoinSet::new();
+        serving.spawn(async move {
+            let mut links = JoinSet::new();
+            while let Some((peer, link)) = incoming.next().await {
+                while links.try_join_next().is_some() {}
+                if links.len() < LINKS_MAX {
+                    tracing::debug!(%peer, "asked for the adapter");
+                    links.spawn(Arc::clone(&held).answer(link));
+                }
+            }
+        });
+        network.provide(*id.as_bytes()).await;
+        Ok(Self { network, id, serving })
+    }
+
+    /// The name by which others fetch it.
+    #[must_use]
+    pub const fn id(&self) -> AdapterId {
+        self.id
+    }
+
+    /// Where this peer is.
+    #[must_use]
+    pub fn address(&self) -> Multiaddr {
+        self.network.preferred_address()
+    }
+
+    /// Provides it no more.
+    pub async fn end(mut self) {
+        self.network.stop_providing(*self.id.as_bytes()).await;
+        self.serving.abort_all();
+        self.network.shutdown().await;
+    }
+}
+
+struct Held {
+    id: AdapterId,
+    config_bytes: u64,
+    weights_bytes: u64,
+    /// The configuration and the weights.
+    bytes: Bytes,
+}
+
+impl Held {
+    fn new(files: PeftFiles) -> Self {
+        let (id, config_bytes) = (files.id(), files.config.len() as u64);
+        let weights_bytes = files.weights.len() as u64;
+        Self {
+            id,
+            config_bytes,
+            weights_bytes,
+            bytes: [files.config, files.weights].concat().into(),
+        }
+    }
+
+    /// Answers what is asked on a link until it closes, is silent for too long, or breaks the protocol.
+    async fn answer(self: Arc<Self>, link: Link) {
+        let (mut sender, mut receiver) = link.split();
+        while let Ok(Ok(Some(frame))) = tokio::time::timeout(SILENCE_MAX, receiver.receive()).await
+        {
+            let Ok(request) = AdapterRequest::decode(frame) else { return };
+            if sender.send(self.part(request).encode()).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn part(&self, request: AdapterRequest) -> AdapterAnswer {
+        let offset = usize::try_from(request.offset).ok().filter(|at| *at <= self.bytes.len());
+        let Some(offset) = offset.filter(|_| request.id == self.id) else {
+            return AdapterAnswer::Unknown;
+        };
+        let end = self.bytes.len().min(offset.saturating_add(PART_BYTES_MAX));
+        let (config_bytes, weights_bytes) = (self.config_bytes, self.weights_bytes);
+        AdapterAnswer::Part { config_bytes, weights_bytes, bytes: self.bytes.slice(offset..end) }
+    }
+}
+
+/// An adapter that is not published.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// The network could not be started.
+    #[error(transparent)]
+    Start(#[from] StartNetworkError),
+    /// Nobody of the swarm answers.
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    /// Such links are accepted elsewhere already.
+    #[error(transparent)]
+    Accept(#[from] AcceptError),
+}

@@ -1,0 +1,99 @@
+//! What adapters add to the product of a matrix: `y = W x + b + scale B A x` (Hu et al. 2021,
+//! <https://arxiv.org/abs/2106.09685>), for the rows of the sessions that have one.
+//!
+//! The rows of all sessions with the same adapter go through its two matrices together, and rows
+//! without one are not touched. Each output is one sum in one order, as in training, so that the bits
+//! of a row depend on no other.
+
+use std::ops::Range;
+
+use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor};
+
+use super::{rows_of, values, values_mut};
+use crate::block::Pass;
+use crate::train::adapter::{LoraMatrices, TargetModule};
+use crate::train::dense::times_transposed;
+
+/// Adds to `product`, which nobody else holds, what the adapters of a pass have for `module`; `input`
+/// is what was multiplied.
+pub(crate) fn add(
+    pass: &Pass<'_>,
+    module: TargetModule,
+    input: &Tensor,
+    product: Tensor,
+) -> Result<Tensor> {
+    let groups = Group::of(pass, module);
+    if !groups.is_empty() {
+        product.inplace_op2(input, &Adapted(groups))?;
+    }
+    Ok(product)
+}
+
+/// Rows with the same matrices.
+struct Group<'a> {
+    matrices: &'a LoraMatrices,
+    scale: f32,
+    rows: Vec<Range<usize>>,
+}
+
+impl<'a> Group<'a> {
+    fn of(pass: &'a Pass<'_>, module: TargetModule) -> Vec<Self> {
+        let mut groups: Vec<Self> = Vec::new();
+        let mut start = 0;
+        for stretch in &pass.stretches {
+            let rows = start..start + stretch.tokens;
+            start = rows.end;
+            let Some(adapter) = stretch.adapter else { continue };
+            let Some(matrices) = adapter.parameters().at(pass.block, module) else { continue };
+            match groups.iter_mut().find(|group| std::ptr::eq(group.matrices, matrices)) {
+                Some(group) => group.rows.push(rows),
+                None => {
+                    let scale = adapter.config().scale();
+                    groups.push(Self { matrices, scale, rows: vec![rows] });
+                }
+            }
+        }
+        groups
+    }
+
+    fn add(&self, input: &[f32], product: &mut [f32]) {
+        let [outputs, inputs] = self.matrices.shape();
+        let gather = |rows: &Range<usize>| &input[rows.start * inputs..rows.end * inputs];
+        let input = match self.rows.as_slice() {
+            [alone] => gather(alone).to_vec(),
+            rows => rows.iter().flat_map(gather).copied().collect(),
+        };
+        let inner = times_transposed(&input, self.matrices.a(), inputs);
+        let added = times_transposed(&inner, self.matrices.b(), self.matrices.rank());
+        let mut added = added.iter();
+        for rows in &self.rows {
+            let product = &mut product[rows.start * outputs..rows.end * outputs];
+            product.iter_mut().zip(&mut added).for_each(|(y, added)| *y += self.scale * added);
+        }
+    }
+}
+
+struct Adapted<'a>(Vec<Group<'a>>);
+
+impl InplaceOp2 for Adapted<'_> {
+    fn name(&self) -> &'static str {
+        "adapter"
+    }
+
+    fn cpu_fwd(
+        &self,
+        product: &mut CpuStorage,
+        product_layout: &Layout,
+        input: &CpuStorage,
+        input_layout: &Layout,
+    ) -> Result<()> {
+        for group in &self.0 {
+            let [outputs, inputs] = group.matrices.shape();
+            rows_of(self.name(), product_layout, outputs)?;
+            rows_of(self.name(), input_layout, inputs)?;
+            let input = values(self.name(), input, input_layout)?;
+            group.add(input, values_mut(self.name(), product, product_layout)?);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,93 @@
+//! Sessions with adapters: each row has its own, and no other's.
+
+use std::sync::Arc;
+
+use super::batch::assert_the_same_with;
+use super::*;
+use crate::train::{Adapter, AdapterConfig, Sequence, TargetModule, TrainError, TrainingPass};
+
+/// An adapter for all blocks and matrices, which changes results by about a tenth.
+fn adapter(world: &World, rank: usize, seed: u32) -> Arc<Adapter> {
+    let config = AdapterConfig {
+        rank,
+        alpha: 2.0,
+        rank_stabilized: false,
+        dropout: 0.5,
+        target_modules: TargetModule::ALL.to_vec(),
+    };
+    let mut adapter = Adapter::blank(config, &world.config, span(0, 3)).unwrap();
+    let count = u32::try_from(adapter.parameters().value_count()).unwrap();
+    let value = |index: u32| {
+        let bits = (index ^ seed.wrapping_mul(0x9e37_79b9)).wrapping_mul(0x85eb_ca6b) >> 16;
+        (bits as f32 / 65_536.0 - 0.5) * 0.1
+    };
+    adapter.write(0, &(0..count).map(value).collect::<Vec<_>>()).unwrap();
+    Arc::new(adapter)
+}
+
+#[test]
+fn rows_with_several_adapters_and_without_give_the_bits_of_each_alone() {
+    for family in FAMILIES {
+        for weight_type in [WeightType::F32, WeightType::BF16, WeightType::Q4_1, WeightType::Q6K] {
+            let world = World::new(family, weight_type);
+            let (first, second) = (adapter(&world, 3, 1), adapter(&world, 8, 2));
+            let of_sessions = [Some(&first), None, Some(&first), Some(&second)];
+            let blocks = [span(0, 3); 4];
+            assert_the_same_with(&world, &blocks, of_sessions, &format!("{family} {weight_type}"));
+            let blocks = [span(0, 2), span(1, 3), span(1, 2), span(0, 3)];
+            assert_the_same_with(&world, &blocks, of_sessions, &format!("{family} in parts"));
+        }
+    }
+}
+
+/// Of the largest value: attention of a pass of training adds in another order.
+const DIFFERENCE_MAX: f32 = 1e-5;
+
+#[test]
+fn a_session_gives_what_a_pass_of_training_gives() {
+    for family in FAMILIES {
+        let world = World::new(family, WeightType::F32);
+        let (hosted, adapter) = (world.host(span(0, 3)), adapter(&world, 4, 3));
+        let input = model::hidden(23, 5);
+        let sequences = [Sequence { tokens: 23, dropout_seed: 0 }];
+        let pass = TrainingPass::new(&hosted, span(0, 3), Some(&adapter), &sequences).unwrap();
+        let trained = pass.without_dropout().forward(&input).unwrap().output;
+        let mut table = world.open(span(0, 3));
+        hosted.adapt(&mut table, adapter).unwrap();
+        let mut found = Vec::new();
+        for rows in [0..9, 9..10, 10..23] {
+            let output = hosted.forward(&mut table, &input.rows(rows).unwrap()).unwrap();
+            found.extend(output.to_values());
+        }
+        let largest = |values: &[f32]| values.iter().fold(0.0, |most: f32, v| most.max(v.abs()));
+        let away = |other: &HiddenStates| -> f32 {
+            let pairs = found.iter().zip(other.to_values());
+            largest(&pairs.map(|(found, other)| found - other).collect::<Vec<_>>())
+        };
+        let difference = away(&trained) / largest(&found);
+        assert!(difference < DIFFERENCE_MAX, "{family}: {difference}");
+        let mut plain = world.open(span(0, 3));
+        let without = hosted.forward(&mut plain, &input).unwrap();
+        assert!(away(&without) > 0.01, "{family}: the adapter changes something");
+    }
+}
+
+#[test]
+fn an_adapter_that_does_not_fit_is_refused() {
+    let world = World::new(Family::Llama, WeightType::F32);
+    let hosted = world.host(span(0, 3));
+    let whole = adapter(&world, 2, 1);
+    let mut table = world.open(span(0, 3));
+    let part = Arc::new(whole.part(span(0, 2)).unwrap());
+    let refused = hosted.adapt(&mut table, part);
+    assert!(matches!(refused, Err(TrainError::NotAdapted { .. })), "{refused:?}");
+    let other = umbel_shard::ModelConfig { intermediate_size: 128, ..world.config.clone() };
+    let other = Adapter::blank(whole.config().clone(), &other, span(0, 3)).unwrap();
+    let refused = hosted.adapt(&mut table, Arc::new(other));
+    assert!(matches!(refused, Err(TrainError::OtherModel { .. })), "{refused:?}");
+    let elsewhere = world.host(span(1, 3));
+    let refused = elsewhere.adapt(&mut table, whole);
+    assert!(matches!(refused, Err(TrainError::NotHosted { .. })), "{refused:?}");
+    // It is as it was.
+    hosted.forward(&mut table, &model::hidden(2, 1)).unwrap();
+}

@@ -1,0 +1,79 @@
+//! `umbel adapter`
+
+use std::io::Write as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail};
+use umbel_client::NamedAdapter;
+use umbel_client::adapter::fetch;
+use umbel_client::adapter::publish::{Publication, PublishSettings};
+use umbel_engine::train::PeftFiles;
+use umbel_net::Way;
+use umbel_protocol::AdapterId;
+
+use super::session::{Blocks, Opened};
+use crate::args::{AdapterArguments, AdapterCommand, PublishArguments};
+use crate::config::Config;
+use crate::shutdown::Shutdown;
+
+/// The largest file of weights that is published: it is in memory as long as it is.
+const WEIGHTS_BYTES_MAX: u64 = 1 << 30;
+
+pub(super) async fn run(arguments: AdapterArguments) -> anyhow::Result<()> {
+    match arguments.what {
+        AdapterCommand::Publish(arguments) => publish(arguments).await,
+    }
+}
+
+async fn publish(arguments: PublishArguments) -> anyhow::Result<()> {
+    let PublishArguments { folder, join, listen } = arguments;
+    let read = PeftFiles::read_within(&folder, WEIGHTS_BYTES_MAX);
+    let files = read.with_context(|| folder.display().to_string())?;
+    let Way { addresses, swarm_key } = Way::new(&join, None)?;
+    let anywhere = ["/ip4/0.0.0.0/tcp/0", "/ip4/0.0.0.0/udp/0/quic-v1"];
+    // The peers of a private swarm speak TCP alone.
+    let anywhere = if swarm_key.is_some() { &anywhere[..1] } else { &anywhere[..] };
+    let listen = if listen.is_empty() {
+        anywhere.iter().map(|text| text.parse().expect("a multiaddress")).collect()
+    } else {
+        listen
+    };
+    let mut shutdown = Shutdown::listen().context("signals cannot be caught")?;
+    let settings = PublishSettings { listen, join: addresses, swarm_key };
+    let publication = Publication::start(files, settings).await?;
+    let mut out = std::io::stdout();
+    writeln!(out, "{}\nready {}", publication.id(), publication.address())
+        .and_then(|()| out.flush())
+        .context("stdout is closed")?;
+    let signal = shutdown.requested().await;
+    tracing::info!(signal, "provided no more");
+    publication.end().await;
+    Ok(())
+}
+
+/// The adapter that `--adapter` names: that of a folder, or one that was published.
+pub(crate) async fn named(
+    opened: &Opened,
+    named: &Path,
+    config: &Config,
+) -> anyhow::Result<NamedAdapter> {
+    let id: Option<AdapterId> = named.to_str().and_then(|text| text.parse().ok());
+    let Some(id) = id.filter(|_| !named.exists()) else {
+        return opened.adapter(named).await;
+    };
+    let (cache, model) = (config.cache(), opened.model.config());
+    let files = match &opened.blocks {
+        Blocks::Swarm(swarm, _) => fetch::fetch(swarm, cache.root(), id, model).await,
+        Blocks::Local(..) => match fetch::cached(cache.root(), id, model) {
+            Some(files) => Ok(files),
+            None => {
+                bail!("--adapter {id} was not fetched before: --join ADDR for a swarm that has it")
+            }
+        },
+    };
+    let files = files.with_context(|| format!("--adapter {id}"))?;
+    let model = Arc::clone(&opened.model);
+    let read = move || NamedAdapter::new(&files, model.config());
+    tokio::task::spawn_blocking(read).await?.with_context(|| format!("--adapter {id}"))
+}

@@ -1,0 +1,206 @@
+//! Adapters that are published, and fetched by the name of their content from whoever has them.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use umbel_client::Swarm;
+use umbel_client::adapter::fetch::{FetchAdapterError, ProviderError, cached, cached_at, fetch};
+use umbel_client::adapter::publish::{Publication, PublishSettings};
+use umbel_engine::train::PeftFiles;
+use umbel_net::{Identity, LinkProtocol, Network, NetworkConfig, Role};
+use umbel_protocol::AdapterId;
+use umbel_protocol::published::{AdapterAnswer, AdapterRequest};
+use umbel_shard::ModelConfig;
+use umbel_tests::process::{UmbelProcess, run_umbel};
+use umbel_tests::swarm::{Server, checkpoint, report, serve};
+use umbel_tests::training::join;
+use umbel_tests::workload::client_model;
+
+const LISTEN: &str = "/ip4/127.0.0.1/udp/0/quic-v1";
+
+/// How often the hash table is asked before it is wrong that it does not know somebody.
+const TRIES: usize = 30;
+
+fn server() -> Server {
+    serve(&[&checkpoint("llama"), "--blocks", "0..4"])
+}
+
+fn model() -> ModelConfig {
+    client_model(&checkpoint("llama")).unwrap().config().clone()
+}
+
+fn files() -> PeftFiles {
+    PeftFiles::read(&Path::new(&checkpoint("llama")).join("lora"), &model()).unwrap()
+}
+
+async fn publish(server: &Server, files: PeftFiles) -> Publication {
+    let (listen, join) = (vec![LISTEN.parse().unwrap()], vec![server.address().parse().unwrap()]);
+    Publication::start(files, PublishSettings { listen, join, swarm_key: None }).await.unwrap()
+}
+
+/// A provider that answers as it likes; how often it was asked.
+async fn provider(
+    server: &Server,
+    id: AdapterId,
+    answer: impl Fn(u64) -> AdapterAnswer + Send + 'static,
+) -> (Network, Arc<AtomicUsize>) {
+    let network = Network::start(NetworkConfig {
+        listen: vec![LISTEN.parse().unwrap()],
+        ..NetworkConfig::new(Identity::ephemeral(), Role::Server)
+    });
+    let network = network.await.unwrap();
+    let mut incoming = network.accept(LinkProtocol::Adapter).unwrap();
+    network.join(&[server.address().parse().unwrap()]).await.unwrap();
+    network.provide(*id.as_bytes()).await;
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    tokio::spawn(async move {
+        while let Some((_, link)) = incoming.next().await {
+            let (mut sender, mut receiver) = link.split();
+            while let Ok(Some(frame)) = receiver.receive().await {
+                count.fetch_add(1, Ordering::Relaxed);
+                let request = AdapterRequest::decode(frame).unwrap();
+                if sender.send(answer(request.offset).encode()).await.is_err() {
+                    break;
+                }
+            }
+        }
+    });
+    (network, asked)
+}
+
+/// What comes of it once somebody is known to provide it.
+async fn fetch_known(
+    swarm: &Swarm,
+    cache: &Path,
+    id: AdapterId,
+) -> Result<PeftFiles, FetchAdapterError> {
+    for _ in 0..TRIES {
+        match fetch(swarm, cache, id, &model()).await {
+            Err(FetchAdapterError::NoProvider { .. }) => {}
+            result => return result,
+        }
+    }
+    panic!("the hash table knows of nobody");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_publishes_another_fetches_once() {
+    let server = server();
+    let publication = publish(&server, files()).await;
+    let id = files().id();
+    assert_eq!(publication.id(), id);
+    let cache = tempfile::tempdir().unwrap();
+    let swarm = join(&server).await.unwrap();
+    assert!(fetch_known(&swarm, cache.path(), id).await.unwrap() == files());
+    publication.end().await;
+    // Nobody has it any more but this side's cache.
+    assert!(fetch(&swarm, cache.path(), id, &model()).await.unwrap() == files());
+    // What lies there is not taken at its word.
+    let weights = cached_at(cache.path(), id).join("adapter_model.safetensors");
+    let mut changed = std::fs::read(&weights).unwrap();
+    *changed.last_mut().unwrap() ^= 1;
+    std::fs::write(&weights, changed).unwrap();
+    assert!(cached(cache.path(), id, &model()).is_none());
+    let other = AdapterId::from_bytes([7; 32]);
+    let nobody = fetch(&swarm, cache.path(), other, &model()).await.unwrap_err();
+    assert!(matches!(nobody, FetchAdapterError::NoProvider { .. }), "{nobody}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_bytes_are_thrown_away_and_the_next_provider_is_asked() {
+    let server = server();
+    let id = files().id();
+    let liar = |_| {
+        let PeftFiles { config, mut weights } = files();
+        *weights.last_mut().unwrap() ^= 1;
+        let (config_bytes, weights_bytes) = (config.len() as u64, weights.len() as u64);
+        let bytes = [config, weights].concat().into();
+        AdapterAnswer::Part { config_bytes, weights_bytes, bytes }
+    };
+    let cache = tempfile::tempdir().unwrap();
+    let swarm = join(&server).await.unwrap();
+    let (_one, asked) = provider(&server, id, liar).await;
+    let refused = fetch_known(&swarm, cache.path(), id).await.unwrap_err();
+    let FetchAdapterError::Providers { source, .. } = &refused else { panic!("{refused}") };
+    assert!(matches!(**source, ProviderError::OtherContent), "{source}");
+    assert!(cached(cache.path(), id, &model()).is_none(), "nothing of it is kept");
+    let publication = publish(&server, files()).await;
+    let mut fetched = fetch(&swarm, cache.path(), id, &model()).await;
+    for _ in 0..TRIES {
+        if fetched.is_ok() {
+            break;
+        }
+        fetched = fetch(&swarm, cache.path(), id, &model()).await;
+    }
+    assert!(fetched.unwrap() == files());
+    assert!(asked.load(Ordering::Relaxed) > 0);
+    publication.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn providers_that_lie_of_sizes_cost_little() {
+    let server = server();
+    let swarm = join(&server).await.unwrap();
+    let cache = tempfile::tempdir().unwrap();
+    let config = files().config;
+    let part = |config_bytes, weights_bytes, bytes: Vec<u8>| AdapterAnswer::Part {
+        config_bytes,
+        weights_bytes,
+        bytes: bytes.into(),
+    };
+    let length = config.len() as u64;
+    let mut padded = config.clone();
+    padded.resize(1 << 20, 0);
+    let answers = [
+        // Weights as no adapter of this model has them.
+        (part(length, 1 << 40, padded), "TooLarge"),
+        (part(1 << 30, 5, vec![0; 1 << 20]), "TooLarge"),
+        // More than was said, and less than a part.
+        (part(length, 5, [config.clone(), vec![0; 50]].concat()), "Mismatch"),
+        (part(length, 5_000, config.clone()), "Mismatch"),
+        (part(length, 5_000, Vec::new()), "Mismatch"),
+        (AdapterAnswer::Unknown, "Unknown"),
+    ];
+    for (number, (answer, expected)) in (1..).zip(answers) {
+        let id = AdapterId::from_bytes([number; 32]);
+        let (provider, asked) = provider(&server, id, move |_| answer.clone()).await;
+        let refused = fetch_known(&swarm, cache.path(), id).await.unwrap_err();
+        let FetchAdapterError::Providers { source, .. } = &refused else { panic!("{refused}") };
+        let found = format!("{source:?}");
+        assert!(found.starts_with(expected), "{number}: {found}");
+        assert!(asked.load(Ordering::Relaxed) <= 2, "{number}: it is not asked for more");
+        provider.shutdown().await;
+    }
+}
+
+#[test]
+fn a_published_adapter_is_asked_by_its_id() {
+    let server = server();
+    let (llama, scratch) = (checkpoint("llama"), tempfile::tempdir().unwrap());
+    let cache = scratch.path().to_str().unwrap();
+    let folder = format!("{llama}/lora");
+    let arguments = ["adapter", "publish", &folder, "--join", server.address(), "--listen", LISTEN];
+    let publisher = UmbelProcess::start(&arguments.map(str::to_owned)).unwrap();
+    let ask = |adapter: &str, way: &[&str]| {
+        let fixed = ["generate", "--model", &llama, "--prompt-ids", "5,6,7", "--max-tokens", "8"];
+        let more = ["--json", "--cache-dir", cache, "--adapter", adapter];
+        let all: Vec<_> = fixed.iter().chain(&more).chain(way).map(|&one| one.to_owned()).collect();
+        run_umbel(&all).unwrap()
+    };
+    let swarm = ["--join", server.address()];
+    let id = files().id().to_string();
+    let unknown = ask(&id, &["--local"]);
+    assert!(unknown.stderr.contains("was not fetched before"), "{}", unknown.stderr);
+    let expected = report(&ask(&folder, &swarm))["token_ids"].clone();
+    assert_eq!(report(&ask(&id, &swarm))["token_ids"], expected);
+    assert!(publisher.terminate().unwrap().status.success());
+    assert_eq!(report(&ask(&id, &["--local"]))["token_ids"], expected);
+    let nobody = ask(&"ab".repeat(32), &swarm);
+    assert_eq!(nobody.status.code(), Some(1));
+    assert!(nobody.stderr.contains("nobody in the swarm provides"), "{}", nobody.stderr);
+    server.assert_no_errors();
+}
