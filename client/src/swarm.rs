@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use umbel_coordinator::random::Random;
-use umbel_coordinator::session::Sharing;
+use umbel_coordinator::session::{Contacts, Sharing};
 use umbel_coordinator::swarm::Directory;
 use umbel_coordinator::swarm::directory::Inserted;
 use umbel_coordinator::swarm::health::Health;
@@ -69,6 +69,8 @@ impl Default for SwarmConfig {
 pub struct Swarm {
     network: Network,
     view: Mutex<View>,
+    /// What the links of all sessions hear, by `clock`.
+    contacts: Mutex<Contacts>,
     joined: Vec<PeerId>,
     patience: Duration,
     clock: Clock,
@@ -122,7 +124,8 @@ impl Swarm {
         let (view, clock) = (Mutex::new(view), Clock::start());
         let mut secret = [0; 32];
         getrandom::fill(&mut secret).map_err(JoinSwarmError::Random)?;
-        Ok(Self { network, view, joined, patience, clock, secret })
+        let contacts = Mutex::new(Contacts::default());
+        Ok(Self { network, view, contacts, joined, patience, clock, secret })
     }
 
     /// What a session that begins with these tokens shares with others of this client that have the
@@ -203,6 +206,16 @@ impl Swarm {
         protocol: LinkProtocol,
     ) -> Result<Link, OpenLinkError> {
         self.network.open_link(peer, &exchange::multiaddrs(addresses), protocol).await
+    }
+
+    /// The clock of all sessions.
+    pub(crate) const fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    /// What is heard of servers over the links of all sessions.
+    pub(crate) fn contacts(&self) -> MutexGuard<'_, Contacts> {
+        self.contacts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Finds out at once, where that is possible, whether a peer that is silent has ended.

@@ -7,6 +7,7 @@
 //! hop before the first, with a journal of its own. To open a session is to mend an empty route.
 
 mod adapter;
+mod contact;
 mod failure;
 mod flight;
 mod inbox;
@@ -38,6 +39,7 @@ use prefix::Text;
 use ring::Ring;
 use spare::{Asked, Spare};
 
+pub use contact::Contacts;
 pub use failure::{FailureReason, HopFailure, SessionFailure};
 pub use flight::STEPS_IN_FLIGHT_MAX;
 pub use prefix::Sharing;
@@ -367,12 +369,13 @@ impl Session {
         self.next_deadline()
     }
 
-    /// Asks those who have been silent, and gives up those who stay so.
-    pub fn handle_timeout(&mut self, now: Time) {
+    /// Asks those who have been silent to all sessions of the process, of which `contacts` are, and
+    /// gives up those who stay so.
+    pub fn handle_timeout(&mut self, contacts: &mut Contacts, now: Time) {
         if matches!(self.state, State::Over) {
             return;
         }
-        self.watch(now);
+        self.watch(contacts, now);
         self.mend(now);
     }
 

@@ -6,6 +6,7 @@ mod bench;
 mod gateway;
 pub mod join;
 mod look;
+mod place;
 mod rest;
 pub mod train;
 
@@ -15,10 +16,12 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use umbel_client::Sampling;
 use umbel_engine::Arithmetic;
-use umbel_net::Multiaddr;
+use umbel_net::{Multiaddr, parse_address};
 use umbel_protocol::{DType, Span};
 
 use crate::device::DeviceWish;
+
+use place::host_port;
 
 pub use about::{CompletionsArguments, ManArguments};
 pub use adapter::{AdapterArguments, AdapterCommand, PublishArguments};
@@ -282,7 +285,7 @@ pub struct DemoArguments {
     pub prompt: Option<String>,
 
     /// Answer OpenAI's interface and serve the page over HTTP, until Ctrl-C, in place of the chat.
-    #[arg(long, value_name = "HOST:PORT", conflicts_with = "prompt")]
+    #[arg(long, value_name = "HOST:PORT", value_parser = host_port, conflicts_with = "prompt")]
     pub gateway: Option<SocketAddr>,
 
     /// How many servers share the blocks.
@@ -337,12 +340,12 @@ pub struct ServeArguments {
 
     /// Where to listen; may be given several times [default: every interface, QUIC and TCP, free
     /// ports].
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = parse_address)]
     pub listen: Vec<Multiaddr>,
 
     /// Address at which others reach this server, where that is not one it listens on: behind a
     /// port that is forwarded, say. They are told these alone; may be given several times.
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = parse_address)]
     pub announce: Vec<Multiaddr>,
 
     /// The key by which this peer is known, made if it is missing [default: in the user's data
@@ -401,11 +404,11 @@ pub struct ServeArguments {
 
     /// Answer OpenAI's interface over HTTP as well, as `umbel gateway` does, and print where in a line
     /// that begins with `gateway`.
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, value_name = "HOST:PORT", value_parser = host_port)]
     pub gateway: Option<SocketAddr>,
 
     /// Where Prometheus finds what is counted, at /metrics.
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, value_name = "HOST:PORT", value_parser = host_port)]
     pub metrics: Option<SocketAddr>,
 
     /// Stop when stdin closes, so that a server does not outlive the program that started it.

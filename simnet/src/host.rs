@@ -90,7 +90,11 @@ pub struct Host<E> {
     pub oracle: Oracle,
     /// How fast that is.
     pub speed: Speed,
-    /// How many times slower than that it is now.
+    /// How long the thread that reads its links takes for a message.
+    pub per_message: Duration,
+    /// Messages that wait for that thread, the first of which it is at.
+    pub unread: VecDeque<E>,
+    /// How many times slower than `speed` it is now.
     pub slower: u32,
     /// Its name.
     pub peer: PeerId,
@@ -126,6 +130,8 @@ impl<E> Host<E> {
             server: Server::new(config.clone()),
             oracle: Oracle::default(),
             speed,
+            per_message: Duration::ZERO,
+            unread: VecDeque::new(),
             slower: 1,
             peer: config.peer,
             group,
@@ -145,7 +151,9 @@ impl<E> Host<E> {
     /// Starts it anew, with nothing of what it held.
     pub fn restart(&mut self) {
         let life = self.life + 1;
-        *self = Self { life, ..Self::new(self.config.clone(), self.speed, self.group) };
+        let per_message = self.per_message;
+        let anew = Self::new(self.config.clone(), self.speed, self.group);
+        *self = Self { life, per_message, ..anew };
     }
 
     /// Does what the machine wants done with pages.

@@ -16,7 +16,7 @@ use std::time::Duration;
 use umbel_coordinator::Time;
 use umbel_coordinator::random::Random;
 use umbel_coordinator::server::ServerConfig;
-use umbel_coordinator::session::{Input, RouteWanted};
+use umbel_coordinator::session::{Contacts, Input, RouteWanted};
 use umbel_protocol::inference::{ClientMessage, ServerMessage, Step};
 use umbel_protocol::{ModelId, PeerId};
 
@@ -121,6 +121,13 @@ pub enum Event {
         /// This one.
         link: PushLink,
     },
+    /// A server's thread has taken note of a message.
+    Heard {
+        /// Whose.
+        server: usize,
+        /// In which of its lives.
+        life: u32,
+    },
     /// An accelerator has finished.
     Computed {
         /// Whose.
@@ -174,6 +181,8 @@ pub struct World {
     pub hosts: Vec<Host<Event>>,
     /// The clients.
     pub clients: Vec<Client>,
+    /// What the processes of clients hear of servers, one for each client.
+    contacts: Vec<Contacts>,
     /// The moment of the event that happened last.
     pub now: Time,
     /// What was counted.
@@ -199,6 +208,7 @@ impl World {
         Self {
             hosts: Vec::new(),
             clients: Vec::new(),
+            contacts: Vec::new(),
             now: Time::START,
             totals: Totals::default(),
             links: Links::new(settings.topology.clone(), seed.stream("links")),
@@ -229,6 +239,16 @@ impl World {
         let client = self.clients.len();
         self.clients.push(Client::new(client, &self.settings, group, plan));
         self.begin(at, client);
+    }
+
+    /// The same in the process of the client that was added before.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn join_beside(&mut self, at: Time, plan: Plan, group: usize) {
+        let beside = self.clients.last().expect("a client was added before").process;
+        self.join(at, plan, group);
+        self.clients.last_mut().expect("it was just added").process = beside;
     }
 
     /// Adds a client that begins at a moment and follows these plans one after the other, each after
@@ -277,6 +297,7 @@ impl World {
     }
 
     fn begin(&mut self, at: Time, client: usize) {
+        self.contacts.push(Contacts::default());
         self.busy_clients += 1;
         self.queue.plan(at, Event::Start { client });
     }
@@ -285,16 +306,23 @@ impl World {
         let Some(event) = self.hold_if_frozen(event) else {
             return;
         };
+        let Some(event) = self.queue_for_thread(event) else {
+            return;
+        };
+        self.come(event);
+    }
+
+    /// Something happens to who has time for it.
+    fn come(&mut self, event: Event) {
         match event {
+            Event::Heard { server, life } => self.heard(server, life),
             Event::Session { link, message } => self.session_message(link, message),
             Event::SessionClosed { link } => self.session_closed(link),
             Event::Pushed { link, step } => self.pushed(link, step),
             Event::PushLost { link } => self.push_lost(link),
             Event::Computed { server, life } => self.computed(server, life),
             Event::ServerTimer { server, life } => self.server_timer(server, life),
-            Event::Answer { link, message } => {
-                self.tell_client_of(link, |hop| Input::Received { hop, message });
-            }
+            Event::Answer { link, message } => self.answered(link, message),
             Event::LinkLost { link } => {
                 let detail = "the link closed".to_owned();
                 self.tell_client_of(link, |hop| Input::LinkLost { hop, detail });
@@ -346,6 +374,8 @@ impl World {
 
 #[cfg(test)]
 mod known;
+#[cfg(test)]
+mod laden;
 #[cfg(test)]
 mod prefix;
 #[cfg(test)]

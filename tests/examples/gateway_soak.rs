@@ -38,6 +38,7 @@ fn print(outcome: &Outcome) {
         outcome.sessions_opened,
         outcome.ending.as_secs_f64()
     );
+    println!("hops that lost their places, and why: {:?}", outcome.given_up);
     for (name, values) in
         [("time to first token", &notes.first_token), ("gap between tokens", &notes.gaps)]
     {

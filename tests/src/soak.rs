@@ -1,7 +1,9 @@
 //! A gateway under many streaming clients: what they noticed, and what is left behind.
 
 mod client;
+mod given_up;
 
+use std::collections::BTreeMap;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -51,6 +53,8 @@ pub struct Outcome {
     pub notes: Notes,
     /// Sessions that the servers have opened.
     pub sessions_opened: u64,
+    /// Hops that lost their places, by what the gateway's log says of why, numbers left out.
+    pub given_up: BTreeMap<String, usize>,
     /// Resident bytes of each process that are of no file, the gateway first: at the first look, and
     /// then at each.
     pub resident: Vec<Vec<u64>>,
@@ -90,6 +94,7 @@ pub fn run(load: &Load) -> anyhow::Result<Outcome> {
     for url in &swarm.metrics {
         outcome.sessions_opened += counted(url, "umbel_sessions_opened_total")?;
     }
+    outcome.given_up = given_up::count(&swarm.gateway.process().stderr());
     swarm.stop();
     Ok(outcome)
 }

@@ -39,6 +39,10 @@ fn a_chat_streams_stops_goes_on_after_a_failure_and_shows_the_swarm() {
     browser.open(&gateway.url("/"));
     browser.wait("document.querySelectorAll('#servers tbody tr').length == 4");
     assert_eq!(browser.run("return document.querySelector('#model').textContent"), MODEL);
+    let counts = "return [...document.querySelectorAll('#strip .count')].map(
+        (one) => one.textContent).join(' ')";
+    assert_eq!(browser.run(counts), "1 2 1", "of 0..10, of 10..20, and of 20..30");
+    browser.picture("page-empty");
 
     // By the keyboard alone: the settings, a question, the answer, and a stop in its middle.
     browser.click("#settings summary");
@@ -98,6 +102,11 @@ fn narrow_and_dark(browser: &Browser) {
     };
     assert_eq!((shown("chat"), shown("swarm")), (true.into(), false.into()));
     assert_eq!(browser.run(fits), true);
+    // What the line of state says takes two lines here, and lies over nothing.
+    let whole = "const status = document.querySelector('#status');
+        return status.scrollHeight <= status.clientHeight";
+    assert_eq!(browser.run(whole), true);
+    assert_eq!(browser.run("return document.querySelector('header').offsetHeight < 64"), true);
     browser.picture("page-phone-chat");
     browser.click("#show-swarm");
     assert_eq!((shown("chat"), shown("swarm")), (false.into(), true.into()));

@@ -16,6 +16,11 @@ fn key(folder: &Path, name: &str) -> String {
     assert!(made.status.success(), "{}", made.stderr);
     let again = umbel(&["swarm", "new", &file]);
     assert!(!again.status.success() && again.stderr.contains(&file), "{}", again.stderr);
+    assert!(again.stderr.contains("another file"), "{}", again.stderr);
+    let missing = umbel(&["swarm", "invite", "nowhere.key", "/ip4/127.0.0.1/tcp/1"]);
+    assert!(missing.stderr.contains("umbel swarm new"), "{}", missing.stderr);
+    let socket = umbel(&["swarm", "invite", &file, "127.0.0.1:4001"]);
+    assert!(socket.stderr.contains("/ip4/127.0.0.1/tcp/4001"), "{}", socket.stderr);
     file
 }
 

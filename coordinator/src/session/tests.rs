@@ -1,6 +1,9 @@
 //! The client's machine against hops that do well, badly, and nothing. That whole swarms of them
 //! under faults keep every answer is shown by the simulation.
 
+mod adapter;
+mod contact;
+mod prefix;
 mod thin;
 
 use bytes::Bytes;
@@ -9,9 +12,6 @@ use umbel_protocol::inference::{AnswerRows, Neighbour, SessionError, Step, Troub
 use umbel_protocol::{DType, Span};
 
 use super::*;
-
-mod adapter;
-mod prefix;
 
 fn peer(name: u8) -> PeerId {
     PeerId::from_public_key([name; 32])
@@ -405,7 +405,7 @@ fn silence(session: &mut Session, silent: &[u32]) -> (Time, Vec<u32>, Vec<Output
     let mut asked = Vec::new();
     for _ in 0..200 {
         let now = session.poll_timeout().unwrap();
-        session.handle_timeout(now);
+        session.handle_timeout(&mut Contacts::default(), now);
         let outputs = drain(session);
         for (hop, message) in sent(&outputs) {
             if let ClientMessage::Ping { .. } = message {
@@ -464,7 +464,7 @@ fn a_hop_that_was_given_up_is_not_listened_to_for_ever() {
     silence(&mut session, &[1]);
     let mut ended = Vec::new();
     while let Some(now) = session.poll_timeout().filter(|now| *now < at(20_000)) {
-        session.handle_timeout(now);
+        session.handle_timeout(&mut Contacts::default(), now);
         for output in drain(&mut session) {
             if let Output::Disconnect { hop } = output {
                 ended.push(hop);
@@ -500,7 +500,7 @@ fn another_spare_is_sought_at_once_where_the_first_is_not_there() {
     drain(&mut session);
     let lost = Input::LinkLost { hop: HopId(3), detail: "nobody is there".to_owned() };
     session.handle(lost, at(2)).unwrap();
-    session.handle_timeout(at(2));
+    session.handle_timeout(&mut Contacts::default(), at(2));
     let outputs = drain(&mut session);
     let wanted = wanted(&outputs).unwrap();
     assert!(wanted.avoided.contains(&peer(4)), "{wanted:?}");

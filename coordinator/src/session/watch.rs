@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use umbel_protocol::inference::{ClientMessage, HopTiming};
 
+use super::contact::{Contact, Contacts, RoundTrip};
 use super::patience::{LINK_BYTES_PER_SECOND_MIN, Patience};
 use super::place::{Opening, Place};
 use super::{FailureReason, OPEN_TIMEOUT, OPEN_TIMEOUT_MIN, Output, Session, State};
@@ -17,6 +18,15 @@ const PING_AFTER: Duration = Duration::from_millis(40);
 /// tens of milliseconds, and a hop that is given up in error costs a replay.
 const PATIENCE_MIN: Duration = Duration::from_millis(150);
 
+/// For so many sessions of one process on a server the patience is as long as for one; it grows with
+/// them from there. Beside nine runnable processes on two cores, a server of a hundred sessions said
+/// nothing to any of them for 150 to 250 ms now and then.
+const SESSIONS_PER_PATIENCE: usize = 8;
+
+/// How many times as long it gets at most: a server of many sessions that stops is given up after 640
+/// ms, where its answers came promptly.
+const PATIENCES_MAX: usize = 4;
+
 /// The time to answer the first ping, where nobody knows how far away a hop is.
 const PATIENCE_UNKNOWN: Duration = Duration::from_secs(1);
 
@@ -25,6 +35,19 @@ const PATIENCE_MAX: Duration = Duration::from_secs(5);
 
 /// A timer that fires this late says more of this machine than of the hops: they are asked again.
 const LATE: Duration = Duration::from_millis(100);
+
+/// How long a hop has to open a session, or to answer a ping of its own session, while it is heard
+/// to answer others: it is there and has much to do, or only this link is lost. (A dial that comes to
+/// nothing is over by then too.)
+const BUSY_PATIENCE: Duration = Duration::from_secs(10);
+
+/// After so long a hop that is heard by others is asked how far it has come: often enough for the
+/// patience below, which is of seconds.
+const PROGRESS_AFTER: Duration = Duration::from_secs(1);
+
+/// What is under way to a hop when a ping of which others shall know the answer goes behind it: it
+/// takes no longer than the silence before a ping.
+const QUESTION_BEHIND: Duration = Duration::from_millis(20);
 
 /// The least time that a tensor has to come from one hop to the next; a link that breaks is
 /// noticed sooner, by who sends on it.
@@ -46,6 +69,10 @@ pub(super) struct Watch {
     heard: Time,
     pinged: Option<Time>,
     round_trip: Option<RoundTrip>,
+    /// What all sessions of the process have heard of it, when this one last looked.
+    contact: Contact,
+    /// A round trip of its own that the others have not been told.
+    sample: Option<Duration>,
     received: u32,
     computed: u32,
     progressed: Time,
@@ -59,20 +86,14 @@ pub(super) struct Watch {
     bytes_before_ping: usize,
 }
 
-/// A smoothed round trip and its variation, as TCP keeps them (RFC 6298).
-#[derive(Debug, Clone, Copy)]
-struct RoundTrip {
-    smoothed: Duration,
-    variation: Duration,
-}
-
 impl Watch {
     pub(super) fn new(round_trip: Option<Duration>, now: Time) -> Self {
-        let first = |sample: Duration| RoundTrip { smoothed: sample, variation: sample / 2 };
         Self {
             heard: now,
             pinged: None,
-            round_trip: round_trip.map(first),
+            round_trip: round_trip.map(RoundTrip::first),
+            contact: Contact::default(),
+            sample: None,
             received: 0,
             computed: 0,
             progressed: now,
@@ -118,12 +139,8 @@ impl Watch {
             let laden = laden > 0;
             let sample =
                 if laden { PATIENCE_MIN.min(now.since(pinged)) } else { now.since(pinged) };
-            let trip = self
-                .round_trip
-                .get_or_insert(RoundTrip { smoothed: sample, variation: sample / 2 });
-            let deviation = sample.abs_diff(trip.smoothed);
-            trip.variation = trip.variation * 3 / 4 + deviation / 4;
-            trip.smoothed = trip.smoothed * 7 / 8 + sample / 8;
+            RoundTrip::note(&mut self.round_trip, sample);
+            self.sample = Some(sample);
         }
         if (received, computed) != (self.received, self.computed) {
             (self.received, self.computed) = (received, computed);
@@ -143,13 +160,20 @@ impl Watch {
 
     /// How long an answer may take.
     fn patience(&self, patience: Patience) -> Duration {
-        let empty = self.round_trip.map_or(PATIENCE_UNKNOWN, |trip| {
-            (trip.smoothed + trip.variation * 4).saturating_mul(2).clamp(PATIENCE_MIN, PATIENCE_MAX)
+        // A new session on a busy server has no experience of its own.
+        let own = self.round_trip.as_ref().map(RoundTrip::bound);
+        let empty = own.max(self.contact.bound).map_or(PATIENCE_UNKNOWN, |bound| {
+            bound.saturating_mul(2).clamp(self.patience_min(), PATIENCE_MAX)
         });
-        let bytes = u32::try_from(self.bytes + self.answer_bytes).unwrap_or(u32::MAX);
-        let link = patience.link_bytes_per_second;
-        empty * (1 << patience.doublings)
-            + Duration::from_secs(1).mul_f64(f64::from(bytes) / f64::from(link))
+        let bytes = self.bytes + self.answer_bytes;
+        empty * (1 << patience.doublings) + transfer(bytes, patience.link_bytes_per_second)
+    }
+
+    /// A server of many sessions has as much more to do, and so has this process; and who gives it up
+    /// in error has as many caches to fill anew.
+    fn patience_min(&self) -> Duration {
+        let times = (self.contact.session_count / SESSIONS_PER_PATIENCE).clamp(1, PATIENCES_MAX);
+        PATIENCE_MIN * u32::try_from(times).unwrap_or(1)
     }
 
     /// Whether anything is on its way to it or from it that takes time.
@@ -157,11 +181,55 @@ impl Watch {
         self.bytes + self.answer_bytes > 0
     }
 
+    /// When its peer was last heard by any session.
+    fn peer_heard(&self) -> Time {
+        self.contact.heard.map_or(self.heard, |heard| heard.max(self.heard))
+    }
+
+    /// Since when its peer has been silent to a question, whoever asked.
+    fn silent_since(&self) -> Option<Time> {
+        let asked = self.pinged.or_else(|| {
+            // Before it was expected to say anything it may have had nothing to say.
+            self.contact.asked.filter(|asked| *asked >= self.heard)
+        });
+        asked.map(|asked| asked.max(self.peer_heard()))
+    }
+
     /// When the hop is to be asked, or given up.
     fn deadline(&self, patience: Patience) -> Time {
         let rest = self.round_trip.map_or(PING_AFTER, |trip| trip.smoothed.max(PING_AFTER));
-        self.pinged.map_or(self.heard + rest, |pinged| pinged + self.patience(patience))
+        let patience = self.patience(patience);
+        let peer = self.silent_since().map_or(self.peer_heard() + rest, |silent| silent + patience);
+        let own = self.pinged.map_or(self.heard + PROGRESS_AFTER.max(rest), |pinged| {
+            pinged + patience + BUSY_PATIENCE
+        });
+        peer.min(own)
     }
+
+    /// When the hop is given up, if it goes on saying nothing.
+    fn given_up(&self, patience: Patience) -> Option<Time> {
+        let patience = self.patience(patience);
+        let peer = self.silent_since().map(|silent| silent + patience);
+        let own = self.pinged.map(|pinged| pinged + patience + BUSY_PATIENCE);
+        peer.into_iter().chain(own).min()
+    }
+
+    /// When a session that was asked for at a moment is opened too late.
+    fn opens_until(&self, asked: Time) -> Time {
+        let timeout = self.open_timeout();
+        (asked.max(self.contact.heard.unwrap_or(asked)) + timeout)
+            .min(asked + BUSY_PATIENCE.max(timeout))
+    }
+
+    /// Whether a ping has nothing before it that takes long.
+    fn is_question_for_all(&self, patience: Patience) -> bool {
+        transfer(self.bytes, patience.link_bytes_per_second) <= QUESTION_BEHIND
+    }
+}
+
+fn transfer(bytes: usize, bytes_per_second: u32) -> Duration {
+    let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+    Duration::from_secs(1).mul_f64(f64::from(bytes) / f64::from(bytes_per_second))
 }
 
 /// What is to be done about a hop.
@@ -177,23 +245,45 @@ impl Place {
     fn deadline(&self, awaited: bool, patience: Patience) -> Option<Time> {
         match self.opening {
             Opening::Wanted => None,
-            Opening::Asked { at } => Some(at + self.watch.open_timeout()),
+            Opening::Asked { at } => Some(self.watch.opens_until(at)),
             Opening::Open => awaited.then(|| self.watch.deadline(patience)),
         }
     }
 
-    fn due(&mut self, awaited: bool, patience: Patience, now: Time) -> Due {
+    fn due(
+        &mut self,
+        awaited: bool,
+        patience: Patience,
+        contacts: &mut Contacts,
+        now: Time,
+    ) -> Due {
+        if let Some(sample) = self.watch.sample.take() {
+            contacts.took(self.hop.peer, sample);
+        }
+        self.watch.contact = contacts.of(self.hop.peer);
         if self.deadline(awaited, patience).is_none_or(|deadline| now < deadline) {
             return Due::Nothing;
         }
-        if let Opening::Asked { .. } = self.opening {
-            return Due::Fail(FailureReason::NotOpened { after: self.watch.open_timeout() });
+        if let Opening::Asked { at } = self.opening {
+            return Due::Fail(FailureReason::NotOpened { after: now.since(at) });
         }
-        match self.watch.pinged {
-            Some(pinged) if now.since(pinged) < self.watch.patience(patience) + LATE => {
+        match self.watch.given_up(patience) {
+            Some(given_up) if given_up <= now && now < given_up + LATE => {
+                let watch = &self.watch;
+                tracing::debug!(
+                    peer = %self.hop.peer,
+                    asked = ?watch.pinged.map(|pinged| now.since(pinged)),
+                    asked_by_others = ?watch.contact.asked.map(|asked| now.since(asked)),
+                    heard = ?now.since(watch.heard),
+                    heard_by_others = ?now.since(watch.peer_heard()),
+                    patience = ?watch.patience(patience),
+                    "a hop is silent"
+                );
                 Due::Fail(FailureReason::Silent { after: now.since(self.watch.heard) })
             }
             Some(_) | None => {
+                let for_all = self.watch.is_question_for_all(patience);
+                contacts.asks(self.hop.peer, self.session, for_all, now);
                 self.watch.pinged = Some(now);
                 self.watch.bytes_before_ping = self.watch.bytes;
                 Due::Ping
@@ -216,17 +306,18 @@ impl Session {
         places.chain(spares).chain(self.next_search()).chain(suspects).min()
     }
 
-    pub(super) fn watch(&mut self, now: Time) {
+    pub(super) fn watch(&mut self, contacts: &mut Contacts, now: Time) {
         self.forget_suspects(now);
         let (awaited, patience) = (self.awaits(), self.patience);
         let mut due = Vec::new();
         for place in &mut self.places {
-            due.push((place.id, place.session, place.due(awaited, patience, now)));
+            due.push((place.id, place.session, place.due(awaited, patience, contacts, now)));
         }
         for number in 0..self.spares.len() {
             let awaited = awaited || self.is_relief(&self.spares[number]);
             let place = &mut self.spares[number].place;
-            due.push((place.id, place.session, place.due(awaited, patience.with_spares(), now)));
+            let patience = patience.with_spares();
+            due.push((place.id, place.session, place.due(awaited, patience, contacts, now)));
         }
         for (hop, session, due) in due {
             match due {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::place::host_port;
 use super::{ChainArguments, ModelArguments, SpeculateArguments};
 
 /// `umbel gateway`.
@@ -26,7 +27,7 @@ pub struct GatewayArguments {
     pub chain: ChainArguments,
 
     /// Where to listen; port 0 is any that is free.
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8080")]
+    #[arg(long, value_name = "HOST:PORT", value_parser = host_port, default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
 
     /// Who may ask, and how many at once.
@@ -34,7 +35,7 @@ pub struct GatewayArguments {
     pub front: FrontArguments,
 
     /// Where Prometheus finds what is counted, at /metrics.
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, value_name = "HOST:PORT", value_parser = host_port)]
     pub metrics: Option<SocketAddr>,
 
     /// Learn adapters for those who ask, by /v1/files and /v1/fine_tuning/jobs, and keep them and what

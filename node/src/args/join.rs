@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use umbel_net::Multiaddr;
+use umbel_net::{Multiaddr, parse_address};
 
 /// `umbel swarm`.
 #[derive(Debug, Args)]
@@ -37,7 +37,7 @@ pub enum SwarmCommand {
         file: PathBuf,
 
         /// Address of a member, as its `ready` line prints it; one or several.
-        #[arg(value_name = "ADDR", required = true)]
+        #[arg(value_name = "ADDR", required = true, value_parser = parse_address)]
         addresses: Vec<Multiaddr>,
     },
 }

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use umbel_net::Multiaddr;
+use umbel_net::{Multiaddr, parse_address};
 
 use super::{Join, ModelArguments};
 
@@ -64,7 +64,7 @@ pub struct DoctorArguments {
     pub join: Vec<Join>,
 
     /// Where a server is to listen; may be given several times [default: free ports].
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = parse_address)]
     pub listen: Vec<Multiaddr>,
 
     /// Print one JSON object.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use umbel_client::train::schedule::Decay;
 use umbel_engine::train::TargetModule;
-use umbel_net::Multiaddr;
+use umbel_net::{Multiaddr, parse_address};
 
 use super::{Join, ModelArguments};
 
@@ -86,7 +86,7 @@ pub struct TogetherArguments {
 
     /// Where to listen for other trainers; may be given several times [default: every interface, QUIC and
     /// TCP, free ports].
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = parse_address)]
     pub listen: Vec<Multiaddr>,
 
     /// How long each learns by itself in a round.

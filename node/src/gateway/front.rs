@@ -36,7 +36,9 @@ impl Front {
             );
         }
         let listener = TcpListener::bind(listen).await;
-        let listener = listener.with_context(|| format!("cannot listen on {listen}"))?;
+        let listener = listener.with_context(|| {
+            format!("cannot listen on {listen}: name another port, or 0 for any")
+        })?;
         let address = listener.local_addr().context("the system does not say where it listens")?;
         let limits = Limits {
             answers: usize::from(arguments.answers),

@@ -120,7 +120,10 @@ const NOT_THE_SAME_SECRET: &str = "decrypt error";
 /// A reason that says what to do about it.
 fn explained(reason: String) -> String {
     if reason == NOT_THE_SAME_SECRET {
-        return format!("one side is in a private swarm and the other is not in it ({reason})");
+        return format!(
+            "one side is in a private swarm and the other is not in it: come with an invite from there, \
+             or its key ({reason})"
+        );
     }
     reason
 }

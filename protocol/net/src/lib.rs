@@ -65,4 +65,4 @@ pub use rates::{RateLimits, Traffic};
 pub use reachability::Reachability;
 pub use swarm_key::{SwarmKey, SwarmKeyError};
 pub use umbel_protocol::LinkProtocol;
-pub use way::{DifferentSwarms, InvalidJoin, Join, Way};
+pub use way::{DifferentSwarms, InvalidAddress, InvalidJoin, Join, Way, parse_address};

@@ -8,7 +8,7 @@
 //! for it, which is why the peers of a private swarm speak TCP alone.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::{fmt, str};
 
@@ -90,11 +90,25 @@ impl fmt::Debug for SwarmKey {
     }
 }
 
+/// What to do where there is a file already.
+fn taken(error: &io::Error) -> &'static str {
+    let taken = error.kind() == ErrorKind::AlreadyExists;
+    if taken { ": invite others with the key that is there, or name another file" } else { "" }
+}
+
+/// What to do where there is no file.
+fn missing(error: &io::Error) -> &'static str {
+    let missing = error.kind() == ErrorKind::NotFound;
+    let advice =
+        ": `umbel swarm new` makes a key, and whoever has an invite joins with --join instead";
+    if missing { advice } else { "" }
+}
+
 /// The file of a key that is of no use.
 #[derive(Debug, thiserror::Error)]
 pub enum SwarmKeyError {
     /// It cannot be made.
-    #[error("{} cannot be made", path.display())]
+    #[error("{} cannot be made{}", path.display(), taken(source))]
     Create {
         /// Which.
         path: PathBuf,
@@ -102,7 +116,7 @@ pub enum SwarmKeyError {
         source: io::Error,
     },
     /// It cannot be read.
-    #[error("{} cannot be read", path.display())]
+    #[error("{} cannot be read{}", path.display(), missing(source))]
     Read {
         /// Which.
         path: PathBuf,

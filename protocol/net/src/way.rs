@@ -1,5 +1,6 @@
 //! How to come into a swarm: by the address of a peer, or by an invite.
 
+use std::net::SocketAddr;
 use std::str::FromStr;
 
 use libp2p::Multiaddr;
@@ -23,7 +24,7 @@ impl FromStr for Join {
         if text.trim_start().starts_with(INVITE_PREFIX) {
             return Ok(Self::Invite(Box::new(text.parse()?)));
         }
-        Ok(Self::Address(text.trim().parse()?))
+        Ok(Self::Address(parse_address(text)?))
     }
 }
 
@@ -35,7 +36,40 @@ pub enum InvalidJoin {
     Invite(#[from] InvalidInvite),
     /// It is no address either.
     #[error("no address and no invite: {0}")]
-    Address(#[from] libp2p::multiaddr::Error),
+    Address(#[from] InvalidAddress),
+}
+
+/// Reads an address as a person types it.
+///
+/// # Errors
+/// [`InvalidAddress`], with what was probably meant where the text is HOST:PORT.
+pub fn parse_address(text: &str) -> Result<Multiaddr, InvalidAddress> {
+    let text = text.trim();
+    text.parse().map_err(|source| InvalidAddress { meant: meant(text), source })
+}
+
+/// A text that is no address of a peer.
+#[derive(Debug, thiserror::Error)]
+#[error("an address is written as {} ({source})", .meant.as_deref().unwrap_or(EXAMPLE))]
+pub struct InvalidAddress {
+    /// What was probably meant.
+    meant: Option<String>,
+    source: libp2p::multiaddr::Error,
+}
+
+/// What an address may look like.
+const EXAMPLE: &str = "/ip4/10.0.0.7/tcp/4001";
+
+/// The address over TCP, which every kind of swarm has, of what was written as others write sockets.
+fn meant(text: &str) -> Option<String> {
+    if let Ok(socket) = text.parse::<SocketAddr>() {
+        let version = if socket.is_ipv4() { "ip4" } else { "ip6" };
+        return Some(format!("/{version}/{}/tcp/{}", socket.ip(), socket.port()));
+    }
+    let (host, port) = text.rsplit_once(':')?;
+    let port: u16 = port.parse().ok()?;
+    let is_name = !host.is_empty() && host.chars().all(|c| c.is_alphanumeric() || "-.".contains(c));
+    is_name.then(|| format!("/dns/{host}/tcp/{port}"))
 }
 
 /// Where peers are, and what they want to know.
@@ -106,5 +140,20 @@ mod tests {
         let error = |text: &str| text.parse::<Join>().unwrap_err().to_string();
         assert!(error("nonsense").contains("no address and no invite"));
         assert!(error("umbel1abc").contains("cut or mistyped"));
+    }
+
+    #[test]
+    fn who_types_a_host_and_a_port_is_told_what_they_are_as_an_address() {
+        let error = |text: &str| parse_address(text).unwrap_err().to_string();
+        for (typed, meant) in [
+            ("10.0.0.8:4002", "/ip4/10.0.0.8/tcp/4002"),
+            ("[::1]:4002", "/ip6/::1/tcp/4002"),
+            ("peer.example.org:4002", "/dns/peer.example.org/tcp/4002"),
+        ] {
+            assert!(error(typed).contains(meant), "{}", error(typed));
+            assert!(meant.parse::<Multiaddr>().is_ok(), "{meant}");
+        }
+        assert!(error("nonsense").contains(EXAMPLE));
+        assert_eq!(parse_address(" /ip4/10.0.0.8/tcp/4002 ").unwrap().iter().count(), 2);
     }
 }

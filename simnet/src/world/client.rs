@@ -8,7 +8,7 @@ use umbel_coordinator::random::Random;
 use umbel_coordinator::session::{
     HopFailure, HopId, Input, Output, Session, SessionConfig, SessionFailure, Sharing,
 };
-use umbel_protocol::inference::ClientMessage;
+use umbel_protocol::inference::{ClientMessage, ServerMessage};
 use umbel_protocol::{DType, PeerId, SessionId, Span, Tensor};
 
 use super::links::SessionLink;
@@ -47,12 +47,16 @@ pub struct Client {
     pub peer: PeerId,
     /// Where it stands.
     pub group: usize,
+    /// The process that it belongs to: the sessions of one hear together whether servers are there.
+    pub(super) process: usize,
     /// What was answered.
     pub answers: Vec<Answer>,
     /// How sessions ended that failed.
     pub failures: Vec<SessionFailure>,
     /// Hops that failed on the way; the first of them.
     pub blamed: Vec<HopFailure>,
+    /// When the first of them failed.
+    pub blamed_at: Option<Time>,
     /// Sessions that came to their end.
     pub sessions_done: u32,
     /// Steps that needed no answer, since hops held their tokens.
@@ -85,9 +89,11 @@ impl Client {
         Self {
             peer: PeerId::from_public_key(key),
             group,
+            process: index,
             answers: Vec::new(),
             failures: Vec::new(),
             blamed: Vec::new(),
+            blamed_at: None,
             sessions_done: 0,
             skipped: 0,
             sessions_begun: 0,
@@ -219,6 +225,15 @@ impl World {
         }
     }
 
+    /// A server's message arrives, which all sessions of the process hear.
+    pub(super) fn answered(&mut self, link: SessionLink, message: ServerMessage) {
+        if let Some(end) = self.links.session(link) {
+            let contacts = &mut self.contacts[self.clients[link.0].process];
+            contacts.hears(self.hosts[end.server].peer, &message, self.now);
+        }
+        self.tell_client_of(link, |hop| Input::Received { hop, message });
+    }
+
     /// Tells the session to which a link belongs, if that is still the one that runs.
     pub(super) fn tell_client_of(&mut self, link: SessionLink, input: impl FnOnce(HopId) -> Input) {
         let (client, hop) = link;
@@ -234,7 +249,7 @@ impl World {
         }
         of.armed = None;
         if let Some(session) = &mut of.session {
-            session.handle_timeout(self.now);
+            session.handle_timeout(&mut self.contacts[of.process], self.now);
             self.drive_client(client);
         }
     }
@@ -280,6 +295,7 @@ impl World {
                 }
                 Output::Blame(failure) => {
                     self.totals.blames += 1;
+                    of.blamed_at.get_or_insert(self.now);
                     if of.blamed.len() < BLAMED_MAX {
                         of.blamed.push(failure);
                     }
@@ -319,8 +335,12 @@ impl World {
     }
 
     fn send_to_hop(&mut self, client: usize, hop: HopId, message: ClientMessage) {
+        let process = self.clients[client].process;
         let link = self.clients[client].link(client, hop);
-        if let Some(end) = self.links.session(link) {
+        let end = self.links.session(link);
+        let peer = end.map(|end| self.hosts[end.server].peer);
+        self.contacts[process].says(peer, &message);
+        if let Some(end) = end {
             if let ClientMessage::Step(step) = &message {
                 self.note_step(step);
             }

@@ -165,7 +165,8 @@ impl World {
             }
             Event::Pushed { link, .. } => self.links.push(*link).map(|end| end.server),
             Event::PushLost { link } => Some(link.0),
-            Event::Computed { server, .. }
+            Event::Heard { server, .. }
+            | Event::Computed { server, .. }
             | Event::ServerTimer { server, .. }
             | Event::Announce { server, .. } => Some(*server),
             Event::Answer { .. }

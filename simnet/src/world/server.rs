@@ -4,12 +4,46 @@ use umbel_coordinator::server::{Batch, Input, Job, Output};
 use umbel_protocol::inference::{ClientMessage, PushMessage, ServerMessage, Step};
 use umbel_protocol::{PeerId, SessionId, Tensor};
 
-use super::links::{PushLink, SessionLink, link_id, session_link};
+use super::links::{End, PushLink, SessionLink, link_id, session_link};
 use super::{Event, Place, World};
 use crate::host::{Condition, Row};
 use crate::oracle::{draw, embed};
 
 impl World {
+    /// Lets a message wait for the thread of its server, where that takes time for each.
+    pub(super) fn queue_for_thread(&mut self, event: Event) -> Option<Event> {
+        let end = if let Event::Session { link, .. } | Event::SessionClosed { link } = &event {
+            self.links.session(*link)
+        } else if let Event::Pushed { link, .. } = &event {
+            self.links.push(*link)
+        } else {
+            None
+        };
+        let slow = |end: &End| !self.hosts[end.server].per_message.is_zero();
+        let Some(End { server, life }) = end.filter(slow).filter(|end| self.stands(*end)) else {
+            return Some(event);
+        };
+        let host = &mut self.hosts[server];
+        host.unread.push_back(event);
+        if host.unread.len() == 1 {
+            self.queue.plan(self.now + host.per_message, Event::Heard { server, life });
+        }
+        None
+    }
+
+    /// The thread of a server has read a message.
+    pub(super) fn heard(&mut self, server: usize, life: u32) {
+        let host = &mut self.hosts[server];
+        if host.life != life || host.condition == Condition::Down {
+            return;
+        }
+        let event = host.unread.pop_front().expect("the thread reads what is unread");
+        if !host.unread.is_empty() {
+            self.queue.plan(self.now + host.per_message, Event::Heard { server, life });
+        }
+        self.come(event);
+    }
+
     pub(super) fn session_message(&mut self, link: SessionLink, message: ClientMessage) {
         let Some(end) = self.links.session(link) else {
             return;

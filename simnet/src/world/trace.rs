@@ -50,6 +50,7 @@ fn numbers(event: &Event) -> (u8, usize, u64) {
         Event::Route { client, .. } => (9, *client, 0),
         Event::Start { client } => (10, *client, 0),
         Event::Announce { server, life } => (11, *server, (*life).into()),
+        Event::Heard { server, life } => (12, *server, (*life).into()),
         Event::Fault(fault) => fault_numbers(*fault),
     }
 }

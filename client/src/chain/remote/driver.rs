@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
+use umbel_coordinator::Hop;
 use umbel_coordinator::route::NoRoute;
 use umbel_coordinator::session::{
     DrawWanted, HopFailure, HopId, Input, Output, RouteHop, RouteWanted, Session, SessionConfig,
     SessionFailure,
 };
-use umbel_coordinator::{Hop, Time};
 use umbel_protocol::inference::{AnswerRows, ClientMessage, HopTiming, ServerMessage};
 use umbel_protocol::prefix::{PageDigest, PrefixChain, PrefixSeed};
 use umbel_protocol::{ModelId, Tensor};
@@ -135,6 +135,7 @@ impl Driver {
         });
         let text = config.sharing.as_ref().map_or(&[][..], |sharing| &sharing.tokens);
         let prefix = pages.as_mut().map_or_else(Vec::new, |pages| pages.digests(text).to_vec());
+        let clock = swarm.clock();
         let driver = Self {
             swarm,
             model: config.model,
@@ -145,7 +146,7 @@ impl Driver {
             adapter,
             is_thin: config.thin_vocabulary.is_some(),
             drawn: None,
-            session: Session::open(config, Time::START),
+            session: Session::open(config, clock.now()),
             links: BTreeMap::new(),
             closing: JoinSet::new(),
             tell,
@@ -156,7 +157,7 @@ impl Driver {
             answers: VecDeque::new(),
             hops,
             failures,
-            clock: Clock::start(),
+            clock,
             started: Instant::now(),
             searched: None,
             troubled: None,
@@ -198,7 +199,8 @@ impl Driver {
                     }
                 },
                 () = self.clock.wait_until(deadline) => {
-                    self.session.handle_timeout(self.clock.now());
+                    let mut contacts = self.swarm.contacts();
+                    self.session.handle_timeout(&mut contacts, self.clock.now());
                 }
             }
             self.drain();
@@ -316,6 +318,8 @@ impl Driver {
     }
 
     fn send(&mut self, hop: HopId, message: ClientMessage) {
+        let peer = self.links.get(&hop).map(|link| link.peer);
+        self.swarm.contacts().says(peer, &message);
         let Some(link) = self.links.get(&hop) else {
             return;
         };

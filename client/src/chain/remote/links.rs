@@ -46,6 +46,7 @@ pub(super) fn open(
     let (messages, waiting) = mpsc::channel(FRAMES_WAITING_MAX);
     let (opened, receiver) = tokio::sync::oneshot::channel();
     let lost = tell.clone();
+    let reading = Arc::clone(&swarm);
     let writer = tokio::spawn(async move {
         let sent = async {
             let link = swarm
@@ -63,7 +64,7 @@ pub(super) fn open(
     });
     let reader = tokio::spawn(async move {
         if let Ok(receiver) = receiver.await {
-            let detail = read(hop, receiver, &tell).await;
+            let detail = read(hop, receiver, (&reading, peer), &tell).await;
             let _over = tell.send(Event::Lost { hop, detail }).await;
         }
     });
@@ -110,7 +111,12 @@ async fn encode(message: ClientMessage, packing: Packing) -> Frame {
 }
 
 /// Hands on what a hop says, and returns why it says no more.
-async fn read(hop: HopId, mut receiver: LinkReceiver, tell: &mpsc::Sender<Event>) -> String {
+async fn read(
+    hop: HopId,
+    mut receiver: LinkReceiver,
+    (swarm, peer): (&Swarm, PeerId),
+    tell: &mpsc::Sender<Event>,
+) -> String {
     loop {
         let message = match receiver.receive().await {
             Ok(Some(frame)) => ServerMessage::decode(frame).map_err(|error| chain(&error)),
@@ -119,6 +125,7 @@ async fn read(hop: HopId, mut receiver: LinkReceiver, tell: &mpsc::Sender<Event>
         };
         match message {
             Ok(message) => {
+                swarm.contacts().hears(peer, &message, swarm.clock().now());
                 if tell.send(Event::Message { hop, message }).await.is_err() {
                     return "the session is over".to_owned();
                 }

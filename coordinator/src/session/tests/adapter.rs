@@ -75,7 +75,8 @@ fn a_hop_that_asks_for_more_has_more_time_and_one_that_asks_for_ever_has_not() {
         let input = Input::Received { hop: HopId(0), message };
         let _gone = session.handle(input, Time::START + Duration::from_secs(seconds));
         seconds += 2;
-        session.handle_timeout(Time::START + Duration::from_secs(seconds));
+        session
+            .handle_timeout(&mut Contacts::default(), Time::START + Duration::from_secs(seconds));
         given_up = !session.hops().iter().any(|hop| hop.blocks.start() == 0);
     }
     assert!((600..1_200).contains(&seconds), "{seconds}");

@@ -106,7 +106,7 @@ fn going() -> (Session, u64) {
 fn a_token_that_goes_round_is_watched_as_a_step_is() {
     let (mut session, _) = going();
     let at = session.poll_timeout().expect("an answer is awaited");
-    session.handle_timeout(at);
+    session.handle_timeout(&mut Contacts::default(), at);
     let outputs = drain(&mut session);
     let pinged =
         |(_, message): &(u32, &ClientMessage)| matches!(message, ClientMessage::Ping { .. });

@@ -24,11 +24,8 @@ export function draw(svg, state, route) {
     const each = x(block + 1) - x(block);
     const kind = replicas || state.local ? "block" : "block none";
     add(svg, "rect", { class: kind, x: x(block), y: 0, width: each, height: BLOCKS_HEIGHT });
-    if (each > 8) {
-      const text = state.local ? "" : replicas;
-      add(svg, "text", { x: x(block) + each / 2, y: 14, "text-anchor": "middle" }, text);
-    }
   });
+  if (!state.local) drawCounts(svg, state.replicas, x);
   servers.forEach((server, row) => {
     add(svg, "text", { x: 0, y: y(row) + 14 }, short(server.peer));
     const kind = server.draining ? "span leaving" : "span";
@@ -36,6 +33,19 @@ export function draw(svg, state, route) {
   });
   drawRoute(svg, state, route, x, y);
   describe(svg, state, route);
+}
+
+// How many serve a block, once for all neighbours of which there are as many.
+function drawCounts(svg, replicas, x) {
+  let start = 0;
+  for (let end = 1; end <= replicas.length; end += 1) {
+    if (replicas[end] === replicas[start]) continue;
+    const middle = (x(start) + x(end)) / 2;
+    if (x(end) - x(start) > 8) {
+      add(svg, "text", { class: "count", x: middle, y: 14, "text-anchor": "middle" }, replicas[start]);
+    }
+    start = end;
+  }
 }
 
 // Each hop as a frame around its blocks, and a line from hop to hop.
