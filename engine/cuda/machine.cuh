@@ -69,6 +69,15 @@ __device__ __forceinline__ void mma_bf16(float (&sums)[4], const uint32_t (&a)[4
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// The sum over a warp, in every lane: of the lanes that are 16 apart, then 8, 4, 2 and 1.
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) {
+        value = __fadd_rn(value, __shfl_xor_sync(0xffffffffu, value, distance));
+    }
+    return value;
+}
+
 // Waits until all that was launched before has ended and can be seen; nothing that it wrote may be
 // read or overwritten earlier. Only newer devices begin a kernel before that.
 __device__ __forceinline__ void grid_wait() {

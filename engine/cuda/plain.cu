@@ -6,6 +6,19 @@
 
 constexpr int TOKENS_TOGETHER = 8;
 
+// Half of the sums of a warp's lanes, of which each has twice as many: what it keeps, and what the lane
+// at `distance` has of the same ones. The lanes whose number has that bit keep the upper half.
+template <int COUNT>
+__device__ __forceinline__ void halve(const float (&sums)[2 * COUNT], int distance, float (&half)[COUNT]) {
+    const bool upper = lane_id() & distance;
+#pragma unroll
+    for (int place = 0; place < COUNT; ++place) {
+        const float given = upper ? sums[place] : sums[COUNT + place];
+        const float kept = upper ? sums[COUNT + place] : sums[place];
+        half[place] = __fadd_rn(kept, __shfl_xor_sync(0xffffffffu, given, distance));
+    }
+}
+
 // A warp multiplies a row of the matrix [rows, columns] with 8 tokens of the input.
 extern "C" __global__ void linear_f32(const float* matrix, const float* input, int columns, int tokens,
                                       int rows, ToRows to) {
@@ -26,12 +39,16 @@ extern "C" __global__ void linear_f32(const float* matrix, const float* input, i
             }
         }
     }
-#pragma unroll
-    for (int token = 0; token < TOKENS_TOGETHER; ++token) {
-        const float sum = warp_sum(sums[token]);
-        if (token < count && lane_id() == 0) {
-            to.store(first + token, row, sum);
-        }
+    // The order of warp_sum, in which each lane keeps the sums of ever fewer tokens.
+    float of_four[4], of_two[2], of_one[1];
+    halve(sums, 16, of_four);
+    halve(of_four, 8, of_two);
+    halve(of_two, 4, of_one);
+    float sum = __fadd_rn(of_one[0], __shfl_xor_sync(0xffffffffu, of_one[0], 2));
+    sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, 1));
+    const int token = lane_id() / 16 * 4 + lane_id() / 8 % 2 * 2 + lane_id() / 4 % 2;
+    if (token < count && lane_id() % 4 == 0) {
+        to.store(first + token, row, sum);
     }
 }
 

@@ -77,12 +77,14 @@ fn a_newer_gpu_gives_the_same_bits_each_time() {
     assert_eq!(compared("90", &types), 2 + 1 + 4 * 2);
 }
 
-/// How many models were compared on a device of a capability.
+/// How many models were compared on a device of a capability. Its memory is small, so that what fills
+/// it is soon done.
 fn compared(capability: &str, arguments: &[String]) -> usize {
     let checked = Command::new(env!("CARGO_BIN_EXE_umbel-gpu-check"))
         .args(arguments)
         .env("LD_LIBRARY_PATH", driver())
         .env("UMBEL_EMULATED_CAPABILITY", capability)
+        .env("UMBEL_EMULATED_MEMORY", "400000000")
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&checked.stderr);
