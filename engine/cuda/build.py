@@ -36,6 +36,10 @@ FORMATS = {
 }
 
 
+# How a session keeps keys and values.
+PAGES = {"bf16": "Bf16Pages", "bytes": "BytePages"}
+
+
 def nvrtc() -> ctypes.CDLL:
     """The compiler: the one that pip installed, or the system's."""
     for folder in map(pathlib.Path, sys.path):
@@ -76,6 +80,11 @@ def digest() -> str:
 
 def modules(source: pathlib.Path) -> dict[str, list[str]]:
     """What is compiled of a source file, and with which definitions."""
+    if source.stem == "attention":
+        return {
+            f"{source.stem}_{name}": [f"-DPAGES_NAME={name}", f"-DPAGES={pages}"]
+            for name, pages in PAGES.items()
+        }
     if source.stem != "linear_few":
         return {source.stem: []}
     return {

@@ -51,6 +51,13 @@ __device__ __forceinline__ float float_of_f16(uint16_t value) {
     return result;
 }
 
+// Rounds to nearest, ties to even.
+__device__ __forceinline__ uint16_t f16_of(float value) {
+    uint16_t result;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(result) : "f"(value));
+    return result;
+}
+
 // 2 to the power of `value`, to two units in the last place.
 __device__ __forceinline__ float exp2_fast(float value) {
     float result;

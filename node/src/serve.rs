@@ -225,7 +225,7 @@ impl Serving {
         let keeps_pages = !arguments.no_share;
         let mut config = server_config(&model, network.peer_id(), span, kv_tokens, keeps_pages)?;
         config.vocabulary_size = config.vocabulary_size.filter(|_| holds_ends);
-        config.cache = shard.arena.fixed_type();
+        config.cache = shard.arena.shared_pages();
         let server = Server::new(config);
         let events = Events::new();
         let (completion, handle) = (events.completion(), events.handle());

@@ -521,6 +521,19 @@ impl Stream {
             .to("copy from the device")
     }
 
+    /// Makes zeros of a part of a buffer.
+    pub(super) fn clear(
+        &self,
+        buffer: &Buffer,
+        start: usize,
+        bytes: usize,
+    ) -> Result<(), CudaError> {
+        assert!(start + bytes <= buffer.bytes, "what is cleared lies in the buffer");
+        // SAFETY: the part lies in the buffer, which lives until the stream is waited for.
+        unsafe { result::memset_d8_async(buffer.address + start as u64, 0, bytes, self.stream) }
+            .to("clear memory")
+    }
+
     /// Copies within the memory of a buffer.
     pub(super) fn copy_within(
         &self,

@@ -65,7 +65,7 @@ impl GpuSpan {
         &self.gpu
     }
 
-    /// How keys and values are kept, whatever a session asks for.
+    /// How keys and values are kept, unless a session asks for 8 bits.
     pub(crate) const fn cache_type(&self) -> DType {
         if self.geometry.plain { DType::F32 } else { DType::BF16 }
     }
@@ -76,13 +76,16 @@ impl GpuSpan {
         stretches: Vec<(Span, SessionRows<'_>)>,
     ) -> Vec<Result<Vec<f32>, Arc<PrepareError>>> {
         let mut results: Vec<_> = stretches.iter().map(|_| None).collect();
-        let mut lots: BTreeMap<(u32, u32, usize), Vec<(usize, SessionRows<'_>)>> = BTreeMap::new();
+        let mut lots: BTreeMap<(u32, u32, usize, bool), Vec<(usize, SessionRows<'_>)>> =
+            BTreeMap::new();
         for (index, (span, stretch)) in stretches.into_iter().enumerate() {
-            // Pages of one pass are of one pool.
-            let pool = Arc::as_ptr(stretch.table.device_cache().pool()).addr();
-            lots.entry((span.start(), span.end(), pool)).or_default().push((index, stretch));
+            // Pages of one pass are of one pool, and all in 8 bits or none.
+            let cache = stretch.table.device_cache();
+            let pages = (Arc::as_ptr(cache.pool()).addr(), cache.is_in_bytes());
+            let lot = (span.start(), span.end(), pages.0, pages.1);
+            lots.entry(lot).or_default().push((index, stretch));
         }
-        for ((start, end, _), lot) in lots {
+        for ((start, end, _, _), lot) in lots {
             let (indices, mut stretches): (Vec<_>, Vec<_>) = lot.into_iter().unzip();
             let range = (start - self.first) as usize..(end - self.first) as usize;
             let rows = self.pass(start, &self.blocks[range], &mut stretches);

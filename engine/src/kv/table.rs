@@ -24,6 +24,8 @@ pub struct KvTable {
     capacity: usize,
     shape: PageShape,
     dtype: DType,
+    /// What a page takes of the budget.
+    page_bytes: usize,
     storage: Storage,
     reservation: Reservation,
 }
@@ -47,19 +49,19 @@ impl KvTable {
     ) -> Self {
         let cache = |_| BlockCache { shape, dtype, pages: Vec::new() };
         let caches = blocks.blocks().map(cache).collect();
-        let storage = Storage::Host(caches);
-        Self { blocks, position: 0, capacity, shape, dtype, storage, reservation }
+        let (storage, page_bytes) = (Storage::Host(caches), Page::bytes(shape, dtype));
+        Self { blocks, position: 0, capacity, shape, dtype, page_bytes, storage, reservation }
     }
 
     pub(super) fn on_device(
         capacity: usize,
         shape: PageShape,
         (blocks, cache): (Span, DeviceCache),
-        dtype: DType,
+        (dtype, page_bytes): (DType, usize),
         reservation: Reservation,
     ) -> Self {
         let storage = Storage::Device(Box::new(cache));
-        Self { blocks, position: 0, capacity, shape, dtype, storage, reservation }
+        Self { blocks, position: 0, capacity, shape, dtype, page_bytes, storage, reservation }
     }
 
     /// The blocks that the session goes through here.
@@ -112,7 +114,11 @@ impl KvTable {
             Storage::Host(caches) => caches.iter().map(|cache| cache.pages.len()).sum(),
             Storage::Device(cache) => cache.page_count(),
         };
-        pages * Page::bytes(self.shape, self.dtype)
+        pages * self.page_bytes
+    }
+
+    pub(super) const fn page_bytes(&self) -> usize {
+        self.page_bytes
     }
 
     pub(super) const fn dtype(&self) -> DType {

@@ -7,8 +7,8 @@
 //! It makes small models of every weight type, or of those that are named, and of odd shapes, and takes
 //! the checkpoints it is given. Each is computed by the processor in exact arithmetic and by the GPU: all tokens at once,
 //! in steps of several sizes, among other sessions, after a rollback, and behind a prefix that
-//! another session has filled. The GPU must be near the processor, and must give the same bits each
-//! time. Tests run it over the emulated driver; `tests/gpu/run.sh` over a real one.
+//! another session has filled; some of them also with keys and values in 8 bits. The GPU must be near
+//! the processor, and must give the same bits each time. Tests run it over the emulated driver; `tests/gpu/run.sh` over a real one.
 
 #![allow(clippy::print_stdout, reason = "a program for developers prints what it found")]
 
@@ -32,6 +32,10 @@ const TOKENS: usize = 71;
 /// where they are of binary32.
 const NARROW_ERROR_MAX: f64 = 2e-2;
 const PLAIN_ERROR_MAX: f64 = 1e-5;
+
+/// As [`PLAIN_ERROR_MAX`] with keys and values in 8 bits: of values that differ in their last bit, few
+/// are rounded to neighbouring integers.
+const PLAIN_BYTES_ERROR_MAX: f64 = 1e-3;
 
 /// Room for tokens in the caches of both.
 const ROOM: usize = 2048;
@@ -57,19 +61,25 @@ fn run() -> Result<()> {
     eprintln!("{}", gpu.name());
     let folder = TempDir::new()?;
     for kind in types {
-        compare(&gpu, &random(folder.path(), kind, &usual())?, kind.name())?;
+        let model = random(folder.path(), kind, &usual())?;
+        compare(&gpu, &model, kind.name(), DType::F32)?;
+        if matches!(kind, WeightType::F32 | WeightType::BF16) {
+            compare(&gpu, &model, kind.name(), DType::Q8)?;
+        }
     }
-    starved(&Pair::load(&gpu, &random(folder.path(), WeightType::BF16, &usual())?)?)
+    starved(&Pair::load(&gpu, &random(folder.path(), WeightType::BF16, &usual())?, DType::F32)?)
         .context("without memory")?;
     for (name, config) in odd_shapes() {
         for kind in [WeightType::F32, WeightType::BF16] {
             let model = random(folder.path(), kind, &config)?;
-            compare(&gpu, &model, &format!("{name}, {kind}"))?;
+            for cache in [DType::F32, DType::Q8] {
+                compare(&gpu, &model, &format!("{name}, {kind}"), cache)?;
+            }
         }
     }
     for checkpoint in arguments {
         let model = open(&checkpoint)?;
-        compare(&gpu, &model, &checkpoint)?;
+        compare(&gpu, &model, &checkpoint, DType::F32)?;
     }
     Ok(())
 }
@@ -139,21 +149,23 @@ struct Pair {
     exact: HostedSpan,
     blocks: HostedSpan,
     arena: KvArena,
+    /// How sessions ask for keys and values to be kept.
+    cache: DType,
 }
 
 impl Pair {
-    fn load(gpu: &Gpu, model: &Model) -> Result<Self> {
+    fn load(gpu: &Gpu, model: &Model, cache: DType) -> Result<Self> {
         let config = model.config().clone();
         let span = Span::new(0, config.block_count)?;
         let weights = model.weights(Part::Blocks(span))?;
         let exact = HostedSpan::load_with(Arithmetic::Exact, &config, &weights, span)?;
         let blocks = HostedSpan::load_on(gpu, &[], &config, &weights, span)?;
         let arena = blocks.arena(&config, ROOM)?;
-        Ok(Self { config, span, exact, blocks, arena })
+        Ok(Self { config, span, exact, blocks, arena, cache })
     }
 
     fn table(&self) -> Result<KvTable> {
-        Ok(self.arena.open_as(DType::F32, self.span, self.tokens() + 2 * PAGE_TOKENS)?)
+        Ok(self.arena.open_as(self.cache, self.span, self.tokens() + 2 * PAGE_TOKENS)?)
     }
 
     /// How many tokens a text has.
@@ -198,16 +210,21 @@ impl Pair {
     }
 }
 
-fn compare(gpu: &Gpu, model: &Model, name: &str) -> Result<()> {
-    let pair = Pair::load(gpu, model)?;
+fn compare(gpu: &Gpu, model: &Model, name: &str, cache: DType) -> Result<()> {
+    let pair = Pair::load(gpu, model, cache)?;
+    let name = &if cache == DType::Q8 { format!("{name}, 8 bits kept") } else { name.to_owned() };
     let text = pair.text(1)?;
     let whole = pair.in_steps(&text, &[usize::MAX / 2])?;
     let mut exact_table =
-        KvArena::new(&pair.config, pair.span, ROOM).open(pair.span, pair.tokens())?;
+        KvArena::new(&pair.config, pair.span, ROOM).open_as(cache, pair.span, pair.tokens())?;
     let exact = pair.exact.forward(&mut exact_table, &text)?;
     let error = relative_error(&whole, &exact);
-    let plain = pair.arena.fixed_type() == Some(DType::F32);
-    let allowed = if plain { PLAIN_ERROR_MAX } else { NARROW_ERROR_MAX };
+    let plain = pair.arena.shared_pages().is_some_and(|pages| pages.native == DType::F32);
+    let allowed = match (plain, cache) {
+        (true, DType::Q8) => PLAIN_BYTES_ERROR_MAX,
+        (true, _) => PLAIN_ERROR_MAX,
+        (false, _) => NARROW_ERROR_MAX,
+    };
     println!("{name}: {error:.1e}");
     if error.is_nan() || error > allowed {
         bail!(
@@ -319,7 +336,7 @@ fn in_parts(pair: &Pair, whole: &HiddenStates) -> Result<()> {
         let span = Span::new(start, end)?;
         let part = pair.blocks.part(span).context("the blocks are there")?;
         let arena = part.arena(&pair.config, ROOM)?;
-        let mut table = arena.open(span, pair.tokens())?;
+        let mut table = arena.open_as(pair.cache, span, pair.tokens())?;
         hidden = part.forward(&mut table, &hidden)?;
     }
     ensure!(same(&hidden, whole), "other bits");
