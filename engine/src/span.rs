@@ -393,7 +393,7 @@ pub enum LoadSpanError {
     Gpu(#[from] CudaError),
     /// Heads for which the GPU has no kernel.
     #[error(
-        "the model's heads have {found} values, and the GPU's kernels take at most 128; serve it on \
+        "the model's heads have {found} values, and the GPU's kernels take at most 256; serve it on \
          the CPU"
     )]
     HeadSize {

@@ -29,9 +29,11 @@ use rooms::{Rooms, copied, partial_bytes};
 
 use crate::kernel::KV_BLOCK_VALUES;
 
-/// Positions whose keys and values are in shared memory together: `CHUNK` there, and its stages.
+/// Positions whose keys and values are in shared memory together: `CHUNK` there.
 const CHUNK: usize = 64;
-const STAGES: usize = 2;
+
+/// The largest head of which two chunks are there at once: `stages_of` there.
+const HEAD_SIZE_MEDIUM: usize = 128;
 
 /// Passes that are noted: of each batch size that occurs and each power of two of splits.
 const GRAPHS_MAX: usize = 64;
@@ -398,15 +400,18 @@ impl Pass<'_> {
     /// The kernel for sequences of `few` or of `many` rows.
     fn attention(&self, rows: &str, shared_bytes: usize) -> Result<Kernel, CudaError> {
         let pages = if self.in_bytes { "bytes" } else { "bf16" };
-        let name = format!("attend_{rows}_{pages}_{}", self.geometry.padded());
-        self.gpu.program().kernel(&format!("attention_{pages}"), &name, shared_bytes)
+        let padded = self.geometry.padded();
+        let name = format!("attend_{rows}_{pages}_{padded}");
+        let large = if padded > HEAD_SIZE_MEDIUM { "_large" } else { "" };
+        self.gpu.program().kernel(&format!("attention_{pages}{large}"), &name, shared_bytes)
     }
 
     /// Keys and values of a chunk, for each stage; of 8 bits with the scales of each 32.
     fn stage_bytes(&self) -> usize {
         let padded = self.geometry.padded();
         let side = if self.in_bytes { padded + padded / KV_BLOCK_VALUES * 2 } else { padded * 2 };
-        STAGES * CHUNK * 2 * side
+        let stages = if padded > HEAD_SIZE_MEDIUM { 1 } else { 2 };
+        stages * CHUNK * 2 * side
     }
 
     fn attended(&self) -> ToActivations {

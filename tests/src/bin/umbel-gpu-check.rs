@@ -98,7 +98,7 @@ fn usual() -> ModelConfig {
 }
 
 /// Shapes that fill no tile, no cell and no pair of heads.
-fn odd_shapes() -> [(&'static str, ModelConfig); 4] {
+fn odd_shapes() -> [(&'static str, ModelConfig); 6] {
     let odd = ModelConfig {
         hidden_size: 72,
         intermediate_size: 100,
@@ -126,7 +126,22 @@ fn odd_shapes() -> [(&'static str, ModelConfig); 4] {
         head_size: 128,
         ..odd.clone()
     };
-    [("odd", odd), ("biases", biases), ("window", window), ("norms", norms)]
+    let large = ModelConfig { head_count: 4, kv_head_count: 2, head_size: 256, ..odd.clone() };
+    let uneven = ModelConfig {
+        family: Family::Qwen3,
+        head_count: 3,
+        kv_head_count: 1,
+        head_size: 150,
+        ..odd.clone()
+    };
+    [
+        ("odd", odd),
+        ("biases", biases),
+        ("window", window),
+        ("norms", norms),
+        ("large heads", large),
+        ("uneven heads", uneven),
+    ]
 }
 
 fn random(folder: &Path, kind: WeightType, config: &ModelConfig) -> Result<Model> {
@@ -165,7 +180,11 @@ impl Pair {
     }
 
     fn table(&self) -> Result<KvTable> {
-        Ok(self.arena.open_as(self.cache, self.span, self.tokens() + 2 * PAGE_TOKENS)?)
+        self.table_of(self.cache)
+    }
+
+    fn table_of(&self, cache: DType) -> Result<KvTable> {
+        Ok(self.arena.open_as(cache, self.span, self.tokens() + 2 * PAGE_TOKENS)?)
     }
 
     /// How many tokens a text has.
@@ -245,7 +264,9 @@ fn compare(gpu: &Gpu, model: &Model, name: &str, cache: DType) -> Result<()> {
 /// Sessions of different lengths share passes.
 fn together(pair: &Pair, whole: &HiddenStates) -> Result<()> {
     let texts = [pair.text(1)?, pair.text(2)?, pair.text(3)?];
-    let mut tables = [pair.table()?, pair.table()?, pair.table()?];
+    // One of them keeps its keys and values in another way.
+    let other = if pair.cache == DType::Q8 { DType::F32 } else { DType::Q8 };
+    let mut tables = [pair.table()?, pair.table()?, pair.table_of(other)?];
     let mut parts = Vec::new();
     let cuts = [[0, 20, 3], [66, 23, 4], [67, 24, 69], [pair.tokens(), 30, 70]];
     for cut in cuts.windows(2) {

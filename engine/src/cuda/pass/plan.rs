@@ -18,7 +18,7 @@ pub(super) const FEW_ROWS: usize = 64;
 pub(super) const SPLIT: usize = 128;
 
 /// The largest head for which there are kernels in bfloat16.
-pub(in crate::cuda) const HEAD_SIZE_MAX: usize = 128;
+pub(in crate::cuda) const HEAD_SIZE_MAX: usize = 256;
 
 /// What passes through the blocks of a model have in common.
 #[derive(Debug, Clone)]
