@@ -179,6 +179,11 @@ impl HostedSpan {
         self.hidden_size
     }
 
+    /// The blocks on a GPU, if they are on one.
+    pub(crate) const fn gpu_blocks(&self) -> Option<&GpuSpan> {
+        self.gpu.as_ref()
+    }
+
     /// Where the blocks are computed.
     pub(crate) const fn device(&self) -> &Device {
         &self.device
@@ -187,7 +192,7 @@ impl HostedSpan {
     /// What the block `index`, which is one of the hosted ones, is made of.
     ///
     /// # Panics
-    /// Where the blocks are on a GPU, which computes no gradients.
+    /// Where the blocks are on a GPU.
     pub(crate) fn parts(&self, index: u32) -> BlockParts<'_> {
         self.blocks[(index - self.span.start()) as usize].parts()
     }

@@ -44,13 +44,18 @@ fn gpu_server(variables: &[(&str, &str)], arguments: &[&str]) -> anyhow::Result<
 
 /// What `umbel generate` reports of the stored prompt, computed by a swarm, and what is stored.
 fn generated(address: &str) -> (Value, Value) {
+    generated_as(address, "f32")
+}
+
+/// As `generated`, with keys and values kept in `cache`.
+fn generated_as(address: &str, cache: &str) -> (Value, Value) {
     let folder = checkpoint("llama");
     let stored = std::fs::read_to_string(Path::new(&folder).join("golden.json")).unwrap();
     let stored: Value = serde_json::from_str(&stored).unwrap();
     let prompt = stored_prompt(&folder);
     let arguments = ["generate", &folder, "--prompt-ids", &prompt, "--max-tokens", "24"];
     // An emulated GPU takes its time until it serves.
-    let more = ["--ignore-eos", "--json", "--patience", "90", "--join", address];
+    let more = ["--ignore-eos", "--json", "--patience", "90", "--kv", cache, "--join", address];
     (report(&umbel(&[&arguments[..], &more].concat())), stored["greedy"].clone())
 }
 
@@ -114,6 +119,9 @@ fn a_server_on_a_gpu_gives_the_stored_tokens_beside_one_on_a_processor() {
     let second = serve(&[&folder, "--blocks", "3..4", "--join", first.address()]);
     let (report, stored) = generated(second.address());
     assert_eq!(report["token_ids"], stored);
+    // With keys and values in 8 bits on both, it may be another text.
+    let (report, _) = generated_as(second.address(), "q8");
+    assert_eq!(report["token_ids"].as_array().unwrap().len(), 24);
     first.assert_no_errors();
     assert!(first.stderr().contains("computing on the GPU"), "{}", first.stderr());
     let stopped = first.terminate();

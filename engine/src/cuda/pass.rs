@@ -23,8 +23,8 @@ use super::matrix::{
     FEW_TOKENS, Input, Matrix, Order, Target, ToActivations, ToGated, ToRows, address, int,
 };
 pub(crate) use plan::SessionRows;
-use plan::{FEW_ROWS, Places, Plan, Shape};
-pub(super) use plan::{Geometry, HEAD_SIZE_MAX};
+use plan::{FEW_ROWS, Places, Plan};
+pub(super) use plan::{Geometry, HEAD_SIZE_MAX, Shape};
 use rooms::{Rooms, copied, partial_bytes};
 
 use crate::kernel::KV_BLOCK_VALUES;

@@ -7,17 +7,21 @@
 //! It makes small models of every weight type, or of those that are named, and of odd shapes, and takes
 //! the checkpoints it is given. Each is computed by the processor in exact arithmetic and by the GPU: all tokens at once,
 //! in steps of several sizes, among other sessions, after a rollback, and behind a prefix that
-//! another session has filled; some of them also with keys and values in 8 bits. The GPU must be near
+//! another session has filled; some of them also with keys and values in 8 bits; and gradients go back through the blocks. The GPU must be near
 //! the processor, and must give the same bits each time. Tests run it over the emulated driver; `tests/gpu/run.sh` over a real one.
 
 #![allow(clippy::print_stdout, reason = "a program for developers prints what it found")]
 
+use std::ops::Range;
 use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use tempfile::TempDir;
 use umbel_engine::kernel::Arithmetic;
+use umbel_engine::train::{
+    Adapter, AdapterConfig, Sequence, TargetModule, TrainError, TrainingPass,
+};
 use umbel_engine::{Gpu, HiddenStates, HostedSpan, KvArena, KvTable, PAGE_TOKENS};
 use umbel_protocol::{DType, Span};
 use umbel_shard::gguf::write::GgufWriter;
@@ -36,6 +40,9 @@ const PLAIN_ERROR_MAX: f64 = 1e-5;
 /// As [`PLAIN_ERROR_MAX`] with keys and values in 8 bits: of values that differ in their last bit, few
 /// are rounded to neighbouring integers.
 const PLAIN_BYTES_ERROR_MAX: f64 = 1e-3;
+
+/// Gradients pass every rounding of the activations twice, forward and again on the way back.
+const GRADIENT_ERROR_FACTOR: f64 = 2.0;
 
 /// Room for tokens in the caches of both.
 const ROOM: usize = 2048;
@@ -258,6 +265,9 @@ fn compare(gpu: &Gpu, model: &Model, name: &str, cache: DType) -> Result<()> {
     rolled_back(&pair, &whole).with_context(|| format!("{name}, after a rollback"))?;
     shared(&pair, &whole).with_context(|| format!("{name}, behind a prefix"))?;
     in_parts(&pair, &whole).with_context(|| format!("{name}, in two spans"))?;
+    if cache == DType::F32 {
+        gradients(&pair, allowed).with_context(|| format!("{name}, gradients"))?;
+    }
     Ok(())
 }
 
@@ -361,6 +371,41 @@ fn in_parts(pair: &Pair, whole: &HiddenStates) -> Result<()> {
         hidden = part.forward(&mut table, &hidden)?;
     }
     ensure!(same(&hidden, whole), "other bits");
+    Ok(())
+}
+
+/// Gradients go through the blocks as they do on the processor, and a sequence's do not depend on the one
+/// beside it.
+fn gradients(pair: &Pair, allowed: f64) -> Result<()> {
+    let cut = pair.tokens() / 3;
+    let sequence = |tokens| Sequence { tokens, dropout_seed: 0 };
+    let both = [sequence(cut), sequence(pair.tokens() - cut)];
+    let (text, gradient) = (pair.text(1)?, pair.text(4)?);
+    let through = |blocks: &HostedSpan, sequences: &[Sequence], rows: Range<usize>| {
+        let pass = TrainingPass::new(blocks, pair.span, None, sequences)?;
+        let forward = pass.forward(&text.rows(rows.clone())?)?;
+        let backward = pass.backward(&forward.inputs, &gradient.rows(rows)?)?;
+        anyhow::Ok((forward.output, backward.input))
+    };
+    let (output, found) = through(&pair.blocks, &both, 0..pair.tokens())?;
+    let (exact_output, exact) = through(&pair.exact, &both, 0..pair.tokens())?;
+    let errors = [relative_error(&output, &exact_output), relative_error(&found, &exact)];
+    let allowed = allowed * GRADIENT_ERROR_FACTOR;
+    ensure!(errors.iter().all(|error| *error <= allowed), "{errors:?}, and {allowed} is allowed");
+    let (alone, of_alone) = through(&pair.blocks, &both[1..], cut..pair.tokens())?;
+    let rest = cut..pair.tokens();
+    ensure!(same(&alone, &output.rows(rest.clone())?), "other bits alone");
+    ensure!(same(&of_alone, &found.rows(rest)?), "other gradients alone");
+    let settings = AdapterConfig {
+        rank: 2,
+        alpha: 2.0,
+        rank_stabilized: false,
+        dropout: 0.0,
+        target_modules: vec![TargetModule::Query],
+    };
+    let adapter = Adapter::begin(settings, &pair.config, pair.span, 1)?;
+    let refused = TrainingPass::new(&pair.blocks, pair.span, Some(&adapter), &both).err();
+    ensure!(refused == Some(TrainError::AdapterOnGpu), "adapters are refused: {refused:?}");
     Ok(())
 }
 

@@ -123,6 +123,14 @@ impl Stream {
             .to("clear memory")
     }
 
+    /// Copies all of a buffer into one of its size.
+    pub(in crate::cuda) fn copy(&self, from: &Buffer, to: &Buffer) -> Result<(), CudaError> {
+        assert_eq!(from.bytes, to.bytes, "a copy has the size of its original");
+        // SAFETY: both have so many bytes; memory is freed when the stream has come so far.
+        unsafe { result::memcpy_dtod_async(to.address, from.address, from.bytes, self.stream) }
+            .to("copy within the device")
+    }
+
     /// Copies within the memory of a buffer.
     pub(in crate::cuda) fn copy_within(
         &self,
