@@ -24,6 +24,7 @@ use umbel_protocol::error::{ErrorCode, ProtocolViolation};
 use umbel_protocol::inference::{
     ClientMessage, NextHop, OpenSession, ServerMessage, SessionError, Step,
 };
+use umbel_protocol::keeping::SharedPages;
 use umbel_protocol::{DType, ModelId, PeerId, SessionId, Span, StepId, Tensor};
 
 use crate::session::STEPS_IN_FLIGHT_MAX;
@@ -86,8 +87,8 @@ pub struct ServerConfig {
     /// Tokens of KV cache in binary32 for all sessions together, each counted once per block of the
     /// span.
     pub kv_tokens_max: u32,
-    /// How keys and values of all sessions are kept, where sessions cannot choose.
-    pub cache: Option<DType>,
+    /// The pages that keys and values of all sessions share, where they are of one size.
+    pub cache: Option<SharedPages>,
     /// Bytes of results that are kept for the failure of a next hop; beyond them the largest
     /// journal is forgotten, and its session is refilled from further upstream.
     pub journal_bytes_max: usize,
@@ -405,7 +406,8 @@ impl Server {
     ) -> Result<(), ProtocolViolation> {
         // Sessions whose keys and values are kept otherwise than they asked are as exact as the model
         // is computed here.
-        let open = OpenSession { cache: self.config.cache.unwrap_or(open.cache), ..open };
+        let cache = self.config.cache.map_or(open.cache, |pages| pages.kept(open.cache));
+        let open = OpenSession { cache, ..open };
         let session = open.session;
         if self.sessions.contains_key(&session) || self.adapters.awaits(session) {
             return Err(ProtocolViolation::Unexpected { message: "Open" });

@@ -9,8 +9,11 @@
 //
 // The rows of a tile are the tokens of a sequence with all heads that share a head of keys: row
 // token * group + head.
+//
+// What a kernel knows of how keys and values are kept is in `Pages`: those of bfloat16 go to the matrix
+// unit as they are, those of 8 bits are multiplied by their scales and rounded to bfloat16 on the way.
 
-#include "cache.cuh"
+#include "pages.cuh"
 
 constexpr int THREADS = 128;
 constexpr int TILE_ROWS = 16;
@@ -18,6 +21,10 @@ constexpr int BLOCK_ROWS = THREADS / WARP * TILE_ROWS;
 constexpr int CHUNK = 64;
 constexpr int CHUNK_PAGES = CHUNK / PAGE_TOKENS;
 constexpr int SPLIT = 128;
+
+// Chunks that are in shared memory at once. Of large heads it is one, since not every device has room for
+// two; then nothing is fetched while a chunk is attended to.
+constexpr int stages_of(int size) { return size <= 128 ? 2 : 1; }
 
 __device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000u); }
 
@@ -74,55 +81,30 @@ __device__ __forceinline__ void join(Softmax<SIZE>& total, const Softmax<SIZE>& 
     }
 }
 
-// What a block attends with and to.
-struct Work {
-    Shape shape;
-    Sequence sequence;
-    int block;
-    const uint16_t* cache;
-    int kv_head;
-    int group;
-    int rows;
-
-    // The positions that row `row` sees: from `first` up to `last`; none where there is no such row.
-    __device__ __forceinline__ void seen(int row, int& first, int& last) const {
-        const int position = sequence.position + row / group;
-        const bool there = row < rows;
-        first = there ? shape.first_seen(position) : 1;
-        last = there ? position : 0;
-    }
-};
-
 // Begins to fetch the keys and values of the chunk at `start`; positions from `end` on are not there.
-template <int SIZE>
+template <class Pages>
 __device__ __forceinline__ void fetch(const Work& work, uint4* stage, int start, int end) {
-    constexpr int SIDE_CHUNKS = SIZE * 2;
-    const size_t side = work.shape.side(SIZE), head = static_cast<size_t>(work.kv_head) * PAGE_TOKENS * SIZE;
 #pragma unroll
-    for (int chunk = threadIdx.x; chunk < CHUNK_PAGES * 2 * SIDE_CHUNKS; chunk += THREADS) {
-        const int page = chunk / (2 * SIDE_CHUNKS), within = chunk % (2 * SIDE_CHUNKS);
-        const int position = start + page * PAGE_TOKENS;
+    for (int chunk = threadIdx.x; chunk < CHUNK_PAGES * Pages::CHUNKS; chunk += THREADS) {
+        const int position = start + chunk / Pages::CHUNKS * PAGE_TOKENS;
         const bool there = position < end;
-        const size_t id = there ? work.sequence.page(work.block, position) : 0;
-        const uint16_t* from = work.cache + (id * 2 + within / SIDE_CHUNKS) * side + head;
-        copy_async_16(stage + chunk, reinterpret_cast<const uint4*>(from) + within % SIDE_CHUNKS, there);
+        copy_async_16(stage + chunk, Pages::from(work, there ? position : start, chunk % Pages::CHUNKS), there);
     }
     copy_async_commit();
 }
 
 // Scores of the tile's rows for the chunk in `stage`.
-template <int SIZE>
+template <int SIZE, class Pages>
 __device__ __forceinline__ void score(const uint4 (&queries)[SIZE / 32][2], const uint4* stage,
                                       float (&scores)[CHUNK / 8][4]) {
-    constexpr int PAGE_CHUNKS = SIZE * 4;
 #pragma unroll
     for (int tile = 0; tile < CHUNK / 8; ++tile) {
         float(&sums)[4] = scores[tile];
         sums[0] = sums[1] = sums[2] = sums[3] = 0.0f;
-        const uint4* keys = stage + tile / 2 * PAGE_CHUNKS + tile % 2 * SIZE;
+        const uint4* page = stage + tile / 2 * Pages::CHUNKS;
 #pragma unroll
         for (int part = 0; part < SIZE / 32; ++part) {
-            const uint4 key = keys[part * WARP + lane_id()];
+            const uint4 key = Pages::key(page, tile % 2, part);
             const uint4 top = queries[part][0], bottom = queries[part][1];
             mma_bf16(sums, {top.x, bottom.x, top.y, bottom.y}, {key.x, key.y});
             mma_bf16(sums, {top.z, bottom.z, top.w, bottom.w}, {key.z, key.w});
@@ -156,9 +138,8 @@ __device__ __forceinline__ float quad_sum(float value) {
 
 // Takes the scores of a chunk and its values into the softmax. Where a row sees nothing of the chunk
 // this changes no bit.
-template <int SIZE>
+template <int SIZE, class Pages>
 __device__ __forceinline__ void weigh(float (&scores)[CHUNK / 8][4], const uint4* stage, Softmax<SIZE>& part) {
-    constexpr int SIDE_CHUNKS = SIZE * 2, PAGE_CHUNKS = 2 * SIDE_CHUNKS;
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
         float maximum = minus_infinity();
@@ -196,10 +177,9 @@ __device__ __forceinline__ void weigh(float (&scores)[CHUNK / 8][4], const uint4
         const float(&right)[4] = scores[page * 2 + 1];
         const uint32_t weights[4] = {bf16x2_of(left[0], left[1]), bf16x2_of(left[2], left[3]),
                                      bf16x2_of(right[0], right[1]), bf16x2_of(right[2], right[3])};
-        const uint4* values = stage + page * PAGE_CHUNKS + SIDE_CHUNKS;
 #pragma unroll
         for (int tile = 0; tile < SIZE / 16; ++tile) {
-            const uint4 value = values[tile * WARP + lane_id()];
+            const uint4 value = Pages::value(stage + page * Pages::CHUNKS, tile);
             mma_bf16(part.output[tile * 2], weights, {value.x, value.y});
             mma_bf16(part.output[tile * 2 + 1], weights, {value.z, value.w});
         }
@@ -208,11 +188,11 @@ __device__ __forceinline__ void weigh(float (&scores)[CHUNK / 8][4], const uint4
 
 // Attends of the tile's rows to the splits from `split` on and before `split_end`, and hands the
 // softmax of each split to `done`.
-template <int SIZE, class Done>
+template <int SIZE, class Pages, class Done>
 __device__ __forceinline__ void attend(const Work& work, const uint16_t* queries, int first_row, int split,
                                        int split_end, const Done& done) {
     DYNAMIC_SHARED(uint4, stages);
-    constexpr int STAGE_CHUNKS = CHUNK_PAGES * 4 * SIZE;
+    constexpr int STAGE_CHUNKS = CHUNK_PAGES * Pages::CHUNKS;
     const int lane = lane_id(), tile_row = first_row + threadIdx.x / WARP * TILE_ROWS;
     int first[2], last[2];
     uint4 of_rows[SIZE / 32][2];
@@ -235,7 +215,7 @@ __device__ __forceinline__ void attend(const Work& work, const uint16_t* queries
     const int seen = work.shape.first_seen(work.sequence.position + first_row / work.group);
     const int start = max(split * SPLIT, seen / CHUNK * CHUNK);
     if (start < end) {
-        fetch<SIZE>(work, stages, start, end);
+        fetch<Pages>(work, stages, start, end);
     }
     // What all rows of the tile see.
     const int last_row = tile_row + TILE_ROWS - 1;
@@ -245,8 +225,9 @@ __device__ __forceinline__ void attend(const Work& work, const uint16_t* queries
     part.clear();
     int stage = 0;
     for (int chunk = start; chunk < end; chunk += CHUNK) {
-        if (chunk + CHUNK < end) {
-            fetch<SIZE>(work, stages + (1 - stage) * STAGE_CHUNKS, chunk + CHUNK, end);
+        const bool ahead = stages_of(SIZE) > 1 && chunk + CHUNK < end;
+        if (ahead) {
+            fetch<Pages>(work, stages + (1 - stage) * STAGE_CHUNKS, chunk + CHUNK, end);
             copy_async_wait<1>();
         } else {
             copy_async_wait<0>();
@@ -254,14 +235,18 @@ __device__ __forceinline__ void attend(const Work& work, const uint16_t* queries
         __syncthreads();
         if (tile_row < work.rows) {
             float scores[CHUNK / 8][4];
-            score<SIZE>(of_rows, stages + stage * STAGE_CHUNKS, scores);
+            score<SIZE, Pages>(of_rows, stages + stage * STAGE_CHUNKS, scores);
             if (chunk < seen_first || chunk + CHUNK - 1 > seen_last) {
                 hide(chunk, first, last, scores);
             }
-            weigh<SIZE>(scores, stages + stage * STAGE_CHUNKS, part);
+            weigh<SIZE, Pages>(scores, stages + stage * STAGE_CHUNKS, part);
         }
         __syncthreads();
-        stage = 1 - stage;
+        if (stages_of(SIZE) > 1) {
+            stage = 1 - stage;
+        } else if (chunk + CHUNK < end) {
+            fetch<Pages>(work, stages, chunk + CHUNK, end);
+        }
         if (chunk / SPLIT != (chunk + CHUNK) / SPLIT || chunk + CHUNK >= end) {
             done(part, tile_row);
             part.clear();
@@ -278,14 +263,14 @@ __device__ __forceinline__ void put(const Shape& shape, const Activations& outpu
 }
 
 __device__ __forceinline__ Work work_of(const Shape& shape, const Sequence& sequence, int block,
-                                        const uint16_t* cache) {
+                                        const uint8_t* cache) {
     const int group = shape.heads / shape.kv_heads;
     return {shape, sequence, block, cache, static_cast<int>(blockIdx.y), group, sequence.tokens * group};
 }
 
 // For many tokens: a block takes 64 rows of a sequence through all their splits.
-template <int SIZE>
-__device__ __forceinline__ void attend_many(const uint16_t* queries, const uint16_t* cache, Shape shape,
+template <int SIZE, class Pages>
+__device__ __forceinline__ void attend_many(const uint16_t* queries, const uint8_t* cache, Shape shape,
                                             const Sequence* sequences, int first_sequence, int block, Activations output) {
     grid_release();
     const Work work = work_of(shape, sequences[first_sequence + blockIdx.z], block, cache);
@@ -297,7 +282,7 @@ __device__ __forceinline__ void attend_many(const uint16_t* queries, const uint1
     Softmax<SIZE> total;
     total.clear();
     const int end = work.sequence.position + work.sequence.tokens;
-    attend<SIZE>(work, queries, first_row, 0, (end + SPLIT - 1) / SPLIT,
+    attend<SIZE, Pages>(work, queries, first_row, 0, (end + SPLIT - 1) / SPLIT,
                  [&](const Softmax<SIZE>& part, int) { join(total, part); });
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -397,8 +382,8 @@ __device__ __forceinline__ bool is_last(unsigned* counter, unsigned count) {
 
 // For few tokens: a block takes all rows of a sequence, at most 64, through one split. The last one
 // to be done joins the splits.
-template <int SIZE>
-__device__ __forceinline__ void attend_few(const uint16_t* queries, const uint16_t* cache, Shape shape,
+template <int SIZE, class Pages>
+__device__ __forceinline__ void attend_few(const uint16_t* queries, const uint8_t* cache, Shape shape,
                                            const Sequence* sequences, int block, Partials partials,
                                            const Activations& output) {
     grid_release();
@@ -409,7 +394,7 @@ __device__ __forceinline__ void attend_few(const uint16_t* queries, const uint16
     if (split * SPLIT >= end) {
         return;
     }
-    attend<SIZE>(work, queries, 0, split, split + 1, [&](const Softmax<SIZE>& part, int tile_row) {
+    attend<SIZE, Pages>(work, queries, 0, split, split + 1, [&](const Softmax<SIZE>& part, int tile_row) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const int row = tile_row + lane_id() / 4 + half * 8;
@@ -441,19 +426,37 @@ __device__ __forceinline__ void attend_few(const uint16_t* queries, const uint16
     }
 }
 
-#define ATTENTION(SIZE)                                                                                \
-    extern "C" __global__ void __launch_bounds__(THREADS) attend_many_##SIZE(                          \
-        const uint16_t* queries, const uint16_t* cache, Shape shape, const Sequence* sequences,        \
+#define ATTENTION(name, Pages, SIZE)                                                                  \
+    extern "C" __global__ void __launch_bounds__(THREADS) attend_many_##name##_##SIZE(                 \
+        const uint16_t* queries, const uint8_t* cache, Shape shape, const Sequence* sequences,         \
         int first_sequence, int block, Activations output) {                                           \
-        attend_many<SIZE>(queries, cache, shape, sequences, first_sequence, block, output);            \
+        attend_many<SIZE, Pages<SIZE>>(queries, cache, shape, sequences, first_sequence, block, output); \
     }                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                              \
-        attend_few_##SIZE(const uint16_t* queries, const uint16_t* cache, Shape shape,                 \
-                          const Sequence* sequences, int block, Partials partials, Activations output) { \
-        attend_few<SIZE>(queries, cache, shape, sequences, block, partials, output);                   \
+    extern "C" __global__ void __launch_bounds__(THREADS) attend_few_##name##_##SIZE(                  \
+        const uint16_t* queries, const uint8_t* cache, Shape shape, const Sequence* sequences,         \
+        int block, Partials partials, Activations output) {                                            \
+        attend_few<SIZE, Pages<SIZE>>(queries, cache, shape, sequences, block, partials, output);      \
     }
 
-ATTENTION(32)
-ATTENTION(64)
-ATTENTION(96)
-ATTENTION(128)
+#define ATTENTION_OF_SIZES(name, Pages) \
+    ATTENTION(name, Pages, 32)          \
+    ATTENTION(name, Pages, 64)          \
+    ATTENTION(name, Pages, 96)          \
+    ATTENTION(name, Pages, 128)
+
+#define ATTENTION_OF_LARGE_SIZES(name, Pages) \
+    ATTENTION(name, Pages, 160)               \
+    ATTENTION(name, Pages, 192)               \
+    ATTENTION(name, Pages, 224)               \
+    ATTENTION(name, Pages, 256)
+
+// One kind of pages a module, and large heads apart, so that a node compiles for its device what its
+// sessions need.
+#ifdef PAGES
+SIZES(PAGES_NAME, PAGES)
+#else
+ATTENTION_OF_SIZES(bf16, Bf16Pages)
+ATTENTION_OF_SIZES(bytes, BytePages)
+ATTENTION_OF_LARGE_SIZES(bf16, Bf16Pages)
+ATTENTION_OF_LARGE_SIZES(bytes, BytePages)
+#endif

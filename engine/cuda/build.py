@@ -36,6 +36,13 @@ FORMATS = {
 }
 
 
+# How a session keeps keys and values.
+PAGES = {"bf16": "Bf16Pages", "bytes": "BytePages"}
+
+# Heads up to 128 values, and those above.
+SIZES = {"": "ATTENTION_OF_SIZES", "_large": "ATTENTION_OF_LARGE_SIZES"}
+
+
 def nvrtc() -> ctypes.CDLL:
     """The compiler: the one that pip installed, or the system's."""
     for folder in map(pathlib.Path, sys.path):
@@ -76,6 +83,12 @@ def digest() -> str:
 
 def modules(source: pathlib.Path) -> dict[str, list[str]]:
     """What is compiled of a source file, and with which definitions."""
+    if source.stem == "attention":
+        return {
+            f"{source.stem}_{name}{large}": [f"-DPAGES_NAME={name}", f"-DPAGES={pages}", f"-DSIZES={sizes}"]
+            for name, pages in PAGES.items()
+            for large, sizes in SIZES.items()
+        }
     if source.stem != "linear_few":
         return {source.stem: []}
     return {

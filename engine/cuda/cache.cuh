@@ -9,6 +9,10 @@
 //   numbers g and g + 8 at the positions 2t, 2t + 1, 2t + 8 and 2t + 9.
 //
 // In binary32 both are [positions, size].
+//
+// Of a session that keeps 8 bits, the integers of some blocks share a page, and so do the scales of some
+// more, in other pages: see BytePage. The integers lie in the order above, the scales as [sides, heads,
+// 32 values, positions] in binary16.
 
 #pragma once
 
@@ -18,18 +22,20 @@ constexpr int PAGE_TOKENS = 16;
 
 // The tokens of one session in a pass: consecutive rows and consecutive positions.
 struct Sequence {
-    // For each 16 positions the pages of the session's blocks, `blocks` of them.
+    // For each 16 positions the pages of the session's blocks, `page_count` of them.
     const uint32_t* pages;
     int position;
     int tokens;
     int first_row;
     int first_block;
     int blocks;
-    int unused;
+    int page_count;
 
-    // The page of `block` that has `at`.
-    __device__ __forceinline__ size_t page(int block, int at) const {
-        return pages[static_cast<size_t>(at / PAGE_TOKENS) * blocks + block - first_block];
+    // The page of `block` that has `at`, where each block has one of its own.
+    __device__ __forceinline__ size_t page(int block, int at) const { return listed(at, block - first_block); }
+    // The page `index` of those of `at`.
+    __device__ __forceinline__ size_t listed(int at, int index) const {
+        return pages[static_cast<size_t>(at / PAGE_TOKENS) * page_count + index];
     }
 };
 
@@ -50,6 +56,34 @@ struct Shape {
     // The first position that a token at `position` sees.
     __device__ __forceinline__ int first_seen(int position) const {
         return window > 0 && position >= window ? position - window + 1 : 0;
+    }
+};
+
+// Values that have a scale together.
+constexpr int SCALED_TOGETHER = 32;
+
+// Bytes of a value where pages are in bfloat16, and where they are in binary32.
+constexpr int BF16_PAGES = 2;
+constexpr int F32_PAGES = 4;
+
+// Where a block's keys and values in 8 bits lie, in bytes from the first page on: first come the pages of
+// integers, of as many blocks each as fit, and behind them those of scales.
+struct BytePage {
+    size_t quants;
+    size_t scales;
+
+    // `size` is that of a head where it is padded, `value_bytes` what a value takes in pages of the others.
+    __device__ __forceinline__ BytePage(const Shape& shape, const Sequence& sequence, int size, int value_bytes,
+                                        int block, int at) {
+        const unsigned both = 2 * shape.kv_heads * PAGE_TOKENS;
+        const unsigned page_bytes = both * size * value_bytes, quant_bytes = both * size;
+        const unsigned scale_bytes = both * ((size + SCALED_TOGETHER - 1) / SCALED_TOGETHER) * 2;
+        const unsigned scales_together = page_bytes / scale_bytes, index = block - sequence.first_block;
+        const unsigned quant_pages = (sequence.blocks + value_bytes - 1) / value_bytes;
+        const size_t of_quants = sequence.listed(at, index / value_bytes);
+        const size_t of_scales = sequence.listed(at, quant_pages + index / scales_together);
+        quants = of_quants * page_bytes + index % value_bytes * quant_bytes;
+        scales = of_scales * page_bytes + index % scales_together * scale_bytes;
     }
 };
 

@@ -55,14 +55,6 @@ struct Activations {
 
 __device__ __forceinline__ float silu(float value) { return value / (1.0f + __expf(-value)); }
 
-__device__ __forceinline__ float warp_sum(float value) {
-#pragma unroll
-    for (int distance = WARP / 2; distance > 0; distance /= 2) {
-        value = __fadd_rn(value, __shfl_xor_sync(0xffffffffu, value, distance));
-    }
-    return value;
-}
-
 // The sum over a block of a multiple of 32 threads, in every thread. `partial` has room for 32.
 __device__ __forceinline__ float block_sum(float value, float* partial) {
     value = warp_sum(value);

@@ -51,6 +51,13 @@ __device__ __forceinline__ float float_of_f16(uint16_t value) {
     return result;
 }
 
+// Rounds to nearest, ties to even.
+__device__ __forceinline__ uint16_t f16_of(float value) {
+    uint16_t result;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(result) : "f"(value));
+    return result;
+}
+
 // 2 to the power of `value`, to two units in the last place.
 __device__ __forceinline__ float exp2_fast(float value) {
     float result;
@@ -67,6 +74,15 @@ __device__ __forceinline__ void mma_bf16(float (&sums)[4], const uint32_t (&a)[4
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// The sum over a warp, in every lane: of the lanes that are 16 apart, then 8, 4, 2 and 1.
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) {
+        value = __fadd_rn(value, __shfl_xor_sync(0xffffffffu, value, distance));
+    }
+    return value;
 }
 
 // Waits until all that was launched before has ended and can be seen; nothing that it wrote may be

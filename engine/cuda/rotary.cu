@@ -149,6 +149,47 @@ struct ToF32 {
     }
 };
 
+// The largest multiple of a scale, so that each value has an opposite; and the largest binary16.
+constexpr float STEPS = 127.0f;
+constexpr float F16_MAX = 65504.0f;
+
+__device__ __forceinline__ float warp_max(float value) {
+#pragma unroll
+    for (int distance = WARP / 2; distance > 0; distance /= 2) {
+        value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, distance));
+    }
+    return value;
+}
+
+// The nearest integer; what is no number becomes zero.
+__device__ __forceinline__ int8_t quant_of(float value) {
+    const float within = fminf(fmaxf(value, -STEPS), STEPS);
+    return value == value ? __float2int_rn(within) : 0;
+}
+
+// A warp keeps a head, which lies in shared memory, in 8 bits: each 32 values have one scale, which is a
+// binary16. `place_of` says where an integer goes. What is beyond binary16 becomes the largest that it
+// has, and 32 values whose scale vanishes become zeros. Behind the head's size up to `padded` are zeros.
+template <class PlaceOf>
+__device__ __forceinline__ void keep_bytes(const float* head, int size, int padded, int8_t* quants, uint16_t* scales,
+                                           const PlaceOf& place_of) {
+    __syncwarp();
+    for (int start = 0; start < padded; start += SCALED_TOGETHER) {
+        const int index = start + lane_id();
+        const float value = index < size ? head[index] : 0.0f;
+        const float largest = warp_max(fabsf(value));
+        const uint16_t scale = f16_of(fminf(__fdiv_rn(largest, STEPS), F16_MAX));
+        const float step = float_of_f16(scale);
+        const float inverse = step > 0.0f ? __fdiv_rn(1.0f, step) : 0.0f;
+        if (index < padded) {
+            quants[place_of(index)] = quant_of(__fmul_rn(value, inverse));
+        }
+        if (lane_id() == 0) {
+            scales[start / SCALED_TOGETHER * PAGE_TOKENS] = scale;
+        }
+    }
+}
+
 // A warp turns one head, after its norm where it has one, and hands each value to `put`.
 template <class Put>
 __device__ __forceinline__ void turn(const float* head, int size, const float* norm, float eps,
@@ -174,48 +215,112 @@ __device__ __forceinline__ void turn(const float* head, int size, const float* n
     }
 }
 
-// A block takes some heads of one token, a warp each: `projected` is [tokens, (heads + 2 * kv_heads) *
-// head_size], `turns` has the cosine and sine of each pair for each token.
+// What a warp has to do: one head of one token.
+struct Task {
+    Sequence sequence;
+    int token;
+    int position;
+    // Among all heads of the token: of queries, then of keys, then of values.
+    int index;
+    const float* head;
+    const float2* turns;
+
+    // `projected` is [tokens, (heads + 2 * kv_heads) * head_size], `all_turns` has the cosine and sine of
+    // each pair for each token. What a pass begins with is there before its first kernel.
+    __device__ __forceinline__ Task(const float* projected, const Shape& shape, const float2* all_turns,
+                                    const Sequence* sequences, const int* sequence_of_row) {
+        const int all = shape.heads + 2 * shape.kv_heads;
+        token = blockIdx.x;
+        sequence = sequences[sequence_of_row[token]];
+        position = sequence.position + token - sequence.first_row;
+        index = blockIdx.y * (blockDim.x / WARP) + threadIdx.x / WARP;
+        head = projected + (static_cast<size_t>(token) * all + index) * shape.head_size;
+        turns = all_turns + static_cast<size_t>(token) * (shape.head_size / 2);
+    }
+    __device__ __forceinline__ int slot() const { return position % PAGE_TOKENS; }
+};
+
+// A block takes some heads of one token, a warp each.
 template <class To>
 __device__ __forceinline__ void place(const float* projected, const Heads& heads, const float2* turns,
                                       const Sequence* sequences, const int* sequence_of_row, int block,
                                       const To& to) {
-    const Shape shape = heads.shape;
-    const int token = blockIdx.x, size = shape.head_size;
     grid_release();
-    // What a pass begins with is there before its first kernel.
-    const Sequence sequence = sequences[sequence_of_row[token]];
-    const int position = sequence.position + token - sequence.first_row;
-    const size_t page = sequence.page(block, position);
-    const int slot = position % PAGE_TOKENS, all = shape.heads + 2 * shape.kv_heads;
-    grid_wait();
-    const float* row = projected + static_cast<size_t>(token) * all * size;
-    turns += static_cast<size_t>(token) * (size / 2);
-    const int index = blockIdx.y * (blockDim.x / WARP) + threadIdx.x / WARP;
-    const float* head = row + index * size;
+    const Shape shape = heads.shape;
+    const Task task(projected, shape, turns, sequences, sequence_of_row);
+    const size_t page = task.sequence.page(block, task.position);
+    const int size = shape.head_size, slot = task.slot(), index = task.index;
     const int kv_head = (index - shape.heads) % shape.kv_heads;
+    grid_wait();
     if (index < shape.heads) {
-        turn(head, size, heads.query_norm, heads.eps, turns, [&](int value, float x) {
-            to.query(shape, token, index, value, x * heads.query_scale);
+        turn(task.head, size, heads.query_norm, heads.eps, task.turns, [&](int value, float x) {
+            to.query(shape, task.token, index, value, x * heads.query_scale);
         });
     } else if (index < shape.heads + shape.kv_heads) {
-        turn(head, size, heads.key_norm, heads.eps, turns,
+        turn(task.head, size, heads.key_norm, heads.eps, task.turns,
              [&](int value, float x) { to.key(shape, page, slot, kv_head, value, x); });
-    } else if (index < all) {
+    } else if (index < shape.heads + 2 * shape.kv_heads) {
         for (int number = lane_id(); number < size; number += WARP) {
-            to.value(shape, page, slot, kv_head, number, head[number]);
+            to.value(shape, page, slot, kv_head, number, task.head[number]);
         }
     }
 }
 
-extern "C" __global__ void place_bf16(const float* projected, Heads heads, const float2* turns,
-                                      const Sequence* sequences, const int* sequence_of_row, int block,
-                                      ToBf16 to) {
-    place(projected, heads, turns, sequences, sequence_of_row, block, to);
+// As `place`, where keys and values are kept in 8 bits: queries go where `to` says, which else would have
+// values of so many bytes and heads of the size `padded`. Shared memory has room for a head a warp.
+template <class To>
+__device__ __forceinline__ void place_bytes(const float* projected, const Heads& heads, const float2* turns,
+                                            const Sequence* sequences, const int* sequence_of_row, int block,
+                                            const To& to, int value_bytes, int padded) {
+    DYNAMIC_SHARED(float, shared);
+    grid_release();
+    const Shape shape = heads.shape;
+    const Task task(projected, shape, turns, sequences, sequence_of_row);
+    const int size = shape.head_size, slot = task.slot(), index = task.index;
+    const int of_keys = index - shape.heads, kv_head = of_keys % shape.kv_heads;
+    float* head = shared + threadIdx.x / WARP * size;
+    grid_wait();
+    if (index < shape.heads) {
+        turn(task.head, size, heads.query_norm, heads.eps, task.turns, [&](int value, float x) {
+            to.query(shape, task.token, index, value, x * heads.query_scale);
+        });
+        return;
+    }
+    if (of_keys >= 2 * shape.kv_heads) {
+        return;
+    }
+    const bool is_key = of_keys < shape.kv_heads;
+    if (is_key) {
+        turn(task.head, size, heads.key_norm, heads.eps, task.turns, [&](int value, float x) { head[value] = x; });
+    } else {
+        for (int number = lane_id(); number < size; number += WARP) {
+            head[number] = task.head[number];
+        }
+    }
+    const BytePage page(shape, task.sequence, padded, value_bytes, block, task.position);
+    const int side = is_key ? 0 : 1, groups = (padded + SCALED_TOGETHER - 1) / SCALED_TOGETHER;
+    uint8_t* pages = reinterpret_cast<uint8_t*>(to.pages);
+    int8_t* quants = reinterpret_cast<int8_t*>(pages + page.quants) + side * shape.side(padded);
+    uint16_t* scales = reinterpret_cast<uint16_t*>(pages + page.scales) + side * shape.side(groups);
+    quants += static_cast<size_t>(kv_head) * PAGE_TOKENS * padded;
+    scales += kv_head * PAGE_TOKENS * groups + slot;
+    keep_bytes(head, size, padded, quants, scales, [&](int value) {
+        return value_bytes == F32_PAGES ? slot * padded + value
+               : is_key                 ? key_place(slot, value, padded)
+                                        : value_place(slot, value);
+    });
 }
 
-extern "C" __global__ void place_f32(const float* projected, Heads heads, const float2* turns,
-                                     const Sequence* sequences, const int* sequence_of_row, int block,
-                                     ToF32 to) {
-    place(projected, heads, turns, sequences, sequence_of_row, block, to);
-}
+#define PLACE(name, To, ...)                                                                             \
+    extern "C" __global__ void name(const float* projected, Heads heads, const float2* turns,            \
+                                    const Sequence* sequences, const int* sequence_of_row, int block,    \
+                                    To to) {                                                             \
+        __VA_ARGS__;                                                                                     \
+    }
+
+PLACE(place_bf16, ToBf16, place(projected, heads, turns, sequences, sequence_of_row, block, to))
+PLACE(place_f32, ToF32, place(projected, heads, turns, sequences, sequence_of_row, block, to))
+PLACE(place_bytes_bf16, ToBf16,
+      place_bytes(projected, heads, turns, sequences, sequence_of_row, block, to, BF16_PAGES, heads.shape.padded()))
+PLACE(place_bytes_f32, ToF32,
+      place_bytes(projected, heads, turns, sequences, sequence_of_row, block, to, F32_PAGES, heads.shape.head_size))

@@ -13,6 +13,7 @@
 //! | `block`, `span` | the blocks of a model |
 //! | `cache` | the paged cache |
 //! | `pass` | one pass: copies, kernels, graphs |
+//! | `train` | whole sequences forward, and gradients back |
 //! | `gpu` | the device, and what all spans on it share |
 
 mod block;
@@ -24,9 +25,11 @@ mod matrix;
 mod pass;
 mod program;
 mod span;
+mod train;
 
 pub(crate) use cache::{DeviceCache, DevicePage, PagePool, PrepareError, page_bytes};
 pub use driver::{CudaError, OpenGpuError};
 pub use gpu::Gpu;
 pub(crate) use pass::SessionRows;
 pub(crate) use span::{GpuSpan, LoadGpuSpanError};
+pub(crate) use train::{GpuTraining, HEAD_SIZE_MAX as GPU_HEAD_SIZE_MAX};

@@ -171,6 +171,11 @@ impl HostedSpan {
         self.hidden_size
     }
 
+    /// The blocks on a GPU, if they are on one.
+    pub(crate) const fn gpu_blocks(&self) -> Option<&GpuSpan> {
+        self.gpu.as_ref()
+    }
+
     /// Where the blocks are computed.
     pub(crate) const fn device(&self) -> &Device {
         &self.device
@@ -179,7 +184,7 @@ impl HostedSpan {
     /// What the block `index`, which is one of the hosted ones, is made of.
     ///
     /// # Panics
-    /// Where the blocks are on a GPU, which computes no gradients.
+    /// Where the blocks are on a GPU.
     pub(crate) fn parts(&self, index: u32) -> BlockParts<'_> {
         self.blocks[(index - self.span.start()) as usize].parts()
     }
@@ -192,7 +197,7 @@ impl HostedSpan {
     /// blocks are on a GPU.
     pub fn adapt(&self, table: &mut KvTable, adapter: Arc<Adapter>) -> Result<(), TrainError> {
         if self.gpu.is_some() {
-            return Err(TrainError::OnGpu);
+            return Err(TrainError::AdapterOnGpu);
         }
         let (blocks, hosted) = (table.blocks(), self.span);
         if !hosted.covers(blocks) {
@@ -408,7 +413,7 @@ pub enum LoadSpanError {
     Gpu(#[from] CudaError),
     /// Heads for which the GPU has no kernel.
     #[error(
-        "the model's heads have {found} values, and the GPU's kernels take at most 128; serve it on \
+        "the model's heads have {found} values, and the GPU's kernels take at most 256; serve it on \
          the CPU"
     )]
     HeadSize {

@@ -47,6 +47,7 @@ pub use loss::{Loss, LossError};
 pub use optimizer::{AdamW, Optimizer, StepError};
 pub use state::TrainingState;
 
+use crate::cuda::{CudaError, GPU_HEAD_SIZE_MAX, GpuTraining};
 use crate::hidden::HiddenStates;
 use crate::operation;
 use crate::span::HostedSpan;
@@ -108,7 +109,15 @@ impl<'a> TrainingPass<'a> {
         if sequences.is_empty() || sequences.iter().any(|sequence| sequence.tokens == 0) {
             return Err(TrainError::NoToken);
         }
-        if let Some(adapter) = adapter {
+        if let Some(blocks) = hosted.gpu_blocks() {
+            let found = blocks.head_size();
+            if found > GPU_HEAD_SIZE_MAX {
+                return Err(TrainError::HeadsOnGpu { found });
+            }
+            if adapter.is_some() {
+                return Err(TrainError::AdapterOnGpu);
+            }
+        } else if let Some(adapter) = adapter {
             check_adapter(hosted, blocks, adapter)?;
         }
         let drops = true;
@@ -134,9 +143,15 @@ impl<'a> TrainingPass<'a> {
     /// From what enters the first block to what leaves the last, `[tokens, hidden]`.
     ///
     /// # Errors
-    /// [`TrainError`] where `input` has not a row for each token.
+    /// [`TrainError`] where `input` has not a row for each token, or a GPU fails.
     pub fn forward(&self, input: &HiddenStates) -> Result<Forward, TrainError> {
         self.check(input)?;
+        if let Some(blocks) = self.hosted.gpu_blocks() {
+            let pass = GpuTraining::new(blocks, self.blocks, &self.lengths, self.pause)?;
+            let (inputs, output) = pass.forward(&input.to_values())?;
+            let inputs = inputs.into_iter().map(|values| self.states(values)).collect();
+            return Ok(Forward { inputs, output: self.states(output) });
+        }
         let mut inputs = Vec::with_capacity(self.blocks.blocks().len());
         let mut hidden = input.clone();
         self.hosted.device().run(|| {
@@ -151,8 +166,8 @@ impl<'a> TrainingPass<'a> {
     /// From what entered each block and the gradient of what left the last one.
     ///
     /// # Errors
-    /// [`TrainError`] where a tensor has not a row for each token, or there is not an input for each
-    /// block.
+    /// [`TrainError`] where a tensor has not a row for each token, there is not an input for each
+    /// block, or a GPU fails.
     pub fn backward(
         &self,
         inputs: &[HiddenStates],
@@ -164,6 +179,12 @@ impl<'a> TrainingPass<'a> {
         }
         inputs.iter().chain([gradient]).try_for_each(|states| self.check(states))?;
         let mut gradient = gradient.to_values();
+        if let Some(blocks) = self.hosted.gpu_blocks() {
+            let pass = GpuTraining::new(blocks, self.blocks, &self.lengths, self.pause)?;
+            let inputs: Vec<_> = inputs.iter().map(HiddenStates::to_values).collect();
+            let input = self.states(pass.backward(&inputs, gradient)?);
+            return Ok(Backward { input, parameters: Parameters::default() });
+        }
         let mut parameters = Parameters::default();
         self.hosted.device().run(|| {
             for (index, input) in self.blocks.blocks().zip(inputs).rev() {
@@ -264,9 +285,18 @@ pub enum TrainError {
         /// Those that the adapter is for.
         found: [usize; 2],
     },
-    /// The blocks are where no adapter is computed.
-    #[error("the blocks are on a GPU, which computes no adapters")]
-    OnGpu,
+    /// Heads for which a GPU's kernels have no room.
+    #[error("heads have {found} values; on a GPU gradients go through at most {GPU_HEAD_SIZE_MAX}")]
+    HeadsOnGpu {
+        /// Values of a head.
+        found: usize,
+    },
+    /// An adapter over blocks on a GPU, which computes frozen blocks alone.
+    #[error("a GPU computes no adapters yet: servers that compute on their processor do")]
+    AdapterOnGpu,
+    /// The GPU has no memory for the pass, or is lost.
+    #[error("the GPU could not compute the pass")]
+    Gpu(#[from] CudaError),
     /// A sequence without a token, or no sequence.
     #[error("no token to learn from: a sequence is empty")]
     NoToken,

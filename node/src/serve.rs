@@ -227,7 +227,7 @@ impl Serving {
         let keeps_pages = !arguments.no_share;
         let mut config = server_config(&model, network.peer_id(), span, kv_tokens, keeps_pages)?;
         config.vocabulary_size = config.vocabulary_size.filter(|_| holds_ends);
-        config.cache = shard.arena.fixed_type();
+        config.cache = shard.arena.shared_pages();
         let on_processor = shard.blocks.gpu().is_none();
         config.adapters = on_processor.then(|| adapter_room(&model, allowed_bytes));
         let server = Server::new(config);

@@ -11,6 +11,7 @@
 //! |---|---|
 //! | [`frame`] | frames, their limits, and a decoder that is fed bytes as they come |
 //! | [`inference`] | what clients and servers say in a session |
+//! | [`keeping`] | what keys and values take where sessions share pages of one size |
 //! | [`prefix`] | names of texts that a server may have read before |
 //! | [`training`] | what trainers and servers say to each other |
 //! | [`averaging`] | what trainers who share a run say to each other |
@@ -31,6 +32,7 @@ pub mod frame;
 mod generated;
 pub mod id;
 pub mod inference;
+pub mod keeping;
 pub mod prefix;
 pub mod published;
 pub mod span;

@@ -44,13 +44,18 @@ fn gpu_server(variables: &[(&str, &str)], arguments: &[&str]) -> anyhow::Result<
 
 /// What `umbel generate` reports of the stored prompt, computed by a swarm, and what is stored.
 fn generated(address: &str) -> (Value, Value) {
+    generated_as(address, "f32")
+}
+
+/// As `generated`, with keys and values kept in `cache`.
+fn generated_as(address: &str, cache: &str) -> (Value, Value) {
     let folder = checkpoint("llama");
     let stored = std::fs::read_to_string(Path::new(&folder).join("golden.json")).unwrap();
     let stored: Value = serde_json::from_str(&stored).unwrap();
     let prompt = stored_prompt(&folder);
     let arguments = ["generate", &folder, "--prompt-ids", &prompt, "--max-tokens", "24"];
     // An emulated GPU takes its time until it serves.
-    let more = ["--ignore-eos", "--json", "--patience", "90", "--join", address];
+    let more = ["--ignore-eos", "--json", "--patience", "90", "--kv", cache, "--join", address];
     (report(&umbel(&[&arguments[..], &more].concat())), stored["greedy"].clone())
 }
 
@@ -67,22 +72,25 @@ fn stored_prompt(folder: &str) -> String {
 #[test]
 fn a_gpu_gives_what_the_processor_gives_and_the_same_bits_each_time() {
     let families = FAMILIES.map(checkpoint);
-    assert_eq!(compared("80", &families), 11 + 1 + 4 * 2 + FAMILIES.len());
+    // Two types, and all shapes in two types, also with keys and values in 8 bits.
+    assert_eq!(compared("80", &families), 11 + 2 + 1 + 6 * 2 * 2 + FAMILIES.len());
 }
 
 /// Devices of this capability have matrix units of their own for many tokens.
 #[test]
 fn a_newer_gpu_gives_the_same_bits_each_time() {
     let types = ["--types", "bf16,q4_k"].map(str::to_owned);
-    assert_eq!(compared("90", &types), 2 + 1 + 4 * 2);
+    assert_eq!(compared("90", &types), 2 + 1 + 1 + 6 * 2 * 2);
 }
 
-/// How many models were compared on a device of a capability.
+/// How many models were compared on a device of a capability. Its memory is small, so that what fills
+/// it is soon done.
 fn compared(capability: &str, arguments: &[String]) -> usize {
     let checked = Command::new(env!("CARGO_BIN_EXE_umbel-gpu-check"))
         .args(arguments)
         .env("LD_LIBRARY_PATH", driver())
         .env("UMBEL_EMULATED_CAPABILITY", capability)
+        .env("UMBEL_EMULATED_MEMORY", "400000000")
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&checked.stderr);
@@ -111,6 +119,9 @@ fn a_server_on_a_gpu_gives_the_stored_tokens_beside_one_on_a_processor() {
     let second = serve(&[&folder, "--blocks", "3..4", "--join", first.address()]);
     let (report, stored) = generated(second.address());
     assert_eq!(report["token_ids"], stored);
+    // With keys and values in 8 bits on both, it may be another text.
+    let (report, _) = generated_as(second.address(), "q8");
+    assert_eq!(report["token_ids"].as_array().unwrap().len(), 24);
     first.assert_no_errors();
     assert!(first.stderr().contains("computing on the GPU"), "{}", first.stderr());
     let stopped = first.terminate();

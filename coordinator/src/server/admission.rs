@@ -2,6 +2,7 @@
 
 use umbel_protocol::error::ErrorCode;
 use umbel_protocol::inference::OpenSession;
+use umbel_protocol::keeping::SharedPages;
 use umbel_protocol::{DType, Span};
 
 use super::{SESSIONS_LEFT_TO_OTHERS, SESSIONS_MAX, SESSIONS_PER_CLIENT, ServerConfig};
@@ -16,6 +17,7 @@ pub(super) const PAGE_TOKENS: u32 = umbel_protocol::prefix::PAGE_TOKENS;
 #[derive(Debug)]
 pub(super) struct Admission {
     head_size: u32,
+    pages: Option<SharedPages>,
     bytes_free: u64,
 }
 
@@ -27,10 +29,11 @@ pub(super) struct Refusal {
 }
 
 impl Admission {
-    /// `kv_tokens_max` is that of [`ServerConfig`].
-    pub(super) fn new(span: Span, head_size: u32, kv_tokens_max: u32) -> Self {
-        let tokens = kv_tokens_max / PAGE_TOKENS * PAGE_TOKENS;
-        Self { head_size, bytes_free: bytes(head_size, DType::F32, span, tokens) }
+    pub(super) fn new(config: &ServerConfig) -> Self {
+        let &ServerConfig { head_size, cache: pages, span, .. } = config;
+        let tokens = config.kv_tokens_max / PAGE_TOKENS * PAGE_TOKENS;
+        let token = DType::F32.row_bytes(head_size) * u64::from(span.block_count());
+        Self { head_size, pages, bytes_free: u64::from(tokens) * token }
     }
 
     /// Says why there is no room for a session on blocks of `span`, beside so many of all clients and
@@ -60,7 +63,7 @@ impl Admission {
             let detail = format!("{session_count} sessions are open");
             return refuse(ErrorCode::Busy, detail);
         }
-        let wanted = bytes(self.head_size, open.cache, open.blocks, open.tokens_max);
+        let wanted = self.bytes(open.cache, open.blocks, open.tokens_max);
         if wanted > self.bytes_free {
             let detail = format!("room for {} tokens is left", self.tokens_free(open.cache, span));
             return refuse(ErrorCode::KvFull, detail);
@@ -70,12 +73,12 @@ impl Admission {
 
     /// Reserves room for a session that was checked.
     pub(super) fn reserve(&mut self, open: &OpenSession) {
-        self.bytes_free -= bytes(self.head_size, open.cache, open.blocks, open.tokens_max);
+        self.bytes_free -= self.bytes(open.cache, open.blocks, open.tokens_max);
     }
 
     /// Takes back what a session had reserved.
     pub(super) fn release(&mut self, cache: DType, blocks: Span, tokens_max: u32) {
-        self.bytes_free += bytes(self.head_size, cache, blocks, tokens_max);
+        self.bytes_free += self.bytes(cache, blocks, tokens_max);
     }
 
     /// What nobody has reserved.
@@ -85,21 +88,28 @@ impl Admission {
 
     /// What one page takes.
     pub(super) fn page_bytes(&self, cache: DType, blocks: Span) -> u64 {
-        bytes(self.head_size, cache, blocks, PAGE_TOKENS)
+        self.bytes(cache, blocks, PAGE_TOKENS)
     }
 
     /// Tokens for which a session through every block of `span` would still find room, kept in this
     /// type.
     pub(super) fn tokens_free(&self, cache: DType, span: Span) -> u32 {
         // In fewer blocks than at first there is room for more tokens.
-        let token = cache.row_bytes(self.head_size) * u64::from(span.block_count());
-        u32::try_from(self.bytes_free / token.max(1)).unwrap_or(u32::MAX)
+        let token = self.token_bytes(cache, span).max(1);
+        u32::try_from(self.bytes_free / token).unwrap_or(u32::MAX)
     }
-}
 
-fn bytes(head_size: u32, cache: DType, blocks: Span, tokens: u32) -> u64 {
-    u64::from(tokens.div_ceil(PAGE_TOKENS))
-        * u64::from(PAGE_TOKENS)
-        * u64::from(blocks.block_count())
-        * cache.row_bytes(head_size)
+    fn bytes(&self, cache: DType, blocks: Span, tokens: u32) -> u64 {
+        let pages = u64::from(tokens.div_ceil(PAGE_TOKENS));
+        pages * u64::from(PAGE_TOKENS) * self.token_bytes(cache, blocks)
+    }
+
+    /// What a token takes in all of `blocks`.
+    fn token_bytes(&self, cache: DType, blocks: Span) -> u64 {
+        let count = blocks.block_count();
+        match self.pages {
+            Some(pages) => pages.row_bytes(cache, self.head_size, count),
+            None => cache.row_bytes(self.head_size) * u64::from(count),
+        }
+    }
 }

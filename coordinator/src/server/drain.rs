@@ -29,7 +29,7 @@ pub(super) struct Shards {
 impl Shards {
     pub(super) fn new(config: &ServerConfig) -> Self {
         let current = Shard { id: ShardId::default(), span: config.span, leave_by: None };
-        let admission = Admission::new(config.span, config.head_size, config.kv_tokens_max);
+        let admission = Admission::new(config);
         Self { admission, current, former: Vec::new() }
     }
 

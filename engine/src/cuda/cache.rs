@@ -1,18 +1,19 @@
 //! The paged cache of keys and values in a device's memory.
 //!
 //! All pages of a server are one allocation that is made when it starts, so what an arena promises is
-//! there. A page has 16 positions of one block, as `cuda/cache.cuh` says.
+//! there. A page has 16 positions of one block, or in 8 bits those of several, as `cuda/cache.cuh` says.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytemuck::{Pod, Zeroable};
+use umbel_protocol::keeping::SharedPages;
 use umbel_protocol::{DType, Span};
 
 use super::driver::{Buffer, CudaError, Pinned};
 use super::gpu::Gpu;
 use super::matrix::int;
-use crate::kernel::PAGE_TOKENS;
+use crate::kernel::{KV_BLOCK_VALUES, PAGE_TOKENS};
 use crate::kv::table::PageShape;
 
 /// Values to a multiple of which heads are padded in bfloat16.
@@ -23,13 +24,29 @@ pub(super) const HEAD_PADDING: usize = 32;
 pub(crate) struct PagePool {
     gpu: Gpu,
     memory: Buffer,
-    dtype: DType,
+    keeping: SharedPages,
     page_bytes: usize,
-    free: Mutex<Vec<u32>>,
+    /// By what they held last.
+    free: Mutex<[Vec<u32>; 3]>,
 }
+
+/// What a page holds. Where a token has yet to be written, attention counts on numbers, so a page is
+/// cleared before it holds another kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Keys and values of a block.
+    Native,
+    /// Integers of 8 bits.
+    Quants,
+    /// Their scales.
+    Scales,
+}
+
+const KINDS: [Kind; 3] = [Kind::Native, Kind::Quants, Kind::Scales];
 
 impl PagePool {
     /// As many pages as fit into `bytes`, each for keys and values of `dtype`: binary32 or bfloat16.
+    /// Sessions may keep 8 bits as well.
     pub(crate) fn new(
         gpu: &Gpu,
         shape: PageShape,
@@ -40,21 +57,33 @@ impl PagePool {
         let count = u32::try_from(bytes / page_bytes).unwrap_or(u32::MAX);
         // Padding and keys that no token has yet are zeros; attention counts on numbers there.
         let memory = Buffer::zeroed(gpu.context(), count as usize * page_bytes)?;
-        let free = Mutex::new((0..count).rev().collect());
-        Ok(Arc::new(Self { gpu: gpu.clone(), memory, dtype, page_bytes, free }))
+        let free = Mutex::new([(0..count).rev().collect(), Vec::new(), Vec::new()]);
+        let keeping = keeping(shape, dtype);
+        Ok(Arc::new(Self { gpu: gpu.clone(), memory, keeping, page_bytes, free }))
     }
 
-    pub(crate) const fn dtype(&self) -> DType {
-        self.dtype
+    pub(crate) const fn keeping(&self) -> SharedPages {
+        self.keeping
     }
 
     pub(super) const fn memory(&self) -> &Buffer {
         &self.memory
     }
 
-    fn take(self: &Arc<Self>) -> Option<Arc<DevicePage>> {
-        let id = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
-        Some(Arc::new(DevicePage { pool: Arc::clone(self), id }))
+    /// A page that holds `kind`, if possible one that did before.
+    fn take(self: &Arc<Self>, kind: Kind) -> Result<Arc<DevicePage>, PrepareError> {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let others = KINDS.into_iter().filter(|&other| other != kind);
+        let mut found = std::iter::once(kind).chain(others);
+        let found = found.find_map(|former| Some((former, free[former as usize].pop()?)));
+        drop(free);
+        let (former, id) = found.ok_or(NoPage)?;
+        let page = Arc::new(DevicePage { pool: Arc::clone(self), id, kind });
+        if former != kind {
+            let start = id as usize * self.page_bytes;
+            self.gpu.stream().clear(&self.memory, start, self.page_bytes)?;
+        }
+        Ok(page)
     }
 
     fn copy(&self, from: &DevicePage, to: &DevicePage) -> Result<(), CudaError> {
@@ -74,17 +103,33 @@ pub(crate) fn page_bytes(shape: PageShape, dtype: DType) -> usize {
     2 * shape.kv_heads * PAGE_TOKENS * size * bytes
 }
 
+/// How many blocks share a page where sessions keep 8 bits: `BytePage` of `cuda/cache.cuh`.
+fn keeping(shape: PageShape, native: DType) -> SharedPages {
+    let (size, quants_together) = match native {
+        DType::F32 => (shape.head_size, 4),
+        DType::BF16 | DType::F16 | DType::Q8 | DType::Id => {
+            (shape.head_size.next_multiple_of(HEAD_PADDING), 2)
+        }
+    };
+    let scale_bytes = 2 * shape.kv_heads * PAGE_TOKENS * size.div_ceil(KV_BLOCK_VALUES) * 2;
+    let scales_together = page_bytes(shape, native) / scale_bytes;
+    let scales_together = u32::try_from(scales_together).expect("a head has some hundred values");
+    SharedPages { native, quants_together, scales_together }
+}
+
 /// A page; dropping it gives it back.
 #[derive(Debug)]
 pub(crate) struct DevicePage {
     pool: Arc<PagePool>,
     id: u32,
+    kind: Kind,
 }
 
 impl Drop for DevicePage {
     fn drop(&mut self) {
         // Passes are waited for, so nobody reads it any more.
-        self.pool.free.lock().unwrap_or_else(PoisonError::into_inner).push(self.id);
+        let mut free = self.pool.free.lock().unwrap_or_else(PoisonError::into_inner);
+        free[self.kind as usize].push(self.id);
     }
 }
 
@@ -98,6 +143,8 @@ pub(crate) struct NoPage;
 pub(crate) struct DeviceCache {
     pool: Arc<PagePool>,
     blocks: Span,
+    /// What each of the pages of 16 positions holds.
+    kinds: Vec<Kind>,
     /// For each 16 positions, the pages of all blocks.
     pages: Vec<Vec<Arc<DevicePage>>>,
     /// Their numbers, on the device, and here before they are copied there.
@@ -108,16 +155,21 @@ pub(crate) struct DeviceCache {
 }
 
 impl DeviceCache {
-    /// For so many tokens in each of `blocks`.
+    /// For so many tokens in each of `blocks`, kept in `kept`.
     pub(crate) fn new(
         pool: &Arc<PagePool>,
-        blocks: Span,
+        (blocks, kept): (Span, DType),
         tokens: usize,
     ) -> Result<Self, CudaError> {
-        let bytes = tokens.div_ceil(PAGE_TOKENS) * blocks.block_count() as usize * size_of::<u32>();
+        let (count, keeping) = (blocks.block_count(), pool.keeping);
+        let quants = if kept == DType::Q8 { keeping.quant_pages(count) } else { 0 };
+        let rest = if kept == DType::Q8 { Kind::Scales } else { Kind::Native };
+        let kind = |index| if index < quants { Kind::Quants } else { rest };
+        let kinds: Vec<Kind> = (0..keeping.pages(kept, count)).map(kind).collect();
+        let bytes = tokens.div_ceil(PAGE_TOKENS) * kinds.len() * size_of::<u32>();
         let (context, pages) = (pool.gpu.context(), Vec::new());
         let (table, staged) = (Buffer::new(context, bytes)?, Pinned::new(context, bytes)?);
-        Ok(Self { pool: Arc::clone(pool), blocks, pages, table, staged, unsaid: 0..0 })
+        Ok(Self { pool: Arc::clone(pool), blocks, kinds, pages, table, staged, unsaid: 0..0 })
     }
 
     pub(super) const fn pool(&self) -> &Arc<PagePool> {
@@ -126,7 +178,12 @@ impl DeviceCache {
 
     /// How many pages are held.
     pub(crate) fn page_count(&self) -> usize {
-        self.pages.len() * self.blocks.block_count() as usize
+        self.pages.len() * self.kinds.len()
+    }
+
+    /// Whether keys and values are kept in 8 bits.
+    pub(super) fn is_in_bytes(&self) -> bool {
+        self.kinds.contains(&Kind::Scales)
     }
 
     pub(crate) fn truncate(&mut self, pages: usize) {
@@ -151,12 +208,12 @@ impl DeviceCache {
         let (first, end) = (position / PAGE_TOKENS, (position + tokens).div_ceil(PAGE_TOKENS));
         for index in first..end {
             if index >= self.pages.len() {
-                let pages = self.blocks.blocks().map(|_| self.pool.take().ok_or(NoPage));
+                let pages = self.kinds.iter().map(|&kind| self.pool.take(kind));
                 self.pages.push(pages.collect::<Result<_, _>>()?);
                 self.stage(index..index + 1);
             } else if self.pages[index].iter().any(|page| Arc::strong_count(page) > 1) {
                 for page in &mut self.pages[index] {
-                    let own = self.pool.take().ok_or(NoPage)?;
+                    let own = self.pool.take(page.kind)?;
                     self.pool.copy(page, &own)?;
                     *page = own;
                 }
@@ -169,10 +226,10 @@ impl DeviceCache {
 
     /// Writes the numbers of pages down, to be copied to the device.
     fn stage(&mut self, changed: Range<usize>) {
-        let blocks = self.blocks.block_count() as usize;
+        let each = self.kinds.len();
         let numbers: &mut [u32] = bytemuck::cast_slice_mut(self.staged.as_mut_slice());
         for index in changed.clone() {
-            for (number, page) in numbers[index * blocks..].iter_mut().zip(&self.pages[index]) {
+            for (number, page) in numbers[index * each..].iter_mut().zip(&self.pages[index]) {
                 *number = page.id;
             }
         }
@@ -188,7 +245,7 @@ impl DeviceCache {
         if self.unsaid.is_empty() {
             return Ok(());
         }
-        let bytes = self.blocks.block_count() as usize * size_of::<u32>();
+        let bytes = self.kinds.len() * size_of::<u32>();
         let range = self.unsaid.start * bytes..self.unsaid.end * bytes;
         let start = range.start;
         self.pool.gpu.stream().upload_part(&self.staged, range, &self.table, start)?;
@@ -206,7 +263,7 @@ impl DeviceCache {
             first_row: int(first_row),
             first_block: number(self.blocks.start()),
             blocks: number(self.blocks.block_count()),
-            unused: 0,
+            page_count: int(self.kinds.len()),
         }
     }
 }
@@ -221,7 +278,7 @@ pub(super) struct Sequence {
     first_row: i32,
     first_block: i32,
     blocks: i32,
-    unused: i32,
+    page_count: i32,
 }
 
 /// Why there is no room for a session's tokens.

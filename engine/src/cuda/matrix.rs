@@ -1,6 +1,10 @@
 //! Weight matrices in a device's memory, and their products with activations.
 
+mod back;
+
 use bytemuck::{Pod, Zeroable};
+
+pub(super) use back::Gradient;
 use umbel_shard::{Weight, WeightType};
 
 use super::cells::{self, CELL_COLUMNS, CELL_ROWS, Format, Source};
@@ -130,6 +134,10 @@ impl Matrix {
 
     pub(super) const fn rows(&self) -> usize {
         self.rows
+    }
+
+    pub(super) const fn columns(&self) -> usize {
+        self.columns
     }
 
     /// Enqueues the product with `input`, which is in cells or in plain rows as the matrix is.

@@ -17,19 +17,23 @@ use bytemuck::{Pod, Zeroable};
 
 use super::block::{BlockId, GateUp, GpuBlock};
 use super::cache::{PagePool, PrepareError};
-use super::driver::{Buffer, CudaError, Graph, Launch};
+use super::driver::{Buffer, CudaError, Graph, Kernel, Launch};
 use super::gpu::Gpu;
 use super::matrix::{
     FEW_TOKENS, Input, Matrix, Order, Target, ToActivations, ToGated, ToRows, address, int,
 };
 pub(crate) use plan::SessionRows;
-use plan::{FEW_ROWS, Places, Plan, Shape};
-pub(super) use plan::{Geometry, HEAD_SIZE_MAX};
+use plan::{FEW_ROWS, Places, Plan};
+pub(super) use plan::{Geometry, HEAD_SIZE_MAX, Shape};
 use rooms::{Rooms, copied, partial_bytes};
 
-/// Positions whose keys and values are in shared memory together: `CHUNK` there, and its stages.
+use crate::kernel::KV_BLOCK_VALUES;
+
+/// Positions whose keys and values are in shared memory together: `CHUNK` there.
 const CHUNK: usize = 64;
-const STAGES: usize = 2;
+
+/// The largest head of which two chunks are there at once: `stages_of` there.
+const HEAD_SIZE_MEDIUM: usize = 128;
 
 /// Passes that are noted: of each batch size that occurs and each power of two of splits.
 const GRAPHS_MAX: usize = 64;
@@ -79,6 +83,7 @@ struct GraphKey {
     /// Addresses come back when blocks are dropped and others are loaded; names do not.
     blocks: Vec<BlockId>,
     pages: u64,
+    in_bytes: bool,
     tokens: usize,
     sequences: usize,
     splits: usize,
@@ -127,7 +132,8 @@ pub(super) fn run(
     (first, blocks): (u32, &[Arc<GpuBlock>]),
     stretches: &mut [SessionRows<'_>],
 ) -> Result<Vec<Vec<f32>>, PrepareError> {
-    let pool = Arc::clone(stretches[0].table.device_cache().pool());
+    let cache = stretches[0].table.device_cache();
+    let (pool, in_bytes) = (Arc::clone(cache.pool()), cache.is_in_bytes());
     let mut workspace = gpu.workspace();
     gpu.context().bind()?;
     for stretch in &mut *stretches {
@@ -147,11 +153,13 @@ pub(super) fn run(
     let places = plan.places(geometry);
     gpu.stream().upload(&rooms.staged, places.end, &rooms.step)?;
     let cells = geometry.order(plan.tokens, gpu.limits());
-    let pass = Pass { gpu, geometry, plan: &plan, rooms, places, pool: &pool, order: cells };
+    let pass =
+        Pass { gpu, geometry, plan: &plan, rooms, places, pool: &pool, in_bytes, order: cells };
     if plan.few == plan.sequences.len() && plan.tokens <= FEW_TOKENS {
         let key = GraphKey {
             blocks: blocks.iter().map(|block| block.id).collect(),
             pages: pool.memory().address(),
+            in_bytes,
             tokens: plan.tokens,
             sequences: plan.sequences.len(),
             splits: plan.splits,
@@ -181,6 +189,8 @@ struct Pass<'a> {
     rooms: &'a Rooms,
     places: Places,
     pool: &'a PagePool,
+    /// Whether keys and values are kept in 8 bits.
+    in_bytes: bool,
     order: Order,
 }
 
@@ -289,11 +299,18 @@ impl Pass<'_> {
             query_norm: address(block.query_norm.as_ref()),
             key_norm: address(block.key_norm.as_ref()),
         };
-        let name = if plain { "place_f32" } else { "place_bf16" };
-        let kernel = self.gpu.program().kernel("rotary", name, 0)?;
+        let (name, shared) = match (plain, self.in_bytes) {
+            (true, false) => ("place_f32", 0),
+            (false, false) => ("place_bf16", 0),
+            // A head for each warp.
+            (true, true) => ("place_bytes_f32", THREADS / 32 * head_size * 4),
+            (false, true) => ("place_bytes_bf16", THREADS / 32 * head_size * 4),
+        };
+        let kernel = self.gpu.program().kernel("rotary", name, shared)?;
         let to =
             ToCache { queries: self.rooms.queries.address(), pages: self.pool.memory().address() };
         let launch = Launch::new(kernel, grid, THREADS)
+            .shared(shared)
             .with(self.rooms.projected.address())
             .with(heads)
             .with(self.in_step(self.places.turns))
@@ -324,7 +341,8 @@ impl Pass<'_> {
 
     fn attend_plain(&self, shape: Shape, number: i32) -> Result<(), CudaError> {
         const THREADS: usize = 128;
-        let kernel = self.gpu.program().kernel("plain", "attend_f32", 0)?;
+        let name = if self.in_bytes { "attend_bytes_f32" } else { "attend_f32" };
+        let kernel = self.gpu.program().kernel("plain", name, 0)?;
         let grid = [self.plan.tokens, self.geometry.heads, 1];
         let launch = Launch::new(kernel, grid, THREADS)
             .with(self.rooms.queries.address())
@@ -339,7 +357,7 @@ impl Pass<'_> {
 
     fn attend_few(&self, shape: Shape, number: i32) -> Result<(), CudaError> {
         const THREADS: usize = 128;
-        let (padded, splits) = (self.geometry.padded(), self.plan.splits);
+        let splits = self.plan.splits;
         let partials = Partials {
             values: self.rooms.partials.address(),
             counts: self.rooms.counts.address(),
@@ -347,8 +365,7 @@ impl Pass<'_> {
             unused: 0,
         };
         let shared = self.stage_bytes();
-        let name = format!("attend_few_{padded}");
-        let kernel = self.gpu.program().kernel("attention", &name, shared)?;
+        let kernel = self.attention("few", shared)?;
         let grid = [splits, self.geometry.kv_heads, self.plan.few];
         let launch = Launch::new(kernel, grid, THREADS)
             .shared(shared)
@@ -364,10 +381,8 @@ impl Pass<'_> {
 
     fn attend_many(&self, shape: Shape, number: i32) -> Result<(), CudaError> {
         const THREADS: usize = 128;
-        let padded = self.geometry.padded();
         let shared = self.stage_bytes();
-        let name = format!("attend_many_{padded}");
-        let kernel = self.gpu.program().kernel("attention", &name, shared)?;
+        let kernel = self.attention("many", shared)?;
         let many = self.plan.sequences.len() - self.plan.few;
         let grid = [self.plan.rows_max.div_ceil(FEW_ROWS), self.geometry.kv_heads, many];
         let launch = Launch::new(kernel, grid, THREADS)
@@ -382,9 +397,21 @@ impl Pass<'_> {
         self.gpu.stream().launch(launch)
     }
 
-    /// Keys and values of a chunk, for each stage.
+    /// The kernel for sequences of `few` or of `many` rows.
+    fn attention(&self, rows: &str, shared_bytes: usize) -> Result<Kernel, CudaError> {
+        let pages = if self.in_bytes { "bytes" } else { "bf16" };
+        let padded = self.geometry.padded();
+        let name = format!("attend_{rows}_{pages}_{padded}");
+        let large = if padded > HEAD_SIZE_MEDIUM { "_large" } else { "" };
+        self.gpu.program().kernel(&format!("attention_{pages}{large}"), &name, shared_bytes)
+    }
+
+    /// Keys and values of a chunk, for each stage; of 8 bits with the scales of each 32.
     fn stage_bytes(&self) -> usize {
-        STAGES * CHUNK * 2 * self.geometry.padded() * 2
+        let padded = self.geometry.padded();
+        let side = if self.in_bytes { padded + padded / KV_BLOCK_VALUES * 2 } else { padded * 2 };
+        let stages = if padded > HEAD_SIZE_MEDIUM { 1 } else { 2 };
+        stages * CHUNK * 2 * side
     }
 
     fn attended(&self) -> ToActivations {

@@ -14,6 +14,10 @@ use super::pass::{self, Geometry, HEAD_SIZE_MAX, SessionRows};
 use crate::checkpoint::{Checkpoint, LoadTensorError};
 use crate::kernel::RopeTable;
 
+/// What sessions share that go through a pass together: the first and the end of their blocks, the pool
+/// that their pages are of, and whether these are in 8 bits.
+type Lot = (u32, u32, usize, bool);
+
 /// Consecutive blocks on a device. A clone shares the weights.
 #[derive(Clone)]
 pub(crate) struct GpuSpan {
@@ -65,7 +69,21 @@ impl GpuSpan {
         &self.gpu
     }
 
-    /// How keys and values are kept, whatever a session asks for.
+    /// Values of a head.
+    pub(crate) const fn head_size(&self) -> usize {
+        self.geometry.head_size
+    }
+
+    pub(super) const fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// Those of `span`, which are all here.
+    pub(super) fn blocks(&self, span: Span) -> Vec<&GpuBlock> {
+        span.blocks().filter_map(|index| self.block(index)).map(|block| &**block).collect()
+    }
+
+    /// How keys and values are kept, unless a session asks for 8 bits.
     pub(crate) const fn cache_type(&self) -> DType {
         if self.geometry.plain { DType::F32 } else { DType::BF16 }
     }
@@ -76,13 +94,15 @@ impl GpuSpan {
         stretches: Vec<(Span, SessionRows<'_>)>,
     ) -> Vec<Result<Vec<f32>, Arc<PrepareError>>> {
         let mut results: Vec<_> = stretches.iter().map(|_| None).collect();
-        let mut lots: BTreeMap<(u32, u32, usize), Vec<(usize, SessionRows<'_>)>> = BTreeMap::new();
+        let mut lots: BTreeMap<Lot, Vec<(usize, SessionRows<'_>)>> = BTreeMap::new();
         for (index, (span, stretch)) in stretches.into_iter().enumerate() {
-            // Pages of one pass are of one pool.
-            let pool = Arc::as_ptr(stretch.table.device_cache().pool()).addr();
-            lots.entry((span.start(), span.end(), pool)).or_default().push((index, stretch));
+            // Pages of one pass are of one pool, and all in 8 bits or none.
+            let cache = stretch.table.device_cache();
+            let pool = Arc::as_ptr(cache.pool()).addr();
+            let lot = (span.start(), span.end(), pool, cache.is_in_bytes());
+            lots.entry(lot).or_default().push((index, stretch));
         }
-        for ((start, end, _), lot) in lots {
+        for ((start, end, _, _), lot) in lots {
             let (indices, mut stretches): (Vec<_>, Vec<_>) = lot.into_iter().unzip();
             let range = (start - self.first) as usize..(end - self.first) as usize;
             let rows = self.pass(start, &self.blocks[range], &mut stretches);

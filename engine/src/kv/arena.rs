@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use umbel_protocol::keeping::SharedPages;
 use umbel_protocol::{DType, Span};
 use umbel_shard::ModelConfig;
 
@@ -89,10 +90,12 @@ impl KvArena {
         if tokens > self.context_tokens {
             return Err(OpenTableError::TooLong { tokens, context_tokens: self.context_tokens });
         }
-        // A device keeps all sessions' alike, and room for what is narrower would not do.
-        let dtype = self.pool.as_ref().map_or(dtype, |pool| pool.dtype());
+        // A device keeps what it computes with, or 8 bits.
+        let dtype = self.shared_pages().map_or(dtype, |pages| pages.kept(dtype));
+        let of_page = self.page_bytes(dtype);
         // Saturates only where a configuration claims an absurd context, and nobody has that room.
-        let bytes = bytes(self.page, dtype, blocks, tokens);
+        let pages = tokens.div_ceil(PAGE_TOKENS).saturating_mul(self.pages(dtype, blocks));
+        let bytes = pages.saturating_mul(of_page);
         let Some(reservation) = Reservation::take(&self.budget, bytes) else {
             let free_tokens = self.free_tokens_as(dtype, blocks);
             return Err(OpenTableError::Full { tokens, free_tokens });
@@ -100,8 +103,9 @@ impl KvArena {
         let Some(pool) = &self.pool else {
             return Ok(KvTable::new(blocks, tokens, self.page, dtype, reservation));
         };
-        let cache = DeviceCache::new(pool, blocks, tokens)?;
-        Ok(KvTable::on_device(tokens, self.page, (blocks, cache), dtype, reservation))
+        let cache = DeviceCache::new(pool, (blocks, dtype), tokens)?;
+        let kept = (dtype, of_page);
+        Ok(KvTable::on_device(tokens, self.page, (blocks, cache), kept, reservation))
     }
 
     /// Gives back the room of `table`; dropping it does the same.
@@ -127,10 +131,21 @@ impl KvArena {
         self.free_tokens_as(DType::F32, blocks)
     }
 
-    /// How all sessions' keys and values are kept, where that is not each session's choice.
+    /// The pages that all sessions share, where they are in a device's memory.
     #[must_use]
-    pub fn fixed_type(&self) -> Option<DType> {
-        self.pool.as_ref().map(|pool| pool.dtype())
+    pub fn shared_pages(&self) -> Option<SharedPages> {
+        self.pool.as_ref().map(|pool| pool.keeping())
+    }
+
+    /// Bytes of the budget for a page of a session that is kept in `dtype`.
+    fn page_bytes(&self, dtype: DType) -> usize {
+        Page::bytes(self.page, self.shared_pages().map_or(dtype, |pages| pages.native))
+    }
+
+    /// Pages that 16 positions of such a session take.
+    fn pages(&self, dtype: DType, blocks: Span) -> usize {
+        let count = blocks.block_count();
+        self.shared_pages().map_or(count, |pages| pages.pages(dtype, count)) as usize
     }
 
     pub(super) fn reserve(&self, bytes: usize) -> Option<Reservation> {
@@ -138,8 +153,8 @@ impl KvArena {
     }
 
     fn free_tokens_as(&self, dtype: DType, blocks: Span) -> usize {
-        let pages = self.budget.free_bytes() / Page::bytes(self.page, dtype).max(1);
-        pages / block_count(blocks) * PAGE_TOKENS
+        let pages = self.budget.free_bytes() / self.page_bytes(dtype).max(1);
+        pages / self.pages(dtype, blocks).max(1) * PAGE_TOKENS
     }
 }
 

@@ -8,7 +8,6 @@ use umbel_protocol::{DType, Span};
 
 use super::PAGE_TOKENS;
 use super::arena::{KvArena, Reservation};
-use super::page::Page;
 use super::table::{KvTable, PageShape, Pages};
 
 /// Keys and values of [`PAGE_TOKENS`] consecutive positions in each block of a span.
@@ -17,6 +16,7 @@ pub struct KeptPage {
     blocks: Span,
     shape: PageShape,
     dtype: DType,
+    page_bytes: usize,
     pages: Pages,
     charge: Option<Reservation>,
 }
@@ -25,7 +25,7 @@ impl KeptPage {
     /// What it takes of the budget where no table holds it.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.pages.count() * Page::bytes(self.shape, self.dtype)
+        self.pages.count() * self.page_bytes
     }
 
     /// Gives back the room that [`KvArena::charge`] took for it: a table is about to hold it.
@@ -44,7 +44,8 @@ impl KvTable {
         }
         let pages = self.pages(index);
         let (blocks, shape, dtype) = (self.blocks(), self.shape(), self.dtype());
-        Some(KeptPage { blocks, shape, dtype, pages, charge: None })
+        let page_bytes = self.page_bytes();
+        Some(KeptPage { blocks, shape, dtype, page_bytes, pages, charge: None })
     }
 
     /// Lets an empty table hold these pages from its first position on, as if it had been through

@@ -25,6 +25,8 @@ pub struct KvTable {
     capacity: usize,
     shape: PageShape,
     dtype: DType,
+    /// What a page takes of the budget.
+    page_bytes: usize,
     storage: Storage,
     reservation: Reservation,
     /// What is added to the matrices from which its keys and values come.
@@ -50,21 +52,21 @@ impl KvTable {
     ) -> Self {
         let cache = |_| BlockCache { shape, dtype, pages: Vec::new() };
         let caches = blocks.blocks().map(cache).collect();
-        let storage = Storage::Host(caches);
-        let adapter = None;
-        Self { blocks, position: 0, capacity, shape, dtype, storage, reservation, adapter }
+        let (storage, page_bytes) = (Storage::Host(caches), Page::bytes(shape, dtype));
+        let (position, adapter) = (0, None);
+        Self { blocks, position, capacity, shape, dtype, page_bytes, storage, reservation, adapter }
     }
 
     pub(super) fn on_device(
         capacity: usize,
         shape: PageShape,
         (blocks, cache): (Span, DeviceCache),
-        dtype: DType,
+        (dtype, page_bytes): (DType, usize),
         reservation: Reservation,
     ) -> Self {
         let storage = Storage::Device(Box::new(cache));
-        let adapter = None;
-        Self { blocks, position: 0, capacity, shape, dtype, storage, reservation, adapter }
+        let (position, adapter) = (0, None);
+        Self { blocks, position, capacity, shape, dtype, page_bytes, storage, reservation, adapter }
     }
 
     /// The adapter with which its tokens go through the blocks.
@@ -126,7 +128,11 @@ impl KvTable {
             Storage::Host(caches) => caches.iter().map(|cache| cache.pages.len()).sum(),
             Storage::Device(cache) => cache.page_count(),
         };
-        pages * Page::bytes(self.shape, self.dtype)
+        pages * self.page_bytes
+    }
+
+    pub(super) const fn page_bytes(&self) -> usize {
+        self.page_bytes
     }
 
     pub(super) const fn dtype(&self) -> DType {

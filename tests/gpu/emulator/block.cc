@@ -190,7 +190,7 @@ class Block {
         thread.state = State::ready;
         thread.copies.clear();
         thread.groups.clear();
-        unpoison_for_sanitizer(stacks().top(i) - STACK_BYTES, STACK_BYTES);
+        unpoison_for_sanitizer(stacks().bottom(i), stacks().top(i) - stacks().bottom(i));
         thread.stack_pointer = prepare_fiber(stacks().top(i), [] {
             block_running->launch.body();
             block_running->end_thread();

@@ -34,14 +34,19 @@ class Stacks {
             mprotect(memory + STRIDE * i, PAGE_BYTES, PROT_NONE);
         }
     }
-    char* top(unsigned thread) const { return memory + STRIDE * (thread + 1); }
+    // The tops lie at different places of their pages: at the same one, all threads of a warp would
+    // share a few lines of the first-level cache.
+    char* top(unsigned thread) const {
+        return memory + STRIDE * (thread + 1) - thread % 32 * (PAGE_BYTES / 32);
+    }
+    char* bottom(unsigned thread) const { return memory + STRIDE * thread + PAGE_BYTES; }
     bool is_guard(uintptr_t address) const {
         const uintptr_t offset = address - reinterpret_cast<uintptr_t>(memory);
         return offset < STRIDE * THREADS_MAX && offset % STRIDE < PAGE_BYTES;
     }
 
   private:
-    static constexpr size_t STRIDE = STACK_BYTES + PAGE_BYTES;
+    static constexpr size_t STRIDE = STACK_BYTES + 2 * PAGE_BYTES;
     char* memory;
 };
 

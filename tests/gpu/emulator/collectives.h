@@ -87,6 +87,24 @@ T shuffle(const char* name, uint32_t mask, T value, unsigned from, const Place& 
     return mine.result;
 }
 
+// The sums of lanes that are 16 apart, then 8, 4, 2 and 1.
+inline void sum_lanes(void* const (&data)[32], uint32_t) {
+    float sums[32];
+    for (unsigned lane = 0; lane < 32; lane++) {
+        sums[lane] = *static_cast<float*>(data[lane]);
+    }
+    for (unsigned distance = 16; distance > 0; distance /= 2) {
+        float next[32];
+        for (unsigned lane = 0; lane < 32; lane++) {
+            next[lane] = sums[lane] + sums[lane ^ distance];
+        }
+        std::memcpy(sums, next, sizeof sums);
+    }
+    for (unsigned lane = 0; lane < 32; lane++) {
+        *static_cast<float*>(data[lane]) = sums[lane];
+    }
+}
+
 struct Vote {
     bool holds;
     uint32_t result;
@@ -156,6 +174,11 @@ inline bool __any_sync(uint32_t mask, bool holds, UMBEL_HERE) {
 
 inline bool __all_sync(uint32_t mask, bool holds, UMBEL_HERE) {
     return umbel_emulated::vote("__all_sync", mask, holds, place) == mask;
+}
+
+inline float warp_sum(float value, UMBEL_HERE) {
+    umbel_emulated::meet({"warp_sum", umbel_emulated::WHOLE_WARP, umbel_emulated::sum_lanes, &value, false, place});
+    return value;
 }
 
 inline uint32_t masked_with(uint32_t word, uint32_t mask, uint32_t bits) { return (word & mask) | bits; }

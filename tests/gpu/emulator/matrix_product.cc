@@ -6,7 +6,10 @@ namespace umbel_emulated {
 // Lane 4g + t holds of A the rows g and g + 8, columns 2t, 2t + 1 and those 8 further, of B the
 // same rows as A's columns in column g, and of the result rows g and g + 8, columns 2t and 2t + 1.
 void multiply_matrices(void* const (&data)[32], uint32_t) {
-    float a[16][16], b[16][8], d[16][8];
+    // A row of the result at once: each place of it is one sum, from the first product to the last.
+    using Row = float __attribute__((vector_size(32)));
+    float a[16][16];
+    Row b[16], d[16];
     const auto low = [](uint32_t pair) { return float_of_bf16(pair & 0xffff); };
     const auto high = [](uint32_t pair) { return float_of_bf16(pair >> 16); };
     for (int lane = 0; lane < 32; lane++) {
@@ -24,11 +27,11 @@ void multiply_matrices(void* const (&data)[32], uint32_t) {
         }
     }
     for (int row = 0; row < 16; row++) {
+        Row sums = d[row];
         for (int k = 0; k < 16; k++) {
-            for (int column = 0; column < 8; column++) {
-                d[row][column] += a[row][k] * b[k][column];
-            }
+            sums += a[row][k] * b[k];
         }
+        d[row] = sums;
     }
     for (int lane = 0; lane < 32; lane++) {
         auto& mine = *static_cast<MatrixProduct*>(data[lane]);

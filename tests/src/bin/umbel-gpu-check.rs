@@ -7,17 +7,21 @@
 //! It makes small models of every weight type, or of those that are named, and of odd shapes, and takes
 //! the checkpoints it is given. Each is computed by the processor in exact arithmetic and by the GPU: all tokens at once,
 //! in steps of several sizes, among other sessions, after a rollback, and behind a prefix that
-//! another session has filled. The GPU must be near the processor, and must give the same bits each
-//! time. Tests run it over the emulated driver; `tests/gpu/run.sh` over a real one.
+//! another session has filled; some of them also with keys and values in 8 bits; and gradients go back through the blocks. The GPU must be near
+//! the processor, and must give the same bits each time. Tests run it over the emulated driver; `tests/gpu/run.sh` over a real one.
 
 #![allow(clippy::print_stdout, reason = "a program for developers prints what it found")]
 
+use std::ops::Range;
 use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use tempfile::TempDir;
 use umbel_engine::kernel::Arithmetic;
+use umbel_engine::train::{
+    Adapter, AdapterConfig, Sequence, TargetModule, TrainError, TrainingPass,
+};
 use umbel_engine::{Gpu, HiddenStates, HostedSpan, KvArena, KvTable, PAGE_TOKENS};
 use umbel_protocol::{DType, Span};
 use umbel_shard::gguf::write::GgufWriter;
@@ -32,6 +36,13 @@ const TOKENS: usize = 71;
 /// where they are of binary32.
 const NARROW_ERROR_MAX: f64 = 2e-2;
 const PLAIN_ERROR_MAX: f64 = 1e-5;
+
+/// As [`PLAIN_ERROR_MAX`] with keys and values in 8 bits: of values that differ in their last bit, few
+/// are rounded to neighbouring integers.
+const PLAIN_BYTES_ERROR_MAX: f64 = 1e-3;
+
+/// Gradients pass every rounding of the activations twice, forward and again on the way back.
+const GRADIENT_ERROR_FACTOR: f64 = 2.0;
 
 /// Room for tokens in the caches of both.
 const ROOM: usize = 2048;
@@ -57,19 +68,25 @@ fn run() -> Result<()> {
     eprintln!("{}", gpu.name());
     let folder = TempDir::new()?;
     for kind in types {
-        compare(&gpu, &random(folder.path(), kind, &usual())?, kind.name())?;
+        let model = random(folder.path(), kind, &usual())?;
+        compare(&gpu, &model, kind.name(), DType::F32)?;
+        if matches!(kind, WeightType::F32 | WeightType::BF16) {
+            compare(&gpu, &model, kind.name(), DType::Q8)?;
+        }
     }
-    starved(&Pair::load(&gpu, &random(folder.path(), WeightType::BF16, &usual())?)?)
+    starved(&Pair::load(&gpu, &random(folder.path(), WeightType::BF16, &usual())?, DType::F32)?)
         .context("without memory")?;
     for (name, config) in odd_shapes() {
         for kind in [WeightType::F32, WeightType::BF16] {
             let model = random(folder.path(), kind, &config)?;
-            compare(&gpu, &model, &format!("{name}, {kind}"))?;
+            for cache in [DType::F32, DType::Q8] {
+                compare(&gpu, &model, &format!("{name}, {kind}"), cache)?;
+            }
         }
     }
     for checkpoint in arguments {
         let model = open(&checkpoint)?;
-        compare(&gpu, &model, &checkpoint)?;
+        compare(&gpu, &model, &checkpoint, DType::F32)?;
     }
     Ok(())
 }
@@ -88,7 +105,7 @@ fn usual() -> ModelConfig {
 }
 
 /// Shapes that fill no tile, no cell and no pair of heads.
-fn odd_shapes() -> [(&'static str, ModelConfig); 4] {
+fn odd_shapes() -> [(&'static str, ModelConfig); 6] {
     let odd = ModelConfig {
         hidden_size: 72,
         intermediate_size: 100,
@@ -116,7 +133,22 @@ fn odd_shapes() -> [(&'static str, ModelConfig); 4] {
         head_size: 128,
         ..odd.clone()
     };
-    [("odd", odd), ("biases", biases), ("window", window), ("norms", norms)]
+    let large = ModelConfig { head_count: 4, kv_head_count: 2, head_size: 256, ..odd.clone() };
+    let uneven = ModelConfig {
+        family: Family::Qwen3,
+        head_count: 3,
+        kv_head_count: 1,
+        head_size: 150,
+        ..odd.clone()
+    };
+    [
+        ("odd", odd),
+        ("biases", biases),
+        ("window", window),
+        ("norms", norms),
+        ("large heads", large),
+        ("uneven heads", uneven),
+    ]
 }
 
 fn random(folder: &Path, kind: WeightType, config: &ModelConfig) -> Result<Model> {
@@ -139,21 +171,27 @@ struct Pair {
     exact: HostedSpan,
     blocks: HostedSpan,
     arena: KvArena,
+    /// How sessions ask for keys and values to be kept.
+    cache: DType,
 }
 
 impl Pair {
-    fn load(gpu: &Gpu, model: &Model) -> Result<Self> {
+    fn load(gpu: &Gpu, model: &Model, cache: DType) -> Result<Self> {
         let config = model.config().clone();
         let span = Span::new(0, config.block_count)?;
         let weights = model.weights(Part::Blocks(span))?;
         let exact = HostedSpan::load_with(Arithmetic::Exact, &config, &weights, span)?;
         let blocks = HostedSpan::load_on(gpu, &[], &config, &weights, span)?;
         let arena = blocks.arena(&config, ROOM)?;
-        Ok(Self { config, span, exact, blocks, arena })
+        Ok(Self { config, span, exact, blocks, arena, cache })
     }
 
     fn table(&self) -> Result<KvTable> {
-        Ok(self.arena.open_as(DType::F32, self.span, self.tokens() + 2 * PAGE_TOKENS)?)
+        self.table_of(self.cache)
+    }
+
+    fn table_of(&self, cache: DType) -> Result<KvTable> {
+        Ok(self.arena.open_as(cache, self.span, self.tokens() + 2 * PAGE_TOKENS)?)
     }
 
     /// How many tokens a text has.
@@ -198,16 +236,21 @@ impl Pair {
     }
 }
 
-fn compare(gpu: &Gpu, model: &Model, name: &str) -> Result<()> {
-    let pair = Pair::load(gpu, model)?;
+fn compare(gpu: &Gpu, model: &Model, name: &str, cache: DType) -> Result<()> {
+    let pair = Pair::load(gpu, model, cache)?;
+    let name = &if cache == DType::Q8 { format!("{name}, 8 bits kept") } else { name.to_owned() };
     let text = pair.text(1)?;
     let whole = pair.in_steps(&text, &[usize::MAX / 2])?;
     let mut exact_table =
-        KvArena::new(&pair.config, pair.span, ROOM).open(pair.span, pair.tokens())?;
+        KvArena::new(&pair.config, pair.span, ROOM).open_as(cache, pair.span, pair.tokens())?;
     let exact = pair.exact.forward(&mut exact_table, &text)?;
     let error = relative_error(&whole, &exact);
-    let plain = pair.arena.fixed_type() == Some(DType::F32);
-    let allowed = if plain { PLAIN_ERROR_MAX } else { NARROW_ERROR_MAX };
+    let plain = pair.arena.shared_pages().is_some_and(|pages| pages.native == DType::F32);
+    let allowed = match (plain, cache) {
+        (true, DType::Q8) => PLAIN_BYTES_ERROR_MAX,
+        (true, _) => PLAIN_ERROR_MAX,
+        (false, _) => NARROW_ERROR_MAX,
+    };
     println!("{name}: {error:.1e}");
     if error.is_nan() || error > allowed {
         bail!(
@@ -222,13 +265,18 @@ fn compare(gpu: &Gpu, model: &Model, name: &str) -> Result<()> {
     rolled_back(&pair, &whole).with_context(|| format!("{name}, after a rollback"))?;
     shared(&pair, &whole).with_context(|| format!("{name}, behind a prefix"))?;
     in_parts(&pair, &whole).with_context(|| format!("{name}, in two spans"))?;
+    if cache == DType::F32 {
+        gradients(&pair, allowed).with_context(|| format!("{name}, gradients"))?;
+    }
     Ok(())
 }
 
 /// Sessions of different lengths share passes.
 fn together(pair: &Pair, whole: &HiddenStates) -> Result<()> {
     let texts = [pair.text(1)?, pair.text(2)?, pair.text(3)?];
-    let mut tables = [pair.table()?, pair.table()?, pair.table()?];
+    // One of them keeps its keys and values in another way.
+    let other = if pair.cache == DType::Q8 { DType::F32 } else { DType::Q8 };
+    let mut tables = [pair.table()?, pair.table()?, pair.table_of(other)?];
     let mut parts = Vec::new();
     let cuts = [[0, 20, 3], [66, 23, 4], [67, 24, 69], [pair.tokens(), 30, 70]];
     for cut in cuts.windows(2) {
@@ -319,10 +367,45 @@ fn in_parts(pair: &Pair, whole: &HiddenStates) -> Result<()> {
         let span = Span::new(start, end)?;
         let part = pair.blocks.part(span).context("the blocks are there")?;
         let arena = part.arena(&pair.config, ROOM)?;
-        let mut table = arena.open(span, pair.tokens())?;
+        let mut table = arena.open_as(pair.cache, span, pair.tokens())?;
         hidden = part.forward(&mut table, &hidden)?;
     }
     ensure!(same(&hidden, whole), "other bits");
+    Ok(())
+}
+
+/// Gradients go through the blocks as they do on the processor, and a sequence's do not depend on the one
+/// beside it.
+fn gradients(pair: &Pair, allowed: f64) -> Result<()> {
+    let cut = pair.tokens() / 3;
+    let sequence = |tokens| Sequence { tokens, dropout_seed: 0 };
+    let both = [sequence(cut), sequence(pair.tokens() - cut)];
+    let (text, gradient) = (pair.text(1)?, pair.text(4)?);
+    let through = |blocks: &HostedSpan, sequences: &[Sequence], rows: Range<usize>| {
+        let pass = TrainingPass::new(blocks, pair.span, None, sequences)?;
+        let forward = pass.forward(&text.rows(rows.clone())?)?;
+        let backward = pass.backward(&forward.inputs, &gradient.rows(rows)?)?;
+        anyhow::Ok((forward.output, backward.input))
+    };
+    let (output, found) = through(&pair.blocks, &both, 0..pair.tokens())?;
+    let (exact_output, exact) = through(&pair.exact, &both, 0..pair.tokens())?;
+    let errors = [relative_error(&output, &exact_output), relative_error(&found, &exact)];
+    let allowed = allowed * GRADIENT_ERROR_FACTOR;
+    ensure!(errors.iter().all(|error| *error <= allowed), "{errors:?}, and {allowed} is allowed");
+    let (alone, of_alone) = through(&pair.blocks, &both[1..], cut..pair.tokens())?;
+    let rest = cut..pair.tokens();
+    ensure!(same(&alone, &output.rows(rest.clone())?), "other bits alone");
+    ensure!(same(&of_alone, &found.rows(rest)?), "other gradients alone");
+    let settings = AdapterConfig {
+        rank: 2,
+        alpha: 2.0,
+        rank_stabilized: false,
+        dropout: 0.0,
+        target_modules: vec![TargetModule::Query],
+    };
+    let adapter = Adapter::begin(settings, &pair.config, pair.span, 1)?;
+    let refused = TrainingPass::new(&pair.blocks, pair.span, Some(&adapter), &both).err();
+    ensure!(refused == Some(TrainError::AdapterOnGpu), "adapters are refused: {refused:?}");
     Ok(())
 }
 

@@ -18,7 +18,7 @@ pub(super) const FEW_ROWS: usize = 64;
 pub(super) const SPLIT: usize = 128;
 
 /// The largest head for which there are kernels in bfloat16.
-pub(in crate::cuda) const HEAD_SIZE_MAX: usize = 128;
+pub(in crate::cuda) const HEAD_SIZE_MAX: usize = 256;
 
 /// What passes through the blocks of a model have in common.
 #[derive(Debug, Clone)]
@@ -35,7 +35,7 @@ pub(in crate::cuda) struct Geometry {
 }
 
 impl Geometry {
-    pub(super) fn shape(&self, window: usize) -> Shape {
+    pub(in crate::cuda) fn shape(&self, window: usize) -> Shape {
         Shape {
             heads: int(self.heads),
             kv_heads: int(self.kv_heads),
@@ -65,7 +65,7 @@ impl Geometry {
     }
 
     /// Bytes of activations for so many tokens.
-    pub(super) fn activation_bytes(&self, tokens: usize, columns: usize) -> usize {
+    pub(in crate::cuda) fn activation_bytes(&self, tokens: usize, columns: usize) -> usize {
         if self.plain {
             tokens * columns * 4
         } else {
@@ -77,7 +77,7 @@ impl Geometry {
 /// `Shape` of `cuda/cache.cuh`.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-pub(super) struct Shape {
+pub(in crate::cuda) struct Shape {
     pub(super) heads: i32,
     pub(super) kv_heads: i32,
     pub(super) head_size: i32,
