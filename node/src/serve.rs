@@ -20,7 +20,7 @@ use tokio::sync::{Notify, watch};
 use umbel_client::SwarmConfig;
 use umbel_coordinator::server::{AdapterRoom, Server, ServerConfig};
 use umbel_coordinator::swarm::placement::{Intention, thinnest_span};
-use umbel_engine::Gpu;
+use umbel_engine::{Arithmetic, Gpu};
 use umbel_net::{
     Identity, LoadIdentityError, Multiaddr, Network, NetworkConfig, RateLimits, Role,
     StartNetworkError, SwarmKey, Way,
@@ -190,14 +190,7 @@ impl Serving {
         let (announcer, swarm_key, control) = enter(&arguments, config).await?;
         let network = announcer.network().clone();
 
-        let (config, device) = (config.clone(), config.device()?);
-        let gpu = device::choose(arguments.device)?;
-        let RestArguments { upload_limit, download_limit, .. } = arguments.rest;
-        let rate = upload_limit.into_iter().chain(download_limit).min();
-        let network_rate = rate.map_or(0, NonZeroU64::get);
-        let arithmetic = arguments.arithmetic;
-        let ends_of = None;
-        let loader = Loader { source, config, device, gpu, arithmetic, ends_of, network_rate };
+        let loader = loader(&arguments, source, config)?;
         let model = loader.open(PartsNeeded::nothing()).await?;
         let holds_ends = !arguments.no_ends;
         let ends_of = holds_ends.then_some(model.config().block_count);
@@ -258,6 +251,29 @@ impl Serving {
         };
         Ok(Self { network, announcer, offer, driver, training, balancer, swarm_key, lost, control })
     }
+}
+
+/// What loads the blocks; the ends that they touch are left out until the model is known.
+fn loader(
+    arguments: &ServeArguments,
+    source: ModelSource,
+    config: &Config,
+) -> anyhow::Result<Loader> {
+    let RestArguments { upload_limit, download_limit, .. } = arguments.rest;
+    let rate = upload_limit.into_iter().chain(download_limit).min();
+    let gpu = device::choose(arguments.device)?;
+    if gpu.is_some() && arguments.arithmetic != Arithmetic::Usual {
+        tracing::warn!("--arithmetic is for processors; a GPU rounds as it always does");
+    }
+    Ok(Loader {
+        source,
+        config: config.clone(),
+        device: config.device()?,
+        gpu,
+        arithmetic: arguments.arithmetic,
+        ends_of: None,
+        network_rate: rate.map_or(0, NonZeroU64::get),
+    })
 }
 
 fn say_loaded(model: &Model, span: Span, kv_tokens: usize, throughput: Throughput) {
