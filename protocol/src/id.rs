@@ -85,101 +85,80 @@ impl FromStr for PeerId {
 #[error("not the id of an ed25519 peer (such an id begins with 12D3Koo)")]
 pub struct InvalidPeerId;
 
-/// SHA-256 over an adapter's configuration and values: equal ids mean equal adapters.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct AdapterId([u8; 32]);
+/// A name that is the hash of what it names, written as 64 hexadecimal digits, and the error for a text
+/// that is none.
+macro_rules! content_id {
+    ($(#[$doc:meta])* $name:ident, $(#[$error_doc:meta])* $error:ident: $message:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name([u8; 32]);
 
-impl AdapterId {
-    /// The id with these bytes.
-    #[must_use]
-    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
-        Self(bytes)
-    }
+        impl $name {
+            /// The id with these bytes.
+            #[must_use]
+            pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+                Self(bytes)
+            }
 
-    /// The 32 bytes of the hash.
-    #[must_use]
-    pub const fn as_bytes(&self) -> &[u8; 32] {
-        &self.0
-    }
-}
-
-impl fmt::Display for AdapterId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl fmt::Debug for AdapterId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl FromStr for AdapterId {
-    type Err = InvalidAdapterId;
-
-    fn from_str(text: &str) -> Result<Self, InvalidAdapterId> {
-        // Both are hashes of 32 bytes, and written alike.
-        let ModelId(bytes) = text.parse().map_err(|InvalidModelId| InvalidAdapterId)?;
-        Ok(Self(bytes))
-    }
-}
-
-/// A text that is no adapter id.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not an adapter id (such an id has 64 hexadecimal digits)")]
-pub struct InvalidAdapterId;
-
-/// SHA-256 over a model's manifest: equal ids mean equal configuration, weights and quantization.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ModelId([u8; 32]);
-
-impl ModelId {
-    /// The id with these bytes.
-    #[must_use]
-    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
-        Self(bytes)
-    }
-
-    /// The 32 bytes of the hash.
-    #[must_use]
-    pub const fn as_bytes(&self) -> &[u8; 32] {
-        &self.0
-    }
-}
-
-impl fmt::Display for ModelId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl fmt::Debug for ModelId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl FromStr for ModelId {
-    type Err = InvalidModelId;
-
-    fn from_str(text: &str) -> Result<Self, InvalidModelId> {
-        if text.len() != 64 || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-            return Err(InvalidModelId);
+            /// The 32 bytes of the hash.
+            #[must_use]
+            pub const fn as_bytes(&self) -> &[u8; 32] {
+                &self.0
+            }
         }
-        let mut bytes = [0; 32];
-        for (index, byte) in bytes.iter_mut().enumerate() {
-            *byte = u8::from_str_radix(&text[2 * index..2 * index + 2], 16)
-                .map_err(|_| InvalidModelId)?;
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+            }
         }
-        Ok(Self(bytes))
-    }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = $error;
+
+            fn from_str(text: &str) -> Result<Self, $error> {
+                hash(text).map(Self).ok_or($error)
+            }
+        }
+
+        $(#[$error_doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+        #[error($message)]
+        pub struct $error;
+    };
 }
 
-/// A text that is not 64 hexadecimal digits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not a model id (64 hexadecimal digits)")]
-pub struct InvalidModelId;
+content_id!(
+    /// SHA-256 over an adapter's configuration and values: equal ids mean equal adapters.
+    AdapterId,
+    /// A text that is no adapter id.
+    InvalidAdapterId: "not an adapter id (such an id has 64 hexadecimal digits)"
+);
+
+content_id!(
+    /// SHA-256 over a model's manifest: equal ids mean equal configuration, weights and quantization.
+    ModelId,
+    /// A text that is not 64 hexadecimal digits.
+    InvalidModelId: "not a model id (64 hexadecimal digits)"
+);
+
+/// The bytes of 64 hexadecimal digits.
+fn hash(text: &str) -> Option<[u8; 32]> {
+    if text.len() != 64 || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return None;
+    }
+    let mut bytes = [0; 32];
+    for (index, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&text[2 * index..2 * index + 2], 16).ok()?;
+    }
+    Some(bytes)
+}
 
 /// One client's session, drawn at random by the client: who knows it may push into it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
