@@ -42,7 +42,8 @@ const DOUBT: Duration = Duration::from_secs(60);
 /// How long a client without an address waits for servers on the local network to show up.
 const MDNS_WAIT: Duration = Duration::from_secs(5);
 
-/// How long after nobody was found who has an adapter the hash table is asked once more.
+/// How long after nobody was found who has an adapter the hash table is asked once more: peers that have
+/// met just now have told each other by then whom else to ask.
 const ASKED_AGAIN: Duration = Duration::from_secs(1);
 
 /// How to come into a swarm.

@@ -32,13 +32,7 @@ const CONTEXT: usize = 512;
 const STEPS: usize = 100;
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    umbel_tests::exit_code(run())
 }
 
 struct Arguments {

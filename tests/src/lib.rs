@@ -29,3 +29,15 @@ pub mod swarm;
 pub mod thinned;
 pub mod training;
 pub mod workload;
+
+/// How a program for developers ends: what failed goes to stderr, in a line.
+#[must_use]
+pub fn exit_code(outcome: anyhow::Result<()>) -> std::process::ExitCode {
+    match outcome {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}

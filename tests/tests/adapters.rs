@@ -1,7 +1,7 @@
 //! Sessions with adapters over a swarm: each has the answers of its own adapter, whoever else asks and
 //! whichever server dies.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! Adapters that a gateway learns for those who ask: files, jobs, models, and whose they are.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::process::Command;
 use std::time::{Duration, Instant};

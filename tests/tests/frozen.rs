@@ -1,7 +1,7 @@
 //! Blocks of a swarm between layers of one's own: the numbers of transformers and of one process,
 //! whichever servers are killed meanwhile.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! What a host keeps for itself: a part of its connection, hours of the day, a machine in use.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![cfg(unix)]
 
 use std::fmt::Write as _;

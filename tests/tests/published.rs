@@ -1,6 +1,6 @@
 //! Adapters that are published, and fetched by the name of their content from whoever has them.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::Path;
 use std::sync::Arc;

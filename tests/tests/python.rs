@@ -1,7 +1,7 @@
 //! The package for Python, against swarms of three processes: the numbers of others, sessions,
 //! gradients, Ctrl-C, and servers that are killed.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};

@@ -133,7 +133,6 @@ impl Cap {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
 

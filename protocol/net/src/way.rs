@@ -111,7 +111,6 @@ pub struct DifferentSwarms;
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
 

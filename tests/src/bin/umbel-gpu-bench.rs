@@ -32,13 +32,7 @@ const DECODE_PASSES: usize = 20;
 const PREFILL_PASSES: usize = 3;
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    umbel_tests::exit_code(run())
 }
 
 struct Arguments {

@@ -48,13 +48,7 @@ const GRADIENT_ERROR_FACTOR: f64 = 2.0;
 const ROOM: usize = 2048;
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    umbel_tests::exit_code(run())
 }
 
 fn run() -> Result<()> {
