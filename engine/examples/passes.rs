@@ -1,8 +1,9 @@
 //! How long the passes of a whole model take, without clients and network beside them:
 //! `cargo run --release -p umbel-engine --example passes -- MODEL 128,512 1,8,32` reads prompts of so
 //! many tokens, and then takes numbers of sessions that share a pass. Each of those decodes at a
-//! context of 64 tokens. The median of several passes is printed, and the shortest, which other work
-//! on the machine has disturbed least.
+//! context of 64 tokens, or at each of those in a fourth argument, one after the other, so that what
+//! the machine does meanwhile is the same for all. The median of several passes is printed, and the
+//! shortest, which other work on the machine has disturbed least.
 
 #![allow(clippy::print_stdout, reason = "what it measures is what it is for")]
 
@@ -16,8 +17,8 @@ use umbel_shard::{Cache, Model, ModelConfig, ModelSource, Part, PartsNeeded, Sil
 /// Passes of each prompt.
 const PROMPT_PASSES: usize = 8;
 
-/// Tokens in each cache before a step of one token.
-const CONTEXT: usize = 64;
+/// Tokens in each cache before a step of one token, where nothing else is said.
+const CONTEXT: &str = "64";
 
 /// Passes of each number of sessions.
 const PASSES: usize = 80;
@@ -26,9 +27,16 @@ type Outcome<T> = Result<T, Box<dyn Error>>;
 
 fn main() -> Outcome<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [model, prompts, sessions] = arguments.as_slice() else {
-        return Err("MODEL PROMPTS SESSIONS, as smollm2-135m 128,512 1,8,32".into());
+    let (model, prompts, sessions, contexts) = match arguments.as_slice() {
+        [model, prompts, sessions] => (model, prompts, sessions, CONTEXT),
+        [model, prompts, sessions, contexts] => (model, prompts, sessions, contexts.as_str()),
+        _ => {
+            let usage = "MODEL PROMPTS SESSIONS [CONTEXTS], as smollm2-135m 128,512 1,8,32 64,512";
+            return Err(usage.into());
+        }
     };
+    let contexts: Vec<usize> =
+        contexts.split_terminator(',').map(str::parse).collect::<Result<_, _>>()?;
     let cache = Cache::new(std::env::temp_dir().join("umbel-passes"));
     let model =
         Model::open(&ModelSource::parse(model)?, &cache, PartsNeeded::everything(), &Silent)?;
@@ -43,10 +51,12 @@ fn main() -> Outcome<()> {
     let mut first = None;
     for count in sessions.split_terminator(',') {
         let count: usize = count.parse()?;
-        let times = decode(&hosted, config, count)?;
-        let rate = count as f64 / times.median().as_secs_f64();
-        let of_first = rate / *first.get_or_insert(rate);
-        println!("{count:>5} sessions: {}, {of_first:.2} of the first", times.as_text(count));
+        for (context, times) in contexts.iter().zip(decode(&hosted, config, count, &contexts)?) {
+            let rate = count as f64 / times.median().as_secs_f64();
+            let of_first = rate / *first.get_or_insert(rate);
+            let times = times.as_text(count);
+            println!("{count:>5} sessions, after {context}: {times}, {of_first:.2} of the first");
+        }
     }
     Ok(())
 }
@@ -83,26 +93,38 @@ fn read_prompt(hosted: &HostedSpan, config: &ModelConfig, tokens: usize) -> Outc
     Ok(Times(times))
 }
 
-fn decode(hosted: &HostedSpan, config: &ModelConfig, count: usize) -> Outcome<Times> {
+/// What each context takes.
+fn decode(
+    hosted: &HostedSpan,
+    config: &ModelConfig,
+    count: usize,
+    contexts: &[usize],
+) -> Outcome<Vec<Times>> {
     let span = hosted.span();
-    let arena = KvArena::new(config, span, count * (CONTEXT + PASSES + 16));
-    let open = || -> Outcome<KvTable> {
-        let mut table = arena.open(span, CONTEXT + PASSES)?;
-        hosted.forward(&mut table, &hidden(CONTEXT, config.hidden_size)?)?;
+    let room: usize = contexts.iter().map(|context| context + PASSES + 16).sum();
+    let arena = KvArena::new(config, span, count * room);
+    let open = |&context: &usize| -> Outcome<KvTable> {
+        let mut table = arena.open(span, context + PASSES)?;
+        hosted.forward(&mut table, &hidden(context, config.hidden_size)?)?;
         Ok(table)
     };
-    let mut tables = (0..count).map(|_| open()).collect::<Outcome<Vec<_>>>()?;
+    let mut batches = contexts
+        .iter()
+        .map(|context| (0..count).map(|_| open(context)).collect())
+        .collect::<Outcome<Vec<Vec<_>>>>()?;
     let input = hidden(1, config.hidden_size)?;
-    let mut times = Vec::new();
+    let mut times: Vec<_> = contexts.iter().map(|_| Times(Vec::new())).collect();
     for _ in 0..PASSES {
-        let mut batch: Vec<_> = tables.iter_mut().map(|table| (table, &input)).collect();
-        let started = Instant::now();
-        for result in hosted.forward_batch(&mut batch) {
-            result?;
+        for (tables, times) in batches.iter_mut().zip(&mut times) {
+            let mut batch: Vec<_> = tables.iter_mut().map(|table| (table, &input)).collect();
+            let started = Instant::now();
+            for result in hosted.forward_batch(&mut batch) {
+                result?;
+            }
+            times.0.push(started.elapsed());
         }
-        times.push(started.elapsed());
     }
-    Ok(Times(times))
+    Ok(times)
 }
 
 /// Small and uneven, as hidden states are.

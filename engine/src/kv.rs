@@ -9,6 +9,7 @@
 pub mod arena;
 pub mod kept;
 mod page;
+mod slots;
 pub mod table;
 
 pub use crate::kernel::PAGE_TOKENS;

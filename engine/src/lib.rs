@@ -19,6 +19,7 @@
 //! | `operation` | what a block is made of, as candle's custom operations |
 //! | [`kernel`] | the arithmetic beneath, on slices |
 //! | [`heap`] | giving freed memory back to the system |
+//! | `large_pages` | memory for what is read all the time: weights, keys and values |
 //! | [`limits`] | what this machine can do at best, by measurement |
 //! | [`mod@reference`] | the same mathematics, slow and obvious: the oracle of the tests |
 //!
@@ -38,6 +39,7 @@ pub mod heap;
 pub mod hidden;
 pub mod kernel;
 pub mod kv;
+mod large_pages;
 pub mod limits;
 mod model;
 mod operation;

@@ -9,6 +9,7 @@ use umbel_shard::ModelConfig;
 
 use super::PAGE_TOKENS;
 use super::page::Page;
+use super::slots::Slots;
 use super::table::{KvTable, PageShape};
 use crate::cuda::{CudaError, DeviceCache, Gpu, PagePool, page_bytes};
 
@@ -23,6 +24,8 @@ pub struct KvArena {
     context_tokens: usize,
     page: PageShape,
     budget: Arc<Budget>,
+    /// Where pages are in the processor's memory.
+    slots: Arc<Slots>,
     /// Where pages are in a device's memory.
     pool: Option<Arc<PagePool>>,
 }
@@ -36,7 +39,7 @@ impl KvArena {
         let (context_tokens, page) = (config.context_tokens, PageShape::of(config));
         let bytes = bytes(page, DType::F32, hosted, tokens_max);
         let budget = Arc::new(Budget { free: AtomicUsize::new(bytes) });
-        Self { hosted, context_tokens, page, budget, pool: None }
+        Self { hosted, context_tokens, page, budget, slots: Arc::default(), pool: None }
     }
 
     /// As [`KvArena::new`], in the memory of `gpu`, where all sessions keep what is of `dtype`.
@@ -101,7 +104,7 @@ impl KvArena {
             return Err(OpenTableError::Full { tokens, free_tokens });
         };
         let Some(pool) = &self.pool else {
-            return Ok(KvTable::new(blocks, tokens, self.page, dtype, reservation));
+            return Ok(KvTable::new(blocks, tokens, self.page, dtype, (reservation, &self.slots)));
         };
         let cache = DeviceCache::new(pool, (blocks, dtype), tokens)?;
         let kept = (dtype, of_page);
@@ -163,7 +166,7 @@ impl KvArena {
     pub(super) fn of_pages(hosted: Span, page: PageShape, tokens_max: usize) -> Self {
         let bytes = bytes(page, DType::F32, hosted, tokens_max);
         let budget = Arc::new(Budget { free: AtomicUsize::new(bytes) });
-        Self { hosted, context_tokens: 400, page, budget, pool: None }
+        Self { hosted, context_tokens: 400, page, budget, slots: Arc::default(), pool: None }
     }
 }
 

@@ -1,30 +1,34 @@
 //! What a page holds, in the type that its session asked for.
 
+use std::sync::Arc;
+
 use half::{bf16, f16};
 use umbel_protocol::DType;
 
 use super::PAGE_TOKENS;
+use super::slots::{Slot, Slots};
 use super::table::PageShape;
 use crate::kernel::{KV_BLOCK_VALUES, KvPage, Side};
+use crate::large_pages::LINE_BYTES;
 
 /// The largest multiple of a scale, so that each value has an opposite.
 const STEPS: f32 = 127.0;
 
-/// Keys and values of [`PAGE_TOKENS`] positions, as [`KvPage`] has them.
+/// Keys and values of [`PAGE_TOKENS`] positions, as [`KvPage`] has them: first the keys, then the
+/// values, each from a cache line on.
 #[derive(Debug, Clone)]
 pub(super) struct Page {
-    keys: Values,
-    values: Values,
+    shape: PageShape,
+    dtype: DType,
+    slot: Slot,
 }
 
-/// The keys or the values of a page; they start as zeros, so that nothing of a former session is ever
-/// in them.
-#[derive(Debug, Clone)]
-enum Values {
-    Binary32(Box<[f32]>),
-    Binary16(Box<[f16]>),
-    Bfloat16(Box<[bf16]>),
-    Bytes { quants: Box<[i8]>, scales: Box<[f16]> },
+/// The keys or the values of a page, to be written.
+enum SideMut<'a> {
+    Binary32(&'a mut [f32]),
+    Binary16(&'a mut [f16]),
+    Bfloat16(&'a mut [bf16]),
+    Bytes { quants: &'a mut [i8], scales: &'a mut [f16] },
 }
 
 /// Where the values of one head of one token go.
@@ -40,58 +44,96 @@ struct Place {
 
 impl Page {
     /// Zeros.
-    pub(super) fn zeroed(shape: PageShape, dtype: DType) -> Self {
-        Self { keys: Values::zeroed(shape, dtype), values: Values::zeroed(shape, dtype) }
+    pub(super) fn zeroed(slots: &Arc<Slots>, shape: PageShape, dtype: DType) -> Self {
+        let bytes = 2 * side_bytes(shape, dtype).next_multiple_of(LINE_BYTES);
+        Self { shape, dtype, slot: slots.take(bytes) }
     }
 
     /// What a page takes: as many bytes as a session is promised for it.
     pub(super) fn bytes(shape: PageShape, dtype: DType) -> usize {
-        let head = dtype.row_bytes(u32::try_from(shape.head_size).unwrap_or(u32::MAX));
-        let heads = 2 * shape.kv_heads * PAGE_TOKENS;
-        usize::try_from(head).unwrap_or(usize::MAX).saturating_mul(heads)
+        side_bytes(shape, dtype).saturating_mul(2)
     }
 
     /// Writes one token, `[kv_heads, head_size]` of each, at its place in the page.
-    pub(super) fn write(&mut self, shape: PageShape, slot: usize, keys: &[f32], values: &[f32]) {
+    pub(super) fn write(&mut self, slot: usize, keys: &[f32], values: &[f32]) {
+        let (shape, dtype) = (self.shape, self.dtype);
+        let bytes = self.slot.bytes_mut();
+        let (first, second) = bytes.split_at_mut(bytes.len() / 2);
+        let mut key_side = SideMut::of(first, shape, dtype);
+        let mut value_side = SideMut::of(second, shape, dtype);
         let heads = keys.chunks_exact(shape.head_size).zip(values.chunks_exact(shape.head_size));
         for (head, (key, value)) in heads.enumerate() {
             let blocks = shape.head_size.div_ceil(KV_BLOCK_VALUES);
             let scale = head * blocks * PAGE_TOKENS + slot;
             let (start, step) = (shape.key(head, slot), PAGE_TOKENS);
-            self.keys.write(Place { start, step, scale }, key);
+            key_side.write(Place { start, step, scale }, key);
             let start = shape.value(head, slot).start;
-            self.values.write(Place { start, step: 1, scale }, value);
+            value_side.write(Place { start, step: 1, scale }, value);
         }
     }
 
     /// For the kernels.
     pub(super) fn view(&self) -> KvPage<'_> {
-        KvPage { keys: self.keys.view(), values: self.values.view() }
+        let (shape, dtype) = (self.shape, self.dtype);
+        let (keys, values) = self.slot.bytes().split_at(self.slot.bytes().len() / 2);
+        KvPage { keys: side(keys, shape, dtype), values: side(values, shape, dtype) }
     }
 }
 
-impl Values {
-    fn zeroed(shape: PageShape, dtype: DType) -> Self {
-        let count = shape.kv_heads * PAGE_TOKENS * shape.head_size;
-        let blocks = shape.kv_heads * PAGE_TOKENS * shape.head_size.div_ceil(KV_BLOCK_VALUES);
-        match dtype {
-            // Ids are no numbers, and nobody asks for them: the widest type is right for anything.
-            DType::F32 | DType::Id => Self::Binary32(vec![0.0; count].into()),
-            DType::F16 => Self::Binary16(vec![f16::ZERO; count].into()),
-            DType::BF16 => Self::Bfloat16(vec![bf16::ZERO; count].into()),
-            DType::Q8 => Self::Bytes {
-                quants: vec![0; count].into(),
-                scales: vec![f16::ZERO; blocks].into(),
-            },
+/// What the keys of a page take, or its values.
+fn side_bytes(shape: PageShape, dtype: DType) -> usize {
+    let head = dtype.row_bytes(u32::try_from(shape.head_size).unwrap_or(u32::MAX));
+    let heads = shape.kv_heads * PAGE_TOKENS;
+    usize::try_from(head).unwrap_or(usize::MAX).saturating_mul(heads)
+}
+
+/// The values of a side.
+const fn count(shape: PageShape) -> usize {
+    shape.kv_heads * PAGE_TOKENS * shape.head_size
+}
+
+/// The scales of a side in 8 bits.
+const fn scale_count(shape: PageShape) -> usize {
+    shape.kv_heads * PAGE_TOKENS * shape.head_size.div_ceil(KV_BLOCK_VALUES)
+}
+
+/// What lies in the bytes of a side, and a little of what is behind it.
+fn side(bytes: &[u8], shape: PageShape, dtype: DType) -> Side<'_> {
+    let count = count(shape);
+    match dtype {
+        // Ids are no numbers, and nobody asks for them: the widest type is right for anything.
+        DType::F32 | DType::Id => Side::Binary32(bytemuck::cast_slice(&bytes[..4 * count])),
+        DType::F16 => Side::Binary16(bytemuck::cast_slice(&bytes[..2 * count])),
+        DType::BF16 => Side::Bfloat16(bytemuck::cast_slice(&bytes[..2 * count])),
+        DType::Q8 => {
+            let (quants, scales) = bytes.split_at(count);
+            let scales = &scales[..2 * scale_count(shape)];
+            Side::Bytes {
+                quants: bytemuck::cast_slice(quants),
+                scales: bytemuck::cast_slice(scales),
+            }
         }
     }
+}
 
-    fn view(&self) -> Side<'_> {
-        match self {
-            Self::Binary32(values) => Side::Binary32(values),
-            Self::Binary16(values) => Side::Binary16(values),
-            Self::Bfloat16(values) => Side::Bfloat16(values),
-            Self::Bytes { quants, scales } => Side::Bytes { quants, scales },
+impl<'a> SideMut<'a> {
+    /// As [`side`].
+    fn of(bytes: &'a mut [u8], shape: PageShape, dtype: DType) -> Self {
+        let count = count(shape);
+        match dtype {
+            DType::F32 | DType::Id => {
+                Self::Binary32(bytemuck::cast_slice_mut(&mut bytes[..4 * count]))
+            }
+            DType::F16 => Self::Binary16(bytemuck::cast_slice_mut(&mut bytes[..2 * count])),
+            DType::BF16 => Self::Bfloat16(bytemuck::cast_slice_mut(&mut bytes[..2 * count])),
+            DType::Q8 => {
+                let (quants, scales) = bytes.split_at_mut(count);
+                let scales = &mut scales[..2 * scale_count(shape)];
+                Self::Bytes {
+                    quants: bytemuck::cast_slice_mut(quants),
+                    scales: bytemuck::cast_slice_mut(scales),
+                }
+            }
         }
     }
 
@@ -156,9 +198,9 @@ mod tests {
     #[test]
     fn each_value_is_as_near_as_its_type_allows() {
         for dtype in DType::ALL {
-            let mut page = Page::zeroed(SHAPE, dtype);
+            let mut page = Page::zeroed(&Arc::default(), SHAPE, dtype);
             for slot in 0..PAGE_TOKENS {
-                page.write(SHAPE, slot, &token(slot, 1.0), &token(slot, -1.0));
+                page.write(slot, &token(slot, 1.0), &token(slot, -1.0));
             }
             let KvPage { keys, values } = page.view();
             for slot in 0..PAGE_TOKENS {
@@ -183,11 +225,11 @@ mod tests {
 
     #[test]
     fn what_is_no_number_or_beyond_the_type_harms_nothing_else() {
-        let mut page = Page::zeroed(SHAPE, DType::Q8);
+        let mut page = Page::zeroed(&Arc::default(), SHAPE, DType::Q8);
         let mut wild = token(3, 1.0);
         wild[0] = f32::INFINITY;
         wild[1] = f32::NAN;
-        page.write(SHAPE, 3, &wild, &wild);
+        page.write(3, &wild, &wild);
         let KvPage { keys: Side::Bytes { quants, scales }, .. } = page.view() else {
             panic!("it was asked for bytes");
         };
@@ -205,7 +247,7 @@ mod tests {
                 Side::Bfloat16(values) => size_of_val(values),
                 Side::Bytes { quants, scales } => size_of_val(quants) + size_of_val(scales),
             };
-            let page = Page::zeroed(SHAPE, dtype);
+            let page = Page::zeroed(&Arc::default(), SHAPE, dtype);
             let KvPage { keys, values } = page.view();
             assert_eq!(of(keys) + of(values), Page::bytes(SHAPE, dtype), "{dtype}");
         }

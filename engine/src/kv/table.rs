@@ -9,6 +9,7 @@ use umbel_shard::ModelConfig;
 use super::PAGE_TOKENS;
 use super::arena::Reservation;
 use super::page::Page;
+use super::slots::Slots;
 use crate::cuda::{DeviceCache, DevicePage};
 #[cfg(test)]
 use crate::kernel::Side;
@@ -48,9 +49,9 @@ impl KvTable {
         capacity: usize,
         shape: PageShape,
         dtype: DType,
-        reservation: Reservation,
+        (reservation, slots): (Reservation, &Arc<Slots>),
     ) -> Self {
-        let cache = |_| BlockCache { shape, dtype, pages: Vec::new() };
+        let cache = |_| BlockCache { shape, dtype, pages: Vec::new(), slots: Arc::clone(slots) };
         let caches = blocks.blocks().map(cache).collect();
         let (storage, page_bytes) = (Storage::Host(caches), Page::bytes(shape, dtype));
         let (position, adapter) = (0, None);
@@ -297,6 +298,8 @@ pub(crate) struct BlockCache {
     dtype: DType,
     /// In the order of their positions. Others may hold them too.
     pages: Vec<Arc<Page>>,
+    /// Where they come from.
+    slots: Arc<Slots>,
 }
 
 impl BlockCache {
@@ -312,10 +315,10 @@ impl BlockCache {
         for (position, (key, value)) in (position..).zip(rows) {
             let (page, slot) = (position / PAGE_TOKENS, position % PAGE_TOKENS);
             while self.pages.len() <= page {
-                self.pages.push(Arc::new(Page::zeroed(self.shape, self.dtype)));
+                self.pages.push(Arc::new(Page::zeroed(&self.slots, self.shape, self.dtype)));
             }
             // A page that others hold is copied first.
-            Arc::make_mut(&mut self.pages[page]).write(self.shape, slot, key, value);
+            Arc::make_mut(&mut self.pages[page]).write(slot, key, value);
         }
     }
 
@@ -357,7 +360,8 @@ mod tests {
     #[test]
     fn tokens_lie_in_their_pages_by_head_and_position() {
         let shape = PageShape { kv_heads: 2, head_size: 3 };
-        let mut cache = BlockCache { shape, dtype: DType::F32, pages: Vec::new() };
+        let mut cache =
+            BlockCache { shape, dtype: DType::F32, pages: Vec::new(), slots: Arc::default() };
         let tokens: Vec<f32> = (0..20).flat_map(token).collect();
         let negated: Vec<f32> = tokens.iter().map(|value| -value).collect();
         cache.write(0, &tokens[..6 * 7], &negated[..6 * 7]);

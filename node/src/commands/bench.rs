@@ -234,8 +234,10 @@ async fn measure(
     let before = memory.look().await?;
     let (first, bytes) = (Instant::now(), loopback::bytes());
     let mut times = vec![first];
-    while generation.next().await?.is_some() {
+    let mut sample = Sample::default();
+    while let Some(token) = generation.next().await? {
         times.push(Instant::now());
+        sample.add(&token.time);
     }
     let bytes = loopback::bytes().zip(bytes).map(|(after, before)| after.saturating_sub(before));
     let after = memory.look().await?;
@@ -249,5 +251,6 @@ async fn measure(
         read: f64::midpoint(before, after),
         gaps: sample::gaps(&times).collect(),
         wire_bytes: bytes.map(|bytes| bytes as f64 / tokens),
+        ..sample
     })
 }

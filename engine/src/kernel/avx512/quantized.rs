@@ -53,31 +53,16 @@ fn by_type<const TILES: bool, const ALONE: bool>(
 ) {
     match panel.kind {
         WeightType::Q4_0 => scaled::<TILES, ALONE>(amx, tile, sums, |block, strip| {
-            with_scale::<ALONE>(
-                panel,
-                block,
-                strip,
-                unpack::bits_4::<ALONE>(panel.lines(block, strip)),
-            )
+            with_scale(panel, block, strip, unpack::bits_4::<ALONE>(panel.lines(block, strip)))
         }),
         WeightType::Q5_0 => scaled::<TILES, ALONE>(amx, tile, sums, |block, strip| {
-            with_scale::<ALONE>(
-                panel,
-                block,
-                strip,
-                unpack::bits_5::<ALONE>(panel.lines(block, strip)),
-            )
+            with_scale(panel, block, strip, unpack::bits_5::<ALONE>(panel.lines(block, strip)))
         }),
         WeightType::Q8_0 => scaled::<TILES, ALONE>(amx, tile, sums, |block, strip| {
-            with_scale::<ALONE>(
-                panel,
-                block,
-                strip,
-                unpack::bits_8::<ALONE>(panel.lines(block, strip)),
-            )
+            with_scale(panel, block, strip, unpack::bits_8::<ALONE>(panel.lines(block, strip)))
         }),
         WeightType::Q4_1 => with_minimum::<TILES, ALONE>(amx, tile, sums, |block, strip| {
-            with_own_factors::<ALONE>(
+            with_own_factors(
                 panel,
                 block,
                 strip,
@@ -85,7 +70,7 @@ fn by_type<const TILES: bool, const ALONE: bool>(
             )
         }),
         WeightType::Q5_1 => with_minimum::<TILES, ALONE>(amx, tile, sums, |block, strip| {
-            with_own_factors::<ALONE>(
+            with_own_factors(
                 panel,
                 block,
                 strip,
@@ -93,7 +78,7 @@ fn by_type<const TILES: bool, const ALONE: bool>(
             )
         }),
         WeightType::Q4K => with_minimum::<TILES, ALONE>(amx, tile, sums, |block, strip| {
-            with_shared_factors::<ALONE>(
+            with_shared_factors(
                 panel,
                 block,
                 strip,
@@ -101,7 +86,7 @@ fn by_type<const TILES: bool, const ALONE: bool>(
             )
         }),
         WeightType::Q5K => with_minimum::<TILES, ALONE>(amx, tile, sums, |block, strip| {
-            with_shared_factors::<ALONE>(
+            with_shared_factors(
                 panel,
                 block,
                 strip,
@@ -118,35 +103,28 @@ fn by_type<const TILES: bool, const ALONE: bool>(
 /// The factor of Q4_0, Q5_0 and Q8_0.
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn with_scale<const ALONE: bool>(
-    panel: Panel<'_>,
-    block: usize,
-    strip: usize,
-    quads: Quads,
-) -> Block<__m512> {
+fn with_scale(panel: Panel<'_>, block: usize, strip: usize, quads: Quads) -> Block<__m512> {
     let [scale] = panel.factors(block, strip);
-    load::ahead_of_factors::<ALONE, 1>(scale);
     Block { quads, factors: load::binary16(scale) }
 }
 
 /// The factors of Q4_1 and Q5_1.
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn with_own_factors<const ALONE: bool>(
+fn with_own_factors(
     panel: Panel<'_>,
     block: usize,
     strip: usize,
     quads: Quads,
 ) -> Block<[__m512; 2]> {
     let [scale, minimum] = panel.factors(block, strip);
-    load::ahead_of_factors::<ALONE, 2>(scale);
     Block { quads, factors: [load::binary16(scale), load::binary16(minimum)] }
 }
 
 /// The factors of Q4_K and Q5_K.
 #[target_feature(enable = "avx512f,avx512dq")]
 #[inline]
-fn with_shared_factors<const ALONE: bool>(
+fn with_shared_factors(
     panel: Panel<'_>,
     block: usize,
     strip: usize,
@@ -154,7 +132,6 @@ fn with_shared_factors<const ALONE: bool>(
 ) -> Block<[__m512; 2]> {
     let [scale, minimum] = panel.supers(block, strip);
     let [factors] = panel.factors::<1>(block, strip);
-    load::ahead_of_factors::<ALONE, 1>(factors);
     let widen = |bytes| _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(load::bytes_16(bytes)));
     let [scales, minimums] = factors.halves().map(widen);
     let minimum = _mm512_mul_ps(load::binary16(minimum), minimums);
@@ -211,7 +188,6 @@ fn in_halves<const TILES: bool, const ALONE: bool>(
     let read = |block: usize, strip: usize| {
         let [scale] = panel.supers(block, strip);
         let [factors] = panel.factors::<1>(block, strip);
-        load::ahead_of_factors::<ALONE, 1>(factors);
         let scale = load::binary16(scale);
         let scales = factors.halves().map(|bytes| {
             let integers = _mm512_cvtepi8_epi32(load::bytes_16(bytes));

@@ -18,6 +18,8 @@ of units:   the multiplications and additions that the prompt needs, as a share 
             arithmetic units for this type of weight do in that time
 of one:     the ratio to one process in the same round, in the middle of all rounds
 gap:        milliseconds from token to token, in the middle and at the 99th percentile
+blocks:     of it, milliseconds of arithmetic in blocks; between: from the client to a block, from
+            block to block on other servers, and back: links, waits and wakes; in the middle
 wire:       bytes on the loopback device for each token, on all links together, with the headers of
             packets and acknowledgements; what other programs send there counts too";
 
@@ -31,6 +33,8 @@ struct Row<'a> {
     decode_of_one: f64,
     gap_p50: f64,
     gap_p99: f64,
+    blocks_ms: f64,
+    between_ms: f64,
     wire_bytes: f64,
     prefill: f64,
     prefill_of_units: f64,
@@ -53,6 +57,9 @@ impl<'a> Row<'a> {
         };
         let gaps: Vec<_> =
             contender.samples.iter().flat_map(|sample| sample.gaps.iter().copied()).collect();
+        let of_tokens = |part: fn(&Sample) -> &Vec<f64>| {
+            median(contender.samples.iter().flat_map(|sample| part(sample).iter().copied()))
+        };
         let (decode, prefill) = (median(decodes(contender)), median(prefills(contender)));
         let tokens = f64::from(arguments.prompt_tokens);
         let of_reading = contender
@@ -69,6 +76,8 @@ impl<'a> Row<'a> {
             decode_of_one: median_ratio(decodes(contender), decodes(one)),
             gap_p50: quantile_ms(&gaps, 0.5),
             gap_p99: quantile_ms(&gaps, 0.99),
+            blocks_ms: of_tokens(|sample| &sample.blocks_ms),
+            between_ms: of_tokens(|sample| &sample.between_ms),
             wire_bytes: wire.unwrap_or(f64::NAN),
             prefill,
             prefill_of_units: work.prompt_of_arithmetic(machine, prefill, tokens),
@@ -78,13 +87,15 @@ impl<'a> Row<'a> {
 
     fn as_text(&self) -> String {
         format!(
-            "{:<12}  {:>9}  {:>10}  {:>6}  {:>7}  {:>7}  {:>8}  {:>9}  {:>8}  {:>6}",
+            "{:<12}  {:>9}  {:>10}  {:>6}  {:>6}  {:>6}  {:>6}  {:>7}  {:>7}  {:>9}  {:>8}  {:>6}",
             self.name,
             cell(self.decode, 2),
             percent(self.decode_of_reading),
             cell(self.decode_of_one, 3),
             cell(self.gap_p50, 1),
             cell(self.gap_p99, 1),
+            cell(self.blocks_ms, 2),
+            cell(self.between_ms, 2),
             cell(self.wire_bytes, 0),
             cell(self.prefill, 1),
             percent(self.prefill_of_units),
@@ -100,6 +111,8 @@ impl<'a> Row<'a> {
             "decode_of_read_limit": self.decode_of_reading,
             "decode_of_local": self.decode_of_one,
             "gap_ms": { "p50": self.gap_p50, "p99": self.gap_p99 },
+            "blocks_ms": self.blocks_ms,
+            "between_ms": self.between_ms,
             "wire_bytes_per_token": self.wire_bytes,
             "prefill_tokens_per_second": self.prefill,
             "prefill_of_arithmetic_limit": self.prefill_of_units,
@@ -154,21 +167,23 @@ pub(super) fn as_text(
         ),
         String::new(),
         format!(
-            "{:<12}  {:>9}  {:>10}  {:>6}  {:>7}  {:>7}  {:>8}  {:>9}  {:>8}  {:>6}",
+            "{:<12}  {:>9}  {:>10}  {:>6}  {:>6}  {:>6}  {:>6}  {:>7}  {:>7}  {:>9}  {:>8}  {:>6}",
             "",
             "decode",
             "of reading",
             "of one",
             "gap p50",
             "p99",
+            "blocks",
+            "between",
             "wire",
             "prefill",
             "of units",
             "of one"
         ),
         format!(
-            "{:<12}  {:>9}  {:>10}  {:>6}  {:>7}  {:>7}  {:>8}  {:>9}  {:>8}  {:>6}",
-            "", "tokens/s", "", "", "ms", "ms", "B/token", "tokens/s", "", ""
+            "{:<12}  {:>9}  {:>10}  {:>6}  {:>6}  {:>6}  {:>6}  {:>7}  {:>7}  {:>9}  {:>8}  {:>6}",
+            "", "tokens/s", "", "", "ms", "ms", "ms", "ms", "B/token", "tokens/s", "", ""
         ),
     ];
     let rows = rows(arguments, limits, contenders);

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use umbel_client::chain::StepTime;
+
 /// One prompt and the tokens after it.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Sample {
@@ -13,8 +15,21 @@ pub(super) struct Sample {
     pub(super) read: f64,
     /// From token to token; empty where a program does not tell.
     pub(super) gaps: Vec<Duration>,
+    /// What each token took in blocks, in milliseconds; empty where a program does not tell.
+    pub(super) blocks_ms: Vec<f64>,
+    /// What it took from block to block: links, waits and wakes.
+    pub(super) between_ms: Vec<f64>,
     /// Bytes that crossed the loopback device for each token, where they can be counted.
     pub(super) wire_bytes: Option<f64>,
+}
+
+impl Sample {
+    /// Adds where the time of a token went, before it was drawn.
+    pub(super) fn add(&mut self, time: &StepTime) {
+        let blocks: Duration = time.hops.iter().map(|hop| hop.compute).sum();
+        self.blocks_ms.push(blocks.as_secs_f64() * 1e3);
+        self.between_ms.push(time.total.saturating_sub(blocks).as_secs_f64() * 1e3);
+    }
 }
 
 /// From each time to the next.
