@@ -8,14 +8,14 @@ mod prefix;
 mod random;
 mod report;
 mod sample;
+mod turns;
 mod work;
 
 use std::io::Write as _;
 use std::sync::Arc;
-use std::time::Instant;
 
 use anyhow::{Context as _, bail};
-use umbel_client::{ClientModel, Generate, SessionOptions, Swarm, SwarmConfig};
+use umbel_client::{ClientModel, SessionOptions, Swarm, SwarmConfig};
 use umbel_shard::{ModelSource, PartsNeeded};
 
 use super::local_swarm::LocalSwarm;
@@ -37,7 +37,9 @@ pub(super) async fn run(arguments: BenchArguments, config: &Config) -> anyhow::R
     if arguments.prompt_tokens == 0 || arguments.new_tokens < 2 {
         bail!("measure at least one token of prompt and two new ones");
     }
-    if (arguments.prompt_tokens + arguments.new_tokens) as usize > context {
+    if arguments.prompt_tokens.saturating_add(turns::tokens(arguments.new_tokens)) as usize
+        > context
+    {
         bail!("the model's context has {context} tokens: measure fewer");
     }
     if let Some(tokens) = arguments.shared_tokens {
@@ -119,13 +121,13 @@ async fn one_client(
     let prompt = prompt(arguments.prompt_tokens, model.config().vocabulary_size);
     for round in 0..=arguments.rounds {
         limits.look_again().await?;
-        for contender in &mut contenders {
-            let sample = contender.measure(&prompt, arguments.new_tokens, &limits.memory).await?;
-            // The first round warms up.
-            if round > 0 {
+        let samples =
+            turns::round(&contenders, &prompt, arguments.new_tokens, &limits.memory).await?;
+        // The first round warms up.
+        if round > 0 {
+            contenders.iter_mut().zip(samples).for_each(|(contender, sample)| {
                 contender.samples.push(sample);
-            }
-            eprint!(".");
+            });
         }
     }
     eprintln!();
@@ -184,27 +186,6 @@ fn prompt(tokens: u32, vocabulary: usize) -> Vec<u32> {
 }
 
 impl Contender {
-    async fn measure(
-        &self,
-        prompt: &[u32],
-        new_tokens: u32,
-        memory: &Memory,
-    ) -> anyhow::Result<Sample> {
-        match &self.way {
-            Way::Umbel { opened, servers } => {
-                let mut sample = measure(opened, prompt, new_tokens, memory).await?;
-                // In one process nothing goes over a wire.
-                sample.wire_bytes = sample.wire_bytes.filter(|_| servers.is_some());
-                Ok(sample)
-            }
-            Way::Llama(llama) => {
-                let before = memory.look().await?;
-                let sample = llama.one(u32::try_from(prompt.len())?, new_tokens).await?;
-                Ok(Sample { read: f64::midpoint(before, memory.look().await?), ..sample })
-            }
-        }
-    }
-
     async fn leave(self) {
         match self.way {
             Way::Umbel { opened, servers } => {
@@ -216,41 +197,4 @@ impl Contender {
             Way::Llama(_) => {}
         }
     }
-}
-
-async fn measure(
-    opened: &Opened,
-    prompt: &[u32],
-    new_tokens: u32,
-    memory: &Memory,
-) -> anyhow::Result<Sample> {
-    let request =
-        Generate { max_tokens: new_tokens, ignore_eos: true, ..Generate::new(prompt.to_vec()) };
-    let chain = opened.chain(prompt.len() + new_tokens as usize, &[]).await?;
-    let mut generation = request.start(Arc::clone(&opened.model), chain)?;
-    let started = Instant::now();
-    generation.next().await?.context("no token was generated")?;
-    let prefill = prompt.len() as f64 / started.elapsed().as_secs_f64();
-    let before = memory.look().await?;
-    let (first, bytes) = (Instant::now(), loopback::bytes());
-    let mut times = vec![first];
-    let mut sample = Sample::default();
-    while let Some(token) = generation.next().await? {
-        times.push(Instant::now());
-        sample.add(&token.time);
-    }
-    let bytes = loopback::bytes().zip(bytes).map(|(after, before)| after.saturating_sub(before));
-    let after = memory.look().await?;
-    let (chain, _) = generation.into_chain();
-    chain.close().await;
-    let tokens = f64::from(new_tokens - 1);
-    let last = times.last().copied().unwrap_or(first);
-    Ok(Sample {
-        prefill,
-        decode: tokens / (last - first).as_secs_f64(),
-        read: f64::midpoint(before, after),
-        gaps: sample::gaps(&times).collect(),
-        wire_bytes: bytes.map(|bytes| bytes as f64 / tokens),
-        ..sample
-    })
 }

@@ -1,0 +1,129 @@
+//! A round: every way of computing has its turns, of a few tokens each.
+//!
+//! What a shared machine gives changes from one second to the next. Ways that take turns of a fraction
+//! of a second meet the same weather, so that their ratios say something of them.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use umbel_client::Generate;
+use umbel_client::generate::Generation;
+
+use super::machine::Memory;
+use super::sample::{Sample, gaps};
+use super::{Contender, Way, loopback};
+use crate::commands::session::Opened;
+
+/// Tokens of a turn that are measured. One before them is not: threads have slept and caches were
+/// used by others.
+const TURN_TOKENS: u32 = 8;
+
+/// Tokens that a prompt is followed by where so many new ones are measured.
+pub(super) const fn tokens(new_tokens: u32) -> u32 {
+    1 + new_tokens + new_tokens.div_ceil(TURN_TOKENS)
+}
+
+/// Measures all of them once, and gives their samples in the same order.
+pub(super) async fn round(
+    contenders: &[Contender],
+    prompt: &[u32],
+    new_tokens: u32,
+    memory: &Memory,
+) -> anyhow::Result<Vec<Sample>> {
+    let mut answers = Vec::new();
+    for contender in contenders {
+        if let Way::Umbel { opened, servers } = &contender.way {
+            answers.push(Answer::begin(opened, servers.is_some(), prompt, new_tokens).await?);
+            eprint!(".");
+        }
+    }
+    let mut read = memory.look().await?;
+    for turn in 0..new_tokens.div_ceil(TURN_TOKENS) {
+        let tokens = TURN_TOKENS.min(new_tokens - turn * TURN_TOKENS);
+        for answer in &mut answers {
+            answer.take_turn(tokens).await?;
+            let after = memory.look().await?;
+            answer.reads.push(f64::midpoint(read, after));
+            read = after;
+        }
+    }
+    let mut answers = answers.into_iter();
+    let mut samples = Vec::new();
+    for contender in contenders {
+        samples.push(match &contender.way {
+            Way::Umbel { .. } => {
+                answers.next().context("each has begun an answer")?.end(new_tokens).await
+            }
+            // A program of its own, which does all at once.
+            Way::Llama(llama) => {
+                let before = memory.look().await?;
+                let sample = llama.one(u32::try_from(prompt.len())?, new_tokens).await?;
+                eprint!(".");
+                Sample { read: f64::midpoint(before, memory.look().await?), ..sample }
+            }
+        });
+    }
+    Ok(samples)
+}
+
+/// An answer that grows turn by turn.
+struct Answer {
+    generation: Generation,
+    sample: Sample,
+    spent: Duration,
+    /// Bytes on the loopback device, where something goes over it and they can be counted.
+    bytes: Option<u64>,
+    /// What memory gave beside each turn.
+    reads: Vec<f64>,
+}
+
+impl Answer {
+    /// Reads the prompt.
+    async fn begin(
+        opened: &Opened,
+        is_remote: bool,
+        prompt: &[u32],
+        new_tokens: u32,
+    ) -> anyhow::Result<Self> {
+        let max_tokens = tokens(new_tokens);
+        let request = Generate { max_tokens, ignore_eos: true, ..Generate::new(prompt.to_vec()) };
+        let chain = opened.chain(prompt.len() + max_tokens as usize, &[]).await?;
+        let mut generation = request.start(Arc::clone(&opened.model), chain)?;
+        let started = Instant::now();
+        generation.next().await?.context("no token was generated")?;
+        let prefill = prompt.len() as f64 / started.elapsed().as_secs_f64();
+        let sample = Sample { prefill, ..Sample::default() };
+        let bytes = is_remote.then_some(0);
+        Ok(Self { generation, sample, spent: Duration::ZERO, bytes, reads: Vec::new() })
+    }
+
+    async fn take_turn(&mut self, tokens: u32) -> anyhow::Result<()> {
+        self.generation.next().await?.context("the answer is longer")?;
+        let (first, before) = (Instant::now(), loopback::bytes());
+        let mut times = vec![first];
+        for _ in 0..tokens {
+            let token = self.generation.next().await?.context("the answer is longer")?;
+            times.push(Instant::now());
+            self.sample.add(&token.time);
+        }
+        let sent =
+            loopback::bytes().zip(before).map(|(after, before)| after.saturating_sub(before));
+        self.bytes = self.bytes.zip(sent).map(|(bytes, sent)| bytes + sent);
+        self.spent += times.last().copied().unwrap_or(first) - first;
+        self.sample.gaps.extend(gaps(&times));
+        Ok(())
+    }
+
+    async fn end(self, new_tokens: u32) -> Sample {
+        let (chain, _) = self.generation.into_chain();
+        chain.close().await;
+        let tokens = f64::from(new_tokens);
+        Sample {
+            decode: tokens / self.spent.as_secs_f64(),
+            read: self.reads.iter().sum::<f64>() / self.reads.len().max(1) as f64,
+            wire_bytes: self.bytes.map(|bytes| bytes as f64 / tokens),
+            ..self.sample
+        }
+    }
+}
