@@ -5,7 +5,7 @@ mod head;
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
-use umbel_engine::{Device, Ends, EndsError, HiddenStates};
+use umbel_engine::{Arithmetic, Device, Ends, EndsError, HiddenStates};
 use umbel_protocol::ModelId;
 use umbel_shard::{
     Cache, LoadError, Model, ModelConfig, ModelSource, OpenModelError, Part, PartsNeeded, Progress,
@@ -62,8 +62,19 @@ impl ClientModel {
     /// # Errors
     /// [`OpenClientModelError`] where its files are malformed.
     pub fn from_shard(shard: Model) -> Result<Self, OpenClientModelError> {
+        Self::from_shard_with(Arithmetic::default(), shard)
+    }
+
+    /// The same, with activations multiplied as `arithmetic` says.
+    ///
+    /// # Errors
+    /// As [`ClientModel::from_shard`].
+    pub fn from_shard_with(
+        arithmetic: Arithmetic,
+        shard: Model,
+    ) -> Result<Self, OpenClientModelError> {
         let weights = shard.weights(Part::Embedding)?.and(shard.weights(Part::Head)?);
-        let ends = Ends::load(shard.config(), &weights)?;
+        let ends = Ends::load_with(arithmetic, shard.config(), &weights)?;
         let head = Some(Arc::new(Head::new(ends)));
         Ok(Self { head, ..Self::without_head(shard)? })
     }

@@ -78,6 +78,12 @@ pub struct Arguments {
     /// neon or neon-sdot [default: the best that this machine has].
     #[arg(long, global = true, value_name = "SET")]
     pub instructions: Option<String>,
+
+    /// How activations are multiplied with quantized weights that are here: usual rounds them to 8
+    /// bits, and to 16 where a few are very large; careful rounds all to 16 and takes longer for long
+    /// prompts; exact rounds nothing, also not beside bfloat16, and is slow. Processors only.
+    #[arg(long, global = true, value_name = "HOW", default_value_t, value_parser = arithmetic)]
+    pub arithmetic: Arithmetic,
 }
 
 const EXAMPLES: &str = "\
@@ -363,12 +369,6 @@ pub struct ServeArguments {
     /// blocks and the ports behind those that are named.
     #[arg(long, value_name = "DEVICE", default_value_t)]
     pub device: DeviceWish,
-
-    /// How activations are multiplied with quantized weights: usual rounds them to 8 bits, and to 16
-    /// where a few are very large; careful rounds all to 16 and takes longer for long prompts; exact
-    /// rounds nothing, also not beside bfloat16, and is slow. Processors only.
-    #[arg(long, value_name = "HOW", default_value_t, value_parser = arithmetic)]
-    pub arithmetic: Arithmetic,
 
     /// Memory for weights, keys and values, also while the server moves to other blocks [default: 80%
     /// of what is free].

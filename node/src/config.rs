@@ -5,8 +5,8 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use umbel_engine::Device;
 use umbel_engine::kernel::InstructionSet;
+use umbel_engine::{Arithmetic, Device};
 use umbel_shard::{Cache, HubConfig};
 
 use crate::args::Arguments;
@@ -24,6 +24,8 @@ pub struct Config {
     pub threads: Option<u16>,
     /// The instructions that compute, by name; `None` for the best.
     pub instructions: Option<String>,
+    /// How activations are multiplied with quantized weights.
+    pub arithmetic: Arithmetic,
     /// The log filter, as it was typed, for child processes.
     pub log: Option<String>,
 }
@@ -55,6 +57,7 @@ impl Config {
             hub,
             threads: arguments.threads,
             instructions: arguments.instructions.clone(),
+            arithmetic: arguments.arithmetic,
             log: arguments.log.clone(),
         })
     }

@@ -262,7 +262,7 @@ fn loader(
     let RestArguments { upload_limit, download_limit, .. } = arguments.rest;
     let rate = upload_limit.into_iter().chain(download_limit).min();
     let gpu = device::choose(arguments.device)?;
-    if gpu.is_some() && arguments.arithmetic != Arithmetic::Usual {
+    if gpu.is_some() && config.arithmetic != Arithmetic::Usual {
         tracing::warn!("--arithmetic is for processors; a GPU rounds as it always does");
     }
     Ok(Loader {
@@ -270,7 +270,6 @@ fn loader(
         config: config.clone(),
         device: config.device()?,
         gpu,
-        arithmetic: arguments.arithmetic,
         ends_of: None,
         network_rate: rate.map_or(0, NonZeroU64::get),
     })

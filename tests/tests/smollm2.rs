@@ -14,6 +14,9 @@ use umbel_tests::swarm::{Server, report, serve, umbel};
 /// to 8 bits for each product, which moves a logit by about this much.
 const LOGITS_TOLERANCE: f64 = 0.35;
 
+/// With `--arithmetic exact` nothing is rounded but the sums, in another order.
+const EXACT_TOLERANCE: f64 = 0.001;
+
 /// Where the likeliest token leads by less than this, arithmetic that rounds differently may take
 /// the second.
 const MARGIN: f64 = 0.3;
@@ -44,12 +47,12 @@ fn generate(case: &Value, place: &[&str]) -> Value {
     report(&umbel(&arguments))
 }
 
-fn check(case: &Value, report: &Value) {
+fn check(case: &Value, report: &Value, tolerance: f64) {
     assert_eq!(numbers(&report["prompt_ids"]), numbers(&case["ids"]), "the tokenizer");
     let found = report["top_logits"][0].as_array().unwrap();
     for (stored, found) in case["top5"].as_array().unwrap().iter().zip(found) {
         let (stored, found) = (stored[1].as_f64().unwrap(), found[1].as_f64().unwrap());
-        assert!((stored - found).abs() < LOGITS_TOLERANCE, "{stored} and {found}");
+        assert!((stored - found).abs() < tolerance, "{stored} and {found}");
     }
     assert_eq!(found[0][0], case["top5"][0][0]);
     let margins = case["margins"].as_array().unwrap();
@@ -77,13 +80,26 @@ fn the_stored_tokens_come_out_and_a_swarm_gives_what_one_process_gives() {
     let servers = swarm(&["0..10", "10..20", "20..30"]);
     for case in cases() {
         let local = generate(&case, &["--local"]);
-        check(&case, &local);
+        check(&case, &local, LOGITS_TOLERANCE);
         let over_swarm = generate(&case, &["--join", servers[0].address()]);
         assert_eq!(over_swarm["token_ids"], local["token_ids"]);
         assert_eq!(over_swarm["top_logits"], local["top_logits"]);
         assert_eq!(over_swarm["text"], local["text"]);
         assert_eq!(over_swarm["route"].as_array().unwrap().len(), 3);
     }
+}
+
+/// Blocks and head in this process, and the head beside servers, do as they are told.
+#[test]
+fn nothing_is_lost_where_nothing_is_rounded() {
+    let case = &cases()[0];
+    let exact = ["--arithmetic", "exact"];
+    let local = generate(case, &["--local", exact[0], exact[1]]);
+    check(case, &local, EXACT_TOLERANCE);
+    let server = serve(&["--blocks", "0..30", exact[0], exact[1]]);
+    let over_swarm = generate(case, &["--join", server.address(), exact[0], exact[1]]);
+    check(case, &over_swarm, EXACT_TOLERANCE);
+    assert_eq!(over_swarm["top_logits"], local["top_logits"]);
 }
 
 /// Servers that round less come nearer to what was stored.
@@ -93,7 +109,7 @@ fn careful_servers_are_nearer_to_the_stored_logits() {
     let [usual, careful] = ["usual", "careful"].map(|arithmetic| {
         let server = serve(&["--blocks", "0..30", "--arithmetic", arithmetic]);
         let report = generate(case, &["--join", server.address()]);
-        check(case, &report);
+        check(case, &report, LOGITS_TOLERANCE);
         let found = report["top_logits"][0].as_array().unwrap();
         let stored = case["top5"].as_array().unwrap();
         let off = |(stored, found): (&Value, &Value)| {

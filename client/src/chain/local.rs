@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use umbel_engine::train::TrainError;
 use umbel_engine::{
-    Device, ForwardError, HiddenStates, HostedSpan, KvArena, KvTable, OpenTableError, TruncateError,
+    Arithmetic, Device, ForwardError, HiddenStates, HostedSpan, KvArena, KvTable, OpenTableError,
+    TruncateError,
 };
 use umbel_protocol::{DType, Span};
 use umbel_shard::{LoadError, Model, Part};
@@ -25,9 +26,23 @@ impl LocalModel {
     /// # Errors
     /// [`LoadLocalError`] where the model's files are not what they should be.
     pub fn load(model: &Model, kv_tokens: usize, device: Device) -> Result<Self, LoadLocalError> {
+        Self::load_with(Arithmetic::default(), model, kv_tokens, device)
+    }
+
+    /// The same, with activations multiplied as `arithmetic` says.
+    ///
+    /// # Errors
+    /// As [`LocalModel::load`].
+    pub fn load_with(
+        arithmetic: Arithmetic,
+        model: &Model,
+        kv_tokens: usize,
+        device: Device,
+    ) -> Result<Self, LoadLocalError> {
         let config = model.config();
         let span = Span::new(0, config.block_count).map_err(|_| LoadLocalError::NoBlocks)?;
-        let blocks = HostedSpan::load(config, &model.weights(Part::Blocks(span))?, span)?;
+        let weights = model.weights(Part::Blocks(span))?;
+        let blocks = HostedSpan::load_with(arithmetic, config, &weights, span)?;
         let arena = KvArena::new(config, span, kv_tokens);
         Ok(Self { blocks: blocks.on(device), arena })
     }

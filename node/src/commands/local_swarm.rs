@@ -96,6 +96,7 @@ impl LocalSwarm {
         if let Some(instructions) = &config.instructions {
             command.arg("--instructions").arg(instructions);
         }
+        command.arg("--arithmetic").arg(config.arithmetic.to_string());
         command.args(["serve", model, "--no-mdns", "--stop-with-stdin"]);
         // All of them on one GPU would take its memory from each other.
         command.args(["--device", "cpu"]);

@@ -131,7 +131,7 @@ pub(crate) async fn open_ends(
     let config = config.clone();
     let open = move || -> anyhow::Result<ClientModel> {
         let model = Model::open(&source, &config.cache(), parts, &Shown::default())?;
-        Ok(ClientModel::from_shard(model)?.on(config.device()?))
+        Ok(ClientModel::from_shard_with(config.arithmetic, model)?.on(config.device()?))
     };
     Ok(Arc::new(tokio::task::spawn_blocking(open).await??))
 }
@@ -148,9 +148,12 @@ pub(super) async fn load_blocks(
     model: &Arc<ClientModel>,
     config: &Config,
 ) -> anyhow::Result<Arc<LocalModel>> {
-    let device = config.device()?;
+    let (arithmetic, device) = (config.arithmetic, config.device()?);
     let model = Arc::clone(model);
-    let load = move || LocalModel::load(model.shard(), model.config().context_tokens, device);
+    let load = move || {
+        let tokens = model.config().context_tokens;
+        LocalModel::load_with(arithmetic, model.shard(), tokens, device)
+    };
     Ok(Arc::new(tokio::task::spawn_blocking(load).await??))
 }
 

@@ -22,8 +22,6 @@ pub(super) struct Loader {
     pub(super) device: Device,
     /// Where the blocks are computed, if not on that.
     pub(super) gpu: Option<Gpu>,
-    /// How activations are multiplied there.
-    pub(super) arithmetic: Arithmetic,
     /// Blocks of the model, where the ends that a span touches are loaded with it.
     pub(super) ends_of: Option<u32>,
     /// Bytes a second that its links may take; 0 where that is not limited.
@@ -71,7 +69,7 @@ impl Loader {
 
     /// What computes, by name.
     fn device_name(&self) -> String {
-        match (&self.gpu, self.arithmetic) {
+        match (&self.gpu, self.config.arithmetic) {
             (Some(gpu), _) => device::file_name(gpu),
             (None, Arithmetic::Usual) => self.config.device_name(),
             (None, other) => format!("{}-{other}", self.config.device_name()),
@@ -118,7 +116,8 @@ impl Loader {
         let config = model.config().clone();
         let key = measure::Key { model: model.id(), device: self.device_name() };
         let folder = self.config.data_dir.join("speed");
-        let (device, gpu, arithmetic) = (self.device.clone(), self.gpu.clone(), self.arithmetic);
+        let (device, gpu, arithmetic) =
+            (self.device.clone(), self.gpu.clone(), self.config.arithmetic);
         let network_bytes_per_second = self.network_rate;
         let load = move || -> anyhow::Result<_> {
             let blocks = match &gpu {
