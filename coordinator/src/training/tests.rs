@@ -35,6 +35,7 @@ fn opening(session: u128) -> OpenTraining {
             rank_stabilized: false,
             dropout: 0.0,
             target_modules: vec![TargetModule::Query, TargetModule::Down],
+            block_prompt_tokens: 0,
         },
         optimizer: AdamWSettings { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 },
         seed: 1,

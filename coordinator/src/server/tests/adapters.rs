@@ -18,7 +18,7 @@ const BYTES_MAX: u64 = 3 * 4 * VALUES;
 
 fn server() -> Server {
     let module_sizes = [VALUES / 4, 100, 100, 100, 100, 100, 100];
-    let room = AdapterRoom { bytes_max: BYTES_MAX, module_sizes };
+    let room = AdapterRoom { bytes_max: BYTES_MAX, module_sizes, hidden_size: 10 };
     let config = super::server(4_096).config;
     Server::new(ServerConfig { adapters: Some(room), ..config })
 }
@@ -30,6 +30,7 @@ fn adapted(session: u128, adapter: u8) -> OpenSession {
         rank_stabilized: false,
         dropout: 0.0,
         target_modules: vec![TargetModule::Query],
+        block_prompt_tokens: 0,
     };
     let id = AdapterId::from_bytes([adapter; 32]);
     OpenSession { adapter: Some(SessionAdapter { id, settings }), ..opening(session) }
