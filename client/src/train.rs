@@ -13,6 +13,7 @@
 //! | [`run`] | epochs over a data set, with validation |
 //! | [`early_stop`] | when no more is to be had |
 //! | [`frozen`] | blocks that learn nothing, between layers of one's own |
+//! | [`head`] | layers of one's own behind blocks, such as a classifier |
 //! | [`prompt`] | learned vectors before the text, and with what they begin |
 //! | [`checkpoint`] | a training on disk, to go on with |
 //! | [`together`] | trainers who share a run |
@@ -23,6 +24,7 @@ pub mod checkpoint;
 pub mod data;
 pub mod early_stop;
 pub mod frozen;
+pub mod head;
 pub mod prompt;
 pub mod run;
 pub mod schedule;

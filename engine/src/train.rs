@@ -46,7 +46,7 @@ pub use adapter::{
     Adapter, AdapterConfig, AdapterError, PEFT_WEIGHTS_FILE, Parameters, PeftFiles, TargetModule,
 };
 pub use loss::{Loss, LossError};
-pub use optimizer::{AdamW, Optimizer, StepError};
+pub use optimizer::{AdamW, Optimizer, RowOptimizer, StepError};
 pub use state::TrainingState;
 
 use crate::cuda::{CudaError, GPU_HEAD_SIZE_MAX, GpuTraining};
