@@ -220,6 +220,34 @@ async fn what_was_read_behind_a_prompt_is_taken_over_behind_the_same_one_alone()
     server.assert_no_errors();
 }
 
+/// As a chat does: the session of an answer has what the next one begins with.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_goes_on_behind_its_prompt_with_a_longer_text() {
+    let server = start("0..4", None);
+    let model = Lesson::of_prompt(true).model;
+    let swarm = join_all(&[&server]).await.unwrap();
+    let adapter = adapter(&model, true, 4);
+    let chain = open(&swarm, &model, &adapter, SessionOptions::default()).await;
+    let mut generation = request().start(Arc::clone(&model), chain).unwrap();
+    while generation.next().await.unwrap().is_some() {}
+    let (chain, cached) = generation.into_chain();
+    // It goes on with what was said, and with another text from the middle of the first on.
+    let longer = [&cached[..], &[9, 8, 7]].concat();
+    let other = [&cached[..20], &[7; 11]].concat();
+    let mut kept = (chain, cached);
+    for prompt in [longer, other] {
+        let again = Generate { prompt, max_tokens: 6, ..request() };
+        let mut generation = again.clone().resume(Arc::clone(&model), kept.0, &kept.1).unwrap();
+        while generation.next().await.unwrap().is_some() {}
+        let found = generation.tokens().to_vec();
+        kept = generation.into_chain();
+        let fresh = open(&swarm, &model, &adapter, SessionOptions::default()).await;
+        assert_eq!(found, finish(again.start(Arc::clone(&model), fresh).unwrap()).await);
+    }
+    kept.0.close().await;
+    server.assert_no_errors();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn servers_that_embed_tokens_themselves_take_no_prompt() {
     let server = start("0..4", None);

@@ -264,3 +264,19 @@ fn a_session_that_waits_when_the_server_leaves_is_told() {
     drain(&mut server);
     assert_eq!(refused(&send(&mut server, MINE, 1, Time::START)), Some(ErrorCode::Draining));
 }
+
+/// Of 4 blocks with 3 tokens of 10 values each.
+#[test]
+fn a_prompt_for_each_block_is_sent_whole_before_its_session_opens() {
+    let mut server = server();
+    let mut open = adapted(1, 7);
+    let settings = &mut open.adapter.as_mut().unwrap().settings;
+    (settings.rank, settings.target_modules) = (0, Vec::new());
+    settings.block_prompt_tokens = 3;
+    let outputs = tell(&mut server, MINE, ClientMessage::Open(open), Time::START).unwrap();
+    assert_eq!((wanted(&outputs), opened(&outputs)), (vec![(1, Some(0))], vec![]));
+    let short = tell(&mut server, MINE, part(1, 0, 119), Time::START);
+    assert!(matches!(short, Err(ProtocolViolation::Unexpected { .. })));
+    let outputs = tell(&mut server, MINE, part(1, 0, 120), Time::START).unwrap();
+    assert_eq!(opened(&outputs), [(1, Some(AdapterKey(0)))]);
+}
