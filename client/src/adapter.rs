@@ -6,6 +6,7 @@ pub mod publish;
 use std::path::Path;
 use std::sync::Arc;
 
+use umbel_engine::HiddenStates;
 use umbel_engine::train::{Adapter, AdapterError, PeftFiles};
 use umbel_protocol::inference::{AdapterPart, SessionAdapter};
 use umbel_protocol::training::STATE_VALUES_MAX;
@@ -50,9 +51,24 @@ impl NamedAdapter {
         &self.adapter
     }
 
-    /// What servers are told of it when a session opens.
-    pub(crate) fn described(&self) -> SessionAdapter {
-        SessionAdapter { id: self.id, settings: self.adapter.config().into() }
+    /// Tokens of the session's context that its prompt takes.
+    #[must_use]
+    pub fn prompt_tokens(&self) -> usize {
+        self.adapter.config().prompt_tokens
+    }
+
+    /// The learned vectors that stand before the text, if there are any.
+    pub(crate) fn prompt(&self) -> Option<HiddenStates> {
+        let (values, tokens) = (self.adapter.prompt(), self.prompt_tokens());
+        let hidden_size = values.len().checked_div(tokens).filter(|size| *size > 0)?;
+        HiddenStates::from_values(values.to_vec(), hidden_size).ok()
+    }
+
+    /// What servers are told of it when a session opens; nothing where it has nothing for blocks.
+    pub(crate) fn described(&self) -> Option<SessionAdapter> {
+        let settings = self.adapter.config();
+        let adapts = settings.adapts_blocks();
+        adapts.then(|| SessionAdapter { id: self.id, settings: settings.into() })
     }
 
     /// The part that begins at a value of those for some blocks; `None` where there is none.

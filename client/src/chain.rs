@@ -1,5 +1,6 @@
 //! Where hidden states go through the blocks: in this process, or over a swarm.
 
+mod lead;
 pub mod local;
 pub mod remote;
 pub(crate) mod thin;
@@ -12,10 +13,14 @@ use umbel_engine::HiddenStates;
 use umbel_protocol::inference::AnswerRows;
 use umbel_protocol::{PeerId, Span};
 
+use lead::Lead;
 use local::{LocalChain, LocalStepError};
 use remote::{OpenChainError, RemoteChain, RemoteStep};
 
 /// One session through all blocks of a model.
+///
+/// Where its adapter has learned vectors that stand before the text, the session begins with them, and
+/// positions, room and what servers hold are told without them.
 pub enum Chain {
     /// Everything in this process.
     Local(LocalChain),
@@ -25,7 +30,11 @@ pub enum Chain {
 
 /// A step that was handed in.
 #[must_use = "a step is over when its answer has come"]
-pub struct StepUnderWay(UnderWay);
+pub struct StepUnderWay {
+    under_way: UnderWay,
+    /// Rows at the beginning that nobody has asked for.
+    skipped: usize,
+}
 
 enum UnderWay {
     Done(Box<Result<(HiddenStates, StepTime), StepError>>),
@@ -38,10 +47,16 @@ impl StepUnderWay {
     /// # Errors
     /// [`StepError`]; the chain is then of no use until it is reopened.
     pub async fn finish(self) -> Result<(HiddenStates, StepTime), StepError> {
-        match self.0 {
-            UnderWay::Done(result) => *result,
-            UnderWay::Sent(step) => step.finish().await,
+        let (rows, time) = match self.under_way {
+            UnderWay::Done(result) => (*result)?,
+            UnderWay::Sent(step) => step.finish().await?,
+        };
+        let all = rows.token_count();
+        // An answer that has the last row alone has none of them.
+        if self.skipped == 0 || all <= self.skipped {
+            return Ok((rows, time));
         }
+        Ok((rows.rows(self.skipped..all).expect("they are among all"), time))
     }
 }
 
@@ -136,12 +151,34 @@ impl Chain {
         (hidden, ids): (HiddenStates, Vec<u32>),
         answer_rows: AnswerRows,
     ) -> StepUnderWay {
-        StepUnderWay(match self {
-            Self::Local(chain) => UnderWay::Done(Box::new(chain.step(position, hidden).await)),
-            Self::Remote(chain) => {
-                UnderWay::Sent(chain.begin(position, (hidden, ids), answer_rows).await)
-            }
-        })
+        let (mut position, mut tokens, mut skipped) = (position, (hidden, ids), 0);
+        if let Some(lead) = self.lead() {
+            (position, tokens, skipped) = lead.before(position, tokens);
+        }
+        let under_way = match self {
+            Self::Local(chain) => UnderWay::Done(Box::new(chain.step(position, tokens.0).await)),
+            Self::Remote(chain) => UnderWay::Sent(chain.begin(position, tokens, answer_rows).await),
+        };
+        StepUnderWay { under_way, skipped }
+    }
+
+    /// What stands before the text.
+    fn lead(&self) -> Option<&Lead> {
+        match self {
+            Self::Local(chain) => chain.lead(),
+            Self::Remote(chain) => chain.lead(),
+        }
+    }
+
+    /// Tokens of what stands before the text.
+    fn lead_tokens(&self) -> u32 {
+        self.lead().map_or(0, Lead::tokens)
+    }
+
+    /// Whether learned vectors stand before the text.
+    #[must_use]
+    pub fn has_prompt(&self) -> bool {
+        self.lead().is_some()
     }
 
     /// Tokens at the beginning of the prompt for which it was opened that need not be handed in.
@@ -163,17 +200,18 @@ impl Chain {
                 let whole = (0..tokens).step_by(tokens_max.max(1) as usize);
                 whole.map(|begin| tokens_max.max(1).min(tokens - begin)).collect()
             }
-            Self::Remote(chain) => chain.chunks(position, tokens, tokens_max),
+            Self::Remote(chain) => chain.chunks(position + self.lead_tokens(), tokens, tokens_max),
         }
     }
 
     /// Tokens for which the chain has room.
     #[must_use]
     pub fn tokens_max(&self) -> u32 {
-        match self {
+        let all = match self {
             Self::Local(chain) => chain.tokens_max(),
             Self::Remote(chain) => chain.tokens_max(),
-        }
+        };
+        all.saturating_sub(self.lead_tokens())
     }
 
     /// Who computes which blocks; the peer is `None` for this process.

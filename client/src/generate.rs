@@ -172,7 +172,7 @@ impl Generate {
         if !chain.is_thin() && !model.has_weights() {
             return Err(GenerateError::NoWeights);
         }
-        if chain.is_thin() && self.needs_logits() {
+        if chain.is_thin() && (self.needs_logits() || chain.has_prompt()) {
             return Err(GenerateError::NoLogits);
         }
         let shared = cached.iter().zip(&self.prompt).take_while(|(a, b)| a == b).count();

@@ -1,4 +1,5 @@
-//! Fine-tuning: an adapter in the blocks of a model, in this process or on the servers of a swarm.
+//! Fine-tuning: an adapter in the blocks of a model, or a prompt before its texts, in this process or on the
+//! servers of a swarm.
 //!
 //! A [`Trainer`] has the whole adapter with its optimizer; each server holds the part of its own blocks
 //! and takes the same steps, which a digest of its values proves. So a server that is gone is replaced
@@ -12,6 +13,8 @@
 //! | [`run`] | epochs over a data set, with validation |
 //! | [`early_stop`] | when no more is to be had |
 //! | [`frozen`] | blocks that learn nothing, between layers of one's own |
+//! | [`head`] | layers of one's own behind blocks, such as a classifier |
+//! | [`prompt`] | learned vectors before the text, and with what they begin |
 //! | [`checkpoint`] | a training on disk, to go on with |
 //! | [`together`] | trainers who share a run |
 //! | `blocks` | where microbatches go forward and back |
@@ -21,6 +24,8 @@ pub mod checkpoint;
 pub mod data;
 pub mod early_stop;
 pub mod frozen;
+pub mod head;
+pub mod prompt;
 pub mod run;
 pub mod schedule;
 pub mod together;
@@ -73,7 +78,7 @@ pub struct TrainerSettings {
     pub clip: f64,
     /// What dropout is drawn from.
     pub seed: u64,
-    /// Tokens that go through the blocks together: memory and the length of a replay grow with them.
+    /// Tokens that go through the blocks together, those of prompts among them: memory and the length of a replay grow with them.
     pub microbatch_tokens: usize,
 }
 
@@ -195,11 +200,17 @@ impl Trainer {
         let weight = (1.0 / targets.max(1) as f64) as f32;
         let sum =
             self.blocks.learn(&self.model, &mut self.state, &mut microbatches, weight).await?;
+        if !self.state.adapter().prompt().is_empty() {
+            let state = Arc::make_mut(&mut self.state);
+            // In the order of the microbatches, whatever order they came back in.
+            microbatches.iter().for_each(|of| state.add_to_prompt(&of.prompt_gradient()));
+        }
         let loss = sum / targets.max(1) as f64;
         let gradient_norm = self.state.gradients().sum_of_squares().sqrt();
         if !loss.is_finite() || !gradient_norm.is_finite() {
             return Err(TrainError::Diverged { loss, gradient_norm });
         }
+        let tokens = tokens_of(&microbatches);
         let factor = clip_factor(gradient_norm * gradient_norm, self.settings.clip);
         let before = Arc::clone(&self.state);
         let mut after = TrainingState::clone(&before);
@@ -207,7 +218,6 @@ impl Trainer {
         let taken = Taken { before: &before, after: &after, learning_rate, factor };
         self.blocks.take(taken).await?;
         self.state = Arc::new(after);
-        let tokens = batch.iter().map(|example| example.input_count()).sum();
         Ok((before, StepReport { loss, targets, tokens, gradient_norm }))
     }
 
@@ -220,7 +230,7 @@ impl Trainer {
         let (mut microbatches, _) = self.microbatches(batch, self.state.steps())?;
         let targets: usize = batch.iter().map(|example| example.target_count()).sum();
         let sum = self.blocks.evaluate(&self.model, &self.state, &mut microbatches).await?;
-        let tokens = batch.iter().map(|example| example.input_count()).sum();
+        let tokens = tokens_of(&microbatches);
         let loss = sum / targets.max(1) as f64;
         let gradient_norm = 0.0;
         if !loss.is_finite() {
@@ -264,15 +274,16 @@ impl Trainer {
     ) -> Result<(Vec<Microbatch>, u64), TrainError> {
         let mut parts: Vec<Microbatch> = Vec::new();
         let mut sequences = self.sequences;
+        let prompt_tokens = self.state.adapter().config().prompt_tokens;
         let mut room = 0;
         for example in batch {
             if example.target_count() == 0 {
                 continue;
             }
-            let tokens = example.input_count();
+            let tokens = prompt_tokens + example.input_count();
             if tokens > room || parts.is_empty() {
                 self.microbatches += 1;
-                parts.push(Microbatch::new(self.microbatches));
+                parts.push(Microbatch::new(self.microbatches).behind(prompt_tokens));
                 room = self.settings.microbatch_tokens.max(tokens);
             }
             room -= tokens;
@@ -287,12 +298,17 @@ impl Trainer {
         if parts.is_empty() {
             return Err(TrainError::NothingToLearn { step });
         }
-        let ends = self.model.ends();
+        let (ends, prompt) = (self.model.ends(), self.state.adapter().prompt());
         for part in &mut parts {
-            part.embed(ends)?;
+            part.embed(ends, prompt)?;
         }
         Ok((parts, sequences))
     }
+}
+
+/// Tokens of all microbatches, with those of prompts.
+fn tokens_of(microbatches: &[Microbatch]) -> usize {
+    microbatches.iter().map(|of| of.tokens() as usize).sum()
 }
 
 /// A training that cannot go on.

@@ -17,6 +17,7 @@ use crate::kernel::{Arithmetic, RopeTable};
 use crate::kv::arena::KvArena;
 use crate::kv::table::{KvTable, PageShape};
 use crate::model;
+use crate::operation::adapt;
 use crate::train::{Adapter, TrainError, check_adapter};
 
 /// Consecutive blocks of a model, ready to compute. A clone shares the weights.
@@ -306,7 +307,9 @@ impl HostedSpan {
             let stretches = parts.iter_mut().map(|part| part.stretch(index)).collect();
             let positions = Arc::clone(&positions);
             let mut pass = Pass { block: index, positions, stretches };
-            hidden = block.forward(&hidden, &mut pass).map_err(|source| (index, source.into()))?;
+            let forward = adapt::add_prompts(&pass, hidden)
+                .and_then(|hidden| block.forward(&hidden, &mut pass));
+            hidden = forward.map_err(|source| (index, source.into()))?;
         }
         divide(&hidden, parts).map_err(|source| (blocks.end - 1, source.into()))
     }

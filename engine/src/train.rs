@@ -15,7 +15,8 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`adapter`] | LoRA: its values, and PEFT's files |
+//! | [`adapter`] | LoRA and prompts: their values, and PEFT's files |
+//! | [`prompt`] | learned vectors before texts and in blocks |
 //! | [`optimizer`] | AdamW |
 //! | [`state`] | both, and the gradients of a step |
 //! | [`loss`] | cross-entropy at the ends of the model |
@@ -32,6 +33,7 @@ mod lora;
 pub mod loss;
 mod norm;
 pub mod optimizer;
+pub mod prompt;
 mod settings;
 pub mod state;
 mod swiglu;
@@ -44,7 +46,7 @@ pub use adapter::{
     Adapter, AdapterConfig, AdapterError, PEFT_WEIGHTS_FILE, Parameters, PeftFiles, TargetModule,
 };
 pub use loss::{Loss, LossError};
-pub use optimizer::{AdamW, Optimizer, StepError};
+pub use optimizer::{AdamW, Optimizer, RowOptimizer, StepError};
 pub use state::TrainingState;
 
 use crate::cuda::{CudaError, GPU_HEAD_SIZE_MAX, GpuTraining};
@@ -114,7 +116,7 @@ impl<'a> TrainingPass<'a> {
             if found > GPU_HEAD_SIZE_MAX {
                 return Err(TrainError::HeadsOnGpu { found });
             }
-            if adapter.is_some() {
+            if adapter.is_some_and(|adapter| adapter.config().adapts_blocks()) {
                 return Err(TrainError::AdapterOnGpu);
             }
         } else if let Some(adapter) = adapter {
@@ -234,6 +236,13 @@ pub(crate) fn check_adapter(
             return Err(TrainError::OtherModel { block, module, expected, found });
         }
     }
+    let tokens = adapter.config().block_prompt_tokens;
+    for (&block, prompt) in &adapter.parameters().block_prompts {
+        let (expected, found) = (hosted.hidden_size(), prompt.len() / tokens.max(1));
+        if found != expected && blocks.contains(block) {
+            return Err(TrainError::OtherWidth { expected, found });
+        }
+    }
     Ok(())
 }
 
@@ -284,6 +293,17 @@ pub enum TrainError {
         expected: [usize; 2],
         /// Those that the adapter is for.
         found: [usize; 2],
+    },
+    /// The prompts of the adapter are for hidden states of another size.
+    #[error(
+        "the adapter adds {found} values to a token where hidden states have {expected}: is it for \
+         another model?"
+    )]
+    OtherWidth {
+        /// Values of a token between the model's blocks.
+        expected: usize,
+        /// Those that the adapter has for a token.
+        found: usize,
     },
     /// Heads for which a GPU's kernels have no room.
     #[error("heads have {found} values; on a GPU gradients go through at most {GPU_HEAD_SIZE_MAX}")]

@@ -78,6 +78,7 @@ fn growth(block_count: u32) -> u64 {
         rank_stabilized: false,
         dropout: 0.1,
         target_modules: TargetModule::ALL.to_vec(),
+        ..AdapterConfig::default()
     };
     let adapter = Adapter::begin(settings, &config, span, 1).unwrap();
     let sequences = [Sequence { tokens: 64, dropout_seed: 1 }; TOKENS / 64];

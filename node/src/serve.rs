@@ -291,6 +291,7 @@ fn adapter_room(model: &Model, allowed_bytes: u64) -> AdapterRoom {
     AdapterRoom {
         bytes_max: memory::adapter_bytes(allowed_bytes),
         module_sizes: training::module_sizes(model.config()),
+        hidden_size: model.config().hidden_size as u64,
     }
 }
 

@@ -14,7 +14,8 @@ mod wire;
 use crate::{ErrorCode, ModelId, SessionId, Span, Tensor};
 
 pub use settings::{
-    AdamWSettings, AdapterSettings, DROPOUT_END, RANK_MAX, StateKind, TargetModule,
+    AdamWSettings, AdapterSettings, DROPOUT_END, PROMPT_TOKENS_MAX, RANK_MAX, StateKind,
+    TargetModule,
 };
 
 /// Most sequences of a microbatch: 64 KiB of header hold three times as many.
@@ -81,7 +82,7 @@ pub struct OpenTraining {
 /// Consecutive values of a state.
 ///
 /// All values of a session stand in one row: block by block, in each block module by module, of each
-/// module first A and then B, each row by row.
+/// module first A and then B, each row by row; or of each block its prompt, token by token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StateValues {
     /// Of which kind.

@@ -141,6 +141,7 @@ async fn trainer(
         rank_stabilized: false,
         dropout: 0.0,
         target_modules: TargetModule::ALL[..4].to_vec(),
+        ..AdapterConfig::default()
     };
     let all = Span::new(0, model.config().block_count)?;
     let adapter = Adapter::begin(config, model.config(), all, seed)?;

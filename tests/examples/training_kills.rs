@@ -6,7 +6,7 @@
 #![allow(clippy::print_stdout, reason = "what it finds is what it is for")]
 
 use anyhow::{Context as _, ensure};
-use umbel_tests::training::Kills;
+use umbel_tests::training::{Kills, Lesson};
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -14,7 +14,7 @@ async fn main() -> anyhow::Result<()> {
     let (first, end) = seeds.split_once("..").context("seeds as 0..30")?;
     let seeds = first.parse::<u64>()?..end.parse::<u64>()?;
     let (runs, mut failed) = (seeds.clone().count(), 0);
-    let mut kills = Kills::start().await?;
+    let mut kills = Kills::start(Lesson::new()).await?;
     println!("{:>4} {:>6} {:>6} {:>8} {:>8}", "seed", "routes", "server", "answers", "µs");
     for seed in seeds {
         match kills.run(seed).await {
@@ -30,7 +30,7 @@ async fn main() -> anyhow::Result<()> {
                 failed += 1;
                 println!("{seed:>4} {error:#}");
                 // A server may be lost to the runs behind it.
-                kills = Kills::start().await?;
+                kills = Kills::start(Lesson::new()).await?;
             }
         }
     }

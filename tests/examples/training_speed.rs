@@ -140,6 +140,7 @@ fn state(model: &ClientModel) -> anyhow::Result<TrainingState> {
         rank_stabilized: false,
         dropout: 0.0,
         target_modules: TargetModule::ALL[..4].to_vec(),
+        ..AdapterConfig::default()
     };
     let all = Span::new(0, model.config().block_count)?;
     Ok(TrainingState::new(Adapter::begin(config, model.config(), all, 1)?, AdamW::default()))

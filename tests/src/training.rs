@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use tokio::sync::watch;
 use umbel_client::train::data::Example;
+use umbel_client::train::prompt;
 use umbel_client::train::{
     Blocks, LocalBlocks, RemoteBlocks, RemoteSettings, StepReport, Trainer, TrainerSettings,
 };
@@ -42,6 +43,9 @@ const DELAY_MICROS_MAX: usize = 3_000;
 /// the second half; for one in the first half a training along two routes finds nobody.
 const HALVES: [&str; 5] = ["0..2", "2..4", "0..2", "2..4", "2..4"];
 
+/// Tokens of the prompt of a lesson.
+pub const PROMPT_TOKENS: usize = 5;
+
 /// An adapter, and a few short texts to learn.
 pub struct Lesson {
     /// Its model.
@@ -68,9 +72,25 @@ impl Lesson {
             rank_stabilized: true,
             dropout: 0.1,
             target_modules: TargetModule::ALL.to_vec(),
+            ..AdapterConfig::default()
         };
         let all = Span::new(0, model.config().block_count).expect("it has blocks");
         let adapter = Adapter::begin(config, model.config(), all, 7).expect("it fits");
+        Self::of(model, adapter)
+    }
+
+    /// One of a prompt, and of others in the blocks where it is deep.
+    ///
+    /// # Panics
+    /// If the fixtures are not what they were.
+    #[must_use]
+    pub fn of_prompt(deep: bool) -> Self {
+        let model = client_model(&checkpoint("llama")).expect("the fixtures have the model");
+        let adapter = prompt::begin(&model, (PROMPT_TOKENS, deep), &[], 7).expect("it fits");
+        Self::of(model, adapter)
+    }
+
+    fn of(model: Arc<ClientModel>, adapter: Adapter) -> Self {
         let state = TrainingState::new(adapter, AdamW::default());
         let settings = TrainerSettings { clip: 0.5, seed: 11, microbatch_tokens: 24 };
         let text = |number: u32| {
@@ -249,8 +269,7 @@ impl Kills {
     ///
     /// # Errors
     /// Where one of them fails.
-    pub async fn start() -> anyhow::Result<Self> {
-        let lesson = Lesson::new();
+    pub async fn start(lesson: Lesson) -> anyhow::Result<Self> {
         let mut alone = lesson.local();
         let steps = lesson.steps(&mut alone).await?;
         ensure!(steps[0].loss > steps[STEPS - 1].loss, "it learns: {steps:?}");

@@ -44,6 +44,7 @@ fn adapter(model: &ClientModel, rank: usize, seed: u32) -> NamedAdapter {
         rank_stabilized: true,
         dropout: 0.1,
         target_modules: TargetModule::ALL.to_vec(),
+        ..AdapterConfig::default()
     };
     let all = Span::new(0, model.config().block_count).unwrap();
     let mut adapter = Adapter::blank(config, model.config(), all).unwrap();

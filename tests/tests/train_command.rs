@@ -7,12 +7,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use umbel_client::Device;
 use umbel_client::train::checkpoint::Checkpoint;
 use umbel_client::train::data::Example;
+use umbel_client::train::prompt;
 use umbel_client::train::run::{Run, RunSettings};
 use umbel_client::train::schedule::{Decay, Schedule};
 use umbel_client::train::{Blocks, LocalBlocks, Trainer, TrainerSettings};
+use umbel_client::{ClientModel, Device};
 use umbel_engine::train::{AdamW, Adapter, AdapterConfig, PeftFiles, TargetModule, TrainingState};
 use umbel_protocol::Span;
 use umbel_tests::process::Output;
@@ -244,12 +245,21 @@ async fn a_training_that_is_resumed_has_the_losses_of_one_that_was_not_interrupt
         rank_stabilized: false,
         dropout: 0.2,
         target_modules: vec![TargetModule::Query, TargetModule::Up],
+        ..AdapterConfig::default()
     };
     let all = Span::new(0, model.config().block_count).unwrap();
-    let adapter = Adapter::begin(config, model.config(), all, 1).unwrap();
+    let matrices = Adapter::begin(config, model.config(), all, 1).unwrap();
+    assert_resumed_alike(&model, matrices).await;
+    for deep in [false, true] {
+        assert_resumed_alike(&model, prompt::begin(&model, (4, deep), &[], 1).unwrap()).await;
+    }
+}
+
+async fn assert_resumed_alike(model: &ClientModel, adapter: Adapter) {
     let state = TrainingState::new(adapter, AdamW::default());
     let expected = losses(&mut run(state.clone(), 0), usize::MAX).await;
     assert_eq!(expected.len(), 9, "three epochs of three steps");
+    assert!(expected[8] < expected[0], "it learns: {expected:?}");
 
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("checkpoint.safetensors");

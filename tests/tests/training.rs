@@ -132,7 +132,7 @@ const KILL_SEEDS: u64 = 8;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_killed_at_a_random_moment_is_replaced_and_no_step_is_taken_twice() {
-    let mut kills = Kills::start().await.unwrap();
+    let mut kills = Kills::start(Lesson::new()).await.unwrap();
     for seed in 0..KILL_SEEDS {
         kills.run(seed).await.unwrap();
     }

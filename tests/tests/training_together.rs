@@ -105,6 +105,29 @@ fn three_trainers_share_an_adapter_and_go_on_when_one_is_killed() {
     server.assert_no_errors();
 }
 
+/// Of a deep prompt each has what stands before the text, and the server what its blocks add.
+#[test]
+fn trainers_share_a_prompt_too() {
+    let scratch = tempfile::tempdir().unwrap();
+    let folder = scratch.path();
+    let server = serve(&[&checkpoint("llama")]);
+    let prompt = ["--method", "deep-ptune", "--prompt-tokens", "4"];
+    let first = Trainer::start(folder, 1, &[&prompt[..], &["--local", "--together"]].concat());
+    let with = first.address().to_owned();
+    let join = ["--join", server.address(), "--with", &with];
+    let second = Trainer::start(folder, 2, &[&prompt[..], &join].concat());
+    let together = await_round(&[&first, &second], 0, 2);
+    // A state that both have learned, and not the one that they began with.
+    await_round(&[&first, &second], together, 2);
+    let states = first.rounds();
+    assert!(states.values().any(|state| state.0 != states[&together].0), "{states:?}");
+    for trainer in [first, second] {
+        trainer.process.assert_no_errors();
+        trainer.process.kill();
+    }
+    server.assert_no_errors();
+}
+
 #[test]
 fn a_run_of_another_adapter_is_not_joined() {
     let scratch = tempfile::tempdir().unwrap();
@@ -113,8 +136,8 @@ fn a_run_of_another_adapter_is_not_joined() {
     let data = scratch.path().join("1.jsonl");
     let fixed = ["train", &model, "--local", "--data", data.to_str().unwrap(), "--out"];
     let more = [out.to_str().unwrap(), "--with", first.address(), "--round-seconds", "1"];
-    for other in [["--rank", "4"], ["--round-seconds", "2"]] {
-        let more = if other[0] == "--rank" { &more[..] } else { &more[..3] };
+    for other in [["--rank", "4"], ["--method", "ptune"], ["--round-seconds", "2"]] {
+        let more = if other[0] == "--round-seconds" { &more[..3] } else { &more[..] };
         let output = umbel(&[&fixed[..], more, &other].concat());
         assert!(!output.status.success());
         assert!(output.stderr.contains("are in another run"), "{}", output.stderr);

@@ -11,6 +11,7 @@ use umbel_engine::{
 use umbel_protocol::{DType, Span};
 use umbel_shard::{LoadError, Model, Part};
 
+use super::lead::Lead;
 use super::{HopTime, StepError, StepTime};
 use crate::adapter::NamedAdapter;
 
@@ -70,7 +71,7 @@ impl LocalModel {
         tokens_max: u32,
     ) -> Result<LocalChain, OpenTableError> {
         let table = self.arena.open_as(cache, self.blocks.span(), tokens_max as usize)?;
-        Ok(LocalChain { model: Arc::clone(self), table: Some(table), tokens_max })
+        Ok(LocalChain { model: Arc::clone(self), table: Some(table), tokens_max, lead: None })
     }
 }
 
@@ -80,15 +81,20 @@ pub struct LocalChain {
     /// Absent only while a step computes.
     table: Option<KvTable>,
     tokens_max: u32,
+    lead: Option<Lead>,
 }
 
 impl LocalChain {
-    /// The same session, which has had no step, with an adapter.
+    /// The same session, which has had no step, with an adapter. The vectors that stand before the text
+    /// take their part of its room.
     ///
     /// # Errors
     /// [`TrainError`] where the adapter is for another model.
     pub fn adapted(mut self, adapter: &NamedAdapter) -> Result<Self, TrainError> {
-        if let Some(table) = &mut self.table {
+        self.lead = Lead::of(Some(adapter));
+        if let Some(table) = &mut self.table
+            && adapter.adapter().config().adapts_blocks()
+        {
             self.model.blocks.adapt(table, Arc::clone(adapter.adapter()))?;
         }
         Ok(self)
@@ -115,6 +121,10 @@ impl LocalChain {
         self.table = Some(table);
         let time = self.time(started.elapsed(), compute);
         Ok((result?, time))
+    }
+
+    pub(super) const fn lead(&self) -> Option<&Lead> {
+        self.lead.as_ref()
     }
 
     pub(super) const fn tokens_max(&self) -> u32 {

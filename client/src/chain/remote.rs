@@ -19,6 +19,7 @@ use umbel_engine::{Ends, EndsError, HiddenStates};
 use umbel_protocol::inference::AnswerRows;
 use umbel_protocol::{DType, ModelId};
 
+use super::lead::Lead;
 use super::{StepError, StepTime};
 use crate::adapter::NamedAdapter;
 use crate::generate::compute_apart;
@@ -89,6 +90,8 @@ struct Wanted {
     options: SessionOptions,
     proportions: Proportions,
     adapter: Option<NamedAdapter>,
+    /// The vectors of the adapter that stand before the text.
+    lead: Option<Lead>,
 }
 
 impl Wanted {
@@ -180,6 +183,13 @@ impl RemoteChain {
         (options, adapter): (SessionOptions, Option<NamedAdapter>),
     ) -> Result<Self, OpenChainError> {
         let hidden_size = model.config().hidden_size;
+        let lead = Lead::of(adapter.as_ref());
+        let context = u32::try_from(model.config().context_tokens).unwrap_or(u32::MAX);
+        let tokens_max = match &lead {
+            // Room is asked for text, and a session has none beyond the model's context.
+            Some(lead) => tokens_max.saturating_add(lead.tokens()).min(context),
+            None => tokens_max,
+        };
         let wanted = Wanted {
             model: model.id(),
             block_count: model.config().block_count,
@@ -193,6 +203,7 @@ impl RemoteChain {
             options,
             proportions: Proportions::of(model.config()),
             adapter,
+            lead,
         };
         let ends = model.has_weights().then(|| model.ends().clone());
         let (running, held) = Running::start(&swarm, &wanted, ends.as_ref(), prompt).await?;
@@ -239,6 +250,10 @@ impl RemoteChain {
         let announcements = self.swarm.known(Some(model));
         let stages = stages::of_route(&self.hops(), &announcements, proportions, token_bytes);
         prefill::plan(&stages, position, tokens, tokens_max)
+    }
+
+    pub(super) const fn lead(&self) -> Option<&Lead> {
+        self.wanted.lead.as_ref()
     }
 
     pub(super) const fn tokens_max(&self) -> u32 {
@@ -303,6 +318,7 @@ impl Running {
         }
         let adapter = wanted.adapter.as_ref();
         let adapter_id = adapter.map(NamedAdapter::id);
+        let named = wanted.lead.as_ref().map_or_else(|| text.to_vec(), |lead| lead.named(text));
         let config = SessionConfig {
             model,
             block_count: wanted.block_count,
@@ -312,9 +328,9 @@ impl Running {
             results: wanted.options.wire,
             cache: wanted.options.cache,
             standby: wanted.options.standby,
-            sharing: wanted.shares().then(|| swarm.sharing(text, adapter_id)),
+            sharing: wanted.shares().then(|| swarm.sharing(&named, adapter_id)),
             thin_vocabulary: wanted.options.thin.then_some(wanted.vocabulary_size),
-            adapter: adapter.map(NamedAdapter::described),
+            adapter: adapter.and_then(NamedAdapter::described),
         };
         let (commands, receive) = mpsc::channel(COMMANDS_WAITING_MAX);
         let (ready, opened) = oneshot::channel();
@@ -327,7 +343,10 @@ impl Running {
             Err(_) => return Err(OpenChainError::NotServed { model }),
         };
         let running = Self { commands, hops, failures };
-        let mut held = text[..text.len().min(taken_over as usize)].to_vec();
+        // Of what stands before the text servers may hold a part alone: the text then begins anew.
+        let before = wanted.lead.as_ref().map_or(0, Lead::tokens);
+        let taken_over = taken_over.saturating_sub(before) as usize;
+        let mut held = text[..text.len().min(taken_over)].to_vec();
         // The prompt has tokens that the model lacks: who hands them in will be told so.
         if let Some(ends) = ends
             && running.remember(ends, &held, wanted).await.is_err()
@@ -340,14 +359,21 @@ impl Running {
     /// Hands in what enters the first block for tokens that no step brings, in case a server has to
     /// be filled anew; of a text for which there is no room the session could keep nothing.
     async fn remember(&self, ends: &Ends, held: &[u32], wanted: &Wanted) -> Result<(), EndsError> {
-        let bytes = held.len().saturating_mul(wanted.token_bytes as usize);
+        let lead = wanted.lead.clone();
+        let tokens = held.len() + lead.as_ref().map_or(0, |lead| lead.vectors().token_count());
+        let bytes = tokens.saturating_mul(wanted.token_bytes as usize);
         if held.is_empty() || bytes > JOURNAL_BYTES_MAX {
             return Ok(());
         }
         tracing::debug!(tokens = held.len(), "servers hold the beginning of the prompt");
         let (ends, held, wire) = (ends.clone(), held.to_vec(), wanted.options.wire);
-        let hidden =
-            compute_apart(move || Ok::<_, EndsError>(ends.embed(&held)?.to_wire_as(wire))).await?;
+        let hidden = compute_apart(move || {
+            let embedded = ends.embed(&held)?;
+            let all = lead.iter().map(|lead| lead.vectors().clone()).chain([embedded]);
+            let all = HiddenStates::concat(&all.collect::<Vec<_>>());
+            Ok::<_, EndsError>(all.expect("the adapter is for this model").to_wire_as(wire))
+        });
+        let hidden = hidden.await?;
         // A session that is over needs nothing any more.
         let _over = self.commands.send(Command::Remember { hidden }).await;
         Ok(())

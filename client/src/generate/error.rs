@@ -30,8 +30,12 @@ pub enum GenerateError {
     /// A model that was opened for thin sessions alone.
     #[error("the model was opened without weights: ask for a thin session, or open its ends")]
     NoWeights,
-    /// Logits of a thin session, or what is done to them here before a token is drawn.
-    #[error("a thin session has no logits: its last server draws the tokens")]
+    /// Logits of a thin session, or what is done to them here before a token is drawn; or vectors before
+    /// its text.
+    #[error(
+        "a thin session has no logits, since its last server draws the tokens, and no learned prompt, \
+         since its first server embeds tokens alone"
+    )]
     NoLogits,
     /// Sampling parameters out of range.
     #[error(transparent)]

@@ -8,6 +8,7 @@ mod remote;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use umbel_engine::train::prompt::{self, put_before};
 use umbel_engine::train::{Loss, LossError, Sequence, TrainingState};
 use umbel_engine::{Ends, EndsError, HiddenStates};
 use umbel_protocol::training::{SEQUENCES_MAX, TrainingSequence};
@@ -50,6 +51,8 @@ pub(super) struct Microbatch {
     pub(super) sequences: Vec<TrainingSequence>,
     ids: Vec<u32>,
     targets: Vec<Option<u32>>,
+    /// Of the learned vectors that stand before each text.
+    prompt_tokens: usize,
     /// What entered the block with this number.
     pub(super) entering: BTreeMap<u32, HiddenStates>,
     /// The gradient of it.
@@ -76,6 +79,7 @@ impl Microbatch {
             sequences: Vec::new(),
             ids: Vec::new(),
             targets: Vec::new(),
+            prompt_tokens: 0,
             entering: BTreeMap::new(),
             gradients: BTreeMap::new(),
             loss: None,
@@ -83,6 +87,12 @@ impl Microbatch {
         }
     }
 
+    /// The same for texts behind a prompt of so many tokens.
+    pub(super) fn behind(self, prompt_tokens: usize) -> Self {
+        Self { prompt_tokens, ..self }
+    }
+
+    /// Adds a text; the sequence has the tokens of the prompt too, which foretell nothing.
     pub(super) fn add(
         &mut self,
         sequence: TrainingSequence,
@@ -91,12 +101,28 @@ impl Microbatch {
     ) {
         self.sequences.push(sequence);
         self.ids.extend_from_slice(ids);
+        self.targets.resize(self.targets.len() + self.prompt_tokens, None);
         self.targets.extend(targets);
     }
 
-    pub(super) fn embed(&mut self, ends: &Ends) -> Result<(), EndsError> {
-        self.entering.insert(0, ends.embed(&self.ids)?);
+    /// Looks up what enters the first block, behind the vectors of `learned`.
+    pub(super) fn embed(&mut self, ends: &Ends, learned: &[f32]) -> Result<(), EndsError> {
+        let embedded = ends.embed(&self.ids)?;
+        let texts: Vec<_> = self.lengths().map(|tokens| tokens - self.prompt_tokens).collect();
+        let entering =
+            if learned.is_empty() { embedded } else { put_before(learned, &texts, &embedded) };
+        self.entering.insert(0, entering);
         Ok(())
+    }
+
+    /// The gradient of the prompt; it was brought back to the first block.
+    pub(super) fn prompt_gradient(&self) -> Vec<f32> {
+        let lengths: Vec<_> = self.lengths().collect();
+        prompt::gradient(self.first_gradient(), &lengths, self.prompt_tokens)
+    }
+
+    fn lengths(&self) -> impl Iterator<Item = usize> {
+        self.sequences.iter().map(|sequence| sequence.tokens as usize)
     }
 
     /// What computes the loss of what left the last block.

@@ -80,6 +80,8 @@ impl Checkpoint {
             "rank_stabilized": config.rank_stabilized,
             "dropout": config.dropout,
             "target_modules": modules,
+            "prompt_tokens": config.prompt_tokens,
+            "block_prompt_tokens": config.block_prompt_tokens,
             "adamw": [beta1, beta2, epsilon, weight_decay],
             "other": self.other,
         });
@@ -133,6 +135,11 @@ fn settings(about: &Value) -> Result<(AdapterConfig, AdamW), CheckpointError> {
         let known = TargetModule::ALL.into_iter().find(|module| name == module.name());
         known.ok_or(malformed("its settings"))
     };
+    // Those that were written before there were prompts say nothing of them.
+    let tokens = |key: &str| match about.get(key) {
+        Some(_) => usize::try_from(number(about, key)?).map_err(|_| malformed("its settings")),
+        None => Ok(0),
+    };
     #[expect(clippy::cast_possible_truncation, reason = "it was written from binary32")]
     let config = AdapterConfig {
         rank: usize::try_from(number(about, "rank")?).map_err(|_| malformed("its settings"))?,
@@ -140,6 +147,8 @@ fn settings(about: &Value) -> Result<(AdapterConfig, AdamW), CheckpointError> {
         rank_stabilized: about["rank_stabilized"].as_bool().ok_or(malformed("its settings"))?,
         dropout: float(&about["dropout"])? as f32,
         target_modules: modules.iter().map(module).collect::<Result<_, _>>()?,
+        prompt_tokens: tokens("prompt_tokens")?,
+        block_prompt_tokens: tokens("block_prompt_tokens")?,
     };
     let adamw = AdamW {
         beta1: float(&about["adamw"][0])?,

@@ -12,11 +12,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use umbel_engine::HiddenStates;
-use umbel_engine::train::{
-    AdamW, Adapter, AdapterConfig, AdapterError, TargetModule, TrainingState,
-};
+use umbel_engine::train::{AdamW, Adapter, AdapterConfig, AdapterError, TrainingState};
 use umbel_protocol::Span;
-use umbel_protocol::training::{StateKind, TrainingSequence};
+use umbel_protocol::training::TrainingSequence;
 
 use super::TrainError;
 use super::blocks::{Microbatch, RemoteBlocks, RemoteSettings, TrainingHop};
@@ -71,7 +69,12 @@ impl FrozenBlocks {
     ) -> Result<Self, FrozenError> {
         let state = match adapter {
             Some(adapter) => TrainingState::new(adapter.part(blocks)?, AdamW::default()),
-            None => without_effect(model, blocks)?,
+            None => {
+                // It has no values, so that servers hold nothing but what is under way.
+                let nothing = AdapterConfig::default();
+                let adapter = Adapter::begin(nothing, model.config(), blocks, 0)?;
+                TrainingState::new(adapter, AdamW::default())
+            }
         };
         let settings = RemoteSettings { tokens_max, ..RemoteSettings::default() };
         let hidden_size = model.config().hidden_size;
@@ -186,24 +189,6 @@ impl FrozenBlocks {
         self.microbatches += 1;
         Microbatch::new(self.microbatches)
     }
-}
-
-/// The least adapter there is, all values of which are zero: servers of a training want one, and this
-/// one changes nothing and has no gradient but zero.
-fn without_effect(model: &ClientModel, blocks: Span) -> Result<TrainingState, AdapterError> {
-    let config = AdapterConfig {
-        rank: 1,
-        alpha: 1.0,
-        rank_stabilized: false,
-        dropout: 0.0,
-        target_modules: vec![TargetModule::Query],
-    };
-    let adapter = Adapter::begin(config, model.config(), blocks, 0)?;
-    let mut state = TrainingState::new(adapter, AdamW::default());
-    let count = usize::try_from(state.value_count()).expect("the values are in memory");
-    let written = state.write(StateKind::Values, 0, &vec![0.0; count]);
-    written.expect("zeros are written over all values");
-    Ok(state)
 }
 
 fn check_shape(tensor: &HiddenStates, expected: [usize; 2]) -> Result<(), FrozenError> {

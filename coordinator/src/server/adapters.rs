@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use umbel_protocol::inference::{AdapterPart, OpenSession, ServerMessage, SessionAdapter};
-use umbel_protocol::training::{AdapterSettings, STATE_VALUES_MAX, TargetModule};
+use umbel_protocol::training::{AdapterSettings, STATE_VALUES_MAX};
 use umbel_protocol::{ErrorCode, PeerId, ProtocolViolation, SessionId, Span, Tensor};
 
 use super::admission::Refusal;
@@ -37,8 +37,11 @@ const VALUE_BYTES: u64 = 4;
 pub struct AdapterRoom {
     /// Bytes for the adapters of all clients.
     pub bytes_max: u64,
-    /// Rows and columns together of each module's matrix, in the order of [`TargetModule::ALL`].
+    /// Rows and columns together of each module's matrix, in the order of
+    /// [`TargetModule::ALL`](umbel_protocol::training::TargetModule::ALL).
     pub module_sizes: [u64; 7],
+    /// Values of a token between blocks.
+    pub hidden_size: u64,
 }
 
 /// An adapter that is held, as the accelerator knows it.
@@ -238,7 +241,8 @@ impl Server {
     ) -> Result<AdapterKey, Refusal> {
         let adapter = open.adapter.clone().expect("the session has one");
         let (blocks, settings) = (open.blocks, adapter.settings.clone());
-        let values = value_count(&settings, &room.module_sizes, blocks);
+        let of_block = settings.block_values(&room.module_sizes, room.hidden_size);
+        let values = of_block.saturating_mul(u64::from(blocks.block_count()));
         let bytes = values.saturating_mul(VALUE_BYTES);
         let dropped = self.adapters.make_room(client, bytes, room.bytes_max)?;
         let orders = dropped.into_iter().map(|adapter| AdapterOrder::Drop { adapter });
@@ -360,12 +364,4 @@ impl Server {
             self.send(link, ServerMessage::AdapterWanted { session, offset });
         }
     }
-}
-
-/// How many values an adapter has in some blocks.
-fn value_count(settings: &AdapterSettings, module_sizes: &[u64; 7], blocks: Span) -> u64 {
-    let sizes = TargetModule::ALL.iter().zip(module_sizes);
-    let sizes = sizes.filter(|(module, _)| settings.target_modules.contains(module));
-    let of_rank = sizes.map(|(_, size)| *size).fold(0, u64::saturating_add);
-    of_rank.saturating_mul(u64::from(settings.rank)).saturating_mul(u64::from(blocks.block_count()))
 }

@@ -1,6 +1,6 @@
 //! Who may open a session: model, blocks, and room.
 
-use umbel_protocol::training::{OpenTraining, STATE_VALUES_MAX, TargetModule};
+use umbel_protocol::training::{OpenTraining, STATE_VALUES_MAX};
 use umbel_protocol::{ErrorCode, Span};
 
 use super::{HostConfig, MESSAGES_WAITING_MAX, SESSIONS_MAX, SESSIONS_PER_TRAINER_MAX};
@@ -90,10 +90,7 @@ fn row_bytes(config: &HostConfig, open: &OpenTraining) -> u64 {
 
 /// How many values an adapter has in the blocks of a session.
 pub(super) fn values(config: &HostConfig, open: &OpenTraining) -> u64 {
-    let sizes = TargetModule::ALL.iter().zip(config.module_sizes);
-    let sizes = sizes.filter(|(module, _)| open.adapter.target_modules.contains(module));
-    let of_rank: u64 = sizes.map(|(_, size)| size).fold(0, u64::saturating_add);
-    of_rank
-        .saturating_mul(u64::from(open.adapter.rank))
-        .saturating_mul(u64::from(open.blocks.block_count()))
+    let hidden_size = u64::from(config.hidden_size);
+    let of_block = open.adapter.block_values(&config.module_sizes, hidden_size);
+    of_block.saturating_mul(u64::from(open.blocks.block_count()))
 }

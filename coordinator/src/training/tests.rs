@@ -35,6 +35,7 @@ fn opening(session: u128) -> OpenTraining {
             rank_stabilized: false,
             dropout: 0.0,
             target_modules: vec![TargetModule::Query, TargetModule::Down],
+            block_prompt_tokens: 0,
         },
         optimizer: AdamWSettings { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 },
         seed: 1,
@@ -411,4 +412,41 @@ fn a_name_is_not_taken_again_before_the_accelerator_has_let_go_of_it() {
     world.holds = false;
     world.say(ANNA, 3, TrainerMessage::Open(opening(5)));
     assert_eq!(world.opened(3), Some((0, false)));
+}
+
+/// Of 2 blocks with 3 tokens of 2 values each, and of blocks that are frozen.
+#[test]
+fn prompts_of_blocks_are_counted_and_frozen_blocks_have_nothing() {
+    for (tokens, values) in [(3, 12), (0, 0)] {
+        let adapter = AdapterSettings {
+            rank: 0,
+            alpha: 0.0,
+            rank_stabilized: false,
+            dropout: 0.0,
+            target_modules: Vec::new(),
+            block_prompt_tokens: tokens,
+        };
+        let open = || OpenTraining { adapter: adapter.clone(), ..opening(1) };
+        let bytes = BYTES - 4 * 4 * 48 + 4 * 4 * values;
+        // Half of what there is may be one session's.
+        let mut world = World::new(2 * bytes - 1);
+        world.say(ANNA, 1, TrainerMessage::Open(open()));
+        let refused = |sent: &TrainingAnswer| {
+            matches!(sent, TrainingAnswer::Error { code: ErrorCode::KvFull, .. })
+        };
+        assert!(refused(&world.sent[0].1), "{:?}", world.sent);
+        let mut world = World::new(2 * bytes);
+        world.say(ANNA, 1, TrainerMessage::Open(open()));
+        let opened = TrainingAnswer::Opened { steps: 0, resumed: false, value_count: values };
+        assert_eq!(world.sent[0].1, opened);
+        assert_eq!(world.host.bytes_free(), bytes);
+        // A value more than there is.
+        let count = u32::try_from(values + 1).unwrap();
+        world.say(ANNA, 1, TrainerMessage::Read { kind: StateKind::Values, offset: 0, count });
+        let last = &world.sent.last().unwrap().1;
+        assert!(
+            matches!(last, TrainingAnswer::Error { code: ErrorCode::WrongShape, .. }),
+            "{last:?}"
+        );
+    }
 }

@@ -1,5 +1,6 @@
 //! What adapters add to the product of a matrix: `y = W x + b + scale B A x` (Hu et al. 2021,
-//! <https://arxiv.org/abs/2106.09685>), for the rows of the sessions that have one.
+//! <https://arxiv.org/abs/2106.09685>), for the rows of the sessions that have one; and what they add to
+//! the hidden states of a session's first tokens.
 //!
 //! The rows of all sessions with the same adapter go through its two matrices together, and rows
 //! without one are not touched. Each output is one sum in one order, as in training, so that the bits
@@ -9,10 +10,11 @@ use std::ops::Range;
 
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor};
 
-use super::{rows_of, values, values_mut};
-use crate::block::Pass;
+use super::{rows_of, values, values_mut, with_values};
+use crate::block::{Pass, Stretch};
 use crate::train::adapter::{LoraMatrices, TargetModule};
 use crate::train::dense::times_transposed;
+use crate::train::prompt;
 
 /// Adds to `product`, which nobody else holds, what the adapters of a pass have for `module`; `input`
 /// is what was multiplied.
@@ -27,6 +29,33 @@ pub(crate) fn add(
         product.inplace_op2(input, &Adapted(groups))?;
     }
     Ok(product)
+}
+
+/// Adds to what enters a block what the adapters of its pass have for the first tokens of each session.
+/// Most passes have no such token, and go on with `hidden` as it is.
+pub(crate) fn add_prompts(pass: &Pass<'_>, hidden: Tensor) -> Result<Tensor> {
+    let width = hidden.dim(1)?;
+    if pass.stretches.iter().all(|stretch| prompt_of(stretch, pass.block, width).is_none()) {
+        return Ok(hidden);
+    }
+    // Whoever handed the rows in may still read them.
+    let mut rows = with_values(&hidden, <[f32]>::to_vec)?;
+    let mut start = 0;
+    for stretch in &pass.stretches {
+        let end = start + stretch.tokens * width;
+        if let Some(prompt) = prompt_of(stretch, pass.block, width) {
+            let positions = stretch.position..stretch.position + stretch.tokens;
+            prompt::add(prompt, [positions], width, &mut rows[start..end]);
+        }
+        start = end;
+    }
+    Tensor::from_vec(rows, hidden.shape(), hidden.device())
+}
+
+/// What is added to some of a session's tokens before a block; a session goes on behind its prompt.
+fn prompt_of<'a>(stretch: &Stretch<'a>, block: u32, width: usize) -> Option<&'a [f32]> {
+    let prompt = stretch.adapter?.parameters().prompt_of(block)?;
+    (stretch.position * width < prompt.len()).then_some(prompt)
 }
 
 /// Rows with the same matrices.

@@ -1,21 +1,25 @@
 //! Adapters: what a client trains, in binary32.
 
 mod error;
+mod parameters;
 mod peft;
 mod values;
-
-use std::collections::BTreeMap;
 
 use umbel_protocol::Span;
 use umbel_shard::ModelConfig;
 
 use super::dropout::{bits_at, stream_of};
 pub use error::AdapterError;
+pub use parameters::{LoraMatrices, Parameters, Place};
 pub use peft::{PEFT_CONFIG_FILE, PEFT_WEIGHTS_FILE, PeftFiles};
 
 /// The largest rank that is taken: adapters have 4 to 256, and the memory of a server is bounded by
 /// it.
 pub const RANK_MAX: usize = umbel_protocol::training::RANK_MAX as usize;
+
+/// The longest prompt that is learned: prompts have 8 to 100 tokens, and each takes its place in the
+/// model's context.
+pub const PROMPT_TOKENS_MAX: usize = umbel_protocol::training::PROMPT_TOKENS_MAX as usize;
 
 /// A matrix of a block that an adapter may add to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -79,10 +83,12 @@ impl TargetModule {
     }
 }
 
-/// What an adapter is, beside its values.
-#[derive(Debug, Clone, PartialEq)]
+/// What an adapter is, beside its values: matrices in the blocks (LoRA), or a prompt of learned vectors.
+///
+/// The default has no part at all, as blocks have that are frozen.
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct AdapterConfig {
-    /// Rows of A and columns of B: 1 to [`RANK_MAX`].
+    /// Rows of A and columns of B: 1 to [`RANK_MAX`]; 0 where there are no matrices.
     pub rank: usize,
     /// What the product of B and A is multiplied by, times the rank (or its root).
     pub alpha: f32,
@@ -93,6 +99,13 @@ pub struct AdapterConfig {
     pub dropout: f32,
     /// The matrices that it adds to; each at most once.
     pub target_modules: Vec<TargetModule>,
+    /// Learned vectors that stand before the text (Lester et al. 2021,
+    /// <https://arxiv.org/abs/2104.08691>): at most [`PROMPT_TOKENS_MAX`]. They are whoever's who embeds
+    /// the text, and no block's.
+    pub prompt_tokens: usize,
+    /// Tokens at the beginning of each sequence to whose hidden states every block adds learned vectors
+    /// of its own (deep prompts, as Petals has them): at most [`PROMPT_TOKENS_MAX`].
+    pub block_prompt_tokens: usize,
 }
 
 impl AdapterConfig {
@@ -103,9 +116,32 @@ impl AdapterConfig {
         self.alpha / if self.rank_stabilized { rank.sqrt() } else { rank }
     }
 
+    /// Whether blocks have a part of it: else it is nothing to who serves them.
+    #[must_use]
+    pub const fn adapts_blocks(&self) -> bool {
+        !self.target_modules.is_empty() || self.block_prompt_tokens > 0
+    }
+
+    /// # Errors
+    /// [`AdapterError::PromptTokens`] where the model has no room for the prompt and something behind it.
+    fn check_context(&self, model: &ModelConfig) -> Result<(), AdapterError> {
+        let (found, max) = (self.prompt_tokens, model.context_tokens.saturating_sub(1));
+        if found > max { Err(AdapterError::PromptTokens { found, max }) } else { Ok(()) }
+    }
+
     /// # Errors
     /// [`AdapterError`] where a value is out of its bounds.
     fn check(&self) -> Result<(), AdapterError> {
+        let longest = self.prompt_tokens.max(self.block_prompt_tokens);
+        if longest > PROMPT_TOKENS_MAX {
+            return Err(AdapterError::PromptTokens { found: longest, max: PROMPT_TOKENS_MAX });
+        }
+        if self.rank == 0 && self.target_modules.is_empty() {
+            return Ok(());
+        }
+        if longest > 0 {
+            return Err(AdapterError::TwoKinds);
+        }
         if !(1..=RANK_MAX).contains(&self.rank) {
             return Err(AdapterError::Rank { found: self.rank, max: RANK_MAX });
         }
@@ -125,103 +161,6 @@ impl AdapterConfig {
     }
 }
 
-/// The two matrices that an adapter has for one module of one block.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LoraMatrices {
-    /// `[rank, columns]`, row by row.
-    pub(super) a: Vec<f32>,
-    /// `[rows, rank]`, row by row.
-    pub(super) b: Vec<f32>,
-    rank: usize,
-}
-
-impl LoraMatrices {
-    pub(super) fn new(a: Vec<f32>, b: Vec<f32>, rank: usize) -> Self {
-        assert!(a.len().is_multiple_of(rank) && b.len().is_multiple_of(rank), "whole rows");
-        Self { a, b, rank }
-    }
-
-    /// A, `[rank, columns]`, row by row.
-    #[must_use]
-    pub fn a(&self) -> &[f32] {
-        &self.a
-    }
-
-    /// B, `[rows, rank]`, row by row.
-    #[must_use]
-    pub fn b(&self) -> &[f32] {
-        &self.b
-    }
-
-    pub(crate) const fn rank(&self) -> usize {
-        self.rank
-    }
-
-    /// Rows and columns of the matrix that they add to.
-    pub(crate) fn shape(&self) -> [usize; 2] {
-        [self.b.len() / self.rank, self.a.len() / self.rank]
-    }
-
-    fn zeros_like(&self) -> Self {
-        Self { a: vec![0.0; self.a.len()], b: vec![0.0; self.b.len()], rank: self.rank }
-    }
-}
-
-/// Where a pair of matrices stands: a block, and a module in it.
-pub type Place = (u32, TargetModule);
-
-/// Pairs of matrices by their places: the values of an adapter, or gradients of them.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Parameters(pub(super) BTreeMap<Place, LoraMatrices>);
-
-impl Parameters {
-    /// The pairs, in the order of blocks and of modules within a block.
-    pub fn iter(&self) -> impl Iterator<Item = (Place, &LoraMatrices)> {
-        self.0.iter().map(|(place, matrices)| (*place, matrices))
-    }
-
-    /// The pair of `module` in `block`.
-    #[must_use]
-    pub fn at(&self, block: u32, module: TargetModule) -> Option<&LoraMatrices> {
-        self.0.get(&(block, module))
-    }
-
-    /// The sum of the squares of all values, from which the norm over all servers follows.
-    #[must_use]
-    pub fn sum_of_squares(&self) -> f64 {
-        self.sum_of_squares_pausing(&|| ())
-    }
-
-    /// As [`Self::sum_of_squares`], with `pause` behind each pair of matrices.
-    pub(super) fn sum_of_squares_pausing(&self, pause: &dyn Fn()) -> f64 {
-        let squares = |values: &[f32]| values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>();
-        let of_pair = |matrices: &LoraMatrices| {
-            pause();
-            squares(&matrices.a) + squares(&matrices.b)
-        };
-        self.0.values().map(of_pair).sum()
-    }
-
-    /// Adds `other`, which has the same places and shapes: gradients of another microbatch.
-    ///
-    /// # Panics
-    /// Where they differ: both come from one adapter.
-    pub fn add(&mut self, other: &Self) {
-        assert!(self.0.keys().eq(other.0.keys()), "both are of one adapter");
-        for (matrices, other) in self.0.values_mut().zip(other.0.values()) {
-            let pairs = [(&mut matrices.a, &other.a), (&mut matrices.b, &other.b)];
-            for (values, other) in pairs {
-                assert_eq!(values.len(), other.len(), "both are of one adapter");
-                values.iter_mut().zip(other).for_each(|(value, other)| *value += other);
-            }
-        }
-    }
-
-    pub(super) fn zeros_like(&self) -> Self {
-        Self(self.0.iter().map(|(&place, matrices)| (place, matrices.zeros_like())).collect())
-    }
-}
-
 /// The part of an adapter that belongs to some blocks.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Adapter {
@@ -233,7 +172,8 @@ pub struct Adapter {
 impl Adapter {
     /// A new adapter, which changes nothing yet: A is uniform between plus and minus the inverse root
     /// of its columns, as PEFT begins, and B is zero. The values are a function of `seed` and their
-    /// places, so that servers begin alike however the blocks are split among them.
+    /// places, so that servers begin alike however the blocks are split among them. Prompts are zero:
+    /// see [`Adapter::set_prompt`].
     ///
     /// # Errors
     /// [`AdapterError`] where `config` is out of bounds or `model` has no such blocks.
@@ -243,22 +183,37 @@ impl Adapter {
         blocks: Span,
         seed: u64,
     ) -> Result<Self, AdapterError> {
-        config.check()?;
-        check_blocks(model, blocks)?;
-        let matrices = |(block, module): Place| {
-            let [rows, columns] = module.shape(model);
+        let mut blank = Self::blank(config, model, blocks)?;
+        for (&(block, module), matrices) in &mut blank.parameters.matrices {
+            let [_, columns] = module.shape(model);
             let bound = 1.0 / (columns as f32).sqrt();
             let stream = stream_of(block, module);
             let value = |index| {
                 let bits = bits_at(seed, stream, index) >> 40;
                 (bits as f32 / (1 << 23) as f32 - 1.0) * bound
             };
-            let a = (0..(config.rank * columns) as u64).map(value).collect();
-            LoraMatrices::new(a, vec![0.0; rows * config.rank], config.rank)
-        };
-        let places = places(&config, blocks);
-        let parameters = Parameters(places.map(|place| (place, matrices(place))).collect());
-        Ok(Self { config, blocks, parameters })
+            (0..).zip(&mut matrices.a).for_each(|(index, place)| *place = value(index));
+        }
+        Ok(blank)
+    }
+
+    /// The vectors that stand before the text, `[tokens, hidden]`; empty where there are none.
+    #[must_use]
+    pub fn prompt(&self) -> &[f32] {
+        &self.parameters.prompt
+    }
+
+    /// Replaces the vectors that stand before the text: a training goes best from those of tokens.
+    ///
+    /// # Errors
+    /// [`AdapterError::PromptValues`] where they are not as many as there were.
+    pub fn set_prompt(&mut self, values: &[f32]) -> Result<(), AdapterError> {
+        let (expected, found) = (self.parameters.prompt.len(), values.len());
+        if found != expected {
+            return Err(AdapterError::PromptValues { expected, found });
+        }
+        self.parameters.prompt.copy_from_slice(values);
+        Ok(())
     }
 
     /// What it is, beside its values.
@@ -279,7 +234,7 @@ impl Adapter {
         &self.parameters
     }
 
-    /// The part of some of its blocks.
+    /// The part of some of its blocks, to none of which the vectors before the text belong.
     ///
     /// # Errors
     /// [`AdapterError::NoSuchBlocks`] where it lacks one of them.
@@ -287,9 +242,8 @@ impl Adapter {
         if !self.blocks.covers(blocks) {
             return Err(AdapterError::NoSuchBlocks { blocks, known: self.blocks });
         }
-        let matrices = self.parameters.0.iter().filter(|((block, _), _)| blocks.contains(*block));
-        let matrices = matrices.map(|(&place, matrices)| (place, matrices.clone()));
-        Ok(Self { config: self.config.clone(), blocks, parameters: Parameters(matrices.collect()) })
+        let config = AdapterConfig { prompt_tokens: 0, ..self.config.clone() };
+        Ok(Self { config, blocks, parameters: self.parameters.part(blocks) })
     }
 
     /// The adapter whose parts follow each other: what several servers have trained.
@@ -307,8 +261,7 @@ impl Adapter {
             }
             whole.blocks = Span::new(whole.blocks.start(), part.blocks.end())
                 .map_err(|_| AdapterError::Parts)?;
-            let matrices = part.parameters.0.iter();
-            whole.parameters.0.extend(matrices.map(|(&place, pair)| (place, pair.clone())));
+            whole.parameters.extend(part.parameters.clone());
         }
         Ok(whole)
     }

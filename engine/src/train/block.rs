@@ -3,11 +3,13 @@
 //! The order of operations is that of [`model::llama`](crate::model); the families that the engine
 //! knows differ in biases, in norms of queries and keys, and in windows.
 
+use std::borrow::Cow;
+
 use super::adapter::{Adapter, LoraMatrices, Parameters, TargetModule};
 use super::attention::{self, Attended};
 use super::dropout::Mask;
 use super::lora::{Layer, Lora};
-use super::{Sequence, norm, swiglu};
+use super::{Sequence, norm, prompt, swiglu};
 use crate::block::BlockParts;
 use crate::kernel::{self, RopeTable};
 use crate::operation::linear::Linear;
@@ -66,7 +68,7 @@ impl<'a> TrainedBlock<'a> {
 
     /// From what enters the block to what leaves it, `[tokens, hidden]`.
     pub(super) fn forward(&self, input: &[f32]) -> Vec<f32> {
-        let hidden = self.attend(input).hidden;
+        let hidden = self.attend(&self.prompted(input)).hidden;
         let gated = self.gate(&hidden).gated;
         let mut output = self.layer(TargetModule::Down).forward(&gated);
         kernel::add(&mut output, &hidden);
@@ -81,9 +83,35 @@ impl<'a> TrainedBlock<'a> {
         gradient: &[f32],
         found: &mut Parameters,
     ) -> Vec<f32> {
-        let activations = self.attend(input);
+        let input = self.prompted(input);
+        let activations = self.attend(&input);
         let of_hidden = self.backward_mlp(&activations.hidden, gradient, found);
-        self.backward_attention(input, &activations, of_hidden, found)
+        let of_input = self.backward_attention(&input, &activations, of_hidden, found);
+        if let Some(prompt) = self.prompt() {
+            // A sum has the gradients of what is added.
+            let gradient =
+                prompt::sum_of_first(&of_input, self.lengths, self.width(), prompt.len());
+            found.block_prompts.insert(self.index, gradient);
+        }
+        of_input
+    }
+
+    /// What the adapter adds to the first tokens of each sequence.
+    fn prompt(&self) -> Option<&'a [f32]> {
+        self.adapter?.parameters().prompt_of(self.index)
+    }
+
+    fn width(&self) -> usize {
+        self.parts.q_proj.columns()
+    }
+
+    /// What enters the block with what the adapter adds to it.
+    fn prompted<'b>(&self, input: &'b [f32]) -> Cow<'b, [f32]> {
+        let Some(prompt) = self.prompt() else { return Cow::Borrowed(input) };
+        let mut input = input.to_vec();
+        let rows = self.lengths.iter().map(|&tokens| 0..tokens);
+        prompt::add(prompt, rows, self.width(), &mut input);
+        Cow::Owned(input)
     }
 
     fn attend(&self, input: &[f32]) -> AttentionActivations {
@@ -195,7 +223,7 @@ impl<'a> TrainedBlock<'a> {
     ) {
         let matrices = self.layer(module).backward(input, gradient, of_input);
         if let Some(matrices) = matrices {
-            found.0.insert((self.index, module), matrices);
+            found.matrices.insert((self.index, module), matrices);
         }
     }
 

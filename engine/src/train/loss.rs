@@ -61,6 +61,31 @@ impl Ends {
         Ok(Loss { sum, targets: targets.iter().flatten().count(), gradient })
     }
 
+    /// From the gradient of what [`Ends::normed`] gives to that of `hidden`, which left the last block: for
+    /// heads of one's own.
+    ///
+    /// # Errors
+    /// [`LossError`] where the two have not one shape, or are of another model.
+    pub fn normed_gradient(
+        &self,
+        hidden: &HiddenStates,
+        gradient: &HiddenStates,
+    ) -> Result<HiddenStates, LossError> {
+        let expected = [hidden.token_count(), self.hidden_size()];
+        for states in [hidden, gradient] {
+            let found = [states.token_count(), states.hidden_size()];
+            if found != expected {
+                return Err(LossError::Shape { expected, found });
+            }
+        }
+        let (values, gradient) = (hidden.to_values(), gradient.to_values());
+        let mut of_hidden = vec![0.0; values.len()];
+        let (norm, _) = self.norm_and_head();
+        self.device().run(|| norm::add_gradient(norm, &values, &gradient, &mut of_hidden));
+        Ok(HiddenStates::from_values(of_hidden, self.hidden_size())
+            .expect("the gradient has the shape of the hidden states"))
+    }
+
     /// The sum of the losses of some rows; their gradients are added to `gradient`.
     fn loss_of_rows(
         &self,

@@ -1,6 +1,6 @@
 //! AdamW (Loshchilov and Hutter 2019, <https://arxiv.org/abs/1711.05101>), as PyTorch computes it.
 
-use super::adapter::{Adapter, LoraMatrices, Parameters, Place};
+use super::adapter::{Adapter, Parameters};
 
 /// What is added to a norm that is divided by, as `clip_grad_norm_` of PyTorch does.
 const NORM_MIN: f64 = 1e-6;
@@ -59,11 +59,10 @@ impl Optimizer {
         steps: u64,
         [means, mean_squares]: [Parameters; 2],
     ) -> Result<Self, StepError> {
-        let expected = shapes(adapter.parameters());
-        if [&means, &mean_squares].iter().any(|moments| shapes(moments) != expected) {
+        if [&means, &mean_squares].iter().any(|moments| !moments.is_like(adapter.parameters())) {
             return Err(StepError::OtherAdapter);
         }
-        let squares = mean_squares.0.values().flat_map(|pair| pair.a.iter().chain(&pair.b));
+        let squares = mean_squares.rows().flat_map(|(_, row)| row);
         if !means.sum_of_squares().is_finite()
             || squares.into_iter().any(|v| !(0.0..f32::INFINITY).contains(v))
         {
@@ -110,7 +109,7 @@ impl Optimizer {
         self.step_pausing(adapter, gradients, (learning_rate, factor), &|| ())
     }
 
-    /// As [`Self::step`], with `pause` behind each pair of matrices.
+    /// As [`Self::step`], with `pause` behind each matrix.
     pub(super) fn step_pausing(
         &mut self,
         adapter: &mut Adapter,
@@ -118,8 +117,7 @@ impl Optimizer {
         (learning_rate, factor): (f64, f64),
         pause: &dyn Fn(),
     ) -> Result<(), StepError> {
-        let expected = shapes(&self.means);
-        if shapes(gradients) != expected || shapes(adapter.parameters()) != expected {
+        if !gradients.is_like(&self.means) || !adapter.parameters().is_like(&self.means) {
             return Err(StepError::OtherAdapter);
         }
         // As a number of binary32, in which each square is kept.
@@ -128,39 +126,61 @@ impl Optimizer {
             return Err(StepError::NotFinite);
         }
         self.steps += 1;
-        let rule = self.rule(learning_rate, factor);
-        let parameters = adapter.parameters.0.values_mut().zip(gradients.0.values());
-        let moments = self.means.0.values_mut().zip(self.mean_squares.0.values_mut());
-        for ((values, gradients), (means, squares)) in parameters.zip(moments) {
-            rule.apply(&mut values.a, &gradients.a, &mut means.a, &mut squares.a);
-            rule.apply(&mut values.b, &gradients.b, &mut means.b, &mut squares.b);
+        let rule = Rule::new(self.settings, self.steps, (learning_rate, factor));
+        let parameters = adapter.parameters.rows_mut().zip(gradients.rows());
+        let moments = self.means.rows_mut().zip(self.mean_squares.rows_mut());
+        for (((_, values), (_, gradients)), ((_, means), (_, squares))) in parameters.zip(moments) {
+            rule.apply(values, gradients, means, squares);
             pause();
         }
         Ok(())
     }
-
-    /// The step that is being taken, in numbers of binary32 as PyTorch has them.
-    fn rule(&self, learning_rate: f64, factor: f64) -> Rule {
-        let AdamW { beta1, beta2, epsilon, weight_decay } = self.settings;
-        let steps = i32::try_from(self.steps).unwrap_or(i32::MAX);
-        let correction = |beta: f64| 1.0 - beta.powi(steps);
-        Rule {
-            factor: narrow(factor),
-            kept: narrow(1.0 - learning_rate * weight_decay),
-            beta1_rest: narrow(1.0 - beta1),
-            beta2: narrow(beta2),
-            beta2_rest: narrow(1.0 - beta2),
-            epsilon: narrow(epsilon),
-            root_correction: narrow(correction(beta2).sqrt()),
-            step: narrow(learning_rate / correction(beta1)),
-        }
-    }
 }
 
-/// Where matrices stand, and for what size of matrix and rank they are.
-fn shapes(parameters: &Parameters) -> Vec<(Place, [usize; 2], usize)> {
-    let shape = |(place, pair): (_, &LoraMatrices)| (place, pair.shape(), pair.rank());
-    parameters.iter().map(shape).collect()
+/// The state of the optimizer of a row of values of one's own, such as those of a head.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RowOptimizer {
+    settings: AdamW,
+    steps: u64,
+    means: Vec<f32>,
+    mean_squares: Vec<f32>,
+}
+
+impl RowOptimizer {
+    /// Before the first step of so many values.
+    #[must_use]
+    pub fn new(settings: AdamW, values: usize) -> Self {
+        Self { settings, steps: 0, means: vec![0.0; values], mean_squares: vec![0.0; values] }
+    }
+
+    /// Steps that were taken.
+    #[must_use]
+    pub const fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Changes `values` by their `gradients`, each multiplied by `factor` first.
+    ///
+    /// # Errors
+    /// [`StepError`] where there are not as many, or a gradient is not finite; then nothing has changed.
+    pub fn step(
+        &mut self,
+        values: &mut [f32],
+        gradients: &[f32],
+        (learning_rate, factor): (f64, f64),
+    ) -> Result<(), StepError> {
+        if values.len() != self.means.len() || gradients.len() != self.means.len() {
+            return Err(StepError::OtherAdapter);
+        }
+        let squares = gradients.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>();
+        if !narrow(squares * factor * factor).is_finite() || !learning_rate.is_finite() {
+            return Err(StepError::NotFinite);
+        }
+        self.steps += 1;
+        let rule = Rule::new(self.settings, self.steps, (learning_rate, factor));
+        rule.apply(values, gradients, &mut self.means, &mut self.mean_squares);
+        Ok(())
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -176,6 +196,23 @@ struct Rule {
 }
 
 impl Rule {
+    /// The step with this number, in numbers of binary32 as PyTorch has them.
+    fn new(settings: AdamW, steps: u64, (learning_rate, factor): (f64, f64)) -> Self {
+        let AdamW { beta1, beta2, epsilon, weight_decay } = settings;
+        let steps = i32::try_from(steps).unwrap_or(i32::MAX);
+        let correction = |beta: f64| 1.0 - beta.powi(steps);
+        Self {
+            factor: narrow(factor),
+            kept: narrow(1.0 - learning_rate * weight_decay),
+            beta1_rest: narrow(1.0 - beta1),
+            beta2: narrow(beta2),
+            beta2_rest: narrow(1.0 - beta2),
+            epsilon: narrow(epsilon),
+            root_correction: narrow(correction(beta2).sqrt()),
+            step: narrow(learning_rate / correction(beta1)),
+        }
+    }
+
     fn apply(self, values: &mut [f32], gradients: &[f32], means: &mut [f32], squares: &mut [f32]) {
         let moments = means.iter_mut().zip(squares);
         for ((value, gradient), (mean, square)) in values.iter_mut().zip(gradients).zip(moments) {

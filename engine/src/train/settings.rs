@@ -40,10 +40,13 @@ impl From<&AdapterSettings> for AdapterConfig {
             rank_stabilized: settings.rank_stabilized,
             dropout: settings.dropout,
             target_modules: settings.target_modules.iter().map(|&module| module.into()).collect(),
+            prompt_tokens: 0,
+            block_prompt_tokens: settings.block_prompt_tokens.into(),
         }
     }
 }
 
+/// What servers are told of an adapter: all but the vectors before the text, of which they know nothing.
 impl From<&AdapterConfig> for AdapterSettings {
     fn from(config: &AdapterConfig) -> Self {
         Self {
@@ -52,6 +55,8 @@ impl From<&AdapterConfig> for AdapterSettings {
             rank_stabilized: config.rank_stabilized,
             dropout: config.dropout,
             target_modules: config.target_modules.iter().map(|&module| module.into()).collect(),
+            block_prompt_tokens: u16::try_from(config.block_prompt_tokens)
+                .expect("prompts have at most PROMPT_TOKENS_MAX tokens"),
         }
     }
 }

@@ -2,7 +2,8 @@
 //! trainer beside it.
 //!
 //! Its values can be read and written as one row: block by block, in each block module by module, of
-//! each module first A and then B. So the part of some blocks is a stretch of the row of all.
+//! each module first A and then B; last what stands before the text, which no server holds. So the part
+//! of some blocks is a stretch of the row of all.
 
 use std::ops::Range;
 
@@ -71,6 +72,12 @@ impl TrainingState {
         self.adapter.parameters().value_count()
     }
 
+    /// How many of them belong to blocks: the first ones.
+    #[must_use]
+    pub fn block_value_count(&self) -> u64 {
+        self.adapter.parameters().block_value_count()
+    }
+
     /// The stretch of some of the adapter's blocks in the row of all values.
     ///
     /// # Panics
@@ -79,7 +86,7 @@ impl TrainingState {
     pub fn stretch(&self, blocks: Span) -> Range<u64> {
         let all = self.adapter.blocks();
         assert!(all.covers(blocks), "the adapter has all of the blocks");
-        let of_block = self.value_count() / u64::from(all.block_count());
+        let of_block = self.block_value_count() / u64::from(all.block_count());
         let [start, end] =
             [blocks.start(), blocks.end()].map(|block| u64::from(block - all.start()) * of_block);
         start..end
@@ -121,6 +128,16 @@ impl TrainingState {
     /// Where they are not of this adapter.
     pub fn add(&mut self, gradients: &Parameters) {
         self.gradients.add(gradients);
+    }
+
+    /// Adds a microbatch's gradients of the vectors before the text.
+    ///
+    /// # Panics
+    /// Where they are not as many as the adapter has.
+    pub fn add_to_prompt(&mut self, gradients: &[f32]) {
+        let prompt = &mut self.gradients.prompt;
+        assert_eq!(prompt.len(), gradients.len(), "a gradient for each value");
+        prompt.iter_mut().zip(gradients).for_each(|(sum, value)| *sum += value);
     }
 
     /// The gradients of the step.
@@ -176,11 +193,9 @@ impl TrainingState {
     pub fn digest_pausing(&self, blocks: Span, pause: &dyn Fn()) -> [u8; 32] {
         assert!(self.adapter.blocks().covers(blocks), "the adapter has all of the blocks");
         let mut hash = Sha256::new();
-        for (place, matrices) in self.adapter.parameters().iter() {
-            if blocks.contains(place.0) {
-                for value in matrices.a().iter().chain(matrices.b()) {
-                    hash.update(value.to_le_bytes());
-                }
+        for (block, values) in self.adapter.parameters().rows() {
+            if block.is_some_and(|block| blocks.contains(block)) {
+                values.iter().for_each(|value| hash.update(value.to_le_bytes()));
                 pause();
             }
         }
@@ -211,56 +226,6 @@ pub enum WriteError {
     NotFinite,
 }
 
-impl Parameters {
-    /// How many values they are.
-    #[must_use]
-    pub fn value_count(&self) -> u64 {
-        self.iter().map(|(_, matrices)| (matrices.a().len() + matrices.b().len()) as u64).sum()
-    }
-
-    pub(super) fn read(&self, range: Range<u64>) -> Option<Vec<f32>> {
-        if range.is_empty() || range.end > self.value_count() {
-            return None;
-        }
-        let mut found = Vec::new();
-        let mut start = 0;
-        for values in self.iter().flat_map(|(_, matrices)| [matrices.a(), matrices.b()]) {
-            if let Some(places) = overlap(start, values.len(), &range) {
-                found.extend_from_slice(&values[places]);
-            }
-            start += values.len() as u64;
-        }
-        Some(found)
-    }
-
-    pub(super) fn write(&mut self, offset: u64, new: &[f32]) -> Option<()> {
-        let end = offset.checked_add(new.len() as u64)?;
-        if end > self.value_count() {
-            return None;
-        }
-        let mut start = 0;
-        let mut rest = new;
-        for pair in self.0.values_mut() {
-            for values in [&mut pair.a, &mut pair.b] {
-                if let Some(places) = overlap(start, values.len(), &(offset..end)) {
-                    let next = rest.split_off(..places.len())?;
-                    values[places].copy_from_slice(next);
-                }
-                start += values.len() as u64;
-            }
-        }
-        Some(())
-    }
-}
-
-/// The places of a piece of a row, which begins at `start`, that are in `range`.
-fn overlap(start: u64, length: usize, range: &Range<u64>) -> Option<Range<usize>> {
-    let end = start + length as u64;
-    let (first, last) = (range.start.max(start), range.end.min(end));
-    let place = |at: u64| usize::try_from(at - start).expect("it is within the piece");
-    (first < last).then(|| place(first)..place(last))
-}
-
 #[cfg(test)]
 mod tests {
     use umbel_shard::Family;
@@ -283,6 +248,7 @@ mod tests {
             rank_stabilized: false,
             dropout: 0.0,
             target_modules: vec![TargetModule::Key, TargetModule::Query],
+            ..AdapterConfig::default()
         };
         let model = model::config(Family::Llama);
         TrainingState::begin((config, AdamW::default()), &model, blocks, (3, 5)).unwrap()
@@ -336,6 +302,37 @@ mod tests {
         assert_ne!(whole.digest(span(1, 3)), all.digest(span(1, 3)));
         assert_eq!(whole.steps(), 6);
         assert_eq!(whole.gradients().sum_of_squares(), 0.0);
+    }
+
+    #[test]
+    fn what_stands_before_the_text_comes_last_and_is_no_blocks() {
+        let config =
+            AdapterConfig { prompt_tokens: 2, block_prompt_tokens: 2, ..AdapterConfig::default() };
+        let model = model::config(Family::Llama);
+        let begin = |blocks, config| {
+            let settings = (config, AdamW::default());
+            TrainingState::begin(settings, &model, blocks, (0, 0)).unwrap()
+        };
+        let mut whole = begin(span(0, 3), config.clone());
+        let prompt = 2 * model.hidden_size;
+        assert_eq!(whole.value_count(), 4 * prompt as u64);
+        assert_eq!(whole.stretch(span(1, 3)), prompt as u64..3 * prompt as u64);
+        let mut part = begin(span(1, 3), AdapterConfig { prompt_tokens: 0, ..config });
+        assert_eq!(part.digest(span(1, 3)), whole.digest(span(1, 3)));
+        let gradients = vec![0.5; 2 * prompt];
+        part.write(StateKind::Gradients, 0, &gradients).unwrap();
+        whole.write(StateKind::Gradients, prompt as u64, &gradients).unwrap();
+        for _ in 0..2 {
+            whole.add_to_prompt(&vec![1.5; prompt]);
+        }
+        let read = whole.read(StateKind::Gradients, 3 * prompt as u64..4 * prompt as u64);
+        assert_eq!(read.unwrap(), vec![3.0; prompt]);
+        let before = whole.clone();
+        whole.step(0.1, 1.0).unwrap();
+        part.step(0.1, 1.0).unwrap();
+        assert_eq!(part.digest(span(1, 3)), whole.digest(span(1, 3)));
+        assert_ne!(before.digest(span(1, 3)), whole.digest(span(1, 3)));
+        assert!(whole.adapter().prompt().iter().all(|value| *value < 0.0), "it stepped too");
     }
 
     #[test]

@@ -76,15 +76,34 @@ fn adapter(config: &ModelConfig, dropout: f32) -> Adapter {
         rank_stabilized: false,
         dropout,
         target_modules: TargetModule::ALL.to_vec(),
+        ..AdapterConfig::default()
     };
     let mut adapter = Adapter::begin(settings, config, span(0, config.block_count), 5).unwrap();
-    for (place, matrices) in &mut adapter.parameters.0 {
+    for (place, matrices) in &mut adapter.parameters.matrices {
         let seed = dropout::stream_of(place.0, place.1);
         for (index, value) in (0..).zip(&mut matrices.b) {
             let bits = dropout::bits_at(seed, 77, index) >> 40;
             *value = (bits as f32 / (1 << 23) as f32 - 1.0) * 0.1;
         }
     }
+    adapter
+}
+
+/// Prompts of `tokens` tokens before the text and in each block, whose values are of the size of hidden
+/// states.
+fn prompts(config: &ModelConfig, tokens: usize) -> Adapter {
+    let settings = AdapterConfig {
+        prompt_tokens: tokens,
+        block_prompt_tokens: tokens,
+        ..AdapterConfig::default()
+    };
+    let mut adapter = Adapter::blank(settings, config, span(0, config.block_count)).unwrap();
+    let count = adapter.parameters().value_count();
+    let value = |index| {
+        let bits = dropout::bits_at(3, 8, index) >> 40;
+        (bits as f32 / (1 << 23) as f32 - 1.0) * 0.5
+    };
+    adapter.write(0, &(0..count).map(value).collect::<Vec<_>>()).unwrap();
     adapter
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use umbel_client::train::schedule::Decay;
 use umbel_engine::train::TargetModule;
 use umbel_net::{Multiaddr, parse_address};
@@ -17,6 +17,7 @@ Examples:
   umbel train --join ADDR --data chats.jsonl --out chats --rank 16 --epochs 2
   umbel train --join ADDR --data chats.jsonl --out chats --resume
   umbel train --join ADDR --data chats.jsonl --out chats --epochs 20 --patience 3
+  umbel train --join ADDR --data chats.jsonl --out tone --method ptune --learning-rate 0.01
   umbel train --join ADDR --data mine.jsonl --out ours --together
   umbel train --join ADDR --data yours.jsonl --out ours --with TRAINER
 
@@ -94,11 +95,53 @@ pub struct TogetherArguments {
     pub round_seconds: u32,
 }
 
+/// What is learned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Method {
+    /// Matrices in the blocks.
+    Lora,
+    /// Vectors that stand before the text. Servers hold nothing of them.
+    Ptune,
+    /// The same, and vectors that each block adds to the hidden states of these positions.
+    DeepPtune,
+}
+
+impl Method {
+    /// As it is typed.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Lora => "lora",
+            Self::Ptune => "ptune",
+            Self::DeepPtune => "deep-ptune",
+        }
+    }
+}
+
+/// Tokens of a prompt where no number was typed: as many as Petals' examples have.
+const PROMPT_TOKENS: u16 = 16;
+
+/// The rank where none was typed.
+const RANK: u16 = 8;
+
 /// What an adapter is.
 #[derive(Debug, Clone, Args)]
 pub struct AdapterArguments {
+    /// What is learned. Prompts want a higher --learning-rate than matrices, such as 0.01.
+    #[arg(long, value_enum, value_name = "NAME", default_value_t = Method::Lora)]
+    pub method: Method,
+
+    /// Tokens of the prompt that is learned [default: 16].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub prompt_tokens: Option<u16>,
+
+    /// The text whose embeddings the prompt begins with, as often as there is room [default: tokens that
+    /// are drawn].
+    #[arg(long, value_name = "TEXT")]
+    pub prompt_text: Option<String>,
+
     /// Rows of the adapter's inner matrices.
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1_024))]
+    #[arg(long, value_name = "N", default_value_t = RANK, value_parser = clap::value_parser!(u16).range(1..=1_024))]
     pub rank: u16,
 
     /// How much it counts, times the rank [default: twice the rank].
@@ -116,6 +159,37 @@ pub struct AdapterArguments {
     /// Divide by the root of the rank and not by the rank.
     #[arg(long)]
     pub rank_stabilized: bool,
+}
+
+impl AdapterArguments {
+    /// Tokens that stand before each text.
+    #[must_use]
+    pub fn prompt_tokens(&self) -> u16 {
+        match self.method {
+            Method::Lora => 0,
+            Method::Ptune | Method::DeepPtune => self.prompt_tokens.unwrap_or(PROMPT_TOKENS),
+        }
+    }
+
+    /// The first argument that has no meaning for what is learned.
+    #[must_use]
+    pub fn out_of_place(&self) -> Option<&'static str> {
+        let of_prompts = [
+            ("--prompt-tokens", self.prompt_tokens.is_some()),
+            ("--prompt-text", self.prompt_text.is_some()),
+        ];
+        let of_matrices = [
+            ("--rank", self.rank != RANK),
+            ("--alpha", self.alpha.is_some()),
+            ("--dropout", self.dropout != 0.0),
+            ("--rank-stabilized", self.rank_stabilized),
+        ];
+        let typed = match self.method {
+            Method::Lora => &of_prompts[..],
+            Method::Ptune | Method::DeepPtune => &of_matrices[..],
+        };
+        typed.iter().find(|(_, is_typed)| *is_typed).map(|(name, _)| *name)
+    }
 }
 
 /// How an adapter is learned.

@@ -86,16 +86,25 @@ impl Opened {
         tokens: usize,
         prompt: &[u32],
     ) -> anyhow::Result<Chain> {
-        let tokens = u32::try_from(tokens.clamp(1, self.model.config().context_tokens))?;
+        let context = self.model.config().context_tokens;
+        let tokens = u32::try_from(tokens.clamp(1, context))?;
         Ok(match &self.blocks {
             Blocks::Local(blocks, cache) => {
-                let chain = blocks.open_as(*cache, tokens)?;
+                let before = adapter.map_or(0, NamedAdapter::prompt_tokens);
+                let room = (tokens as usize).saturating_add(before).min(context);
+                let chain = blocks.open_as(*cache, u32::try_from(room)?)?;
                 Chain::Local(match adapter {
                     Some(adapter) => chain.adapted(adapter)?,
                     None => chain,
                 })
             }
             Blocks::Swarm(swarm, options) => {
+                if options.thin && adapter.is_some_and(|adapter| adapter.prompt_tokens() > 0) {
+                    // Said before a server is asked for anything.
+                    bail!(
+                        "--thin: servers embed tokens alone, and the adapter has a learned prompt"
+                    );
+                }
                 let swarm = Arc::clone(swarm);
                 let with = (*options, adapter.cloned());
                 let chain = RemoteChain::open_adapted(swarm, &self.model, tokens, prompt, with);

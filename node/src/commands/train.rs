@@ -32,6 +32,10 @@ pub(crate) async fn run(arguments: TrainArguments, config: &Config) -> anyhow::R
     if arguments.join.is_empty() && !arguments.local {
         bail!("where? --join ADDR for a swarm, --local for none");
     }
+    let method = arguments.adapter.method;
+    if let Some(argument) = arguments.adapter.out_of_place() {
+        bail!("{argument} means nothing with --method {}", method.name());
+    }
     let source = ModelSource::parse(arguments.model.name())?;
     let base = card::base_of(&source);
     // The swarm is joined first: a wrong address is found before anything is downloaded.
@@ -205,7 +209,8 @@ async fn blocks(
     };
     let learning = &arguments.learning;
     // A text that is longer than a microbatch goes alone.
-    let tokens_max = learning.microbatch_tokens.max(learning.max_tokens);
+    let prompt_tokens = u32::from(arguments.adapter.prompt_tokens());
+    let tokens_max = learning.microbatch_tokens.max(learning.max_tokens + prompt_tokens);
     let settings = RemoteSettings {
         seed: learning.seed,
         tokens_max,

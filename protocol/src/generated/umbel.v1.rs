@@ -545,9 +545,13 @@ pub struct AdapterSettings {
     /// In [0, 1).
     #[prost(float, tag = "4")]
     pub dropout: f32,
-    /// Each at most once.
+    /// Each at most once. None, and a rank of 0: there are no matrices.
     #[prost(enumeration = "TargetModule", repeated, tag = "5")]
     pub target_modules: ::prost::alloc::vec::Vec<i32>,
+    /// Tokens at the beginning of each sequence to whose hidden states every block adds vectors of its own.
+    /// Only where there are no matrices. 0: none; blocks without either are frozen.
+    #[prost(uint32, tag = "6")]
+    pub block_prompt_tokens: u32,
 }
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
 pub struct AdamWSettings {
@@ -731,7 +735,7 @@ impl TargetModule {
     }
 }
 /// The values of a session stand in one row: block by block, in each block module by module, of each
-/// module first A and then B, each row by row.
+/// module first A and then B, each row by row; or of each block its prompt, token by token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum StateKind {

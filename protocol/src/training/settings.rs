@@ -8,6 +8,9 @@ use crate::wire;
 /// it.
 pub const RANK_MAX: u32 = 1_024;
 
+/// The longest prompt that is taken: those that are learned have 8 to 100 tokens.
+pub const PROMPT_TOKENS_MAX: u16 = 256;
+
 /// What a dropout is below: nothing would be left.
 pub const DROPOUT_END: f32 = 1.0;
 
@@ -39,7 +42,7 @@ impl TargetModule {
 /// What an adapter is, beside its values.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdapterSettings {
-    /// Rows of A and columns of B: 1 to [`RANK_MAX`].
+    /// Rows of A and columns of B: 1 to [`RANK_MAX`]; 0 where there are no matrices.
     pub rank: u32,
     /// What the product of B and A is multiplied by, times the rank or its root; above zero.
     pub alpha: f32,
@@ -47,8 +50,30 @@ pub struct AdapterSettings {
     pub rank_stabilized: bool,
     /// How likely an input of A is dropped; in `[0, 1)`.
     pub dropout: f32,
-    /// At least one, and each at most once.
+    /// Each at most once, and none where there are no matrices.
     pub target_modules: Vec<TargetModule>,
+    /// Tokens at the beginning of each sequence to whose hidden states every block adds vectors of its
+    /// own: at most [`PROMPT_TOKENS_MAX`], and 0 where there are matrices.
+    pub block_prompt_tokens: u16,
+}
+
+impl AdapterSettings {
+    /// Whether blocks have values of it: without any they are frozen.
+    #[must_use]
+    pub const fn has_values(&self) -> bool {
+        self.rank > 0 || self.block_prompt_tokens > 0
+    }
+
+    /// How many values it has in one block of a model whose modules' matrices have so many rows and
+    /// columns together, and whose hidden states so many values.
+    #[must_use]
+    pub fn block_values(&self, module_sizes: &[u64; 7], hidden_size: u64) -> u64 {
+        let sizes = TargetModule::ALL.iter().zip(module_sizes);
+        let sizes = sizes.filter(|(module, _)| self.target_modules.contains(module));
+        let of_rank = sizes.map(|(_, size)| *size).fold(0, u64::saturating_add);
+        let prompt = u64::from(self.block_prompt_tokens).saturating_mul(hidden_size);
+        of_rank.saturating_mul(u64::from(self.rank)).saturating_add(prompt)
+    }
 }
 
 /// How an optimizer steps.
@@ -102,6 +127,7 @@ impl From<AdapterSettings> for v1::AdapterSettings {
             rank_stabilized: settings.rank_stabilized,
             dropout: settings.dropout,
             target_modules: settings.target_modules.iter().map(module).collect(),
+            block_prompt_tokens: settings.block_prompt_tokens.into(),
         }
     }
 }
@@ -110,10 +136,20 @@ impl TryFrom<v1::AdapterSettings> for AdapterSettings {
     type Error = ProtocolViolation;
 
     fn try_from(settings: v1::AdapterSettings) -> Result<Self, ProtocolViolation> {
-        let v1::AdapterSettings { rank, alpha, rank_stabilized, dropout, target_modules } =
-            settings;
-        within((1..=RANK_MAX).contains(&rank), "the rank")?;
-        within(alpha.is_finite() && alpha > 0.0, "alpha")?;
+        let v1::AdapterSettings {
+            rank,
+            alpha,
+            rank_stabilized,
+            dropout,
+            target_modules,
+            block_prompt_tokens,
+        } = settings;
+        let has_matrices = !target_modules.is_empty();
+        within(rank <= RANK_MAX && (rank > 0) == has_matrices, "the rank")?;
+        within(alpha.is_finite() && alpha >= 0.0 && (alpha > 0.0 || !has_matrices), "alpha")?;
+        let block_prompt_tokens = u16::try_from(block_prompt_tokens).unwrap_or(u16::MAX);
+        let prompt_max = if has_matrices { 0 } else { PROMPT_TOKENS_MAX };
+        within(block_prompt_tokens <= prompt_max, "the tokens of the prompt")?;
         within((0.0..DROPOUT_END).contains(&dropout), "the dropout")?;
         wire::at_most("target modules", TargetModule::ALL.len(), target_modules.len())?;
         let modules = target_modules.into_iter().map(target_module);
@@ -121,9 +157,8 @@ impl TryFrom<v1::AdapterSettings> for AdapterSettings {
         let mut distinct = target_modules.clone();
         distinct.sort_unstable();
         distinct.dedup();
-        let each_once = !distinct.is_empty() && distinct.len() == target_modules.len();
-        within(each_once, "the target modules")?;
-        Ok(Self { rank, alpha, rank_stabilized, dropout, target_modules })
+        within(distinct.len() == target_modules.len(), "the target modules")?;
+        Ok(Self { rank, alpha, rank_stabilized, dropout, target_modules, block_prompt_tokens })
     }
 }
 

@@ -34,13 +34,14 @@ pub(super) fn samples(session: SessionId) -> Vec<Sample> {
     ]
 }
 
-fn open_adapted(session: SessionId) -> OpenSession {
+pub(crate) fn open_adapted(session: SessionId) -> OpenSession {
     let settings = AdapterSettings {
         rank: 8,
         alpha: 16.0,
         rank_stabilized: true,
         dropout: 0.125,
         target_modules: vec![TargetModule::Query, TargetModule::Down],
+        block_prompt_tokens: 0,
     };
     let id = AdapterId::from_bytes([0xad; 32]);
     OpenSession { adapter: Some(SessionAdapter { id, settings }), ..open(session) }

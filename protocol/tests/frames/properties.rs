@@ -17,14 +17,14 @@ use umbel_protocol::inference::{
 };
 use umbel_protocol::prefix::{PREFIX_PAGES_MAX, PageDigest};
 use umbel_protocol::training::{
-    AdamWSettings, AdapterSettings, ForwardMicrobatch, OpenTraining, OptimizerStep,
-    STATE_VALUES_MAX, StateKind, StateValues, TargetModule, TrainerMessage, TrainingAnswer,
-    TrainingSequence,
+    AdamWSettings, ForwardMicrobatch, OpenTraining, OptimizerStep, STATE_VALUES_MAX, StateKind,
+    StateValues, TargetModule, TrainerMessage, TrainingAnswer, TrainingSequence,
 };
 use umbel_protocol::{DType, ModelId, PeerId, SessionId, Span, StepId, Tensor};
 
 use crate::ANY;
-use crate::adapters::{adapter_parts, adapters};
+
+use crate::adapters::{adapter_parts, adapters, trained};
 use crate::samples::{Message, Sample, samples, training};
 
 fn peers() -> impl Strategy<Value = PeerId> {
@@ -215,12 +215,6 @@ fn both(r: [u8; 32], s: [u8; 32]) -> [u8; 64] {
 }
 
 fn trainings() -> impl Strategy<Value = OpenTraining> {
-    let adapter = (1u32..=1_024, 1e-3f32..1e3, any::<bool>(), 0.0f32..1.0, 1usize..=7).prop_map(
-        |(rank, alpha, rank_stabilized, dropout, modules)| {
-            let target_modules = TargetModule::ALL[..modules].to_vec();
-            AdapterSettings { rank, alpha, rank_stabilized, dropout, target_modules }
-        },
-    );
     let optimizer = (0.0..1.0, 0.0..1.0, 1e-12..1.0, 0.0..10.0).prop_map(
         |(beta1, beta2, epsilon, weight_decay)| AdamWSettings {
             beta1,
@@ -230,7 +224,7 @@ fn trainings() -> impl Strategy<Value = OpenTraining> {
         },
     );
     let numbers = any::<(u64, u64, u32)>();
-    (sessions(), models(), spans(), adapter, optimizer, numbers).prop_map(
+    (sessions(), models(), spans(), trained(), optimizer, numbers).prop_map(
         |(session, model, blocks, adapter, optimizer, (seed, steps, tokens_max))| OpenTraining {
             session,
             model,
@@ -508,6 +502,13 @@ fn settings_that_no_training_has_are_violations() {
     assert!(refused(&|open| open.adapter.dropout = 1.0));
     assert!(refused(&|open| open.adapter.target_modules = Vec::new()));
     assert!(refused(&|open| open.adapter.target_modules = vec![TargetModule::Key; 2]));
+    let prompt = |open: &mut OpenTraining, tokens| {
+        (open.adapter.rank, open.adapter.target_modules) = (0, Vec::new());
+        open.adapter.block_prompt_tokens = tokens;
+    };
+    assert!(!refused(&|open| prompt(open, 256)) && !refused(&|open| prompt(open, 0)));
+    assert!(refused(&|open| prompt(open, 257)));
+    assert!(refused(&|open| open.adapter.block_prompt_tokens = 1), "matrices or a prompt");
     assert!(refused(&|open| open.optimizer.beta2 = 1.0));
     assert!(refused(&|open| open.optimizer.epsilon = 0.0));
     assert!(refused(&|open| open.optimizer.weight_decay = f64::INFINITY));

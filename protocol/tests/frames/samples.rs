@@ -1,7 +1,7 @@
 //! One value of each message, with every field set where that can be, and with none.
 
 #[path = "adapter_samples.rs"]
-mod adapted;
+pub(crate) mod adapted;
 #[path = "member_messages.rs"]
 pub(crate) mod members;
 #[path = "training_samples.rs"]

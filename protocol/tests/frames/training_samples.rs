@@ -16,6 +16,7 @@ pub(crate) fn samples() -> Vec<Sample> {
     let code = ErrorCode::KvFull;
     vec![
         trainer("trainer_open", TrainerMessage::Open(open())),
+        trainer("trainer_open_prompts", TrainerMessage::Open(with_prompts())),
         trainer("trainer_write", TrainerMessage::Write(state(StateKind::MeanSquares))),
         trainer("trainer_forward", TrainerMessage::Forward(forward(false))),
         trainer("trainer_evaluate", TrainerMessage::Forward(forward(true))),
@@ -67,12 +68,26 @@ pub(crate) fn open() -> OpenTraining {
             rank_stabilized: true,
             dropout: 0.125,
             target_modules: vec![TargetModule::Query, TargetModule::Down],
+            block_prompt_tokens: 0,
         },
         optimizer: AdamWSettings { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01 },
         seed: 42,
         steps: 7,
         tokens_max: 4_096,
     }
+}
+
+/// The same, whose blocks have prompts and no matrices.
+fn with_prompts() -> OpenTraining {
+    let adapter = AdapterSettings {
+        rank: 0,
+        alpha: 0.0,
+        rank_stabilized: false,
+        dropout: 0.0,
+        target_modules: Vec::new(),
+        block_prompt_tokens: 16,
+    };
+    OpenTraining { adapter, ..open() }
 }
 
 pub(crate) fn rows() -> Tensor {

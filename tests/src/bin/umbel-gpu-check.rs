@@ -396,6 +396,7 @@ fn gradients(pair: &Pair, allowed: f64) -> Result<()> {
         rank_stabilized: false,
         dropout: 0.0,
         target_modules: vec![TargetModule::Query],
+        ..AdapterConfig::default()
     };
     let adapter = Adapter::begin(settings, &pair.config, pair.span, 1)?;
     let refused = TrainingPass::new(&pair.blocks, pair.span, Some(&adapter), &both).err();

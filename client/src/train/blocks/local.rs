@@ -56,6 +56,7 @@ impl LocalBlocks {
             let back = self.backward(state, microbatch, inputs, gradient).await?;
             // The passes have let go of the state, so that nothing is copied.
             Arc::make_mut(state).add(&back.parameters);
+            microbatch.gradients.insert(self.span().start(), back.input);
         }
         Ok(sum)
     }

@@ -116,10 +116,11 @@ impl RemoteBlocks {
         self.unfinished = true;
         self.hops().for_each(|(_, hop)| hop.begin_step());
         // A step that begins apart ends apart: servers have not added what others have brought back.
-        let values = usize::try_from(state.value_count()).expect("the values are in memory");
+        let values = usize::try_from(state.block_value_count()).expect("they are in memory");
         let count = self.blocks.block_count();
-        let mut sum =
-            (self.routes.len() > 1).then(|| GradientSum::new(values, count, microbatches.len()));
+        // Where servers have no values there is nothing to add, on however many routes.
+        let apart = self.routes.len() > 1 && values > 0;
+        let mut sum = apart.then(|| GradientSum::new(values, count, microbatches.len()));
         loop {
             let way = sum.as_mut().map_or(Way::Together, Way::Apart);
             let pass = Pass { swarm: &self.swarm, loss: Some((model, weight)), way };

@@ -34,6 +34,7 @@ fn checkpoint() -> Checkpoint {
         rank_stabilized: true,
         dropout: 0.1,
         target_modules: vec![TargetModule::Query, TargetModule::Down],
+        ..AdapterConfig::default()
     };
     let adamw = AdamW { weight_decay: 0.3, ..AdamW::default() };
     let all = Span::new(0, 2).unwrap();
@@ -42,6 +43,25 @@ fn checkpoint() -> Checkpoint {
     state.write(StateKind::Means, 0, &vec![-0.5; count]).unwrap();
     state.write(StateKind::MeanSquares, 0, &vec![0.25; count]).unwrap();
     Checkpoint { state, model: "abc".to_owned(), sequences: 77, other: json!({ "epochs": 3 }) }
+}
+
+#[test]
+fn a_checkpoint_of_prompts_is_read_as_it_was_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("checkpoint.safetensors");
+    for block_prompt_tokens in [0, 3] {
+        let config =
+            AdapterConfig { prompt_tokens: 3, block_prompt_tokens, ..AdapterConfig::default() };
+        let all = Span::new(0, 2).unwrap();
+        let settings = (config, AdamW::default());
+        let mut state = TrainingState::begin(settings, &model(8), all, (5, 41)).unwrap();
+        let count = u8::try_from(state.value_count()).unwrap();
+        let values: Vec<_> = (0..count).map(f32::from).collect();
+        state.write(StateKind::Values, 0, &values).unwrap();
+        let checkpoint = Checkpoint { state, ..checkpoint() };
+        checkpoint.write(&path).unwrap();
+        assert_eq!(Checkpoint::read(&path, &model(8)).unwrap(), checkpoint);
+    }
 }
 
 #[test]

@@ -18,7 +18,7 @@ const BYTES_MAX: u64 = 3 * 4 * VALUES;
 
 fn server() -> Server {
     let module_sizes = [VALUES / 4, 100, 100, 100, 100, 100, 100];
-    let room = AdapterRoom { bytes_max: BYTES_MAX, module_sizes };
+    let room = AdapterRoom { bytes_max: BYTES_MAX, module_sizes, hidden_size: 10 };
     let config = super::server(4_096).config;
     Server::new(ServerConfig { adapters: Some(room), ..config })
 }
@@ -30,6 +30,7 @@ fn adapted(session: u128, adapter: u8) -> OpenSession {
         rank_stabilized: false,
         dropout: 0.0,
         target_modules: vec![TargetModule::Query],
+        block_prompt_tokens: 0,
     };
     let id = AdapterId::from_bytes([adapter; 32]);
     OpenSession { adapter: Some(SessionAdapter { id, settings }), ..opening(session) }
@@ -262,4 +263,20 @@ fn a_session_that_waits_when_the_server_leaves_is_told() {
     server.handle(Input::Drain, Time::START).unwrap();
     drain(&mut server);
     assert_eq!(refused(&send(&mut server, MINE, 1, Time::START)), Some(ErrorCode::Draining));
+}
+
+/// Of 4 blocks with 3 tokens of 10 values each.
+#[test]
+fn a_prompt_for_each_block_is_sent_whole_before_its_session_opens() {
+    let mut server = server();
+    let mut open = adapted(1, 7);
+    let settings = &mut open.adapter.as_mut().unwrap().settings;
+    (settings.rank, settings.target_modules) = (0, Vec::new());
+    settings.block_prompt_tokens = 3;
+    let outputs = tell(&mut server, MINE, ClientMessage::Open(open), Time::START).unwrap();
+    assert_eq!((wanted(&outputs), opened(&outputs)), (vec![(1, Some(0))], vec![]));
+    let short = tell(&mut server, MINE, part(1, 0, 119), Time::START);
+    assert!(matches!(short, Err(ProtocolViolation::Unexpected { .. })));
+    let outputs = tell(&mut server, MINE, part(1, 0, 120), Time::START).unwrap();
+    assert_eq!(opened(&outputs), [(1, Some(AdapterKey(0)))]);
 }

@@ -13,6 +13,7 @@ fn adapter() -> SessionAdapter {
         rank_stabilized: false,
         dropout: 0.0,
         target_modules: vec![TargetModule::Value],
+        block_prompt_tokens: 0,
     };
     SessionAdapter { id: AdapterId::from_bytes([5; 32]), settings }
 }

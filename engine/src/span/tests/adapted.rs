@@ -14,6 +14,7 @@ fn adapter(world: &World, rank: usize, seed: u32) -> Arc<Adapter> {
         rank_stabilized: false,
         dropout: 0.5,
         target_modules: TargetModule::ALL.to_vec(),
+        ..AdapterConfig::default()
     };
     let mut adapter = Adapter::blank(config, &world.config, span(0, 3)).unwrap();
     let count = u32::try_from(adapter.parameters().value_count()).unwrap();
@@ -25,14 +26,27 @@ fn adapter(world: &World, rank: usize, seed: u32) -> Arc<Adapter> {
     Arc::new(adapter)
 }
 
+/// Vectors that each block adds to the first tokens of a session.
+fn prompts(world: &World, tokens: usize) -> Arc<Adapter> {
+    let config = AdapterConfig { block_prompt_tokens: tokens, ..AdapterConfig::default() };
+    let mut adapter = Adapter::blank(config, &world.config, span(0, 3)).unwrap();
+    let count = u16::try_from(adapter.parameters().value_count()).unwrap();
+    let values = (0..count).map(|index| f32::from(index.wrapping_mul(40_503)) / 65_536.0 - 0.5);
+    adapter.write(0, &values.collect::<Vec<_>>()).unwrap();
+    Arc::new(adapter)
+}
+
 #[test]
 fn rows_with_several_adapters_and_without_give_the_bits_of_each_alone() {
     for family in FAMILIES {
         for weight_type in [WeightType::F32, WeightType::BF16, WeightType::Q4_1, WeightType::Q6K] {
             let world = World::new(family, weight_type);
             let (first, second) = (adapter(&world, 3, 1), adapter(&world, 8, 2));
-            let of_sessions = [Some(&first), None, Some(&first), Some(&second)];
+            let prompts = prompts(&world, 5);
+            let of_sessions = [Some(&first), None, Some(&prompts), Some(&second)];
             let blocks = [span(0, 3); 4];
+            assert_the_same_with(&world, &blocks, of_sessions, &format!("{family} with prompts"));
+            let of_sessions = [Some(&first), None, Some(&first), Some(&second)];
             assert_the_same_with(&world, &blocks, of_sessions, &format!("{family} {weight_type}"));
             let blocks = [span(0, 2), span(1, 3), span(1, 2), span(0, 3)];
             assert_the_same_with(&world, &blocks, of_sessions, &format!("{family} in parts"));
@@ -47,29 +61,37 @@ const DIFFERENCE_MAX: f32 = 1e-5;
 fn a_session_gives_what_a_pass_of_training_gives() {
     for family in FAMILIES {
         let world = World::new(family, WeightType::F32);
-        let (hosted, adapter) = (world.host(span(0, 3)), adapter(&world, 4, 3));
-        let input = model::hidden(23, 5);
-        let sequences = [Sequence { tokens: 23, dropout_seed: 0 }];
-        let pass = TrainingPass::new(&hosted, span(0, 3), Some(&adapter), &sequences).unwrap();
-        let trained = pass.without_dropout().forward(&input).unwrap().output;
-        let mut table = world.open(span(0, 3));
-        hosted.adapt(&mut table, adapter).unwrap();
-        let mut found = Vec::new();
-        for rows in [0..9, 9..10, 10..23] {
-            let output = hosted.forward(&mut table, &input.rows(rows).unwrap()).unwrap();
-            found.extend(output.to_values());
+        assert_session_trains_alike(&world, adapter(&world, 4, 3), &format!("{family}"));
+        // Steps that begin in the prompt, end in it, and stand behind it.
+        for tokens in [4, 9, 12, 30] {
+            let what = format!("{family}, a prompt of {tokens}");
+            assert_session_trains_alike(&world, prompts(&world, tokens), &what);
         }
-        let largest = |values: &[f32]| values.iter().fold(0.0, |most: f32, v| most.max(v.abs()));
-        let away = |other: &HiddenStates| -> f32 {
-            let pairs = found.iter().zip(other.to_values());
-            largest(&pairs.map(|(found, other)| found - other).collect::<Vec<_>>())
-        };
-        let difference = away(&trained) / largest(&found);
-        assert!(difference < DIFFERENCE_MAX, "{family}: {difference}");
-        let mut plain = world.open(span(0, 3));
-        let without = hosted.forward(&mut plain, &input).unwrap();
-        assert!(away(&without) > 0.01, "{family}: the adapter changes something");
     }
+}
+
+fn assert_session_trains_alike(world: &World, adapter: Arc<Adapter>, what: &str) {
+    let (hosted, input) = (world.host(span(0, 3)), model::hidden(23, 5));
+    let sequences = [Sequence { tokens: 23, dropout_seed: 0 }];
+    let pass = TrainingPass::new(&hosted, span(0, 3), Some(&adapter), &sequences).unwrap();
+    let trained = pass.without_dropout().forward(&input).unwrap().output;
+    let mut table = world.open(span(0, 3));
+    hosted.adapt(&mut table, adapter).unwrap();
+    let mut found = Vec::new();
+    for rows in [0..9, 9..10, 10..23] {
+        let output = hosted.forward(&mut table, &input.rows(rows).unwrap()).unwrap();
+        found.extend(output.to_values());
+    }
+    let largest = |values: &[f32]| values.iter().fold(0.0, |most: f32, v| most.max(v.abs()));
+    let away = |other: &HiddenStates| -> f32 {
+        let pairs = found.iter().zip(other.to_values());
+        largest(&pairs.map(|(found, other)| found - other).collect::<Vec<_>>())
+    };
+    let difference = away(&trained) / largest(&found);
+    assert!(difference < DIFFERENCE_MAX, "{what}: {difference}");
+    let mut plain = world.open(span(0, 3));
+    let without = hosted.forward(&mut plain, &input).unwrap();
+    assert!(away(&without) > 0.01, "{what}: the adapter changes something");
 }
 
 #[test]
@@ -85,6 +107,11 @@ fn an_adapter_that_does_not_fit_is_refused() {
     let other = Adapter::blank(whole.config().clone(), &other, span(0, 3)).unwrap();
     let refused = hosted.adapt(&mut table, Arc::new(other));
     assert!(matches!(refused, Err(TrainError::OtherModel { .. })), "{refused:?}");
+    let narrow = umbel_shard::ModelConfig { hidden_size: 64, ..world.config.clone() };
+    let config = prompts(&world, 3).config().clone();
+    let narrow = Adapter::blank(config, &narrow, span(0, 3)).unwrap();
+    let refused = hosted.adapt(&mut table, Arc::new(narrow));
+    assert!(matches!(refused, Err(TrainError::OtherWidth { found: 64, .. })), "{refused:?}");
     let elsewhere = world.host(span(1, 3));
     let refused = elsewhere.adapt(&mut table, whole);
     assert!(matches!(refused, Err(TrainError::NotHosted { .. })), "{refused:?}");

@@ -14,6 +14,25 @@ pub enum AdapterError {
         /// The largest one.
         max: usize,
     },
+    /// A prompt that is too long.
+    #[error("the adapter's prompt has {found} tokens; this model takes {max} at most")]
+    PromptTokens {
+        /// Its tokens.
+        found: usize,
+        /// The most.
+        max: usize,
+    },
+    /// Other values than those of a prompt of this length, for this model.
+    #[error("a prompt of {found} values, where the model and its tokens make them {expected}")]
+    PromptValues {
+        /// How many there have to be.
+        expected: usize,
+        /// How many there are.
+        found: usize,
+    },
+    /// Matrices and prompts in one.
+    #[error("an adapter has matrices or a prompt, and not both")]
+    TwoKinds,
     /// A factor that is no positive number.
     #[error("the adapter's alpha is {found}; it has to be positive")]
     Alpha {

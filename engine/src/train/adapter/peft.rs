@@ -17,7 +17,7 @@ use umbel_protocol::{AdapterId, Span};
 use umbel_shard::ModelConfig;
 use umbel_shard::safetensors::{StoredTensor, StoredType, parse_header};
 
-use super::{Adapter, AdapterConfig, AdapterError, LoraMatrices, Parameters, Place, places};
+use super::{Adapter, AdapterConfig, AdapterError, Parameters, Place};
 use crate::kernel::dequantize_row;
 
 /// What the adapter is.
@@ -25,6 +25,12 @@ pub const PEFT_CONFIG_FILE: &str = "adapter_config.json";
 
 /// Its tensors.
 pub const PEFT_WEIGHTS_FILE: &str = "adapter_model.safetensors";
+
+/// What stands before the text, as PEFT names it.
+const PROMPT_TENSOR: &str = "prompt_embeddings";
+
+/// What blocks add, before the number of each.
+const BLOCK_PROMPT_TENSOR: &str = "block_prompt_embeddings";
 
 /// What the header of the tensors takes for each: a name of some 80 bytes, and 80 more for type, shape
 /// and place. A header that is longer has tensors that no model has a place for.
@@ -60,40 +66,34 @@ impl Adapter {
         let header = parse_header(&files.weights, files.weights.len() as u64)?;
         let mut tensors: BTreeMap<&str, &StoredTensor> =
             header.tensors().iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-        let mut parameters = Parameters::default();
         let all = Span::new(0, model.block_count).map_err(|_| AdapterError::Parts)?;
-        for place in places(&config, all) {
-            let [rows, columns] = place.1.shape(model);
-            let mut read = |name: String, shape| match tensors.remove(name.as_str()) {
-                Some(tensor) => read(&files.weights, name, tensor, shape),
-                None => Err(AdapterError::MissingTensor { name }),
+        let mut whole = Self::blank(config, model, all)?;
+        let names = whole.parameters.tensors(model.hidden_size);
+        for ((name, shape), (_, values)) in names.into_iter().zip(whole.parameters.rows_mut()) {
+            let Some(tensor) = tensors.remove(name.as_str()) else {
+                return Err(AdapterError::MissingTensor { name });
             };
-            let a = read(tensor_name(place, "A"), [config.rank, columns])?;
-            let b = read(tensor_name(place, "B"), [rows, config.rank])?;
-            if blocks.contains(place.0) {
-                parameters.0.insert(place, LoraMatrices::new(a, b, config.rank));
-            }
+            values.copy_from_slice(&read(&files.weights, name, tensor, shape)?);
         }
         if let Some(name) = tensors.into_keys().next() {
             return Err(AdapterError::UnknownTensor { name: name.to_owned() });
         }
-        Ok(Self { config, blocks, parameters })
+        if blocks == all { Ok(whole) } else { whole.part(blocks) }
     }
 
     /// The files that PEFT reads. Those of an adapter for all blocks of a model are a whole adapter.
     #[must_use]
     pub fn to_peft(&self) -> PeftFiles {
+        let hidden_size = self.parameters.prompt.len() / self.config.prompt_tokens.max(1);
         let mut header = serde_json::Map::new();
         let mut values = Vec::new();
-        for (place, matrices) in self.parameters.iter() {
-            let ([rows, columns], rank) = (matrices.shape(), self.config.rank);
-            let tensors = [("A", [rank, columns], &matrices.a), ("B", [rows, rank], &matrices.b)];
-            for (matrix, shape, tensor) in tensors {
-                let start = values.len();
-                values.extend(tensor.iter().flat_map(|value| value.to_le_bytes()));
-                let entry = json!({ "dtype": "F32", "shape": shape, "data_offsets": [start, values.len()] });
-                header.insert(tensor_name(place, matrix), entry);
-            }
+        let names = self.parameters.tensors(hidden_size);
+        for ((name, shape), (_, tensor)) in names.into_iter().zip(self.parameters.rows()) {
+            let start = values.len();
+            values.extend(tensor.iter().flat_map(|value| value.to_le_bytes()));
+            let entry =
+                json!({ "dtype": "F32", "shape": shape, "data_offsets": [start, values.len()] });
+            header.insert(name, entry);
         }
         header.insert("__metadata__".into(), json!({ "format": "pt" }));
         let mut header = Value::Object(header).to_string().into_bytes();
@@ -102,7 +102,23 @@ impl Adapter {
         let mut weights = (header.len() as u64).to_le_bytes().to_vec();
         weights.extend_from_slice(&header);
         weights.extend_from_slice(&values);
-        PeftFiles { config: config::write(&self.config), weights }
+        PeftFiles { config: config::write(&self.config, hidden_size), weights }
+    }
+}
+
+impl Parameters {
+    /// The names that the rows of values have in the file, and their shapes.
+    fn tensors(&self, hidden_size: usize) -> Vec<(String, [usize; 2])> {
+        let matrices = self.matrices.iter().flat_map(|(&place, pair)| {
+            let ([rows, columns], rank) = (pair.shape(), pair.rank());
+            let tensors = [("A", [rank, columns]), ("B", [rows, rank])];
+            tensors.map(|(matrix, shape)| (tensor_name(place, matrix), shape))
+        });
+        let shape = |values: &Vec<f32>| [values.len() / hidden_size.max(1), hidden_size];
+        let of_block = |(block, values)| (format!("{BLOCK_PROMPT_TENSOR}.{block}"), shape(values));
+        let prompt = (PROMPT_TENSOR.to_owned(), shape(&self.prompt));
+        let prompt = (!self.prompt.is_empty()).then_some(prompt);
+        matrices.chain(self.block_prompts.iter().map(of_block)).chain(prompt).collect()
     }
 }
 
@@ -195,8 +211,17 @@ fn weights_bytes_max(config: &AdapterConfig, model: &ModelConfig) -> u64 {
     };
     let tensors = 2 * config.target_modules.len() as u64;
     let of_block = config.target_modules.iter().map(values).fold(0, u64::saturating_add);
-    let of_block = of_block.saturating_add(tensors * HEADER_TENSOR_BYTES);
-    of_block.saturating_mul(u64::from(model.block_count)).saturating_add(HEADER_TENSOR_BYTES)
+    let prompt = |tokens: usize| {
+        let values = (tokens as u64).saturating_mul(model.hidden_size as u64);
+        values.saturating_mul(VALUE_BYTES).saturating_add(HEADER_TENSOR_BYTES)
+    };
+    let of_block = of_block
+        .saturating_add(tensors * HEADER_TENSOR_BYTES)
+        .saturating_add(prompt(config.block_prompt_tokens));
+    of_block
+        .saturating_mul(u64::from(model.block_count))
+        .saturating_add(prompt(config.prompt_tokens))
+        .saturating_add(HEADER_TENSOR_BYTES)
 }
 
 fn check_length(file: &'static str, found: u64, max: u64) -> Result<(), AdapterError> {

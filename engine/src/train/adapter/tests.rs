@@ -22,8 +22,22 @@ fn adapter() -> Adapter {
         rank_stabilized: true,
         dropout: 0.05,
         target_modules: vec![TargetModule::Key, TargetModule::Down],
+        ..AdapterConfig::default()
     };
     Adapter::begin(settings, &config(), span(0, 3), 1).unwrap()
+}
+
+/// Learned vectors before the text, and in each block where they are deep.
+fn prompt(deep: bool) -> Adapter {
+    let settings = AdapterConfig {
+        prompt_tokens: 3,
+        block_prompt_tokens: if deep { 3 } else { 0 },
+        ..AdapterConfig::default()
+    };
+    let mut prompt = Adapter::begin(settings, &config(), span(0, 3), 1).unwrap();
+    let count = u16::try_from(prompt.parameters().value_count()).unwrap();
+    prompt.write(0, &(0..count).map(f32::from).collect::<Vec<_>>()).unwrap();
+    prompt
 }
 
 fn load(files: &PeftFiles) -> Result<Adapter, AdapterError> {
@@ -72,6 +86,62 @@ fn an_adapter_survives_its_files_and_its_parts_are_those_of_the_whole() {
         Err(AdapterError::Parts)
     ));
     assert!(matches!(part.part(span(0, 2)), Err(AdapterError::NoSuchBlocks { .. })));
+}
+
+#[test]
+fn prompts_survive_their_files_and_parts_are_those_of_blocks() {
+    for deep in [false, true] {
+        let whole = prompt(deep);
+        let files = whole.to_peft();
+        assert_eq!(load(&files).unwrap(), whole);
+        let settings: Value = serde_json::from_slice(&files.config).unwrap();
+        let kind = if deep { "DEEP_PROMPT_TUNING" } else { "PROMPT_TUNING" };
+        assert_eq!(settings["peft_type"], kind);
+        assert_eq!(
+            (&settings["num_virtual_tokens"], &settings["token_dim"]),
+            (&json!(3), &json!(256))
+        );
+        let part = Adapter::from_peft(&files, &config(), span(1, 2)).unwrap();
+        assert_eq!(part, whole.part(span(1, 2)).unwrap());
+        assert_eq!(part.prompt(), [0.0; 0], "what stands before the text is no block's");
+        let values = if deep { 3 * 256 } else { 0 };
+        assert_eq!(part.parameters().value_count(), values);
+        assert_eq!(whole.value_count(span(1, 2)), Some(values));
+    }
+}
+
+#[test]
+fn prompts_that_do_not_fit_are_refused() {
+    let with = |key: &str, value: Value| {
+        let mut files = prompt(false).to_peft();
+        let mut settings: Value = serde_json::from_slice(&files.config).unwrap();
+        settings[key] = value;
+        files.config = settings.to_string().into_bytes();
+        load(&files)
+    };
+    assert_eq!(with("prompt_tuning_init_text", json!("You are a pirate")).unwrap(), prompt(false));
+    let refused = with("num_virtual_tokens", json!(0)).unwrap_err();
+    assert!(matches!(refused, AdapterError::Setting { key: "num_virtual_tokens" }));
+    let refused = with("num_virtual_tokens", json!(257)).unwrap_err();
+    assert!(matches!(refused, AdapterError::PromptTokens { found: 257, max: 256 }));
+    let refused = with("num_virtual_tokens", json!(4)).unwrap_err();
+    assert!(matches!(refused, AdapterError::Tensor { expected: [4, 256], .. }));
+    let refused = with("peft_type", json!("DEEP_PROMPT_TUNING")).unwrap_err();
+    assert!(matches!(refused, AdapterError::MissingTensor { .. }), "{refused}");
+    for (key, value) in [("num_transformer_submodules", json!(2)), ("r", json!(8))] {
+        assert!(matches!(with(key, value), Err(AdapterError::Unsupported { .. })), "{key}");
+    }
+    let narrow = ModelConfig { hidden_size: 128, ..config() };
+    let refused = Adapter::from_peft(&prompt(false).to_peft(), &narrow, span(0, 3)).unwrap_err();
+    assert!(matches!(refused, AdapterError::Tensor { expected: [3, 128], .. }), "{refused}");
+    let short = ModelConfig { context_tokens: 3, ..config() };
+    let refused = Adapter::from_peft(&prompt(false).to_peft(), &short, span(0, 3)).unwrap_err();
+    assert!(matches!(refused, AdapterError::PromptTokens { found: 3, max: 2 }), "{refused}");
+    let both = AdapterConfig { prompt_tokens: 1, ..adapter().config().clone() };
+    let refused = Adapter::begin(both, &config(), span(0, 3), 1).unwrap_err();
+    assert!(matches!(refused, AdapterError::TwoKinds), "{refused}");
+    let refused = prompt(false).set_prompt(&[0.0; 7]).unwrap_err();
+    assert!(matches!(refused, AdapterError::PromptValues { expected: 768, found: 7 }), "{refused}");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The values of an adapter as one row: block by block, in each block module by module, of each module
-//! first A and then B. So the part of some blocks is a stretch of the row of all, and travels in pieces.
+//! first A and then B; last what stands before the text. So the part of some blocks is a stretch of the
+//! row of all, and travels in pieces.
 
 use std::ops::Range;
 
@@ -19,8 +20,9 @@ impl Adapter {
         model: &ModelConfig,
         blocks: Span,
     ) -> Result<Self, AdapterError> {
-        config.check()?;
         super::check_blocks(model, blocks)?;
+        config.check()?;
+        config.check_context(model)?;
         let rank = config.rank;
         let matrices = places(&config, blocks).map(|(block, module)| {
             let [rows, columns] = module.shape(model);
@@ -28,14 +30,21 @@ impl Adapter {
                 LoraMatrices::new(vec![0.0; rank * columns], vec![0.0; rows * rank], rank);
             ((block, module), matrices)
         });
-        let parameters = Parameters(matrices.collect());
+        let prompt = |tokens: usize| vec![0.0; tokens * model.hidden_size];
+        let tokens = config.block_prompt_tokens;
+        let prompted = blocks.blocks().filter(|_| tokens > 0);
+        let parameters = Parameters {
+            matrices: matrices.collect(),
+            block_prompts: prompted.map(|block| (block, prompt(tokens))).collect(),
+            prompt: prompt(config.prompt_tokens),
+        };
         Ok(Self { config, blocks, parameters })
     }
 
     /// How many values it has in `blocks`; `None` where it lacks one.
     #[must_use]
     pub fn value_count(&self, blocks: Span) -> Option<u64> {
-        let of_block = self.parameters.value_count() / u64::from(self.blocks.block_count());
+        let of_block = self.parameters.block_value_count() / u64::from(self.blocks.block_count());
         self.blocks.covers(blocks).then(|| u64::from(blocks.block_count()) * of_block)
     }
 
@@ -80,6 +89,7 @@ mod tests {
             rank_stabilized: true,
             dropout: 0.0,
             target_modules: vec![TargetModule::Down, TargetModule::Query],
+            ..AdapterConfig::default()
         };
         let whole = Adapter::begin(settings.clone(), &config, span(0, 3), 7).unwrap();
         let mut copy = Adapter::blank(settings, &config, span(1, 3)).unwrap();

@@ -85,3 +85,26 @@ fn targets_that_do_not_fit_are_refused() {
     let narrow = HiddenStates::from_values(vec![0.0; 8], 8).unwrap();
     assert!(matches!(ends.loss(&narrow, &[None], 1.0), Err(LossError::Shape { .. })));
 }
+
+#[test]
+fn the_gradient_through_the_final_norm_is_the_slope() {
+    let (ends, _) = ends();
+    let (hidden, weights) = (model::hidden(2, 8), model::hidden(2, 9));
+    let gradient = ends.normed_gradient(&hidden, &weights).unwrap().to_values();
+    let value = |values: Vec<f32>| {
+        let hidden = HiddenStates::from_values(values, 256).unwrap();
+        let normed: Vec<f32> = ends.normed(&hidden).unwrap().concat();
+        let pairs = normed.iter().zip(weights.to_values());
+        pairs.map(|(a, b)| f64::from(*a) * f64::from(b)).sum::<f64>()
+    };
+    let length = gradient.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
+    let moved = |step: f32| {
+        #[expect(clippy::cast_possible_truncation, reason = "steps are binary32")]
+        let along = gradient.iter().map(|value| step * value / length as f32);
+        hidden.to_values().iter().zip(along).map(|(value, along)| value + along).collect()
+    };
+    let slope = (value(moved(1e-2)) - value(moved(-1e-2))) / 2e-2;
+    assert!((slope / length - 1.0).abs() < 1e-2, "{slope}, not {length}");
+    let short = weights.rows(0..1).unwrap();
+    assert!(matches!(ends.normed_gradient(&hidden, &short), Err(LossError::Shape { .. })));
+}

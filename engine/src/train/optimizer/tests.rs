@@ -16,6 +16,7 @@ fn adapter() -> Adapter {
         rank_stabilized: true,
         dropout: 0.0,
         target_modules: vec![TargetModule::Key],
+        ..AdapterConfig::default()
     };
     let span = Span::new(1, 2).unwrap();
     Adapter::begin(config, &model::config(Family::Llama), span, 3).unwrap()
@@ -24,7 +25,7 @@ fn adapter() -> Adapter {
 /// Gradients that are another multiple of the values in each step, and one for B, which is zero.
 fn gradients(adapter: &Adapter, factor: f32) -> Parameters {
     let mut gradients = adapter.parameters().clone();
-    for matrices in gradients.0.values_mut() {
+    for matrices in gradients.matrices.values_mut() {
         matrices.a.iter_mut().for_each(|value| *value *= factor);
         matrices.b.fill(factor);
     }
@@ -38,11 +39,11 @@ fn steps_follow_the_rule_with_decay_and_clipping() {
     let mut optimizer = Optimizer::new(settings, &adapter);
     let place = (1, TargetModule::Key);
     let (mut value, mut mean, mut square) =
-        (f64::from(adapter.parameters().0[&place].a[5]), 0.0, 0.0);
+        (f64::from(adapter.parameters().matrices[&place].a[5]), 0.0, 0.0);
     for step in 1..=20 {
         let gradients = gradients(&adapter, [0.5, -1.5, 3.0][step % 3]);
         let factor = clip_factor(gradients.sum_of_squares(), 1.0);
-        let gradient = f64::from(gradients.0[&place].a[5]) * factor;
+        let gradient = f64::from(gradients.matrices[&place].a[5]) * factor;
         optimizer.step(&mut adapter, &gradients, RATE, factor).unwrap();
         mean = 0.9 * mean + 0.1 * gradient;
         square = 0.999 * square + 0.001 * gradient * gradient;
@@ -50,7 +51,7 @@ fn steps_follow_the_rule_with_decay_and_clipping() {
         let root = (square / (1.0 - 0.999_f64.powi(step))).sqrt() + 1e-8;
         value -= RATE * 0.1 * value;
         value -= RATE * (mean / (1.0 - 0.9_f64.powi(step))) / root;
-        let found = f64::from(adapter.parameters().0[&place].a[5]);
+        let found = f64::from(adapter.parameters().matrices[&place].a[5]);
         assert!((found - value).abs() < 1e-5 * (1.0 + value.abs()), "{step}: {found}, not {value}");
     }
     assert_eq!(optimizer.steps(), 20);
@@ -69,7 +70,7 @@ fn gradients_that_are_not_finite_or_of_another_adapter_change_nothing() {
     let mut optimizer = Optimizer::new(AdamW::default(), &adapter);
     let (before, state) = (adapter.clone(), optimizer.clone());
     let mut broken = gradients(&adapter, 1.0);
-    broken.0.values_mut().for_each(|matrices| matrices.b[3] = f32::NAN);
+    broken.matrices.values_mut().for_each(|matrices| matrices.b[3] = f32::NAN);
     let refused = optimizer.step(&mut adapter, &broken, RATE, 1.0);
     assert_eq!(refused, Err(StepError::NotFinite));
     let refused = optimizer.step(&mut adapter, &Parameters::default(), RATE, 1.0);
@@ -100,4 +101,26 @@ fn a_training_that_is_resumed_takes_the_steps_of_one_that_was_not() {
     step(&mut optimizer, &mut adapter, -2.0);
     step(&mut resumed, &mut resumed_adapter, -2.0);
     assert_eq!((adapter, optimizer), (resumed_adapter, resumed));
+}
+
+#[test]
+fn a_row_of_ones_own_steps_as_an_adapter_does() {
+    let mut adapter = adapter();
+    let mut optimizer = Optimizer::new(AdamW::default(), &adapter);
+    let count = adapter.parameters().value_count();
+    let mut row = adapter.parameters().read(0..count).unwrap();
+    let mut alone = RowOptimizer::new(AdamW::default(), row.len());
+    for scale in [1.0, -3.0] {
+        let gradients = gradients(&adapter, scale);
+        let of_row = gradients.read(0..count).unwrap();
+        optimizer.step(&mut adapter, &gradients, RATE, 0.5).unwrap();
+        alone.step(&mut row, &of_row, (RATE, 0.5)).unwrap();
+        assert_eq!(adapter.parameters().read(0..count).unwrap(), row);
+    }
+    let before = (alone.clone(), row.clone());
+    assert_eq!(alone.step(&mut row[1..], &[0.0], (RATE, 1.0)), Err(StepError::OtherAdapter));
+    let mut broken = vec![0.0; row.len()];
+    broken[3] = f32::NAN;
+    assert_eq!(alone.step(&mut row, &broken, (RATE, 1.0)), Err(StepError::NotFinite));
+    assert_eq!((alone, row), before, "nothing has changed");
 }

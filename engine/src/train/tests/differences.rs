@@ -40,7 +40,7 @@ fn assert_slopes(world: &World, adapter: &Adapter, what: &str) {
             let (direction, slope) = unit(gradient);
             let found = change(|step| {
                 let mut moved = adapter.clone();
-                let matrices = moved.parameters.0.get_mut(&place).unwrap();
+                let matrices = moved.parameters.matrices.get_mut(&place).unwrap();
                 let values = if matrix == "A" { &mut matrices.a } else { &mut matrices.b };
                 *values = stepped(values, &direction, step);
                 world.value(&hosted, &moved, &world.input)
@@ -65,6 +65,29 @@ fn gradients_are_slopes_with_every_type_of_weights() {
     for weight_type in WeightType::ALL {
         let world = World::new(Family::Qwen3, weight_type);
         assert_slopes(&world, &world.adapter, &weight_type.to_string());
+    }
+}
+
+/// One of the two sequences has as many tokens as the prompt, and the other more.
+#[test]
+fn gradients_of_the_prompts_of_blocks_are_slopes() {
+    for family in Family::ALL {
+        let world = World::new(family, WeightType::F32);
+        let hosted = world.host(span(0, 3));
+        let adapter = prompts(&world.config, 7);
+        let (_, back) = world.train(&hosted, Some(&adapter));
+        assert_eq!(back.parameters.block_prompts.len(), 3, "{family}");
+        for (block, gradient) in &back.parameters.block_prompts {
+            let (direction, slope) = unit(gradient);
+            let found = change(|step| {
+                let mut moved = adapter.clone();
+                let values = moved.parameters.block_prompts.get_mut(block).unwrap();
+                *values = stepped(values, &direction, step);
+                world.value(&hosted, &moved, &world.input)
+            });
+            let error = (found / slope - 1.0).abs();
+            assert!(error < ERROR_MAX, "{family}, block {block}: {found}, not {slope}");
+        }
     }
 }
 

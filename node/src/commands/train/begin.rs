@@ -5,13 +5,14 @@ use serde_json::{Value, json};
 use umbel_client::ClientModel;
 use umbel_client::train::checkpoint::Checkpoint;
 use umbel_client::train::data::{DataSet, Example, TextReader};
+use umbel_client::train::prompt;
 use umbel_client::train::run::RunSettings;
 use umbel_client::train::schedule::Schedule;
 use umbel_engine::train::{AdamW, Adapter, AdapterConfig, TrainingState};
 use umbel_protocol::Span;
 
 use super::saving::{CHECKPOINT_FILE, Watch};
-use crate::args::train::TrainArguments;
+use crate::args::train::{AdapterArguments, Method, TrainArguments};
 
 /// The texts to learn, and those for validation.
 pub(super) type Texts = (Vec<Example>, Vec<Example>);
@@ -21,6 +22,9 @@ const STRIDE: [&str; 4] = ["learning rate", "schedule", "warm-up", "clip"];
 
 /// Under which key of a checkpoint that what follows has diverged.
 pub(super) const DIVERGED: &str = "diverged";
+
+/// Under which key what is learned is, where it is no LoRA.
+pub(super) const METHOD: &str = "method";
 
 /// Where a training begins.
 pub(super) struct Begun {
@@ -33,7 +37,14 @@ pub(super) struct Begun {
 
 pub(super) fn read_texts(arguments: &TrainArguments, model: &ClientModel) -> anyhow::Result<Texts> {
     let learning = &arguments.learning;
-    let longest = (learning.max_tokens as usize).min(model.config().context_tokens);
+    let context = model.config().context_tokens;
+    let left = context.saturating_sub(arguments.adapter.prompt_tokens().into());
+    if left < 2 {
+        bail!(
+            "--prompt-tokens leaves no room for a text in the model's context of {context} tokens"
+        );
+    }
+    let longest = (learning.max_tokens as usize).min(left);
     let data = DataSet::read(&arguments.data, &TextReader::of(model), longest)?;
     if data.cut > 0 {
         tracing::warn!(texts = data.cut, tokens = longest, "texts were cut");
@@ -63,20 +74,36 @@ pub(super) fn begin(
             arguments.out.display()
         );
     }
-    let typed = &arguments.adapter;
-    let config = AdapterConfig {
-        rank: typed.rank.into(),
-        alpha: typed.alpha.unwrap_or(2.0 * f32::from(typed.rank)),
-        rank_stabilized: typed.rank_stabilized,
-        dropout: typed.dropout,
-        target_modules: typed.target_modules.clone(),
-    };
     let learning = &arguments.learning;
-    let all = Span::new(0, model.config().block_count)?;
-    let adapter = Adapter::begin(config, model.config(), all, learning.seed)?;
+    let adapter = adapter(&arguments.adapter, model, learning.seed)?;
     let adamw = AdamW { weight_decay: learning.weight_decay, ..AdamW::default() };
     let (state, watch) = (TrainingState::new(adapter, adamw), Watch::default());
     Ok(Begun { state, sequences: 0, watch, identity })
+}
+
+/// What is learned, before the first step.
+fn adapter(typed: &AdapterArguments, model: &ClientModel, seed: u64) -> anyhow::Result<Adapter> {
+    let deep = match typed.method {
+        Method::Lora => {
+            let config = AdapterConfig {
+                rank: typed.rank.into(),
+                alpha: typed.alpha.unwrap_or(2.0 * f32::from(typed.rank)),
+                rank_stabilized: typed.rank_stabilized,
+                dropout: typed.dropout,
+                target_modules: typed.target_modules.clone(),
+                ..AdapterConfig::default()
+            };
+            let all = Span::new(0, model.config().block_count)?;
+            return Ok(Adapter::begin(config, model.config(), all, seed)?);
+        }
+        Method::Ptune => false,
+        Method::DeepPtune => true,
+    };
+    let text = match &typed.prompt_text {
+        Some(text) => model.encode(text).context("--prompt-text")?,
+        None => Vec::new(),
+    };
+    Ok(prompt::begin(model, (typed.prompt_tokens().into(), deep), &text, seed)?)
 }
 
 fn resume(
@@ -105,8 +132,7 @@ fn identity(
     let (adapter, learning) = (&arguments.adapter, &arguments.learning);
     let tokens =
         |examples: &[Example]| -> usize { examples.iter().map(Example::input_count).sum() };
-    let modules: Vec<_> = adapter.target_modules.iter().map(|module| module.name()).collect();
-    json!({
+    let mut identity = json!({
         "model": model.id().to_string(),
         "epochs": learning.epochs,
         "batch": learning.batch,
@@ -117,14 +143,30 @@ fn identity(
         "weight decay": learning.weight_decay,
         "clip": learning.clip,
         "microbatch": learning.microbatch_tokens,
-        "rank": adapter.rank,
-        "alpha": adapter.alpha,
-        "dropout": adapter.dropout,
-        "target modules": modules,
-        // Last, since they follow from the others too.
-        "texts": [learned.len(), validation.len()],
-        "tokens": [tokens(learned), tokens(validation)],
-    })
+    });
+    let modules: Vec<_> = adapter.target_modules.iter().map(|module| module.name()).collect();
+    let of_adapter = match adapter.method {
+        Method::Lora => vec![
+            ("rank", json!(adapter.rank)),
+            ("alpha", json!(adapter.alpha)),
+            ("dropout", json!(adapter.dropout)),
+            ("target modules", json!(modules)),
+        ],
+        Method::Ptune | Method::DeepPtune => vec![
+            (METHOD, json!(adapter.method.name())),
+            ("prompt tokens", json!(adapter.prompt_tokens())),
+            ("first prompt", json!(adapter.prompt_text)),
+        ],
+    };
+    // Last, since they follow from the others too.
+    let of_texts = [
+        ("texts", json!([learned.len(), validation.len()])),
+        ("tokens", json!([tokens(learned), tokens(validation)])),
+    ];
+    for (key, value) in of_adapter.into_iter().chain(of_texts) {
+        identity[key] = value;
+    }
+    identity
 }
 
 /// The first thing in which two trainings differ, and may not.

@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use umbel_shard::ModelSource;
 
+use super::begin::METHOD;
 use super::metrics::{History, METRICS_FILE};
 use super::plot::PLOT_FILE;
 
@@ -64,10 +65,17 @@ impl Card<'_> {
         // A string of JSON is one of YAML too, whatever is in it.
         let [quoted, tag] =
             [base.clone(), format!("base_model:adapter:{base}")].map(|text| json!(text));
+        let (method, what) = match identity[METHOD].as_str() {
+            None => ("lora", "A LoRA in PEFT's files"),
+            Some("ptune") => ("prompt-tuning", "A learned prompt in PEFT's files"),
+            Some(_) => {
+                ("deep-prompt-tuning", "A learned prompt for each block, which PEFT does not read")
+            }
+        };
         let mut text = format!(
             "---\nbase_model: {quoted}\nlibrary_name: peft\npipeline_tag: text-generation\ntags:\n\
-             - {tag}\n- lora\n- umbel\n---\n\n{MARK}\n\n# An adapter for {base}\n\n\
-             A LoRA in PEFT's files; the model's own weights are not in them.\n\n\
+             - {tag}\n- {method}\n- umbel\n---\n\n{MARK}\n\n# An adapter for {base}\n\n\
+             {what}; the model's own weights are not in them.\n\n\
              ## How it was trained\n\n- steps: {of} of {taken} that were taken\n"
         );
         for (key, value) in identity.as_object().into_iter().flatten() {
@@ -88,11 +96,16 @@ impl Card<'_> {
         text.push_str(&format!(
             "![The loss of each step]({PLOT_FILE})\n\nAll numbers are in `{METRICS_FILE}`.\n\n\
              ## How to use it\n\nWith Umbel, in a swarm (`--join ADDR`) or in one process:\n\n\
-             ```sh\numbel generate --local --adapter . --prompt 'Hello'\n```\n\nWith PEFT:\n\n\
-             ```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n\
-             base = AutoModelForCausalLM.from_pretrained({quoted})\n\
-             model = PeftModel.from_pretrained(base, \".\")\n```\n"
+             ```sh\numbel generate --local --adapter . --prompt 'Hello'\n```\n"
         ));
+        if method != "deep-prompt-tuning" {
+            text.push_str(&format!(
+                "\nWith PEFT:\n\n```python\nfrom peft import PeftModel\n\
+                 from transformers import AutoModelForCausalLM\n\n\
+                 base = AutoModelForCausalLM.from_pretrained({quoted})\n\
+                 model = PeftModel.from_pretrained(base, \".\")\n```\n"
+            ));
+        }
         text
     }
 }

@@ -6,7 +6,7 @@ use super::super::{AdapterPart, SessionAdapter};
 use crate::compression::Packing;
 use crate::error::ProtocolViolation;
 use crate::generated as v1;
-use crate::training::STATE_VALUES_MAX;
+use crate::training::{AdapterSettings, STATE_VALUES_MAX};
 use crate::{AdapterId, DType, wire};
 
 impl From<SessionAdapter> for v1::SessionAdapter {
@@ -22,10 +22,13 @@ impl TryFrom<v1::SessionAdapter> for SessionAdapter {
     type Error = ProtocolViolation;
 
     fn try_from(adapter: v1::SessionAdapter) -> Result<Self, ProtocolViolation> {
-        Ok(Self {
-            id: AdapterId::from_bytes(wire::array(&adapter.id, "the adapter")?),
-            settings: wire::required(adapter.settings, "the adapter's settings")?.try_into()?,
-        })
+        let settings = wire::required(adapter.settings, "the adapter's settings")?;
+        let settings = AdapterSettings::try_from(settings)?;
+        if !settings.has_values() {
+            // There would be nothing to send, and nothing to wait for.
+            return Err(ProtocolViolation::OutOfBounds { field: "the adapter's settings" });
+        }
+        Ok(Self { id: AdapterId::from_bytes(wire::array(&adapter.id, "the adapter")?), settings })
     }
 }
 
