@@ -44,6 +44,7 @@ use umbel_protocol::Span;
 
 pub use adapter::{
     Adapter, AdapterConfig, AdapterError, PEFT_WEIGHTS_FILE, Parameters, PeftFiles, TargetModule,
+    module_shape,
 };
 pub use loss::{Loss, LossError};
 pub use optimizer::{AdamW, Optimizer, RowOptimizer, StepError};

@@ -14,7 +14,7 @@ use umbel_client::clock::Clock;
 use umbel_coordinator::server::{LinkId, ShardId};
 use umbel_coordinator::training::{Host, HostConfig, Input, Output};
 use umbel_engine::HostedSpan;
-use umbel_engine::train::TargetModule;
+use umbel_engine::train::{TargetModule, module_shape};
 use umbel_net::Network;
 use umbel_protocol::PeerId;
 use umbel_protocol::training::{TrainerMessage, TrainingAnswer};
@@ -200,7 +200,7 @@ impl TrainingDriver {
 #[must_use]
 pub fn module_sizes(config: &ModelConfig) -> [u64; 7] {
     TargetModule::ALL.map(|module| {
-        let [rows, columns] = module.shape(config);
+        let [rows, columns] = module_shape(module, config);
         (rows + columns) as u64
     })
 }

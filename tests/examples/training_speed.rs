@@ -14,7 +14,9 @@ use anyhow::{Context as _, ensure};
 use umbel_client::ClientModel;
 use umbel_client::train::data::Example;
 use umbel_client::train::{RemoteSettings, StepReport, Trainer, TrainerSettings};
-use umbel_engine::train::{AdamW, Adapter, AdapterConfig, TargetModule, TrainingState};
+use umbel_engine::train::{
+    AdamW, Adapter, AdapterConfig, TargetModule, TrainingState, module_shape,
+};
 use umbel_protocol::Span;
 use umbel_tests::swarm::{Server, serve};
 use umbel_tests::training::{join, local, remote_as};
@@ -165,7 +167,7 @@ fn training_bytes(model: &ClientModel, blocks: u32, tokens: u32) -> u64 {
     let config = model.config();
     let values: usize = TargetModule::ALL[..4]
         .iter()
-        .map(|module| module.shape(config).iter().sum::<usize>() * 8)
+        .map(|module| module_shape(*module, config).iter().sum::<usize>() * 8)
         .sum();
     let state = 4 * values as u64 * u64::from(blocks);
     let rows = u64::from(tokens) * config.hidden_size as u64;

@@ -2,6 +2,7 @@
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | [`adapted`] | what is asked with adapters, and what must come of it |
 //! | [`process`] | the `umbel` binary as child processes that never outlive their test |
 //! | [`swarm`] | servers on loopback, and commands that ask them |
 //! | [`shape`] | links between those servers with delay, loss and partitions |
@@ -16,6 +17,7 @@
 //! | [`workload`] | what is asked of a swarm, and what one process answers |
 //! | [`fuzz`] | what the fuzz targets check of each decoder of foreign bytes |
 
+pub mod adapted;
 pub mod browser;
 pub mod clients;
 pub mod faults;

@@ -203,6 +203,21 @@ pub struct Output {
     pub stderr: String,
 }
 
+impl Output {
+    /// # Panics
+    /// Where it has failed.
+    pub fn succeeded(&self) {
+        assert!(self.status.success(), "{}", self.stderr);
+    }
+
+    /// # Panics
+    /// Where it has not failed with these words.
+    pub fn refused(&self, words: &str) {
+        assert!(!self.status.success(), "not refused: {words}");
+        assert!(self.stderr.contains(words), "{}", self.stderr);
+    }
+}
+
 /// Runs `umbel` with these arguments to its end, two minutes at most.
 ///
 /// # Errors

@@ -10,11 +10,12 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use umbel_client::chain::remote::OpenChainError;
 use umbel_client::{
-    Chain, ClientModel, Device, Generate, Generation, LocalModel, NamedAdapter, RemoteChain,
-    SessionOptions, Speculate, Swarm, SwarmConfig,
+    Chain, ClientModel, Generate, Generation, NamedAdapter, RemoteChain, SessionOptions, Speculate,
+    Swarm, SwarmConfig,
 };
 use umbel_engine::train::{Adapter, AdapterConfig, TargetModule};
 use umbel_protocol::Span;
+use umbel_tests::adapted::{scattered, uncached};
 use umbel_tests::swarm::{Server, checkpoint, report, serve, umbel};
 use umbel_tests::training::join_all;
 use umbel_tests::workload::client_model;
@@ -48,32 +49,9 @@ fn adapter(model: &ClientModel, rank: usize, seed: u32) -> NamedAdapter {
     };
     let all = Span::new(0, model.config().block_count).unwrap();
     let mut adapter = Adapter::blank(config, model.config(), all).unwrap();
-    let count = u32::try_from(adapter.parameters().value_count()).unwrap();
-    let value = |index: u32| {
-        let bits = (index ^ seed.wrapping_mul(0x9e37_79b9)).wrapping_mul(0x85eb_ca6b) >> 16;
-        (bits as f32 / 65_536.0 - 0.5) * 0.3
-    };
-    adapter.write(0, &(0..count).map(value).collect::<Vec<_>>()).unwrap();
+    let values = scattered(adapter.parameters().value_count(), seed, 0.3);
+    adapter.write(0, &values).unwrap();
     NamedAdapter::new(&adapter.to_peft(), model.config()).unwrap()
-}
-
-/// What one process answers that takes the whole text through the blocks for each token.
-async fn uncached(model: &Arc<ClientModel>, adapter: Option<&NamedAdapter>) -> Vec<u32> {
-    let local = Arc::new(LocalModel::load(model.shard(), 256, Device::shared()).unwrap());
-    let mut ids = request().prompt;
-    for _ in 0..TOKENS {
-        let chain = local.open(ROOM).unwrap();
-        let chain = match adapter {
-            Some(adapter) => chain.adapted(adapter).unwrap(),
-            None => chain,
-        };
-        let hidden = model.ends().embed(&ids).unwrap();
-        let (left, _) = Chain::Local(chain).step(0, hidden).await.unwrap();
-        let logits = model.ends().logits(&left.last_row()).unwrap();
-        let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).unwrap();
-        ids.push(u32::try_from(best.0).unwrap());
-    }
-    ids
 }
 
 async fn open(
@@ -126,7 +104,7 @@ async fn sessions_with_other_adapters_at_once_answer_as_each_alone_and_without_a
     let wanted = [None, Some(&small), Some(&large)];
     let mut expected = Vec::new();
     for adapter in wanted {
-        expected.push(uncached(&model, adapter).await);
+        expected.push(uncached(&model, adapter, &request()).await.unwrap());
     }
     assert!(expected[0] != expected[1] && expected[1] != expected[2], "{expected:?}");
     let swarm = join_all(&[&first, &others[0], &others[1]]).await.unwrap();
@@ -154,7 +132,7 @@ async fn a_server_that_is_killed_is_replaced_by_one_that_is_sent_the_adapter() {
     servers.push(start("1..3", Some(&servers[0]), &[]));
     let model = model();
     let adapter = adapter(&model, 8, 3);
-    let expected = uncached(&model, Some(&adapter)).await;
+    let expected = uncached(&model, Some(&adapter), &request()).await.unwrap();
     let known: Vec<_> = servers.iter().collect();
     let swarm = join_all(&known).await.unwrap();
     for standby in [false, true] {
@@ -187,11 +165,11 @@ async fn what_was_read_with_an_adapter_is_taken_over_with_the_same_one_alone() {
     let held = |generation: &Generation| generation.chain().held().len();
     let other = begin(&swarm, &model, Some(&another)).await;
     assert_eq!(held(&other), 0, "neither another's nor the model's own");
-    assert_eq!(finish(other).await, uncached(&model, Some(&another)).await);
+    assert_eq!(finish(other).await, uncached(&model, Some(&another), &request()).await.unwrap());
     for _ in 0..TRIES {
         let same = begin(&swarm, &model, Some(&one)).await;
         let tokens = held(&same);
-        assert_eq!(finish(same).await, uncached(&model, Some(&one)).await);
+        assert_eq!(finish(same).await, uncached(&model, Some(&one), &request()).await.unwrap());
         if tokens == 32 {
             return server.assert_no_errors();
         }
@@ -210,7 +188,10 @@ async fn servers_that_draw_tokens_themselves_add_adapters_too() {
     let chain = open(&swarm, &model, Some(&adapter), options).await.unwrap();
     let chain = Chain::Remote(Box::new(chain));
     let generation = request().start(Arc::clone(&model), chain).unwrap();
-    assert_eq!(finish(generation).await, uncached(&model, Some(&adapter)).await);
+    assert_eq!(
+        finish(generation).await,
+        uncached(&model, Some(&adapter), &request()).await.unwrap()
+    );
     [first, second].iter().for_each(|server| server.assert_no_errors());
 }
 
@@ -230,11 +211,11 @@ async fn an_adapter_for_which_no_server_has_room_is_refused_with_both_sizes() {
     assert!(text.contains("takes 3904000 bytes, and may take "), "{text}");
     // It still answers.
     let small = adapter(&model, 4, 2);
-    let expected = uncached(&model, Some(&small)).await;
+    let expected = uncached(&model, Some(&small), &request()).await.unwrap();
     assert_eq!(finish(begin(&swarm, &model, Some(&small)).await).await, expected);
     let roomy = start("0..4", Some(&little), &[]);
     let swarm = join_all(&[&roomy, &little]).await.unwrap();
-    let expected = uncached(&model, Some(&large)).await;
+    let expected = uncached(&model, Some(&large), &request()).await.unwrap();
     assert_eq!(finish(begin(&swarm, &model, Some(&large)).await).await, expected);
     [little, roomy].iter().for_each(|server| server.assert_no_errors());
 }

@@ -13,6 +13,7 @@ use umbel_client::{
 };
 use umbel_engine::train::{AdamW, TrainingState};
 use umbel_protocol::training::StateKind;
+use umbel_tests::adapted::{scattered, uncached};
 use umbel_tests::swarm::Server;
 use umbel_tests::training::{Kills, Lesson, PROMPT_TOKENS, join_all, local, start};
 
@@ -110,33 +111,9 @@ fn request() -> Generate {
 /// A prompt whose every part changes what is answered.
 fn adapter(model: &ClientModel, deep: bool, seed: u32) -> NamedAdapter {
     let mut adapter = prompt::begin(model, (PROMPT_TOKENS, deep), &[], seed.into()).unwrap();
-    let count = u32::try_from(adapter.parameters().value_count()).unwrap();
-    let value = |index: u32| {
-        let bits = (index ^ seed.wrapping_mul(0x9e37_79b9)).wrapping_mul(0x85eb_ca6b) >> 16;
-        (bits as f32 / 65_536.0 - 0.5) * 2.0
-    };
-    adapter.write(0, &(0..count).map(value).collect::<Vec<_>>()).unwrap();
+    let values = scattered(adapter.parameters().value_count(), seed, 2.0);
+    adapter.write(0, &values).unwrap();
     NamedAdapter::new(&adapter.to_peft(), model.config()).unwrap()
-}
-
-/// What one process answers that takes the whole text through the blocks for each token.
-async fn uncached(model: &Arc<ClientModel>, adapter: Option<&NamedAdapter>) -> Vec<u32> {
-    let local = Arc::new(LocalModel::load(model.shard(), 256, Device::shared()).unwrap());
-    let mut ids = request().prompt;
-    for _ in 0..TOKENS {
-        let chain = local.open(ROOM).unwrap();
-        let chain = match adapter {
-            Some(adapter) => chain.adapted(adapter).unwrap(),
-            None => chain,
-        };
-        let hidden = model.ends().embed(&ids).unwrap();
-        let (left, _) = Chain::Local(chain).step(0, hidden).await.unwrap();
-        assert_eq!(left.token_count(), ids.len(), "rows of the text alone");
-        let logits = model.ends().logits(&left.last_row()).unwrap();
-        let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).unwrap();
-        ids.push(u32::try_from(best.0).unwrap());
-    }
-    ids
 }
 
 async fn open(
@@ -163,11 +140,11 @@ async fn sessions_that_begin_with_a_prompt_outlive_their_servers() {
     servers.push(start("2..4", Some(&servers[0])));
     servers.push(start("0..2", Some(&servers[0])));
     let model = Lesson::of_prompt(false).model;
-    let without = uncached(&model, None).await;
+    let without = uncached(&model, None, &request()).await.unwrap();
     for (deep, standby) in [(false, false), (true, false), (false, true)] {
         let swarm = join_all(&servers.iter().collect::<Vec<_>>()).await.unwrap();
         let adapter = adapter(&model, deep, 3);
-        let expected = uncached(&model, Some(&adapter)).await;
+        let expected = uncached(&model, Some(&adapter), &request()).await.unwrap();
         assert_ne!(expected, without, "deep {deep}: it changes what is answered");
         let options = SessionOptions { standby, ..SessionOptions::default() };
         let chain = open(&swarm, &model, &adapter, options).await;
@@ -200,11 +177,14 @@ async fn what_was_read_behind_a_prompt_is_taken_over_behind_the_same_one_alone()
             let chain = open(&swarm, &model, adapter, SessionOptions::default()).await;
             request().start(Arc::clone(&model), chain).unwrap()
         };
-        let expected = uncached(&model, Some(&one)).await;
+        let expected = uncached(&model, Some(&one), &request()).await.unwrap();
         assert_eq!(finish(begin(&one).await).await, expected, "deep {deep}");
         let other = begin(&another).await;
         assert_eq!(other.chain().held(), [0; 0], "another's");
-        assert_eq!(finish(other).await, uncached(&model, Some(&another)).await);
+        assert_eq!(
+            finish(other).await,
+            uncached(&model, Some(&another), &request()).await.unwrap()
+        );
         let mut held = 0;
         for _ in 0..TRIES {
             let same = begin(&one).await;

@@ -42,15 +42,6 @@ fn train(folder: &Path, out: &str, more: &[&str]) -> Output {
     umbel(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
-fn succeeded(output: &Output) {
-    assert!(output.status.success(), "{}", output.stderr);
-}
-
-fn refused(output: &Output, words: &str) {
-    assert!(!output.status.success(), "{words}");
-    assert!(output.stderr.contains(words), "{}", output.stderr);
-}
-
 fn files(folder: &Path) -> PeftFiles {
     let config = client_model(&checkpoint("llama")).unwrap().config().clone();
     PeftFiles::read(folder, &config).unwrap()
@@ -85,9 +76,9 @@ fn a_swarm_learns_the_prompt_of_one_process_and_answers_with_it() {
         let learns = ["--method", method, "--prompt-tokens", "6", "--learning-rate", "0.01"];
         let learns = [&learns[..], &["--epochs", "20"]].concat();
         let (alone, swarm) = (format!("{method}-alone"), format!("{method}-swarm"));
-        succeeded(&train(folder, &alone, &[&learns[..], &["--local"]].concat()));
+        train(folder, &alone, &[&learns[..], &["--local"]].concat()).succeeded();
         let join = [&learns[..], &["--join", first.address(), "--routes", "2"]].concat();
-        succeeded(&train(folder, &swarm, &join));
+        train(folder, &swarm, &join).succeeded();
         let (alone, swarm) = (folder.join(alone), folder.join(swarm));
         assert!(files(&alone) == files(&swarm), "{method}: every bit is the same");
         for key in ["loss", "validation_loss", "gradient_norm"] {
@@ -105,7 +96,7 @@ fn a_swarm_learns_the_prompt_of_one_process_and_answers_with_it() {
         assert_ne!(ask(&["--local"]), learned, "{method}");
         let thin = ["generate", &model, "--join", first.address(), "--adapter", adapter];
         let thin = umbel(&[&thin[..], &["--prompt-ids", "7", "--thin"]].concat());
-        refused(&thin, "servers embed tokens alone");
+        thin.refused("servers embed tokens alone");
     }
     [&first, &second].iter().for_each(|server| server.assert_no_errors());
 }
@@ -120,7 +111,7 @@ fn a_training_that_was_killed_goes_on_with_the_same_losses() {
         let learns = [&learns[..], &["--checkpoint-every", "2"]].concat();
         let (whole, killed) =
             (folder.join(format!("{method}-1")), folder.join(format!("{method}-2")));
-        succeeded(&train(folder, &format!("{method}-1"), &learns));
+        train(folder, &format!("{method}-1"), &learns).succeeded();
         let out = format!("{method}-2");
         let mut command = Command::new(umbel_binary().unwrap());
         let mut begun = command.args(arguments(folder, &out, &learns)).spawn().unwrap();
@@ -132,8 +123,8 @@ fn a_training_that_was_killed_goes_on_with_the_same_losses() {
         begun.kill().unwrap();
         assert!(begun.wait().unwrap().code().is_none(), "it was killed before its end");
         let matrices = ["--local", "--epochs", "100", "--resume"];
-        refused(&train(folder, &out, &matrices), "of a training with another");
-        succeeded(&train(folder, &out, &[&learns[..], &["--resume"]].concat()));
+        train(folder, &out, &matrices).refused("of a training with another");
+        train(folder, &out, &[&learns[..], &["--resume"]].concat()).succeeded();
         for key in ["loss", "validation_loss"] {
             assert_eq!(metrics(&killed, key), metrics(&whole, key), "{method}: {key}");
         }
@@ -148,18 +139,18 @@ fn prompts_that_cannot_be_learned_or_asked_with_are_refused() {
     texts(&folder.join("data.jsonl"));
     let learn = |more: &[&str]| train(folder, "out", &[&["--local"], more].concat());
     for tokens in ["0", "257"] {
-        refused(&learn(&["--method", "ptune", "--prompt-tokens", tokens]), "--prompt-tokens");
+        learn(&["--method", "ptune", "--prompt-tokens", tokens]).refused("--prompt-tokens");
     }
-    refused(&learn(&["--prompt-tokens", "4"]), "--prompt-tokens means nothing with --method lora");
+    learn(&["--prompt-tokens", "4"]).refused("--prompt-tokens means nothing with --method lora");
     let mixed = learn(&["--method", "deep-ptune", "--dropout", "0.1"]);
-    refused(&mixed, "--dropout means nothing with --method deep-ptune");
+    mixed.refused("--dropout means nothing with --method deep-ptune");
     let context = client_model(&checkpoint("llama")).unwrap().config().context_tokens;
     assert!(context <= 256, "a prompt may fill the context of {context} tokens");
     let full = learn(&["--method", "ptune", "--prompt-tokens", &(context - 1).to_string()]);
-    refused(&full, "leaves no room for a text");
+    full.refused("leaves no room for a text");
     // The model of the tests has no tokenizer.
     let worded = learn(&["--method", "ptune", "--prompt-text", "ahoy"]);
-    refused(&worded, "--prompt-text");
+    worded.refused("--prompt-text");
     assert!(!folder.join("out/checkpoint.safetensors").exists(), "nothing was learned");
 
     // Of a model with wider hidden states.
@@ -176,6 +167,6 @@ fn prompts_that_cannot_be_learned_or_asked_with_are_refused() {
         let model = checkpoint("llama");
         let ask = ["generate", &model, "--local", "--prompt-ids", "7", "--adapter"];
         let refusal = umbel(&[&ask[..], &[wide.to_str().unwrap()]].concat());
-        refused(&refusal, "is it for another model");
+        refusal.refused("is it for another model");
     }
 }

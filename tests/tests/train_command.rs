@@ -45,15 +45,6 @@ fn train(folder: &Path, out: &str, more: &[&str]) -> Output {
     umbel(&arguments)
 }
 
-fn succeeded(output: &Output) {
-    assert!(output.status.success(), "{}", output.stderr);
-}
-
-fn refused(output: &Output, words: &str) {
-    assert!(!output.status.success());
-    assert!(output.stderr.contains(words), "{}", output.stderr);
-}
-
 fn metrics(folder: &Path, key: &str) -> Vec<f64> {
     let text = fs::read_to_string(folder.join("metrics.jsonl")).unwrap();
     let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
@@ -65,11 +56,11 @@ fn a_swarm_learns_what_one_process_does_and_a_finished_training_is_not_begun_aga
     let scratch = tempfile::tempdir().unwrap();
     let folder = scratch.path();
     texts(&folder.join("data.jsonl"));
-    succeeded(&train(folder, "alone", &["--local"]));
+    train(folder, "alone", &["--local"]).succeeded();
     let model = checkpoint("llama");
     let first = serve(&[&model, "--blocks", "0..2"]);
     let second = serve(&[&model, "--blocks", "2..4", "--join", first.address()]);
-    succeeded(&train(folder, "swarm", &["--join", first.address()]));
+    train(folder, "swarm", &["--join", first.address()]).succeeded();
     let files = |name: &str| {
         let config = client_model(&model).unwrap().config().clone();
         PeftFiles::read(&folder.join(name), &config).unwrap()
@@ -101,10 +92,10 @@ fn a_swarm_learns_what_one_process_does_and_a_finished_training_is_not_begun_aga
     assert_eq!(untrained, ask(&["--local"]), "nobody else is answered with it");
 
     let before = files("alone");
-    refused(&train(folder, "alone", &["--local"]), "--resume goes on with it");
+    train(folder, "alone", &["--local"]).refused("--resume goes on with it");
     let other = train(folder, "alone", &["--local", "--resume", "--seed", "4"]);
-    refused(&other, "another seed");
-    succeeded(&train(folder, "alone", &["--local", "--resume"]));
+    other.refused("another seed");
+    train(folder, "alone", &["--local", "--resume"]).succeeded();
     assert!(files("alone") == before, "there was no step left");
 }
 
@@ -194,19 +185,19 @@ fn what_cannot_be_learned_is_refused_with_what_is_wrong() {
     let scratch = tempfile::tempdir().unwrap();
     let folder = scratch.path();
     let data = folder.join("data.jsonl");
-    refused(&train(folder, "out", &["--local"]), "data.jsonl");
+    train(folder, "out", &["--local"]).refused("data.jsonl");
     fs::write(&data, "{\"token_ids\": [1, 2]}\n{\"text\": \"a\"}\n{}\n").unwrap();
     let output = train(folder, "out", &["--local"]);
-    refused(&output, "2 broken lines: line 2: the model has no tokenizer");
+    output.refused("2 broken lines: line 2: the model has no tokenizer");
     fs::write(&data, "{\"token_ids\": [1, 100000]}\n").unwrap();
     let output = train(folder, "out", &["--local", "--validation", "0"]);
-    refused(&output, "line 1: token 100000 is not in the model's vocabulary");
+    output.refused("line 1: token 100000 is not in the model's vocabulary");
     texts(&data);
-    refused(&train(folder, "out", &[]), "--join ADDR");
-    refused(&train(folder, "out", &["--local", "--dropout", "1"]), "dropout");
-    refused(&train(folder, "none", &["--local", "--resume"]), "cannot go on from");
+    train(folder, "out", &[]).refused("--join ADDR");
+    train(folder, "out", &["--local", "--dropout", "1"]).refused("dropout");
+    train(folder, "none", &["--local", "--resume"]).refused("cannot go on from");
     let wild = ["--local", "--learning-rate", "1e30", "--clip", "1e30", "--warmup-steps", "0"];
-    refused(&train(folder, "wild", &wild), "diverged");
+    train(folder, "wild", &wild).refused("diverged");
     assert!(folder.join("wild/checkpoint.safetensors").exists(), "the last good state is kept");
 }
 

@@ -43,15 +43,6 @@ fn train(folder: &Path, out: &str, more: &[&str]) -> Output {
     umbel(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
-fn succeeded(output: &Output) {
-    assert!(output.status.success(), "{}", output.stderr);
-}
-
-fn refused(output: &Output, words: &str) {
-    assert!(!output.status.success());
-    assert!(output.stderr.contains(words), "{}", output.stderr);
-}
-
 fn config() -> ModelConfig {
     client_model(&checkpoint(MODEL)).unwrap().config().clone()
 }
@@ -81,7 +72,7 @@ fn a_training_that_grows_worse_stops_and_keeps_its_best_adapter() {
     texts(&folder.join("data.jsonl"), 24, 12);
     let fast = ["--local", "--schedule", "constant", "--learning-rate", "0.02"];
     let early = [&fast[..], &["--epochs", "60", "--patience", "3"]].concat();
-    succeeded(&train(folder, "early", &early));
+    train(folder, "early", &early).succeeded();
     let early_folder = folder.join("early");
     let validations = metrics(&early_folder, "validation_loss");
     let best = validations.iter().min_by(|one, other| one.1.total_cmp(&other.1)).unwrap().0;
@@ -92,12 +83,12 @@ fn a_training_that_grows_worse_stops_and_keeps_its_best_adapter() {
 
     // Rates that do not fall do not depend on the number of epochs, so that a training may end there.
     let epochs = (best / epoch).to_string();
-    succeeded(&train(folder, "short", &[&fast[..], &["--epochs", &epochs]].concat()));
+    train(folder, "short", &[&fast[..], &["--epochs", &epochs]].concat()).succeeded();
     let kept = adapter(&early_folder);
     assert!(kept == adapter(&folder.join("short")), "the best adapter is kept, not the last");
 
     // It has not forgotten that it was over.
-    succeeded(&train(folder, "early", &[&early[..], &["--resume"]].concat()));
+    train(folder, "early", &[&early[..], &["--resume"]].concat()).succeeded();
     assert_eq!((steps(&early_folder), adapter(&early_folder)), (last, kept));
     let card = fs::read_to_string(early_folder.join("README.md")).unwrap();
     for part in ["library_name: peft", "base_model: \"llama\"", &format!("steps: {best} of {last}")]
@@ -108,7 +99,7 @@ fn a_training_that_grows_worse_stops_and_keeps_its_best_adapter() {
     assert!(plot.starts_with("<svg") && plot.contains("validation"));
 
     let nothing_to_look_at = ["--local", "--patience", "1", "--validation", "0"];
-    refused(&train(folder, "none", &nothing_to_look_at), "--patience looks at texts");
+    train(folder, "none", &nothing_to_look_at).refused("--patience looks at texts");
 }
 
 #[test]
@@ -119,24 +110,24 @@ fn a_training_that_diverges_keeps_a_state_from_which_it_goes_on() {
     let long = ["--local", "--warmup-steps", "0", "--checkpoint-every", "1"];
     let wild = [&long[..], &["--learning-rate", "1e30", "--clip", "1e30"]].concat();
     let calm = [&long[..], &["--resume", "--learning-rate", "0.01"]].concat();
-    refused(&train(folder, "step", &wild), "the training has diverged");
+    train(folder, "step", &wild).refused("the training has diverged");
     // The first step leads to values with which no loss is a number, and shows that those before it
     // were good.
     assert_eq!(steps(&folder.join("step")), 0);
     assert!(!folder.join("step/adapter_model.safetensors").exists());
-    refused(&train(folder, "step", &[&wild[..], &["--resume"]].concat()), "step 2 was not taken");
+    train(folder, "step", &[&wild[..], &["--resume"]].concat()).refused("step 2 was not taken");
     let other_rank = [&calm[..], &["--dropout", "0.1"]].concat();
-    refused(&train(folder, "step", &other_rank), "another dropout");
-    succeeded(&train(folder, "step", &calm));
+    train(folder, "step", &other_rank).refused("another dropout");
+    train(folder, "step", &calm).succeeded();
     assert_eq!(steps(&folder.join("step")), 9);
     let losses = metrics(&folder.join("step"), "loss");
     assert!(losses.iter().all(|(_, loss)| loss.is_finite()), "{losses:?}");
     let unasked = [&long[..], &["--resume", "--learning-rate", "0.02"]].concat();
-    refused(&train(folder, "step", &unasked), "another learning rate");
+    train(folder, "step", &unasked).refused("another learning rate");
 
     // A validation sees it too.
     let watched = [&wild[..], &["--validate-every", "1"]].concat();
-    refused(&train(folder, "validation", &watched), "the training has diverged");
+    train(folder, "validation", &watched).refused("the training has diverged");
     assert_eq!(steps(&folder.join("validation")), 0);
 }
 
@@ -156,14 +147,14 @@ fn a_disk_that_is_full_costs_a_training_nothing_of_what_was_written() {
     let folder = scratch.path();
     texts(&folder.join("data.jsonl"), 20, 0);
     let calm = ["--local", "--learning-rate", "0.01", "--checkpoint-every", "1"];
-    succeeded(&train(folder, "whole", &calm));
+    train(folder, "whole", &calm).succeeded();
     let size = fs::metadata(folder.join("whole/checkpoint.safetensors")).unwrap().len();
 
     // A training that has come to a checkpoint.
     let out = folder.join("full");
     let wild = ["--learning-rate", "1e30", "--clip", "1e30", "--warmup-steps", "0"];
     let fixed = ["--local", "--checkpoint-every", "1"];
-    refused(&train(folder, "full", &[&fixed[..], &wild].concat()), "diverged");
+    train(folder, "full", &[&fixed[..], &wild].concat()).refused("diverged");
     let before = fs::read(out.join("checkpoint.safetensors")).unwrap();
     let metrics_before = metrics(&out, "loss").len();
 
@@ -189,9 +180,9 @@ fn a_disk_that_is_full_costs_a_training_nothing_of_what_was_written() {
     assert_eq!(fs::read(out.join("checkpoint.safetensors")).unwrap(), before);
     assert_eq!(metrics(&out, "loss").len(), metrics_before + 9, "and no half line");
 
-    succeeded(&train(folder, "full", &again));
+    train(folder, "full", &again).succeeded();
     let free = ["--local", "--learning-rate", "0.01", "--clip", "1e30", "--warmup-steps", "0"];
-    succeeded(&train(folder, "free", &free));
+    train(folder, "free", &free).succeeded();
     assert!(adapter(&out) == adapter(&folder.join("free")), "nothing was lost");
 }
 
@@ -204,9 +195,9 @@ fn a_training_that_no_server_has_room_for_says_what_takes_less() {
     let join = ["--join", server.address(), "--epochs", "1"];
     let large = [&join[..], &["--microbatch-tokens", "65536"]].concat();
     let output = train(folder, "large", &large);
-    refused(&output, "no server has room for this training");
-    refused(&output, "a lower rank, fewer target modules or fewer tokens at once");
-    succeeded(&train(folder, "small", &join));
+    output.refused("no server has room for this training");
+    output.refused("a lower rank, fewer target modules or fewer tokens at once");
+    train(folder, "small", &join).succeeded();
     server.assert_no_errors();
 }
 
@@ -230,12 +221,12 @@ fn adapters_that_the_model_has_no_place_for_are_refused_with_what_differs() {
         let prompt = ["--prompt-ids", "1,2", "--max-tokens", "1", "--local", "--adapter", adapter];
         umbel(&[&["generate", &checkpoint(model)][..], &prompt].concat())
     };
-    succeeded(&ask(MODEL, &|_| ()));
+    ask(MODEL, &|_| ()).succeeded();
     let rank = |config: &mut Value| config["r"] = (config["r"].as_u64().unwrap() * 2).into();
-    refused(&ask(MODEL, &rank), "of another rank than its configuration says?");
+    ask(MODEL, &rank).refused("of another rank than its configuration says?");
     let targets = |config: &mut Value| config["target_modules"] = json!(["embed_tokens"]);
-    refused(&ask(MODEL, &targets), "\"embed_tokens\" is not among the target modules q_proj");
+    ask(MODEL, &targets).refused("\"embed_tokens\" is not among the target modules q_proj");
     let fewer = |config: &mut Value| config["target_modules"] = json!(["q_proj"]);
-    refused(&ask(MODEL, &fewer), "is it for another model");
-    refused(&ask("llama-tied-mha", &|_| ()), "is it for another model");
+    ask(MODEL, &fewer).refused("is it for another model");
+    ask("llama-tied-mha", &|_| ()).refused("is it for another model");
 }

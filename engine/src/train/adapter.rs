@@ -12,6 +12,7 @@ use super::dropout::{bits_at, stream_of};
 pub use error::AdapterError;
 pub use parameters::{LoraMatrices, Parameters, Place};
 pub use peft::{PEFT_CONFIG_FILE, PEFT_WEIGHTS_FILE, PeftFiles};
+pub use umbel_protocol::training::TargetModule;
 
 /// The largest rank that is taken: adapters have 4 to 256, and the memory of a server is bounded by
 /// it.
@@ -21,65 +22,18 @@ pub const RANK_MAX: usize = umbel_protocol::training::RANK_MAX as usize;
 /// model's context.
 pub const PROMPT_TOKENS_MAX: usize = umbel_protocol::training::PROMPT_TOKENS_MAX as usize;
 
-/// A matrix of a block that an adapter may add to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum TargetModule {
-    /// `self_attn.q_proj`.
-    Query,
-    /// `self_attn.k_proj`.
-    Key,
-    /// `self_attn.v_proj`.
-    Value,
-    /// `self_attn.o_proj`.
-    Output,
-    /// `mlp.gate_proj`.
-    Gate,
-    /// `mlp.up_proj`.
-    Up,
-    /// `mlp.down_proj`.
-    Down,
-}
-
-impl TargetModule {
-    /// Every module, in the order in which a token meets them.
-    pub const ALL: [Self; 7] =
-        [Self::Query, Self::Key, Self::Value, Self::Output, Self::Gate, Self::Up, Self::Down];
-
-    /// The name that PEFT's `target_modules` has.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Query => "q_proj",
-            Self::Key => "k_proj",
-            Self::Value => "v_proj",
-            Self::Output => "o_proj",
-            Self::Gate => "gate_proj",
-            Self::Up => "up_proj",
-            Self::Down => "down_proj",
-        }
-    }
-
-    /// The part of the block that it is in.
-    const fn parent(self) -> &'static str {
-        match self {
-            Self::Query | Self::Key | Self::Value | Self::Output => "self_attn",
-            Self::Gate | Self::Up | Self::Down => "mlp",
-        }
-    }
-
-    /// Rows and columns of its matrix in a model.
-    #[must_use]
-    pub const fn shape(self, config: &ModelConfig) -> [usize; 2] {
-        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-        let queries = config.head_count * config.head_size;
-        let keys = config.kv_head_count * config.head_size;
-        match self {
-            Self::Query => [queries, hidden],
-            Self::Key | Self::Value => [keys, hidden],
-            Self::Output => [hidden, queries],
-            Self::Gate | Self::Up => [inner, hidden],
-            Self::Down => [hidden, inner],
-        }
+/// Rows and columns of a module's matrix in a model.
+#[must_use]
+pub const fn module_shape(module: TargetModule, config: &ModelConfig) -> [usize; 2] {
+    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+    let queries = config.head_count * config.head_size;
+    let keys = config.kv_head_count * config.head_size;
+    match module {
+        TargetModule::Query => [queries, hidden],
+        TargetModule::Key | TargetModule::Value => [keys, hidden],
+        TargetModule::Output => [hidden, queries],
+        TargetModule::Gate | TargetModule::Up => [inner, hidden],
+        TargetModule::Down => [hidden, inner],
     }
 }
 
@@ -185,7 +139,7 @@ impl Adapter {
     ) -> Result<Self, AdapterError> {
         let mut blank = Self::blank(config, model, blocks)?;
         for (&(block, module), matrices) in &mut blank.parameters.matrices {
-            let [_, columns] = module.shape(model);
+            let [_, columns] = module_shape(module, model);
             let bound = 1.0 / (columns as f32).sqrt();
             let stream = stream_of(block, module);
             let value = |index| {

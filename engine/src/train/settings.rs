@@ -1,36 +1,8 @@
 //! Between what travels and what is computed with: adapters and optimizers beside their values.
 
-use umbel_protocol::training::{self as wire, AdamWSettings, AdapterSettings};
+use umbel_protocol::training::{AdamWSettings, AdapterSettings};
 
-use super::{AdamW, AdapterConfig, TargetModule};
-
-impl From<wire::TargetModule> for TargetModule {
-    fn from(module: wire::TargetModule) -> Self {
-        match module {
-            wire::TargetModule::Query => Self::Query,
-            wire::TargetModule::Key => Self::Key,
-            wire::TargetModule::Value => Self::Value,
-            wire::TargetModule::Output => Self::Output,
-            wire::TargetModule::Gate => Self::Gate,
-            wire::TargetModule::Up => Self::Up,
-            wire::TargetModule::Down => Self::Down,
-        }
-    }
-}
-
-impl From<TargetModule> for wire::TargetModule {
-    fn from(module: TargetModule) -> Self {
-        match module {
-            TargetModule::Query => Self::Query,
-            TargetModule::Key => Self::Key,
-            TargetModule::Value => Self::Value,
-            TargetModule::Output => Self::Output,
-            TargetModule::Gate => Self::Gate,
-            TargetModule::Up => Self::Up,
-            TargetModule::Down => Self::Down,
-        }
-    }
-}
+use super::{AdamW, AdapterConfig};
 
 impl From<&AdapterSettings> for AdapterConfig {
     fn from(settings: &AdapterSettings) -> Self {
@@ -39,7 +11,7 @@ impl From<&AdapterSettings> for AdapterConfig {
             alpha: settings.alpha,
             rank_stabilized: settings.rank_stabilized,
             dropout: settings.dropout,
-            target_modules: settings.target_modules.iter().map(|&module| module.into()).collect(),
+            target_modules: settings.target_modules.clone(),
             prompt_tokens: 0,
             block_prompt_tokens: settings.block_prompt_tokens.into(),
         }
@@ -54,7 +26,7 @@ impl From<&AdapterConfig> for AdapterSettings {
             alpha: config.alpha,
             rank_stabilized: config.rank_stabilized,
             dropout: config.dropout,
-            target_modules: config.target_modules.iter().map(|&module| module.into()).collect(),
+            target_modules: config.target_modules.clone(),
             block_prompt_tokens: u16::try_from(config.block_prompt_tokens)
                 .expect("prompts have at most PROMPT_TOKENS_MAX tokens"),
         }

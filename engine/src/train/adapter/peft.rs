@@ -17,7 +17,7 @@ use umbel_protocol::{AdapterId, Span};
 use umbel_shard::ModelConfig;
 use umbel_shard::safetensors::{StoredTensor, StoredType, parse_header};
 
-use super::{Adapter, AdapterConfig, AdapterError, Parameters, Place};
+use super::{Adapter, AdapterConfig, AdapterError, Parameters, Place, TargetModule, module_shape};
 use crate::kernel::dequantize_row;
 
 /// What the adapter is.
@@ -199,14 +199,21 @@ impl PeftFiles {
 
 /// The name of a tensor in PEFT's file.
 fn tensor_name((block, module): Place, matrix: &str) -> String {
-    let (parent, name) = (module.parent(), module.name());
+    let parent = match module {
+        TargetModule::Query | TargetModule::Key | TargetModule::Value | TargetModule::Output => {
+            "self_attn"
+        }
+        TargetModule::Gate | TargetModule::Up | TargetModule::Down => "mlp",
+    };
+    let name = module.name();
     format!("base_model.model.model.layers.{block}.{parent}.{name}.lora_{matrix}.weight")
 }
 
 /// The longest file of tensors that an adapter for `model` has.
 fn weights_bytes_max(config: &AdapterConfig, model: &ModelConfig) -> u64 {
-    let values = |module: &super::TargetModule| {
-        let sizes = module.shape(model).map(|size| (size as u64).saturating_mul(VALUE_BYTES));
+    let values = |module: &TargetModule| {
+        let sizes =
+            module_shape(*module, model).map(|size| (size as u64).saturating_mul(VALUE_BYTES));
         sizes[0].saturating_add(sizes[1]).saturating_mul(config.rank as u64)
     };
     let tensors = 2 * config.target_modules.len() as u64;

@@ -148,7 +148,7 @@ fn prompts_that_do_not_fit_are_refused() {
 fn a_new_adapter_adds_nothing_and_its_values_are_bounded() {
     let adapter = adapter();
     for ((_, module), matrices) in adapter.parameters().iter() {
-        let [_, columns] = module.shape(&config());
+        let [_, columns] = module_shape(module, &config());
         let bound = 1.0 / (columns as f32).sqrt();
         assert!(matrices.b().iter().all(|value| *value == 0.0));
         assert!(matrices.a().iter().all(|value| value.abs() <= bound));

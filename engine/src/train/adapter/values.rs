@@ -7,7 +7,7 @@ use std::ops::Range;
 use umbel_protocol::Span;
 use umbel_shard::ModelConfig;
 
-use super::{Adapter, AdapterConfig, AdapterError, LoraMatrices, Parameters, places};
+use super::{Adapter, AdapterConfig, AdapterError, LoraMatrices, Parameters, module_shape, places};
 use crate::train::state::WriteError;
 
 impl Adapter {
@@ -25,7 +25,7 @@ impl Adapter {
         config.check_context(model)?;
         let rank = config.rank;
         let matrices = places(&config, blocks).map(|(block, module)| {
-            let [rows, columns] = module.shape(model);
+            let [rows, columns] = module_shape(module, model);
             let matrices =
                 LoraMatrices::new(vec![0.0; rank * columns], vec![0.0; rows * rank], rank);
             ((block, module), matrices)
