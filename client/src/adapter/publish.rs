@@ -6,12 +6,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::task::JoinSet;
 use umbel_engine::train::PeftFiles;
-use umbel_net::{
-    AcceptError, Identity, JoinError, Link, LinkProtocol, Multiaddr, Network, NetworkConfig, Role,
-    StartNetworkError, SwarmKey,
-};
+use umbel_net::{Identity, Link, LinkProtocol, Multiaddr, Network, NetworkConfig, Role, SwarmKey};
 use umbel_protocol::AdapterId;
 use umbel_protocol::published::{AdapterAnswer, AdapterRequest, PART_BYTES_MAX};
+
+pub use crate::swarm::enter::EnterError;
+use crate::swarm::enter::{Entered, enter};
 
 /// Links that are served at once: each keeps one part of a megabyte under way.
 const LINKS_MAX: usize = 64;
@@ -42,16 +42,15 @@ impl Publication {
     /// who ask for it.
     ///
     /// # Errors
-    /// [`PublishError`] where the network cannot be started, or nobody answers.
-    pub async fn start(files: PeftFiles, settings: PublishSettings) -> Result<Self, PublishError> {
-        let network = Network::start(NetworkConfig {
+    /// [`EnterError`] where the network cannot be started, or nobody answers.
+    pub async fn start(files: PeftFiles, settings: PublishSettings) -> Result<Self, EnterError> {
+        let config = NetworkConfig {
             listen: settings.listen,
             swarm_key: settings.swarm_key,
             ..NetworkConfig::new(Identity::ephemeral(), Role::Server)
-        })
-        .await?;
-        let mut incoming = network.accept(LinkProtocol::Adapter)?;
-        network.join(&settings.join).await?;
+        };
+        let entered = enter(config, &settings.join, LinkProtocol::Adapter).await?;
+        let Entered { network, mut incoming, .. } = entered;
         let id = files.id();
         let held = Arc::new(Held::new(files));
         let mut serving = JoinSet::new();
@@ -130,18 +129,4 @@ impl Held {
         let (config_bytes, weights_bytes) = (self.config_bytes, self.weights_bytes);
         AdapterAnswer::Part { config_bytes, weights_bytes, bytes: self.bytes.slice(offset..end) }
     }
-}
-
-/// An adapter that is not published.
-#[derive(Debug, thiserror::Error)]
-pub enum PublishError {
-    /// The network could not be started.
-    #[error(transparent)]
-    Start(#[from] StartNetworkError),
-    /// Nobody of the swarm answers.
-    #[error(transparent)]
-    Join(#[from] JoinError),
-    /// Such links are accepted elsewhere already.
-    #[error(transparent)]
-    Accept(#[from] AcceptError),
 }

@@ -13,15 +13,13 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use umbel_coordinator::training::round::{Input, RunSettings, RunState};
-use umbel_net::{
-    AcceptError, Identity, JoinError, Multiaddr, Network, NetworkConfig, Role, StartNetworkError,
-    SwarmKey,
-};
+use umbel_net::{Identity, LinkProtocol, Multiaddr, Network, NetworkConfig, Role, SwarmKey};
 use umbel_protocol::ModelId;
 use umbel_protocol::averaging::{RUN_VALUES_MAX, Stand};
 use umbel_protocol::training::AdapterSettings;
 
 use super::{TrainError, Trainer};
+use crate::swarm::enter::{EnterError, Entered, enter};
 use task::Task;
 
 /// How long a trainer that joins waits for a state before it gives up: a round may be under way, and a
@@ -107,23 +105,19 @@ impl Together {
         let adapter = AdapterSettings::from(trainer.adapter().config());
         let what = format!("{model} {adapter:?} {}", values.len());
         let name = settings.run.name(what.as_bytes());
-        let network = Network::start(NetworkConfig {
+        let config = NetworkConfig {
             listen: settings.listen,
             swarm_key: settings.swarm_key,
             ..NetworkConfig::new(Identity::ephemeral(), Role::Client)
-        })
-        .await?;
-        let met = if settings.with.is_empty() {
-            Vec::new()
-        } else {
-            network.join(&settings.with).await?
         };
+        let entered = enter(config, &settings.with, LinkProtocol::Averaging).await?;
+        let Entered { network, incoming, met } = entered;
         let joins = !met.is_empty();
         let state = if joins { None } else { RunState::begin(values) };
         let (tell, told) = mpsc::channel(TOLD_WAITING_MAX);
         let asked = Arc::new(Asked::default());
-        let task = Task::new(network.clone(), name, (settings.run, state), Arc::clone(&asked))?;
-        let task = tokio::spawn(task.run(met, told));
+        let task = Task::new(network.clone(), name, (settings.run, state), Arc::clone(&asked));
+        let task = tokio::spawn(task.run(incoming, met, told));
         let together = Self { network, tell, asked, task };
         if joins {
             let taken_up = together.first_state(trainer);
@@ -190,15 +184,9 @@ impl Together {
 /// No part in a run.
 #[derive(Debug, thiserror::Error)]
 pub enum TogetherError {
-    /// The network could not be started.
+    /// The network could not be started, or no member answers.
     #[error(transparent)]
-    Start(#[from] StartNetworkError),
-    /// No member answers.
-    #[error(transparent)]
-    Join(#[from] JoinError),
-    /// Links of members are accepted elsewhere already.
-    #[error(transparent)]
-    Accept(#[from] AcceptError),
+    Enter(#[from] EnterError),
     /// A message holds fewer values.
     #[error(
         "the adapter has {values} values, and a run has {RUN_VALUES_MAX} at most: a lower rank or fewer \

@@ -1,5 +1,6 @@
 //! Transports and protocols, put together into one `libp2p::Swarm`.
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use umbel_protocol::version::SOFTWARE;
 
 use crate::address::innermost;
 use crate::config::{NetworkConfig, Role};
-use crate::driver::Shared;
+use crate::driver::{ASKED_AT_ONCE, Shared};
 use crate::error::StartNetworkError;
 use crate::links;
 use crate::swarm_key::SwarmKey;
@@ -184,6 +185,8 @@ fn hash_table(peer: libp2p::PeerId, role: Role) -> kad::Behaviour<MemoryStore> {
     let mut config = kad::Config::new(KAD_PROTOCOL);
     config
         .set_query_timeout(QUERY_TIMEOUT)
+        // Volunteers' machines come and go: those that are gone must not keep the others from being asked.
+        .set_parallelism(NonZeroUsize::new(ASKED_AT_ONCE).expect("it is not zero"))
         .set_provider_record_ttl(Some(PROVIDER_RECORD_LIFETIME))
         .set_provider_publication_interval(Some(PROVIDER_RECORD_INTERVAL));
     let store = MemoryStore::with_config(peer, store);

@@ -28,6 +28,7 @@ use crate::links::{Acceptors, OpenStream, StreamError};
 use crate::rates::{RateLimits, Rates};
 use crate::reachability::Reachability;
 use dials::Dials;
+pub(crate) use discovery::ASKED_AT_ONCE;
 use discovery::Discovery;
 use peers::Peers;
 use probes::Probes;
@@ -53,6 +54,8 @@ pub(crate) enum Command {
     Identify { peer: libp2p::PeerId, reply: oneshot::Sender<bool> },
     /// Open a stream on a connection that is there.
     OpenStream { peer: libp2p::PeerId, request: OpenStream },
+    /// Where is a peer, as far as this one knows?
+    KnownAddresses { peer: libp2p::PeerId, reply: oneshot::Sender<Vec<Multiaddr>> },
     /// Ask the hash table where a peer is.
     FindPeer { peer: libp2p::PeerId, reply: oneshot::Sender<Vec<Multiaddr>> },
     /// Ask the hash table who provides a key.
@@ -184,7 +187,7 @@ impl Driver {
     /// Runs until it is told to shut down, or nobody can tell it anything any more.
     pub(crate) async fn run(mut self) {
         loop {
-            let provide_at = self.discovery.provide_at();
+            let wakes_at = self.discovery.wakes_at();
             tokio::select! {
                 command = self.commands.recv() => match command {
                     Some(Command::Shutdown { reply }) => {
@@ -200,8 +203,9 @@ impl Driver {
                     tracing::debug!(%connection, "the process at the other end has ended");
                     self.swarm.close_connection(connection);
                 }
-                () = sleep_until(provide_at) => {
-                    self.discovery.provide_again(&mut self.swarm.behaviour_mut().kad);
+                () = sleep_until(wakes_at) => {
+                    let now = tokio::time::Instant::now();
+                    self.discovery.wake(&mut self.swarm.behaviour_mut().kad, now);
                 }
             }
         }
@@ -215,6 +219,10 @@ impl Driver {
             }
             Command::Identify { peer, reply } => self.peers.identify(peer, reply),
             Command::OpenStream { peer, request } => self.open_stream(peer, request),
+            Command::KnownAddresses { peer, reply } => {
+                let kad = &mut self.swarm.behaviour_mut().kad;
+                let _unwanted = reply.send(discovery::known_addresses(kad, peer));
+            }
             Command::FindPeer { peer, reply } => {
                 self.discovery.find_peer(&mut self.swarm.behaviour_mut().kad, peer, reply);
             }

@@ -230,20 +230,13 @@ impl Network {
         name: libp2p::PeerId,
         addresses: &[Multiaddr],
     ) -> Result<(), OpenLinkError> {
-        let addresses = of_peer(name, addresses);
+        let mut addresses = of_peer(name, addresses);
         let nowhere = addresses.is_empty();
-        let connecting = self.connect(Some(name), addresses.clone());
-        let connected = tokio::select! {
-            connected = connecting => connected?,
-            () = all_refused(&addresses) => {
-                let failure = |address| AddressFailure {
-                    address: Some(address),
-                    reason: "Connection refused".to_owned(),
-                };
-                Err(addresses.into_iter().map(failure).collect())
-            }
-        };
-        let Err(mut failures) = connected else {
+        if nowhere {
+            let known = self.ask(|reply| Command::KnownAddresses { peer: name, reply }).await;
+            addresses = of_peer(name, &known.ok_or(OpenLinkError::ShutDown)?);
+        }
+        let Err(mut failures) = self.connect_at(name, addresses).await? else {
             return Ok(());
         };
         if nowhere {
@@ -252,12 +245,30 @@ impl Network {
             if found.is_empty() {
                 return Err(OpenLinkError::NoAddress { peer });
             }
-            match self.connect(Some(name), found).await? {
+            match self.connect_at(name, found).await? {
                 Ok(_) => return Ok(()),
                 Err(later) => failures = later,
             }
         }
         Err(OpenLinkError::Unreachable { peer, failures })
+    }
+
+    /// Connects to a peer at some addresses, or not where their systems say that nobody is there.
+    async fn connect_at(
+        &self,
+        name: libp2p::PeerId,
+        addresses: Vec<Multiaddr>,
+    ) -> Result<Result<libp2p::PeerId, Vec<AddressFailure>>, OpenLinkError> {
+        tokio::select! {
+            connected = self.connect(Some(name), addresses.clone()) => connected,
+            () = all_refused(&addresses) => {
+                let failure = |address| AddressFailure {
+                    address: Some(address),
+                    reason: "Connection refused".to_owned(),
+                };
+                Ok(Err(addresses.into_iter().map(failure).collect()))
+            }
+        }
     }
 
     async fn connect(

@@ -1,17 +1,21 @@
 //! Questions to the hash table, and what this peer provides.
 
+mod settling;
+
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use libp2p::Multiaddr;
 use libp2p::kad::store::MemoryStore;
-use libp2p::kad::{self, GetProvidersOk, QueryId, QueryResult, RecordKey};
+use libp2p::kad::{self, GetProvidersOk, QueryId, QueryRef, QueryResult, RecordKey};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use umbel_protocol::PeerId;
 
 use super::peers::own_name;
 use crate::address::ADDRESSES_MAX;
+pub(crate) use settling::ASKED_AT_ONCE;
+use settling::{Counts, Settling};
 
 type Kad = kad::Behaviour<MemoryStore>;
 
@@ -28,11 +32,19 @@ const PROVIDED_MAX: usize = 64;
 /// and in a small network whoever provided before the others came would not be found for long.
 const PROVIDE_AGAIN_AFTER: Duration = Duration::from_millis(500);
 
+/// How often it is looked whether questions are settled, while there are any.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// And while there are none: the hash table says by itself now and then what this peer provides.
+const IDLE_LOOK_INTERVAL: Duration = Duration::from_secs(2);
+
 #[derive(Default)]
 pub(super) struct Discovery {
     queries: HashMap<QueryId, Query>,
     provided: BTreeSet<[u8; 32]>,
     provide_at: Option<Instant>,
+    settling: Settling<QueryId>,
+    look_at: Option<Instant>,
 }
 
 enum Query {
@@ -41,6 +53,13 @@ enum Query {
 }
 
 impl Query {
+    fn has_found(&self) -> bool {
+        match self {
+            Self::Peer { found, .. } => !found.is_empty(),
+            Self::Providers { found, .. } => !found.is_empty(),
+        }
+    }
+
     fn answer(self) {
         match self {
             Self::Peer { found, reply, .. } => {
@@ -78,6 +97,7 @@ impl Discovery {
         if self.provided.len() < PROVIDED_MAX || self.provided.contains(&key) {
             self.provided.insert(key);
             start_providing(kad, &key);
+            self.look_at = Some(Instant::now() + LOOK_INTERVAL);
         } else {
             tracing::warn!("this peer provides {PROVIDED_MAX} keys already");
         }
@@ -88,14 +108,32 @@ impl Discovery {
         kad.stop_providing(&record_key(&key));
     }
 
-    /// When to say again what this peer provides.
-    pub(super) const fn provide_at(&self) -> Option<Instant> {
-        self.provide_at
+    /// When there is something to do next.
+    pub(super) fn wakes_at(&self) -> Option<Instant> {
+        self.provide_at.into_iter().chain(self.look_at).min()
     }
 
-    pub(super) fn provide_again(&mut self, kad: &mut Kad) {
-        self.provide_at = None;
-        self.provided.iter().for_each(|key| start_providing(kad, key));
+    /// Says again what this peer provides, and ends questions that are settled, where it is time for that.
+    pub(super) fn wake(&mut self, kad: &mut Kad, now: Instant) {
+        if self.provide_at.take_if(|at| *at <= now).is_some() {
+            self.provided.iter().for_each(|key| start_providing(kad, key));
+        }
+        if self.look_at.is_none_or(|at| at <= now) {
+            let counts = |query: QueryRef<'_>| Counts {
+                answers: query.stats().num_successes(),
+                pending: query.stats().num_pending(),
+                found: self.queries.get(&query.id()).is_some_and(Query::has_found),
+            };
+            let under_way: Vec<_> =
+                kad.iter_queries().map(|query| (query.id(), counts(query))).collect();
+            let interval = if under_way.is_empty() { IDLE_LOOK_INTERVAL } else { LOOK_INTERVAL };
+            for id in self.settling.look(under_way, now) {
+                if let Some(mut query) = kad.query_mut(&id) {
+                    query.finish();
+                }
+            }
+            self.look_at = Some(now + interval);
+        }
     }
 
     #[allow(clippy::wildcard_enum_match_arm, reason = "what this peer did not ask for")]
@@ -124,6 +162,7 @@ impl Discovery {
             return query.answer();
         }
         self.queries.insert(start(), query);
+        self.look_at = Some(Instant::now() + LOOK_INTERVAL);
     }
 }
 
@@ -149,6 +188,13 @@ impl Query {
             _ => {}
         }
     }
+}
+
+/// Where a peer is by this side's part of the hash table.
+pub(super) fn known_addresses(kad: &mut Kad, peer: libp2p::PeerId) -> Vec<Multiaddr> {
+    let Some(bucket) = kad.kbucket(peer) else { return Vec::new() };
+    let known = bucket.iter().find(|entry| *entry.node.key.preimage() == peer);
+    known.map(|entry| entry.node.value.iter().cloned().collect()).unwrap_or_default()
 }
 
 fn start_providing(kad: &mut Kad, key: &[u8; 32]) {
