@@ -12,6 +12,7 @@ use umbel_protocol::published::{AdapterAnswer, AdapterRequest, PART_BYTES_MAX};
 use umbel_protocol::{AdapterId, PeerId};
 use umbel_shard::ModelConfig;
 
+use super::shelf;
 use crate::swarm::Swarm;
 use crate::swarm::exchange::{AskError, Asking, chain};
 
@@ -27,6 +28,9 @@ const PART_TIMEOUT: Duration = Duration::from_secs(30);
 /// The folder of fetched adapters in the cache.
 const CACHE_FOLDER: &str = "adapters";
 
+/// Bytes of fetched adapters that are kept: a hundred of a usual rank. Those used longest ago go first.
+const CACHE_BYTES_MAX: u64 = 4 << 30;
+
 /// Where an adapter lies in the cache, if it was fetched.
 #[must_use]
 pub fn cached_at(cache: &Path, id: AdapterId) -> PathBuf {
@@ -37,8 +41,10 @@ pub fn cached_at(cache: &Path, id: AdapterId) -> PathBuf {
 /// not what their name says.
 #[must_use]
 pub fn cached(cache: &Path, id: AdapterId, model: &ModelConfig) -> Option<PeftFiles> {
-    let files = PeftFiles::read(&cached_at(cache, id), model).ok()?;
-    (files.id() == id).then_some(files)
+    let folder = cached_at(cache, id);
+    let files = PeftFiles::read(&folder, model).ok().filter(|files| files.id() == id)?;
+    shelf::touch(&folder);
+    Some(files)
 }
 
 /// Fetches an adapter for `model` from whoever provides it, and keeps it in the cache.
@@ -78,6 +84,7 @@ pub async fn fetch(
                     let error: &dyn std::error::Error = &error;
                     tracing::warn!(error, "the adapter is not kept");
                 }
+                shelf::prune(&cache.join(CACHE_FOLDER), id, CACHE_BYTES_MAX);
                 return Ok(files);
             }
             Err(error) => {

@@ -161,6 +161,11 @@ pub struct LearningArguments {
     #[arg(long, value_name = "SHARE", default_value_t = 0.1)]
     pub validation: f64,
 
+    /// Texts that are not learned but show how well others are foretold, instead of a share of the data:
+    /// a file of JSON lines.
+    #[arg(long, value_name = "FILE", conflicts_with = "validation")]
+    pub validation_data: Option<PathBuf>,
+
     /// Validate behind so many steps too, and not only behind each epoch.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub validate_every: Option<u64>,

@@ -2,7 +2,7 @@
 
 mod begin;
 mod card;
-mod metrics;
+pub(crate) mod metrics;
 mod plot;
 mod report;
 mod saving;
