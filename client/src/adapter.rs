@@ -1,6 +1,7 @@
 //! Adapters that a model is asked with, and those that are published.
 
 pub mod fetch;
+pub mod leave;
 pub mod publish;
 mod shelf;
 

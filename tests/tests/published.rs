@@ -69,7 +69,8 @@ async fn provider(
             while let Ok(Some(frame)) = receiver.receive().await {
                 count.fetch_add(1, Ordering::Relaxed);
                 let request = AdapterRequest::decode(frame).unwrap();
-                if sender.send(answer(request.offset).encode()).await.is_err() {
+                let AdapterRequest::Part { offset, .. } = request else { panic!("{request:?}") };
+                if sender.send(answer(offset).encode()).await.is_err() {
                     break;
                 }
             }

@@ -157,10 +157,11 @@ struct Asked {
 impl Asked {
     /// The sizes of the two files, and their bytes from `offset` on.
     async fn part(&mut self, offset: u64) -> Result<([u64; 2], Vec<u8>), ProviderError> {
-        let request = AdapterRequest { id: self.id, offset };
+        let request = AdapterRequest::Part { id: self.id, offset };
         let answer = self.link.ask(request.encode(), PART_TIMEOUT).await?;
         match AdapterAnswer::decode(answer).map_err(AskError::from)? {
             AdapterAnswer::Unknown => Err(ProviderError::Unknown),
+            AdapterAnswer::Keeping(_) => Err(ProviderError::Mismatch),
             AdapterAnswer::Part { config_bytes, weights_bytes, bytes } => {
                 Ok(([config_bytes, weights_bytes], bytes.to_vec()))
             }

@@ -33,6 +33,11 @@ pub struct RestArguments {
     #[arg(long, value_name = "CORES", value_parser = cores)]
     pub yield_to_load: Option<f64>,
 
+    /// Keep adapters for those who publish them, and provide them to others, in so many bytes on the disk; one
+    /// peer may have a quarter of them [default: none are kept].
+    #[arg(long, value_name = "BYTES")]
+    pub keep_adapters: Option<NonZeroU64>,
+
     /// Where the system says how busy it is.
     #[arg(long, value_name = "DIR", default_value = "/proc", hide = true)]
     pub proc: PathBuf,
