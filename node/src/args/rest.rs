@@ -24,7 +24,7 @@ pub struct RestArguments {
     pub download_limit: Option<NonZeroU64>,
 
     /// The hours of the day, by this machine's own time, in which the server serves; it pauses outside
-    /// of them: 22:00-07:00.
+    /// of them: 22:00-07:00, or to the second: 22:00:30-07:00.
     #[arg(long, value_name = "FROM-TO")]
     pub hours: Option<Hours>,
 
