@@ -106,6 +106,63 @@ fn three_trainers_share_an_adapter_and_go_on_when_one_is_killed() {
 }
 
 #[test]
+fn a_run_is_found_by_its_name_as_long_as_somebody_is_in_it() {
+    let scratch = tempfile::tempdir().unwrap();
+    let folder = scratch.path();
+    let server = serve(&[&checkpoint("llama"), "--blocks", "0..4"]);
+    let meet = ["--local", "--meet", server.address()];
+    let named = |what: &'static str, name: &'static str| [&meet[..], &[what, name]].concat();
+    let first = Trainer::start(folder, 1, &named("--together", "letters"));
+    let refused = |what: &'static str, name: &'static str| {
+        let (model, out) = (checkpoint("llama"), folder.join("refused"));
+        let data = folder.join("1.jsonl");
+        let fixed = ["train", &model, "--data", data.to_str().unwrap(), "--out"];
+        let more = [out.to_str().unwrap(), "--round-seconds", "1"];
+        let output = umbel(&[&fixed[..], &more, &named(what, name)].concat());
+        assert!(!output.status.success());
+        output.stderr
+    };
+    let taken = refused("--together", "letters");
+    assert!(taken.contains("there is a run called letters"), "{taken}");
+    let unknown = refused("--with", "numbers");
+    assert!(unknown.contains("nobody in the swarm is in a run called numbers"), "{unknown}");
+    let second = Trainer::start(folder, 2, &named("--with", "letters"));
+    let together = await_round(&[&first, &second], 0, 2);
+    first.process.kill();
+    // Who began it is gone, and the name stays.
+    let third = Trainer::start(folder, 3, &named("--with", "letters"));
+    await_round(&[&second, &third], together, 2);
+    for trainer in [second, third] {
+        trainer.process.assert_no_errors();
+        trainer.process.kill();
+    }
+    server.assert_no_errors();
+}
+
+#[test]
+fn a_name_without_a_place_to_find_it_is_refused() {
+    let scratch = tempfile::tempdir().unwrap();
+    let data = scratch.path().join("data.jsonl");
+    fs::write(&data, "{\"token_ids\": [1, 2, 3]}\n").unwrap();
+    let (model, out) = (checkpoint("llama"), scratch.path().join("out"));
+    let fixed = ["train", &model, "--local", "--data", data.to_str().unwrap(), "--validation", "0"];
+    let fixed = [&fixed[..], &["--out", out.to_str().unwrap()]].concat();
+    let nowhere = "/ip4/127.0.0.1/udp/1/quic-v1";
+    for (more, said) in [
+        (&["--with", "letters"][..], "where is a run called letters found?"),
+        (&["--with", "letters", "--with", "others"], "a trainer is in one run"),
+        (&["--together", "--meet", nowhere], "--meet is for runs with a name"),
+        (&["--with", "10.0.0.8:4002"], "/ip4/10.0.0.8/tcp/4002"),
+        (&["--together", "two words"], "a run's name has 1 to 64 letters"),
+    ] {
+        let output = umbel(&[&fixed[..], more].concat());
+        assert!(!output.status.success(), "{more:?}");
+        assert!(output.stderr.contains(said), "{more:?}: {}", output.stderr);
+        fs::remove_dir_all(&out).ok();
+    }
+}
+
+#[test]
 fn a_run_of_another_adapter_is_not_joined() {
     let scratch = tempfile::tempdir().unwrap();
     let first = Trainer::start(scratch.path(), 1, &["--local", "--together"]);

@@ -22,7 +22,6 @@ use umbel_protocol::PeerId;
 
 use crate::address::{NOT_DIALABLE, innermost, tcp_socket};
 use crate::behaviour::Behaviour;
-use crate::config::Role;
 use crate::error::{AddressFailure, StartNetworkError};
 use crate::links::{Acceptors, OpenStream, StreamError};
 use crate::rates::{RateLimits, Rates};
@@ -58,8 +57,8 @@ pub(crate) enum Command {
     KnownAddresses { peer: libp2p::PeerId, reply: oneshot::Sender<Vec<Multiaddr>> },
     /// Ask the hash table where a peer is.
     FindPeer { peer: libp2p::PeerId, reply: oneshot::Sender<Vec<Multiaddr>> },
-    /// Ask the hash table who provides a key.
-    FindProviders { key: [u8; 32], reply: oneshot::Sender<Vec<PeerId>> },
+    /// Ask the hash table who provides a key, and connect to them where that is wanted.
+    FindProviders { key: [u8; 32], meet: bool, reply: oneshot::Sender<Vec<PeerId>> },
     /// Tell the hash table that this peer provides a key; answered once this peer itself says so.
     Provide { key: [u8; 32], reply: oneshot::Sender<()> },
     /// Stop telling; answered likewise.
@@ -112,7 +111,8 @@ pub(crate) struct Driver {
     swarm: libp2p::Swarm<Behaviour>,
     commands: mpsc::Receiver<Command>,
     shared: Arc<Shared>,
-    role: Role,
+    /// Whether the hash table tells others where this peer listens.
+    tells: bool,
     /// Whether only this machine can reach the peer.
     loopback_only: bool,
     dials: Dials,
@@ -126,13 +126,13 @@ impl Driver {
         swarm: libp2p::Swarm<Behaviour>,
         commands: mpsc::Receiver<Command>,
         shared: Arc<Shared>,
-        role: Role,
+        tells: bool,
     ) -> Self {
         Self {
             swarm,
             commands,
             shared,
-            role,
+            tells,
             loopback_only: false,
             dials: Dials::default(),
             peers: Peers::default(),
@@ -226,8 +226,9 @@ impl Driver {
             Command::FindPeer { peer, reply } => {
                 self.discovery.find_peer(&mut self.swarm.behaviour_mut().kad, peer, reply);
             }
-            Command::FindProviders { key, reply } => {
-                self.discovery.find_providers(&mut self.swarm.behaviour_mut().kad, key, reply);
+            Command::FindProviders { key, meet, reply } => {
+                let kad = &mut self.swarm.behaviour_mut().kad;
+                self.discovery.find_providers(kad, (key, meet), reply);
             }
             Command::Provide { key, reply } => {
                 self.discovery.provide(&mut self.swarm.behaviour_mut().kad, key);

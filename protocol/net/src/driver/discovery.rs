@@ -48,8 +48,17 @@ pub(super) struct Discovery {
 }
 
 enum Query {
-    Peer { peer: libp2p::PeerId, found: Vec<Multiaddr>, reply: oneshot::Sender<Vec<Multiaddr>> },
-    Providers { found: BTreeSet<PeerId>, reply: oneshot::Sender<Vec<PeerId>> },
+    Peer {
+        peer: libp2p::PeerId,
+        found: Vec<Multiaddr>,
+        reply: oneshot::Sender<Vec<Multiaddr>>,
+    },
+    Providers {
+        found: BTreeSet<PeerId>,
+        /// Whether they are to be connected to.
+        meet: bool,
+        reply: oneshot::Sender<Vec<PeerId>>,
+    },
 }
 
 impl Query {
@@ -65,7 +74,7 @@ impl Query {
             Self::Peer { found, reply, .. } => {
                 let _unwanted = reply.send(found);
             }
-            Self::Providers { found, reply } => {
+            Self::Providers { found, reply, .. } => {
                 let _unwanted = reply.send(found.into_iter().collect());
             }
         }
@@ -86,10 +95,10 @@ impl Discovery {
     pub(super) fn find_providers(
         &mut self,
         kad: &mut Kad,
-        key: [u8; 32],
+        (key, meet): ([u8; 32], bool),
         reply: oneshot::Sender<Vec<PeerId>>,
     ) {
-        let query = Query::Providers { found: BTreeSet::new(), reply };
+        let query = Query::Providers { found: BTreeSet::new(), meet, reply };
         self.ask(query, || kad.get_providers(record_key(&key)));
     }
 
@@ -136,15 +145,18 @@ impl Discovery {
         }
     }
 
+    /// Takes note of what has happened, and says to whom a connection is wanted. Where providers are that
+    /// are in nobody's table the hash table knows only while it is asked for them.
     #[allow(clippy::wildcard_enum_match_arm, reason = "what this peer did not ask for")]
-    pub(super) fn on_event(&mut self, event: kad::Event) {
+    pub(super) fn on_event(&mut self, event: kad::Event) -> Vec<libp2p::PeerId> {
+        let mut met = Vec::new();
         match event {
             kad::Event::RoutingUpdated { is_new_peer: true, .. } if !self.provided.is_empty() => {
                 self.provide_at.get_or_insert(Instant::now() + PROVIDE_AGAIN_AFTER);
             }
             kad::Event::OutboundQueryProgressed { id, result, step, .. } => {
                 if let Some(query) = self.queries.get_mut(&id) {
-                    query.progress(result);
+                    met = query.progress(result);
                 }
                 if step.last
                     && let Some(query) = self.queries.remove(&id)
@@ -154,6 +166,7 @@ impl Discovery {
             }
             _ => {}
         }
+        met
     }
 
     fn ask(&mut self, query: Query, start: impl FnOnce() -> QueryId) {
@@ -167,8 +180,9 @@ impl Discovery {
 }
 
 impl Query {
+    /// Takes an answer up, and says who is to be connected to.
     #[allow(clippy::wildcard_enum_match_arm, reason = "answers to other questions")]
-    fn progress(&mut self, result: QueryResult) {
+    fn progress(&mut self, result: QueryResult) -> Vec<libp2p::PeerId> {
         match (self, result) {
             (Self::Peer { peer, found, .. }, QueryResult::GetClosestPeers(result)) => {
                 let peers = match result {
@@ -177,15 +191,22 @@ impl Query {
                 };
                 let of_peer = peers.into_iter().filter(|info| info.peer_id == *peer);
                 found.extend(of_peer.flat_map(|info| info.addrs).take(ADDRESSES_MAX));
+                Vec::new()
             }
             (
-                Self::Providers { found, .. },
+                Self::Providers { found, meet, .. },
                 QueryResult::GetProviders(Ok(GetProvidersOk::FoundProviders { providers, .. })),
             ) => {
-                let room = PROVIDERS_MAX.saturating_sub(found.len());
-                found.extend(providers.iter().filter_map(own_name).take(room));
+                let mut met = Vec::new();
+                for provider in providers {
+                    let Some(peer) = own_name(&provider) else { continue };
+                    if found.len() < PROVIDERS_MAX && found.insert(peer) && *meet {
+                        met.push(provider);
+                    }
+                }
+                met
             }
-            _ => {}
+            _ => Vec::new(),
         }
     }
 }

@@ -11,7 +11,6 @@ use super::Driver;
 use super::peers::{Identified, own_name};
 use crate::address::{ADDRESSES_MAX, is_concrete, is_loopback, preference};
 use crate::behaviour::{BehaviourEvent, IDENTIFY_PROTOCOL, KAD_PROTOCOL};
-use crate::config::Role;
 use crate::reachability::Reachability;
 
 impl Driver {
@@ -56,7 +55,11 @@ impl Driver {
 
     fn on_behaviour_event(&mut self, event: BehaviourEvent) {
         match event {
-            BehaviourEvent::Kad(event) => self.discovery.on_event(event),
+            BehaviourEvent::Kad(event) => {
+                for peer in self.discovery.on_event(event) {
+                    self.dials.meet(&mut self.swarm, peer);
+                }
+            }
             BehaviourEvent::Identify(event) => self.on_identify(event),
             BehaviourEvent::Ping(event) => self.on_ping(event),
             BehaviourEvent::Mdns(event) => self.on_mdns(event),
@@ -70,10 +73,10 @@ impl Driver {
 
     fn on_listening(&mut self, address: Multiaddr) {
         tracing::info!(%address, "listening");
-        // The hash table tells others only addresses that count as external. Where a server
+        // The hash table tells others only addresses that count as external. Where a peer
         // listens is the best guess there is until somebody outside has confirmed one.
         let guess = self.shared.announce.is_empty();
-        if guess && self.role == Role::Server && (self.loopback_only || !is_loopback(&address)) {
+        if guess && self.tells && (self.loopback_only || !is_loopback(&address)) {
             self.swarm.add_external_address(address.clone());
         }
         let mut listen = self.shared.listen();
