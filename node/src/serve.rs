@@ -371,6 +371,7 @@ async fn start_network(
     let RestArguments { upload_limit: upload, download_limit: download, .. } = arguments.rest;
     let config = NetworkConfig {
         rate_limits: RateLimits { upload, download },
+        relays: arguments.rest.relay,
         ..NetworkConfig::new(identity, Role::Server)
     };
     Network::start(NetworkConfig { listen, announce, mdns, swarm_key, ..config }).await

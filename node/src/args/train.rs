@@ -93,6 +93,11 @@ pub struct TogetherArguments {
     #[arg(long, value_name = "ADDR")]
     pub meet: Vec<Join>,
 
+    /// Have other trainers reach this one through the peers of --meet, or of --join, which were started with
+    /// `umbel serve --relay`: for where nothing comes in from elsewhere.
+    #[arg(long)]
+    pub relayed: bool,
+
     /// Where to listen for other trainers; may be given several times [default: every interface, QUIC and
     /// TCP, free ports].
     #[arg(long, value_name = "ADDR", value_parser = parse_address)]

@@ -3,6 +3,7 @@
 //! Frames do not pass through here: once a link is open, its stream is read and written by
 //! whoever holds it.
 
+mod circuits;
 mod dials;
 mod discovery;
 mod event;
@@ -20,12 +21,13 @@ use libp2p::{Multiaddr, TransportError};
 use tokio::sync::{mpsc, oneshot, watch};
 use umbel_protocol::PeerId;
 
-use crate::address::{NOT_DIALABLE, innermost, tcp_socket};
+use crate::address::{NOT_DIALABLE, innermost, is_relayed, tcp_socket};
 use crate::behaviour::Behaviour;
 use crate::error::{AddressFailure, StartNetworkError};
 use crate::links::{Acceptors, OpenStream, StreamError};
 use crate::rates::{RateLimits, Rates};
 use crate::reachability::Reachability;
+use circuits::Circuits;
 use dials::Dials;
 pub(crate) use discovery::ASKED_AT_ONCE;
 use discovery::Discovery;
@@ -119,6 +121,7 @@ pub(crate) struct Driver {
     peers: Peers,
     probes: Probes,
     discovery: Discovery,
+    circuits: Circuits,
 }
 
 impl Driver {
@@ -138,6 +141,7 @@ impl Driver {
             peers: Peers::default(),
             probes: Probes::new(),
             discovery: Discovery::default(),
+            circuits: Circuits::default(),
         }
     }
 
@@ -161,6 +165,9 @@ impl Driver {
                 })
             })?;
             waiting.insert(listener.to_string(), address.clone());
+            if is_relayed(address) {
+                self.circuits.asked(listener, address.clone());
+            }
         }
         let listening = async {
             while !waiting.is_empty() {
@@ -203,6 +210,7 @@ impl Driver {
                     tracing::debug!(%connection, "the process at the other end has ended");
                     self.swarm.close_connection(connection);
                 }
+                () = sleep_until(self.circuits.again_at()) => self.ask_relays_again(),
                 () = sleep_until(wakes_at) => {
                     let now = tokio::time::Instant::now();
                     self.discovery.wake(&mut self.swarm.behaviour_mut().kad, now);
@@ -254,6 +262,15 @@ impl Driver {
         }
     }
 
+    fn ask_relays_again(&mut self) {
+        for address in self.circuits.take_lost() {
+            match self.swarm.listen_on(address.clone()) {
+                Ok(listener) => self.circuits.asked(listener, address),
+                Err(_) => self.circuits.fail(address, tokio::time::Instant::now()),
+            }
+        }
+    }
+
     fn open_stream(&mut self, peer: libp2p::PeerId, request: OpenStream) {
         match self.peers.best_connection(peer) {
             Some(connection) => {
@@ -287,7 +304,7 @@ impl Driver {
 /// Whether nobody listens on a TCP port yet. libp2p shares ports with any process of the same
 /// user that does so too, and each of two servers would then be handed half of the connections.
 fn check_free(address: &Multiaddr) -> std::io::Result<()> {
-    match tcp_socket(address) {
+    match tcp_socket(address).filter(|_| !is_relayed(address)) {
         Some(socket) if socket.port() != 0 => std::net::TcpListener::bind(socket).map(drop),
         Some(_) | None => Ok(()),
     }

@@ -3,13 +3,13 @@
 use std::io::Write as _;
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use umbel_client::ClientModel;
 use umbel_client::train::Trainer;
 use umbel_client::train::together::{NamedRun, Together, TogetherSettings};
 use umbel_coordinator::training::round::{OuterStep, Rule, RunSettings};
 
-use umbel_net::{Join, SwarmKey, Way};
+use umbel_net::{Join, Multiaddr, SwarmKey, Way, relayed_by};
 
 use crate::args::train::{TogetherArguments, With};
 
@@ -37,7 +37,9 @@ pub(super) async fn start(
     let anywhere = ["/ip4/0.0.0.0/tcp/0", "/ip4/0.0.0.0/udp/0/quic-v1"];
     // The peers of a private swarm speak TCP alone.
     let anywhere = if swarm_key.is_some() { &anywhere[..1] } else { &anywhere[..] };
-    let listen = if arguments.listen.is_empty() {
+    let listen = if arguments.relayed {
+        [relays(arguments, join)?, arguments.listen.clone()].concat()
+    } else if arguments.listen.is_empty() {
         anywhere.iter().map(|text| text.parse().expect("a multiaddress")).collect()
     } else {
         arguments.listen.clone()
@@ -71,8 +73,8 @@ fn named(
     let joins = !joined.is_empty();
     let names: Vec<_> = begun.chain(joined).collect();
     let name = match names.as_slice() {
-        [] if arguments.meet.is_empty() => return Ok((None, swarm_key)),
-        [] => bail!("--meet is for runs with a name: --together NAME, or --with NAME"),
+        [] if arguments.meet.is_empty() || arguments.relayed => return Ok((None, swarm_key)),
+        [] => bail!("--meet is for --relayed, and runs with a name: --together NAME, --with NAME"),
         [name] => (*name).clone(),
         [_, _, ..] => bail!("a trainer is in one run: name one"),
     };
@@ -82,4 +84,19 @@ fn named(
     }
     let Way { addresses: meet, swarm_key } = Way::new(meet, swarm_key)?;
     Ok((Some(NamedRun { name, joins, meet }), swarm_key))
+}
+
+/// Where this trainer listens by those who relay.
+fn relays(arguments: &TogetherArguments, join: &[Join]) -> anyhow::Result<Vec<Multiaddr>> {
+    let meet = if arguments.meet.is_empty() { join } else { &arguments.meet };
+    let Way { addresses, .. } = Way::new(meet, None)?;
+    if addresses.is_empty() {
+        bail!("--relayed by whom? --meet ADDR, or --join ADDR, of a server that runs with --relay");
+    }
+    let relayed = addresses.iter().map(|address| {
+        relayed_by(address).with_context(|| {
+            format!("--relayed needs a server's whole address, with /p2p/ and its name: {address}")
+        })
+    });
+    relayed.collect()
 }

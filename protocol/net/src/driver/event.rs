@@ -20,8 +20,7 @@ impl Driver {
             SwarmEvent::Behaviour(event) => self.on_behaviour_event(event),
             SwarmEvent::NewListenAddr { address, .. } => self.on_listening(address),
             SwarmEvent::ExpiredListenAddr { address, .. } => {
-                self.shared.listen().retain(|known| *known != address);
-                self.swarm.remove_external_address(&address);
+                self.on_listening_no_more(&address);
             }
             SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
                 tracing::debug!(peer = %peer_id, ?endpoint, "connected");
@@ -46,8 +45,12 @@ impl Driver {
             SwarmEvent::ListenerError { error, .. } => {
                 tracing::warn!(%error, "a listening socket has trouble");
             }
-            SwarmEvent::ListenerClosed { addresses, reason: Err(error), .. } => {
-                tracing::warn!(?addresses, %error, "a listening socket has closed");
+            SwarmEvent::ListenerClosed { listener_id, addresses, reason } => {
+                if let Err(error) = reason {
+                    tracing::warn!(?addresses, %error, "a listening socket has closed");
+                }
+                addresses.iter().for_each(|address| self.on_listening_no_more(address));
+                self.circuits.closed(listener_id, tokio::time::Instant::now());
             }
             _ => {}
         }
@@ -67,6 +70,8 @@ impl Driver {
             BehaviourEvent::DialBack(event) => {
                 tracing::debug!(client = %event.client, address = %event.tested_addr, "dialled back");
             }
+            BehaviourEvent::Relay(event) => tracing::debug!(?event, "passing on for others"),
+            BehaviourEvent::Relayed(event) => tracing::debug!(?event, "reached by a relay"),
             BehaviourEvent::Limits(never) | BehaviourEvent::Links(never) => match never {},
         }
     }
@@ -84,6 +89,11 @@ impl Driver {
             listen.push(address);
             listen.sort_by_key(preference);
         }
+    }
+
+    fn on_listening_no_more(&mut self, address: &Multiaddr) {
+        self.shared.listen().retain(|known| known != address);
+        self.swarm.remove_external_address(address);
     }
 
     /// Servers become part of the hash table by saying that they are, and where they listen.
