@@ -1,7 +1,9 @@
 //! Adapters that a model is asked with, and those that are published.
 
 pub mod fetch;
+pub mod leave;
 pub mod publish;
+mod shelf;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -43,6 +45,13 @@ impl NamedAdapter {
     #[must_use]
     pub const fn id(&self) -> AdapterId {
         self.id
+    }
+
+    /// Bytes that its values take in memory.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let count = self.adapter.value_count(self.adapter.blocks()).unwrap_or(0);
+        usize::try_from(count).unwrap_or(usize::MAX).saturating_mul(size_of::<f32>())
     }
 
     /// Its values.

@@ -1,5 +1,6 @@
 //! A swarm that has been joined: who is in it, and links to them.
 
+pub(crate) mod enter;
 pub mod exchange;
 pub(crate) mod route;
 mod warm;
@@ -25,7 +26,7 @@ use umbel_protocol::prefix::PageDigest;
 use umbel_protocol::{AdapterId, ModelId, PeerId};
 
 use crate::clock::Clock;
-use exchange::{LookupError, lookup};
+use exchange::lookup;
 use warm::Warm;
 
 /// Most peers that are asked for what they know in one refresh: enough that some have news that
@@ -347,9 +348,6 @@ pub enum JoinSwarmError {
     /// mDNS found nobody.
     #[error("no server was found on the local network: give its address with --join")]
     NoNeighbours,
-    /// A peer did not answer.
-    #[error(transparent)]
-    Lookup(#[from] LookupError),
     /// The system has no randomness.
     #[error("the system gives no random numbers")]
     Random(#[source] getrandom::Error),

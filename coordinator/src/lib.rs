@@ -12,6 +12,7 @@ pub mod random;
 pub mod route;
 pub mod server;
 pub mod session;
+pub mod shelf;
 pub mod swarm;
 pub mod time;
 pub mod training;

@@ -12,6 +12,7 @@
 //! | `options`, `format` | what requests may ask of an answer, and the form that it is held to |
 //! | `answer` | answers under way |
 //! | `chat`, `completions`, `embeddings`, `messages`, `models`, `responses` | the endpoints |
+//! | `published`, `tuning` | models with adapters: those that somebody has published, and those learned here |
 //! | `page`, `picture`, `trace` | the page, and what it shows of the swarm and of answers |
 //! | `content`, `prompts` | parts of what comes in |
 //! | `events`, `reply`, `usage`, `logprobs` | parts of what goes out |
@@ -36,13 +37,14 @@ mod options;
 mod page;
 mod picture;
 mod prompts;
+mod published;
 mod reply;
 mod responses;
 mod trace;
 mod tuning;
 mod usage;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::Router;
@@ -56,6 +58,7 @@ use umbel_client::text::tokenizer::Tokenizer;
 use umbel_client::text::tools::Tools;
 use umbel_client::{Chain, Generate, GenerateError, Generation, NamedAdapter, Speculate};
 use umbel_coordinator::session::SessionFailure;
+use umbel_protocol::AdapterId;
 
 use crate::commands::session::{Blocks, Opened};
 use crate::metrics::gateway::{Counters, count};
@@ -63,6 +66,7 @@ use admission::Admission;
 use error::ApiError;
 use keys::Holder;
 use picture::Picture;
+use published::Published;
 pub(crate) use tuning::{Trains, Tuning};
 
 pub(crate) use front::Front;
@@ -81,8 +85,17 @@ pub struct Limits {
 #[derive(Debug, Clone)]
 struct Asked {
     name: String,
-    /// The folder of its adapter, if it has one.
-    adapter: Option<PathBuf>,
+    adapter: AskedAdapter,
+}
+
+/// The adapter that comes with it.
+#[derive(Debug, Clone)]
+enum AskedAdapter {
+    None,
+    /// One that was learned here, in this folder.
+    Learned(PathBuf),
+    /// One that somebody has published.
+    Published(AdapterId),
 }
 
 /// One model that is asked over HTTP.
@@ -95,6 +108,7 @@ pub(crate) struct Gateway {
     anybody: Arc<Holder>,
     counters: Counters,
     picture: Picture,
+    published: Published,
     started: u64,
     /// Where it learns adapters, if it does.
     tuning: Option<Arc<Tuning>>,
@@ -106,6 +120,7 @@ impl Gateway {
         speculate: Speculate,
         (limits, keys): (Limits, Option<Keys>),
         counters: Counters,
+        cache: &Path,
     ) -> Self {
         let admission = Admission::new(limits.answers, limits.waiting);
         let anybody = Arc::new(Holder::anybody());
@@ -118,6 +133,7 @@ impl Gateway {
             anybody,
             counters,
             picture: Picture::default(),
+            published: Published::new(cache),
             started,
             tuning: None,
         }
@@ -168,24 +184,49 @@ impl Gateway {
         Err(ApiError::unknown_model(asked, self.model_name()))
     }
 
-    /// The model that a holder asks for: the one that is served, or an adapter of the holder's own.
+    /// The model that a holder asks for: the one that is served, the same with an adapter that somebody has
+    /// published, or with one of the holder's own.
     fn asked(&self, name: &str, holder: &Holder) -> Result<Asked, ApiError> {
         let learned = self.tuning.as_ref().and_then(|tuning| tuning.adapter(name, holder));
-        if learned.is_none() {
+        let adapter = if let Some(folder) = learned {
+            AskedAdapter::Learned(folder)
+        } else if let Some((model, id)) = name.rsplit_once('@')
+            && model == self.model_name()
+        {
+            let id = id.parse().map_err(|_| {
+                let message = format!("{id:?} is no adapter's id, which has 64 hexadecimal digits");
+                ApiError::no_model(message)
+            })?;
+            AskedAdapter::Published(id)
+        } else {
             self.check_model(name)?;
+            AskedAdapter::None
+        };
+        Ok(Asked { name: name.to_owned(), adapter })
+    }
+
+    /// The adapter that was asked for, which may have to be fetched first.
+    async fn adapter(&self, asked: &Asked) -> Result<Option<NamedAdapter>, ApiError> {
+        match &asked.adapter {
+            AskedAdapter::None => Ok(None),
+            AskedAdapter::Learned(folder) => {
+                let read = self.opened.adapter(folder).await;
+                Ok(Some(read.map_err(|error| ApiError::unavailable(&error))?))
+            }
+            AskedAdapter::Published(id) => {
+                self.published.adapter(&self.opened, *id).await.map(Some)
+            }
         }
-        Ok(Asked { name: name.to_owned(), adapter: learned })
     }
 
     /// Opens a session for an answer.
-    async fn start(&self, request: Generate, asked: &Asked) -> Result<Generation, ApiError> {
+    async fn start(
+        &self,
+        request: Generate,
+        adapter: Option<&NamedAdapter>,
+    ) -> Result<Generation, ApiError> {
         let tokens = request.prompt.len().saturating_add(request.max_tokens as usize);
-        let adapter = match &asked.adapter {
-            Some(folder) => Some(self.opened.adapter(folder).await),
-            None => None,
-        };
-        let adapter = adapter.transpose().map_err(|error| ApiError::unavailable(&error))?;
-        let chain = self.chain(adapter.as_ref(), tokens, &request.prompt).await?;
+        let chain = self.chain(adapter, tokens, &request.prompt).await?;
         Ok(request.start(Arc::clone(&self.opened.model), chain)?)
     }
 

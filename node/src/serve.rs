@@ -4,6 +4,7 @@ mod attached;
 mod balance;
 pub(crate) mod control;
 pub(crate) mod each;
+mod keeping;
 mod loading;
 mod memory;
 pub mod rest;
@@ -40,6 +41,7 @@ use crate::shutdown::Shutdown;
 use crate::training::{self, TrainingDriver};
 use balance::Balancer;
 use control::Control;
+use keeping::Keeper;
 use loading::{Held, Loaded, Loader};
 use sockets::Sockets;
 
@@ -200,6 +202,11 @@ impl Serving {
         let Loaded { shard, throughput } = loader.load(span, kv_tokens).await?;
         say_loaded(&model, span, kv_tokens, throughput);
 
+        if let Some(bytes_max) = arguments.rest.keep_adapters {
+            let folder = config.cache_dir.join("kept-adapters").join(network.peer_id().to_string());
+            let (network, model) = (network.clone(), model.config().clone());
+            Keeper::start(&folder, bytes_max.get(), network, model).await?;
+        }
         let offer = watch::Sender::new(Offer {
             model: model.id(),
             model_name: model.name().to_owned(),
@@ -364,6 +371,7 @@ async fn start_network(
     let RestArguments { upload_limit: upload, download_limit: download, .. } = arguments.rest;
     let config = NetworkConfig {
         rate_limits: RateLimits { upload, download },
+        relays: arguments.rest.relay,
         ..NetworkConfig::new(identity, Role::Server)
     };
     Network::start(NetworkConfig { listen, announce, mdns, swarm_key, ..config }).await

@@ -91,10 +91,8 @@ impl LinkProtocol {
             (Self::Push | Self::Averaging, Side::Acceptor) => {
                 Limits { header_bytes_max: 0, payload_bytes_max: 0 }
             }
-            (Self::Adapter, Side::Opener) => {
-                Limits { header_bytes_max: ADAPTER_HEADER_BYTES_MAX, payload_bytes_max: 0 }
-            }
-            (Self::Adapter, Side::Acceptor) => Limits {
+            // Who asks a peer to keep one sends it.
+            (Self::Adapter, _) => Limits {
                 header_bytes_max: ADAPTER_HEADER_BYTES_MAX,
                 payload_bytes_max: ADAPTER_PART_BYTES_MAX,
             },

@@ -38,10 +38,14 @@ def main(url, data):
     assert client.files.content(file.id).read() == open(data, "rb").read()
     assert [one.id for one in client.files.list()] == [file.id]
 
+    with open(data, "rb") as lines:
+        others = client.files.create(file=("others.jsonl", next(lines)), purpose="fine-tune")
+
     supervised = {"hyperparameters": {"n_epochs": 3, "batch_size": 2, "learning_rate_multiplier": 5}}
     job = client.fine_tuning.jobs.create(
         model=MODEL,
         training_file=file.id,
+        validation_file=others.id,
         suffix="keeper",
         seed=1,
         method={"type": "supervised", "supervised": supervised},
@@ -50,15 +54,21 @@ def main(url, data):
     job = wait_for(client, job, "succeeded")
     assert job.fine_tuned_model.startswith(f"ft:{MODEL}:umbel:keeper:"), job
     assert job.finished_at >= job.created_at and job.error is None, job
-    losses = [event.data["loss"] for event in client.fine_tuning.jobs.list_events(job.id) if "loss" in event.data]
+    events = list(client.fine_tuning.jobs.list_events(job.id))
+    losses = [event.data["train_loss"] for event in events if "train_loss" in event.data]
+    assert all(event.type == "metrics" for event in events), events
+    assert any("full_valid_loss" in event.data for event in events), events
+    assert job.validation_file == others.id, job
+    rows = client.files.content(job.result_files[0]).text.splitlines()
+    assert rows[0] == "step,train_loss,valid_loss" and len(rows) > len(losses), rows
     assert len(losses) > 4 and losses[0] < losses[-1], losses
 
     assert job.fine_tuned_model in {model.id for model in client.models.list()}
     learned = answer(client, job.fine_tuned_model)
     assert learned and learned != answer(client, MODEL), learned
 
-    deleted = client.files.delete(file.id)
-    assert deleted.deleted and not list(client.files.list())
+    assert client.files.delete(file.id).deleted and client.files.delete(others.id).deleted
+    assert [one.purpose for one in client.files.list()] == ["fine-tune-results"]
     try:
         client.fine_tuning.jobs.create(model=MODEL, training_file=file.id)
         raise AssertionError("a file that is gone was learned")

@@ -133,8 +133,8 @@ fn what_somebody_has_learned_is_nobody_elses() {
     let file = ann.file(&texts());
     let (status, _) = bob.get(&format!("/v1/files/{file}"));
     assert_eq!(status, 404);
-    let job = ann.wait(&ann.begin(&file, &json!({ "hyperparameters": { "n_epochs": 2 } })));
-    assert_eq!(job["status"], "succeeded", "{job}");
+    let more = json!({ "hyperparameters": { "n_epochs": 2 } });
+    let job = validated(&ann, ann.wait(&ann.begin(&file, &with_validation(&ann, more))));
     let name = job["fine_tuned_model"].as_str().unwrap();
     let ask = |who: &Asker, model: &str| {
         let body =
@@ -148,8 +148,6 @@ fn what_somebody_has_learned_is_nobody_elses() {
     let path = format!("/v1/fine_tuning/jobs/{}", job["id"].as_str().unwrap());
     assert_eq!((bob.get(&path).0, bob.get(&format!("{path}/events")).0), (404, 404));
     assert_eq!(bob.get("/v1/fine_tuning/jobs").1["data"], json!([]));
-    let (_, events) = ann.get(&format!("{path}/events"));
-    assert!(events["data"].as_array().unwrap().len() >= 2, "{events}");
     assert_eq!(ann.post(&format!("{path}/cancel"), &json!({})).0, 400, "it is over");
 
     failing(&ann, server);
@@ -164,6 +162,43 @@ fn what_somebody_has_learned_is_nobody_elses() {
     assert_eq!(ask(&ann, name).0, 200);
 }
 
+/// A job's fields, with a file for validation: texts that are not learned.
+fn with_validation(ann: &Asker<'_>, mut more: Value) -> Value {
+    more["validation_file"] = json!(ann.file("{\"token_ids\": [5, 9, 2, 7]}\n"));
+    more["hyperparameters"]["batch_size"] = json!(1);
+    more
+}
+
+/// What has come of a job whose texts were validated with those of a file of their own.
+fn validated(ann: &Asker<'_>, job: Value) -> Value {
+    assert_eq!(job["status"], "succeeded", "{job}");
+    assert!(job["validation_file"].is_string(), "{job}");
+    let path = format!("/v1/fine_tuning/jobs/{}/events", job["id"].as_str().unwrap());
+    let (_, events) = ann.get(&path);
+    let events = events["data"].as_array().unwrap();
+    // All six texts are learned, each twice, and none of them goes to the validation.
+    assert_eq!(events[0]["data"]["step"], 12, "{events:?}");
+    assert_eq!(events[0]["data"]["total_steps"], 12);
+    let losses = |name: &str| events.iter().filter(|event| event["data"][name].is_f64()).count();
+    assert_eq!(
+        (losses("train_loss"), losses("full_valid_loss")),
+        (12, 3),
+        "before, and each epoch"
+    );
+    let message = events[0]["message"].as_str().unwrap();
+    assert!(message.contains("training loss") && message.contains("validation loss"), "{message}");
+    let result = job["result_files"][0].as_str().unwrap();
+    let (_, file) = ann.get(&format!("/v1/files/{result}"));
+    assert_eq!(file["purpose"], "fine-tune-results", "{file}");
+    let (_, lines) = ann.get(&format!("/v1/files/{result}/content"));
+    let lines: Vec<_> = lines.as_str().unwrap().lines().collect();
+    assert_eq!((lines[0], lines.len()), ("step,train_loss,valid_loss", 14), "{lines:?}");
+    assert!(lines[1].starts_with("0,,") && lines[13].split(',').all(|cell| !cell.is_empty()));
+    let body = json!({ "model": ann.model, "training_file": result });
+    assert_eq!(ann.post("/v1/fine_tuning/jobs", &body).0, 400, "a result is not learned");
+    job
+}
+
 /// Jobs that come to nothing: broken lines, a job that is cancelled, a swarm that is gone.
 fn failing(ann: &Asker<'_>, server: Server) {
     let broken = ann.wait(&ann.begin(&ann.file("{\"text\": 5}\n"), &json!({})));
@@ -172,9 +207,16 @@ fn failing(ann: &Asker<'_>, server: Server) {
     assert!(message.contains("line 1"), "{message}");
     let long = json!({ "hyperparameters": { "n_epochs": 1_000, "batch_size": 1 } });
     let file = ann.file(&texts());
-    let (first, second) = (ann.begin(&file, &long), ann.begin(&file, &long));
-    let busy = ann.send("DELETE", &format!("/v1/files/{file}"), ("application/json", b""));
-    assert_eq!(busy.0, 409, "{busy:?}");
+    let broken = json!({ "validation_file": ann.file("{\"token_ids\": [1, 2]}\n{\"text\": 5}\n") });
+    let broken = ann.wait(&ann.begin(&file, &broken));
+    let message = broken["error"]["message"].as_str().unwrap();
+    assert!(message.contains("line 2"), "{broken}");
+    let validated = with_validation(ann, long.clone());
+    let (first, second) = (ann.begin(&file, &validated), ann.begin(&file, &long));
+    for needed in [&file, validated["validation_file"].as_str().unwrap()] {
+        let busy = ann.send("DELETE", &format!("/v1/files/{needed}"), ("application/json", b""));
+        assert_eq!(busy.0, 409, "{busy:?}");
+    }
     for job in [&second, &first] {
         let path = format!("/v1/fine_tuning/jobs/{}/cancel", job["id"].as_str().unwrap());
         let (status, cancelled) = ann.post(&path, &json!({}));

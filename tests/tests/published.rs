@@ -5,7 +5,9 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
 use umbel_client::Swarm;
 use umbel_client::adapter::fetch::{FetchAdapterError, ProviderError, cached, cached_at, fetch};
 use umbel_client::adapter::publish::{Publication, PublishSettings};
@@ -14,6 +16,7 @@ use umbel_net::{Identity, LinkProtocol, Network, NetworkConfig, Role};
 use umbel_protocol::AdapterId;
 use umbel_protocol::published::{AdapterAnswer, AdapterRequest};
 use umbel_shard::ModelConfig;
+use umbel_tests::gateway::Gateway;
 use umbel_tests::process::{UmbelProcess, run_umbel};
 use umbel_tests::swarm::{Server, checkpoint, report, serve};
 use umbel_tests::training::join;
@@ -23,6 +26,9 @@ const LISTEN: &str = "/ip4/127.0.0.1/udp/0/quic-v1";
 
 /// How often the hash table is asked before it is wrong that it does not know somebody.
 const TRIES: usize = 30;
+
+/// How long it may take at most until it does, on a machine that runs many tests at once.
+const KNOWN_TIMEOUT: Duration = Duration::from_secs(60);
 
 fn server() -> Server {
     serve(&[&checkpoint("llama"), "--blocks", "0..4"])
@@ -63,7 +69,8 @@ async fn provider(
             while let Ok(Some(frame)) = receiver.receive().await {
                 count.fetch_add(1, Ordering::Relaxed);
                 let request = AdapterRequest::decode(frame).unwrap();
-                if sender.send(answer(request.offset).encode()).await.is_err() {
+                let AdapterRequest::Part { offset, .. } = request else { panic!("{request:?}") };
+                if sender.send(answer(offset).encode()).await.is_err() {
                     break;
                 }
             }
@@ -85,6 +92,17 @@ async fn fetch_known(
         }
     }
     panic!("the hash table knows of nobody");
+}
+
+/// The files, once the hash table knows of somebody honest who provides them.
+async fn fetch_once(swarm: &Swarm, cache: &Path, id: AdapterId) -> PeftFiles {
+    let begun = Instant::now();
+    loop {
+        match fetch(swarm, cache, id, &model()).await {
+            Ok(files) => return files,
+            Err(error) => assert!(begun.elapsed() < KNOWN_TIMEOUT, "{error}"),
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -129,14 +147,8 @@ async fn wrong_bytes_are_thrown_away_and_the_next_provider_is_asked() {
     assert!(matches!(**source, ProviderError::OtherContent), "{source}");
     assert!(cached(cache.path(), id, &model()).is_none(), "nothing of it is kept");
     let publication = publish(&server, files()).await;
-    let mut fetched = fetch(&swarm, cache.path(), id, &model()).await;
-    for _ in 0..TRIES {
-        if fetched.is_ok() {
-            break;
-        }
-        fetched = fetch(&swarm, cache.path(), id, &model()).await;
-    }
-    assert!(fetched.unwrap() == files());
+    let fetched = fetch_once(&swarm, cache.path(), id).await;
+    assert!(fetched == files());
     assert!(asked.load(Ordering::Relaxed) > 0);
     publication.end().await;
 }
@@ -165,6 +177,8 @@ async fn providers_that_lie_of_sizes_cost_little() {
         (part(length, 5_000, Vec::new()), "Mismatch"),
         (AdapterAnswer::Unknown, "Unknown"),
     ];
+    // They stay until the end: whoever is asked after one that is gone waits a while for it.
+    let mut providers = Vec::new();
     for (number, (answer, expected)) in (1..).zip(answers) {
         let id = AdapterId::from_bytes([number; 32]);
         let (provider, asked) = provider(&server, id, move |_| answer.clone()).await;
@@ -173,8 +187,24 @@ async fn providers_that_lie_of_sizes_cost_little() {
         let found = format!("{source:?}");
         assert!(found.starts_with(expected), "{number}: {found}");
         assert!(asked.load(Ordering::Relaxed) <= 2, "{number}: it is not asked for more");
-        provider.shutdown().await;
+        providers.push(provider);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn providers_that_are_gone_hold_up_nobody() {
+    let server = server();
+    let id = files().id();
+    let cache = tempfile::tempdir().unwrap();
+    let swarm = join(&server).await.unwrap();
+    for _ in 0..2 {
+        let (gone, _) = provider(&server, id, |_| AdapterAnswer::Unknown).await;
+        fetch_known(&swarm, cache.path(), id).await.unwrap_err();
+        gone.shutdown().await;
+    }
+    let publication = publish(&server, files()).await;
+    assert!(fetch_once(&swarm, cache.path(), id).await == files());
+    publication.end().await;
 }
 
 #[test]
@@ -202,5 +232,68 @@ fn a_published_adapter_is_asked_by_its_id() {
     let nobody = ask(&"ab".repeat(32), &swarm);
     assert_eq!(nobody.status.code(), Some(1));
     assert!(nobody.stderr.contains("nobody in the swarm provides"), "{}", nobody.stderr);
+    server.assert_no_errors();
+}
+
+/// Asks a gateway for a few tokens of a model: the status and what comes.
+fn complete(url: &str, model: &str) -> (u16, Value) {
+    let config = ureq::Agent::config_builder().http_status_as_error(false);
+    let agent: ureq::Agent = config.build().into();
+    // The model has no tokenizer, so that its answers differ in what their tokens are worth alone.
+    let mut body = json!({ "model": model, "prompt": [5, 6, 7], "max_tokens": 8 });
+    body["temperature"] = json!(0);
+    body["logprobs"] = json!(0);
+    let response = agent.post(format!("{url}/v1/completions")).send(body.to_string()).unwrap();
+    let status = response.status().as_u16();
+    let text = response.into_body().read_to_string().unwrap();
+    (status, serde_json::from_str(&text).unwrap())
+}
+
+#[test]
+fn a_published_adapter_is_a_model_of_a_gateway() {
+    let server = server();
+    let (llama, scratch) = (checkpoint("llama"), tempfile::tempdir().unwrap());
+    let folder = format!("{llama}/lora");
+    let publish = ["adapter", "publish", &folder, "--join", server.address(), "--listen", LISTEN];
+    let publisher = UmbelProcess::start(&publish.map(str::to_owned)).unwrap();
+    let cache = ["--cache-dir", scratch.path().to_str().unwrap()];
+    let way = ["--model", &llama, "--join", server.address()];
+    let gateway = Gateway::start(&[&way[..], &cache].concat());
+    let (url, models) = (gateway.url(""), gateway.get("/v1/models").json);
+    let plain = models["data"][0]["id"].as_str().unwrap().to_owned();
+    // Who asks for what nobody has holds up none who asks for what is there.
+    let nobody = format!("{plain}@{}", "ab".repeat(32));
+    let (unknown, without) = std::thread::scope(|scope| {
+        let unknown = scope.spawn(|| complete(&url, &nobody));
+        let without = complete(&url, &plain).1["choices"].clone();
+        (unknown.join().unwrap(), without)
+    });
+    assert_eq!((unknown.0, &unknown.1["error"]["code"]), (404, &json!("model_not_found")));
+    let message = unknown.1["error"]["message"].as_str().unwrap();
+    assert!(message.contains("nobody in the swarm provides the adapter abab"), "{message}");
+    let named = format!("{plain}@{}", files().id());
+    // At once, so that some wait for what another fetches.
+    let answers: Vec<_> = std::thread::scope(|scope| {
+        let asked: Vec<_> = (0..6).map(|_| scope.spawn(|| complete(&url, &named))).collect();
+        asked.into_iter().map(|answer| answer.join().unwrap()).collect()
+    });
+    for answer in &answers {
+        assert_eq!((answer.0, &answer.1["model"]), (200, &json!(named)), "{}", answer.1);
+        assert_eq!(answer.1["choices"], answers[0].1["choices"]);
+    }
+    assert!(answers[0].1["choices"][0]["logprobs"].is_object(), "{}", answers[0].1);
+    assert_ne!(answers[0].1["choices"], without, "it is another model");
+    assert_eq!(gateway.get(&format!("/v1/models/{named}")).json["id"], json!(named));
+    for wrong in [format!("{plain}@12"), format!("other@{}", files().id()), format!("{plain}@")] {
+        assert_eq!(complete(&url, &wrong).0, 404, "{wrong}");
+    }
+    assert!(publisher.terminate().unwrap().status.success());
+    assert_eq!(complete(&url, &named).1["choices"], answers[0].1["choices"], "it is kept");
+    // One that comes later has it from the cache, in a swarm or in none.
+    let local = Gateway::start(&[&["--model", &llama, "--local"][..], &cache].concat());
+    assert_eq!(complete(&local.url(""), &named).1["choices"], answers[0].1["choices"]);
+    let unknown = complete(&local.url(""), &nobody);
+    assert_eq!(unknown.0, 404);
+    assert!(unknown.1["error"]["message"].as_str().unwrap().contains("was not fetched before"));
     server.assert_no_errors();
 }

@@ -26,6 +26,12 @@ struct Trainer {
 impl Trainer {
     /// Starts a trainer that learns texts of its own until it is stopped.
     fn start(folder: &Path, number: usize, more: &[&str]) -> Self {
+        let listen = ["--listen", "/ip4/127.0.0.1/udp/0/quic-v1"];
+        Self::start_behind(folder, number, &[&listen[..], more].concat())
+    }
+
+    /// Starts one that listens only where `more` says.
+    fn start_behind(folder: &Path, number: usize, more: &[&str]) -> Self {
         let (data, out) = (folder.join(format!("{number}.jsonl")), folder.join(number.to_string()));
         let line = |start: usize| {
             let step = number + 2;
@@ -38,7 +44,6 @@ impl Trainer {
         let mut arguments = vec!["train", &model, "--data", data, "--out", out_text];
         arguments.extend(["--epochs", "10000", "--batch", "4", "--round-seconds", "1"]);
         arguments.extend(["--schedule", "constant", "--learning-rate", "0.001"]);
-        arguments.extend(["--listen", "/ip4/127.0.0.1/udp/0/quic-v1"]);
         arguments.extend(more);
         Self { process: UmbelProcess::start(&arguments).unwrap(), out }
     }
@@ -126,6 +131,109 @@ fn trainers_share_a_prompt_too() {
         trainer.process.kill();
     }
     server.assert_no_errors();
+}
+
+#[test]
+fn a_run_is_found_by_its_name_as_long_as_somebody_is_in_it() {
+    let scratch = tempfile::tempdir().unwrap();
+    let folder = scratch.path();
+    let server = serve(&[&checkpoint("llama"), "--blocks", "0..4"]);
+    let meet = ["--local", "--meet", server.address()];
+    let named = |what: &'static str, name: &'static str| [&meet[..], &[what, name]].concat();
+    let first = Trainer::start(folder, 1, &named("--together", "letters"));
+    let refused = |what: &'static str, name: &'static str| {
+        let (model, out) = (checkpoint("llama"), folder.join("refused"));
+        let data = folder.join("1.jsonl");
+        let fixed = ["train", &model, "--data", data.to_str().unwrap(), "--out"];
+        let more = [out.to_str().unwrap(), "--round-seconds", "1"];
+        let output = umbel(&[&fixed[..], &more, &named(what, name)].concat());
+        assert!(!output.status.success());
+        output.stderr
+    };
+    let taken = refused("--together", "letters");
+    assert!(taken.contains("there is a run called letters"), "{taken}");
+    let unknown = refused("--with", "numbers");
+    assert!(unknown.contains("nobody in the swarm is in a run called numbers"), "{unknown}");
+    let second = Trainer::start(folder, 2, &named("--with", "letters"));
+    let together = await_round(&[&first, &second], 0, 2);
+    first.process.kill();
+    // Who began it is gone, and the name stays.
+    let third = Trainer::start(folder, 3, &named("--with", "letters"));
+    await_round(&[&second, &third], together, 2);
+    for trainer in [second, third] {
+        trainer.process.assert_no_errors();
+        trainer.process.kill();
+    }
+    server.assert_no_errors();
+}
+
+#[test]
+fn trainers_that_cannot_be_reached_share_a_run_through_a_relay() {
+    let scratch = tempfile::tempdir().unwrap();
+    let folder = scratch.path();
+    let server = serve(&[&checkpoint("llama"), "--blocks", "0..4", "--relay"]);
+    let meet = ["--local", "--meet", server.address()];
+    // They listen nowhere but at the relay.
+    let behind = |what: &'static str| [&meet[..], &["--relayed", what, "letters"]].concat();
+    let first = Trainer::start_behind(folder, 1, &behind("--together"));
+    assert!(first.address().contains("/p2p-circuit/"), "{}", first.address());
+    let second = Trainer::start_behind(folder, 2, &behind("--with"));
+    let together = await_round(&[&first, &second], 0, 2);
+    // One by its address, which can be reached itself.
+    let third = Trainer::start(folder, 3, &["--local", "--with", first.address()]);
+    let together = await_round(&[&first, &second, &third], together, 3);
+    first.process.kill();
+    await_round(&[&second, &third], together, 2);
+    for trainer in [second, third] {
+        trainer.process.assert_no_errors();
+        trainer.process.kill();
+    }
+    server.assert_no_errors();
+}
+
+#[test]
+fn who_asks_a_server_to_relay_that_does_not_is_told_so() {
+    let scratch = tempfile::tempdir().unwrap();
+    let data = scratch.path().join("data.jsonl");
+    fs::write(&data, "{\"token_ids\": [1, 2, 3]}\n").unwrap();
+    let server = serve(&[&checkpoint("llama"), "--blocks", "0..4"]);
+    let (model, out) = (checkpoint("llama"), scratch.path().join("out"));
+    let fixed = ["train", &model, "--local", "--data", data.to_str().unwrap(), "--validation", "0"];
+    let fixed = [&fixed[..], &["--out", out.to_str().unwrap(), "--together", "--relayed"]].concat();
+    let bare = server.address().split("/p2p/").next().unwrap();
+    for (more, said) in [
+        (&["--meet", server.address()][..], "p2p-circuit"),
+        (&["--meet", bare], "with /p2p/ and its name"),
+        (&[], "--relayed by whom?"),
+    ] {
+        let output = umbel(&[&fixed[..], more].concat());
+        assert!(!output.status.success(), "{more:?}");
+        assert!(output.stderr.contains(said), "{more:?}: {}", output.stderr);
+    }
+    server.assert_no_errors();
+}
+
+#[test]
+fn a_name_without_a_place_to_find_it_is_refused() {
+    let scratch = tempfile::tempdir().unwrap();
+    let data = scratch.path().join("data.jsonl");
+    fs::write(&data, "{\"token_ids\": [1, 2, 3]}\n").unwrap();
+    let (model, out) = (checkpoint("llama"), scratch.path().join("out"));
+    let fixed = ["train", &model, "--local", "--data", data.to_str().unwrap(), "--validation", "0"];
+    let fixed = [&fixed[..], &["--out", out.to_str().unwrap()]].concat();
+    let nowhere = "/ip4/127.0.0.1/udp/1/quic-v1";
+    for (more, said) in [
+        (&["--with", "letters"][..], "where is a run called letters found?"),
+        (&["--with", "letters", "--with", "others"], "a trainer is in one run"),
+        (&["--together", "--meet", nowhere], "--meet is for --relayed, and runs with a name"),
+        (&["--with", "10.0.0.8:4002"], "/ip4/10.0.0.8/tcp/4002"),
+        (&["--together", "two words"], "a run's name has 1 to 64 letters"),
+    ] {
+        let output = umbel(&[&fixed[..], more].concat());
+        assert!(!output.status.success(), "{more:?}");
+        assert!(output.stderr.contains(said), "{more:?}: {}", output.stderr);
+        fs::remove_dir_all(&out).ok();
+    }
 }
 
 #[test]

@@ -1,25 +1,35 @@
 //! Adapters that somebody has published.
 
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::time::Duration;
 
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use umbel_engine::train::{AdapterError, PeftFiles};
-use umbel_net::{LinkProtocol, LinkReceiver, LinkSender, OpenLinkError, ReceiveError, SendError};
+use umbel_net::LinkProtocol;
 use umbel_protocol::published::{AdapterAnswer, AdapterRequest, PART_BYTES_MAX};
-use umbel_protocol::{AdapterId, PeerId, ProtocolViolation};
+use umbel_protocol::{AdapterId, PeerId};
 use umbel_shard::ModelConfig;
 
+use super::shelf;
 use crate::swarm::Swarm;
-use crate::swarm::exchange::chain;
+use crate::swarm::exchange::{AskError, Asking, chain};
 
-/// Peers that are asked, one after the other: one that is there and honest is enough.
+/// Peers that are asked: one that is there and honest is enough.
 const PROVIDERS_ASKED_MAX: usize = 16;
+
+/// Peers from which it is fetched at once, so that one that is slow, or makes itself so, holds up nobody.
+const FETCHED_AT_ONCE: usize = 2;
 
 /// How long a peer may take for a part: a megabyte takes 9 seconds at 1 Mbit/s.
 const PART_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The folder of fetched adapters in the cache.
 const CACHE_FOLDER: &str = "adapters";
+
+/// Bytes of fetched adapters that are kept: a hundred of a usual rank. Those used longest ago go first.
+const CACHE_BYTES_MAX: u64 = 4 << 30;
 
 /// Where an adapter lies in the cache, if it was fetched.
 #[must_use]
@@ -31,8 +41,10 @@ pub fn cached_at(cache: &Path, id: AdapterId) -> PathBuf {
 /// not what their name says.
 #[must_use]
 pub fn cached(cache: &Path, id: AdapterId, model: &ModelConfig) -> Option<PeftFiles> {
-    let files = PeftFiles::read(&cached_at(cache, id), model).ok()?;
-    (files.id() == id).then_some(files)
+    let folder = cached_at(cache, id);
+    let files = PeftFiles::read(&folder, model).ok().filter(|files| files.id() == id)?;
+    shelf::touch(&folder);
+    Some(files)
 }
 
 /// Fetches an adapter for `model` from whoever provides it, and keeps it in the cache.
@@ -51,14 +63,28 @@ pub async fn fetch(
     if let Some(files) = cached(cache, id, model) {
         return Ok(files);
     }
+    let providers = swarm.adapter_providers(id).await.into_iter().take(PROVIDERS_ASKED_MAX);
+    // Some may be gone, which takes seconds to find out, and none is to wait for that.
+    let reached: FuturesUnordered<_> = providers
+        .map(|peer| async move { (peer, swarm.open_link(peer, &[], LinkProtocol::Adapter).await) })
+        .collect();
+    let fetched = reached.map(|(peer, link)| async move {
+        let fetched = match link {
+            Ok(link) => fetch_on(Asking::on(link), id, model).await,
+            Err(error) => Err(AskError::from(error).into()),
+        };
+        (peer, fetched)
+    });
+    let mut fetched = pin!(fetched.buffer_unordered(FETCHED_AT_ONCE));
     let mut last = None;
-    for peer in swarm.adapter_providers(id).await.into_iter().take(PROVIDERS_ASKED_MAX) {
-        match fetch_from(swarm, peer, id, model).await {
+    while let Some((peer, fetched)) = fetched.next().await {
+        match fetched {
             Ok(files) => {
                 if let Err(error) = files.write(&cached_at(cache, id)) {
                     let error: &dyn std::error::Error = &error;
                     tracing::warn!(error, "the adapter is not kept");
                 }
+                shelf::prune(&cache.join(CACHE_FOLDER), id, CACHE_BYTES_MAX);
                 return Ok(files);
             }
             Err(error) => {
@@ -73,14 +99,12 @@ pub async fn fetch(
     })
 }
 
-async fn fetch_from(
-    swarm: &Swarm,
-    peer: PeerId,
+async fn fetch_on(
+    link: Asking,
     id: AdapterId,
     model: &ModelConfig,
 ) -> Result<PeftFiles, ProviderError> {
-    let (sender, receiver) = swarm.open_link(peer, &[], LinkProtocol::Adapter).await?.split();
-    let mut asked = Asked { sender, receiver, id };
+    let mut asked = Asked { link, id };
     let (sizes, mut bytes) = asked.part(0).await?;
     let [config_bytes, weights_bytes] = sizes;
     if config_bytes > PeftFiles::CONFIG_BYTES_MAX {
@@ -126,24 +150,18 @@ fn split(bytes: &[u8], config_bytes: u64) -> (&[u8], &[u8]) {
 
 /// A peer that is asked for one adapter.
 struct Asked {
-    sender: LinkSender,
-    receiver: LinkReceiver,
+    link: Asking,
     id: AdapterId,
 }
 
 impl Asked {
     /// The sizes of the two files, and their bytes from `offset` on.
     async fn part(&mut self, offset: u64) -> Result<([u64; 2], Vec<u8>), ProviderError> {
-        let request = AdapterRequest { id: self.id, offset };
-        let exchange = async {
-            self.sender.send(request.encode()).await?;
-            let frame = self.receiver.receive().await?.ok_or(ProviderError::NoAnswer)?;
-            Ok(AdapterAnswer::decode(frame)?)
-        };
-        let timed_out = ProviderError::TimedOut { after: PART_TIMEOUT };
-        let answer = tokio::time::timeout(PART_TIMEOUT, exchange).await;
-        match answer.unwrap_or(Err(timed_out))? {
+        let request = AdapterRequest::Part { id: self.id, offset };
+        let answer = self.link.ask(request.encode(), PART_TIMEOUT).await?;
+        match AdapterAnswer::decode(answer).map_err(AskError::from)? {
             AdapterAnswer::Unknown => Err(ProviderError::Unknown),
+            AdapterAnswer::Keeping(_) => Err(ProviderError::Mismatch),
             AdapterAnswer::Part { config_bytes, weights_bytes, bytes } => {
                 Ok(([config_bytes, weights_bytes], bytes.to_vec()))
             }
@@ -178,27 +196,9 @@ pub enum FetchAdapterError {
 /// A peer that did not send an adapter.
 #[derive(Debug, thiserror::Error)]
 pub enum ProviderError {
-    /// It cannot be reached.
+    /// It cannot be reached, or did not answer.
     #[error(transparent)]
-    Link(#[from] OpenLinkError),
-    /// The link broke while it was asked.
-    #[error(transparent)]
-    Send(#[from] SendError),
-    /// The link broke, or what came over it is no frame.
-    #[error(transparent)]
-    Receive(#[from] ReceiveError),
-    /// It closed the link instead.
-    #[error("it closed the link without an answer")]
-    NoAnswer,
-    /// It took too long.
-    #[error("it did not answer within {} s", after.as_secs())]
-    TimedOut {
-        /// How long it was given.
-        after: Duration,
-    },
-    /// Its answer is malformed.
-    #[error(transparent)]
-    Violation(#[from] ProtocolViolation),
+    Ask(#[from] AskError),
     /// It does not have it any more.
     #[error("it has no such adapter")]
     Unknown,

@@ -6,12 +6,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::task::JoinSet;
 use umbel_engine::train::PeftFiles;
-use umbel_net::{
-    AcceptError, Identity, JoinError, Link, LinkProtocol, Multiaddr, Network, NetworkConfig, Role,
-    StartNetworkError, SwarmKey,
-};
+use umbel_net::{Identity, Link, LinkProtocol, Multiaddr, Network, NetworkConfig, Role, SwarmKey};
 use umbel_protocol::AdapterId;
-use umbel_protocol::published::{AdapterAnswer, AdapterRequest, PART_BYTES_MAX};
+use umbel_protocol::published::{
+    AdapterAnswer, AdapterRequest, KeepAdapter, KeepRefusal, Keeping, PART_BYTES_MAX,
+};
+
+pub use crate::swarm::enter::EnterError;
+use crate::swarm::enter::{Entered, enter};
 
 /// Links that are served at once: each keeps one part of a megabyte under way.
 const LINKS_MAX: usize = 64;
@@ -42,18 +44,17 @@ impl Publication {
     /// who ask for it.
     ///
     /// # Errors
-    /// [`PublishError`] where the network cannot be started, or nobody answers.
-    pub async fn start(files: PeftFiles, settings: PublishSettings) -> Result<Self, PublishError> {
-        let network = Network::start(NetworkConfig {
+    /// [`EnterError`] where the network cannot be started, or nobody answers.
+    pub async fn start(files: PeftFiles, settings: PublishSettings) -> Result<Self, EnterError> {
+        let config = NetworkConfig {
             listen: settings.listen,
             swarm_key: settings.swarm_key,
             ..NetworkConfig::new(Identity::ephemeral(), Role::Server)
-        })
-        .await?;
-        let mut incoming = network.accept(LinkProtocol::Adapter)?;
-        network.join(&settings.join).await?;
+        };
+        let entered = enter(config, &settings.join, LinkProtocol::Adapter).await?;
+        let Entered { network, mut incoming, .. } = entered;
         let id = files.id();
-        let held = Arc::new(Held::new(files));
+        let held = Arc::new(Provided::new(files));
         let mut serving = JoinSet::new();
         serving.spawn(async move {
             let mut links = JoinSet::new();
@@ -89,7 +90,9 @@ impl Publication {
     }
 }
 
-struct Held {
+/// An adapter as it is sent to those who ask for it.
+#[derive(Debug)]
+pub struct Provided {
     id: AdapterId,
     config_bytes: u64,
     weights_bytes: u64,
@@ -97,8 +100,10 @@ struct Held {
     bytes: Bytes,
 }
 
-impl Held {
-    fn new(files: PeftFiles) -> Self {
+impl Provided {
+    /// One of these files.
+    #[must_use]
+    pub fn new(files: PeftFiles) -> Self {
         let (id, config_bytes) = (files.id(), files.config.len() as u64);
         let weights_bytes = files.weights.len() as u64;
         Self {
@@ -109,39 +114,54 @@ impl Held {
         }
     }
 
+    /// Its name.
+    #[must_use]
+    pub const fn id(&self) -> AdapterId {
+        self.id
+    }
+
+    /// The answer to who asks for its bytes from `offset` on.
+    #[must_use]
+    pub fn part(&self, offset: u64) -> AdapterAnswer {
+        let Some(bytes) = self.bytes_from(offset) else { return AdapterAnswer::Unknown };
+        let (config_bytes, weights_bytes) = (self.config_bytes, self.weights_bytes);
+        AdapterAnswer::Part { config_bytes, weights_bytes, bytes }
+    }
+
+    /// The question whether somebody keeps it, with the bytes from `offset` on, or none.
+    pub(super) fn keep(&self, offset: Option<u64>) -> Option<AdapterRequest> {
+        let bytes = match offset {
+            Some(offset) => self.bytes_from(offset)?,
+            None => Bytes::new(),
+        };
+        let (id, offset) = (self.id, offset.unwrap_or(0));
+        let (config_bytes, weights_bytes) = (self.config_bytes, self.weights_bytes);
+        Some(AdapterRequest::Keep(KeepAdapter { id, config_bytes, weights_bytes, offset, bytes }))
+    }
+
+    fn bytes_from(&self, offset: u64) -> Option<Bytes> {
+        let offset = usize::try_from(offset).ok().filter(|at| *at <= self.bytes.len())?;
+        let end = self.bytes.len().min(offset.saturating_add(PART_BYTES_MAX));
+        Some(self.bytes.slice(offset..end))
+    }
+
     /// Answers what is asked on a link until it closes, is silent for too long, or breaks the protocol.
     async fn answer(self: Arc<Self>, link: Link) {
         let (mut sender, mut receiver) = link.split();
         while let Ok(Ok(Some(frame))) = tokio::time::timeout(SILENCE_MAX, receiver.receive()).await
         {
-            let Ok(request) = AdapterRequest::decode(frame) else { return };
-            if sender.send(self.part(request).encode()).await.is_err() {
+            let answer = match AdapterRequest::decode(frame) {
+                Ok(AdapterRequest::Part { id, offset }) if id == self.id => self.part(offset),
+                Ok(AdapterRequest::Part { .. }) => AdapterAnswer::Unknown,
+                // It is here as long as somebody provides it, and for nothing else.
+                Ok(AdapterRequest::Keep(_)) => {
+                    AdapterAnswer::Keeping(Keeping::Refused(KeepRefusal::Full))
+                }
+                Err(_) => return,
+            };
+            if sender.send(answer.encode()).await.is_err() {
                 return;
             }
         }
     }
-
-    fn part(&self, request: AdapterRequest) -> AdapterAnswer {
-        let offset = usize::try_from(request.offset).ok().filter(|at| *at <= self.bytes.len());
-        let Some(offset) = offset.filter(|_| request.id == self.id) else {
-            return AdapterAnswer::Unknown;
-        };
-        let end = self.bytes.len().min(offset.saturating_add(PART_BYTES_MAX));
-        let (config_bytes, weights_bytes) = (self.config_bytes, self.weights_bytes);
-        AdapterAnswer::Part { config_bytes, weights_bytes, bytes: self.bytes.slice(offset..end) }
-    }
-}
-
-/// An adapter that is not published.
-#[derive(Debug, thiserror::Error)]
-pub enum PublishError {
-    /// The network could not be started.
-    #[error(transparent)]
-    Start(#[from] StartNetworkError),
-    /// Nobody of the swarm answers.
-    #[error(transparent)]
-    Join(#[from] JoinError),
-    /// Such links are accepted elsewhere already.
-    #[error(transparent)]
-    Accept(#[from] AcceptError),
 }

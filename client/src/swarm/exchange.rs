@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
-use umbel_net::{LinkProtocol, Multiaddr, Network, OpenLinkError, ReceiveError, SendError};
+use umbel_net::{
+    Link, LinkProtocol, LinkReceiver, LinkSender, Multiaddr, Network, OpenLinkError, ReceiveError,
+    SendError,
+};
 use umbel_protocol::announcement::SignedAnnouncement;
 use umbel_protocol::directory::{DirectoryAnswer, DirectoryRequest};
 use umbel_protocol::error::ProtocolViolation;
-use umbel_protocol::{ModelId, PeerId};
+use umbel_protocol::{Frame, ModelId, PeerId};
 
 /// How long a peer may take to answer, dialling included.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -17,16 +20,16 @@ pub type Found = Vec<SignedAnnouncement>;
 /// Asks `peer` which servers of `model`, or of any model, it knows.
 ///
 /// # Errors
-/// [`LookupError`] where it cannot be reached, does not answer in time, or breaks the protocol.
+/// [`AskError`] where it cannot be reached, does not answer in time, or breaks the protocol.
 pub async fn lookup(
     network: &Network,
     peer: PeerId,
     addresses: &[String],
     model: Option<ModelId>,
-) -> Result<Found, LookupError> {
+) -> Result<Found, AskError> {
     match ask(network, peer, addresses, DirectoryRequest::Lookup { model }).await? {
         DirectoryAnswer::Found(announcements) => Ok(announcements),
-        DirectoryAnswer::Announced => Err(LookupError::Mismatch),
+        DirectoryAnswer::Announced => Err(AskError::Mismatch),
     }
 }
 
@@ -39,10 +42,10 @@ pub async fn announce(
     peer: PeerId,
     addresses: &[String],
     announcement: SignedAnnouncement,
-) -> Result<(), LookupError> {
+) -> Result<(), AskError> {
     match ask(network, peer, addresses, DirectoryRequest::Announce(announcement)).await? {
         DirectoryAnswer::Announced => Ok(()),
-        DirectoryAnswer::Found(_) => Err(LookupError::Mismatch),
+        DirectoryAnswer::Found(_) => Err(AskError::Mismatch),
     }
 }
 
@@ -69,22 +72,50 @@ async fn ask(
     peer: PeerId,
     addresses: &[String],
     request: DirectoryRequest,
-) -> Result<DirectoryAnswer, LookupError> {
+) -> Result<DirectoryAnswer, AskError> {
     let exchange = async {
         let link = network.open_link(peer, &multiaddrs(addresses), LinkProtocol::Directory).await?;
-        let (mut sender, mut receiver) = link.split();
-        sender.send(request.encode()).await?;
-        let frame = receiver.receive().await?.ok_or(LookupError::NoAnswer)?;
+        let frame = Asking::on(link).ask(request.encode(), ANSWER_TIMEOUT).await?;
         Ok(DirectoryAnswer::decode(frame)?)
     };
-    tokio::time::timeout(ANSWER_TIMEOUT, exchange)
-        .await
-        .unwrap_or(Err(LookupError::TimedOut { after: ANSWER_TIMEOUT }))
+    let timed_out = AskError::TimedOut { after: ANSWER_TIMEOUT };
+    tokio::time::timeout(ANSWER_TIMEOUT, exchange).await.unwrap_or(Err(timed_out))
 }
 
-/// A peer that did not answer.
+/// A link on which one side asks and the other answers.
+pub(crate) struct Asking {
+    sender: LinkSender,
+    receiver: LinkReceiver,
+}
+
+impl Asking {
+    /// Asks on this link.
+    pub(crate) fn on(link: Link) -> Self {
+        let (sender, receiver) = link.split();
+        Self { sender, receiver }
+    }
+
+    /// The answer to one question.
+    ///
+    /// # Errors
+    /// [`AskError`] where the link breaks, or it takes too long.
+    pub(crate) async fn ask(
+        &mut self,
+        question: Frame,
+        within: Duration,
+    ) -> Result<Frame, AskError> {
+        let exchange = async {
+            self.sender.send(question).await?;
+            self.receiver.receive().await?.ok_or(AskError::NoAnswer)
+        };
+        let timed_out = AskError::TimedOut { after: within };
+        tokio::time::timeout(within, exchange).await.unwrap_or(Err(timed_out))
+    }
+}
+
+/// A peer that did not answer what it was asked.
 #[derive(Debug, thiserror::Error)]
-pub enum LookupError {
+pub enum AskError {
     /// It cannot be reached.
     #[error(transparent)]
     Link(#[from] OpenLinkError),

@@ -3,6 +3,7 @@
 //! A task of its own carries what members say, beside the steps of the trainer, which hands on what it has
 //! learned and takes up a new state [between two of them](Together::between_steps).
 
+mod directory;
 mod links;
 mod task;
 mod words;
@@ -13,15 +14,14 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use umbel_coordinator::training::round::{Input, RunSettings, RunState};
-use umbel_net::{
-    AcceptError, Identity, JoinError, Multiaddr, Network, NetworkConfig, Role, StartNetworkError,
-    SwarmKey,
-};
+use umbel_net::{Identity, LinkProtocol, Multiaddr, Network, NetworkConfig, Role, SwarmKey};
 use umbel_protocol::ModelId;
 use umbel_protocol::averaging::{RUN_VALUES_MAX, Stand};
 use umbel_protocol::training::AdapterSettings;
 
 use super::{TrainError, Trainer};
+use crate::swarm::enter::{EnterError, Entered, enter};
+pub use directory::{InvalidRunName, RunName};
 use task::Task;
 
 /// How long a trainer that joins waits for a state before it gives up: a round may be under way, and a
@@ -36,12 +36,26 @@ const TOLD_WAITING_MAX: usize = 4;
 pub struct TogetherSettings {
     /// Where it listens.
     pub listen: Vec<Multiaddr>,
-    /// Members that it joins; without one it begins a run that others may join.
+    /// Members that it joins; without one, and without a run's name to join, it begins a run that others may
+    /// join.
     pub with: Vec<Multiaddr>,
+    /// The name under which others find the run, or by which this trainer does.
+    pub named: Option<NamedRun>,
     /// The secret of a private swarm, if the run is one.
     pub swarm_key: Option<SwarmKey>,
     /// What all members agree on.
     pub run: RunSettings,
+}
+
+/// A run by its name, in the hash table of a swarm. Runs of different models have different names.
+#[derive(Debug, Clone)]
+pub struct NamedRun {
+    /// What people call it.
+    pub name: RunName,
+    /// Whether it is there already and to be joined, or to be begun.
+    pub joins: bool,
+    /// Peers of the swarm.
+    pub meet: Vec<Multiaddr>,
 }
 
 /// A round that has begun.
@@ -107,24 +121,29 @@ impl Together {
         let adapter = AdapterSettings::from(trainer.adapter().config());
         let what = format!("{model} {adapter:?} {}", values.len());
         let name = settings.run.name(what.as_bytes());
-        let network = Network::start(NetworkConfig {
+        let config = NetworkConfig {
             listen: settings.listen,
             swarm_key: settings.swarm_key,
             ..NetworkConfig::new(Identity::ephemeral(), Role::Client)
-        })
-        .await?;
-        let met = if settings.with.is_empty() {
-            Vec::new()
-        } else {
-            network.join(&settings.with).await?
         };
+        let meet = settings.named.iter().flat_map(|named| &named.meet).cloned();
+        // A failure to reach a member is not to be mended by a peer of the swarm that is there.
+        let entered = enter(config, &settings.with, LinkProtocol::Averaging).await?;
+        let Entered { network, incoming, mut met } = entered;
+        if let Some(named) = &settings.named {
+            network.join(&meet.collect::<Vec<_>>()).await.map_err(EnterError::from)?;
+            met.extend(directory::find(&network, named, model).await?);
+        }
         let joins = !met.is_empty();
         let state = if joins { None } else { RunState::begin(values) };
         let (tell, told) = mpsc::channel(TOLD_WAITING_MAX);
         let asked = Arc::new(Asked::default());
-        let task = Task::new(network.clone(), name, (settings.run, state), Arc::clone(&asked))?;
-        let task = tokio::spawn(task.run(met, told));
+        let task = Task::new(network.clone(), name, (settings.run, state), Arc::clone(&asked));
+        let task = tokio::spawn(task.run(incoming, met, told));
         let together = Self { network, tell, asked, task };
+        if let Some(named) = &settings.named {
+            together.network.provide(named.name.key(model)).await;
+        }
         if joins {
             let taken_up = together.first_state(trainer);
             let waited = tokio::time::timeout(STATE_TIMEOUT, taken_up).await;
@@ -190,15 +209,26 @@ impl Together {
 /// No part in a run.
 #[derive(Debug, thiserror::Error)]
 pub enum TogetherError {
-    /// The network could not be started.
+    /// The network could not be started, or no member answers.
     #[error(transparent)]
-    Start(#[from] StartNetworkError),
-    /// No member answers.
-    #[error(transparent)]
-    Join(#[from] JoinError),
-    /// Links of members are accepted elsewhere already.
-    #[error(transparent)]
-    Accept(#[from] AcceptError),
+    Enter(#[from] EnterError),
+    /// No run of this name is known to the swarm.
+    #[error(
+        "nobody in the swarm is in a run called {name} for this model: `umbel train --together {name}` begins \
+         one"
+    )]
+    NoRun {
+        /// What it is called.
+        name: RunName,
+    },
+    /// There is a run of this name.
+    #[error(
+        "there is a run called {name} for this model: join it by --with {name}, or choose another name"
+    )]
+    Taken {
+        /// What it is called.
+        name: RunName,
+    },
     /// A message holds fewer values.
     #[error(
         "the adapter has {values} values, and a run has {RUN_VALUES_MAX} at most: a lower rank or fewer \

@@ -10,6 +10,7 @@ use umbel_net::{Join, Multiaddr};
 #[command(after_help = "\
 Examples:
   umbel adapter publish --join ADDR chats
+  umbel adapter publish --join ADDR --leave chats
   umbel generate --join ADDR --adapter ID --chat --prompt 'What is a bridge?'")]
 pub struct AdapterArguments {
     /// What to do.
@@ -36,6 +37,11 @@ pub struct PublishArguments {
     /// times.
     #[arg(long, value_name = "ADDR", required = true)]
     pub join: Vec<Join>,
+
+    /// Leave the adapter with servers that keep some for others (`umbel serve --keep-adapters`), say which do,
+    /// and end.
+    #[arg(long, conflicts_with = "listen")]
+    pub leave: bool,
 
     /// Where to listen for those who fetch it; may be given several times [default: every interface, QUIC
     /// and TCP, free ports].

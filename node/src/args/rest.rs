@@ -24,7 +24,7 @@ pub struct RestArguments {
     pub download_limit: Option<NonZeroU64>,
 
     /// The hours of the day, by this machine's own time, in which the server serves; it pauses outside
-    /// of them: 22:00-07:00.
+    /// of them: 22:00-07:00, or to the second: 22:00:30-07:00.
     #[arg(long, value_name = "FROM-TO")]
     pub hours: Option<Hours>,
 
@@ -32,6 +32,16 @@ pub struct RestArguments {
     /// On Linux.
     #[arg(long, value_name = "CORES", value_parser = cores)]
     pub yield_to_load: Option<f64>,
+
+    /// Keep adapters for those who publish them, and provide them to others, in so many bytes on the disk; one
+    /// peer may have a quarter of them [default: none are kept].
+    #[arg(long, value_name = "BYTES")]
+    pub keep_adapters: Option<NonZeroU64>,
+
+    /// Pass on what trainers say to those among them who cannot be reached: 64 pairs at once, 256 MiB an hour
+    /// for each, which --upload-limit does not count.
+    #[arg(long)]
+    pub relay: bool,
 
     /// Where the system says how busy it is.
     #[arg(long, value_name = "DIR", default_value = "/proc", hide = true)]

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use umbel_client::train::schedule::Decay;
+use umbel_client::train::together::RunName;
 use umbel_engine::train::TargetModule;
-use umbel_net::{Multiaddr, parse_address};
+use umbel_net::{INVITE_PREFIX, InvalidJoin, Multiaddr, parse_address};
 
 use super::{Join, ModelArguments};
 
@@ -20,6 +21,8 @@ Examples:
   umbel train --join ADDR --data chats.jsonl --out tone --method ptune --learning-rate 0.01
   umbel train --join ADDR --data mine.jsonl --out ours --together
   umbel train --join ADDR --data yours.jsonl --out ours --with TRAINER
+  umbel train --join ADDR --data mine.jsonl --out ours --together letters
+  umbel train --join ADDR --data yours.jsonl --out ours --with letters
 
 Each line of the data is one JSON object: messages (a list of role and content, of which what the
 assistant says is learned), or prompt and completion (the completion is), or text, or token_ids.
@@ -76,14 +79,25 @@ pub struct TrainArguments {
 #[derive(Debug, Clone, Args)]
 pub struct TogetherArguments {
     /// Share the adapter with other trainers, each of whom has data of its own: begin a run, print
-    /// "ready ADDR", and put together what all have learned in rounds.
-    #[arg(long)]
-    pub together: bool,
+    /// "ready ADDR", and put together what all have learned in rounds. With a name, others find the run by
+    /// it.
+    #[arg(long, value_name = "NAME", num_args = 0..=1, conflicts_with = "with")]
+    pub together: Option<Option<RunName>>,
 
-    /// Join the run of the trainer that printed this address; may be given several times. Model, adapter
-    /// and --round-seconds have to be the same.
+    /// Join the run of this name, or of the trainer that printed this address; may be given several times.
+    /// Model, adapter and --round-seconds have to be the same.
+    #[arg(long, value_name = "NAME|ADDR", value_parser = with)]
+    pub with: Vec<With>,
+
+    /// Address of any peer of the swarm in which a run is found by its name, or an invite; may be given
+    /// several times [default: that of --join].
     #[arg(long, value_name = "ADDR")]
-    pub with: Vec<Join>,
+    pub meet: Vec<Join>,
+
+    /// Have other trainers reach this one through the peers of --meet, or of --join, which were started with
+    /// `umbel serve --relay`: for where nothing comes in from elsewhere.
+    #[arg(long)]
+    pub relayed: bool,
 
     /// Where to listen for other trainers; may be given several times [default: every interface, QUIC and
     /// TCP, free ports].
@@ -123,6 +137,24 @@ const PROMPT_TOKENS: u16 = 16;
 
 /// The rank where none was typed.
 const RANK: u16 = 8;
+
+/// Whom a trainer joins.
+#[derive(Debug, Clone)]
+pub enum With {
+    /// A member of the run.
+    Member(Join),
+    /// Whoever is in the run of this name.
+    Run(RunName),
+}
+
+fn with(text: &str) -> Result<With, String> {
+    let text = text.trim();
+    match text.parse() {
+        // An invite has nothing but letters and digits either.
+        Ok(name) if !text.starts_with(INVITE_PREFIX) => Ok(With::Run(name)),
+        _ => text.parse().map(With::Member).map_err(|error: InvalidJoin| error.to_string()),
+    }
+}
 
 /// What an adapter is.
 #[derive(Debug, Clone, Args)]
@@ -234,6 +266,11 @@ pub struct LearningArguments {
     /// The share of the texts that is not learned but shows how well others are foretold.
     #[arg(long, value_name = "SHARE", default_value_t = 0.1)]
     pub validation: f64,
+
+    /// Texts that are not learned but show how well others are foretold, instead of a share of the data:
+    /// a file of JSON lines.
+    #[arg(long, value_name = "FILE", conflicts_with = "validation")]
+    pub validation_data: Option<PathBuf>,
 
     /// Validate behind so many steps too, and not only behind each epoch.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]

@@ -5,9 +5,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
-use umbel_client::NamedAdapter;
-use umbel_client::adapter::fetch;
 use umbel_client::adapter::publish::{Publication, PublishSettings};
+use umbel_client::adapter::{fetch, leave};
+use umbel_client::swarm::exchange::chain;
+use umbel_client::{NamedAdapter, Swarm, SwarmConfig};
 use umbel_engine::train::PeftFiles;
 use umbel_net::Way;
 use umbel_protocol::AdapterId;
@@ -20,6 +21,9 @@ use crate::shutdown::Shutdown;
 /// The largest file of weights that is published: it is in memory as long as it is.
 const WEIGHTS_BYTES_MAX: u64 = 1 << 30;
 
+/// Servers with which an adapter is left: two may go before it is lost.
+const COPIES: usize = 3;
+
 pub(super) async fn run(arguments: AdapterArguments) -> anyhow::Result<()> {
     match arguments.what {
         AdapterCommand::Publish(arguments) => publish(arguments).await,
@@ -27,10 +31,17 @@ pub(super) async fn run(arguments: AdapterArguments) -> anyhow::Result<()> {
 }
 
 async fn publish(arguments: PublishArguments) -> anyhow::Result<()> {
-    let PublishArguments { folder, join, listen } = arguments;
+    let PublishArguments { folder, join, leave, listen } = arguments;
     let read = PeftFiles::read_within(&folder, WEIGHTS_BYTES_MAX);
     let files = read.with_context(|| folder.display().to_string())?;
     let Way { addresses, swarm_key } = Way::new(&join, None)?;
+    if leave {
+        return leave_with_servers(
+            files,
+            SwarmConfig { join: addresses, swarm_key, ..SwarmConfig::default() },
+        )
+        .await;
+    }
     let anywhere = ["/ip4/0.0.0.0/tcp/0", "/ip4/0.0.0.0/udp/0/quic-v1"];
     // The peers of a private swarm speak TCP alone.
     let anywhere = if swarm_key.is_some() { &anywhere[..1] } else { &anywhere[..] };
@@ -50,6 +61,29 @@ async fn publish(arguments: PublishArguments) -> anyhow::Result<()> {
     tracing::info!(signal, "provided no more");
     publication.end().await;
     Ok(())
+}
+
+/// Leaves an adapter with some servers.
+async fn leave_with_servers(files: PeftFiles, join: SwarmConfig) -> anyhow::Result<()> {
+    let (id, swarm) = (files.id(), Swarm::join(join).await?);
+    let left = leave::leave(&swarm, files, COPIES).await;
+    swarm.leave().await;
+    let (mut said, mut reasons) = (format!("{id}\n"), Vec::new());
+    for (peer, kept) in &left {
+        match kept {
+            Ok(()) => said += &format!("kept by {peer}\n"),
+            Err(error) => reasons.push(format!("{peer}: {}", chain(error))),
+        }
+    }
+    if reasons.len() == left.len() {
+        bail!(
+            "no server keeps the adapter: `umbel serve --keep-adapters BYTES` does, and without --leave it \
+             is provided from here ({})",
+            reasons.join("; ")
+        );
+    }
+    let mut out = std::io::stdout();
+    out.write_all(said.as_bytes()).and_then(|()| out.flush()).context("stdout is closed")
 }
 
 /// The adapter that `--adapter` names: that of a folder, or one that was published.

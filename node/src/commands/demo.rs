@@ -33,7 +33,7 @@ pub(super) async fn run(arguments: DemoArguments, config: &Config) -> anyhow::Re
     let swarm = Arc::new(Swarm::join(join).await?);
     let opened = Opened { model, blocks: Blocks::Swarm(swarm, SessionOptions::default()) };
     let result = match front {
-        Some(front) => answer(front, opened).await,
+        Some(front) => answer(front, opened, config).await,
         None => converse(&arguments, opened).await,
     };
     servers.stop().await;
@@ -53,14 +53,14 @@ async fn converse(arguments: &DemoArguments, opened: Opened) -> anyhow::Result<(
 }
 
 /// Answers over HTTP until a signal.
-async fn answer(front: Front, opened: Opened) -> anyhow::Result<()> {
+async fn answer(front: Front, opened: Opened, config: &Config) -> anyhow::Result<()> {
     let mut stop = Shutdown::listen().context("signals cannot be caught")?;
     writeln!(std::io::stdout(), "ready {}", front.url()).context("stdout is closed")?;
     eprintln!("Ctrl-C stops it");
     let told = async {
         stop.requested().await;
     };
-    if let Some(opened) = front.serve(opened, Speculate::Auto, told).await {
+    if let Some(opened) = front.serve(opened, Speculate::Auto, &config.cache_dir, told).await {
         opened.leave().await;
     }
     Ok(())

@@ -61,7 +61,7 @@ pub(super) async fn run(arguments: GatewayArguments, config: &Config) -> anyhow:
     let serving = async {
         tokio::select! {
             // Whether it is said or who would say it is gone: both are the end.
-            opened = front.serve(opened, speculate, told.map(drop)) => opened,
+            opened = front.serve(opened, speculate, &config.cache_dir, told.map(drop)) => opened,
             never = give_back() => match never {},
         }
     };

@@ -2,7 +2,7 @@
 
 mod begin;
 mod card;
-mod metrics;
+pub(crate) mod metrics;
 mod plot;
 mod report;
 mod saving;
@@ -56,7 +56,8 @@ pub(crate) async fn run(arguments: TrainArguments, config: &Config) -> anyhow::R
     let first_step = begun.state.steps();
     let mut trainer = Trainer::new(Arc::clone(&model), blocks, begun.state, settings)
         .after_sequences(begun.sequences);
-    let together = together::start(&arguments.together, &model, &mut trainer).await?;
+    let together =
+        together::start(&arguments.together, &arguments.join, &model, &mut trainer).await?;
     let schedule = begin::schedule(&arguments, &texts);
     let reporter = Reporter::new(&arguments.out, first_step, schedule.steps)?;
     let run = Run::new(trainer, texts, begin::run_settings(&arguments), schedule);

@@ -56,10 +56,12 @@ impl Answers {
         (asked, requests): (&Asked, Vec<Generate>),
     ) -> Result<Self, ApiError> {
         let (tell, events) = mpsc::channel(TOKENS_WAITING_MAX);
+        // Before it has a turn: one that is fetched may take long, and others shall not wait for it.
+        let adapter = gateway.adapter(asked).await?;
         let mut requests = requests.into_iter().enumerate();
         if let Some((answer, request)) = requests.next() {
             let turn = gateway.admission.turn().await?;
-            let generation = gateway.start(request, asked).await?;
+            let generation = gateway.start(request, adapter.as_ref()).await?;
             let (gateway, holder, tell) = (Arc::clone(gateway), Arc::clone(holder), tell.clone());
             tokio::spawn(
                 async move { run(&gateway, answer, generation, (turn, holder), tell).await },
@@ -67,11 +69,12 @@ impl Answers {
         }
         for (answer, request) in requests {
             let (gateway, holder) = (Arc::clone(gateway), Arc::clone(holder));
-            let (tell, asked) = (tell.clone(), asked.clone());
+            let (tell, adapter) = (tell.clone(), adapter.clone());
             tokio::spawn(async move {
                 let beginning = async {
                     let turn = gateway.admission.further_turn().await;
-                    gateway.start(request, &asked).await.map(|generation| (generation, turn))
+                    let generation = gateway.start(request, adapter.as_ref()).await?;
+                    Ok((generation, turn))
                 };
                 let begun = tokio::select! {
                     begun = beginning => begun,

@@ -43,7 +43,11 @@ impl ApiError {
     }
 
     pub(super) fn unknown_model(asked: &str, served: &str) -> Self {
-        let message = format!("the model {asked:?} is not served here; {served:?} is");
+        Self::no_model(format!("the model {asked:?} is not served here; {served:?} is"))
+    }
+
+    /// There is no such model.
+    pub(super) fn no_model(message: String) -> Self {
         Self {
             code: Some("model_not_found"),
             param: Some("model".to_owned()),
@@ -95,6 +99,12 @@ impl ApiError {
     pub(super) fn unavailable(error: &anyhow::Error) -> Self {
         let message = format!("the swarm cannot answer: {}", chain(error.as_ref()));
         Self { kind: "server_error", ..Self::refused(StatusCode::SERVICE_UNAVAILABLE, message) }
+    }
+
+    /// Those who are said to have an adapter do not send it.
+    pub(super) fn not_sent(error: &(dyn std::error::Error + 'static)) -> Self {
+        let kind = "server_error";
+        Self { kind, ..Self::refused(StatusCode::SERVICE_UNAVAILABLE, chain(error)) }
     }
 
     /// The same where the interface calls a field by another name.

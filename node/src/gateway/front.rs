@@ -1,6 +1,7 @@
 //! Where a gateway listens, and who may ask there: found out before anything else is begun.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
@@ -63,15 +64,17 @@ impl Front {
         self.counters.clone()
     }
 
-    /// Answers until `stop`; gives back what it was made of, to be left in good order.
+    /// Answers until `stop`; gives back what it was made of, to be left in good order. Adapters that are
+    /// fetched come into the cache.
     pub(crate) async fn serve(
         self,
         opened: Opened,
         speculate: Speculate,
+        cache: &Path,
         stop: impl Future<Output = ()>,
     ) -> Option<Opened> {
         let Self { listener, keys, limits, counters, tuning, .. } = self;
-        let gateway = Gateway::new(opened, speculate, (limits, keys), counters);
+        let gateway = Gateway::new(opened, speculate, (limits, keys), counters, cache);
         gateway.with_tuning(tuning).serve(listener, stop).await
     }
 }

@@ -31,6 +31,8 @@ pub(super) async fn one(
     Path(name): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
     let asked = gateway.asked(&name, &holder)?;
+    // Whether there is such a one is known only once it is here.
+    let _adapter = gateway.adapter(&asked).await?;
     let learned = gateway.tuning.iter().flat_map(|tuning| tuning.models(&holder));
     let created = learned.into_iter().find(|(learned, _)| *learned == asked.name);
     let created = created.map_or(gateway.started(), |(_, created)| created);

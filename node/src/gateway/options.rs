@@ -80,6 +80,32 @@ pub(super) fn adjust(
     Ok(adjust)
 }
 
+/// What requests of chats and of completions say alike, in fields of the same names. They are not one
+/// struct within both, since serde then could not say which field is wrong.
+macro_rules! alike {
+    ($request:expr) => {
+        $crate::gateway::options::Options {
+            n: $request.n,
+            temperature: $request.temperature,
+            top_p: $request.top_p,
+            top_k: $request.top_k,
+            min_p: $request.min_p,
+            repetition_penalty: $request.repetition_penalty,
+            adjust: $crate::gateway::options::adjust(
+                $request.presence_penalty,
+                $request.frequency_penalty,
+                $request.logit_bias.as_ref(),
+            )?,
+            seed: $request.seed,
+            stop: $request.stop.clone(),
+            stream: $request.stream.unwrap_or(false),
+            stream_options: $request.stream_options,
+            ..$crate::gateway::options::Options::default()
+        }
+    };
+}
+pub(super) use alike;
+
 /// What a request says of its answers.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Options {

@@ -65,7 +65,7 @@ async fn answer(
     if let Err(error) = writeln!(std::io::stdout(), "gateway {}", front.url()) {
         tracing::warn!(%error, "nobody reads stdout");
     }
-    if let Some(opened) = front.serve(opened, Speculate::Auto, told).await {
+    if let Some(opened) = front.serve(opened, Speculate::Auto, &config.cache_dir, told).await {
         opened.leave().await;
     }
     Ok(())

@@ -10,9 +10,9 @@ use crate::error::{AddressFailure, StartNetworkError};
 /// Most addresses of one peer that are tried or kept: as many as an announcement holds.
 pub(crate) const ADDRESSES_MAX: usize = 16;
 
-/// QUIC before TCP, and what others can reach before what only this machine can.
-pub(crate) fn preference(address: &Multiaddr) -> (bool, bool) {
-    (is_loopback(address), !is_quic(address))
+/// QUIC before TCP, what others can reach before what only this machine can, and relays last.
+pub(crate) fn preference(address: &Multiaddr) -> (bool, bool, bool) {
+    (is_relayed(address), is_loopback(address), !is_quic(address))
 }
 
 pub(crate) fn is_quic(address: &Multiaddr) -> bool {
@@ -40,6 +40,18 @@ pub(crate) fn to_announce(
     let mut addresses: Vec<_> = checked.collect::<Result<_, _>>()?;
     addresses.sort_by_key(preference);
     Ok(addresses)
+}
+
+/// Whether the address leads by a relay.
+pub(crate) fn is_relayed(address: &Multiaddr) -> bool {
+    address.iter().any(|part| part == Protocol::P2pCircuit)
+}
+
+/// The address of a peer by a relay, without that peer's name; `None` where the relay's is not known, or
+/// leads by a relay itself.
+pub fn relayed_by(relay: &Multiaddr) -> Option<Multiaddr> {
+    let (_, named) = split_peer(relay.clone());
+    (named.is_some() && !is_relayed(relay)).then(|| relay.clone().with(Protocol::P2pCircuit))
 }
 
 /// Whether the address leads over QUIC or plain TCP.

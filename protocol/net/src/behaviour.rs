@@ -1,5 +1,6 @@
 //! Transports and protocols, put together into one `libp2p::Swarm`.
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,14 +9,14 @@ use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::{
     StreamProtocol, SwarmBuilder, connection_limits, dns, identify, kad, mdns, noise, ping, quic,
-    tcp, yamux,
+    relay, tcp, yamux,
 };
 use libp2p_autonat::v2 as autonat;
 use umbel_protocol::version::SOFTWARE;
 
 use crate::address::innermost;
 use crate::config::{NetworkConfig, Role};
-use crate::driver::Shared;
+use crate::driver::{ASKED_AT_ONCE, Shared};
 use crate::error::StartNetworkError;
 use crate::links;
 use crate::swarm_key::SwarmKey;
@@ -71,6 +72,18 @@ const PROVIDER_RECORD_INTERVAL: Duration = Duration::from_secs(5 * 60);
 /// Keys whose providers this peer remembers for others, each with 20: some MiB.
 const PROVIDED_KEYS_MAX: usize = 4096;
 
+/// Pairs of peers between which a relay passes on at once, and of those that one peer is in: a run has 32
+/// trainers at most.
+const CIRCUITS_MAX: usize = 64;
+const CIRCUITS_PER_PEER_MAX: usize = 32;
+
+/// How long a relay passes on between two peers before they must ask anew.
+const CIRCUIT_LIFETIME: Duration = Duration::from_secs(60 * 60);
+
+/// Bytes that it passes on between two peers until then: what a trainer has learned, a million values, in
+/// each of 12 rounds an hour, some 20 times over.
+const CIRCUIT_BYTES_MAX: u64 = 256 << 20;
+
 /// How long a ping may take before its connection counts as dead.
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -87,6 +100,10 @@ pub(crate) struct Behaviour {
     ask_back: Toggle<autonat::client::Behaviour>,
     /// Dials those back who ask for it.
     dial_back: Toggle<autonat::server::Behaviour>,
+    /// Passes on what others send to those who cannot be reached.
+    relay: Toggle<relay::Behaviour>,
+    /// Is reached through others who do so.
+    relayed: relay::client::Behaviour,
 }
 
 /// The `libp2p::Swarm` of a peer, which neither listens nor dials yet.
@@ -97,6 +114,7 @@ pub(crate) fn build(
     let keypair = config.identity.keypair();
     let links = links::Behaviour::new(Arc::clone(&shared.acceptors), Arc::clone(&shared.rates));
     let behaviour = behaviour(config, &keypair, links)?;
+    let no_relay = |error| set_up("way by relays", &error);
     // Without a name server only names cannot be dialled.
     let (resolver, options) = hickory_resolver::system_conf::read_system_conf()
         .inspect_err(|error| tracing::warn!(%error, "names cannot be resolved"))
@@ -111,13 +129,15 @@ pub(crate) fn build(
     };
     let builder = SwarmBuilder::with_existing_identity(keypair)
         .with_tokio()
-        .with_tcp(tcp, noise, yamux::Config::default)
+        .with_tcp(tcp, noise.clone(), yamux::Config::default)
         .map_err(|error| set_up("encryption", &error))?;
     // The handshake of QUIC has no place for the secret.
     Ok(if config.swarm_key.is_some() {
         builder
             .with_dns_config(resolver, options)
-            .with_behaviour(|_| behaviour)
+            .with_relay_client(noise, yamux::Config::default)
+            .map_err(no_relay)?
+            .with_behaviour(|_, relayed| behaviour(relayed))
             .unwrap_or_else(|never| match never {})
             .with_swarm_config(tune_dials)
             .build()
@@ -125,7 +145,9 @@ pub(crate) fn build(
         builder
             .with_quic_config(tune_quic)
             .with_dns_config(resolver, options)
-            .with_behaviour(|_| behaviour)
+            .with_relay_client(noise, yamux::Config::default)
+            .map_err(no_relay)?
+            .with_behaviour(|_, relayed| behaviour(relayed))
             .unwrap_or_else(|never| match never {})
             .with_swarm_config(tune_dials)
             .build()
@@ -141,7 +163,7 @@ fn behaviour(
     config: &NetworkConfig,
     keypair: &libp2p::identity::Keypair,
     links: links::Behaviour,
-) -> Result<Behaviour, StartNetworkError> {
+) -> Result<impl FnOnce(relay::client::Behaviour) -> Behaviour + use<>, StartNetworkError> {
     let peer = keypair.public().to_peer_id();
     let limits = connection_limits::ConnectionLimits::default()
         .with_max_pending_incoming(Some(HANDSHAKES_MAX))
@@ -161,16 +183,30 @@ fn behaviour(
         }
         false => None,
     };
-    Ok(Behaviour {
+    let (role, asks_back) = (config.role, config.asks_reachability);
+    let relay = config.relays.then(|| relay::Behaviour::new(peer, relay_config()));
+    Ok(move |relayed| Behaviour {
         limits: connection_limits::Behaviour::new(limits),
         links,
-        kad: hash_table(peer, config.role),
+        kad: hash_table(peer, role),
         identify: identify::Behaviour::new(identify),
         ping: ping::Behaviour::new(ping),
         mdns: mdns.into(),
-        ask_back: config.asks_reachability.then(autonat::client::Behaviour::default).into(),
-        dial_back: (config.role == Role::Server).then(autonat::server::Behaviour::default).into(),
+        ask_back: asks_back.then(autonat::client::Behaviour::default).into(),
+        dial_back: (role == Role::Server).then(autonat::server::Behaviour::default).into(),
+        relay: relay.into(),
+        relayed,
     })
+}
+
+fn relay_config() -> relay::Config {
+    relay::Config {
+        max_circuits: CIRCUITS_MAX,
+        max_circuits_per_peer: CIRCUITS_PER_PEER_MAX,
+        max_circuit_duration: CIRCUIT_LIFETIME,
+        max_circuit_bytes: CIRCUIT_BYTES_MAX,
+        ..relay::Config::default()
+    }
 }
 
 /// Kademlia for provider records only: values of others find no room here.
@@ -184,6 +220,8 @@ fn hash_table(peer: libp2p::PeerId, role: Role) -> kad::Behaviour<MemoryStore> {
     let mut config = kad::Config::new(KAD_PROTOCOL);
     config
         .set_query_timeout(QUERY_TIMEOUT)
+        // Volunteers' machines come and go: those that are gone must not keep the others from being asked.
+        .set_parallelism(NonZeroUsize::new(ASKED_AT_ONCE).expect("it is not zero"))
         .set_provider_record_ttl(Some(PROVIDER_RECORD_LIFETIME))
         .set_provider_publication_interval(Some(PROVIDER_RECORD_INTERVAL));
     let store = MemoryStore::with_config(peer, store);

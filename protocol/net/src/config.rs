@@ -17,7 +17,8 @@ pub struct NetworkConfig {
     pub identity: Identity,
     /// Whether it serves others.
     pub role: Role,
-    /// Where it listens, `/ip4/0.0.0.0/udp/0/quic-v1` for example; a client need not.
+    /// Where it listens, `/ip4/0.0.0.0/udp/0/quic-v1` for example, or by which relays
+    /// ([`relayed_by`](crate::relayed_by)); a client need not.
     pub listen: Vec<Multiaddr>,
     /// Where others reach it, if that is not where it listens: behind a port that is forwarded, say.
     /// They are told these addresses alone.
@@ -29,6 +30,8 @@ pub struct NetworkConfig {
     /// Whether it asks peers that serve to dial it back where they see it, so that
     /// [`Network::reachability`](crate::Network::reachability) can tell.
     pub asks_reachability: bool,
+    /// Whether it passes on what others send to peers that cannot be reached, within bounds.
+    pub relays: bool,
     /// What its links take of its connection at most.
     pub rate_limits: RateLimits,
     /// How often each connected peer is pinged.
@@ -47,6 +50,7 @@ impl NetworkConfig {
             swarm_key: None,
             mdns: false,
             asks_reachability: false,
+            relays: false,
             rate_limits: RateLimits { upload: None, download: None },
             ping_interval: PING_INTERVAL,
         }

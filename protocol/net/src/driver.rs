@@ -3,6 +3,7 @@
 //! Frames do not pass through here: once a link is open, its stream is read and written by
 //! whoever holds it.
 
+mod circuits;
 mod dials;
 mod discovery;
 mod event;
@@ -20,14 +21,15 @@ use libp2p::{Multiaddr, TransportError};
 use tokio::sync::{mpsc, oneshot, watch};
 use umbel_protocol::PeerId;
 
-use crate::address::{NOT_DIALABLE, innermost, tcp_socket};
+use crate::address::{NOT_DIALABLE, innermost, is_relayed, tcp_socket};
 use crate::behaviour::Behaviour;
-use crate::config::Role;
 use crate::error::{AddressFailure, StartNetworkError};
 use crate::links::{Acceptors, OpenStream, StreamError};
 use crate::rates::{RateLimits, Rates};
 use crate::reachability::Reachability;
+use circuits::Circuits;
 use dials::Dials;
+pub(crate) use discovery::ASKED_AT_ONCE;
 use discovery::Discovery;
 use peers::Peers;
 use probes::Probes;
@@ -53,10 +55,12 @@ pub(crate) enum Command {
     Identify { peer: libp2p::PeerId, reply: oneshot::Sender<bool> },
     /// Open a stream on a connection that is there.
     OpenStream { peer: libp2p::PeerId, request: OpenStream },
+    /// Where is a peer, as far as this one knows?
+    KnownAddresses { peer: libp2p::PeerId, reply: oneshot::Sender<Vec<Multiaddr>> },
     /// Ask the hash table where a peer is.
     FindPeer { peer: libp2p::PeerId, reply: oneshot::Sender<Vec<Multiaddr>> },
-    /// Ask the hash table who provides a key.
-    FindProviders { key: [u8; 32], reply: oneshot::Sender<Vec<PeerId>> },
+    /// Ask the hash table who provides a key, and connect to them where that is wanted.
+    FindProviders { key: [u8; 32], meet: bool, reply: oneshot::Sender<Vec<PeerId>> },
     /// Tell the hash table that this peer provides a key; answered once this peer itself says so.
     Provide { key: [u8; 32], reply: oneshot::Sender<()> },
     /// Stop telling; answered likewise.
@@ -109,13 +113,15 @@ pub(crate) struct Driver {
     swarm: libp2p::Swarm<Behaviour>,
     commands: mpsc::Receiver<Command>,
     shared: Arc<Shared>,
-    role: Role,
+    /// Whether the hash table tells others where this peer listens.
+    tells: bool,
     /// Whether only this machine can reach the peer.
     loopback_only: bool,
     dials: Dials,
     peers: Peers,
     probes: Probes,
     discovery: Discovery,
+    circuits: Circuits,
 }
 
 impl Driver {
@@ -123,18 +129,19 @@ impl Driver {
         swarm: libp2p::Swarm<Behaviour>,
         commands: mpsc::Receiver<Command>,
         shared: Arc<Shared>,
-        role: Role,
+        tells: bool,
     ) -> Self {
         Self {
             swarm,
             commands,
             shared,
-            role,
+            tells,
             loopback_only: false,
             dials: Dials::default(),
             peers: Peers::default(),
             probes: Probes::new(),
             discovery: Discovery::default(),
+            circuits: Circuits::default(),
         }
     }
 
@@ -158,6 +165,9 @@ impl Driver {
                 })
             })?;
             waiting.insert(listener.to_string(), address.clone());
+            if is_relayed(address) {
+                self.circuits.asked(listener, address.clone());
+            }
         }
         let listening = async {
             while !waiting.is_empty() {
@@ -184,7 +194,7 @@ impl Driver {
     /// Runs until it is told to shut down, or nobody can tell it anything any more.
     pub(crate) async fn run(mut self) {
         loop {
-            let provide_at = self.discovery.provide_at();
+            let wakes_at = self.discovery.wakes_at();
             tokio::select! {
                 command = self.commands.recv() => match command {
                     Some(Command::Shutdown { reply }) => {
@@ -200,8 +210,10 @@ impl Driver {
                     tracing::debug!(%connection, "the process at the other end has ended");
                     self.swarm.close_connection(connection);
                 }
-                () = sleep_until(provide_at) => {
-                    self.discovery.provide_again(&mut self.swarm.behaviour_mut().kad);
+                () = sleep_until(self.circuits.again_at()) => self.ask_relays_again(),
+                () = sleep_until(wakes_at) => {
+                    let now = tokio::time::Instant::now();
+                    self.discovery.wake(&mut self.swarm.behaviour_mut().kad, now);
                 }
             }
         }
@@ -215,11 +227,16 @@ impl Driver {
             }
             Command::Identify { peer, reply } => self.peers.identify(peer, reply),
             Command::OpenStream { peer, request } => self.open_stream(peer, request),
+            Command::KnownAddresses { peer, reply } => {
+                let kad = &mut self.swarm.behaviour_mut().kad;
+                let _unwanted = reply.send(discovery::known_addresses(kad, peer));
+            }
             Command::FindPeer { peer, reply } => {
                 self.discovery.find_peer(&mut self.swarm.behaviour_mut().kad, peer, reply);
             }
-            Command::FindProviders { key, reply } => {
-                self.discovery.find_providers(&mut self.swarm.behaviour_mut().kad, key, reply);
+            Command::FindProviders { key, meet, reply } => {
+                let kad = &mut self.swarm.behaviour_mut().kad;
+                self.discovery.find_providers(kad, (key, meet), reply);
             }
             Command::Provide { key, reply } => {
                 self.discovery.provide(&mut self.swarm.behaviour_mut().kad, key);
@@ -242,6 +259,15 @@ impl Driver {
                 }
             }
             Command::Shutdown { .. } => unreachable!("the loop ends with it"),
+        }
+    }
+
+    fn ask_relays_again(&mut self) {
+        for address in self.circuits.take_lost() {
+            match self.swarm.listen_on(address.clone()) {
+                Ok(listener) => self.circuits.asked(listener, address),
+                Err(_) => self.circuits.fail(address, tokio::time::Instant::now()),
+            }
         }
     }
 
@@ -278,7 +304,7 @@ impl Driver {
 /// Whether nobody listens on a TCP port yet. libp2p shares ports with any process of the same
 /// user that does so too, and each of two servers would then be handed half of the connections.
 fn check_free(address: &Multiaddr) -> std::io::Result<()> {
-    match tcp_socket(address) {
+    match tcp_socket(address).filter(|_| !is_relayed(address)) {
         Some(socket) if socket.port() != 0 => std::net::TcpListener::bind(socket).map(drop),
         Some(_) | None => Ok(()),
     }

@@ -50,6 +50,7 @@ mod reachability;
 mod swarm_key;
 mod way;
 
+pub use address::relayed_by;
 pub use config::{NetworkConfig, Role};
 pub use error::{
     AcceptError, AddressFailure, JoinError, OpenLinkError, ReceiveError, SendError,

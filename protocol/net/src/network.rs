@@ -16,7 +16,7 @@ use umbel_protocol::{LinkProtocol, PeerId};
 
 use crate::address::{is_quic, of_peer, to_announce};
 use crate::behaviour;
-use crate::config::NetworkConfig;
+use crate::config::{NetworkConfig, Role};
 use crate::driver::{COMMANDS_WAITING_MAX, Command, Driver, Shared};
 use crate::error::{AcceptError, AddressFailure, OpenLinkError, StartNetworkError};
 use crate::identity::Identity;
@@ -62,7 +62,9 @@ impl Network {
         let shared = Arc::new(Shared::new(announce, config.rate_limits));
         let (commands, receiver) = mpsc::channel(COMMANDS_WAITING_MAX);
         let swarm = behaviour::build(&config, &shared)?;
-        let mut driver = Driver::new(swarm, receiver, Arc::clone(&shared), config.role);
+        // Who wants to find out whether others come in does not say so first.
+        let tells = config.role == Role::Server || !config.asks_reachability;
+        let mut driver = Driver::new(swarm, receiver, Arc::clone(&shared), tells);
         driver.listen(&config.listen).await?;
         let span = tracing::info_span!(parent: None, "network", %peer);
         tokio::spawn(driver.run().instrument(span));
@@ -170,7 +172,17 @@ impl Network {
 
     /// Who provides `key`, by the hash table; it takes 10 s at most. This peer is not among them.
     pub async fn find_providers(&self, key: [u8; 32]) -> Vec<PeerId> {
-        let found = self.ask(|reply| Command::FindProviders { key, reply }).await;
+        self.providers(key, false).await
+    }
+
+    /// The same, with a connection begun to each of them: those that are no servers are in nobody's part of
+    /// the hash table, and [`Network::open_link`] would not find them later.
+    pub async fn meet_providers(&self, key: [u8; 32]) -> Vec<PeerId> {
+        self.providers(key, true).await
+    }
+
+    async fn providers(&self, key: [u8; 32], meet: bool) -> Vec<PeerId> {
+        let found = self.ask(|reply| Command::FindProviders { key, meet, reply }).await;
         let others = found.unwrap_or_default().into_iter();
         others.filter(|peer| *peer != self.0.peer).collect()
     }
@@ -230,20 +242,13 @@ impl Network {
         name: libp2p::PeerId,
         addresses: &[Multiaddr],
     ) -> Result<(), OpenLinkError> {
-        let addresses = of_peer(name, addresses);
+        let mut addresses = of_peer(name, addresses);
         let nowhere = addresses.is_empty();
-        let connecting = self.connect(Some(name), addresses.clone());
-        let connected = tokio::select! {
-            connected = connecting => connected?,
-            () = all_refused(&addresses) => {
-                let failure = |address| AddressFailure {
-                    address: Some(address),
-                    reason: "Connection refused".to_owned(),
-                };
-                Err(addresses.into_iter().map(failure).collect())
-            }
-        };
-        let Err(mut failures) = connected else {
+        if nowhere {
+            let known = self.ask(|reply| Command::KnownAddresses { peer: name, reply }).await;
+            addresses = of_peer(name, &known.ok_or(OpenLinkError::ShutDown)?);
+        }
+        let Err(mut failures) = self.connect_at(name, addresses).await? else {
             return Ok(());
         };
         if nowhere {
@@ -252,12 +257,30 @@ impl Network {
             if found.is_empty() {
                 return Err(OpenLinkError::NoAddress { peer });
             }
-            match self.connect(Some(name), found).await? {
+            match self.connect_at(name, found).await? {
                 Ok(_) => return Ok(()),
                 Err(later) => failures = later,
             }
         }
         Err(OpenLinkError::Unreachable { peer, failures })
+    }
+
+    /// Connects to a peer at some addresses, or not where their systems say that nobody is there.
+    async fn connect_at(
+        &self,
+        name: libp2p::PeerId,
+        addresses: Vec<Multiaddr>,
+    ) -> Result<Result<libp2p::PeerId, Vec<AddressFailure>>, OpenLinkError> {
+        tokio::select! {
+            connected = self.connect(Some(name), addresses.clone()) => connected,
+            () = all_refused(&addresses) => {
+                let failure = |address| AddressFailure {
+                    address: Some(address),
+                    reason: "Connection refused".to_owned(),
+                };
+                Ok(Err(addresses.into_iter().map(failure).collect()))
+            }
+        }
     }
 
     async fn connect(

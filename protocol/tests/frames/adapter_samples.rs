@@ -4,7 +4,7 @@ use bytes::Bytes;
 use umbel_protocol::inference::{
     AdapterPart, ClientMessage, OpenSession, ServerMessage, SessionAdapter,
 };
-use umbel_protocol::published::{AdapterAnswer, AdapterRequest};
+use umbel_protocol::published::{AdapterAnswer, AdapterRequest, KeepAdapter, KeepRefusal, Keeping};
 use umbel_protocol::training::{AdapterSettings, TargetModule};
 use umbel_protocol::{AdapterId, SessionId, Tensor};
 
@@ -22,8 +22,24 @@ pub(super) fn samples(session: SessionId) -> Vec<Sample> {
     vec![
         Sample {
             name: "adapter_request",
-            message: Message::Adapter(AdapterRequest { id, offset: 1 << 20 }),
+            message: Message::Adapter(AdapterRequest::Part { id, offset: 1 << 20 }),
         },
+        Sample {
+            name: "adapter_keep",
+            message: Message::Adapter(AdapterRequest::Keep(KeepAdapter {
+                id,
+                config_bytes: 2,
+                weights_bytes: 7,
+                offset: 0,
+                bytes: bytes.clone(),
+            })),
+        },
+        published("adapter_keeping_send", AdapterAnswer::Keeping(Keeping::Send { offset: 9 })),
+        published("adapter_keeping_kept", AdapterAnswer::Keeping(Keeping::Kept)),
+        published(
+            "adapter_keeping_refused",
+            AdapterAnswer::Keeping(Keeping::Refused(KeepRefusal::ShareUsed)),
+        ),
         published("adapter_unknown", AdapterAnswer::Unknown),
         published("adapter_part", AdapterAnswer::Part { config_bytes: 2, weights_bytes: 7, bytes }),
         client("client_open_adapted", ClientMessage::Open(open_adapted(session))),

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use umbel_coordinator::training::round::{
     Input, MEMBERS_MAX, Member, Output, RunSettings, RunState,
 };
-use umbel_net::{AcceptError, Incoming, Link, LinkProtocol, Network};
+use umbel_net::{Incoming, Link, Network};
 use umbel_protocol::PeerId;
 use umbel_protocol::averaging::MemberMessage;
 
@@ -61,7 +61,6 @@ pub(super) struct Task {
     member: Member,
     others: BTreeMap<PeerId, Other>,
     asked: Arc<Asked>,
-    incoming: Option<Incoming>,
     tell: mpsc::Sender<Event>,
     events: mpsc::Receiver<Event>,
     /// Readers and writers, which end with the task.
@@ -75,20 +74,22 @@ impl Task {
         name: [u8; 32],
         (settings, state): (RunSettings, Option<RunState>),
         asked: Arc<Asked>,
-    ) -> Result<Self, AcceptError> {
-        let incoming = Some(network.accept(LinkProtocol::Averaging)?);
+    ) -> Self {
         let (tell, events) = mpsc::channel(EVENTS_WAITING_MAX);
         let clock = Clock::start();
         let member = Member::new(network.peer_id(), settings, state, clock.now());
         let (others, carriers) = (BTreeMap::new(), JoinSet::new());
-        Ok(Self { network, name, member, others, asked, incoming, tell, events, carriers, clock })
+        Self { network, name, member, others, asked, tell, events, carriers, clock }
     }
 
     /// Goes on until it is aborted.
-    pub(super) async fn run(mut self, with: Vec<PeerId>, mut told: mpsc::Receiver<Input>) {
-        if let Some(incoming) = self.incoming.take() {
-            self.carriers.spawn(links::accept(incoming, self.name, self.tell.clone()));
-        }
+    pub(super) async fn run(
+        mut self,
+        incoming: Incoming,
+        with: Vec<PeerId>,
+        mut told: mpsc::Receiver<Input>,
+    ) {
+        self.carriers.spawn(links::accept(incoming, self.name, self.tell.clone()));
         for peer in with {
             self.others.entry(peer).or_default();
         }

@@ -1,5 +1,7 @@
 //! Where a training begins: its texts, and a new adapter or the checkpoint of an earlier part.
 
+use std::path::Path;
+
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
 use umbel_client::ClientModel;
@@ -45,14 +47,22 @@ pub(super) fn read_texts(arguments: &TrainArguments, model: &ClientModel) -> any
         );
     }
     let longest = (learning.max_tokens as usize).min(left);
-    let data = DataSet::read(&arguments.data, &TextReader::of(model), longest)?;
-    if data.cut > 0 {
-        tracing::warn!(texts = data.cut, tokens = longest, "texts were cut");
-    }
-    if data.left_out > 0 {
-        tracing::warn!(texts = data.left_out, "texts have nothing left to learn and were left out");
-    }
-    let texts = data.split(learning.validation, learning.seed);
+    let read = |path: &Path| -> anyhow::Result<DataSet> {
+        let data = DataSet::read(path, &TextReader::of(model), longest)?;
+        let (path, DataSet { cut, left_out, .. }) = (path.display(), &data);
+        if *cut > 0 {
+            tracing::warn!(%path, texts = cut, tokens = longest, "texts were cut");
+        }
+        if *left_out > 0 {
+            tracing::warn!(%path, texts = left_out, "texts have nothing to learn and were left out");
+        }
+        Ok(data)
+    };
+    let data = read(&arguments.data)?;
+    let texts = match &learning.validation_data {
+        Some(others) => (data.examples, read(others)?.examples),
+        None => data.split(learning.validation, learning.seed),
+    };
     if learning.patience.is_some() && texts.1.is_empty() {
         bail!("--patience looks at texts that are not learned: give more of them, or --validation");
     }

@@ -126,7 +126,7 @@ mod tests {
     fn card(base: &str, folder: &Path) -> String {
         let identity = json!({ "epochs": 3, "target modules": ["q_proj", "v_proj"] });
         let validations = [(0, 3.0), (4, 2.0), (8, 2.5)].into();
-        let history = History { losses: [(1, 3.0)].into(), validations };
+        let history = History { losses: [(1, 3.0)].into(), validations, steps: None };
         let card =
             Card { base: base.to_owned(), identity: &identity, steps: (8, 4), history: &history };
         card.write(folder).unwrap();

@@ -1,6 +1,6 @@
 //! What a training has come to, as JSON lines: written step by step, and read again for the plot.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::Path;
@@ -8,7 +8,7 @@ use std::path::Path;
 use serde_json::Value;
 
 /// One JSON object for each step and each validation.
-pub(super) const METRICS_FILE: &str = "metrics.jsonl";
+pub(crate) const METRICS_FILE: &str = "metrics.jsonl";
 
 /// The file under way.
 pub(super) struct Metrics(File);
@@ -49,14 +49,16 @@ impl Metrics {
 /// The losses of a training, by its steps. Of a step that was taken again behind a checkpoint the last
 /// line counts.
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct History {
-    pub(super) losses: BTreeMap<u64, f64>,
-    pub(super) validations: BTreeMap<u64, f64>,
+pub(crate) struct History {
+    pub(crate) losses: BTreeMap<u64, f64>,
+    pub(crate) validations: BTreeMap<u64, f64>,
+    /// Steps of the whole training, once one was taken.
+    pub(crate) steps: Option<u64>,
 }
 
 impl History {
     /// Reads what was written up to a step.
-    pub(super) fn read(folder: &Path, steps: u64) -> io::Result<Self> {
+    pub(crate) fn read(folder: &Path, steps: u64) -> io::Result<Self> {
         let mut history = Self::default();
         for line in BufReader::new(File::open(folder.join(METRICS_FILE))?).lines() {
             let line = line?;
@@ -65,12 +67,22 @@ impl History {
             let Some(step) = line["step"].as_u64().filter(|&step| step <= steps) else { continue };
             if let Some(loss) = line["loss"].as_f64() {
                 history.losses.insert(step, loss);
+                history.steps = line["steps"].as_u64().or(history.steps);
             }
             if let Some(loss) = line["validation_loss"].as_f64() {
                 history.validations.insert(step, loss);
             }
         }
         Ok(history)
+    }
+
+    /// The steps that were taken or validated behind, with the losses of each.
+    pub(crate) fn by_step(&self) -> impl Iterator<Item = (u64, Option<f64>, Option<f64>)> {
+        let steps: BTreeSet<_> = self.losses.keys().chain(self.validations.keys()).collect();
+        let loss = |losses: &BTreeMap<u64, f64>, step| losses.get(step).copied();
+        steps
+            .into_iter()
+            .map(move |step| (*step, loss(&self.losses, step), loss(&self.validations, step)))
     }
 }
 
@@ -94,10 +106,11 @@ mod tests {
         killed.extend(br#"{"step": 3, "lo"#);
         fs::write(&path, killed).unwrap();
         let mut metrics = Metrics::open(folder.path()).unwrap();
-        metrics.write(&json!({ "step": 2, "loss": 2.0 })).unwrap();
-        metrics.write(&json!({ "step": 3, "loss": 1.0 })).unwrap();
+        metrics.write(&json!({ "step": 2, "steps": 9, "loss": 2.0 })).unwrap();
+        metrics.write(&json!({ "step": 3, "steps": 9, "loss": 1.0 })).unwrap();
         let history = History::read(folder.path(), 2).unwrap();
         assert_eq!(history.losses, [(1, 3.0), (2, 2.0)].into());
         assert_eq!(history.validations, [(0, 4.0)].into());
+        assert_eq!(history.steps, Some(9));
     }
 }

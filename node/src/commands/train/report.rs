@@ -51,6 +51,7 @@ impl Reporter {
         let rate = self.tokens as f64 / seconds.max(f64::EPSILON);
         self.write(&json!({
             "step": number,
+            "steps": of,
             "epoch": epoch,
             "loss": report.loss,
             "learning_rate": learning_rate,

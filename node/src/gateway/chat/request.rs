@@ -211,26 +211,7 @@ impl ChatRequest {
             }
             _ => None,
         };
-        let options = Options {
-            n: self.n,
-            max_tokens,
-            temperature: self.temperature,
-            top_p: self.top_p,
-            top_k: self.top_k,
-            min_p: self.min_p,
-            repetition_penalty: self.repetition_penalty,
-            adjust: options::adjust(
-                self.presence_penalty,
-                self.frequency_penalty,
-                self.logit_bias.as_ref(),
-            )?,
-            grammar: None,
-            seed: self.seed,
-            stop: self.stop.clone(),
-            top_logprobs,
-            stream: self.stream.unwrap_or(false),
-            stream_options: self.stream_options,
-        };
+        let options = Options { max_tokens, top_logprobs, ..options::alike!(self) };
         options.check()?;
         if self.traces() && !options.stream {
             return Err(ApiError::invalid("trace", "trace is for requests with stream: true"));

@@ -66,24 +66,9 @@ impl CompletionRequest {
             return Err(ApiError::unsupported("echo", "echo with logprobs"));
         }
         let options = Options {
-            n: self.n,
             max_tokens: Some(self.max_tokens.unwrap_or(MAX_TOKENS_DEFAULT)),
-            temperature: self.temperature,
-            top_p: self.top_p,
-            top_k: self.top_k,
-            min_p: self.min_p,
-            repetition_penalty: self.repetition_penalty,
-            adjust: options::adjust(
-                self.presence_penalty,
-                self.frequency_penalty,
-                self.logit_bias.as_ref(),
-            )?,
-            grammar: None,
-            seed: self.seed,
-            stop: self.stop.clone(),
             top_logprobs: self.logprobs,
-            stream: self.stream.unwrap_or(false),
-            stream_options: self.stream_options,
+            ..options::alike!(self)
         };
         options.check()?;
         Ok(options)

@@ -15,7 +15,7 @@ use super::super::Gateway;
 use super::super::error::ApiError;
 use super::super::keys::Holder;
 use super::super::reply;
-use super::store::FileRecord;
+use super::store::{FileRecord, Purpose};
 use super::{FILE_BYTES_MAX, Tuning, tuning};
 
 /// Files that one key may have: they are at most so many times [`FILE_BYTES_MAX`] on the disk.
@@ -27,7 +27,7 @@ const UPLOAD_TIMEOUT: Duration = Duration::from_secs(300);
 /// The longest name of a file that is remembered.
 const FILENAME_CHARS_MAX: usize = 255;
 
-/// What files are for here.
+/// What files that come are for here.
 const PURPOSE: &str = "fine-tune";
 
 pub(super) async fn upload(
@@ -36,7 +36,9 @@ pub(super) async fn upload(
     multipart: Multipart,
 ) -> Result<Json<Value>, ApiError> {
     let tuning = tuning(&gateway)?;
-    if tuning.store.files(holder.name()).len() >= FILES_MAX {
+    let files = tuning.store.files(holder.name());
+    // Each result is of one of the jobs, of which there is a limit too.
+    if files.iter().filter(|file| file.purpose == Purpose::FineTune).count() >= FILES_MAX {
         let message = format!("you have {FILES_MAX} files already: delete one");
         return Err(ApiError::refused(StatusCode::BAD_REQUEST, message));
     }
@@ -51,6 +53,7 @@ pub(super) async fn upload(
         filename: filename.chars().take(FILENAME_CHARS_MAX).collect(),
         bytes: lines.len() as u64,
         created_at: reply::unix_seconds(),
+        purpose: Purpose::FineTune,
     };
     let (tuning, kept) = (Arc::clone(tuning), file.clone());
     let keep = move || tuning.store.keep_file(kept, &lines).map_err(not_kept);
@@ -91,8 +94,7 @@ pub(super) async fn list(
     Extension(holder): Extension<Arc<Holder>>,
 ) -> Result<Json<Value>, ApiError> {
     let files = tuning(&gateway)?.store.files(holder.name());
-    let data: Vec<_> = files.iter().map(object).collect();
-    Ok(Json(json!({ "object": "list", "data": data, "has_more": false })))
+    Ok(whole_list(files.iter().map(object).collect()))
 }
 
 pub(super) async fn one(
@@ -111,8 +113,8 @@ pub(super) async fn delete(
     let tuning = tuning(&gateway)?;
     let file = find(tuning, &id, &holder)?;
     let jobs = tuning.store.jobs(holder.name());
-    if jobs.iter().any(|job| job.training_file == file.id && !job.status.is_over()) {
-        let message = "a job still learns it: cancel that first";
+    if jobs.iter().any(|job| job.needs(&file.id)) {
+        let message = "a job still needs it: cancel that first";
         return Err(ApiError::refused(StatusCode::CONFLICT, message));
     }
     tuning.store.forget_file(&file.id).map_err(not_kept)?;
@@ -145,15 +147,20 @@ fn object(file: &FileRecord) -> Value {
         "bytes": file.bytes,
         "created_at": file.created_at,
         "filename": file.filename,
-        "purpose": PURPOSE,
+        "purpose": file.purpose,
         "status": "processed",
     })
+}
+
+/// A list of which nothing is left for another page.
+pub(super) fn whole_list(data: Vec<Value>) -> Json<Value> {
+    Json(json!({ "object": "list", "data": data, "has_more": false }))
 }
 
 fn malformed(error: MultipartError) -> ApiError {
     ApiError::refused(error.status(), error.body_text())
 }
 
-fn not_kept(error: std::io::Error) -> ApiError {
+pub(super) fn not_kept(error: std::io::Error) -> ApiError {
     ApiError::unavailable(&anyhow::Error::new(error).context("the folder of --fine-tuning"))
 }

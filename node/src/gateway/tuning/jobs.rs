@@ -12,8 +12,10 @@ use serde_json::{Value, json};
 use super::super::error::ApiError;
 use super::super::keys::Holder;
 use super::super::{Gateway, body, reply};
-use super::store::{JobRecord, Status};
-use super::{JOBS_WAITING_MAX, Tuning, files, tuning};
+use super::files::{self, not_kept, whole_list};
+use super::store::{FileRecord, JobRecord, Purpose, Status};
+use super::{JOBS_WAITING_MAX, Tuning, tuning};
+use crate::commands::train::metrics::History;
 
 /// Jobs that one key may have had, whose adapters are kept.
 const JOBS_MAX: usize = 100;
@@ -31,6 +33,7 @@ const BATCH: u16 = 8;
 struct JobRequest {
     model: String,
     training_file: String,
+    validation_file: Option<String>,
     suffix: Option<String>,
     seed: Option<u64>,
     hyperparameters: Option<Hyperparameters>,
@@ -110,16 +113,20 @@ pub(super) async fn create(
         return Err(ApiError::refused(StatusCode::BAD_REQUEST, message));
     }
     let place = tuning.queue.try_reserve().map_err(|_| ApiError::busy(JOBS_WAITING_MAX))?;
-    tuning.store.keep_job(job.clone()).map_err(|error| {
-        ApiError::unavailable(&anyhow::Error::new(error).context("the folder of --fine-tuning"))
-    })?;
+    tuning.store.keep_job(job.clone()).map_err(not_kept)?;
     place.send(job.id.clone());
     Ok(Json(object(&job)))
 }
 
 fn job(tuning: &Tuning, request: JobRequest, holder: &Holder) -> Result<JobRecord, ApiError> {
-    let file = files::find(tuning, &request.training_file, holder)
-        .map_err(|_| ApiError::invalid("training_file", "you have no such file"))?;
+    let file = |id: String, param: &str| {
+        let is_text = |file: &FileRecord| file.purpose == Purpose::FineTune;
+        let file = files::find(tuning, &id, holder).ok().filter(is_text);
+        let unknown = || ApiError::invalid(param, format!("you have no file {id:?} of texts"));
+        file.map(|file| file.id).ok_or_else(unknown)
+    };
+    let training_file = file(request.training_file, "training_file")?;
+    let validation_file = request.validation_file.map(|id| file(id, "validation_file"));
     let mut learned = request.hyperparameters;
     if let Some(Method { kind, supervised }) = request.method {
         if kind != "supervised" {
@@ -148,7 +155,9 @@ fn job(tuning: &Tuning, request: JobRequest, holder: &Holder) -> Result<JobRecor
         id: reply::id("ftjob-"),
         owner: holder.name().to_owned(),
         model: request.model,
-        training_file: file.id,
+        training_file,
+        validation_file: validation_file.transpose()?,
+        result_file: None,
         suffix: request.suffix,
         epochs: whole(epochs, 1_000, "n_epochs")?.into(),
         batch: whole(batch, 4_096, "batch_size")?,
@@ -167,8 +176,7 @@ pub(super) async fn list(
     Extension(holder): Extension<Arc<Holder>>,
 ) -> Result<Json<Value>, ApiError> {
     let jobs = tuning(&gateway)?.store.jobs(holder.name());
-    let data: Vec<_> = jobs.iter().map(object).collect();
-    Ok(Json(json!({ "object": "list", "data": data, "has_more": false })))
+    Ok(whole_list(jobs.iter().map(object).collect()))
 }
 
 pub(super) async fn one(
@@ -201,30 +209,40 @@ pub(super) async fn events(
 ) -> Result<Json<Value>, ApiError> {
     let tuning = tuning(&gateway)?;
     let job = find(tuning, &id, &holder)?;
-    let metrics = tuning.store.adapter_of(&job.id).join("metrics.jsonl");
+    let folder = tuning.store.adapter_of(&job.id);
     // There is none before the first step.
-    let read = move || Ok(std::fs::read_to_string(metrics).unwrap_or_default());
-    let text = super::super::apart(read).await?;
-    let lines = text.lines().enumerate().filter_map(|(number, line)| {
-        let line: Value = serde_json::from_str(line).ok()?;
-        let (what, loss) = match (&line["loss"], &line["validation_loss"]) {
-            (Value::Null, loss) => ("validation loss", loss),
-            (loss, _) => ("training loss", loss),
-        };
-        let message = format!("step {}: {what} {loss}", line["step"]);
-        Some(json!({
-            "object": "fine_tuning.job.event",
-            "id": format!("ftevent-{}-{number}", job.id),
-            "created_at": job.created_at,
-            "level": "info",
-            "type": "metrics",
-            "message": message,
-            "data": line,
-        }))
-    });
-    let mut data: Vec<_> = lines.collect();
+    let read = move || Ok(History::read(&folder, u64::MAX).unwrap_or_default());
+    let history = super::super::apart(read).await?;
+    let mut data: Vec<_> = history.by_step().map(|step| event(&job, history.steps, step)).collect();
     data.reverse();
-    Ok(Json(json!({ "object": "list", "data": data, "has_more": false })))
+    Ok(whole_list(data))
+}
+
+/// What a step came to, with the names that OpenAI gives it: a validation is always of all its texts.
+fn event(
+    job: &JobRecord,
+    total: Option<u64>,
+    (step, loss, validation): (u64, Option<f64>, Option<f64>),
+) -> Value {
+    let mut said = Vec::new();
+    let mut data = json!({ "step": step, "total_steps": total });
+    for (name, field, loss) in
+        [("training loss", "train_loss", loss), ("validation loss", "full_valid_loss", validation)]
+    {
+        if let Some(loss) = loss {
+            said.push(format!("{name} {loss:.4}"));
+            data[field] = json!(loss);
+        }
+    }
+    json!({
+        "object": "fine_tuning.job.event",
+        "id": format!("ftevent-{}-{step}", job.id),
+        "created_at": job.created_at,
+        "level": "info",
+        "type": "metrics",
+        "message": format!("step {step}: {}", said.join(", ")),
+        "data": data,
+    })
 }
 
 /// A job of the holder's.
@@ -251,10 +269,10 @@ fn object(job: &JobRecord) -> Value {
         "model": job.model,
         "fine_tuned_model": job.fine_tuned_model,
         "organization_id": job.owner,
-        "result_files": [],
+        "result_files": job.result_file.iter().collect::<Vec<_>>(),
         "status": job.status,
         "training_file": job.training_file,
-        "validation_file": null,
+        "validation_file": job.validation_file,
         "trained_tokens": null,
         "seed": job.seed,
         "error": error,

@@ -20,6 +20,19 @@ pub(super) struct FileRecord {
     pub(super) filename: String,
     pub(super) bytes: u64,
     pub(super) created_at: u64,
+    #[serde(default)]
+    pub(super) purpose: Purpose,
+}
+
+/// What a file is for, as OpenAI calls it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Purpose {
+    /// Its lines are learned, or foretold.
+    #[default]
+    FineTune,
+    /// What has come of a job.
+    FineTuneResults,
 }
 
 /// What is to be learned, and what has come of it.
@@ -29,6 +42,10 @@ pub(super) struct JobRecord {
     pub(super) owner: String,
     pub(super) model: String,
     pub(super) training_file: String,
+    #[serde(default)]
+    pub(super) validation_file: Option<String>,
+    #[serde(default)]
+    pub(super) result_file: Option<String>,
     pub(super) suffix: Option<String>,
     pub(super) epochs: u64,
     pub(super) batch: u16,
@@ -50,6 +67,14 @@ pub(super) enum Status {
     Succeeded,
     Failed,
     Cancelled,
+}
+
+impl JobRecord {
+    /// Whether it is not over and needs this file.
+    pub(super) fn needs(&self, file: &str) -> bool {
+        let is_named = self.training_file == file || self.validation_file.as_deref() == Some(file);
+        is_named && !self.status.is_over()
+    }
 }
 
 impl Status {
@@ -202,6 +227,8 @@ mod tests {
             owner: owner.to_owned(),
             model: "m".to_owned(),
             training_file: "file-1".to_owned(),
+            validation_file: Some("file-2".to_owned()),
+            result_file: None,
             suffix: None,
             epochs: 1,
             batch: 1,
@@ -216,6 +243,29 @@ mod tests {
     }
 
     #[test]
+    fn files_are_needed_until_their_job_is_over() {
+        let running = job("ftjob-1", "ann", Status::Running);
+        assert_eq!(
+            ["file-1", "file-2", "file-3"].map(|file| running.needs(file)),
+            [true, true, false]
+        );
+        assert!(!job("ftjob-1", "ann", Status::Failed).needs("file-1"));
+    }
+
+    #[test]
+    fn records_of_earlier_versions_are_read() {
+        let file = r#"{"id":"file-1","owner":"ann","filename":"a","bytes":2,"created_at":3}"#;
+        let file: FileRecord = serde_json::from_str(file).unwrap();
+        assert_eq!(file.purpose, Purpose::FineTune);
+        let mut old = serde_json::to_value(job("ftjob-1", "ann", Status::Succeeded)).unwrap();
+        let fields = old.as_object_mut().unwrap();
+        assert!(
+            fields.remove("validation_file").is_some() && fields.remove("result_file").is_some()
+        );
+        assert_eq!(serde_json::from_value::<JobRecord>(old).unwrap().validation_file, None);
+    }
+
+    #[test]
     fn what_is_kept_is_there_again_and_unfinished_jobs_have_failed() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).unwrap();
@@ -225,6 +275,7 @@ mod tests {
             filename: "a.jsonl".to_owned(),
             bytes: 2,
             created_at: 3,
+            purpose: Purpose::FineTune,
         };
         store.keep_file(file, b"{}").unwrap();
         store.keep_job(job("ftjob-1", "ann", Status::Running)).unwrap();

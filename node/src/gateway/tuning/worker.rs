@@ -1,5 +1,6 @@
 //! Works on jobs, one after the other: each has its training on a thread of its own.
 
+use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::{PoisonError, Weak};
 
@@ -7,9 +8,11 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use tokio::sync::{mpsc, oneshot};
 
-use super::store::{JobRecord, Status};
+use super::super::reply;
+use super::store::{FileRecord, JobRecord, Purpose, Status, Store};
 use super::{Trains, Tuning};
 use crate::args::{Arguments, Command};
+use crate::commands::train::metrics::History;
 
 /// What `umbel train` learns by, which a request multiplies.
 const LEARNING_RATE: f64 = 1e-3;
@@ -22,20 +25,29 @@ pub(super) async fn work(tuning: Weak<Tuning>, mut jobs: mpsc::Receiver<String>,
         let Some(job) = tuning.store.job(&id).filter(|_| begun) else { continue };
         let (stop, stopped) = oneshot::channel();
         *tuning.running.lock().unwrap_or_else(PoisonError::into_inner) = Some((id.clone(), stop));
-        let (data, out) = (tuning.store.lines_of(&job.training_file), tuning.store.adapter_of(&id));
         tracing::info!(job = id, "learning an adapter");
-        let trained = train(&job, (&data, &out), &trains, stopped).await;
+        let trained = match typed(&job, &tuning.store, &trains) {
+            Ok(typed) => train(typed, &trains, stopped).await,
+            Err(error) => Err(error),
+        };
+        let result = trained.as_ref().ok().and_then(|()| keep_result(&tuning.store, &job));
         tuning.running.lock().unwrap_or_else(PoisonError::into_inner).take();
         let ended = tuning.store.change(&id, |job| match &trained {
             Ok(()) => {
                 job.status = Status::Succeeded;
                 job.fine_tuned_model = Some(name(job));
+                job.result_file.clone_from(&result);
             }
             Err(error) => {
                 job.status = Status::Failed;
                 job.error = Some(format!("{error:#}"));
             }
         });
+        if let Some(result) = result.filter(|_| !ended)
+            && let Err(error) = tuning.store.forget_file(&result)
+        {
+            tracing::warn!(%error, "the result of a job that was cancelled stays");
+        }
         tracing::info!(job = id, ended, learned = trained.is_ok(), "the job is over");
     }
 }
@@ -47,22 +59,41 @@ fn name(job: &JobRecord) -> String {
     format!("ft:{}:umbel:{suffix}:{short}", job.model)
 }
 
-/// Trains to the end, or until it is stopped.
-async fn train(
-    job: &JobRecord,
-    (data, out): (&Path, &Path),
-    trains: &Trains,
-    stopped: oneshot::Receiver<()>,
-) -> anyhow::Result<()> {
+/// Keeps the losses of a job as a file of its owner's, in OpenAI's form: a line for each step.
+fn keep_result(store: &Store, job: &JobRecord) -> Option<String> {
+    let kept = || -> anyhow::Result<String> {
+        let history = History::read(&store.adapter_of(&job.id), u64::MAX)?;
+        let mut lines = "step,train_loss,valid_loss\n".to_owned();
+        for (step, loss, validation) in history.by_step() {
+            let cell = |loss: Option<f64>| loss.map_or_else(String::new, |loss| loss.to_string());
+            writeln!(lines, "{step},{},{}", cell(loss), cell(validation))?;
+        }
+        let file = FileRecord {
+            id: reply::id("file-"),
+            owner: job.owner.clone(),
+            filename: "step_metrics.csv".to_owned(),
+            bytes: lines.len() as u64,
+            created_at: reply::unix_seconds(),
+            purpose: Purpose::FineTuneResults,
+        };
+        let id = file.id.clone();
+        store.keep_file(file, lines.as_bytes())?;
+        Ok(id)
+    };
+    kept().inspect_err(|error| tracing::warn!(error = format!("{error:#}"), "no result")).ok()
+}
+
+/// What would be typed for a job.
+fn typed(job: &JobRecord, store: &Store, trains: &Trains) -> anyhow::Result<Vec<String>> {
     let text = |path: &Path| path.to_str().map(str::to_owned).context("a path that is no text");
-    let typed = [
+    let mut typed = vec![
         "umbel".to_owned(),
         "train".to_owned(),
         trains.model.clone(),
         "--data".to_owned(),
-        text(data)?,
+        text(&store.lines_of(&job.training_file))?,
         "--out".to_owned(),
-        text(out)?,
+        text(&store.adapter_of(&job.id))?,
         "--epochs".to_owned(),
         job.epochs.to_string(),
         "--batch".to_owned(),
@@ -72,6 +103,18 @@ async fn train(
         "--seed".to_owned(),
         job.seed.to_string(),
     ];
+    if let Some(file) = &job.validation_file {
+        typed.extend(["--validation-data".to_owned(), text(&store.lines_of(file))?]);
+    }
+    Ok(typed)
+}
+
+/// Trains to the end, or until it is stopped.
+async fn train(
+    typed: Vec<String>,
+    trains: &Trains,
+    stopped: oneshot::Receiver<()>,
+) -> anyhow::Result<()> {
     let Command::Train(mut arguments) = Arguments::try_parse_from(typed)?.command else {
         unreachable!("it says train");
     };

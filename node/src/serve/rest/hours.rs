@@ -45,21 +45,23 @@ impl FromStr for Hours {
 }
 
 fn time(text: &str) -> Result<Duration, InvalidHours> {
-    let (hours, minutes) = text.trim().split_once(':').ok_or(InvalidHours)?;
+    let (hours, rest) = text.trim().split_once(':').ok_or(InvalidHours)?;
+    let (minutes, seconds) = rest.split_once(':').unwrap_or((rest, "0"));
     let number = |text: &str, below: u64| {
         let is_plain = text.len() <= 2 && text.bytes().all(|byte| byte.is_ascii_digit());
         let number = text.parse::<u64>().ok().filter(|number| is_plain && *number < below);
         number.ok_or(InvalidHours)
     };
     let minutes = number(hours, 24)? * 60 + number(minutes, 60)?;
-    Ok(Duration::from_secs(minutes * 60))
+    Ok(Duration::from_secs(minutes * 60 + number(seconds, 60)?))
 }
 
 impl fmt::Display for Hours {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let time = |time: Duration| {
-            let minutes = time.as_secs() / 60;
-            format!("{:02}:{:02}", minutes / 60, minutes % 60)
+            let (minutes, seconds) = (time.as_secs() / 60, time.as_secs() % 60);
+            let text = format!("{:02}:{:02}", minutes / 60, minutes % 60);
+            if seconds == 0 { text } else { format!("{text}:{seconds:02}") }
         };
         write!(f, "{}-{}", time(self.begin), time(self.end))
     }
@@ -97,7 +99,10 @@ mod tests {
             [at("8:59"), at("9:00"), at("17:30")].map(|t| office.contains(t)),
             [false, true, false]
         );
-        assert_eq!(office.to_string().parse(), Ok(office));
+        assert_eq!(office.to_string(), "09:00-17:30");
+        let exact: Hours = "9:00:05-17:30".parse().unwrap();
+        assert_eq!([at("9:00:04"), at("9:00:05")].map(|t| exact.contains(t)), [false, true]);
+        assert_eq!(exact.to_string().parse(), Ok(exact));
     }
 
     #[test]
@@ -117,7 +122,17 @@ mod tests {
 
     #[test]
     fn what_is_no_hours_is_refused() {
-        for text in ["", "22", "22:00", "22-7", "24:00-7:00", "7:60-8:00", "7:00-7:00", "a:b-c:d"] {
+        for text in [
+            "",
+            "22",
+            "22:00",
+            "22-7",
+            "24:00-7:00",
+            "7:60-8:00",
+            "7:00-7:00",
+            "7:00:60-8:00",
+            "7:00:-8:00",
+        ] {
             assert_eq!(text.parse::<Hours>(), Err(InvalidHours), "{text}");
         }
         assert_eq!("-1:00-2:00".parse::<Hours>(), Err(InvalidHours));

@@ -64,6 +64,21 @@ impl Dials {
         }
     }
 
+    /// Connects to a peer where the hash table knows right now that it is; whoever asks for it meanwhile
+    /// waits for that.
+    pub(super) fn meet(&mut self, swarm: &mut libp2p::Swarm<Behaviour>, peer: libp2p::PeerId) {
+        let options =
+            DialOpts::peer_id(peer).condition(PeerCondition::DisconnectedAndNotDialing).build();
+        let connection = options.connection_id();
+        match swarm.dial(options) {
+            Ok(()) => {
+                let dial = Dial { peer: Some(peer), addresses: Vec::new(), waiting: Vec::new() };
+                self.0.insert(connection, dial);
+            }
+            Err(error) => tracing::debug!(%peer, %error, "a provider is not dialled"),
+        }
+    }
+
     /// A connection is there, whoever made it.
     pub(super) fn established(&mut self, connection: ConnectionId, peer: libp2p::PeerId) {
         let done =

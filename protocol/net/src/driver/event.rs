@@ -11,7 +11,6 @@ use super::Driver;
 use super::peers::{Identified, own_name};
 use crate::address::{ADDRESSES_MAX, is_concrete, is_loopback, preference};
 use crate::behaviour::{BehaviourEvent, IDENTIFY_PROTOCOL, KAD_PROTOCOL};
-use crate::config::Role;
 use crate::reachability::Reachability;
 
 impl Driver {
@@ -21,8 +20,7 @@ impl Driver {
             SwarmEvent::Behaviour(event) => self.on_behaviour_event(event),
             SwarmEvent::NewListenAddr { address, .. } => self.on_listening(address),
             SwarmEvent::ExpiredListenAddr { address, .. } => {
-                self.shared.listen().retain(|known| *known != address);
-                self.swarm.remove_external_address(&address);
+                self.on_listening_no_more(&address);
             }
             SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
                 tracing::debug!(peer = %peer_id, ?endpoint, "connected");
@@ -47,8 +45,12 @@ impl Driver {
             SwarmEvent::ListenerError { error, .. } => {
                 tracing::warn!(%error, "a listening socket has trouble");
             }
-            SwarmEvent::ListenerClosed { addresses, reason: Err(error), .. } => {
-                tracing::warn!(?addresses, %error, "a listening socket has closed");
+            SwarmEvent::ListenerClosed { listener_id, addresses, reason } => {
+                if let Err(error) = reason {
+                    tracing::warn!(?addresses, %error, "a listening socket has closed");
+                }
+                addresses.iter().for_each(|address| self.on_listening_no_more(address));
+                self.circuits.closed(listener_id, tokio::time::Instant::now());
             }
             _ => {}
         }
@@ -56,7 +58,11 @@ impl Driver {
 
     fn on_behaviour_event(&mut self, event: BehaviourEvent) {
         match event {
-            BehaviourEvent::Kad(event) => self.discovery.on_event(event),
+            BehaviourEvent::Kad(event) => {
+                for peer in self.discovery.on_event(event) {
+                    self.dials.meet(&mut self.swarm, peer);
+                }
+            }
             BehaviourEvent::Identify(event) => self.on_identify(event),
             BehaviourEvent::Ping(event) => self.on_ping(event),
             BehaviourEvent::Mdns(event) => self.on_mdns(event),
@@ -64,16 +70,18 @@ impl Driver {
             BehaviourEvent::DialBack(event) => {
                 tracing::debug!(client = %event.client, address = %event.tested_addr, "dialled back");
             }
+            BehaviourEvent::Relay(event) => tracing::debug!(?event, "passing on for others"),
+            BehaviourEvent::Relayed(event) => tracing::debug!(?event, "reached by a relay"),
             BehaviourEvent::Limits(never) | BehaviourEvent::Links(never) => match never {},
         }
     }
 
     fn on_listening(&mut self, address: Multiaddr) {
         tracing::info!(%address, "listening");
-        // The hash table tells others only addresses that count as external. Where a server
+        // The hash table tells others only addresses that count as external. Where a peer
         // listens is the best guess there is until somebody outside has confirmed one.
         let guess = self.shared.announce.is_empty();
-        if guess && self.role == Role::Server && (self.loopback_only || !is_loopback(&address)) {
+        if guess && self.tells && (self.loopback_only || !is_loopback(&address)) {
             self.swarm.add_external_address(address.clone());
         }
         let mut listen = self.shared.listen();
@@ -81,6 +89,11 @@ impl Driver {
             listen.push(address);
             listen.sort_by_key(preference);
         }
+    }
+
+    fn on_listening_no_more(&mut self, address: &Multiaddr) {
+        self.shared.listen().retain(|known| known != address);
+        self.swarm.remove_external_address(address);
     }
 
     /// Servers become part of the hash table by saying that they are, and where they listen.

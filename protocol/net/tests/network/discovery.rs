@@ -1,8 +1,8 @@
 //! The hash table in networks of a few peers.
 
-use umbel_net::LinkProtocol;
+use umbel_net::{Identity, LinkProtocol, Network, NetworkConfig, Role};
 
-use crate::{QUIC, client, server};
+use crate::{QUIC, address, client, server};
 
 const KEY: [u8; 32] = [0x5a; 32];
 
@@ -48,4 +48,21 @@ async fn a_peer_that_stops_providing_does_not_say_so_any_more() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peer_alone_finds_nobody() {
     assert!(server(QUIC).await.find_providers(KEY).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provider_that_is_no_server_is_met_while_it_is_asked_for() {
+    let server = server(QUIC).await;
+    let config = NetworkConfig::new(Identity::ephemeral(), Role::Client);
+    let provider = Network::start(NetworkConfig { listen: vec![address(QUIC)], ..config });
+    let provider = provider.await.unwrap();
+    provider.join(&server.named_addresses()).await.unwrap();
+    provider.provide(KEY).await;
+    let mut incoming = provider.accept(LinkProtocol::Averaging).unwrap();
+    let asker = client().await;
+    asker.join(&server.named_addresses()).await.unwrap();
+    while asker.meet_providers(KEY).await != [provider.peer_id()] {}
+    let link = asker.open_link(provider.peer_id(), &[], LinkProtocol::Averaging).await.unwrap();
+    assert_eq!(link.peer(), provider.peer_id());
+    assert_eq!(incoming.next().await.unwrap().0, asker.peer_id());
 }

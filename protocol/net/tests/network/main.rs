@@ -7,6 +7,7 @@ mod links;
 mod private;
 mod rates;
 mod reach;
+mod relays;
 
 use umbel_net::{Identity, Link, LinkProtocol, Multiaddr, Network, NetworkConfig, Role};
 use umbel_protocol::frame::Frame;
