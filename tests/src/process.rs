@@ -60,8 +60,12 @@ impl UmbelProcess {
         match ready {
             Some(address) => Ok(Self { running, address }),
             None => {
-                let ended = match running.wait(Instant::now()) {
-                    Some(status) => format!("it ended ({status}) before it was ready"),
+                // Who ends closes its stdout a moment before it has ended.
+                let ended = match running.wait(deadline) {
+                    Some(status) => {
+                        running.stderr.wait_for_end(Instant::now() + STOP_TIMEOUT);
+                        format!("it ended ({status}) before it was ready")
+                    }
                     None => format!("it was not ready within {} s", READY_TIMEOUT.as_secs()),
                 };
                 bail!("{}: {ended}\n{}", running.name, running.stderr.text())
