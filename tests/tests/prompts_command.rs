@@ -144,6 +144,8 @@ fn prompts_that_cannot_be_learned_or_asked_with_are_refused() {
     learn(&["--prompt-tokens", "4"]).refused("--prompt-tokens means nothing with --method lora");
     let mixed = learn(&["--method", "deep-ptune", "--dropout", "0.1"]);
     mixed.refused("--dropout means nothing with --method deep-ptune");
+    let modules = learn(&["--method", "ptune", "--target-modules", "q_proj"]);
+    modules.refused("--target-modules means nothing with --method ptune");
     let context = client_model(&checkpoint("llama")).unwrap().config().context_tokens;
     assert!(context <= 256, "a prompt may fill the context of {context} tokens");
     let full = learn(&["--method", "ptune", "--prompt-tokens", &(context - 1).to_string()]);

@@ -135,6 +135,10 @@ impl Method {
 /// Tokens of a prompt where no number was typed: as many as Petals' examples have.
 const PROMPT_TOKENS: u16 = 16;
 
+/// What a matrix is added to where none was typed.
+const ATTENTION: [TargetModule; 4] =
+    [TargetModule::Query, TargetModule::Key, TargetModule::Value, TargetModule::Output];
+
 /// The rank where none was typed.
 const RANK: u16 = 8;
 
@@ -180,8 +184,9 @@ pub struct AdapterArguments {
     #[arg(long, value_name = "A")]
     pub alpha: Option<f32>,
 
-    /// The matrices that it adds to: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj.
-    #[arg(long, value_name = "NAME,NAME,...", value_delimiter = ',', default_value = "q_proj,k_proj,v_proj,o_proj", value_parser = target_module)]
+    /// The matrices that it adds to: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj
+    /// [default: q_proj,k_proj,v_proj,o_proj].
+    #[arg(long, value_name = "NAME,NAME,...", value_delimiter = ',', value_parser = target_module)]
     pub target_modules: Vec<TargetModule>,
 
     /// How many of its inputs are dropped while it learns.
@@ -194,6 +199,15 @@ pub struct AdapterArguments {
 }
 
 impl AdapterArguments {
+    /// The matrices that were typed, or those of attention.
+    #[must_use]
+    pub fn target_modules(&self) -> Vec<TargetModule> {
+        if self.target_modules.is_empty() {
+            return ATTENTION.to_vec();
+        }
+        self.target_modules.clone()
+    }
+
     /// Tokens that stand before each text.
     #[must_use]
     pub fn prompt_tokens(&self) -> u16 {
@@ -215,6 +229,7 @@ impl AdapterArguments {
             ("--alpha", self.alpha.is_some()),
             ("--dropout", self.dropout != 0.0),
             ("--rank-stabilized", self.rank_stabilized),
+            ("--target-modules", !self.target_modules.is_empty()),
         ];
         let typed = match self.method {
             Method::Lora => &of_prompts[..],

@@ -100,7 +100,7 @@ fn adapter(typed: &AdapterArguments, model: &ClientModel, seed: u64) -> anyhow::
                 alpha: typed.alpha.unwrap_or(2.0 * f32::from(typed.rank)),
                 rank_stabilized: typed.rank_stabilized,
                 dropout: typed.dropout,
-                target_modules: typed.target_modules.clone(),
+                target_modules: typed.target_modules(),
                 ..AdapterConfig::default()
             };
             let all = Span::new(0, model.config().block_count)?;
