@@ -7,7 +7,7 @@
 //! Each line of the texts is a JSON object with a `label`, and a `text`, or `token_ids` for models without a
 //! tokenizer. A fifth of the lines is not learned, and shows how often the classifier is right.
 
-#![allow(clippy::print_stdout, reason = "what it finds is what it is for")]
+#![expect(clippy::print_stdout, reason = "what it finds is what it is for")]
 
 use std::path::Path;
 use std::sync::Arc;

@@ -8,7 +8,7 @@
 //! The blocks before the one that is named are computed by the servers of a swarm, and those behind it by
 //! nobody. A fifth of the lines is not learned, and shows how often the head is right.
 
-#![allow(clippy::print_stdout, reason = "what it finds is what it is for")]
+#![expect(clippy::print_stdout, reason = "what it finds is what it is for")]
 
 use std::path::Path;
 use std::sync::Arc;

@@ -16,10 +16,10 @@ use umbel_tests::training::{TOKENS_MAX, join_all, start};
 use umbel_tests::workload::client_model;
 
 #[path = "../../client/examples/classifier.rs"]
-#[allow(dead_code, unreachable_pub, reason = "it is a program of its own as well")]
+#[expect(dead_code, unreachable_pub, reason = "it is a program of its own as well")]
 mod classifier;
 #[path = "../../client/examples/custom_head.rs"]
-#[allow(dead_code, unreachable_pub, reason = "it is a program of its own as well")]
+#[expect(dead_code, unreachable_pub, reason = "it is a program of its own as well")]
 mod custom_head;
 
 /// Of a difference beside the gradient: the third derivative over a step, and rounding of binary32.

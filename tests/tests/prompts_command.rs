@@ -1,6 +1,6 @@
 //! `umbel train --method ptune` and `deep-ptune`, and what is asked with the result.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
 use std::path::Path;

@@ -92,8 +92,8 @@ impl Slots {
         let slab = slabs.get_mut(&id).expect("a slab stays as long as a place of it is out");
         slab.freed.push(index);
         let is_empty = slab.freed.len() == slab.fresh;
-        let others = |&&(_, other): &&(usize, u64)| other != id;
-        if is_empty && open.range((bytes, 0)..=(bytes, u64::MAX)).find(others).is_some() {
+        let mut of_this_size = open.range((bytes, 0)..=(bytes, u64::MAX));
+        if is_empty && of_this_size.any(|&(_, other)| other != id) {
             open.remove(&(bytes, id));
             slabs.remove(&id);
         } else {

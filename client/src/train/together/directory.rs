@@ -21,7 +21,8 @@ const NAME_BYTES_MAX: usize = 64;
 /// met somebody, and a question takes a second or two.
 const LOOKS: u32 = 5;
 
-/// How long after one look there is another.
+/// How long after one look there is another: nothing tells of a record that comes to the hash table, and
+/// who joins a run at the moment it begins would else be told that there is none.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// What people call a run: letters, digits, `-`, `_` and `.`.
