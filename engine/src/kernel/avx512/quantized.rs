@@ -14,7 +14,7 @@ use super::load;
 use super::products::{self, GROUP, Products};
 use super::unpack::{self, Quads};
 use crate::kernel::amx::{self, Amx};
-use crate::kernel::packed::quantized::layout::STRIPS;
+use crate::kernel::packed::quantized::layout::{STRIPS, SUPER_BLOCKS};
 use crate::kernel::packed::quantized::tokens::{IntegerTile, TokenFactors};
 use crate::kernel::packed::quantized::{Panel, Sums};
 
@@ -61,38 +61,46 @@ fn by_type<const TILES: bool, const ALONE: bool>(
         WeightType::Q8_0 => scaled::<TILES, ALONE>(amx, tile, sums, |block, strip| {
             with_scale(panel, block, strip, unpack::bits_8::<ALONE>(panel.lines(block, strip)))
         }),
-        WeightType::Q4_1 => with_minimum::<TILES, ALONE>(amx, tile, sums, |block, strip| {
-            with_own_factors(
-                panel,
-                block,
-                strip,
-                unpack::bits_4::<ALONE>(panel.lines(block, strip)),
-            )
-        }),
-        WeightType::Q5_1 => with_minimum::<TILES, ALONE>(amx, tile, sums, |block, strip| {
-            with_own_factors(
-                panel,
-                block,
-                strip,
-                unpack::bits_5::<ALONE>(panel.lines(block, strip)),
-            )
-        }),
-        WeightType::Q4K => with_minimum::<TILES, ALONE>(amx, tile, sums, |block, strip| {
-            with_shared_factors(
-                panel,
-                block,
-                strip,
-                unpack::bits_4::<ALONE>(panel.lines(block, strip)),
-            )
-        }),
-        WeightType::Q5K => with_minimum::<TILES, ALONE>(amx, tile, sums, |block, strip| {
-            with_shared_factors(
-                panel,
-                block,
-                strip,
-                unpack::bits_5::<ALONE>(panel.lines(block, strip)),
-            )
-        }),
+        WeightType::Q4_1 => with_minimum::<_, TILES, ALONE>(
+            amx,
+            tile,
+            sums,
+            |_, _| (),
+            |block, strip, ()| {
+                let quads = unpack::bits_4::<ALONE>(panel.lines(block, strip));
+                with_own_factors(panel, block, strip, quads)
+            },
+        ),
+        WeightType::Q5_1 => with_minimum::<_, TILES, ALONE>(
+            amx,
+            tile,
+            sums,
+            |_, _| (),
+            |block, strip, ()| {
+                let quads = unpack::bits_5::<ALONE>(panel.lines(block, strip));
+                with_own_factors(panel, block, strip, quads)
+            },
+        ),
+        WeightType::Q4K => with_minimum::<_, TILES, ALONE>(
+            amx,
+            tile,
+            sums,
+            |block, strip| shared_factors(panel, block, strip),
+            |block, strip, shared| {
+                let quads = unpack::bits_4::<ALONE>(panel.lines(block, strip));
+                with_shared_factors(panel, block, strip, (quads, shared))
+            },
+        ),
+        WeightType::Q5K => with_minimum::<_, TILES, ALONE>(
+            amx,
+            tile,
+            sums,
+            |block, strip| shared_factors(panel, block, strip),
+            |block, strip, shared| {
+                let quads = unpack::bits_5::<ALONE>(panel.lines(block, strip));
+                with_shared_factors(panel, block, strip, (quads, shared))
+            },
+        ),
         WeightType::Q6K => in_halves::<TILES, ALONE>(amx, panel, tile, sums),
         WeightType::F32 | WeightType::F16 | WeightType::BF16 => {
             unreachable!("weights in floating point are not packed as integers")
@@ -121,6 +129,15 @@ fn with_own_factors(
     Block { quads, factors: [load::binary16(scale), load::binary16(minimum)] }
 }
 
+/// What eight blocks of Q4_K or Q5_K have in common: the scale of their scales, and that of their minimums,
+/// which are taken away.
+#[target_feature(enable = "avx512f,avx512dq")]
+#[inline]
+fn shared_factors(panel: Panel<'_>, block: usize, strip: usize) -> [__m512; 2] {
+    let [scale, minimum] = panel.supers(block, strip);
+    [load::binary16(scale), _mm512_xor_ps(load::binary16(minimum), _mm512_set1_ps(-0.0))]
+}
+
 /// The factors of Q4_K and Q5_K.
 #[target_feature(enable = "avx512f,avx512dq")]
 #[inline]
@@ -128,15 +145,12 @@ fn with_shared_factors(
     panel: Panel<'_>,
     block: usize,
     strip: usize,
-    quads: Quads,
+    (quads, [scale, minimum]): (Quads, [__m512; 2]),
 ) -> Block<[__m512; 2]> {
-    let [scale, minimum] = panel.supers(block, strip);
     let [factors] = panel.factors::<1>(block, strip);
     let widen = |bytes| _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(load::bytes_16(bytes)));
     let [scales, minimums] = factors.halves().map(widen);
-    let minimum = _mm512_mul_ps(load::binary16(minimum), minimums);
-    let minimum = _mm512_xor_ps(minimum, _mm512_set1_ps(-0.0));
-    Block { quads, factors: [_mm512_mul_ps(load::binary16(scale), scales), minimum] }
+    Block { quads, factors: [_mm512_mul_ps(scale, scales), _mm512_mul_ps(minimum, minimums)] }
 }
 
 /// Types without a minimum.
@@ -148,25 +162,35 @@ fn scaled<const TILES: bool, const ALONE: bool>(
     sums: &mut [Sums],
     read: impl Fn(usize, usize) -> Block<__m512> + Copy,
 ) {
-    by_blocks::<_, TILES, ALONE, 1>(amx, tile, sums, read, |scale, [products], token, sum| {
-        let scale = _mm512_mul_ps(scale, _mm512_set1_ps(token.scale));
-        _mm512_add_ps(sum, _mm512_mul_ps(_mm512_cvtepi32_ps(products), scale))
-    });
+    let read = |block, strip, ()| read(block, strip);
+    by_blocks::<_, _, TILES, ALONE, 1>(
+        amx,
+        tile,
+        sums,
+        |_, _| (),
+        read,
+        |scale, [products], token, sum| {
+            let scale = _mm512_mul_ps(scale, _mm512_set1_ps(token.scale));
+            _mm512_add_ps(sum, _mm512_mul_ps(_mm512_cvtepi32_ps(products), scale))
+        },
+    );
 }
 
 /// Types with a minimum: the scale, and the minimum.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
-fn with_minimum<const TILES: bool, const ALONE: bool>(
+fn with_minimum<S: Copy, const TILES: bool, const ALONE: bool>(
     amx: Option<Amx>,
     tile: IntegerTile<'_>,
     sums: &mut [Sums],
-    read: impl Fn(usize, usize) -> Block<[__m512; 2]> + Copy,
+    shared: impl Fn(usize, usize) -> S + Copy,
+    read: impl Fn(usize, usize, S) -> Block<[__m512; 2]> + Copy,
 ) {
-    by_blocks::<_, TILES, ALONE, 1>(
+    by_blocks::<_, _, TILES, ALONE, 1>(
         amx,
         tile,
         sums,
+        shared,
         read,
         |[scale, minimum], [products], token, sum| {
             let scale = _mm512_mul_ps(scale, _mm512_set1_ps(token.scale));
@@ -185,40 +209,46 @@ fn in_halves<const TILES: bool, const ALONE: bool>(
     tile: IntegerTile<'_>,
     sums: &mut [Sums],
 ) {
-    let read = |block: usize, strip: usize| {
+    let shared = |block: usize, strip: usize| {
         let [scale] = panel.supers(block, strip);
+        load::binary16(scale)
+    };
+    let read = |block: usize, strip: usize, scale: __m512| {
         let [factors] = panel.factors::<1>(block, strip);
-        let scale = load::binary16(scale);
         let scales = factors.halves().map(|bytes| {
             let integers = _mm512_cvtepi8_epi32(load::bytes_16(bytes));
             _mm512_mul_ps(scale, _mm512_cvtepi32_ps(integers))
         });
         Block { quads: unpack::bits_6::<ALONE>(panel.lines(block, strip)), factors: scales }
     };
-    by_blocks::<_, TILES, ALONE, 2>(amx, tile, sums, read, |scales, [first, last], token, sum| {
+    let add = |scales: [__m512; 2], [first, last]: [__m512i; 2], token: &TokenFactors, sum| {
         let first = _mm512_mul_ps(_mm512_cvtepi32_ps(first), scales[0]);
         let last = _mm512_mul_ps(_mm512_cvtepi32_ps(last), scales[1]);
         let products = _mm512_mul_ps(_mm512_add_ps(first, last), _mm512_set1_ps(token.scale));
         _mm512_add_ps(sum, products)
-    });
+    };
+    by_blocks::<_, _, TILES, ALONE, 2>(amx, tile, sums, shared, read, add);
 }
 
-/// Reads block after block and adds its products to the sums of each token: `add` takes the block's
-/// factors, the products, the factors of the token, and the sum so far.
+/// Reads block after block, each with what it shares with its neighbours, and adds its products to the
+/// sums of each token: `add` takes the block's factors, the products, the factors of the token, and the
+/// sum so far.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
-fn by_blocks<F: Copy, const TILES: bool, const ALONE: bool, const HALVES: usize>(
+fn by_blocks<F: Copy, S: Copy, const TILES: bool, const ALONE: bool, const HALVES: usize>(
     amx: Option<Amx>,
     tile: IntegerTile<'_>,
     sums: &mut [Sums],
-    read: impl Fn(usize, usize) -> Block<F> + Copy,
+    shared: impl Fn(usize, usize) -> S + Copy,
+    read: impl Fn(usize, usize, S) -> Block<F> + Copy,
     add: impl Fn(F, [__m512i; HALVES], &TokenFactors, __m512) -> __m512 + Copy,
 ) {
+    if ALONE {
+        return of_lone_token(tile, sums, shared, read, add);
+    }
+    let read = |block, strip| read(block, strip, shared(block, strip));
     if let (true, Some(amx)) = (TILES, amx) {
         return amx::by_blocks::<F, HALVES>(amx, tile, sums, read, add);
-    }
-    if ALONE {
-        return of_lone_token(tile, sums, read, add);
     }
     sums.iter_mut().for_each(|sums| load::store(sums, [_mm512_setzero_ps(); STRIPS]));
     let (sums, last_sums) = sums.as_chunks_mut::<GROUP>();
@@ -262,16 +292,23 @@ fn by_blocks<F: Copy, const TILES: bool, const ALONE: bool, const HALVES: usize>
 /// As [`by_blocks`] for one token, whose sums stay in registers.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
-fn of_lone_token<F: Copy, const HALVES: usize>(
+fn of_lone_token<F: Copy, S: Copy, const HALVES: usize>(
     tile: IntegerTile<'_>,
     sums: &mut [Sums],
-    read: impl Fn(usize, usize) -> Block<F> + Copy,
+    shared: impl Fn(usize, usize) -> S + Copy,
+    read: impl Fn(usize, usize, S) -> Block<F> + Copy,
     add: impl Fn(F, [__m512i; HALVES], &TokenFactors, __m512) -> __m512 + Copy,
 ) {
     let mut registers = [_mm512_setzero_ps(); STRIPS];
+    let Some(mut shares) = (!tile.words.is_empty()).then(|| [shared(0, 0), shared(0, 1)]) else {
+        return sums.iter_mut().for_each(|sums| load::store(sums, registers));
+    };
     let blocks = tile.words.iter().zip(tile.factors).zip(tile.wide);
     for (place, ((words, factors), wide)) in blocks.enumerate() {
-        let [first, second] = [read(place, 0), read(place, 1)];
+        if place.is_multiple_of(SUPER_BLOCKS) {
+            shares = [shared(place, 0), shared(place, 1)];
+        }
+        let [first, second] = [read(place, 0, shares[0]), read(place, 1, shares[1])];
         let (quads, block_factors) = ([first.quads, second.quads], [first.factors, second.factors]);
         let products = if *wide == 0 {
             products::of_one_narrow::<HALVES>(&quads, words, factors)
