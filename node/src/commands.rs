@@ -18,6 +18,7 @@ mod status;
 mod swarm;
 pub(crate) mod train;
 
+use std::panic::resume_unwind;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -43,7 +44,8 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         heap::share();
     }
     let runtime = runtime(&arguments.command).context("the runtime cannot be started")?;
-    let result = runtime.block_on(async {
+    // Beside the other tasks: from the thread that waits here, each word to them would wake another.
+    let work = runtime.spawn(async move {
         match arguments.command {
             Command::Demo(arguments) => demo::run(arguments, &config).await,
             Command::Serve(arguments) => serve::run(arguments, &config).await,
@@ -64,8 +66,9 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         }
         .map(|()| ExitCode::SUCCESS)
     });
+    let result = runtime.block_on(work);
     runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
-    result
+    result.unwrap_or_else(|panicked| resume_unwind(panicked.into_panic()))
 }
 
 /// A server's links are served by one thread: between several, each step is handed on once more and

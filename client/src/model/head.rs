@@ -1,6 +1,8 @@
 //! The head, which all sessions of a process share.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 use umbel_engine::{Ends, EndsError, HiddenStates};
@@ -8,6 +10,10 @@ use umbel_engine::{Ends, EndsError, HiddenStates};
 /// Tokens that are computed together: beyond some dozens, arithmetic and not the reading of the
 /// weights is what takes time, and 64 rows of the largest vocabularies are 40 MB.
 const ROWS_MAX: usize = 64;
+
+/// How long the logits of one token may take to be computed by the task that wants them: two wakes of a
+/// thread, which are saved, take 0.1 ms, and what else waits for the task's thread waits no longer.
+const HERE_MAX: Duration = Duration::from_millis(2);
 
 /// The logits of one request, a row for each token.
 type Logits = Result<Vec<Vec<f32>>, EndsError>;
@@ -18,6 +24,8 @@ type Logits = Result<Vec<Vec<f32>>, EndsError>;
 pub(super) struct Head {
     ends: Ends,
     queue: Mutex<Queue>,
+    /// Microseconds that the logits of one token took last.
+    one_row: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -35,7 +43,7 @@ struct Request {
 
 impl Head {
     pub(super) fn new(ends: Ends) -> Self {
-        Self { ends, queue: Mutex::default() }
+        Self { ends, queue: Mutex::default(), one_row: AtomicU64::new(u64::MAX) }
     }
 
     pub(super) const fn ends(&self) -> &Ends {
@@ -43,35 +51,52 @@ impl Head {
     }
 
     /// A logit for each token of the vocabulary, for each token of `hidden`, computed where it does
-    /// not hold up the network.
+    /// not hold up the network, or here where that is short.
     ///
     /// # Errors
     /// [`EndsError`] where `hidden` is of another model.
     pub(super) async fn logits(self: &Arc<Self>, hidden: HiddenStates) -> Logits {
+        let is_one = hidden.token_count() == 1;
         let (answer, logits) = oneshot::channel();
         let is_first = {
             let mut queue = self.queue();
             queue.waiting.push(Request { hidden, answer });
             !std::mem::replace(&mut queue.is_busy, true)
         };
-        if is_first {
+        let one_row = Duration::from_micros(self.one_row.load(Ordering::Relaxed));
+        // Those that come meanwhile are left to a thread.
+        if is_first && !(is_one && one_row <= HERE_MAX && self.work(1)) {
             let head = Arc::clone(self);
-            tokio::task::spawn_blocking(move || head.work());
+            tokio::task::spawn_blocking(move || head.work(usize::MAX));
         }
         logits.await.expect("every request is answered by the thread that is busy")
     }
 
-    /// Answers until nobody waits.
-    fn work(&self) {
+    /// Answers so many batches, or until nobody waits; whether nobody does.
+    fn work(&self, batches: usize) -> bool {
         let _whatever_happens = Leave(self);
-        while let Some(batch) = self.next_batch() {
+        for _ in 0..batches {
+            let Some(batch) = self.next_batch() else {
+                return true;
+            };
             let (hidden, answers): (Vec<_>, Vec<_>) =
                 batch.into_iter().map(|request| (request.hidden, request.answer)).unzip();
-            for (answer, logits) in answers.into_iter().zip(self.ends.logits_of_each(&hidden)) {
+            let started = Instant::now();
+            let logits = self.ends.logits_of_each(&hidden);
+            if let [alone] = hidden.as_slice()
+                && alone.token_count() == 1
+            {
+                let took = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+                self.one_row.store(took, Ordering::Relaxed);
+            }
+            for (answer, logits) in answers.into_iter().zip(logits) {
                 // Who asked may be gone.
                 let _gone = answer.send(logits);
             }
         }
+        let mut queue = self.queue();
+        queue.is_busy = !queue.waiting.is_empty();
+        !queue.is_busy
     }
 
     /// Those who have waited longest.

@@ -30,8 +30,8 @@ impl Balancer {
         let mut former_is_gone = false;
         loop {
             tokio::select! {
-                resumed = pauses.wait_for(|pauses| !pauses.any()) => {
-                    if resumed.is_ok() {
+                goes_on = async { pauses.wait_for(|pauses| !pauses.any()).await.is_ok() } => {
+                    if goes_on {
                         break;
                     }
                     // Nobody is left who could tell it to go on.
