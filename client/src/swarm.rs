@@ -107,6 +107,7 @@ impl Swarm {
         let network = Network::start(NetworkConfig {
             mdns: config.mdns,
             swarm_key: config.swarm_key,
+            local_links: true,
             ..NetworkConfig::new(identity, Role::Client)
         })
         .await?;

@@ -402,6 +402,10 @@ pub struct ServeArguments {
     #[arg(long)]
     pub no_mdns: bool,
 
+    /// Have links to processes of this machine take the way of the network too, not that of a Unix socket.
+    #[arg(long)]
+    pub no_local_links: bool,
+
     /// Answer OpenAI's interface over HTTP as well, as `umbel gateway` does, and print where in a line
     /// that begins with `gateway`.
     #[arg(long, value_name = "HOST:PORT", value_parser = host_port)]

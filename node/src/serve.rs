@@ -372,6 +372,7 @@ async fn start_network(
     let config = NetworkConfig {
         rate_limits: RateLimits { upload, download },
         relays: arguments.rest.relay,
+        local_links: !arguments.no_local_links,
         ..NetworkConfig::new(identity, Role::Server)
     };
     Network::start(NetworkConfig { listen, announce, mdns, swarm_key, ..config }).await

@@ -33,6 +33,7 @@ mod generated;
 pub mod id;
 pub mod inference;
 pub mod keeping;
+pub mod local;
 pub mod prefix;
 pub mod published;
 pub mod span;

@@ -25,6 +25,8 @@ pub enum LinkProtocol {
     Averaging,
     /// An adapter that somebody has published.
     Adapter,
+    /// The question for a link that does not leave the machine.
+    Local,
 }
 
 /// The two ends of a link.
@@ -54,16 +56,26 @@ const ADAPTER_HEADER_BYTES_MAX: u32 = 1 << 10;
 /// A part of an adapter's files, as [`PART_BYTES_MAX`](crate::published::PART_BYTES_MAX) has it.
 const ADAPTER_PART_BYTES_MAX: u32 = 1 << 20;
 
+/// The name of a protocol and a port, or two secrets.
+const LOCAL_HEADER_BYTES_MAX: u32 = 128;
+
 impl LinkProtocol {
     /// Every protocol.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Session,
         Self::Push,
         Self::Directory,
         Self::Training,
         Self::Averaging,
         Self::Adapter,
+        Self::Local,
     ];
+
+    /// The protocol with a name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|protocol| protocol.name() == name)
+    }
 
     /// The name that both ends agree on when a link is opened.
     #[must_use]
@@ -75,6 +87,7 @@ impl LinkProtocol {
             Self::Training => "/umbel/training/1",
             Self::Averaging => "/umbel/averaging/1",
             Self::Adapter => "/umbel/adapter/1",
+            Self::Local => "/umbel/local/1",
         }
     }
 
@@ -96,6 +109,9 @@ impl LinkProtocol {
                 header_bytes_max: ADAPTER_HEADER_BYTES_MAX,
                 payload_bytes_max: ADAPTER_PART_BYTES_MAX,
             },
+            (Self::Local, _) => {
+                Limits { header_bytes_max: LOCAL_HEADER_BYTES_MAX, payload_bytes_max: 0 }
+            }
             (Self::Directory, Side::Opener) => {
                 Limits { header_bytes_max: QUESTION_HEADER_BYTES_MAX, payload_bytes_max: 0 }
             }

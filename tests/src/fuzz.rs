@@ -14,6 +14,7 @@ use umbel_protocol::compression;
 use umbel_protocol::directory::{DirectoryAnswer, DirectoryRequest};
 use umbel_protocol::frame::{Frame, FrameDecoder, FrameError, Limits, encode_prefix};
 use umbel_protocol::inference::{ClientMessage, PushMessage, ServerMessage};
+use umbel_protocol::local::{LocalAnswer, LocalRequest};
 use umbel_protocol::published::{AdapterAnswer, AdapterRequest};
 use umbel_protocol::training::{TrainerMessage, TrainingAnswer};
 use umbel_protocol::version::{LinkProtocol, Side};
@@ -101,6 +102,12 @@ fn message(protocol: LinkProtocol, side: Side, frame: Frame) -> bool {
         }
         (LinkProtocol::Adapter, Side::Acceptor) => {
             survives(frame, AdapterAnswer::decode, AdapterAnswer::encode)
+        }
+        (LinkProtocol::Local, Side::Opener) => {
+            survives(frame, LocalRequest::decode, LocalRequest::encode)
+        }
+        (LinkProtocol::Local, Side::Acceptor) => {
+            survives(frame, LocalAnswer::decode, LocalAnswer::encode)
         }
     }
 }

@@ -15,6 +15,9 @@ use crate::shape::Front;
 /// Free ports that only this machine reaches.
 const LOOPBACK: [&str; 2] = ["/ip4/127.0.0.1/udp/0/quic-v1", "/ip4/127.0.0.1/tcp/0"];
 
+/// The flag without which links between processes of this machine do not take the way of the network.
+const NO_LOCAL_LINKS: &str = "--no-local-links";
+
 /// A server's identity, in its folder.
 const IDENTITY: &str = "identity.pem";
 
@@ -108,7 +111,8 @@ impl Server {
     }
 }
 
-/// Starts `umbel serve` with these arguments, over QUIC and TCP.
+/// Starts `umbel serve` with these arguments, over QUIC and TCP, whose links take the way of the network
+/// as between machines.
 ///
 /// # Panics
 /// If it does not become ready.
@@ -131,10 +135,20 @@ pub fn serve_in(environment: &[(&str, &str)], arguments: &[&str]) -> Server {
 /// # Errors
 /// Where it ends before it is ready; the error has its stderr.
 pub fn try_serve_in(environment: &[(&str, &str)], arguments: &[&str]) -> anyhow::Result<Server> {
+    let arguments = [arguments, &[NO_LOCAL_LINKS]].concat();
     let identity = tempfile::tempdir()?;
-    let process = try_start(&identity, environment, &LOOPBACK, arguments)?;
+    let process = try_start(&identity, environment, &LOOPBACK, &arguments)?;
     let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
     Ok(Server { process, front: None, identity, arguments, tag: String::new() })
+}
+
+/// Starts `umbel serve` with these arguments, whose links to processes of this machine stay within it.
+///
+/// # Panics
+/// If it does not become ready.
+#[must_use]
+pub fn serve_locally(arguments: &[&str]) -> Server {
+    serve_as_told(&LOOPBACK, arguments)
 }
 
 /// Starts `umbel serve` with these arguments behind links that are shaped; it announces some or all
@@ -164,6 +178,10 @@ pub fn serve_behind(front: Front, announce: &[&str], arguments: &[&str]) -> Serv
 /// If it does not become ready.
 #[must_use]
 pub fn serve_on(listen: &[&str], arguments: &[&str]) -> Server {
+    serve_as_told(listen, &[arguments, &[NO_LOCAL_LINKS]].concat())
+}
+
+fn serve_as_told(listen: &[&str], arguments: &[&str]) -> Server {
     let identity = tempfile::tempdir().expect("a folder for the identity");
     let process = start(&identity, listen, arguments);
     let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();

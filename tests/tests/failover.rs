@@ -14,6 +14,8 @@ use umbel_protocol::DType;
 use umbel_shard::{Cache, Model, ModelSource, PartsNeeded, Silent};
 use umbel_tests::clients::{Clients, Question};
 use umbel_tests::faults::{Fault, Replicated};
+#[cfg(target_os = "linux")]
+use umbel_tests::swarm::serve_locally;
 use umbel_tests::swarm::{Server, cache, checkpoint, serve};
 use umbel_tests::workload::Workload;
 
@@ -58,13 +60,19 @@ fn kill_last_hop(chain: &Chain, servers: &mut Vec<Server>) {
     servers.remove(doomed).kill();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_answer_goes_on_over_another_server_and_no_token_differs() {
+/// That the system knows of links within the machine.
+#[cfg(target_os = "linux")]
+fn sockets_are_seen() {
+    let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
+    assert!(sockets.contains("@umbel-link-"), "{sockets}");
+}
+
+async fn an_answer_goes_on_over_another_server(start: fn(&[&str]) -> Server, during: fn()) {
     let folder = checkpoint("llama");
-    let first = serve(&[&folder, "--blocks", "0..2"]);
+    let first = start(&[&folder, "--blocks", "0..2"]);
     let second = ["--blocks", "2..4", "--join", first.address()];
     let second = [&[folder.as_str()], &second[..]].concat();
-    let mut servers = vec![serve(&second), serve(&second)];
+    let mut servers = vec![start(&second), start(&second)];
     let model = model(&folder);
     let chain = RemoteChain::open(join(&first).await, &model, 64).await.unwrap();
     let mut generation =
@@ -72,9 +80,21 @@ async fn an_answer_goes_on_over_another_server_and_no_token_differs() {
     for _ in 0..7 {
         generation.next().await.unwrap().unwrap();
     }
+    during();
     kill_last_hop(generation.chain(), &mut servers);
     while generation.next().await.unwrap().is_some() {}
     assert_eq!(generation.tokens(), undisturbed(&model).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_goes_on_over_another_server_and_no_token_differs() {
+    an_answer_goes_on_over_another_server(serve, || ()).await;
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_goes_on_where_links_stay_within_the_machine() {
+    an_answer_goes_on_over_another_server(serve_locally, sockets_are_seen).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -45,6 +45,10 @@ const FRAMES: u32 = 10_000;
 const SERVE: &str = "serve";
 const ECHO: &str = "echo";
 
+/// Whether links take the way of the network, or that within the machine.
+const NETWORK: &str = "network";
+const LOCAL: &str = "local";
+
 const QUIC: &str = "/ip4/127.0.0.1/udp/0/quic-v1";
 const TCP: &str = "/ip4/127.0.0.1/tcp/0";
 
@@ -60,44 +64,51 @@ fn main() -> anyhow::Result<()> {
         match arguments.as_slice() {
             // Apart from the thread that waits here, as a session is driven.
             [] => tokio::spawn(measure()).await?,
-            [SERVE, block] => serve(block.parse()?).await,
-            [ECHO, listen] => echo(listen).await,
+            [SERVE, block, links] => serve(block.parse()?, links).await,
+            [ECHO, address, links] => echo(address, links).await,
             _ => bail!("it takes no arguments"),
         }
     })
 }
 
 async fn measure() -> anyhow::Result<()> {
-    let one = Ring::open(1).await?.run().await?;
-    let many = Ring::open(HOPS).await?.run().await?;
+    println!("over the network (QUIC)");
+    measure_links(NETWORK).await?;
+    println!("  for comparison");
+    println!(
+        "    the same frame over TCP                  {:>6.1} us",
+        us(way(TCP, NETWORK).await?)
+    );
+    println!("    over a plain UDP socket, two threads     {:>6.1} us", us(plain_way()?));
+    println!("within the machine (a Unix socket)");
+    measure_links(LOCAL).await
+}
+
+async fn measure_links(links: &str) -> anyhow::Result<()> {
+    let one = Ring::open(1, links).await?.run().await?;
+    let many = Ring::open(HOPS, links).await?.run().await?;
     let hop = us(many.round.saturating_sub(one.round)) / f64::from(HOPS - 1);
     let (encode, decode) = coding()?;
-    let (quic, tcp) = (us(way(QUIC).await?), us(way(TCP).await?));
+    let way = us(way(QUIC, links).await?);
     let engine = us(many.in_servers) / f64::from(HOPS);
+    let (one, round) = (us(one.round), us(many.round));
+    println!("  a step round a ring of 1 server {one:.0} us, of {HOPS} {round:.0} us");
+    println!("  a hop {hop:.1} us, of which");
+    println!("    encode                                   {encode:>6.1} us");
     println!(
-        "a step round a ring of 1 server {:.0} us, of {HOPS} {:.0} us",
-        us(one.round),
-        us(many.round)
+        "    send, and wake the process that receives {way:>6.1} us (half a round trip of such frames)"
     );
-    println!("a hop {hop:.1} us, of which");
-    println!("  encode                                   {encode:>6.1} us");
+    println!("    decode                                   {decode:>6.1} us");
     println!(
-        "  send, and wake the process that receives {quic:>6.1} us (half a round trip of such frames)"
+        "    from arrival to departure in a server    {engine:>6.1} us (what servers say of themselves)"
     );
-    println!("  decode                                   {decode:>6.1} us");
-    println!(
-        "  from arrival to departure in a server    {engine:>6.1} us (what servers say of themselves)"
-    );
-    let rest = hop - encode - quic - decode - engine;
-    println!("  wake the server's own tasks              {rest:>6.1} us (the rest)");
+    let rest = hop - encode - way - decode - engine;
+    println!("    wake the server's own tasks              {rest:>6.1} us (the rest)");
     if let Some(Spent { processor_us, wakes }) = many.spent {
         println!(
-            "a server spends {processor_us:.1} us of processor time on a step, and wakes {wakes:.1} times"
+            "  a server spends {processor_us:.1} us of processor time on a step, and wakes {wakes:.1} times"
         );
     }
-    println!("for comparison");
-    println!("  the same frame over TCP                  {tcp:>6.1} us");
-    println!("  over a plain UDP socket, two threads     {:>6.1} us", us(plain_way()?));
     Ok(())
 }
 
@@ -122,11 +133,10 @@ struct Measured {
 }
 
 impl Ring {
-    async fn open(hops: u32) -> anyhow::Result<Self> {
-        let start = |block: u32| Peer::start([SERVE, &block.to_string()]);
+    async fn open(hops: u32, links: &str) -> anyhow::Result<Self> {
+        let start = |block: u32| Peer::start([SERVE, &block.to_string(), links]);
         let peers: Vec<Peer> = (0..hops).map(start).collect::<Result<_, _>>()?;
-        let client =
-            Network::start(NetworkConfig::new(Identity::ephemeral(), Role::Client)).await?;
+        let client = client(links).await?;
         let mut links = Vec::new();
         // From the last to the first: each finds the next one open.
         for (block, peer) in (0..hops).zip(&peers).rev() {
@@ -200,8 +210,8 @@ fn middle(mut times: Vec<Duration>) -> Duration {
 }
 
 /// A server whose engine gives back what it is given.
-async fn serve(block: u32) -> anyhow::Result<()> {
-    let network = listen(QUIC).await?;
+async fn serve(block: u32, links: &str) -> anyhow::Result<()> {
+    let network = listen(QUIC, links).await?;
     let server = Server::new(ServerConfig {
         peer: network.peer_id(),
         model: MODEL,
@@ -241,8 +251,8 @@ impl Engine for Echo {
 }
 
 /// Sends frames back as they come.
-async fn echo(address: &str) -> anyhow::Result<()> {
-    let network = listen(address).await?;
+async fn echo(address: &str, links: &str) -> anyhow::Result<()> {
+    let network = listen(address, links).await?;
     let mut incoming = network.accept(LinkProtocol::Session)?;
     let work = async {
         while let Some((_, link)) = incoming.next().await {
@@ -263,11 +273,16 @@ async fn echo(address: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+async fn client(links: &str) -> anyhow::Result<Network> {
+    let config = NetworkConfig::new(Identity::ephemeral(), Role::Client);
+    Ok(Network::start(NetworkConfig { local_links: links == LOCAL, ..config }).await?)
+}
+
 /// Listens, and tells the process that started this one where.
-async fn listen(address: &str) -> anyhow::Result<Network> {
+async fn listen(address: &str, links: &str) -> anyhow::Result<Network> {
+    let (listen, local_links) = (vec![address.parse()?], links == LOCAL);
     let config = NetworkConfig::new(Identity::ephemeral(), Role::Server);
-    let network =
-        Network::start(NetworkConfig { listen: vec![address.parse()?], ..config }).await?;
+    let network = Network::start(NetworkConfig { listen, local_links, ..config }).await?;
     let address = network.listen_addresses().into_iter().next().context("it listens")?;
     println!("{} {address}", network.peer_id());
     Ok(network)
@@ -317,9 +332,9 @@ fn coding() -> anyhow::Result<(f64, f64)> {
 }
 
 /// Half the round trip of the frame of a step to another process.
-async fn way(listen: &str) -> anyhow::Result<Duration> {
-    let peer = Peer::start([ECHO, listen])?;
-    let client = Network::start(NetworkConfig::new(Identity::ephemeral(), Role::Client)).await?;
+async fn way(address: &str, links: &str) -> anyhow::Result<Duration> {
+    let peer = Peer::start([ECHO, address, links])?;
+    let client = client(links).await?;
     let (mut sender, mut receiver) = peer.dial(&client).await?.split();
     let frame = ClientMessage::Step(step(0)?).encode();
     let mut times = Vec::new();

@@ -20,7 +20,7 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    pub(crate) fn start(arguments: [&str; 2]) -> anyhow::Result<Self> {
+    pub(crate) fn start(arguments: [&str; 3]) -> anyhow::Result<Self> {
         let mut process = Process::new(std::env::current_exe()?);
         process.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = process.spawn().context("cannot start this program again")?;

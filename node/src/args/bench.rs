@@ -91,6 +91,10 @@ pub struct BenchArguments {
     #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = wire_type)]
     pub kv: DType,
 
+    /// Have the links of swarms take the way of the network, as between machines, not that of Unix sockets.
+    #[arg(long)]
+    pub no_local_links: bool,
+
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,

@@ -18,7 +18,7 @@ use anyhow::{Context as _, bail};
 use umbel_client::{ClientModel, SessionOptions, Swarm, SwarmConfig};
 use umbel_shard::{ModelSource, PartsNeeded};
 
-use super::local_swarm::LocalSwarm;
+use super::local_swarm::{LocalSwarm, ServerOptions};
 use super::session::{Blocks, Opened, load_blocks, open_ends};
 use crate::args::BenchArguments;
 use crate::config::Config;
@@ -157,8 +157,8 @@ async fn contenders(
     }];
     // Without servers the one process is measured alone.
     for &count in arguments.servers.iter().filter(|count| **count > 0) {
-        let servers =
-            LocalSwarm::start(name, model.config().block_count, count, None, config).await?;
+        let (block_count, options) = (model.config().block_count, server_options(arguments));
+        let servers = LocalSwarm::start(name, block_count, count, options, config).await?;
         let join = SwarmConfig { join: vec![servers.address().clone()], ..SwarmConfig::default() };
         let swarm = Arc::new(Swarm::join(join).await?);
         let swarm = Blocks::Swarm(swarm, session_options(arguments));
@@ -177,6 +177,11 @@ fn session_options(arguments: &BenchArguments) -> SessionOptions {
     // The same prompt comes again and again, and is to be computed each time.
     let (cache, wire) = (arguments.kv, arguments.wire);
     SessionOptions { cache, wire, share: false, ..SessionOptions::default() }
+}
+
+/// What every server of a swarm is told.
+fn server_options(arguments: &BenchArguments) -> ServerOptions {
+    ServerOptions { no_local_links: arguments.no_local_links, ..ServerOptions::default() }
 }
 
 /// Token ids without meaning, spread over the vocabulary: speed does not depend on them.

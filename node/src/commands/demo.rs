@@ -8,7 +8,7 @@ use umbel_client::{SessionOptions, Speculate, Swarm, SwarmConfig};
 use umbel_shard::{ModelSource, PartsNeeded};
 
 use super::chat::{self, Conversation};
-use super::local_swarm::LocalSwarm;
+use super::local_swarm::{LocalSwarm, ServerOptions};
 use super::session::{Blocks, Opened, open_ends, sampling};
 use crate::args::DemoArguments;
 use crate::config::Config;
@@ -25,7 +25,9 @@ pub(super) async fn run(arguments: DemoArguments, config: &Config) -> anyhow::Re
     let model = open_ends(ModelSource::parse(name)?, config, PartsNeeded::everything()).await?;
     let block_count = model.config().block_count;
     eprintln!("starting {} servers for the {block_count} blocks of {name}", arguments.servers);
-    let servers = LocalSwarm::start(name, block_count, arguments.servers, None, config).await?;
+    let servers =
+        LocalSwarm::start(name, block_count, arguments.servers, ServerOptions::default(), config)
+            .await?;
     for (blocks, address) in servers.servers() {
         eprintln!("  blocks {blocks:<8} {address}");
     }

@@ -18,6 +18,15 @@ const READY_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long a server may take to leave once it is asked to.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// What the servers are told, besides the model.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct ServerOptions {
+    /// Room for so many tokens of all sessions, or for as many as a server has by itself.
+    pub(super) kv_tokens: Option<u32>,
+    /// Whether their links take the way of the network.
+    pub(super) no_local_links: bool,
+}
+
 /// Servers that split the blocks of a model. They die with this process: their stdin is a pipe
 /// from it, and they stop when it closes, even if this process was killed.
 pub(super) struct LocalSwarm {
@@ -32,13 +41,12 @@ struct Server {
 }
 
 impl LocalSwarm {
-    /// Starts `count` servers on free loopback ports and waits until each is ready. Each has room for
-    /// `kv_tokens` tokens of all sessions, or as many as a server has by itself.
+    /// Starts `count` servers on free loopback ports and waits until each is ready.
     pub(super) async fn start(
         model: &str,
         block_count: u32,
         count: u32,
-        kv_tokens: Option<u32>,
+        options: ServerOptions,
         config: &Config,
     ) -> anyhow::Result<Self> {
         if count == 0 || count > block_count {
@@ -50,7 +58,7 @@ impl LocalSwarm {
         let mut swarm = Self { servers: Vec::new(), identities };
         for index in 0..count {
             let blocks = Span::new(index * block_count / count, (index + 1) * block_count / count)?;
-            let server = swarm.start_server(model, blocks, kv_tokens, config).await;
+            let server = swarm.start_server(model, blocks, options, config).await;
             swarm.servers.push(server.with_context(|| format!("the server of {blocks}"))?);
         }
         Ok(swarm)
@@ -81,7 +89,7 @@ impl LocalSwarm {
         &self,
         model: &str,
         blocks: Span,
-        kv_tokens: Option<u32>,
+        options: ServerOptions,
         config: &Config,
     ) -> anyhow::Result<Server> {
         let identity = self.identities.path().join(format!("{}.pem", blocks.start()));
@@ -102,7 +110,10 @@ impl LocalSwarm {
         command.args(["--device", "cpu"]);
         command.arg("--blocks").arg(blocks.to_string());
         command.arg("--identity").arg(identity);
-        if let Some(tokens) = kv_tokens {
+        if options.no_local_links {
+            command.arg("--no-local-links");
+        }
+        if let Some(tokens) = options.kv_tokens {
             command.arg("--kv-tokens").arg(tokens.to_string());
         }
         command.args([

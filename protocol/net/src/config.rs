@@ -32,6 +32,8 @@ pub struct NetworkConfig {
     pub asks_reachability: bool,
     /// Whether it passes on what others send to peers that cannot be reached, within bounds.
     pub relays: bool,
+    /// Whether links to processes of this machine that want so too do without the network (on Linux).
+    pub local_links: bool,
     /// What its links take of its connection at most.
     pub rate_limits: RateLimits,
     /// How often each connected peer is pinged.
@@ -51,6 +53,7 @@ impl NetworkConfig {
             mdns: false,
             asks_reachability: false,
             relays: false,
+            local_links: false,
             rate_limits: RateLimits { upload: None, download: None },
             ping_interval: PING_INTERVAL,
         }

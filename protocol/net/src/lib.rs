@@ -27,6 +27,7 @@
 //! | `behaviour` | transports and protocols, put together |
 //! | `links` | the libp2p protocol by which links are opened and accepted |
 //! | `link` | frames on an open link |
+//! | `local` | links within a machine |
 //! | `probe` | what a system says of ports that no process holds |
 //! | `reachability` | whether others can come in |
 //! | `swarm_key`, `invite` | the secret of a private swarm, and how others come by it |
@@ -43,6 +44,8 @@ mod identity;
 mod invite;
 mod link;
 mod links;
+#[cfg_attr(not(target_os = "linux"), path = "local/elsewhere.rs")]
+mod local;
 mod network;
 mod probe;
 mod rates;

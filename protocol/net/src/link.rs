@@ -1,20 +1,26 @@
 //! Frames on an open link.
 
+#[cfg(target_os = "linux")]
+mod socket;
+mod stream;
+
 use std::io;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use futures::future::poll_fn;
-use futures::{AsyncRead as _, AsyncWrite as _};
 use umbel_protocol::frame::{Frame, FrameDecoder, FrameError, Limits, encode_prefix};
 use umbel_protocol::version::Side;
 use umbel_protocol::{LinkProtocol, PeerId};
 
 use crate::error::{ReceiveError, SendError};
 use crate::rates::{Meter, Rates};
+
+#[cfg(target_os = "linux")]
+pub(crate) use socket::Socket;
+pub(crate) use stream::Stream;
 
 /// A frame up to this size is written in one piece, payload included: one copy of 64 KiB takes
 /// some 5 µs, a second write would wake the connection and its peer a second time.
@@ -30,6 +36,8 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Link {
     peer: PeerId,
     protocol: LinkProtocol,
+    local: bool,
+    listened_port: Option<u16>,
     sender: LinkSender,
     receiver: LinkReceiver,
 }
@@ -39,14 +47,17 @@ impl Link {
         peer: PeerId,
         protocol: LinkProtocol,
         side: Side,
-        stream: libp2p::Stream,
+        stream: Stream,
         rates: &Arc<Rates>,
     ) -> Self {
+        let local = stream.is_local();
         let stream = SharedStream(Arc::new(Mutex::new(Some(stream))));
         let (own, other) = (protocol.limits(side), protocol.limits(side.other()));
         Self {
             peer,
             protocol,
+            local,
+            listened_port: None,
             sender: LinkSender {
                 stream: stream.clone(),
                 limits: own,
@@ -64,6 +75,16 @@ impl Link {
         }
     }
 
+    /// The same, where the other end may be on this machine.
+    pub(crate) fn beside(self, listened_port: Option<u16>) -> Self {
+        Self { listened_port, ..self }
+    }
+
+    /// The port that was listened on for the connection, where its other end may be on this machine.
+    pub(crate) const fn listened_port(&self) -> Option<u16> {
+        self.listened_port
+    }
+
     /// Who is at the other end.
     #[must_use]
     pub const fn peer(&self) -> PeerId {
@@ -74,6 +95,12 @@ impl Link {
     #[must_use]
     pub const fn protocol(&self) -> LinkProtocol {
         self.protocol
+    }
+
+    /// Whether it stays within this machine, and takes no way of the network.
+    #[must_use]
+    pub const fn is_local(&self) -> bool {
+        self.local
     }
 
     /// The two directions, for two tasks. The link closes when both are dropped.
@@ -135,6 +162,16 @@ impl LinkSender {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(%error, "a link was gone before it was closed"),
             Err(_) => tracing::debug!("a link was closed with unread frames"),
+        }
+    }
+
+    /// The stream of the connection, for who goes on without frames; `None` where the link is gone, or has
+    /// no such stream.
+    pub(crate) fn into_connection(self) -> Option<libp2p::Stream> {
+        match self.stream.lock().take()? {
+            Stream::Network(stream) => Some(stream),
+            #[cfg(target_os = "linux")]
+            Stream::Local { .. } => None,
         }
     }
 
@@ -224,16 +261,16 @@ fn counted(
 /// One stream for two tasks. The lock is held for the length of one poll, which copies at most a
 /// buffer and never waits.
 #[derive(Debug, Clone)]
-struct SharedStream(Arc<Mutex<Option<libp2p::Stream>>>);
+struct SharedStream(Arc<Mutex<Option<Stream>>>);
 
 impl SharedStream {
     fn poll<T>(
         &self,
         cx: &mut Context<'_>,
-        poll: impl FnOnce(Pin<&mut libp2p::Stream>, &mut Context<'_>) -> Poll<io::Result<T>>,
+        poll: impl FnOnce(&mut Stream, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         match self.lock().as_mut() {
-            Some(stream) => poll(Pin::new(stream), cx),
+            Some(stream) => poll(stream, cx),
             None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
@@ -243,7 +280,7 @@ impl SharedStream {
         drop(self.lock().take());
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<libp2p::Stream>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Stream>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -264,7 +301,11 @@ fn in_pieces(prefix: &[u8], frame: Frame) -> [Bytes; 2] {
 
 /// A link that was closed in order is no broken one.
 fn broken(error: io::Error) -> SendError {
-    if matches!(error.kind(), io::ErrorKind::NotConnected | io::ErrorKind::WriteZero) {
+    use io::ErrorKind;
+    if matches!(
+        error.kind(),
+        ErrorKind::NotConnected | ErrorKind::WriteZero | ErrorKind::BrokenPipe
+    ) {
         SendError::Closed
     } else {
         SendError::Io(error)

@@ -19,10 +19,11 @@ use umbel_protocol::{LinkProtocol, PeerId};
 
 use crate::error::AcceptError;
 use crate::link::Link;
+use crate::local;
 use crate::rates::Rates;
 
 use handler::Handler;
-pub(crate) use handler::{OpenStream, StreamError};
+pub(crate) use handler::{OpenStream, Opened, StreamError};
 
 /// Links that wait to be taken from an [`Incoming`]. Taking one is quick, so this is a burst of
 /// clients that come at once; those beyond it find their link closed and try elsewhere.
@@ -63,7 +64,12 @@ impl Acceptors {
         open.map(|(protocol, _)| *protocol).collect()
     }
 
-    fn deliver(&self, link: Link) {
+    /// Whether links for this purpose are accepted.
+    pub(crate) fn accepts(&self, protocol: LinkProtocol) -> bool {
+        self.protocols().contains(&protocol)
+    }
+
+    pub(crate) fn deliver(&self, link: Link) {
         let (peer, protocol) = (link.peer(), link.protocol());
         let acceptors = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let delivered = acceptors
@@ -108,9 +114,15 @@ impl Behaviour {
     }
 
     /// Peers whose key is no Ed25519 key have no name here, and are turned away.
-    fn handler(&self, peer: libp2p::PeerId) -> Result<Handler, ConnectionDenied> {
+    fn handler(
+        &self,
+        peer: libp2p::PeerId,
+        remote: &Multiaddr,
+        listener: &Multiaddr,
+    ) -> Result<Handler, ConnectionDenied> {
         let peer = PeerId::from_multihash(&peer.to_bytes()).map_err(ConnectionDenied::new)?;
-        Ok(Handler::new(peer, Arc::clone(&self.acceptors), Arc::clone(&self.rates)))
+        let port = local::listened_port(remote, listener);
+        Ok(Handler::new(peer, Arc::clone(&self.acceptors), Arc::clone(&self.rates), port))
     }
 }
 
@@ -122,21 +134,21 @@ impl NetworkBehaviour for Behaviour {
         &mut self,
         _connection: ConnectionId,
         peer: libp2p::PeerId,
-        _local: &Multiaddr,
-        _remote: &Multiaddr,
+        listener: &Multiaddr,
+        remote: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        self.handler(peer)
+        self.handler(peer, remote, listener)
     }
 
     fn handle_established_outbound_connection(
         &mut self,
         _connection: ConnectionId,
         peer: libp2p::PeerId,
-        _remote: &Multiaddr,
+        remote: &Multiaddr,
         _role: Endpoint,
         _port_use: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        self.handler(peer)
+        self.handler(peer, remote, remote)
     }
 
     fn on_swarm_event(&mut self, _event: FromSwarm<'_>) {}

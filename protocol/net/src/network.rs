@@ -20,8 +20,9 @@ use crate::config::{NetworkConfig, Role};
 use crate::driver::{COMMANDS_WAITING_MAX, Command, Driver, Shared};
 use crate::error::{AcceptError, AddressFailure, OpenLinkError, StartNetworkError};
 use crate::identity::Identity;
-use crate::link::Link;
-use crate::links::{Incoming, OpenStream, StreamError};
+use crate::link::{Link, Stream};
+use crate::links::{Incoming, OpenStream, Opened, StreamError};
+use crate::local;
 use crate::probe::all_refused;
 use crate::rates::Traffic;
 use crate::reachability::Reachability;
@@ -40,6 +41,7 @@ struct Inner {
     peer: PeerId,
     commands: mpsc::Sender<Command>,
     shared: Arc<Shared>,
+    local_links: bool,
 }
 
 impl Network {
@@ -66,9 +68,15 @@ impl Network {
         let tells = config.role == Role::Server || !config.asks_reachability;
         let mut driver = Driver::new(swarm, receiver, Arc::clone(&shared), tells);
         driver.listen(&config.listen).await?;
+        if config.local_links {
+            let (acceptors, rates) = (Arc::clone(&shared.acceptors), Arc::clone(&shared.rates));
+            let incoming = acceptors.accept(LinkProtocol::Local).expect("nobody accepts them yet");
+            tokio::spawn(local::answer(incoming, acceptors, rates));
+        }
         let span = tracing::info_span!(parent: None, "network", %peer);
         tokio::spawn(driver.run().instrument(span));
-        Ok(Self(Arc::new(Inner { identity: config.identity, peer, commands, shared })))
+        let local_links = config.local_links;
+        Ok(Self(Arc::new(Inner { identity: config.identity, peer, commands, shared, local_links })))
     }
 
     /// The name of this peer.
@@ -124,22 +132,45 @@ impl Network {
         addresses: &[Multiaddr],
         protocol: LinkProtocol,
     ) -> Result<Link, OpenLinkError> {
-        let name = foreign_name(peer);
         let open = async {
-            self.connect_to(peer, name, addresses).await?;
-            match self.open_stream(peer, name, protocol).await {
-                // The connection was there but dead, which nobody had noticed: make another.
-                Err(OpenLinkError::Broken { .. }) => {
-                    self.connect_to(peer, name, addresses).await?;
-                    self.open_stream(peer, name, protocol).await
+            let local = self.0.local_links && local::is_worth_it(protocol);
+            let link = self.open(peer, addresses, (protocol, local)).await?;
+            if link.protocol() == protocol {
+                return Ok(link);
+            }
+            match local::ask(link, protocol, &self.0.shared.rates).await {
+                Ok(link) => Ok(link),
+                Err(error) => {
+                    tracing::debug!(%peer, %error, "the link takes the way of the network");
+                    self.open(peer, addresses, (protocol, false)).await
                 }
-                result => result,
             }
         };
         let timed_out = OpenLinkError::TimedOut { peer, after: OPEN_LINK_TIMEOUT };
-        let stream =
-            tokio::time::timeout(OPEN_LINK_TIMEOUT, open).await.unwrap_or(Err(timed_out))?;
-        Ok(Link::new(peer, protocol, Side::Opener, stream, &self.0.shared.rates))
+        tokio::time::timeout(OPEN_LINK_TIMEOUT, open).await.unwrap_or(Err(timed_out))
+    }
+
+    /// Opens a link over the connection, of the protocol or to ask by it for one within the machine.
+    async fn open(
+        &self,
+        peer: PeerId,
+        addresses: &[Multiaddr],
+        wanted: (LinkProtocol, bool),
+    ) -> Result<Link, OpenLinkError> {
+        let name = foreign_name(peer);
+        self.connect_to(peer, name, addresses).await?;
+        let opened = match self.open_stream(peer, name, wanted).await {
+            // The connection was there but dead, which nobody had noticed: make another.
+            Err(OpenLinkError::Broken { .. }) => {
+                self.connect_to(peer, name, addresses).await?;
+                self.open_stream(peer, name, wanted).await?
+            }
+            result => result?,
+        };
+        let Opened { stream, protocol, listened_port } = opened;
+        let stream = Stream::Network(stream);
+        let link = Link::new(peer, protocol, Side::Opener, stream, &self.0.shared.rates);
+        Ok(link.beside(listened_port))
     }
 
     /// Has a connection to `peer`, so that a link can be opened without dialling for a minute.
@@ -296,13 +327,15 @@ impl Network {
         &self,
         peer: PeerId,
         name: libp2p::PeerId,
-        protocol: LinkProtocol,
-    ) -> Result<libp2p::Stream, OpenLinkError> {
-        let request =
-            |reply| Command::OpenStream { peer: name, request: OpenStream { protocol, reply } };
+        (protocol, local): (LinkProtocol, bool),
+    ) -> Result<Opened, OpenLinkError> {
+        let request = |reply| Command::OpenStream {
+            peer: name,
+            request: OpenStream { protocol, local, reply },
+        };
         let broken = |reason| OpenLinkError::Broken { peer, reason };
         match self.ask(request).await {
-            Some(Ok(stream)) => Ok(stream),
+            Some(Ok(opened)) => Ok(opened),
             Some(Err(StreamError::Unsupported)) => {
                 Err(OpenLinkError::Unsupported { peer, protocol })
             }

@@ -1320,3 +1320,26 @@ impl Neighbour {
         }
     }
 }
+/// Asks for a link that does not leave the machine on which both peers are.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LocalRequest {
+    /// What the link is for: the name of a protocol.
+    #[prost(string, tag = "1")]
+    pub protocol: ::prost::alloc::string::String,
+    /// The port of the socket that was listened on, as the asker sees it: where something stands between
+    /// the two, they see different ports.
+    #[prost(uint32, tag = "2")]
+    pub port: u32,
+}
+/// Empty where the link is not wanted.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LocalAnswer {
+    /// 16 bytes: a Unix socket waits for one link, in the abstract namespace under "umbel-link-" and these in
+    /// hexadecimal digits.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub socket: ::prost::bytes::Bytes,
+    /// 32 bytes, since every user of the machine sees the name: the asker says the first half on the socket and
+    /// is answered with the second.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub token: ::prost::bytes::Bytes,
+}

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
 mod adapters;
+mod local;
 mod properties;
 mod samples;
 

@@ -2,6 +2,8 @@
 
 #[path = "adapter_samples.rs"]
 pub(crate) mod adapted;
+#[path = "local_samples.rs"]
+mod local;
 #[path = "member_messages.rs"]
 pub(crate) mod members;
 #[path = "training_samples.rs"]
@@ -22,6 +24,7 @@ use umbel_protocol::inference::{
     Adopt, AnswerRows, ClientMessage, Destination, Draw, HopTiming, KeepPages, Neighbour, NextHop,
     OpenSession, PushMessage, Redirect, Sampling, ServerMessage, SessionError, Step, Trouble,
 };
+use umbel_protocol::local::{LocalAnswer, LocalRequest};
 use umbel_protocol::prefix::PageDigest;
 use umbel_protocol::published::{AdapterAnswer, AdapterRequest};
 use umbel_protocol::training::{TrainerMessage, TrainingAnswer};
@@ -40,6 +43,8 @@ pub(crate) enum Message {
     Member(MemberMessage),
     Adapter(AdapterRequest),
     Published(AdapterAnswer),
+    LocalRequest(LocalRequest),
+    LocalAnswer(LocalAnswer),
 }
 
 /// A message and the name of its file.
@@ -61,6 +66,8 @@ impl Message {
             Self::Member(message) => message.encode(),
             Self::Adapter(message) => message.encode(),
             Self::Published(message) => message.encode(),
+            Self::LocalRequest(message) => message.encode(),
+            Self::LocalAnswer(message) => message.encode(),
         }
     }
 
@@ -78,6 +85,8 @@ impl Message {
             Self::Member(_) => Self::Member(MemberMessage::decode(frame)?),
             Self::Adapter(_) => Self::Adapter(AdapterRequest::decode(frame)?),
             Self::Published(_) => Self::Published(AdapterAnswer::decode(frame)?),
+            Self::LocalRequest(_) => Self::LocalRequest(LocalRequest::decode(frame)?),
+            Self::LocalAnswer(_) => Self::LocalAnswer(LocalAnswer::decode(frame)?),
         })
     }
 
@@ -159,6 +168,7 @@ pub(crate) fn samples() -> Vec<Sample> {
     all.extend(training::samples());
     all.extend(members::samples());
     all.extend(adapted::samples(session));
+    all.extend(local::samples());
     all
 }
 

@@ -11,12 +11,12 @@ use tokio::sync::Barrier;
 use tokio::task::JoinSet;
 use umbel_client::{ClientModel, Generate, Generation, Swarm, SwarmConfig};
 
-use super::super::local_swarm::LocalSwarm;
+use super::super::local_swarm::{LocalSwarm, ServerOptions};
 use super::super::session::{Blocks, Opened};
 use super::llama::Llama;
 use super::machine::Memory;
 use super::sample::{gaps, median};
-use super::{Limits, loopback, prompt, session_options};
+use super::{Limits, loopback, prompt, server_options, session_options};
 use crate::args::BenchArguments;
 use crate::config::Config;
 
@@ -69,7 +69,8 @@ pub(super) async fn run(
     let each = arguments.prompt_tokens + arguments.new_tokens.max(TOKENS_WHILE_READING_MAX);
     let room = most * (each + PAGE_TOKENS) + arguments.reader_tokens + PAGE_TOKENS;
     let block_count = model.config().block_count;
-    let servers = LocalSwarm::start(name, block_count, count, Some(room), config).await?;
+    let options = ServerOptions { kv_tokens: Some(room), ..server_options(arguments) };
+    let servers = LocalSwarm::start(name, block_count, count, options, config).await?;
     let mut clients = Vec::new();
     // One more, who reads while the others decode.
     for _ in 0..=most {

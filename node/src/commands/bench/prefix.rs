@@ -9,7 +9,7 @@ use serde_json::json;
 use umbel_client::{ClientModel, Generate, SessionOptions, Swarm, SwarmConfig};
 
 use super::sample::{median, median_ratio};
-use super::{LocalSwarm, prompt, session_options};
+use super::{LocalSwarm, prompt, server_options, session_options};
 use crate::args::BenchArguments;
 use crate::commands::session::{Blocks, Opened};
 use crate::config::Config;
@@ -55,7 +55,8 @@ pub(super) async fn run(
     let mut rows = Vec::new();
     for &count in arguments.servers.iter().filter(|count| **count > 0) {
         let block_count = model.config().block_count;
-        let servers = LocalSwarm::start(name, block_count, count, None, config).await?;
+        let servers =
+            LocalSwarm::start(name, block_count, count, server_options(arguments), config).await?;
         let join = SwarmConfig { join: vec![servers.address().clone()], ..SwarmConfig::default() };
         let swarm = Arc::new(Swarm::join(join).await?);
         let opened = |share| {

@@ -20,14 +20,29 @@ use umbel_protocol::{LinkProtocol, PeerId};
 
 use super::Acceptors;
 use crate::address::innermost;
-use crate::link::Link;
+use crate::link::{self, Link};
 use crate::rates::Rates;
 
 /// A stream that is wanted.
 #[derive(Debug)]
 pub(crate) struct OpenStream {
     pub(crate) protocol: LinkProtocol,
-    pub(crate) reply: oneshot::Sender<Result<Stream, StreamError>>,
+    /// Whether one will do by which to ask for a link within the machine, where that may be.
+    pub(crate) local: bool,
+    pub(crate) reply: StreamReply,
+}
+
+/// How it is answered.
+pub(crate) type StreamReply = oneshot::Sender<Result<Opened, StreamError>>;
+
+/// A stream that was opened.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) stream: Stream,
+    /// What both have agreed on.
+    pub(crate) protocol: LinkProtocol,
+    /// As [`Link::listened_port`] has it.
+    pub(crate) listened_port: Option<u16>,
 }
 
 /// A stream that was not opened.
@@ -42,12 +57,18 @@ pub(crate) struct Handler {
     peer: PeerId,
     acceptors: Arc<Acceptors>,
     rates: Arc<Rates>,
+    listened_port: Option<u16>,
     requests: VecDeque<OpenStream>,
 }
 
 impl Handler {
-    pub(super) const fn new(peer: PeerId, acceptors: Arc<Acceptors>, rates: Arc<Rates>) -> Self {
-        Self { peer, acceptors, rates, requests: VecDeque::new() }
+    pub(super) const fn new(
+        peer: PeerId,
+        acceptors: Arc<Acceptors>,
+        rates: Arc<Rates>,
+        listened_port: Option<u16>,
+    ) -> Self {
+        Self { peer, acceptors, rates, listened_port, requests: VecDeque::new() }
     }
 }
 
@@ -57,7 +78,7 @@ impl ConnectionHandler for Handler {
     type InboundProtocol = Offer;
     type OutboundProtocol = Offer;
     type InboundOpenInfo = ();
-    type OutboundOpenInfo = oneshot::Sender<Result<Stream, StreamError>>;
+    type OutboundOpenInfo = StreamReply;
 
     fn listen_protocol(&self) -> SubstreamProtocol<Offer> {
         SubstreamProtocol::new(Offer(self.acceptors.protocols()), ())
@@ -71,10 +92,12 @@ impl ConnectionHandler for Handler {
         &mut self,
         _cx: &mut Context<'_>,
     ) -> Poll<ConnectionHandlerEvent<Offer, Self::OutboundOpenInfo, Infallible>> {
-        let Some(OpenStream { protocol, reply }) = self.requests.pop_front() else {
+        let Some(OpenStream { protocol, local, reply }) = self.requests.pop_front() else {
             return Poll::Pending;
         };
-        let protocol = SubstreamProtocol::new(Offer(vec![protocol]), reply);
+        let local = (local && self.listened_port.is_some()).then_some(LinkProtocol::Local);
+        let offer = Offer(local.into_iter().chain([protocol]).collect());
+        let protocol = SubstreamProtocol::new(offer, reply);
         Poll::Ready(ConnectionHandlerEvent::OutboundSubstreamRequest { protocol })
     }
 
@@ -88,15 +111,17 @@ impl ConnectionHandler for Handler {
                 protocol: (stream, protocol),
                 info: (),
             }) => {
-                let (peer, side) = (self.peer, Side::Acceptor);
-                self.acceptors.deliver(Link::new(peer, protocol, side, stream, &self.rates));
+                let stream = link::Stream::Network(stream);
+                let link = Link::new(self.peer, protocol, Side::Acceptor, stream, &self.rates);
+                self.acceptors.deliver(link.beside(self.listened_port));
             }
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound {
-                protocol: (stream, _),
+                protocol: (stream, protocol),
                 info: reply,
             }) => {
+                let opened = Opened { stream, protocol, listened_port: self.listened_port };
                 // Who asked may have stopped waiting; the stream closes with the reply then.
-                let _unwanted = reply.send(Ok(stream));
+                let _unwanted = reply.send(Ok(opened));
             }
             ConnectionEvent::DialUpgradeError(DialUpgradeError { error, info: reply }) => {
                 let error = match error {

@@ -9,8 +9,8 @@ use umbel_protocol::frame::FrameError;
 
 use crate::{Pair, QUIC, client, frame, pair, server};
 
-/// A stream of the session protocol, opened by a peer of another make.
-async fn raw_stream(server: &Network) -> libp2p::Stream {
+/// A stream of a protocol, opened by a peer of another make.
+pub(crate) async fn raw_stream(server: &Network, protocol: LinkProtocol) -> libp2p::Stream {
     let mut swarm = SwarmBuilder::with_new_identity()
         .with_tokio()
         .with_quic()
@@ -28,13 +28,13 @@ async fn raw_stream(server: &Network) -> libp2p::Stream {
             swarm.select_next_some().await;
         }
     });
-    control.open_stream(peer, StreamProtocol::new("/umbel/session/1")).await.unwrap()
+    control.open_stream(peer, StreamProtocol::new(protocol.name())).await.unwrap()
 }
 
 async fn attacked(bytes: &[u8]) -> (Network, Incoming, Link, libp2p::Stream) {
     let server = server(QUIC).await;
     let mut incoming = server.accept(LinkProtocol::Session).unwrap();
-    let mut raw = raw_stream(&server).await;
+    let mut raw = raw_stream(&server, LinkProtocol::Session).await;
     raw.write_all(bytes).await.unwrap();
     let (_, link) = incoming.next().await.unwrap();
     (server, incoming, link, raw)

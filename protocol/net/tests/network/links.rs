@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use umbel_net::{AcceptError, LinkProtocol, LinkReceiver, LinkSender, SendError};
 
+#[cfg(target_os = "linux")]
+use crate::local_pair;
 use crate::{Pair, QUIC, TCP, frame, pair, server};
 
 async fn send_frames(mut sender: LinkSender, count: usize) {
@@ -22,8 +24,8 @@ async fn receive_frames(mut receiver: LinkReceiver, count: usize) {
     assert_eq!(receiver.receive().await.unwrap(), None, "the link was closed in order");
 }
 
-async fn a_thousand_frames_pass_each_way(listen: &str) {
-    let Pair { server: _server, client: _client, accepted, opened } = pair(listen).await;
+async fn a_thousand_frames_pass_each_way(pair: Pair) {
+    let Pair { server: _server, client: _client, accepted, opened } = pair;
     let ((up, from_server), (down, from_client)) = (opened.split(), accepted.split());
     tokio::join!(
         send_frames(up, 1_000),
@@ -35,16 +37,22 @@ async fn a_thousand_frames_pass_each_way(listen: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_frames_pass_each_way_over_quic() {
-    a_thousand_frames_pass_each_way(QUIC).await;
+    a_thousand_frames_pass_each_way(pair(QUIC).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_frames_pass_each_way_over_tcp() {
-    a_thousand_frames_pass_each_way(TCP).await;
+    a_thousand_frames_pass_each_way(pair(TCP).await).await;
 }
 
-async fn a_large_payload_arrives_whole(listen: &str) {
-    let Pair { server: _server, client: _client, accepted, opened } = pair(listen).await;
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_frames_pass_each_way_within_the_machine() {
+    a_thousand_frames_pass_each_way(local_pair().await).await;
+}
+
+async fn a_large_payload_arrives_whole(pair: Pair) {
+    let Pair { server: _server, client: _client, accepted, opened } = pair;
     let large = frame(77, 8 << 20);
     let ((mut sender, _up), (_down, mut receiver)) = (opened.split(), accepted.split());
     let (sent, received) = tokio::join!(sender.send(large.clone()), receiver.receive());
@@ -54,12 +62,18 @@ async fn a_large_payload_arrives_whole(listen: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_payload_arrives_whole_over_quic() {
-    a_large_payload_arrives_whole(QUIC).await;
+    a_large_payload_arrives_whole(pair(QUIC).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_payload_arrives_whole_over_tcp() {
-    a_large_payload_arrives_whole(TCP).await;
+    a_large_payload_arrives_whole(pair(TCP).await).await;
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_payload_arrives_whole_within_the_machine() {
+    a_large_payload_arrives_whole(local_pair().await).await;
 }
 
 /// Frames of 1 MiB, more of them than all windows and buffers between the peers hold.
@@ -69,8 +83,8 @@ const FRAMES: usize = 64;
 /// from 256 KiB while it is read, and the sockets of TCP hold some MiB.
 const FRAMES_BUFFERED_MAX: usize = 32;
 
-async fn a_sender_waits_for_a_reader(listen: &str) {
-    let Pair { server, client, accepted, opened } = pair(listen).await;
+async fn a_sender_waits_for_a_reader(pair: Pair) {
+    let Pair { server, client, accepted, opened } = pair;
     let ((mut sender, _up), (_down, mut receiver)) = (opened.split(), accepted.split());
     let sent = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&sent);
@@ -101,12 +115,18 @@ async fn a_sender_waits_for_a_reader(listen: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sender_waits_for_a_reader_over_quic() {
-    a_sender_waits_for_a_reader(QUIC).await;
+    a_sender_waits_for_a_reader(pair(QUIC).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sender_waits_for_a_reader_over_tcp() {
-    a_sender_waits_for_a_reader(TCP).await;
+    a_sender_waits_for_a_reader(pair(TCP).await).await;
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sender_waits_for_a_reader_within_the_machine() {
+    a_sender_waits_for_a_reader(local_pair().await).await;
 }
 
 /// Polls a future once.
@@ -141,9 +161,8 @@ async fn a_call_that_is_dropped_midway_loses_nothing() {
     sending.await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn each_direction_closes_by_itself() {
-    let Pair { server: _server, client: _client, accepted, opened } = pair(QUIC).await;
+async fn each_direction_closes_by_itself(pair: Pair) {
+    let Pair { server: _server, client: _client, accepted, opened } = pair;
     let ((up, mut down), (mut back, mut from)) = (opened.split(), accepted.split());
     up.close().await;
     assert_eq!(from.receive().await.unwrap(), None);
@@ -152,8 +171,18 @@ async fn each_direction_closes_by_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_link_that_is_dropped_ends_at_its_peer() {
-    let Pair { server: _server, client: _client, accepted, opened } = pair(QUIC).await;
+async fn each_direction_closes_by_itself_over_quic() {
+    each_direction_closes_by_itself(pair(QUIC).await).await;
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn each_direction_closes_by_itself_within_the_machine() {
+    each_direction_closes_by_itself(local_pair().await).await;
+}
+
+async fn a_link_that_is_dropped_ends_at_its_peer(pair: Pair) {
+    let Pair { server: _server, client: _client, accepted, opened } = pair;
     drop(opened);
     let (mut back, mut from) = accepted.split();
     assert_eq!(from.receive().await.unwrap(), None);
@@ -163,6 +192,17 @@ async fn a_link_that_is_dropped_ends_at_its_peer() {
         }
     };
     assert!(matches!(error, SendError::Io(_) | SendError::Closed), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_that_is_dropped_ends_at_its_peer_over_quic() {
+    a_link_that_is_dropped_ends_at_its_peer(pair(QUIC).await).await;
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_that_is_dropped_ends_at_its_peer_within_the_machine() {
+    a_link_that_is_dropped_ends_at_its_peer(local_pair().await).await;
 }
 
 #[tokio::test]

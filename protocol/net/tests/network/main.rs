@@ -4,6 +4,8 @@
 mod discovery;
 mod limits;
 mod links;
+#[cfg(target_os = "linux")]
+mod local;
 mod private;
 mod rates;
 mod reach;
@@ -34,7 +36,18 @@ struct Pair {
 }
 
 async fn pair(listen: &str) -> Pair {
-    let (server, client) = (server(listen).await, client().await);
+    linked(server(listen).await, client().await).await
+}
+
+/// The same on links within the machine.
+#[cfg(target_os = "linux")]
+async fn local_pair() -> Pair {
+    let pair = linked(local::server(QUIC).await, local::client().await).await;
+    assert!(pair.opened.is_local() && pair.accepted.is_local());
+    pair
+}
+
+async fn linked(server: Network, client: Network) -> Pair {
     let mut incoming = server.accept(LinkProtocol::Session).unwrap();
     let addresses = server.listen_addresses();
     let opened =
