@@ -24,8 +24,9 @@ use crate::span::HostedSpan;
 /// Sums of squares that are kept side by side, so that compilers make vectors of them.
 const LANES: usize = 8;
 
-/// Ranks between two pauses: a tile takes as long for each of them as for a token.
-const PAUSE_RANKS: usize = 64;
+/// Ranks between two pauses: each takes about four times as long as a token in a product, whose kernels are
+/// made for the processor.
+const PAUSE_RANKS: usize = 16;
 
 /// What the rows of a product are scaled by.
 #[derive(Debug)]
