@@ -24,8 +24,8 @@ use crate::span::HostedSpan;
 /// Sums of squares that are kept side by side, so that compilers make vectors of them.
 const LANES: usize = 8;
 
-/// Ranks between two pauses: each takes about four times as long as a token in a product, whose kernels are
-/// made for the processor.
+/// Ranks between two pauses: fewer than there are tokens between them, since these loops are plain and the
+/// kernels of products are not.
 const PAUSE_RANKS: usize = 16;
 
 /// What the rows of a product are scaled by.
