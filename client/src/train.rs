@@ -157,6 +157,15 @@ impl Trainer {
         self.blocks.replaced()
     }
 
+    /// Has a new adapter begin with what only those know who have the frozen weights: the magnitudes of
+    /// DoRA. Steps and evaluations begin so by themselves; it is for who looks at the values before.
+    ///
+    /// # Errors
+    /// [`TrainError`] where they cannot be had.
+    pub async fn begin(&mut self) -> Result<(), TrainError> {
+        self.blocks.begin_magnitudes(&mut self.state).await
+    }
+
     /// Learns from a batch: one step of the optimizer.
     ///
     /// # Errors
@@ -169,6 +178,7 @@ impl Trainer {
         let (microbatches, sequences) = self.microbatches(batch, self.state.steps() + 1)?;
         // The future of a step may have been dropped on its way.
         self.drop_gradients();
+        self.begin().await?;
         self.unfinished = true;
         let stepped = self.try_step(batch, microbatches, learning_rate).await;
         if stepped.is_err() {
@@ -226,6 +236,7 @@ impl Trainer {
     /// # Errors
     /// As [`Trainer::step`].
     pub async fn evaluate(&mut self, batch: &[&Example]) -> Result<StepReport, TrainError> {
+        self.begin().await?;
         // What an evaluation takes through changes nothing of what is dropped later.
         let (mut microbatches, _) = self.microbatches(batch, self.state.steps())?;
         let targets: usize = batch.iter().map(|example| example.target_count()).sum();
@@ -317,6 +328,9 @@ pub enum TrainError {
     /// Values that are of no adapter of this shape.
     #[error("the values are not of this adapter")]
     OtherValues,
+    /// Norms of rows that are not as many as the adapter has magnitudes.
+    #[error("the magnitudes of the adapter cannot begin: the blocks are not those of its model")]
+    Magnitudes,
     /// No text of a batch has a token to foretell.
     #[error("no token to learn in the batch of step {step}")]
     NothingToLearn {

@@ -16,7 +16,7 @@ pub mod round;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use umbel_protocol::training::{OpenTraining, TrainerMessage, TrainingAnswer};
+use umbel_protocol::training::{ModuleShapes, OpenTraining, TrainerMessage, TrainingAnswer};
 use umbel_protocol::{ErrorCode, ModelId, PeerId, ProtocolViolation, SessionId, Span};
 
 use crate::server::{ComputeFailure, LinkId, ShardId};
@@ -52,9 +52,8 @@ pub struct HostConfig {
     pub span: Span,
     /// Values of a token between blocks.
     pub hidden_size: u32,
-    /// Rows and columns together of each module's matrix, in the order of
-    /// [`TargetModule::ALL`](umbel_protocol::training::TargetModule::ALL).
-    pub module_sizes: [u64; 7],
+    /// The shape of each module's matrix.
+    pub module_shapes: ModuleShapes,
     /// The longest sequence that the model takes.
     pub context_tokens: u32,
     /// Bytes for the sessions of all trainers.

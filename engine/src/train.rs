@@ -15,19 +15,21 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`adapter`] | LoRA and prompts: their values, and PEFT's files |
+//! | [`adapter`] | LoRA, DoRA and prompts: their values, and PEFT's files |
 //! | [`prompt`] | learned vectors before texts and in blocks |
 //! | [`optimizer`] | AdamW |
 //! | [`state`] | both, and the gradients of a step |
 //! | [`loss`] | cross-entropy at the ends of the model |
 //! | `block` | one block forward and backward |
 //! | `lora`, `attention`, `norm`, `swiglu`, `dense` | its parts |
+//! | `dora` | rows that are scaled to learned norms |
 //! | `dropout` | masks that a replay draws again |
 
 pub mod adapter;
 mod attention;
 mod block;
 pub(crate) mod dense;
+pub(crate) mod dora;
 mod dropout;
 mod lora;
 pub mod loss;

@@ -297,7 +297,7 @@ fn say_loaded(model: &Model, span: Span, kv_tokens: usize, throughput: Throughpu
 fn adapter_room(model: &Model, allowed_bytes: u64) -> AdapterRoom {
     AdapterRoom {
         bytes_max: memory::adapter_bytes(allowed_bytes),
-        module_sizes: training::module_sizes(model.config()),
+        module_shapes: training::module_shapes(model.config()),
         hidden_size: model.config().hidden_size as u64,
     }
 }

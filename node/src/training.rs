@@ -17,7 +17,7 @@ use umbel_engine::HostedSpan;
 use umbel_engine::train::{TargetModule, module_shape};
 use umbel_net::Network;
 use umbel_protocol::PeerId;
-use umbel_protocol::training::{TrainerMessage, TrainingAnswer};
+use umbel_protocol::training::{ModuleShapes, TrainerMessage, TrainingAnswer};
 use umbel_shard::{Model, ModelConfig};
 
 use crate::compute::floor::Floor;
@@ -87,7 +87,7 @@ impl TrainingDriver {
             model: model.id(),
             span: blocks.span(),
             hidden_size: size(config.hidden_size),
-            module_sizes: module_sizes(config),
+            module_shapes: module_shapes(config),
             context_tokens: size(config.context_tokens),
             bytes_max,
         });
@@ -196,11 +196,8 @@ impl TrainingDriver {
     }
 }
 
-/// Rows and columns together of each module's matrix.
+/// The shape of each module's matrix.
 #[must_use]
-pub fn module_sizes(config: &ModelConfig) -> [u64; 7] {
-    TargetModule::ALL.map(|module| {
-        let [rows, columns] = module_shape(module, config);
-        (rows + columns) as u64
-    })
+pub fn module_shapes(config: &ModelConfig) -> ModuleShapes {
+    TargetModule::ALL.map(|module| module_shape(module, config).map(|size| size as u64))
 }

@@ -14,8 +14,8 @@ mod wire;
 use crate::{ErrorCode, ModelId, SessionId, Span, Tensor};
 
 pub use settings::{
-    AdamWSettings, AdapterSettings, DROPOUT_END, PROMPT_TOKENS_MAX, RANK_MAX, StateKind,
-    TargetModule,
+    AdamWSettings, AdapterSettings, DROPOUT_END, ModuleShapes, PROMPT_TOKENS_MAX, RANK_MAX,
+    StateKind, TargetModule,
 };
 
 /// Most sequences of a microbatch: 64 KiB of header hold three times as many.
@@ -52,6 +52,14 @@ pub enum TrainerMessage {
         /// How many: 1 to [`STATE_VALUES_MAX`].
         count: u32,
     },
+    /// Say some norms of rows of the frozen matrices, with which the magnitudes of DoRA begin. All of a
+    /// session stand in one row: block by block, in each block module by module.
+    RowNorms {
+        /// The first.
+        offset: u64,
+        /// How many: 1 to [`STATE_VALUES_MAX`].
+        count: u32,
+    },
     /// Change the adapter by the gradients that were gathered.
     Step(OptimizerStep),
     /// Forget the session.
@@ -82,7 +90,8 @@ pub struct OpenTraining {
 /// Consecutive values of a state.
 ///
 /// All values of a session stand in one row: block by block, in each block module by module, of each
-/// module first A and then B, each row by row; or of each block its prompt, token by token.
+/// module first A, then B, each row by row, and then the magnitudes of DoRA, where there are any; or of
+/// each block its prompt, token by token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StateValues {
     /// Of which kind.
@@ -157,6 +166,13 @@ pub enum TrainingAnswer {
     },
     /// The values that were asked for.
     State(StateValues),
+    /// The norms that were asked for.
+    RowNorms {
+        /// The first.
+        offset: u64,
+        /// `[norms]`, binary32, finite and not negative; at least one.
+        norms: Tensor,
+    },
     /// The step is taken.
     Stepped {
         /// Which.

@@ -34,11 +34,14 @@ ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_pro
 TRAINED = {
     "trained-default": [],
     "trained-all": ["--target-modules", ",".join(ALL), "--rank", "2", "--alpha", "6", "--rank-stabilized"],
+    "trained-dora": ["--dora", "--target-modules", ",".join(ALL), "--rank", "2"],
+    "trained-prompt": ["--method", "ptune", "--prompt-tokens", "5"],
 }
 
 FROM_PEFT = {
     "peft-two": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]},
     "peft-all": {"r": 2, "lora_alpha": 3, "target_modules": ALL, "use_rslora": True},
+    "peft-dora": {"r": 2, "lora_alpha": 3, "target_modules": ALL, "use_dora": True},
 }
 
 
@@ -108,7 +111,9 @@ def begin(scratch, name, settings):
     model = peft.get_peft_model(base(), config)
     with torch.no_grad():
         for key, value in model.named_parameters():
-            if "lora_" in key:
+            if "lora_magnitude_vector" in key:
+                value.mul_(1 + 0.1 * torch.randn_like(value))
+            elif "lora_" in key:
                 value.copy_(torch.randn_like(value) * 0.1)
     model.save_pretrained(scratch / name)
     return scratch / name

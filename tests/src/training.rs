@@ -79,6 +79,19 @@ impl Lesson {
         Self::of(model, adapter)
     }
 
+    /// The same with magnitudes (DoRA), which begin as the frozen weights say.
+    ///
+    /// # Panics
+    /// If the fixtures are not what they were.
+    #[must_use]
+    pub fn decomposed() -> Self {
+        let lesson = Self::new();
+        let adapter = lesson.state.adapter();
+        let config = AdapterConfig { weight_decomposed: true, ..adapter.config().clone() };
+        let adapter = Adapter::begin(config, lesson.model.config(), adapter.blocks(), 7);
+        Self::of(lesson.model, adapter.expect("it fits"))
+    }
+
     /// One of a prompt, and of others in the blocks where it is deep.
     ///
     /// # Panics

@@ -39,13 +39,22 @@ fn model() -> Arc<ClientModel> {
 
 /// An adapter of all matrices, which changes what is answered.
 fn adapter(model: &ClientModel, rank: usize, seed: u32) -> NamedAdapter {
+    adapter_of(model, AdapterConfig { rank, ..AdapterConfig::default() }, seed)
+}
+
+/// The same with magnitudes of its rows, some of which turn them round.
+fn decomposed(model: &ClientModel, rank: usize, seed: u32) -> NamedAdapter {
+    let config = AdapterConfig { rank, weight_decomposed: true, ..AdapterConfig::default() };
+    adapter_of(model, config, seed)
+}
+
+fn adapter_of(model: &ClientModel, config: AdapterConfig, seed: u32) -> NamedAdapter {
     let config = AdapterConfig {
-        rank,
         alpha: 4.0,
         rank_stabilized: true,
         dropout: 0.1,
         target_modules: TargetModule::ALL.to_vec(),
-        ..AdapterConfig::default()
+        ..config
     };
     let all = Span::new(0, model.config().block_count).unwrap();
     let mut adapter = Adapter::blank(config, model.config(), all).unwrap();
@@ -101,16 +110,18 @@ async fn sessions_with_other_adapters_at_once_answer_as_each_alone_and_without_a
     let others = [start("1..3", Some(&first), &[]), start("3..4", Some(&first), &[])];
     let model = model();
     let (small, large) = (adapter(&model, 3, 1), adapter(&model, 200, 2));
-    let wanted = [None, Some(&small), Some(&large)];
+    let scaled = decomposed(&model, 5, 4);
+    let wanted = [None, Some(&small), Some(&large), Some(&scaled)];
     let mut expected = Vec::new();
     for adapter in wanted {
         expected.push(uncached(&model, adapter, &request()).await.unwrap());
     }
     assert!(expected[0] != expected[1] && expected[1] != expected[2], "{expected:?}");
+    assert!(!expected[..3].contains(&expected[3]), "{expected:?}");
     let swarm = join_all(&[&first, &others[0], &others[1]]).await.unwrap();
     // The third is sent in several parts, and two sessions wait for the same one.
     let mut asking = JoinSet::new();
-    for which in [0, 1, 2, 2, 1, 0] {
+    for which in [0, 1, 2, 3, 2, 1, 3, 0] {
         let (swarm, model) = (Arc::clone(&swarm), Arc::clone(&model));
         let adapter = wanted[which].cloned();
         asking.spawn(async move {
@@ -131,13 +142,13 @@ async fn a_server_that_is_killed_is_replaced_by_one_that_is_sent_the_adapter() {
     servers.push(start("3..4", Some(&servers[0]), &[]));
     servers.push(start("1..3", Some(&servers[0]), &[]));
     let model = model();
-    let adapter = adapter(&model, 8, 3);
-    let expected = uncached(&model, Some(&adapter), &request()).await.unwrap();
+    let (plain, scaled) = (adapter(&model, 8, 3), decomposed(&model, 8, 3));
     let known: Vec<_> = servers.iter().collect();
     let swarm = join_all(&known).await.unwrap();
-    for standby in [false, true] {
+    for (standby, adapter) in [(false, &plain), (true, &plain), (false, &scaled)] {
+        let expected = uncached(&model, Some(adapter), &request()).await.unwrap();
         let options = SessionOptions { standby, ..SessionOptions::default() };
-        let chain = open(&swarm, &model, Some(&adapter), options).await.unwrap();
+        let chain = open(&swarm, &model, Some(adapter), options).await.unwrap();
         let chain = Chain::Remote(Box::new(chain));
         let request = Generate { speculate: Speculate::Prompt, ..request() };
         let mut generation = request.start(Arc::clone(&model), chain).unwrap();

@@ -118,14 +118,24 @@ fn end<const COUNT: usize>(trainers: [Trainer; COUNT]) {
 /// Of a deep prompt each has what stands before the text, and the server what its blocks add.
 #[test]
 fn trainers_share_a_prompt_too() {
+    assert_shared(&["--method", "deep-ptune", "--prompt-tokens", "4"]);
+}
+
+/// One begins them by itself and the other asks a server, and both with the same.
+#[test]
+fn trainers_share_magnitudes_too() {
+    assert_shared(&["--dora", "--rank", "2"]);
+}
+
+/// Two trainers, one of whom has its blocks on a server, learn what is said.
+fn assert_shared(adapter: &[&str]) {
     let scratch = tempfile::tempdir().unwrap();
     let folder = scratch.path();
     let server = serve(&[&checkpoint("llama")]);
-    let prompt = ["--method", "deep-ptune", "--prompt-tokens", "4"];
-    let first = Trainer::start(folder, 1, &[&prompt[..], &["--local", "--together"]].concat());
+    let first = Trainer::start(folder, 1, &[adapter, &["--local", "--together"]].concat());
     let with = first.address().to_owned();
     let join = ["--join", server.address(), "--with", &with];
-    let second = Trainer::start(folder, 2, &[&prompt[..], &join].concat());
+    let second = Trainer::start(folder, 2, &[adapter, &join].concat());
     let together = await_round(&[&first, &second], 0, 2);
     // A state that both have learned, and not the one that they began with.
     await_round(&[&first, &second], together, 2);
@@ -234,9 +244,11 @@ fn a_run_of_another_adapter_is_not_joined() {
     let data = scratch.path().join("1.jsonl");
     let fixed = ["train", &model, "--local", "--data", data.to_str().unwrap(), "--out"];
     let more = [out.to_str().unwrap(), "--with", first.address(), "--round-seconds", "1"];
-    for other in [["--rank", "4"], ["--method", "ptune"], ["--round-seconds", "2"]] {
+    let others: [&[&str]; 4] =
+        [&["--rank", "4"], &["--dora"], &["--method", "ptune"], &["--round-seconds", "2"]];
+    for other in others {
         let more = if other[0] == "--round-seconds" { &more[..3] } else { &more[..] };
-        let output = umbel(&[&fixed[..], more, &other].concat());
+        let output = umbel(&[&fixed[..], more, other].concat());
         output.refused("are in another run");
     }
     assert!(first.process.stderr().contains("refused a trainer of another run"));

@@ -188,6 +188,21 @@ impl Microbatch {
 }
 
 impl Blocks {
+    /// Has the magnitudes of a new adapter (DoRA) begin as the norms of the frozen matrices' rows, which
+    /// those who compute the blocks have.
+    pub(super) async fn begin_magnitudes(
+        &mut self,
+        state: &mut Arc<TrainingState>,
+    ) -> Result<(), TrainError> {
+        if !state.adapter().lacks_magnitudes() {
+            return Ok(());
+        }
+        match self {
+            Self::Local(blocks) => blocks.begin_magnitudes(state).await,
+            Self::Remote(blocks) => blocks.begin_magnitudes(state).await,
+        }
+    }
+
     /// Takes microbatches forward and back, adds their gradients to the state, and returns the sum of
     /// the losses.
     pub(super) async fn learn(

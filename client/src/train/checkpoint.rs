@@ -78,6 +78,7 @@ impl Checkpoint {
             "rank": config.rank,
             "alpha": config.alpha,
             "rank_stabilized": config.rank_stabilized,
+            "weight_decomposed": config.weight_decomposed,
             "dropout": config.dropout,
             "target_modules": modules,
             "prompt_tokens": config.prompt_tokens,
@@ -130,6 +131,7 @@ impl Checkpoint {
 
 fn settings(about: &Value) -> Result<(AdapterConfig, AdamW), CheckpointError> {
     let float = |value: &Value| value.as_f64().ok_or(malformed("its settings"));
+    let flag = |value: &Value| value.as_bool().ok_or(malformed("its settings"));
     let modules = about["target_modules"].as_array().ok_or(malformed("its settings"))?;
     let module = |name: &Value| {
         let known = TargetModule::ALL.into_iter().find(|module| name == module.name());
@@ -144,7 +146,9 @@ fn settings(about: &Value) -> Result<(AdapterConfig, AdamW), CheckpointError> {
     let config = AdapterConfig {
         rank: usize::try_from(number(about, "rank")?).map_err(|_| malformed("its settings"))?,
         alpha: float(&about["alpha"])? as f32,
-        rank_stabilized: about["rank_stabilized"].as_bool().ok_or(malformed("its settings"))?,
+        rank_stabilized: flag(&about["rank_stabilized"])?,
+        // Those that were written before there was DoRA say nothing of it.
+        weight_decomposed: about.get("weight_decomposed").map_or(Ok(false), flag)?,
         dropout: float(&about["dropout"])? as f32,
         target_modules: modules.iter().map(module).collect::<Result<_, _>>()?,
         prompt_tokens: tokens("prompt_tokens")?,

@@ -107,13 +107,14 @@ impl Together {
     /// Begins a run with the trainer's adapter, or joins one and takes its state over.
     ///
     /// # Errors
-    /// [`TogetherError`] where the network cannot be started, no member can be reached, or none of them has
+    /// [`TogetherError`] where the network cannot be started, the adapter cannot begin, no member can be reached, or none of them has
     /// sent a state in time.
     pub async fn start(
         settings: TogetherSettings,
         model: ModelId,
         trainer: &mut Trainer,
     ) -> Result<Self, TogetherError> {
+        trainer.begin().await?;
         let values = trainer.values();
         if values.len() > RUN_VALUES_MAX {
             return Err(TogetherError::TooLarge { values: values.len() });

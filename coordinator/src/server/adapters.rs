@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use umbel_protocol::inference::{AdapterPart, OpenSession, ServerMessage, SessionAdapter};
-use umbel_protocol::training::{AdapterSettings, STATE_VALUES_MAX};
+use umbel_protocol::training::{AdapterSettings, ModuleShapes, STATE_VALUES_MAX};
 use umbel_protocol::{ErrorCode, PeerId, ProtocolViolation, SessionId, Span, Tensor};
 
 use super::admission::Refusal;
@@ -37,9 +37,8 @@ const VALUE_BYTES: u64 = 4;
 pub struct AdapterRoom {
     /// Bytes for the adapters of all clients.
     pub bytes_max: u64,
-    /// Rows and columns together of each module's matrix, in the order of
-    /// [`TargetModule::ALL`](umbel_protocol::training::TargetModule::ALL).
-    pub module_sizes: [u64; 7],
+    /// The shape of each module's matrix.
+    pub module_shapes: ModuleShapes,
     /// Values of a token between blocks.
     pub hidden_size: u64,
 }
@@ -90,6 +89,8 @@ struct Held {
     adapter: SessionAdapter,
     blocks: Span,
     values: u64,
+    /// How much it takes.
+    bytes: u64,
     written: u64,
     /// The session whose client sends the values that are lacking.
     writer: Option<SessionId>,
@@ -108,10 +109,6 @@ struct Waiting {
 }
 
 impl Held {
-    const fn bytes(&self) -> u64 {
-        self.values.saturating_mul(VALUE_BYTES)
-    }
-
     const fn is_idle(&self) -> bool {
         self.sessions == 0 && self.writer.is_none()
     }
@@ -180,7 +177,7 @@ impl Adapters {
         loop {
             let sum = |of_all: bool| -> u64 {
                 let held = self.held.values().filter(|held| of_all || held.client == client);
-                held.map(Held::bytes).fold(0, u64::saturating_add)
+                held.map(|held| held.bytes).fold(0, u64::saturating_add)
             };
             let own_left = (bytes_max / CLIENT_PART).saturating_sub(sum(false));
             let left = bytes_max.saturating_sub(sum(true));
@@ -241,9 +238,10 @@ impl Server {
     ) -> Result<AdapterKey, Refusal> {
         let adapter = open.adapter.clone().expect("the session has one");
         let (blocks, settings) = (open.blocks, adapter.settings.clone());
-        let of_block = settings.block_values(&room.module_sizes, room.hidden_size);
-        let values = of_block.saturating_mul(u64::from(blocks.block_count()));
-        let bytes = values.saturating_mul(VALUE_BYTES);
+        let of_blocks = |of_block: u64| of_block.saturating_mul(u64::from(blocks.block_count()));
+        let values = of_blocks(settings.block_values(&room.module_shapes, room.hidden_size));
+        let scales = of_blocks(settings.block_scales(&room.module_shapes));
+        let bytes = values.saturating_add(scales).saturating_mul(VALUE_BYTES);
         let dropped = self.adapters.make_room(client, bytes, room.bytes_max)?;
         let orders = dropped.into_iter().map(|adapter| AdapterOrder::Drop { adapter });
         self.outputs.extend(orders.map(Output::Adapter));
@@ -251,7 +249,8 @@ impl Server {
         self.adapters.next += 1;
         tracing::debug!(%client, id = %adapter.id, %blocks, bytes, "an adapter is to come");
         let (written, writer, sessions, last_used) = (0, None, 0, now);
-        let held = Held { client, adapter, blocks, values, written, writer, sessions, last_used };
+        let held =
+            Held { client, adapter, blocks, values, bytes, written, writer, sessions, last_used };
         self.adapters.held.insert(key, held);
         let hold = AdapterOrder::Hold { adapter: key, blocks, settings };
         self.outputs.push_back(Output::Adapter(hold));

@@ -72,6 +72,8 @@ impl Admission {
 pub(super) fn bytes(config: &HostConfig, open: &OpenTraining) -> u64 {
     let blocks = u64::from(open.blocks.block_count());
     let state = values(config, open).saturating_mul(STATE_ROWS * VALUE_BYTES);
+    let scales = open.adapter.block_scales(&config.module_shapes).saturating_mul(blocks);
+    let state = state.saturating_add(scales.saturating_mul(VALUE_BYTES));
     let kept = row_bytes(config, open).saturating_mul(blocks);
     let waiting = message_bytes_max(config, open).saturating_mul(MESSAGES_WAITING_MAX as u64);
     state.saturating_add(kept).saturating_add(waiting)
@@ -91,6 +93,12 @@ fn row_bytes(config: &HostConfig, open: &OpenTraining) -> u64 {
 /// How many values an adapter has in the blocks of a session.
 pub(super) fn values(config: &HostConfig, open: &OpenTraining) -> u64 {
     let hidden_size = u64::from(config.hidden_size);
-    let of_block = open.adapter.block_values(&config.module_sizes, hidden_size);
+    let of_block = open.adapter.block_values(&config.module_shapes, hidden_size);
+    of_block.saturating_mul(u64::from(open.blocks.block_count()))
+}
+
+/// How many of them are magnitudes.
+pub(super) fn magnitudes(config: &HostConfig, open: &OpenTraining) -> u64 {
+    let of_block = open.adapter.block_magnitudes(&config.module_shapes);
     of_block.saturating_mul(u64::from(open.blocks.block_count()))
 }

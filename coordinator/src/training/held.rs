@@ -7,7 +7,7 @@ use umbel_protocol::training::{
 };
 use umbel_protocol::{ErrorCode, PeerId, ProtocolViolation, Tensor};
 
-use super::admission::{message_bytes_max, values};
+use super::admission::{magnitudes, message_bytes_max, values};
 use super::{HostConfig, IDLE_LEASE, MESSAGES_WAITING_MAX, ORPHAN_LEASE, Work};
 use crate::server::{LinkId, ShardId};
 use crate::time::Time;
@@ -232,6 +232,13 @@ impl Held {
                     "the session has not as many values",
                 )
             }
+            TrainerMessage::RowNorms { offset, count } => {
+                let end = offset.checked_add(u64::from(*count));
+                check(
+                    end.is_some_and(|end| end <= magnitudes(config, &self.open)),
+                    "the session has not as many magnitudes",
+                )
+            }
             TrainerMessage::Step(step) if step.number == self.steps && self.last_step.is_some() => {
                 Ok(())
             }
@@ -297,6 +304,7 @@ fn payload_bytes(message: &TrainerMessage) -> u64 {
         TrainerMessage::Backward { gradient, .. } => gradient,
         TrainerMessage::Open(_)
         | TrainerMessage::Read { .. }
+        | TrainerMessage::RowNorms { .. }
         | TrainerMessage::Step(_)
         | TrainerMessage::Close => return 0,
     };

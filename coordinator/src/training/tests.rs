@@ -18,7 +18,7 @@ fn host(bytes_max: u64) -> Host {
         model: MODEL,
         span: Span::new(2, 6).unwrap(),
         hidden_size: HIDDEN,
-        module_sizes: [4, 3, 3, 4, 8, 8, 8],
+        module_shapes: [[2, 2], [1, 2], [1, 2], [2, 2], [6, 2], [6, 2], [2, 6]],
         context_tokens: 16,
         bytes_max,
     })
@@ -36,6 +36,7 @@ fn opening(session: u128) -> OpenTraining {
             dropout: 0.0,
             target_modules: vec![TargetModule::Query, TargetModule::Down],
             block_prompt_tokens: 0,
+            weight_decomposed: false,
         },
         optimizer: AdamWSettings { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 },
         seed: 1,
@@ -425,6 +426,7 @@ fn prompts_of_blocks_are_counted_and_frozen_blocks_have_nothing() {
             dropout: 0.0,
             target_modules: Vec::new(),
             block_prompt_tokens: tokens,
+            weight_decomposed: false,
         };
         let open = || OpenTraining { adapter: adapter.clone(), ..opening(1) };
         let bytes = BYTES - 4 * 4 * 48 + 4 * 4 * values;
@@ -448,5 +450,35 @@ fn prompts_of_blocks_are_counted_and_frozen_blocks_have_nothing() {
             matches!(last, TrainingAnswer::Error { code: ErrorCode::WrongShape, .. }),
             "{last:?}"
         );
+    }
+}
+
+/// Two rows of each of two modules in 2 blocks: a value in four rows and two scales for each.
+#[test]
+fn magnitudes_are_counted_and_no_norms_beyond_them_are_computed() {
+    let open = || {
+        let open = opening(1);
+        let adapter = AdapterSettings { weight_decomposed: true, ..open.adapter };
+        OpenTraining { adapter, ..open }
+    };
+    let (values, magnitudes) = (56, 8);
+    let bytes = BYTES + magnitudes * (4 * 4 + 2 * 4);
+    let mut world = World::new(2 * bytes - 1);
+    world.say(ANNA, 1, TrainerMessage::Open(open()));
+    assert_eq!(world.error(1), Some(ErrorCode::KvFull));
+    let mut world = World::new(2 * bytes);
+    world.say(ANNA, 1, TrainerMessage::Open(open()));
+    let opened = TrainingAnswer::Opened { steps: 0, resumed: false, value_count: values };
+    assert_eq!(world.sent[0].1, opened);
+    world.say(ANNA, 1, TrainerMessage::RowNorms { offset: 3, count: 5 });
+    assert_eq!((world.work.len(), world.error(1)), (2, None));
+    world.say(ANNA, 1, TrainerMessage::RowNorms { offset: 4, count: 5 });
+    assert_eq!((world.work.len(), world.error(1)), (3, Some(ErrorCode::WrongShape)));
+    assert_eq!(world.work[2].1, "forget");
+    for (link, offset) in [(2, 0), (3, u64::MAX)] {
+        // One without magnitudes has none at all.
+        world.say(ANNA, link, TrainerMessage::Open(opening(link.into())));
+        world.say(ANNA, link, TrainerMessage::RowNorms { offset, count: 1 });
+        assert_eq!(world.error(link), Some(ErrorCode::WrongShape));
     }
 }

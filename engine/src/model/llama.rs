@@ -80,9 +80,9 @@ impl Attention {
         let layers = [&self.q_proj, &self.k_proj, &self.v_proj];
         let [queries, keys, values] = Linear::forward_all(layers, hidden)?;
         Ok((
-            adapt::add(pass, TargetModule::Query, hidden, queries)?,
-            adapt::add(pass, TargetModule::Key, hidden, keys)?,
-            adapt::add(pass, TargetModule::Value, hidden, values)?,
+            adapt::add(pass, (TargetModule::Query, &self.q_proj), hidden, queries)?,
+            adapt::add(pass, (TargetModule::Key, &self.k_proj), hidden, keys)?,
+            adapt::add(pass, (TargetModule::Value, &self.v_proj), hidden, values)?,
         ))
     }
 
@@ -98,7 +98,7 @@ impl Attention {
         let keys = Rotary { table, heads: kv_heads, head_size, positions }.forward(keys)?;
         let attended = attend(self.shape, &queries, &keys, &values, &mut pass.stretches)?;
         let projected = self.o_proj.forward(&attended)?;
-        adapt::add(pass, TargetModule::Output, &attended, projected)
+        adapt::add(pass, (TargetModule::Output, &self.o_proj), &attended, projected)
     }
 }
 
@@ -158,10 +158,15 @@ impl Mlp {
 
     fn forward(&self, hidden: &Tensor, pass: &Pass<'_>) -> candle_core::Result<Tensor> {
         let [gate, up] = Linear::forward_all([&self.gate_proj, &self.up_proj], hidden)?;
-        let gate = adapt::add(pass, TargetModule::Gate, hidden, gate)?;
-        let up = adapt::add(pass, TargetModule::Up, hidden, up)?;
+        let gate = adapt::add(pass, (TargetModule::Gate, &self.gate_proj), hidden, gate)?;
+        let up = adapt::add(pass, (TargetModule::Up, &self.up_proj), hidden, up)?;
         let gated = swiglu(gate, &up)?;
-        adapt::add(pass, TargetModule::Down, &gated, self.down_proj.forward(&gated)?)
+        adapt::add(
+            pass,
+            (TargetModule::Down, &self.down_proj),
+            &gated,
+            self.down_proj.forward(&gated)?,
+        )
     }
 }
 

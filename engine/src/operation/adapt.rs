@@ -1,30 +1,34 @@
 //! What adapters add to the product of a matrix: `y = W x + b + scale B A x` (Hu et al. 2021,
-//! <https://arxiv.org/abs/2106.09685>), for the rows of the sessions that have one; and what they add to
-//! the hidden states of a session's first tokens.
+//! <https://arxiv.org/abs/2106.09685>), or rows of that which are scaled to learned norms
+//! ([`dora`](crate::train::dora)), for the rows of the sessions that have one; and what they add to the
+//! hidden states of a session's first tokens.
 //!
 //! The rows of all sessions with the same adapter go through its two matrices together, and rows
 //! without one are not touched. Each output is one sum in one order, as in training, so that the bits
 //! of a row depend on no other.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor};
 
+use super::linear::Linear;
 use super::{rows_of, values, values_mut, with_values};
 use crate::block::{Pass, Stretch};
 use crate::train::adapter::{LoraMatrices, TargetModule};
 use crate::train::dense::times_transposed;
+use crate::train::dora::RowScales;
 use crate::train::prompt;
 
 /// Adds to `product`, which nobody else holds, what the adapters of a pass have for `module`; `input`
 /// is what was multiplied.
 pub(crate) fn add(
     pass: &Pass<'_>,
-    module: TargetModule,
+    (module, linear): (TargetModule, &Linear),
     input: &Tensor,
     product: Tensor,
 ) -> Result<Tensor> {
-    let groups = Group::of(pass, module);
+    let groups = Group::of(pass, module, linear);
     if !groups.is_empty() {
         product.inplace_op2(input, &Adapted(groups))?;
     }
@@ -63,10 +67,13 @@ struct Group<'a> {
     matrices: &'a LoraMatrices,
     scale: f32,
     rows: Vec<Range<usize>>,
+    /// What the rows of the product are scaled by, where they are, and what was added to them.
+    scales: Option<Arc<RowScales>>,
+    bias: Option<&'a [f32]>,
 }
 
 impl<'a> Group<'a> {
-    fn of(pass: &'a Pass<'_>, module: TargetModule) -> Vec<Self> {
+    fn of(pass: &'a Pass<'_>, module: TargetModule, linear: &'a Linear) -> Vec<Self> {
         let mut groups: Vec<Self> = Vec::new();
         let mut start = 0;
         for stretch in &pass.stretches {
@@ -78,7 +85,9 @@ impl<'a> Group<'a> {
                 Some(group) => group.rows.push(rows),
                 None => {
                     let scale = adapter.config().scale();
-                    groups.push(Self { matrices, scale, rows: vec![rows] });
+                    let scales = matrices.row_scales(linear, scale, &|| ());
+                    let (rows, bias) = (vec![rows], linear.bias());
+                    groups.push(Self { matrices, scale, rows, scales, bias });
                 }
             }
         }
@@ -93,11 +102,16 @@ impl<'a> Group<'a> {
             rows => rows.iter().flat_map(gather).copied().collect(),
         };
         let inner = times_transposed(&input, self.matrices.a(), inputs);
-        let added = times_transposed(&inner, self.matrices.b(), self.matrices.rank());
-        let mut added = added.iter();
+        let mut added = times_transposed(&inner, self.matrices.b(), self.matrices.rank());
+        let mut added = added.as_mut_slice();
         for rows in &self.rows {
             let product = &mut product[rows.start * outputs..rows.end * outputs];
-            product.iter_mut().zip(&mut added).for_each(|(y, added)| *y += self.scale * added);
+            let added = added.split_off_mut(..product.len()).expect("a sum for each output");
+            added.iter_mut().for_each(|added| *added *= self.scale);
+            match &self.scales {
+                None => product.iter_mut().zip(added).for_each(|(y, added)| *y += *added),
+                Some(scales) => scales.apply(self.bias, product, None, added),
+            }
         }
     }
 }

@@ -42,6 +42,16 @@ impl Linear {
         &self.weight
     }
 
+    /// The same as it is shared by all clones.
+    pub(crate) const fn shared_weight(&self) -> &Arc<PackedMatrix> {
+        &self.weight
+    }
+
+    /// What is added to each row of the product.
+    pub(crate) fn bias(&self) -> Option<&[f32]> {
+        self.bias.as_deref()
+    }
+
     /// Values of an output row.
     pub(crate) fn rows(&self) -> usize {
         self.weight.rows()

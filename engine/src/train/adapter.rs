@@ -51,6 +51,9 @@ pub struct AdapterConfig {
     pub rank_stabilized: bool,
     /// How likely an input of A is dropped during training: in [0, 1).
     pub dropout: f32,
+    /// Whether rows of the matrices with what is added to them are scaled to learned norms (DoRA; Liu et al.
+    /// 2024, <https://arxiv.org/abs/2402.09353>). Only with matrices.
+    pub weight_decomposed: bool,
     /// The matrices that it adds to; each at most once.
     pub target_modules: Vec<TargetModule>,
     /// Learned vectors that stand before the text (Lester et al. 2021,
@@ -91,6 +94,9 @@ impl AdapterConfig {
             return Err(AdapterError::PromptTokens { found: longest, max: PROMPT_TOKENS_MAX });
         }
         if self.rank == 0 && self.target_modules.is_empty() {
+            if self.weight_decomposed {
+                return Err(AdapterError::NoRows);
+            }
             return Ok(());
         }
         if longest > 0 {
@@ -126,8 +132,8 @@ pub struct Adapter {
 impl Adapter {
     /// A new adapter, which changes nothing yet: A is uniform between plus and minus the inverse root
     /// of its columns, as PEFT begins, and B is zero. The values are a function of `seed` and their
-    /// places, so that servers begin alike however the blocks are split among them. Prompts are zero:
-    /// see [`Adapter::set_prompt`].
+    /// places, so that servers begin alike however the blocks are split among them. Prompts and the
+    /// magnitudes of DoRA are zero: see [`Adapter::set_prompt`] and [`Adapter::set_magnitudes`].
     ///
     /// # Errors
     /// [`AdapterError`] where `config` is out of bounds or `model` has no such blocks.

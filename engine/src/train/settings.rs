@@ -10,6 +10,7 @@ impl From<&AdapterSettings> for AdapterConfig {
             rank: settings.rank as usize,
             alpha: settings.alpha,
             rank_stabilized: settings.rank_stabilized,
+            weight_decomposed: settings.weight_decomposed,
             dropout: settings.dropout,
             target_modules: settings.target_modules.clone(),
             prompt_tokens: 0,
@@ -29,6 +30,7 @@ impl From<&AdapterConfig> for AdapterSettings {
             target_modules: config.target_modules.clone(),
             block_prompt_tokens: u16::try_from(config.block_prompt_tokens)
                 .expect("prompts have at most PROMPT_TOKENS_MAX tokens"),
+            weight_decomposed: config.weight_decomposed,
         }
     }
 }

@@ -2,7 +2,7 @@
 //! trainer beside it.
 //!
 //! Its values can be read and written as one row: block by block, in each block module by module, of
-//! each module first A and then B; last what stands before the text, which no server holds. So the part
+//! each module A, B and magnitudes; last what stands before the text, which no server holds. So the part
 //! of some blocks is a stretch of the row of all.
 
 use std::ops::Range;
@@ -120,6 +120,14 @@ impl TrainingState {
             StateKind::Gradients => &mut self.gradients,
         };
         row.write(offset, values).ok_or(WriteError::TooMany { count: row.value_count() })
+    }
+
+    /// Replaces the magnitudes of the adapter: see [`Adapter::set_magnitudes`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn set_magnitudes(&mut self, values: &[f32]) -> Result<(), WriteError> {
+        self.adapter.set_magnitudes(values)
     }
 
     /// Adds the gradients of a microbatch to those of the step.

@@ -2,6 +2,7 @@
 
 mod bits;
 mod differences;
+mod dora;
 mod oracle;
 mod refusal;
 

@@ -15,26 +15,31 @@ use crate::fixture::{Fixture, largest_difference};
 use crate::{BINARY32_ERROR_MAX, span};
 
 /// Of a gradient, beside the largest value of its tensor: sums of some hundred terms in another order.
-const GRADIENT_ERROR_MAX: f32 = 1e-4;
+pub(crate) const GRADIENT_ERROR_MAX: f32 = 1e-4;
 
 /// Of the loss before and after the step.
-const LOSS_ERROR_MAX: f64 = 1e-5;
+pub(crate) const LOSS_ERROR_MAX: f64 = 1e-5;
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/checkpoints/llama/lora")
 }
 
 /// The model, the adapter as servers of `split` hold it, and the prompt as a microbatch.
-struct Training {
-    fixture: Fixture,
-    hops: Vec<(HostedSpan, Adapter)>,
+pub(crate) struct Training {
+    pub(crate) fixture: Fixture,
+    pub(crate) hops: Vec<(HostedSpan, Adapter)>,
     sequences: [Sequence; 1],
 }
 
 impl Training {
     fn new(split: &[Span]) -> Self {
-        let fixture = Fixture::open("llama", "config.json");
-        let files = PeftFiles::read(&folder(), &fixture.config).unwrap();
+        Self::of("llama", &folder(), split)
+    }
+
+    /// The same of another model with the adapter in `folder`.
+    pub(crate) fn of(model: &str, folder: &Path, split: &[Span]) -> Self {
+        let fixture = Fixture::open(model, "config.json");
+        let files = PeftFiles::read(folder, &fixture.config).unwrap();
         let hop = |&span: &Span| {
             let hosted = HostedSpan::load(&fixture.config, &fixture.weights, span).unwrap();
             (hosted, Adapter::from_peft(&files, &fixture.config, span).unwrap())
@@ -45,7 +50,7 @@ impl Training {
     }
 
     /// What left the last block, and what entered each block of each hop.
-    fn forward(&self) -> (HiddenStates, Vec<Vec<HiddenStates>>) {
+    pub(crate) fn forward(&self) -> (HiddenStates, Vec<Vec<HiddenStates>>) {
         let mut hidden = self.fixture.ends().embed(&self.fixture.prompt).unwrap();
         let mut inputs = Vec::new();
         for (hosted, adapter) in &self.hops {
@@ -61,7 +66,7 @@ impl Training {
     }
 
     /// The mean loss of each token by those before it, and the gradients of each hop.
-    fn step(&self) -> (f64, Vec<Backward>) {
+    pub(crate) fn step(&self) -> (f64, Vec<Backward>) {
         let (hidden, inputs) = self.forward();
         let next = self.fixture.prompt[1..].iter().copied().map(Some);
         let targets: Vec<Option<u32>> = next.chain([None]).collect();
@@ -80,7 +85,11 @@ impl Training {
 }
 
 fn stored(name: &str) -> Vec<f32> {
-    let bytes = fs::read(folder().join("golden.safetensors")).unwrap();
+    stored_in(&folder(), name)
+}
+
+pub(crate) fn stored_in(folder: &Path, name: &str) -> Vec<f32> {
+    let bytes = fs::read(folder.join("golden.safetensors")).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let (values, _) = tensors.tensor(name).unwrap().data().as_chunks();
     values.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()

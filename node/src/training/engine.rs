@@ -143,6 +143,15 @@ impl Session {
                 let values = Tensor::from_f32(vec![count], &values).expect("as many as were asked");
                 Ok(TrainingAnswer::State(StateValues { kind, offset, values }))
             }
+            TrainerMessage::RowNorms { offset, count } => {
+                let range = offset..offset.saturating_add(u64::from(count));
+                let norms = hosted.first_magnitudes(self.state.adapter(), range, pause);
+                let norms = norms.map_err(wrong)?.ok_or_else(|| {
+                    failure(ErrorCode::WrongShape, "the session has not as many magnitudes")
+                })?;
+                let norms = Tensor::from_f32(vec![count], &norms).expect("as many as were asked");
+                Ok(TrainingAnswer::RowNorms { offset, norms })
+            }
             TrainerMessage::Step(OptimizerStep { number, learning_rate, factor }) => {
                 if self.state.steps().checked_add(1) != Some(number) {
                     return Err(failure(ErrorCode::WrongPosition, "not the next step"));

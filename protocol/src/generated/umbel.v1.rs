@@ -530,7 +530,7 @@ impl Packing {
 /// message opens it. Each message has one answer, in the order of the messages.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct TrainerMessage {
-    #[prost(oneof = "trainer_message::Message", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "trainer_message::Message", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
     pub message: ::core::option::Option<trainer_message::Message>,
 }
 /// Nested message and enum types in `TrainerMessage`.
@@ -551,12 +551,14 @@ pub mod trainer_message {
         Step(super::OptimizerStep),
         #[prost(message, tag = "7")]
         Close(super::CloseTraining),
+        #[prost(message, tag = "8")]
+        RowNorms(super::ReadRowNorms),
     }
 }
 /// What a server answers.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TrainingAnswer {
-    #[prost(oneof = "training_answer::Message", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "training_answer::Message", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
     pub message: ::core::option::Option<training_answer::Message>,
 }
 /// Nested message and enum types in `TrainingAnswer`.
@@ -579,6 +581,8 @@ pub mod training_answer {
         Closed(super::TrainingClosed),
         #[prost(message, tag = "8")]
         Error(super::TrainingError),
+        #[prost(message, tag = "9")]
+        RowNorms(super::RowNormsRead),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -618,13 +622,17 @@ pub struct AdapterSettings {
     /// In [0, 1).
     #[prost(float, tag = "4")]
     pub dropout: f32,
-    /// Each at most once. None, and a rank of 0: there are no matrices.
+    /// Each at most once. None here and in decomposed_modules, and a rank of 0: there are no matrices.
     #[prost(enumeration = "TargetModule", repeated, tag = "5")]
     pub target_modules: ::prost::alloc::vec::Vec<i32>,
     /// Tokens at the beginning of each sequence to whose hidden states every block adds vectors of its own.
     /// Only where there are no matrices. 0: none; blocks without either are frozen.
     #[prost(uint32, tag = "6")]
     pub block_prompt_tokens: u32,
+    /// DoRA: in the place of target_modules, so that whoever does not know it finds a rank without a matrix
+    /// and refuses. Each row of these matrices, with what is added to it, is scaled to a learned norm.
+    #[prost(enumeration = "TargetModule", repeated, tag = "7")]
+    pub decomposed_modules: ::prost::alloc::vec::Vec<i32>,
 }
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
 pub struct AdamWSettings {
@@ -686,6 +694,15 @@ pub struct ReadState {
     #[prost(uint64, tag = "2")]
     pub offset: u64,
     #[prost(uint32, tag = "3")]
+    pub count: u32,
+}
+/// Asks for the norms of rows of the frozen matrices, with which the magnitudes of DoRA begin. They stand
+/// in one row: block by block, in each block module by module.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReadRowNorms {
+    #[prost(uint64, tag = "1")]
+    pub offset: u64,
+    #[prost(uint32, tag = "2")]
     pub count: u32,
 }
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
@@ -751,6 +768,14 @@ pub struct OptimizerStepped {
     #[prost(bytes = "bytes", tag = "2")]
     pub digest: ::prost::bytes::Bytes,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RowNormsRead {
+    #[prost(uint64, tag = "1")]
+    pub offset: u64,
+    /// \[norms\], binary32, finite and not negative; its elements are the frame's payload.
+    #[prost(message, optional, tag = "2")]
+    pub norms: ::core::option::Option<Tensor>,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TrainingClosed {
 }
@@ -808,7 +833,8 @@ impl TargetModule {
     }
 }
 /// The values of a session stand in one row: block by block, in each block module by module, of each
-/// module first A and then B, each row by row; or of each block its prompt, token by token.
+/// module first A, then B, each row by row, and then the magnitudes of DoRA, where there are any; or of
+/// each block its prompt, token by token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum StateKind {

@@ -53,6 +53,9 @@ impl TargetModule {
     }
 }
 
+/// Rows and columns of each module's matrix in a block, in the order of [`TargetModule::ALL`].
+pub type ModuleShapes = [[u64; 2]; 7];
+
 /// What an adapter is, beside its values.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdapterSettings {
@@ -69,6 +72,9 @@ pub struct AdapterSettings {
     /// Tokens at the beginning of each sequence to whose hidden states every block adds vectors of its
     /// own: at most [`PROMPT_TOKENS_MAX`], and 0 where there are matrices.
     pub block_prompt_tokens: u16,
+    /// Whether each row of a matrix, with what is added to it, is scaled to a learned norm (DoRA); only
+    /// where there are matrices.
+    pub weight_decomposed: bool,
 }
 
 impl AdapterSettings {
@@ -78,15 +84,37 @@ impl AdapterSettings {
         self.rank > 0 || self.block_prompt_tokens > 0
     }
 
-    /// How many values it has in one block of a model whose modules' matrices have so many rows and
-    /// columns together, and whose hidden states so many values.
+    /// How many values it has in one block of a model with these matrices, whose hidden states have so
+    /// many values.
     #[must_use]
-    pub fn block_values(&self, module_sizes: &[u64; 7], hidden_size: u64) -> u64 {
-        let sizes = TargetModule::ALL.iter().zip(module_sizes);
-        let sizes = sizes.filter(|(module, _)| self.target_modules.contains(module));
-        let of_rank = sizes.map(|(_, size)| *size).fold(0, u64::saturating_add);
+    pub fn block_values(&self, shapes: &ModuleShapes, hidden_size: u64) -> u64 {
+        let sizes = self.shapes(shapes).map(|[rows, columns]| rows.saturating_add(columns));
+        let of_rank = sizes.fold(0, u64::saturating_add);
         let prompt = u64::from(self.block_prompt_tokens).saturating_mul(hidden_size);
-        of_rank.saturating_mul(u64::from(self.rank)).saturating_add(prompt)
+        let matrices = of_rank.saturating_mul(u64::from(self.rank));
+        matrices.saturating_add(self.block_magnitudes(shapes)).saturating_add(prompt)
+    }
+
+    /// How many of them are magnitudes of DoRA: one for each row of a matrix.
+    #[must_use]
+    pub fn block_magnitudes(&self, shapes: &ModuleShapes) -> u64 {
+        if !self.weight_decomposed {
+            return 0;
+        }
+        self.shapes(shapes).map(|[rows, _]| rows).fold(0, u64::saturating_add)
+    }
+
+    /// Numbers in one block that who computes with the magnitudes keeps beside them: the norm of each row,
+    /// and what the row is multiplied by.
+    #[must_use]
+    pub fn block_scales(&self, shapes: &ModuleShapes) -> u64 {
+        self.block_magnitudes(shapes).saturating_mul(2)
+    }
+
+    fn shapes(&self, shapes: &ModuleShapes) -> impl Iterator<Item = [u64; 2]> {
+        let shapes = TargetModule::ALL.iter().zip(shapes);
+        let shapes = shapes.filter(|(module, _)| self.target_modules.contains(module));
+        shapes.map(|(_, shape)| *shape)
     }
 }
 
@@ -135,13 +163,17 @@ impl From<AdapterSettings> for v1::AdapterSettings {
             };
             module.into()
         };
+        let modules = settings.target_modules.iter().map(module).collect();
+        let (target_modules, decomposed_modules) =
+            if settings.weight_decomposed { (Vec::new(), modules) } else { (modules, Vec::new()) };
         Self {
             rank: settings.rank,
             alpha: settings.alpha,
             rank_stabilized: settings.rank_stabilized,
             dropout: settings.dropout,
-            target_modules: settings.target_modules.iter().map(module).collect(),
+            target_modules,
             block_prompt_tokens: settings.block_prompt_tokens.into(),
+            decomposed_modules,
         }
     }
 }
@@ -157,7 +189,11 @@ impl TryFrom<v1::AdapterSettings> for AdapterSettings {
             dropout,
             target_modules,
             block_prompt_tokens,
+            decomposed_modules,
         } = settings;
+        let weight_decomposed = !decomposed_modules.is_empty();
+        within(!weight_decomposed || target_modules.is_empty(), "the target modules")?;
+        let target_modules = if weight_decomposed { decomposed_modules } else { target_modules };
         let has_matrices = !target_modules.is_empty();
         within(rank <= RANK_MAX && (rank > 0) == has_matrices, "the rank")?;
         within(alpha.is_finite() && alpha >= 0.0 && (alpha > 0.0 || !has_matrices), "alpha")?;
@@ -172,7 +208,15 @@ impl TryFrom<v1::AdapterSettings> for AdapterSettings {
         distinct.sort_unstable();
         distinct.dedup();
         within(distinct.len() == target_modules.len(), "the target modules")?;
-        Ok(Self { rank, alpha, rank_stabilized, dropout, target_modules, block_prompt_tokens })
+        Ok(Self {
+            rank,
+            alpha,
+            rank_stabilized,
+            dropout,
+            target_modules,
+            block_prompt_tokens,
+            weight_decomposed,
+        })
     }
 }
 

@@ -37,6 +37,7 @@ impl TrainerMessage {
             Self::Read { kind, offset, count } => {
                 Wire::Read(v1::ReadState { kind: kind.to_wire(), offset, count })
             }
+            Self::RowNorms { offset, count } => Wire::RowNorms(v1::ReadRowNorms { offset, count }),
             Self::Step(OptimizerStep { number, learning_rate, factor }) => {
                 Wire::Step(v1::OptimizerStep { number, learning_rate, factor })
             }
@@ -63,7 +64,11 @@ impl TrainerMessage {
             Wire::Backward(v1::TrainBackward { microbatch, gradient, apart }) => {
                 Ok(Self::Backward { microbatch, gradient: rows(gradient, payload)?, apart })
             }
-            message @ (Wire::Open(_) | Wire::Read(_) | Wire::Step(_) | Wire::Close(_)) => {
+            message @ (Wire::Open(_)
+            | Wire::Read(_)
+            | Wire::RowNorms(_)
+            | Wire::Step(_)
+            | Wire::Close(_)) => {
                 wire::no_payload(&payload, MESSAGE)?;
                 Self::without_payload(message)
             }
@@ -75,9 +80,12 @@ impl TrainerMessage {
         match message {
             Wire::Open(open) => Ok(Self::Open(open.try_into()?)),
             Wire::Read(v1::ReadState { kind, offset, count }) => {
-                let fits = (1..=STATE_VALUES_MAX).contains(&(count as usize));
-                within(fits, "the number of values")?;
+                within(is_part(count), "the number of values")?;
                 Ok(Self::Read { kind: StateKind::from_wire(kind)?, offset, count })
+            }
+            Wire::RowNorms(v1::ReadRowNorms { offset, count }) => {
+                within(is_part(count), "the number of norms")?;
+                Ok(Self::RowNorms { offset, count })
             }
             Wire::Step(v1::OptimizerStep { number, learning_rate, factor }) => {
                 let fits = |value: f64| value.is_finite() && value >= 0.0;
@@ -116,6 +124,10 @@ impl TrainingAnswer {
                 let values = Some(plain(&values, &mut payload));
                 Wire::Read(v1::StateRead { kind: kind.to_wire(), offset, values })
             }
+            Self::RowNorms { offset, norms } => {
+                let norms = Some(plain(&norms, &mut payload));
+                Wire::RowNorms(v1::RowNormsRead { offset, norms })
+            }
             Self::Stepped { number, digest } => {
                 let digest = Bytes::copy_from_slice(&digest);
                 Wire::Stepped(v1::OptimizerStepped { number, digest })
@@ -149,6 +161,10 @@ impl TrainingAnswer {
             Wire::Read(v1::StateRead { kind, offset, values }) => {
                 Ok(Self::State(state(kind, offset, values, payload)?))
             }
+            Wire::RowNorms(v1::RowNormsRead { offset, norms }) => {
+                let norms = row_norms(offset, norms, payload)?;
+                Ok(Self::RowNorms { offset, norms })
+            }
             message @ (Wire::Opened(_)
             | Wire::Written(_)
             | Wire::Stepped(_)
@@ -175,7 +191,7 @@ impl TrainingAnswer {
                 wire::not_longer("an error's detail", DETAIL_BYTES_MAX, &detail)?;
                 Ok(Self::Error { code: ErrorCode::from_wire(code), detail })
             }
-            Wire::Forwarded(_) | Wire::Backwarded(_) | Wire::Read(_) => {
+            Wire::Forwarded(_) | Wire::Backwarded(_) | Wire::Read(_) | Wire::RowNorms(_) => {
                 Err(ProtocolViolation::Missing { field: "the tensor" })
             }
         }
@@ -265,11 +281,37 @@ fn state(
     payload: Bytes,
 ) -> Result<StateValues, ProtocolViolation> {
     let kind = StateKind::from_wire(kind)?;
-    let values = wire::tensor(values, payload)?;
-    let fits =
-        matches!(*values.shape(), [count] if (1..=STATE_VALUES_MAX).contains(&(count as usize)));
-    within(fits && values.dtype() == DType::F32, "the values of a state")?;
-    let end = offset.checked_add(u64::from(values.shape()[0]));
-    within(end.is_some(), "the values of a state")?;
+    let values = part(offset, values, payload, "the values of a state")?;
     Ok(StateValues { kind, offset, values })
+}
+
+fn row_norms(
+    offset: u64,
+    norms: Option<v1::Tensor>,
+    payload: Bytes,
+) -> Result<Tensor, ProtocolViolation> {
+    const FIELD: &str = "the norms of rows";
+    let norms = part(offset, norms, payload, FIELD)?;
+    let are_norms = norms.to_f32().iter().all(|norm| (0.0..f32::INFINITY).contains(norm));
+    within(are_norms, FIELD)?;
+    Ok(norms)
+}
+
+/// A part of a row, `[values]` in binary32, from `offset` on.
+fn part(
+    offset: u64,
+    values: Option<v1::Tensor>,
+    payload: Bytes,
+    field: &'static str,
+) -> Result<Tensor, ProtocolViolation> {
+    let values = wire::tensor(values, payload)?;
+    let fits = matches!(*values.shape(), [count] if is_part(count));
+    within(fits && values.dtype() == DType::F32, field)?;
+    within(offset.checked_add(u64::from(values.shape()[0])).is_some(), field)?;
+    Ok(values)
+}
+
+/// Whether so many values go in a message.
+fn is_part(count: u32) -> bool {
+    (1..=STATE_VALUES_MAX).contains(&(count as usize))
 }

@@ -58,6 +58,7 @@ pub(crate) fn open_adapted(session: SessionId) -> OpenSession {
         dropout: 0.125,
         target_modules: vec![TargetModule::Query, TargetModule::Down],
         block_prompt_tokens: 0,
+        weight_decomposed: false,
     };
     let id = AdapterId::from_bytes([0xad; 32]);
     OpenSession { adapter: Some(SessionAdapter { id, settings }), ..open(session) }

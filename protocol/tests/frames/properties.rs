@@ -24,7 +24,7 @@ use umbel_protocol::{DType, ModelId, PeerId, SessionId, Span, StepId, Tensor};
 
 use crate::ANY;
 
-use crate::adapters::{adapter_parts, adapters, trained};
+use crate::adapters::{adapter_parts, adapters, row_norms, trained};
 use crate::samples::{Message, Sample, samples, training};
 
 fn peers() -> impl Strategy<Value = PeerId> {
@@ -259,6 +259,8 @@ fn training_messages() -> impl Strategy<Value = Message> {
         (any::<u64>(), 0.0..1e9, 0.0..1.0).prop_map(|(number, learning_rate, factor)| {
             TrainerMessage::Step(OptimizerStep { number, learning_rate, factor })
         }),
+        (any::<u64>(), 1u32..1_000)
+            .prop_map(|(offset, count)| TrainerMessage::RowNorms { offset, count }),
         Just(TrainerMessage::Close),
     ];
     let training = prop_oneof![
@@ -267,6 +269,7 @@ fn training_messages() -> impl Strategy<Value = Message> {
         }),
         (any::<u64>(), tensors())
             .prop_map(|(microbatch, hidden)| TrainingAnswer::Forwarded { microbatch, hidden }),
+        row_norms(),
         (any::<u64>(), any::<[u8; 32]>())
             .prop_map(|(number, digest)| TrainingAnswer::Stepped { number, digest }),
         (codes(), "\\PC{0,100}").prop_map(|(code, detail)| TrainingAnswer::Error { code, detail }),

@@ -16,6 +16,7 @@ pub(crate) fn samples() -> Vec<Sample> {
     let code = ErrorCode::KvFull;
     vec![
         trainer("trainer_open", TrainerMessage::Open(open())),
+        trainer("trainer_open_decomposed", TrainerMessage::Open(decomposed())),
         trainer("trainer_open_prompts", TrainerMessage::Open(with_prompts())),
         trainer("trainer_write", TrainerMessage::Write(state(StateKind::MeanSquares))),
         trainer("trainer_forward", TrainerMessage::Forward(forward(false))),
@@ -32,6 +33,7 @@ pub(crate) fn samples() -> Vec<Sample> {
             "trainer_read",
             TrainerMessage::Read { kind: StateKind::Gradients, offset: 4_096, count: 512 },
         ),
+        trainer("trainer_row_norms", TrainerMessage::RowNorms { offset: 4_096, count: 512 }),
         trainer(
             "trainer_step",
             TrainerMessage::Step(OptimizerStep { number: 8, learning_rate: 2e-4, factor: 0.5 }),
@@ -48,6 +50,7 @@ pub(crate) fn samples() -> Vec<Sample> {
             TrainingAnswer::Backwarded { microbatch: 9, gradient: rows() },
         ),
         answer("training_state", TrainingAnswer::State(state(StateKind::Values))),
+        answer("training_row_norms", TrainingAnswer::RowNorms { offset: 4_096, norms: norms() }),
         answer("training_stepped", TrainingAnswer::Stepped { number: 8, digest: [0xcd; 32] }),
         answer("training_closed", TrainingAnswer::Closed),
         answer(
@@ -69,12 +72,20 @@ pub(crate) fn open() -> OpenTraining {
             dropout: 0.125,
             target_modules: vec![TargetModule::Query, TargetModule::Down],
             block_prompt_tokens: 0,
+            weight_decomposed: false,
         },
         optimizer: AdamWSettings { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01 },
         seed: 42,
         steps: 7,
         tokens_max: 4_096,
     }
+}
+
+/// The same, whose rows have magnitudes.
+pub(crate) fn decomposed() -> OpenTraining {
+    let open = open();
+    let adapter = AdapterSettings { weight_decomposed: true, ..open.adapter };
+    OpenTraining { adapter, ..open }
 }
 
 /// The same, whose blocks have prompts and no matrices.
@@ -86,6 +97,7 @@ fn with_prompts() -> OpenTraining {
         dropout: 0.0,
         target_modules: Vec::new(),
         block_prompt_tokens: 16,
+        weight_decomposed: false,
     };
     OpenTraining { adapter, ..open() }
 }
@@ -98,6 +110,10 @@ pub(crate) fn forward(evaluate: bool) -> ForwardMicrobatch {
     let sequence = |tokens, dropout_seed| TrainingSequence { tokens, dropout_seed };
     let sequences = vec![sequence(1, u64::MAX), sequence(2, 3)];
     ForwardMicrobatch { microbatch: 9, sequences, evaluate, hidden: rows() }
+}
+
+pub(crate) fn norms() -> Tensor {
+    Tensor::from_f32(vec![3], &[0.5, 0.0, 1.5]).expect("the shape fits")
 }
 
 fn state(kind: StateKind) -> StateValues {

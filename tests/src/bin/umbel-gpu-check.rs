@@ -401,6 +401,8 @@ fn gradients(pair: &Pair, allowed: f64) -> Result<()> {
     let adapter = Adapter::begin(settings, &pair.config, pair.span, 1)?;
     let refused = TrainingPass::new(&pair.blocks, pair.span, Some(&adapter), &both).err();
     ensure!(refused == Some(TrainError::AdapterOnGpu), "adapters are refused: {refused:?}");
+    let refused = pair.blocks.row_norms(pair.span.start(), TargetModule::Query, &|| ()).err();
+    ensure!(refused == Some(TrainError::AdapterOnGpu), "norms are refused: {refused:?}");
     Ok(())
 }
 

@@ -119,7 +119,10 @@ impl OpenHop {
         if !matches!(answer, TrainingAnswer::Opened { value_count, .. } if value_count == count) {
             return Err(unexpected("an answer to OpenTraining"));
         }
-        let kinds: &[_] = if state.steps() == 0 {
+        let kinds: &[_] = if state.adapter().lacks_magnitudes() {
+            // It is asked for these first, and given all values then.
+            &[]
+        } else if state.steps() == 0 {
             // Nobody has stepped yet, so that the optimizer's state is zero.
             &[StateKind::Values]
         } else {
@@ -153,6 +156,37 @@ impl OpenHop {
             }
         }
         Ok(())
+    }
+
+    /// The norms of rows of its frozen matrices: as many as its part of the adapter has magnitudes.
+    pub(super) async fn row_norms(&mut self, swarm: &Swarm, count: u64) -> Result<Vec<f32>, Fault> {
+        let asked: Vec<_> = parts(&(0..count)).collect();
+        let message = |part: &Range<u64>| TrainerMessage::RowNorms {
+            offset: part.start,
+            count: u32::try_from(part.end - part.start).expect("a part has at most 2^18 values"),
+        };
+        let messages = asked.iter().map(message).collect();
+        let answers = self.link.ask_all(swarm, messages).await?;
+        let mut found = Vec::new();
+        for (part, answer) in asked.into_iter().zip(answers) {
+            let TrainingAnswer::RowNorms { offset, norms } = answer else {
+                return Err(unexpected("an answer to ReadRowNorms"));
+            };
+            if (offset, u64::from(norms.shape()[0])) != (part.start, part.end - part.start) {
+                return Err(unexpected("other norms than were asked for"));
+            }
+            found.extend(norms.to_f32());
+        }
+        Ok(found)
+    }
+
+    /// Gives it its part of other values of the adapter, before the first step.
+    pub(super) async fn write_values(
+        &mut self,
+        swarm: &Swarm,
+        state: &TrainingState,
+    ) -> Result<(), Fault> {
+        self.write(swarm, state, &[StateKind::Values]).await
     }
 
     /// The gradients that it has gathered: a stretch of the row of all.

@@ -39,6 +39,21 @@ impl LocalBlocks {
         self.0.span()
     }
 
+    pub(super) async fn begin_magnitudes(
+        &self,
+        state: &mut Arc<TrainingState>,
+    ) -> Result<(), TrainError> {
+        let (blocks, of) = (Arc::clone(&self.0), Arc::clone(state));
+        let compute = move || {
+            let adapter = of.adapter();
+            blocks.first_magnitudes(adapter, 0..adapter.magnitude_count(blocks.span()), &|| ())
+        };
+        let norms =
+            tokio::task::spawn_blocking(compute).await.expect("arithmetic does not panic")?;
+        let set = Arc::make_mut(state).set_magnitudes(&norms.unwrap_or_default());
+        set.map_err(|_| TrainError::Magnitudes)
+    }
+
     pub(super) async fn learn(
         &self,
         model: &Arc<ClientModel>,

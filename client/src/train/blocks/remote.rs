@@ -1,5 +1,6 @@
 //! All blocks on the servers of a swarm, each of which holds its part of the adapter.
 
+mod magnitudes;
 mod mend;
 
 use std::collections::{BTreeMap, BTreeSet};

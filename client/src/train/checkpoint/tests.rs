@@ -64,6 +64,33 @@ fn a_checkpoint_of_prompts_is_read_as_it_was_written() {
     }
 }
 
+/// One from before there was DoRA has none.
+#[test]
+fn a_checkpoint_of_magnitudes_is_read_as_it_was_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("checkpoint.safetensors");
+    let plain = checkpoint();
+    let config =
+        AdapterConfig { weight_decomposed: true, ..plain.state.adapter().config().clone() };
+    let all = Span::new(0, 2).unwrap();
+    let settings = (config, plain.state.settings());
+    let mut state = TrainingState::begin(settings, &model(8), all, (5, 41)).unwrap();
+    let count = u8::try_from(state.adapter().magnitude_count(all)).unwrap();
+    state.set_magnitudes(&(1..=count).map(f32::from).collect::<Vec<_>>()).unwrap();
+    let checkpoint = Checkpoint { state, ..plain.clone() };
+    checkpoint.write(&path).unwrap();
+    assert_eq!(Checkpoint::read(&path, &model(8)).unwrap(), checkpoint);
+
+    plain.write(&path).unwrap();
+    let bytes = fs::read(&path).unwrap();
+    let key = b"weight_decomposed";
+    let place = bytes.windows(key.len()).position(|bytes| bytes == key).unwrap();
+    let mut older = bytes.clone();
+    older[place..place + key.len()].copy_from_slice(b"something_unknown");
+    fs::write(&path, older).unwrap();
+    assert_eq!(Checkpoint::read(&path, &model(8)).unwrap(), plain);
+}
+
 #[test]
 fn a_checkpoint_is_read_as_it_was_written() {
     let folder = tempfile::tempdir().unwrap();

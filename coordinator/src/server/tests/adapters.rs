@@ -13,12 +13,16 @@ const ELSEWHERE: LinkId = LinkId(1);
 /// values more.
 const VALUES: u64 = STATE_VALUES_MAX as u64 + 8;
 
+/// Rows of the queries' matrix.
+const QUERIES: u64 = 100;
+
 /// Room for three such adapters, of which a client may have one and a half.
 const BYTES_MAX: u64 = 3 * 4 * VALUES;
 
 fn server() -> Server {
-    let module_sizes = [VALUES / 4, 100, 100, 100, 100, 100, 100];
-    let room = AdapterRoom { bytes_max: BYTES_MAX, module_sizes, hidden_size: 10 };
+    let module_shapes =
+        [[QUERIES, VALUES / 4 - QUERIES], [50; 2], [50; 2], [50; 2], [50; 2], [50; 2], [50; 2]];
+    let room = AdapterRoom { bytes_max: BYTES_MAX, module_shapes, hidden_size: 10 };
     let config = super::server(4_096).config;
     Server::new(ServerConfig { adapters: Some(room), ..config })
 }
@@ -31,6 +35,7 @@ fn adapted(session: u128, adapter: u8) -> OpenSession {
         dropout: 0.0,
         target_modules: vec![TargetModule::Query],
         block_prompt_tokens: 0,
+        weight_decomposed: false,
     };
     let id = AdapterId::from_bytes([adapter; 32]);
     OpenSession { adapter: Some(SessionAdapter { id, settings }), ..opening(session) }
@@ -278,5 +283,37 @@ fn a_prompt_for_each_block_is_sent_whole_before_its_session_opens() {
     let short = tell(&mut server, MINE, part(1, 0, 119), Time::START);
     assert!(matches!(short, Err(ProtocolViolation::Unexpected { .. })));
     let outputs = tell(&mut server, MINE, part(1, 0, 120), Time::START).unwrap();
+    assert_eq!(opened(&outputs), [(1, Some(AdapterKey(0)))]);
+}
+
+/// For each of a hundred rows a value more, and two scales that are kept beside it.
+#[test]
+fn magnitudes_are_awaited_and_take_room() {
+    let decomposed = |session| {
+        let open = adapted(session, 7);
+        let mut adapter = open.adapter.clone().unwrap();
+        adapter.settings.weight_decomposed = true;
+        ClientMessage::Open(OpenSession { adapter: Some(adapter), ..open })
+    };
+    let magnitudes = 4 * QUERIES;
+    let bytes = 4 * (VALUES + 3 * magnitudes);
+    let with_room = |bytes_max| {
+        let mut config = server().config;
+        config.adapters = config.adapters.map(|room| AdapterRoom { bytes_max, ..room });
+        Server::new(config)
+    };
+    // A client may have half of the room.
+    let mut narrow = with_room(2 * bytes - 1);
+    let outputs = tell(&mut narrow, MINE, decomposed(1), Time::START).unwrap();
+    assert_eq!(refused(&outputs), Some(ErrorCode::KvFull));
+    let mut wide = with_room(2 * bytes);
+    let outputs = tell(&mut wide, MINE, decomposed(1), Time::START).unwrap();
+    assert_eq!(wanted(&outputs), [(1, Some(0))]);
+    let first = STATE_VALUES_MAX as u64;
+    tell(&mut wide, MINE, part(1, 0, first), Time::START).unwrap();
+    let without = part(1, first, VALUES - first);
+    assert!(tell(&mut wide, MINE, without, Time::START).is_err(), "the magnitudes are lacking");
+    let last = part(1, first, VALUES + magnitudes - first);
+    let outputs = tell(&mut wide, MINE, last, Time::START).unwrap();
     assert_eq!(opened(&outputs), [(1, Some(AdapterKey(0)))]);
 }

@@ -14,6 +14,7 @@ fn adapter() -> SessionAdapter {
         dropout: 0.0,
         target_modules: vec![TargetModule::Value],
         block_prompt_tokens: 0,
+        weight_decomposed: false,
     };
     SessionAdapter { id: AdapterId::from_bytes([5; 32]), settings }
 }

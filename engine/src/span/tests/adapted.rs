@@ -26,6 +26,25 @@ fn adapter(world: &World, rank: usize, seed: u32) -> Arc<Adapter> {
     Arc::new(adapter)
 }
 
+/// The same whose rows are scaled to magnitudes a fifth above their norms.
+fn decomposed(world: &World, rank: usize, seed: u32) -> Arc<Adapter> {
+    let plain = adapter(world, rank, seed);
+    let config = AdapterConfig { weight_decomposed: true, ..plain.config().clone() };
+    let mut decomposed = Adapter::blank(config, &world.config, span(0, 3)).unwrap();
+    let count = decomposed.magnitude_count(span(0, 3));
+    let norms = world.host(span(0, 3)).first_magnitudes(&decomposed, 0..count, &|| ());
+    let norms = norms.unwrap().unwrap();
+    let values = decomposed.parameters().value_count();
+    let value = |index: u64| {
+        let bits = (index ^ u64::from(seed)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48;
+        (bits as f32 / 65_536.0 - 0.5) * 0.1
+    };
+    decomposed.write(0, &(0..values).map(value).collect::<Vec<_>>()).unwrap();
+    let above = norms.iter().map(|norm| norm * 1.2);
+    decomposed.set_magnitudes(&above.collect::<Vec<_>>()).unwrap();
+    Arc::new(decomposed)
+}
+
 /// Vectors that each block adds to the first tokens of a session.
 fn prompts(world: &World, tokens: usize) -> Arc<Adapter> {
     let config = AdapterConfig { block_prompt_tokens: tokens, ..AdapterConfig::default() };
@@ -46,6 +65,14 @@ fn rows_with_several_adapters_and_without_give_the_bits_of_each_alone() {
             let of_sessions = [Some(&first), None, Some(&prompts), Some(&second)];
             let blocks = [span(0, 3); 4];
             assert_the_same_with(&world, &blocks, of_sessions, &format!("{family} with prompts"));
+            let scaled = decomposed(&world, 4, 3);
+            let of_sessions = [Some(&scaled), None, Some(&first), Some(&scaled)];
+            assert_the_same_with(
+                &world,
+                &blocks,
+                of_sessions,
+                &format!("{family} with magnitudes"),
+            );
             let of_sessions = [Some(&first), None, Some(&first), Some(&second)];
             assert_the_same_with(&world, &blocks, of_sessions, &format!("{family} {weight_type}"));
             let blocks = [span(0, 2), span(1, 3), span(1, 2), span(0, 3)];
@@ -62,6 +89,8 @@ fn a_session_gives_what_a_pass_of_training_gives() {
     for family in FAMILIES {
         let world = World::new(family, WeightType::F32);
         assert_session_trains_alike(&world, adapter(&world, 4, 3), &format!("{family}"));
+        let what = format!("{family}, magnitudes");
+        assert_session_trains_alike(&world, decomposed(&world, 4, 3), &what);
         // Steps that begin in the prompt, end in it, and stand behind it.
         for tokens in [4, 9, 12, 30] {
             let what = format!("{family}, a prompt of {tokens}");

@@ -33,6 +33,9 @@ pub enum AdapterError {
     /// Matrices and prompts in one.
     #[error("an adapter has matrices or a prompt, and not both")]
     TwoKinds,
+    /// Magnitudes without matrices.
+    #[error("magnitudes (DoRA) go with matrices, and a prompt has none")]
+    NoRows,
     /// A factor that is no positive number.
     #[error("the adapter's alpha is {found}; it has to be positive")]
     Alpha {
@@ -124,7 +127,7 @@ pub enum AdapterError {
         /// The tensor.
         name: String,
         /// The shape that follows from model and rank.
-        expected: [usize; 2],
+        expected: Vec<usize>,
         /// What it is.
         found: String,
     },

@@ -6,11 +6,13 @@ use std::ops::Range;
 use umbel_protocol::Span;
 
 use super::TargetModule;
+use crate::train::dora::Computed;
 
 /// Where a pair of matrices stands: a block, and a module in it.
 pub type Place = (u32, TargetModule);
 
-/// The two matrices that an adapter has for one module of one block.
+/// The two matrices that an adapter has for one module of one block, and the magnitudes of its rows where
+/// it has them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoraMatrices {
     /// `[rank, columns]`, row by row.
@@ -18,12 +20,23 @@ pub struct LoraMatrices {
     /// `[rows, rank]`, row by row.
     pub(in crate::train) b: Vec<f32>,
     rank: usize,
+    /// `[rows]` of DoRA; else empty.
+    pub(in crate::train) magnitudes: Vec<f32>,
+    /// What follows from the values and the frozen weights; of gradients nothing does.
+    pub(in crate::train) computed: Computed,
 }
 
 impl LoraMatrices {
     pub(in crate::train) fn new(a: Vec<f32>, b: Vec<f32>, rank: usize) -> Self {
         assert!(a.len().is_multiple_of(rank) && b.len().is_multiple_of(rank), "whole rows");
-        Self { a, b, rank }
+        let (magnitudes, computed) = (Vec::new(), Computed::default());
+        Self { a, b, rank, magnitudes, computed }
+    }
+
+    /// The same with magnitudes of its rows.
+    pub(in crate::train) fn with_magnitudes(self, magnitudes: Vec<f32>) -> Self {
+        assert_eq!(magnitudes.len() * self.rank, self.b.len(), "one for each row");
+        Self { magnitudes, ..self }
     }
 
     /// A, `[rank, columns]`, row by row.
@@ -38,6 +51,12 @@ impl LoraMatrices {
         &self.b
     }
 
+    /// The magnitudes of DoRA, one for each row of the matrix; empty where there are none.
+    #[must_use]
+    pub fn magnitudes(&self) -> &[f32] {
+        &self.magnitudes
+    }
+
     pub(crate) const fn rank(&self) -> usize {
         self.rank
     }
@@ -48,7 +67,22 @@ impl LoraMatrices {
     }
 
     fn zeros_like(&self) -> Self {
-        Self { a: vec![0.0; self.a.len()], b: vec![0.0; self.b.len()], rank: self.rank }
+        let zeros = |values: &[f32]| vec![0.0; values.len()];
+        let magnitudes = zeros(&self.magnitudes);
+        Self { magnitudes, ..Self::new(zeros(&self.a), zeros(&self.b), self.rank) }
+    }
+
+    /// A, B, and the magnitudes where there are any.
+    fn rows(&self) -> impl Iterator<Item = &[f32]> {
+        let magnitudes = (!self.magnitudes.is_empty()).then_some(self.magnitudes.as_slice());
+        [self.a.as_slice(), &self.b].into_iter().chain(magnitudes)
+    }
+
+    fn rows_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
+        self.computed.forget();
+        let has_some = !self.magnitudes.is_empty();
+        let magnitudes = has_some.then_some(self.magnitudes.as_mut_slice());
+        [self.a.as_mut_slice(), &mut self.b].into_iter().chain(magnitudes)
     }
 }
 
@@ -92,7 +126,7 @@ impl Parameters {
         let squares = |values: &[f32]| values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>();
         let of_pair = |matrices: &LoraMatrices| {
             pause();
-            squares(&matrices.a) + squares(&matrices.b)
+            matrices.rows().map(squares).sum()
         };
         let of_prompt = |prompt: &Vec<f32>| {
             pause();
@@ -123,8 +157,8 @@ impl Parameters {
     }
 
     fn same_blocks(&self, other: &Self) -> bool {
-        let pairs =
-            |of: &Self| of.iter().map(|(at, pair)| (at, pair.shape(), pair.rank())).collect();
+        let of_pair = |pair: &LoraMatrices| (pair.shape(), pair.rank(), pair.magnitudes.is_empty());
+        let pairs = |of: &Self| of.iter().map(|(at, pair)| (at, of_pair(pair))).collect();
         let prompts = |of: &Self| of.block_prompts.iter().map(|(at, of)| (*at, of.len())).collect();
         let (mine, others): (Vec<_>, Vec<_>) = (pairs(self), pairs(other));
         let (prompts_mine, prompts_other): (Vec<_>, Vec<_>) = (prompts(self), prompts(other));
@@ -163,20 +197,22 @@ impl Parameters {
     }
 
     /// All values, with the block that they belong to: block by block, in each block module by module,
-    /// of each module first A and then B; last what stands before the text, which is no block's.
+    /// of each module A, B and magnitudes; last what stands before the text, which is no block's.
     pub(in crate::train) fn rows(&self) -> impl Iterator<Item = (Option<u32>, &[f32])> {
-        let matrices = self.matrices.iter().flat_map(|((block, _), pair)| {
-            [&pair.a, &pair.b].map(|row| (Some(*block), row.as_slice()))
-        });
+        let matrices = self
+            .matrices
+            .iter()
+            .flat_map(|((block, _), pair)| pair.rows().map(|row| (Some(*block), row)));
         let prompts = self.block_prompts.iter().map(|(block, row)| (Some(*block), row.as_slice()));
         let prompt = (!self.prompt.is_empty()).then_some((None, self.prompt.as_slice()));
         matrices.chain(prompts).chain(prompt)
     }
 
     pub(in crate::train) fn rows_mut(&mut self) -> impl Iterator<Item = (Option<u32>, &mut [f32])> {
-        let matrices = self.matrices.iter_mut().flat_map(|((block, _), pair)| {
-            [&mut pair.a, &mut pair.b].map(|row| (Some(*block), row.as_mut_slice()))
-        });
+        let matrices = self
+            .matrices
+            .iter_mut()
+            .flat_map(|((block, _), pair)| pair.rows_mut().map(|row| (Some(*block), row)));
         let prompts = self.block_prompts.iter_mut();
         let prompts = prompts.map(|(block, row)| (Some(*block), row.as_mut_slice()));
         let prompt = (!self.prompt.is_empty()).then_some((None, self.prompt.as_mut_slice()));

@@ -108,13 +108,17 @@ impl Adapter {
 
 impl Parameters {
     /// The names that the rows of values have in the file, and their shapes.
-    fn tensors(&self, hidden_size: usize) -> Vec<(String, [usize; 2])> {
+    fn tensors(&self, hidden_size: usize) -> Vec<(String, Vec<usize>)> {
         let matrices = self.matrices.iter().flat_map(|(&place, pair)| {
             let ([rows, columns], rank) = (pair.shape(), pair.rank());
-            let tensors = [("A", [rank, columns]), ("B", [rows, rank])];
-            tensors.map(|(matrix, shape)| (tensor_name(place, matrix), shape))
+            let magnitudes =
+                (!pair.magnitudes().is_empty()).then(|| ("lora_magnitude_vector", vec![rows]));
+            let tensors =
+                [("lora_A.weight", vec![rank, columns]), ("lora_B.weight", vec![rows, rank])];
+            let tensors = tensors.into_iter().chain(magnitudes);
+            tensors.map(move |(tensor, shape)| (tensor_name(place, tensor), shape))
         });
-        let shape = |values: &Vec<f32>| [values.len() / hidden_size.max(1), hidden_size];
+        let shape = |values: &Vec<f32>| vec![values.len() / hidden_size.max(1), hidden_size];
         let of_block = |(block, values)| (format!("{BLOCK_PROMPT_TENSOR}.{block}"), shape(values));
         let prompt = (PROMPT_TENSOR.to_owned(), shape(&self.prompt));
         let prompt = (!self.prompt.is_empty()).then_some(prompt);
@@ -198,7 +202,7 @@ impl PeftFiles {
 }
 
 /// The name of a tensor in PEFT's file.
-fn tensor_name((block, module): Place, matrix: &str) -> String {
+fn tensor_name((block, module): Place, tensor: &str) -> String {
     let parent = match module {
         TargetModule::Query | TargetModule::Key | TargetModule::Value | TargetModule::Output => {
             "self_attn"
@@ -206,7 +210,7 @@ fn tensor_name((block, module): Place, matrix: &str) -> String {
         TargetModule::Gate | TargetModule::Up | TargetModule::Down => "mlp",
     };
     let name = module.name();
-    format!("base_model.model.model.layers.{block}.{parent}.{name}.lora_{matrix}.weight")
+    format!("base_model.model.model.layers.{block}.{parent}.{name}.{tensor}")
 }
 
 /// The longest file of tensors that an adapter for `model` has.
@@ -214,9 +218,12 @@ fn weights_bytes_max(config: &AdapterConfig, model: &ModelConfig) -> u64 {
     let values = |module: &TargetModule| {
         let sizes =
             module_shape(*module, model).map(|size| (size as u64).saturating_mul(VALUE_BYTES));
-        sizes[0].saturating_add(sizes[1]).saturating_mul(config.rank as u64)
+        let magnitudes = if config.weight_decomposed { sizes[0] } else { 0 };
+        let of_rank = sizes[0].saturating_add(sizes[1]).saturating_mul(config.rank as u64);
+        of_rank.saturating_add(magnitudes)
     };
-    let tensors = 2 * config.target_modules.len() as u64;
+    let of_module = if config.weight_decomposed { 3 } else { 2 };
+    let tensors = of_module * config.target_modules.len() as u64;
     let of_block = config.target_modules.iter().map(values).fold(0, u64::saturating_add);
     let prompt = |tokens: usize| {
         let values = (tokens as u64).saturating_mul(model.hidden_size as u64);
@@ -252,7 +259,7 @@ fn read(
     file: &[u8],
     name: String,
     tensor: &StoredTensor,
-    expected: [usize; 2],
+    expected: Vec<usize>,
 ) -> Result<Vec<f32>, AdapterError> {
     let (StoredType::Supported(kind), true) = (&tensor.stored_type, tensor.shape == expected)
     else {
@@ -262,7 +269,7 @@ fn read(
     let range = usize::try_from(tensor.offset).ok().zip(usize::try_from(tensor.bytes).ok());
     let bytes = range.and_then(|(start, length)| file.get(start..)?.get(..length));
     let bytes = bytes.expect("the header was checked against the file");
-    let mut values = vec![0.0; expected[0] * expected[1]];
+    let mut values = vec![0.0; expected.iter().product()];
     dequantize_row(*kind, bytes, &mut values);
     if values.iter().any(|value| !value.is_finite()) {
         return Err(AdapterError::NotFinite { name });

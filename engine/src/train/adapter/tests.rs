@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use umbel_shard::Family;
+use umbel_shard::safetensors::parse_header;
 
 use super::*;
 use crate::span::tests::model;
@@ -44,6 +45,13 @@ fn load(files: &PeftFiles) -> Result<Adapter, AdapterError> {
     Adapter::from_peft(files, &config(), span(0, 3))
 }
 
+/// The shape that a tensor had to have.
+fn expected_shape(refused: AdapterError) -> Vec<usize> {
+    let words = refused.to_string();
+    let AdapterError::Tensor { expected, .. } = refused else { panic!("{words}") };
+    expected
+}
+
 /// The files with one setting changed.
 fn with(key: &str, value: Value) -> PeftFiles {
     let mut files = adapter().to_peft();
@@ -55,7 +63,13 @@ fn with(key: &str, value: Value) -> PeftFiles {
 
 /// The files with the header of the tensors changed.
 fn with_header(change: impl Fn(&mut serde_json::Map<String, Value>)) -> PeftFiles {
-    let mut files = adapter().to_peft();
+    with_header_of(adapter().to_peft(), change)
+}
+
+fn with_header_of(
+    mut files: PeftFiles,
+    change: impl Fn(&mut serde_json::Map<String, Value>),
+) -> PeftFiles {
     let length = u64::from_le_bytes(*files.weights.first_chunk().unwrap());
     let end = 8 + usize::try_from(length).unwrap();
     let Value::Object(mut header) = serde_json::from_slice(&files.weights[8..end]).unwrap() else {
@@ -125,15 +139,17 @@ fn prompts_that_do_not_fit_are_refused() {
     let refused = with("num_virtual_tokens", json!(257)).unwrap_err();
     assert!(matches!(refused, AdapterError::PromptTokens { found: 257, max: 256 }));
     let refused = with("num_virtual_tokens", json!(4)).unwrap_err();
-    assert!(matches!(refused, AdapterError::Tensor { expected: [4, 256], .. }));
+    assert_eq!(expected_shape(refused), [4, 256]);
     let refused = with("peft_type", json!("DEEP_PROMPT_TUNING")).unwrap_err();
     assert!(matches!(refused, AdapterError::MissingTensor { .. }), "{refused}");
-    for (key, value) in [("num_transformer_submodules", json!(2)), ("r", json!(8))] {
+    for (key, value) in
+        [("num_transformer_submodules", json!(2)), ("r", json!(8)), ("use_dora", json!(true))]
+    {
         assert!(matches!(with(key, value), Err(AdapterError::Unsupported { .. })), "{key}");
     }
     let narrow = ModelConfig { hidden_size: 128, ..config() };
     let refused = Adapter::from_peft(&prompt(false).to_peft(), &narrow, span(0, 3)).unwrap_err();
-    assert!(matches!(refused, AdapterError::Tensor { expected: [3, 128], .. }), "{refused}");
+    assert_eq!(expected_shape(refused), [3, 128]);
     let short = ModelConfig { context_tokens: 3, ..config() };
     let refused = Adapter::from_peft(&prompt(false).to_peft(), &short, span(0, 3)).unwrap_err();
     assert!(matches!(refused, AdapterError::PromptTokens { found: 3, max: 2 }), "{refused}");
@@ -160,7 +176,6 @@ fn a_new_adapter_adds_nothing_and_its_values_are_bounded() {
 #[test]
 fn settings_that_change_what_is_computed_are_refused() {
     for (key, value) in [
-        ("use_dora", json!(true)),
         ("bias", json!("all")),
         ("fan_in_fan_out", json!(true)),
         ("rank_pattern", json!({ "q_proj": 8 })),
@@ -185,6 +200,84 @@ fn settings_that_change_what_is_computed_are_refused() {
     ] {
         assert_eq!(load(&with(key, value)).unwrap(), adapter(), "{key}");
     }
+}
+
+/// With magnitudes from 1 on.
+fn decomposed() -> Adapter {
+    let plain = adapter();
+    let config = AdapterConfig { weight_decomposed: true, ..plain.config().clone() };
+    let mut adapter = Adapter::begin(config, &self::config(), span(0, 3), 1).unwrap();
+    assert!(adapter.lacks_magnitudes() && !plain.lacks_magnitudes());
+    let count = u16::try_from(adapter.magnitude_count(span(0, 3))).unwrap();
+    adapter.set_magnitudes(&(1..=count).map(f32::from).collect::<Vec<_>>()).unwrap();
+    adapter
+}
+
+#[test]
+fn magnitudes_survive_their_files_and_belong_to_their_rows() {
+    let whole = decomposed();
+    let files = whole.to_peft();
+    assert_eq!(load(&files).unwrap(), whole);
+    let settings: Value = serde_json::from_slice(&files.config).unwrap();
+    assert_eq!(settings["use_dora"], true);
+    let header = parse_header(&files.weights, files.weights.len() as u64).unwrap();
+    let name = "base_model.model.model.layers.1.mlp.down_proj.lora_magnitude_vector";
+    assert_eq!(header.tensors()[name].shape, [256]);
+    let part = Adapter::from_peft(&files, &config(), span(1, 2)).unwrap();
+    assert_eq!(part, whole.part(span(1, 2)).unwrap());
+    assert_eq!(whole.value_count(span(1, 2)), Some(part.parameters().value_count()));
+    let [keys, _] = module_shape(TargetModule::Key, &config());
+    assert_eq!(part.magnitude_count(span(1, 2)), keys as u64 + 256);
+    let first = part.parameters().at(1, TargetModule::Key).unwrap().magnitudes()[0];
+    assert_eq!(first, 1.0 + keys as f32 + 256.0);
+    let of_prompt =
+        AdapterConfig { weight_decomposed: true, prompt_tokens: 1, ..AdapterConfig::default() };
+    let refused = Adapter::begin(of_prompt, &config(), span(0, 3), 1).unwrap_err();
+    assert!(matches!(refused, AdapterError::NoRows), "{refused}");
+}
+
+#[test]
+fn broken_magnitudes_are_refused() {
+    let name = "base_model.model.model.layers.2.self_attn.k_proj.lora_magnitude_vector";
+    let broken = |change: &dyn Fn(&mut serde_json::Map<String, Value>)| {
+        load(&with_header_of(decomposed().to_peft(), change)).unwrap_err()
+    };
+    let refused = broken(&|header| {
+        let tensor = header.remove(name).unwrap();
+        header.insert(name.replace("layers.2", "layers.3"), tensor);
+    });
+    assert!(matches!(refused, AdapterError::MissingTensor { name: missing } if missing == name));
+    let [keys, _] = module_shape(TargetModule::Key, &config());
+    let refused = broken(&|header| {
+        let end = header[name]["data_offsets"][0].as_u64().unwrap() + 4 * keys as u64 - 4;
+        header[name]["shape"] = json!([keys - 1]);
+        header[name]["data_offsets"][1] = json!(end);
+    });
+    assert!(
+        matches!(refused, AdapterError::Safetensors(_) | AdapterError::Tensor { .. }),
+        "{refused}"
+    );
+    let refused = broken(&|header| header[name]["shape"] = json!([keys, 1]));
+    assert_eq!(expected_shape(refused), [keys]);
+    let mut files = decomposed().to_peft();
+    let end = files.weights.len();
+    files.weights[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    let refused = load(&files).unwrap_err();
+    assert!(
+        matches!(&refused, AdapterError::NotFinite { name } if name.ends_with("magnitude_vector")),
+        "{refused}"
+    );
+    // Said by the settings alone, or by the tensors alone.
+    let refused = load(&with("use_dora", json!(true))).unwrap_err();
+    assert!(matches!(refused, AdapterError::MissingTensor { .. }), "{refused}");
+    let mut files = decomposed().to_peft();
+    files.config = adapter().to_peft().config;
+    assert!(matches!(
+        load(&files).unwrap_err(),
+        AdapterError::UnknownTensor { .. } | AdapterError::TooLong { .. }
+    ));
+    let refused = load(&with("use_dora", json!("yes"))).unwrap_err();
+    assert!(matches!(refused, AdapterError::Setting { key: "use_dora" }), "{refused}");
 }
 
 #[test]
@@ -225,8 +318,8 @@ fn files_for_another_model_are_refused() {
     ));
     let mut wider = config();
     wider.intermediate_size = 512;
-    let refused = Adapter::from_peft(&adapter().to_peft(), &wider, span(0, 3));
-    assert!(matches!(refused, Err(AdapterError::Tensor { expected: [4, 512], .. })));
+    let refused = Adapter::from_peft(&adapter().to_peft(), &wider, span(0, 3)).unwrap_err();
+    assert_eq!(expected_shape(refused), [4, 512]);
     let refused = Adapter::from_peft(&adapter().to_peft(), &config(), span(2, 4));
     assert!(matches!(refused, Err(AdapterError::NoSuchBlocks { .. })));
     let refused = load(&with("r", json!(8)));

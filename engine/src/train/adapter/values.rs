@@ -1,5 +1,5 @@
 //! The values of an adapter as one row: block by block, in each block module by module, of each module
-//! first A and then B; last what stands before the text. So the part of some blocks is a stretch of the
+//! A, B and the magnitudes of DoRA; last what stands before the text. So the part of some blocks is a stretch of the
 //! row of all, and travels in pieces.
 
 use std::ops::Range;
@@ -28,6 +28,11 @@ impl Adapter {
             let [rows, columns] = module_shape(module, model);
             let matrices =
                 LoraMatrices::new(vec![0.0; rank * columns], vec![0.0; rows * rank], rank);
+            let matrices = if config.weight_decomposed {
+                matrices.with_magnitudes(vec![0.0; rows])
+            } else {
+                matrices
+            };
             ((block, module), matrices)
         });
         let prompt = |tokens: usize| vec![0.0; tokens * model.hidden_size];
@@ -39,6 +44,42 @@ impl Adapter {
             prompt: prompt(config.prompt_tokens),
         };
         Ok(Self { config, blocks, parameters })
+    }
+
+    /// How many magnitudes it has in `blocks`: none without DoRA.
+    #[must_use]
+    pub fn magnitude_count(&self, blocks: Span) -> u64 {
+        let here = self.parameters.iter().filter(|((block, _), _)| blocks.contains(*block));
+        here.map(|(_, matrices)| matrices.magnitudes.len() as u64).sum()
+    }
+
+    /// Whether its magnitudes are still to begin as the norms of the frozen matrices' rows, which it does
+    /// not know by itself: see [`Adapter::set_magnitudes`].
+    #[must_use]
+    pub fn lacks_magnitudes(&self) -> bool {
+        let all = || self.parameters.iter().flat_map(|(_, matrices)| &matrices.magnitudes);
+        all().next().is_some() && all().all(|magnitude| *magnitude == 0.0)
+    }
+
+    /// Replaces the magnitudes: block by block, in each block module by module.
+    ///
+    /// # Errors
+    /// [`WriteError`] where there are not as many, or one is no norm; then nothing has changed.
+    pub fn set_magnitudes(&mut self, values: &[f32]) -> Result<(), WriteError> {
+        if values.iter().any(|value| !(0.0..f32::INFINITY).contains(value)) {
+            return Err(WriteError::NotFinite);
+        }
+        let count = self.magnitude_count(self.blocks);
+        if values.len() as u64 != count {
+            return Err(WriteError::TooMany { count });
+        }
+        let mut rest = values;
+        for matrices in self.parameters.matrices.values_mut() {
+            matrices.computed.forget();
+            let next = rest.split_off(..matrices.magnitudes.len()).expect("they were counted");
+            matrices.magnitudes.copy_from_slice(next);
+        }
+        Ok(())
     }
 
     /// How many values it has in `blocks`; `None` where it lacks one.

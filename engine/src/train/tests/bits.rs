@@ -2,6 +2,7 @@
 
 use std::num::NonZeroUsize;
 
+use super::dora::decomposed;
 use super::*;
 use crate::device::Device;
 
@@ -25,11 +26,14 @@ fn worlds() -> impl Iterator<Item = (World, Adapter)> {
     )
 }
 
-/// The same, and prompts in the blocks of a third, of which one sequence has as many tokens as they.
+/// The same, magnitudes too in the blocks of a third, and prompts in those of a fourth, of which one
+/// sequence has as many tokens as they.
 fn worlds_and_prompts() -> impl Iterator<Item = (World, Adapter)> {
+    let with_magnitudes = World::new(Family::Qwen2, WeightType::Q4_1);
+    let magnitudes = decomposed(&with_magnitudes, 0.2);
     let world = World::new(Family::Llama, WeightType::Q4K);
     let adapter = prompts(&world.config, 7).part(span(0, 3)).unwrap();
-    worlds().chain([(world, adapter)])
+    worlds().chain([(with_magnitudes, magnitudes), (world, adapter)])
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Against differences: values a small step before and behind along a gradient.
 
+use super::dora::decomposed;
 use super::*;
 
 /// Of a difference beside the gradient: the third derivative over a step, and rounding of binary32.
@@ -36,12 +37,23 @@ fn assert_slopes(world: &World, adapter: &Adapter, what: &str) {
     }) / 10.0;
     assert!((found / slope - 1.0).abs() < ERROR_MAX, "{what}, input: {found}, not {slope}");
     for (place, gradients) in back.parameters.iter() {
-        for (matrix, gradient) in [("A", gradients.a()), ("B", gradients.b())] {
+        let has_magnitudes = adapter.config().weight_decomposed;
+        let magnitudes = has_magnitudes.then(|| ("magnitudes", gradients.magnitudes()));
+        let of_pair = [("A", gradients.a()), ("B", gradients.b())];
+        for (matrix, gradient) in of_pair.into_iter().chain(magnitudes) {
             let (direction, slope) = unit(gradient);
             let found = change(|step| {
                 let mut moved = adapter.clone();
                 let matrices = moved.parameters.matrices.get_mut(&place).unwrap();
-                let values = if matrix == "A" { &mut matrices.a } else { &mut matrices.b };
+                // What is changed like this leaves the norms as they are, which are no part of a gradient.
+                let values = match matrix {
+                    "A" => &mut matrices.a,
+                    "B" => &mut matrices.b,
+                    _ => {
+                        matrices.computed.forget();
+                        &mut matrices.magnitudes
+                    }
+                };
                 *values = stepped(values, &direction, step);
                 world.value(&hosted, &moved, &world.input)
             });
@@ -87,6 +99,17 @@ fn gradients_of_the_prompts_of_blocks_are_slopes() {
             });
             let error = (found / slope - 1.0).abs();
             assert!(error < ERROR_MAX, "{family}, block {block}: {found}, not {slope}");
+        }
+    }
+}
+
+#[test]
+fn gradients_of_magnitudes_are_slopes() {
+    for family in Family::ALL {
+        for dropout in [0.0, 0.3] {
+            let world = World::new(family, WeightType::F32);
+            let what = format!("{family}, dropout {dropout}");
+            assert_slopes(&world, &decomposed(&world, dropout), &what);
         }
     }
 }

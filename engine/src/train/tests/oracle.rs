@@ -7,10 +7,10 @@ use super::*;
 use crate::reference::{Reference, widen};
 
 /// Rounding of binary32 over three blocks and back, beside the whole gradient.
-const ERROR_MAX: f64 = 2e-5;
+pub(super) const ERROR_MAX: f64 = 2e-5;
 
 /// Output and input's gradient of the blocks, each sequence by itself.
-fn reference(world: &World, weights: &Weights) -> [Vec<f32>; 2] {
+pub(super) fn reference(world: &World, weights: &Weights) -> [Vec<f32>; 2] {
     let reference = Reference { config: &world.config, weights };
     let (mut outputs, mut gradients) = (Vec::new(), Vec::new());
     let mut start = 0;

@@ -28,6 +28,9 @@ pub(super) const DIVERGED: &str = "diverged";
 /// Under which key what is learned is, where it is no LoRA.
 pub(super) const METHOD: &str = "method";
 
+/// Under which key it is that a LoRA has magnitudes.
+pub(super) const DORA: &str = "dora";
+
 /// Where a training begins.
 pub(super) struct Begun {
     pub(super) state: TrainingState,
@@ -99,6 +102,7 @@ fn adapter(typed: &AdapterArguments, model: &ClientModel, seed: u64) -> anyhow::
                 rank: typed.rank.into(),
                 alpha: typed.alpha.unwrap_or(2.0 * f32::from(typed.rank)),
                 rank_stabilized: typed.rank_stabilized,
+                weight_decomposed: typed.dora,
                 dropout: typed.dropout,
                 target_modules: typed.target_modules(),
                 ..AdapterConfig::default()
@@ -168,12 +172,14 @@ fn identity(
             ("first prompt", json!(adapter.prompt_text)),
         ],
     };
+    // Trainings from before there was DoRA say nothing of it.
+    let dora = adapter.dora.then_some((DORA, json!(true)));
     // Last, since they follow from the others too.
     let of_texts = [
         ("texts", json!([learned.len(), validation.len()])),
         ("tokens", json!([tokens(learned), tokens(validation)])),
     ];
-    for (key, value) in of_adapter.into_iter().chain(of_texts) {
+    for (key, value) in of_adapter.into_iter().chain(dora).chain(of_texts) {
         identity[key] = value;
     }
     identity
@@ -181,9 +187,10 @@ fn identity(
 
 /// The first thing in which two trainings differ, and may not.
 fn difference(one: &Value, other: &Value, may_differ: &[&str]) -> Option<String> {
-    let keys = other.as_object()?.keys();
-    let mut keys = keys.filter(|key| !may_differ.contains(&key.as_str()));
-    keys.find(|key| one[key.as_str()] != other[key.as_str()]).cloned()
+    let keys = other.as_object()?.keys().map(String::as_str);
+    // What only one of the two says is a difference too.
+    let mut keys = keys.chain([DORA]).filter(|key| !may_differ.contains(key));
+    keys.find(|key| one[key] != other[key]).map(str::to_owned)
 }
 
 pub(super) fn run_settings(arguments: &TrainArguments) -> RunSettings {

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use umbel_shard::ModelSource;
 
-use super::begin::METHOD;
+use super::begin::{DORA, METHOD};
 use super::metrics::{History, METRICS_FILE};
 use super::plot::PLOT_FILE;
 
@@ -66,6 +66,7 @@ impl Card<'_> {
         let [quoted, tag] =
             [base.clone(), format!("base_model:adapter:{base}")].map(|text| json!(text));
         let (method, what) = match identity[METHOD].as_str() {
+            None if identity[DORA] == true => ("dora", "A DoRA in PEFT's files"),
             None => ("lora", "A LoRA in PEFT's files"),
             Some("ptune") => ("prompt-tuning", "A learned prompt in PEFT's files"),
             Some(_) => {

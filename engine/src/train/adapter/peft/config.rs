@@ -5,8 +5,8 @@ use serde_json::{Map, Value, json};
 use super::super::{AdapterConfig, AdapterError, RANK_MAX, TargetModule};
 
 /// Settings of a LoRA that are read.
-const READ: [&str; 6] =
-    ["r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "peft_type"];
+const READ: [&str; 7] =
+    ["r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora", "target_modules", "peft_type"];
 
 /// Those of a prompt. Only of encoders with decoders are there two submodules.
 const READ_OF_PROMPTS: [&str; 3] =
@@ -69,7 +69,10 @@ fn lora(settings: &Map<String, Value>) -> Result<AdapterConfig, AdapterError> {
         let number = settings.get(key).map_or(default, Value::as_f64);
         number.map(narrow).ok_or(AdapterError::Setting { key })
     };
-    let rank_stabilized = settings.get("use_rslora").map_or(Some(false), Value::as_bool);
+    let flag = |key| {
+        let flag = settings.get(key).map_or(Some(false), Value::as_bool);
+        flag.ok_or(AdapterError::Setting { key })
+    };
     let rank = number(settings, "r")?;
     if rank == 0 {
         return Err(AdapterError::Rank { found: rank, max: RANK_MAX });
@@ -77,7 +80,8 @@ fn lora(settings: &Map<String, Value>) -> Result<AdapterConfig, AdapterError> {
     Ok(AdapterConfig {
         rank,
         alpha: float("lora_alpha", None)?,
-        rank_stabilized: rank_stabilized.ok_or(AdapterError::Setting { key: "use_rslora" })?,
+        rank_stabilized: flag("use_rslora")?,
+        weight_decomposed: flag("use_dora")?,
         dropout: float("lora_dropout", Some(0.0))?,
         target_modules: target_modules(setting("target_modules")?)?,
         ..AdapterConfig::default()
@@ -145,7 +149,7 @@ fn of_lora(config: &AdapterConfig) -> Value {
         "r": config.rank,
         "target_modules": names,
         "task_type": "CAUSAL_LM",
-        "use_dora": false,
+        "use_dora": config.weight_decomposed,
         "use_rslora": config.rank_stabilized,
     })
 }
