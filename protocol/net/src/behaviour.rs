@@ -1,6 +1,6 @@
 //! Transports and protocols, put together into one `libp2p::Swarm`.
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,10 +15,11 @@ use libp2p_autonat::v2 as autonat;
 use umbel_protocol::version::SOFTWARE;
 
 use crate::address::innermost;
-use crate::config::{NetworkConfig, Role};
+use crate::config::{NetworkConfig, Reach, RelayLimits, Role};
 use crate::driver::{ASKED_AT_ONCE, Shared};
 use crate::error::StartNetworkError;
 use crate::links;
+use crate::punching;
 use crate::swarm_key::SwarmKey;
 
 /// The hash table of Umbel, which no other network joins by accident.
@@ -26,6 +27,9 @@ pub(crate) const KAD_PROTOCOL: StreamProtocol = StreamProtocol::new("/umbel/kad/
 
 /// What peers of Umbel call what they speak.
 pub(crate) const IDENTIFY_PROTOCOL: &str = "/umbel/id/1";
+
+/// Under this key the hash table holds who gives places to those that cannot be reached.
+pub(crate) const RELAYS_KEY: [u8; 32] = *b"umbel relays: circuit relay v2\0\0";
 
 /// Connections at once: a server has one to each of its clients (256 sessions at most, each
 /// perhaps of another client), to its neighbours on routes, and to those in the hash table.
@@ -72,17 +76,19 @@ const PROVIDER_RECORD_INTERVAL: Duration = Duration::from_secs(5 * 60);
 /// Keys whose providers this peer remembers for others, each with 20: some MiB.
 const PROVIDED_KEYS_MAX: usize = 4096;
 
-/// Pairs of peers between which a relay passes on at once, and of those that one peer is in: a run has 32
-/// trainers at most.
-const CIRCUITS_MAX: usize = 64;
-const CIRCUITS_PER_PEER_MAX: usize = 32;
+/// Circuits of a relay that one peer has opened: a session of a route of 16 hops behind relays, twice over
+/// while it is mended, and those that announce themselves.
+const CIRCUITS_PER_PEER_MAX: usize = 64;
 
-/// How long a relay passes on between two peers before they must ask anew.
-const CIRCUIT_LIFETIME: Duration = Duration::from_secs(60 * 60);
+/// Circuits that a peer may open in a burst, and how long each takes to be allowed again; the same for all
+/// peers of one address, which may be a house or a provider's translator. A server that announces itself to
+/// 16 peers has so many, and asks again every ten seconds for those that have failed.
+const CIRCUITS_OF_PEER: (u32, Duration) = (64, Duration::from_secs(10));
+const CIRCUITS_OF_ADDRESS: (u32, Duration) = (256, Duration::from_secs(1));
 
-/// Bytes that it passes on between two peers until then: what a trainer has learned, a million values, in
-/// each of 12 rounds an hour, some 20 times over.
-const CIRCUIT_BYTES_MAX: u64 = 256 << 20;
+/// How long a relay passes on between two peers before they must ask anew. It bounds what one that has gone
+/// mad holds, and not what sessions need, which go on over another circuit.
+const CIRCUIT_LIFETIME: Duration = Duration::from_secs(2 * 60 * 60);
 
 /// How long a ping may take before its connection counts as dead.
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
@@ -97,13 +103,16 @@ pub(crate) struct Behaviour {
     ping: ping::Behaviour,
     mdns: Toggle<mdns::tokio::Behaviour>,
     /// Asks others to dial this peer back (AutoNAT, version 2).
-    ask_back: Toggle<autonat::client::Behaviour>,
+    pub(crate) ask_back: Toggle<autonat::client::Behaviour>,
     /// Dials those back who ask for it.
     dial_back: Toggle<autonat::server::Behaviour>,
     /// Passes on what others send to those who cannot be reached.
-    relay: Toggle<relay::Behaviour>,
+    pub(crate) relay: Toggle<relay::Behaviour>,
     /// Is reached through others who do so.
     relayed: relay::client::Behaviour,
+    /// Looks for a direct way to those who were met by a relay. It counts connections, and must not hear of
+    /// one that another behaviour turns away.
+    punching: punching::Behaviour,
 }
 
 /// The `libp2p::Swarm` of a peer, which neither listens nor dials yet.
@@ -174,7 +183,8 @@ fn behaviour(
         .with_agent_version(format!("umbel/{SOFTWARE}"))
         .with_push_listen_addr_updates(true)
         // What is announced instead counts as an external address, and those are always told.
-        .with_hide_listen_addrs(!config.announce.is_empty());
+        // So does a place at a relay.
+        .with_hide_listen_addrs(!config.announce.is_empty() || config.reach == Reach::Relayed);
     let ping = ping::Config::new().with_interval(config.ping_interval).with_timeout(PING_TIMEOUT);
     let mdns = match config.mdns {
         true => {
@@ -183,8 +193,8 @@ fn behaviour(
         }
         false => None,
     };
-    let (role, asks_back) = (config.role, config.asks_reachability);
-    let relay = config.relays.then(|| relay::Behaviour::new(peer, relay_config()));
+    let (role, asks_back) = (config.role, config.asks_reachability || config.reach == Reach::Auto);
+    let relay = config.relays.map(|limits| relay::Behaviour::new(peer, relay_config(limits)));
     Ok(move |relayed| Behaviour {
         limits: connection_limits::Behaviour::new(limits),
         links,
@@ -196,17 +206,24 @@ fn behaviour(
         dial_back: (role == Role::Server).then(autonat::server::Behaviour::default).into(),
         relay: relay.into(),
         relayed,
+        punching: punching::Behaviour::new(peer),
     })
 }
 
-fn relay_config() -> relay::Config {
-    relay::Config {
-        max_circuits: CIRCUITS_MAX,
+fn relay_config(limits: RelayLimits) -> relay::Config {
+    let few = |count| NonZeroU32::new(count).expect("it is not zero");
+    let config = relay::Config {
+        max_circuits: limits.circuits,
         max_circuits_per_peer: CIRCUITS_PER_PEER_MAX,
         max_circuit_duration: CIRCUIT_LIFETIME,
-        max_circuit_bytes: CIRCUIT_BYTES_MAX,
+        max_circuit_bytes: limits.circuit_bytes,
+        circuit_src_rate_limiters: Vec::new(),
         ..relay::Config::default()
-    }
+    };
+    let ((of_peer, per_peer), (of_address, per_address)) = (CIRCUITS_OF_PEER, CIRCUITS_OF_ADDRESS);
+    config
+        .circuit_src_per_peer(few(of_peer), per_peer)
+        .circuit_src_per_ip(few(of_address), per_address)
 }
 
 /// Kademlia for provider records only: values of others find no room here.
