@@ -4,12 +4,15 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
 use std::time::Duration;
 
+use libp2p::core::muxing::StreamMuxerBox;
+use libp2p::core::transport::Boxed;
+use libp2p::core::upgrade::Version;
 use libp2p::kad::store::{MemoryStore, MemoryStoreConfig};
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::{
-    StreamProtocol, SwarmBuilder, connection_limits, dns, identify, kad, mdns, noise, ping, quic,
-    relay, tcp, yamux,
+    StreamProtocol, SwarmBuilder, Transport as _, connection_limits, dns, identify, kad, mdns,
+    noise, ping, quic, relay, tcp, yamux,
 };
 use libp2p_autonat::v2 as autonat;
 use umbel_protocol::version::SOFTWARE;
@@ -19,7 +22,9 @@ use crate::config::{NetworkConfig, Reach, RelayLimits, Role};
 use crate::driver::{ASKED_AT_ONCE, Shared};
 use crate::error::StartNetworkError;
 use crate::links;
+use crate::passing::Muxer;
 use crate::punching;
+use crate::rates::Rates;
 use crate::swarm_key::SwarmKey;
 
 /// The hash table of Umbel, which no other network joins by accident.
@@ -131,36 +136,53 @@ pub(crate) fn build(
             let nobody = dns::ResolverConfig::from_parts(None, Vec::new(), Vec::new());
             (nobody, dns::ResolverOpts::default())
         });
-    let tcp = tcp::Config::new().nodelay(true);
     let prologue = config.swarm_key.as_ref().map(SwarmKey::prologue).unwrap_or_default();
     let noise = |keypair: &libp2p::identity::Keypair| {
         noise::Config::new(keypair).map(|config| config.with_prologue(prologue))
     };
-    let builder = SwarmBuilder::with_existing_identity(keypair)
-        .with_tokio()
-        .with_tcp(tcp, noise.clone(), yamux::Config::default)
-        .map_err(|error| set_up("encryption", &error))?;
     // The handshake of QUIC has no place for the secret.
-    Ok(if config.swarm_key.is_some() {
-        builder
-            .with_dns_config(resolver, options)
-            .with_relay_client(noise, yamux::Config::default)
-            .map_err(no_relay)?
-            .with_behaviour(|_, relayed| behaviour(relayed))
-            .unwrap_or_else(|never| match never {})
-            .with_swarm_config(tune_dials)
-            .build()
+    let quic = config.swarm_key.is_none();
+    let passes = config.relays.is_some().then(|| Arc::clone(&shared.rates));
+    let encryption = noise.clone()(&keypair).map_err(|error| set_up("encryption", &error))?;
+    Ok(SwarmBuilder::with_existing_identity(keypair)
+        .with_tokio()
+        .with_other_transport(|keypair| sockets(keypair, encryption, quic, passes))
+        .unwrap_or_else(|never| match never {})
+        .with_dns_config(resolver, options)
+        .with_relay_client(noise, yamux::Config::default)
+        .map_err(no_relay)?
+        .with_behaviour(|_, relayed| behaviour(relayed))
+        .unwrap_or_else(|never| match never {})
+        .with_swarm_config(tune_dials)
+        .build())
+}
+
+/// TCP, and QUIC where it is spoken. Where the peer passes on for others, that is counted.
+fn sockets(
+    keypair: &libp2p::identity::Keypair,
+    encryption: noise::Config,
+    quic: bool,
+    passes: Option<Arc<Rates>>,
+) -> Boxed<(libp2p::PeerId, StreamMuxerBox)> {
+    let tcp = tcp::tokio::Transport::new(tcp::Config::new().nodelay(true))
+        .upgrade(Version::V1Lazy)
+        .authenticate(encryption)
+        .multiplex(yamux::Config::default())
+        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
+    let transport = if quic {
+        let quic = quic::tokio::Transport::new(tune_quic(quic::Config::new(keypair)))
+            .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
+        tcp.or_transport(quic).map(|either, _| either.into_inner()).boxed()
     } else {
-        builder
-            .with_quic_config(tune_quic)
-            .with_dns_config(resolver, options)
-            .with_relay_client(noise, yamux::Config::default)
-            .map_err(no_relay)?
-            .with_behaviour(|_, relayed| behaviour(relayed))
-            .unwrap_or_else(|never| match never {})
-            .with_swarm_config(tune_dials)
-            .build()
-    })
+        tcp.boxed()
+    };
+    match passes {
+        Some(rates) => {
+            let counted = move |muxer| StreamMuxerBox::new(Muxer::new(muxer, Arc::clone(&rates)));
+            transport.map(move |(peer, muxer), _| (peer, counted(muxer))).boxed()
+        }
+        None => transport,
+    }
 }
 
 /// QUIC first, TCP a moment later, and whichever answers first stays.

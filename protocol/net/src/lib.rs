@@ -27,6 +27,7 @@
 //! | `behaviour` | transports and protocols, put together |
 //! | `links` | the libp2p protocol by which links are opened and accepted |
 //! | `link` | frames on an open link |
+//! | `passing` | what a relay passes on, within its limits |
 //! | `probe` | what a system says of ports that no process holds |
 //! | `punching` | direct connections between those who met by a relay |
 //! | `reachability` | whether others can come in |
@@ -45,6 +46,7 @@ mod invite;
 mod link;
 mod links;
 mod network;
+mod passing;
 mod probe;
 mod punching;
 mod rates;

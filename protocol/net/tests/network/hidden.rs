@@ -1,10 +1,11 @@
 //! Servers to which nobody comes in from elsewhere, and who are reached all the same.
 
-use std::time::Duration;
+use std::num::NonZeroU64;
+use std::time::{Duration, Instant};
 
 use umbel_net::{
-    Identity, Link, LinkProtocol, Multiaddr, Network, NetworkConfig, Reach, RelayLimits, Role,
-    SwarmKey, Verdict, relayed_by,
+    Identity, Link, LinkProtocol, Multiaddr, Network, NetworkConfig, RateLimits, Reach,
+    RelayLimits, Role, SwarmKey, Verdict, relayed_by,
 };
 
 use crate::{QUIC, TCP, address, client, frame, server};
@@ -195,6 +196,31 @@ async fn a_circuit_that_has_carried_enough_ends_and_the_next_one_carries_on() {
     let ((), received) = tokio::join!(send, receive);
     assert!(received > 0 && received < 2 << 20, "{received}");
     carries(&asker, &hidden, &told).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_relay_passes_on_takes_as_long_as_its_limit_says() {
+    const RATE: u64 = 400_000;
+    let rate_limits = RateLimits { upload: NonZeroU64::new(RATE), download: None };
+    for listen in [TCP, QUIC] {
+        let config = NetworkConfig { rate_limits, ..serving() };
+        let relays = Some(RelayLimits::default());
+        let relay = start(&[listen], NetworkConfig { relays, ..config }).await;
+        let hidden = hidden_at(&[], &[&relay]).await;
+        let (asker, told) = (client().await, hidden.named_addresses());
+        let (opened, accepted) = linked(&asker, &hidden, &told).await;
+        let ((mut sender, _up), (_down, mut receiver)) = (opened.split(), accepted.split());
+        let (before, started) = (relay.traffic().sent, Instant::now());
+        let sent = sender.send(frame(1, 500_000));
+        let (sent, received) = tokio::join!(sent, receiver.receive());
+        sent.unwrap();
+        received.unwrap();
+        let passed = relay.traffic().sent - before;
+        assert!(passed >= 500_000, "{passed}");
+        // All but what the bucket holds, and a piece of each direction of the circuit.
+        let least = Duration::from_secs_f64((500_000.0 - 40_000.0 - 32_768.0) / RATE as f64);
+        assert!(started.elapsed() >= least, "{:?}", started.elapsed());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
