@@ -167,8 +167,7 @@ impl Swarm {
                 let server = known.iter().find(|server| server.peer == peer);
                 server.map(|server| server.addresses.clone()).unwrap_or_default()
             };
-            let joined: Vec<_> =
-                self.joined.iter().map(|peer| (*peer, addresses(*peer))).collect();
+            let joined: Vec<_> = self.joined.iter().map(|peer| (*peer, addresses(*peer))).collect();
             let peers: Vec<_> = joined
                 .into_iter()
                 .chain(known.into_iter().map(|server| (server.peer, server.addresses)))

@@ -5,15 +5,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use umbel_client::{
-    Chain, ClientModel, Generate, RemoteChain, SessionOptions, Swarm, SwarmConfig,
-};
+use umbel_client::{Chain, ClientModel, Generate, RemoteChain, SessionOptions, Swarm, SwarmConfig};
+use umbel_net::{Identity, Network, NetworkConfig, RelayLimits, Role};
 use umbel_shard::{Cache, Model, ModelSource, PartsNeeded, Silent};
 use umbel_tests::prometheus::{get, metric, url};
 use umbel_tests::swarm::{Server, cache, checkpoint, report, serve, serve_on, umbel};
 
 const TCP: [&str; 1] = ["/ip4/127.0.0.1/tcp/0"];
-const ASK: [&str; 6] = ["--prompt-ids", "1,2,3", "--max-tokens", "24", "--ignore-eos", "--json"];
+const PROMPT: [u32; 5] = [5, 17, 99, 140, 3];
+const ASK: [&str; 4] = ["--prompt-ids", "5,17,99,140,3", "--ignore-eos", "--json"];
 
 fn relay(model: &str, blocks: &str, more: &[&str]) -> Server {
     let arguments = [&[model, "--blocks", blocks, "--relay", "--metrics", "127.0.0.1:0"], more];
@@ -33,7 +33,8 @@ fn hidden(model: &str, blocks: &str, relays: &[&Server]) -> Server {
 }
 
 fn ask(model: &str, more: &[&str]) -> serde_json::Value {
-    let output = umbel(&[&["generate", "--model", model], &ASK[..], more].concat());
+    let tokens = if more.contains(&"--max-tokens") { &[][..] } else { &["--max-tokens", "24"] };
+    let output = umbel(&[&["generate", "--model", model], &ASK[..], tokens, more].concat());
     report(&output)["token_ids"].clone()
 }
 
@@ -66,6 +67,12 @@ fn servers_that_are_reached_by_a_relay_alone_answer_as_one_process() {
     }
 }
 
+fn model(folder: &str) -> Arc<ClientModel> {
+    let source = ModelSource::parse(folder).unwrap();
+    let model = Model::open(&source, &Cache::new(cache()), PartsNeeded::everything(), &Silent);
+    Arc::new(ClientModel::from_shard(model.unwrap()).unwrap())
+}
+
 async fn join(servers: &[&Server]) -> Arc<Swarm> {
     let join = servers.iter().map(|server| server.address().parse().unwrap()).collect();
     let patience = Duration::from_secs(60);
@@ -75,23 +82,24 @@ async fn join(servers: &[&Server]) -> Arc<Swarm> {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_goes_on_by_another_relay_when_one_is_killed() {
     let folder = checkpoint("llama");
-    // What the relays serve themselves makes no shorter route than those behind them.
-    let first_relay = relay(&folder, "0..1", &[]);
-    let second_relay = relay(&folder, "0..1", &["--join", first_relay.address()]);
-    let behind = ["0..2", "2..4"].map(|blocks| hidden(&folder, blocks, &[&first_relay, &second_relay]));
-    let source = ModelSource::parse(&folder).unwrap();
-    let model = Model::open(&source, &Cache::new(cache()), PartsNeeded::everything(), &Silent);
-    let model = Arc::new(ClientModel::from_shard(model.unwrap()).unwrap());
+    // What the relays serve themselves is of no use to the session: all of it goes through them.
+    let another = checkpoint("qwen2");
+    let first_relay = relay(&another, "0..1", &[]);
+    let second_relay = relay(&another, "0..1", &["--join", first_relay.address()]);
+    let behind =
+        ["0..2", "2..4"].map(|blocks| hidden(&folder, blocks, &[&first_relay, &second_relay]));
+    let model = model(&folder);
     let swarm = join(&[&first_relay, &second_relay]).await;
     let options = SessionOptions::default();
     let chain = RemoteChain::open_with(swarm, &model, 64, options).await.unwrap();
+    let chain = Chain::Remote(Box::new(chain));
     let names: Vec<_> =
-        chain.hops().into_iter().map(|hop| hop.peer.to_string()).collect();
+        chain.route().into_iter().map(|(peer, _)| peer.unwrap().to_string()).collect();
     for (name, server) in names.iter().zip(&behind) {
         assert!(server.address().ends_with(name), "{names:?}");
     }
-    let request = Generate { max_tokens: 24, ignore_eos: true, ..Generate::new(vec![1, 2, 3]) };
-    let mut generation = request.start(Arc::clone(&model), Chain::Remote(Box::new(chain))).unwrap();
+    let request = Generate { max_tokens: 24, ignore_eos: true, ..Generate::new(PROMPT.to_vec()) };
+    let mut generation = request.start(Arc::clone(&model), chain).unwrap();
     for _ in 0..7 {
         generation.next().await.unwrap().unwrap();
     }
@@ -104,11 +112,34 @@ async fn an_answer_goes_on_by_another_relay_when_one_is_killed() {
     };
     doomed.kill();
     while generation.next().await.unwrap().is_some() {}
-    let tokens = serde_json::to_value(generation.tokens()).unwrap();
+    let tokens = serde_json::to_value(&generation.tokens()[PROMPT.len()..]).unwrap();
     assert_eq!(tokens, ask(&folder, &["--local"]));
     assert!(circuits(&left) >= 2.0);
     // Who comes now finds them as well.
     assert_eq!(ask(&folder, &["--join", left.address()]), tokens);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_outlives_its_circuits() {
+    const CIRCUIT_BYTES: u64 = 32 << 10;
+    let folder = checkpoint("llama");
+    let limits = RelayLimits { circuit_bytes: CIRCUIT_BYTES, ..RelayLimits::default() };
+    let config = NetworkConfig::new(Identity::ephemeral(), Role::Server);
+    let listen = vec![TCP[0].parse().unwrap()];
+    let config = NetworkConfig { listen, relays: Some(limits), ..config };
+    let relay = Network::start(config).await.unwrap();
+    let place = format!("{}/p2p-circuit", relay.preferred_address());
+    let only = serve_on(&[&place], &[&folder, "--blocks", "0..4"]);
+    let model = model(&folder);
+    let options = SessionOptions::default();
+    let chain = RemoteChain::open_with(join(&[&only]).await, &model, 120, options).await.unwrap();
+    let request = Generate { max_tokens: 100, ignore_eos: true, ..Generate::new(PROMPT.to_vec()) };
+    let mut generation = request.start(Arc::clone(&model), Chain::Remote(Box::new(chain))).unwrap();
+    while generation.next().await.unwrap().is_some() {}
+    let passed = relay.traffic().sent;
+    assert!(passed > 2 * CIRCUIT_BYTES, "one circuit was enough for {passed} bytes");
+    let tokens = serde_json::to_value(&generation.tokens()[PROMPT.len()..]).unwrap();
+    assert_eq!(tokens, ask(&folder, &["--local", "--max-tokens", "100"]));
 }
 
 #[test]

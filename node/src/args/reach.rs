@@ -48,6 +48,7 @@ impl From<ReachWish> for Reach {
 fn relay(text: &str) -> Result<Multiaddr, String> {
     let address = parse_address(text).map_err(|error| error.to_string())?;
     relayed_by(&address).ok_or_else(|| {
-        "a server's whole address, with /p2p/ and its name, as its `ready` line prints it".to_owned()
+        "a server's whole address, with /p2p/ and its name, as its `ready` line prints it"
+            .to_owned()
     })
 }

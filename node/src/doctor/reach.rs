@@ -38,12 +38,15 @@ fn by_relays(relays: usize) -> Finding {
     let subject = "relays";
     if relays == 0 {
         let what = "no server of the swarm passes on for those to whom nobody comes in";
-        let advice = "ask the host of one that can be reached to start it with `umbel serve --relay`";
+        let advice =
+            "ask the host of one that can be reached to start it with `umbel serve --relay`";
         return Finding::bad(subject, what, advice);
     }
     let plural = if relays == 1 { "" } else { "s" };
-    let what = format!("a server here is reached by a relay, of which {relays} server{plural} can be one");
-    let advice = "`umbel serve` sees to it by itself, and looks for direct ways; a forwarded port is faster";
+    let what =
+        format!("a server here is reached by a relay, of which {relays} server{plural} can be one");
+    let advice =
+        "`umbel serve` sees to it by itself, and looks for direct ways; a forwarded port is faster";
     Finding::note(subject, what, advice)
 }
 

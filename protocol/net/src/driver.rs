@@ -126,6 +126,7 @@ pub(crate) struct Driver {
     tells: bool,
     /// Whether only this machine can reach the peer.
     loopback_only: bool,
+    role: Role,
     reach: Reach,
     /// Whether it passes on for others.
     relays: bool,
@@ -157,6 +158,7 @@ impl Driver {
             shared,
             tells: tells && config.reach != Reach::Relayed,
             loopback_only: false,
+            role: config.role,
             reach: config.reach,
             relays: config.relays.is_some(),
             sockets: Vec::new(),

@@ -79,6 +79,11 @@ impl Places {
         self.search_at.get_or_insert(now);
     }
 
+    /// None are any more; those that are held stay.
+    pub(super) fn seek_no_more(&mut self) {
+        self.seeks = false;
+    }
+
     /// Whom to ask now, of those that are named and of others that are there.
     pub(super) fn wanting(
         &self,
@@ -223,6 +228,11 @@ mod tests {
         places.granted(first, &named);
         assert_eq!(places.addresses().collect::<Vec<_>>(), [&named]);
         assert_eq!(places.relays().collect::<Vec<_>>(), [relay_of(&named).unwrap()]);
+        places.closed(second, now);
+        assert!(places.lacks());
+        places.seek_no_more();
+        assert!(!places.lacks() && places.wanting(others, now).is_empty());
+        assert_eq!(places.relays().count(), 1, "it is of use to who knows it");
     }
 
     #[test]

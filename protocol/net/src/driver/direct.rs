@@ -2,13 +2,14 @@
 //!
 //! Sessions live long, and what goes by a relay takes its way and its bytes. So who opens a link while a
 //! direct connection is being tried waits for it, but not long, and not for a peer with which it came to
-//! nothing lately.
+//! nothing lately. Questions to directories are short and come first: by the time of a session it is known.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use libp2p::PeerId;
 use tokio::time::Instant;
+use umbel_protocol::LinkProtocol;
 
 use crate::links::OpenStream;
 
@@ -49,6 +50,9 @@ impl Direct {
 
     /// Lets a link wait; gives it back where there is nothing to wait for.
     pub(super) fn wait(&mut self, peer: PeerId, request: OpenStream) -> Option<OpenStream> {
+        if request.protocol == LinkProtocol::Directory {
+            return Some(request);
+        }
         match self.trying.get_mut(&peer) {
             Some(trying) if trying.waiting.len() < WAITING_MAX => {
                 trying.waiting.push(request);
@@ -94,7 +98,6 @@ impl Direct {
 #[cfg(test)]
 mod tests {
     use tokio::sync::oneshot;
-    use umbel_protocol::LinkProtocol;
 
     use super::*;
 
@@ -107,6 +110,8 @@ mod tests {
         let (mut direct, peer, now) = (Direct::default(), PeerId::random(), Instant::now());
         assert!(direct.wait(peer, request()).is_some(), "nothing is tried");
         direct.met(peer, now);
+        let question = OpenStream { protocol: LinkProtocol::Directory, ..request() };
+        assert!(direct.wait(peer, question).is_some(), "it is over soon");
         assert!(direct.wait(peer, request()).is_none());
         assert_eq!(direct.overdue(now), None);
         let until = direct.wakes_at().unwrap();

@@ -12,7 +12,7 @@ use super::Driver;
 use super::peers::own_name;
 use crate::address::{is_relayed, preference};
 use crate::behaviour::RELAYS_KEY;
-use crate::config::Reach;
+use crate::config::{Reach, Role};
 use crate::reachability::{Standing, Verdict};
 
 impl Driver {
@@ -60,8 +60,13 @@ impl Driver {
             return;
         }
         self.shared.standing.send_modify(|standing| standing.verdict = verdict);
-        if verdict == Verdict::Shut && self.reach == Reach::Auto {
-            self.hide();
+        if self.reach == Reach::Auto {
+            match verdict {
+                Verdict::Shut => self.hide(),
+                // A slow dial came in after all; what places there are do no harm.
+                Verdict::Open => self.show(),
+                Verdict::Unknown => {}
+            }
         }
     }
 
@@ -75,6 +80,19 @@ impl Driver {
             relay.set_status(Some(relay::Status::Disable));
             tracing::warn!("this peer passes on for nobody: others do not come in here themselves");
             self.discovery.stop_providing(&mut behaviour.kad, RELAYS_KEY);
+        }
+    }
+
+    /// Takes that back.
+    fn show(&mut self) {
+        self.places.seek_no_more();
+        if self.role == Role::Server {
+            self.swarm.behaviour_mut().kad.set_mode(Some(Mode::Server));
+        }
+        let behaviour = self.swarm.behaviour_mut();
+        if let Some(relay) = behaviour.relay.as_mut() {
+            relay.set_status(None);
+            self.discovery.provide(&mut behaviour.kad, RELAYS_KEY);
         }
     }
 
