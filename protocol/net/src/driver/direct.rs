@@ -13,9 +13,18 @@ use umbel_protocol::LinkProtocol;
 
 use crate::links::OpenStream;
 
-/// How long links wait, from when the peer was met: the two talk for two round trips by the relay, and then
-/// shake hands for two on the direct way, which is 1.2 s where each takes 300 ms.
-const WAIT: Duration = Duration::from_secs(2);
+/// How long links wait, from when the peer was met, besides two round trips by the relay in which the two
+/// agree and shake hands: whose first packet comes a moment before the other router lets it in sends it again
+/// after a second (RFC 9002, section 6.2.2).
+const WAIT: Duration = Duration::from_millis(1_100);
+const ROUND_TRIPS: u32 = 2;
+
+/// How long at most, however far the peer is. A session gives a server eight round trips to open, and 1.5 s
+/// at least, from when the peer was asked for news.
+const WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// How long while nobody knows how far it is.
+const WAIT_UNKNOWN: Duration = Duration::from_millis(1_300);
 
 /// How long a peer counts as one that cannot be connected to directly.
 const FAILED_FOR: Duration = Duration::from_secs(10 * 60);
@@ -34,6 +43,7 @@ pub(super) struct Direct {
 }
 
 struct Trying {
+    met: Instant,
     until: Instant,
     waiting: Vec<OpenStream>,
 }
@@ -43,8 +53,16 @@ impl Direct {
     pub(super) fn met(&mut self, peer: PeerId, now: Instant) {
         self.failed.retain(|_, at| now < *at + FAILED_FOR);
         if !self.failed.contains_key(&peer) {
-            let trying = || Trying { until: now + WAIT, waiting: Vec::new() };
+            let until = now + WAIT_UNKNOWN;
+            let trying = || Trying { met: now, until, waiting: Vec::new() };
             self.trying.entry(peer).or_insert_with(trying);
+        }
+    }
+
+    /// It is so far by the relay.
+    pub(super) fn is_away(&mut self, peer: PeerId, round_trip: Duration) {
+        if let Some(trying) = self.trying.get_mut(&peer) {
+            trying.until = trying.met + (WAIT + round_trip * ROUND_TRIPS).min(WAIT_MAX);
         }
     }
 
@@ -123,6 +141,16 @@ mod tests {
         assert!(direct.wait(peer, request()).is_none());
         assert_eq!(direct.found(peer).len(), 1);
         assert_eq!(direct.wakes_at(), None);
+    }
+
+    #[test]
+    fn who_is_farther_is_waited_for_longer() {
+        let (mut direct, peer, now) = (Direct::default(), PeerId::random(), Instant::now());
+        direct.met(peer, now);
+        for (milliseconds, wait) in [(1, 1_102), (200, 1_500), (3_000, 2_000)] {
+            direct.is_away(peer, Duration::from_millis(milliseconds));
+            assert_eq!(direct.wakes_at(), Some(now + Duration::from_millis(wait)));
+        }
     }
 
     #[test]

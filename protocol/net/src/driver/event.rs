@@ -156,6 +156,7 @@ impl Driver {
                 let best = self.peers.best_connection(event.peer);
                 let peer = own_name(&event.peer).filter(|_| best == Some(event.connection));
                 if let Some(peer) = peer {
+                    self.direct.is_away(event.peer, round_trip);
                     self.shared.round_trips().insert(peer, round_trip);
                 }
             }
