@@ -7,15 +7,16 @@
 #   tests/nat/run.sh [UMBEL [KIND]]     the binary (target/debug/umbel), and the routers:
 #       cone        a port is translated to the same one wherever it goes to, as by most routers at home
 #       symmetric   to another one for each destination, as by some providers
+#       private     as cone, with a private swarm, which speaks TCP alone
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 umbel=$(realpath "${1:-$here/../../target/debug/umbel}")
 kind=${2:-cone}
 model=$here/../fixtures/checkpoints/llama
 case $kind in
-    cone) masquerade=masquerade ;;
+    cone | private) masquerade=masquerade ;;
     symmetric) masquerade="masquerade fully-random" ;;
-    *) echo "cone or symmetric, not $kind" >&2; exit 2 ;;
+    *) echo "cone, symmetric or private, not $kind" >&2; exit 2 ;;
 esac
 [ "$(id -u)" = 0 ] || { echo "run it as root: it makes network namespaces" >&2; exit 2; }
 for tool in ip nft; do
@@ -98,15 +99,22 @@ await() {
         sleep 0.2
     done
     echo "nothing in $file says: $text" >&2
-    tail -n 20 "${file%.out}.log" >&2
+    tail -n 20 "${file%.*}.log" >&2
     return 1
 }
 
 of() { sed -n 's|^ready .*/p2p/||p' "$scratch/$1.out"; }
 
-serve public relay --blocks 0..1 --relay \
-    --listen /ip4/203.0.113.10/udp/4001/quic-v1 --listen /ip4/203.0.113.10/tcp/4001
+listen=(--listen /ip4/203.0.113.10/tcp/4001)
+if [ "$kind" = private ]; then
+    "$umbel" swarm new "$scratch/swarm.key" >/dev/null
+    listen+=(--swarm "$scratch/swarm.key")
+else
+    listen+=(--listen /ip4/203.0.113.10/udp/4001/quic-v1)
+fi
+serve public relay --blocks 0..1 --relay "${listen[@]}"
 relay=$(sed -n 's/^ready //p' "$scratch/relay.out")
+[ "$kind" != private ] || relay=$("$umbel" swarm invite "$scratch/swarm.key" "$relay")
 echo "routers: $kind; relay: $relay"
 serve host-a a --blocks 1..3 --join "$relay"
 serve host-b b --blocks 3..4 --join "$relay"

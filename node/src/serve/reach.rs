@@ -34,11 +34,10 @@ pub(super) async fn start_network(
     }
     // Who listens on loopback alone is not to be found from elsewhere, nor needs to be reached from there.
     let near = listen.iter().all(on_loopback);
-    let reach = match arguments.reach.reach {
-        ReachWish::Auto if near || !announce.is_empty() => Reach::Direct,
-        wish => wish.into(),
-    };
-    let mdns = !arguments.no_mdns && !near;
+    let wish = arguments.reach.reach;
+    let needs_nobody = wish == ReachWish::Auto && (near || !announce.is_empty());
+    let reach = if needs_nobody { Reach::Direct } else { wish.into() };
+    let mdns = !arguments.no_mdns && !near && reach != Reach::Relayed;
     let RestArguments { upload_limit: upload, download_limit: download, .. } = arguments.rest;
     let config = NetworkConfig {
         rate_limits: RateLimits { upload, download },

@@ -56,15 +56,9 @@ pub fn relayed_by(relay: &Multiaddr) -> Option<Multiaddr> {
 
 /// The relay by which an address leads.
 pub(crate) fn relay_of(address: &Multiaddr) -> Option<libp2p::PeerId> {
-    let mut relay = None;
-    for part in address {
-        match part {
-            Protocol::P2p(peer) => relay = Some(peer),
-            Protocol::P2pCircuit => return relay,
-            _ => {}
-        }
-    }
-    None
+    let before = address.iter().take_while(|part| *part != Protocol::P2pCircuit);
+    let name = |part| if let Protocol::P2p(peer) = part { Some(peer) } else { None };
+    before.filter_map(name).last().filter(|_| is_relayed(address))
 }
 
 /// Of more addresses than an announcement holds those that it is to hold: the best, but none by a relay is

@@ -40,8 +40,9 @@ pub(crate) const RELAYS_KEY: [u8; 32] = *b"umbel relays: circuit relay v2\0\0";
 /// perhaps of another client), to its neighbours on routes, and to those in the hash table.
 const CONNECTIONS_MAX: u32 = 1024;
 
-/// Connections with one peer: one each way, and as many while they are replaced.
-const CONNECTIONS_PER_PEER_MAX: u32 = 4;
+/// Connections with one peer: one each way, and as many while they are replaced; where two meet by relays,
+/// one of these each way, and for each of them a direct one from either side.
+const CONNECTIONS_PER_PEER_MAX: u32 = 6;
 
 /// Handshakes at once, in each direction; each costs a signature.
 const HANDSHAKES_MAX: u32 = 128;
@@ -58,6 +59,10 @@ const QUIC_KEEP_ALIVE: Duration = Duration::from_secs(2);
 
 /// How long a QUIC handshake may take: a lost first packet is sent again after 1 and 3 s.
 const QUIC_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long an attempt to connect may take over TCP, whose first packet is sent again after 1, 3 and 7 s.
+/// Who asks to be dialled back waits for 10 s, and hears nothing where the attempt takes as long.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// Bytes that a peer may send on one QUIC stream before they are read: 100 ms at 640 Mbit/s.
 const QUIC_STREAM_WINDOW_BYTES: u32 = 8 << 20;
@@ -154,6 +159,7 @@ pub(crate) fn build(
         .with_behaviour(|_, relayed| behaviour(relayed))
         .unwrap_or_else(|never| match never {})
         .with_swarm_config(tune_dials)
+        .with_connection_timeout(CONNECT_TIMEOUT)
         .build())
 }
 

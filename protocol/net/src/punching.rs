@@ -60,10 +60,9 @@ impl NetworkBehaviour for Behaviour {
         addresses: &[Multiaddr],
         role: Endpoint,
     ) -> Result<Vec<Multiaddr>, ConnectionDenied> {
-        if self.dials.remove(&connection) {
-            if addresses.len() > ADDRESSES_MAX || addresses.iter().any(is_name) {
-                return Err(ConnectionDenied::new(Refused(addresses.len())));
-            }
+        let too_much = addresses.len() > ADDRESSES_MAX || addresses.iter().any(is_name);
+        if self.dials.remove(&connection) && too_much {
+            return Err(ConnectionDenied::new(Refused(addresses.len())));
         }
         self.inner.handle_pending_outbound_connection(connection, peer, addresses, role)
     }

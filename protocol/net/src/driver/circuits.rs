@@ -242,7 +242,8 @@ mod tests {
         places.fix(fixed.clone());
         let now = Instant::now();
         for failures in 0..8 {
-            assert_eq!(places.wanting([], now + AGAIN_AFTER_MAX * failures), [fixed.clone()]);
+            let wanted = places.wanting([], now + AGAIN_AFTER_MAX * failures);
+            assert_eq!(wanted, std::slice::from_ref(&fixed));
             let listener = ListenerId::next();
             places.asked(listener, fixed.clone());
             let lost_at = now + AGAIN_AFTER_MAX * failures;
