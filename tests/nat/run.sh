@@ -8,6 +8,7 @@
 #       cone        a port is translated to the same one wherever it goes to, as by most routers at home
 #       symmetric   to another one for each destination, as by some providers
 #       private     as cone, with a private swarm, which speaks TCP alone
+#   KEEP=1          keeps the logs
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 umbel=$(realpath "${1:-$here/../../target/debug/umbel}")
