@@ -153,3 +153,6 @@ else
     echo "the answer is ANOTHER than that of one process" >&2
     exit 1
 fi
+echo "what umbel doctor says there:"
+inside host-c env HOME="$scratch" "$umbel" doctor "$model" --join "$relay" >"$scratch/doctor" 2>/dev/null || true
+grep -A 1 -E "^[A-Za-z]+ +(reachability|relays)" "$scratch/doctor" | sed 's/^/    /'
