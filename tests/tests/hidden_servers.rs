@@ -149,10 +149,14 @@ fn who_tells_nobody_where_it_listens_is_met_by_a_relay_and_then_directly() {
     let by = ["--reach", "relayed", "--relayed-by", relay.address(), "--join", relay.address()];
     let hidden = serve(&[&[&*model, "--blocks", "1..4"], &by[..]].concat());
     assert!(hidden.address().contains("/p2p-circuit/p2p/"), "{}", hidden.address());
-    assert_eq!(ask(&model, &["--join", relay.address()]), ask(&model, &["--local"]));
-    let log = hidden.stderr();
-    assert!(log.contains("others reach this server by relays"), "{log}");
-    assert!(log.contains("a direct connection to a peer that was met by a relay"), "{log}");
+    let of_one_process = ask(&model, &["--local"]);
+    assert!(hidden.stderr().contains("others reach this server by relays"));
+    // On a machine that is busy an answer may be there before a direct connection is.
+    let met = || hidden.stderr().contains("a direct connection to a peer that was met by a relay");
+    let asked = (0..10).take_while(|_| !met()).map(|_| ask(&model, &["--join", relay.address()]));
+    let answers: Vec<_> = asked.collect();
+    assert!(!answers.is_empty() && answers.iter().all(|answer| *answer == of_one_process));
+    assert!(met(), "{}", hidden.stderr());
     hidden.assert_no_errors();
     relay.assert_no_errors();
 }

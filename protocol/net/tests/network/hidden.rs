@@ -167,7 +167,13 @@ async fn those_who_meet_by_a_relay_find_a_direct_way_and_links_take_it() {
         let asker = client().await;
         asker.join(&relay.named_addresses()).await.unwrap();
         carries(&asker, &hidden, &told).await;
-        assert_eq!(asker.is_relayed(hidden.peer_id()).await, Some(false), "{listen}");
+        // On a machine that is busy the first link may have gone by the relay.
+        let direct = async {
+            while asker.is_relayed(hidden.peer_id()).await != Some(false) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(LONG, direct).await.expect("a direct connection");
         // The link is no circuit's, and outlives the relay.
         let (opened, accepted) = linked(&asker, &hidden, &told).await;
         relay.shutdown().await;
