@@ -164,10 +164,13 @@ impl Swarm {
             let mut known = self.known(model);
             // Who has spoken last is likeliest to be there.
             known.sort_by_key(|server| std::cmp::Reverse(server.issued));
-            let peers: Vec<_> = self
-                .joined
-                .iter()
-                .map(|peer| (*peer, Vec::new()))
+            let addresses = |peer: PeerId| {
+                let server = known.iter().find(|server| server.peer == peer);
+                server.map(|server| server.addresses.clone()).unwrap_or_default()
+            };
+            let joined: Vec<_> = self.joined.iter().map(|peer| (*peer, addresses(*peer))).collect();
+            let peers: Vec<_> = joined
+                .into_iter()
                 .chain(known.into_iter().map(|server| (server.peer, server.addresses)))
                 .filter(|(peer, _)| asked.insert(*peer))
                 .take(PEERS_ASKED_MAX)
@@ -182,13 +185,14 @@ impl Swarm {
 
     /// Who provides an adapter, by the hash table.
     pub(crate) async fn adapter_providers(&self, id: AdapterId) -> Vec<PeerId> {
-        let found = self.network.find_providers(*id.as_bytes()).await;
+        // Those that are reached by relays are in nobody's part of the table.
+        let found = self.network.meet_providers(*id.as_bytes()).await;
         if !found.is_empty() {
             return found;
         }
         // Who has come into the swarm just now may not be told yet whom to ask, nor who provides it be known.
         tokio::time::sleep(ASKED_AGAIN).await;
-        self.network.find_providers(*id.as_bytes()).await
+        self.network.meet_providers(*id.as_bytes()).await
     }
 
     /// The last round trip to a peer, if there has been one.
@@ -286,7 +290,7 @@ impl Swarm {
 
     /// Asks the DHT who serves a model of which the peers that were asked know nothing.
     async fn ask_providers(&self, model: ModelId, asked: &mut BTreeSet<PeerId>, answered: bool) {
-        let providers = self.network.find_providers(*model.as_bytes()).await;
+        let providers = self.network.meet_providers(*model.as_bytes()).await;
         let peers: Vec<_> = providers
             .into_iter()
             .filter(|peer| asked.insert(*peer))

@@ -117,12 +117,15 @@ impl Announcer {
         let mut random = Random::new(getrandom::u64().unwrap_or_default());
         let model = *offer.borrow().model.as_bytes();
         self.network.provide(model).await;
+        // A relay that is gone leads nobody here for up to the lifetime of what was announced.
+        let mut addresses = self.network.address_changes();
         let mut ticks = tokio::time::interval(INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}
                 Ok(()) = offer.changed() => {}
+                Ok(()) = addresses.changed() => {}
             }
             let current = offer.borrow_and_update().clone();
             let load = *load.borrow();

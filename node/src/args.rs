@@ -7,6 +7,7 @@ mod gateway;
 pub mod join;
 mod look;
 mod place;
+mod reach;
 mod rest;
 pub mod train;
 
@@ -29,6 +30,7 @@ pub use bench::{BenchArguments, RandomShape};
 pub use gateway::{FrontArguments, GatewayArguments};
 pub use join::{SwarmArguments, SwarmCommand};
 pub use look::{DoctorArguments, InspectArguments, PauseArguments, StatusArguments};
+pub use reach::{ReachArguments, ReachWish};
 pub use rest::RestArguments;
 pub use umbel_net::Join;
 
@@ -418,6 +420,10 @@ pub struct ServeArguments {
     /// Stop when stdin closes, so that a server does not outlive the program that started it.
     #[arg(long, hide = true)]
     pub stop_with_stdin: bool,
+
+    /// How others reach this server, and whom it helps.
+    #[command(flatten, next_help_heading = "Behind routers")]
+    pub reach: ReachArguments,
 
     /// What of the machine is left to its host.
     #[command(flatten, next_help_heading = "Limits")]

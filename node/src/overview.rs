@@ -132,14 +132,22 @@ impl ServerOverview {
         }
     }
 
+    /// Whether others come to it by relays: nobody comes in where it listens, by its own word.
+    #[must_use]
+    pub fn is_relayed(&self) -> bool {
+        is_relayed(&self.addresses)
+    }
+
     /// What is special about it; empty where nothing is.
     #[must_use]
     pub fn state(&self) -> String {
-        match (self.draining, self.moving_to) {
-            (true, _) => "leaving".to_owned(),
-            (false, Some(span)) => format!("to {span}"),
-            (false, None) => String::new(),
-        }
+        let course = match (self.draining, self.moving_to) {
+            (true, _) => Some("leaving".to_owned()),
+            (false, Some(span)) => Some(format!("to {span}")),
+            (false, None) => None,
+        };
+        let relayed = self.is_relayed().then(|| "by a relay".to_owned());
+        course.into_iter().chain(relayed).collect::<Vec<_>>().join(", ")
     }
 
     /// The same for programs.
@@ -156,9 +164,16 @@ impl ServerOverview {
             "kv_tokens_free": self.kv_tokens_free,
             "queue_depth": self.queue_depth,
             "draining": self.draining,
+            "relayed": self.is_relayed(),
             "round_trip_ms": self.round_trip.map(milliseconds),
         })
     }
+}
+
+/// Whether some of these addresses lead by a relay.
+#[must_use]
+pub fn is_relayed(addresses: &[String]) -> bool {
+    addresses.iter().any(|address| address.contains("/p2p-circuit"))
 }
 
 /// For people and for JSON.

@@ -7,6 +7,7 @@ pub(crate) mod each;
 mod keeping;
 mod loading;
 mod memory;
+mod reach;
 pub mod rest;
 mod sockets;
 
@@ -22,10 +23,7 @@ use umbel_client::SwarmConfig;
 use umbel_coordinator::server::{AdapterRoom, Server, ServerConfig};
 use umbel_coordinator::swarm::placement::{Intention, thinnest_span};
 use umbel_engine::{Arithmetic, Gpu};
-use umbel_net::{
-    Identity, LoadIdentityError, Multiaddr, Network, NetworkConfig, RateLimits, Role,
-    StartNetworkError, SwarmKey, Way,
-};
+use umbel_net::{Identity, LoadIdentityError, Multiaddr, Network, SwarmKey, Way};
 use umbel_protocol::announcement::Throughput;
 use umbel_protocol::{PeerId, Span};
 use umbel_shard::{Model, ModelSource, PartsNeeded};
@@ -337,45 +335,16 @@ async fn enter(
     rest::keep(&arguments.rest, control.pauses())?;
     let named = arguments.swarm.as_deref().map(SwarmKey::load).transpose()?;
     let Way { addresses, swarm_key } = Way::new(&arguments.join, named)?;
-    let network = start_network(arguments, identity, swarm_key.clone()).await?;
+    let network = reach::start_network(arguments, identity, swarm_key.clone()).await?;
     let joined = match addresses.as_slice() {
         [] => Vec::new(),
         addresses => network.join(addresses).await?,
     };
+    reach::await_place(arguments, &network).await?;
     let announcer = Announcer::new(network);
     tokio::spawn(announcer.clone().answer());
     announcer.ask_all(&joined).await;
     Ok((announcer, swarm_key, control))
-}
-
-async fn start_network(
-    arguments: &ServeArguments,
-    identity: Identity,
-    swarm_key: Option<SwarmKey>,
-) -> Result<Network, StartNetworkError> {
-    let anywhere = ["/ip4/0.0.0.0/tcp/0", "/ip4/0.0.0.0/udp/0/quic-v1"];
-    // The peers of a private swarm speak TCP alone.
-    let anywhere = if swarm_key.is_some() { &anywhere[..1] } else { &anywhere[..] };
-    let listen = if arguments.listen.is_empty() {
-        anywhere.iter().map(|text| text.parse().expect("a multiaddress")).collect()
-    } else {
-        arguments.listen.clone()
-    };
-    let on_loopback = |address: &Multiaddr| {
-        let text = address.to_string();
-        text.starts_with("/ip4/127.") || text.starts_with("/ip6/::1/")
-    };
-    // Who listens on loopback alone is not to be found from elsewhere.
-    let mdns = !arguments.no_mdns && !listen.iter().all(on_loopback);
-    let announce = arguments.announce.clone();
-    let RestArguments { upload_limit: upload, download_limit: download, .. } = arguments.rest;
-    let config = NetworkConfig {
-        rate_limits: RateLimits { upload, download },
-        relays: arguments.rest.relay,
-        local_links: !arguments.no_local_links,
-        ..NetworkConfig::new(identity, Role::Server)
-    };
-    Network::start(NetworkConfig { listen, announce, mdns, swarm_key, ..config }).await
 }
 
 /// The identity in the named file, or the first of the user's own that no running server has, and its

@@ -38,11 +38,6 @@ pub struct RestArguments {
     #[arg(long, value_name = "BYTES")]
     pub keep_adapters: Option<NonZeroU64>,
 
-    /// Pass on what trainers say to those among them who cannot be reached: 64 pairs at once, 256 MiB an hour
-    /// for each, which --upload-limit does not count.
-    #[arg(long)]
-    pub relay: bool,
-
     /// Where the system says how busy it is.
     #[arg(long, value_name = "DIR", default_value = "/proc", hide = true)]
     pub proc: PathBuf,

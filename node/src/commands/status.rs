@@ -65,6 +65,7 @@ fn json(servers: &[Announcement], overview: &Overview) -> String {
                 "kv_tokens_free": server.kv_tokens_free,
                 "queue_depth": server.queue_depth,
                 "draining": server.draining,
+                "relayed": overview::is_relayed(&server.addresses),
                 "round_trip_ms": away(server.peer),
             })
         })

@@ -108,6 +108,7 @@ pub(super) async fn swarm(way: &Way, wished: &[Multiaddr]) -> Vec<Finding> {
             Err(error) => silent = Some(chain(&error)),
         }
     }
+    let relays = network.find_relays().await.len();
     network.shutdown().await;
     let mut findings = vec![peers(&known, silent.as_deref())];
     findings.extend(versions(&known));
@@ -121,7 +122,7 @@ pub(super) async fn swarm(way: &Way, wished: &[Multiaddr]) -> Vec<Finding> {
             seen.push(dial_back(transport, config, addresses).await);
         }
     }
-    findings.extend(reach::judge(&seen));
+    findings.extend(reach::judge(&seen, relays));
     findings
 }
 

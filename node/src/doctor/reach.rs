@@ -19,18 +19,42 @@ pub(super) struct Seen {
     pub(super) dialled: Vec<Reachability>,
 }
 
-/// A finding for each transport. One that is open is enough to serve, so that the other is noted.
-pub(super) fn judge(seen: &[Seen]) -> Vec<Finding> {
+/// A finding for each transport. One that is open is enough to serve, so that the other is noted; so is a
+/// relay, of which there are so many in the swarm.
+pub(super) fn judge(seen: &[Seen], relays: usize) -> Vec<Finding> {
     let is_open = |seen: &Seen| seen.dialled.iter().any(|dialled| dialled.failure.is_none());
     let one_is_open = seen.iter().any(is_open);
-    seen.iter().map(|seen| judge_one(seen, one_is_open)).collect()
+    let mut findings: Vec<_> =
+        seen.iter().map(|seen| judge_one(seen, one_is_open || relays > 0)).collect();
+    let is_shut = |seen: &Seen| seen.no_way_out.is_none() && !seen.dialled.is_empty();
+    if !one_is_open && seen.iter().any(is_shut) {
+        findings.push(by_relays(relays));
+    }
+    findings
 }
 
-fn judge_one(seen: &Seen, one_is_open: bool) -> Finding {
+/// What becomes of a server to which nobody comes in.
+fn by_relays(relays: usize) -> Finding {
+    let subject = "relays";
+    if relays == 0 {
+        let what = "no server of the swarm passes on for those to whom nobody comes in";
+        let advice =
+            "ask the host of one that can be reached to start it with `umbel serve --relay`";
+        return Finding::bad(subject, what, advice);
+    }
+    let plural = if relays == 1 { "" } else { "s" };
+    let what =
+        format!("a server here is reached by a relay, of which {relays} server{plural} can be one");
+    let advice =
+        "`umbel serve` sees to it by itself, and looks for direct ways; a forwarded port is faster";
+    Finding::note(subject, what, advice)
+}
+
+fn judge_one(seen: &Seen, serves_anyhow: bool) -> Finding {
     let subject = "reachability";
     let Seen { transport, no_way_out, dialled, .. } = seen;
     let closed = |what: String, advice: String| {
-        if one_is_open {
+        if serves_anyhow {
             Finding::note(subject, what, advice)
         } else {
             Finding::bad(subject, what, advice)
@@ -96,14 +120,15 @@ mod tests {
     }
 
     fn grades(seen: &[Seen]) -> Vec<Grade> {
-        judge(seen).iter().map(|finding| finding.grade).collect()
+        judge(seen, 0).iter().map(|finding| finding.grade).collect()
     }
 
     #[test]
     fn one_open_transport_is_enough_to_serve() {
         let (open, shut) = (seen("QUIC", None), seen("TCP", Some("dial error")));
         assert_eq!(grades(&[open.clone(), shut.clone()]), [Grade::Good, Grade::Note]);
-        assert_eq!(grades(&[shut.clone(), shut.clone()]), [Grade::Bad, Grade::Bad]);
+        // The third says that no relay helps.
+        assert_eq!(grades(&[shut.clone(), shut.clone()]), [Grade::Bad, Grade::Bad, Grade::Bad]);
         let nothing = Seen { dialled: Vec::new(), ..open };
         assert_eq!(grades(&[nothing]), [Grade::Note], "nobody has tried");
         let no_way = Seen { no_way_out: Some("no route".to_owned()), ..shut };
@@ -111,13 +136,24 @@ mod tests {
     }
 
     #[test]
+    fn a_relay_is_enough_to_serve_where_nobody_comes_in() {
+        let shut = [seen("QUIC", Some("dial error")), seen("TCP", Some("dial error"))];
+        let findings = judge(&shut, 2);
+        assert!(findings.iter().all(|finding| finding.grade == Grade::Note), "{findings:?}");
+        assert!(findings[2].what.contains("by a relay, of which 2 servers"), "{findings:?}");
+        assert_eq!(judge(&[seen("QUIC", None)], 2).len(), 1, "nobody needs one");
+        let offline = Seen { no_way_out: Some("no route".to_owned()), ..Seen::default() };
+        assert_eq!(judge(&[offline], 0).len(), 1, "no relay helps who cannot get out");
+    }
+
+    #[test]
     fn behind_a_router_a_port_is_to_be_forwarded_and_else_the_firewall_opened() {
         let mut shut = seen("QUIC", Some("dial error"));
-        let advice = |shut: &Seen| judge(std::slice::from_ref(shut))[0].advice.clone().unwrap();
+        let advice = |shut: &Seen| judge(std::slice::from_ref(shut), 0)[0].advice.clone().unwrap();
         assert!(advice(&shut).contains("--announce"));
         shut.dialled[0].address = "/ip4/192.168.1.5/udp/4001/quic-v1".parse().unwrap();
         assert!(advice(&shut).contains("firewall of this machine"));
-        let behind = judge(&[seen("QUIC", None)])[0].what.clone();
+        let behind = judge(&[seen("QUIC", None)], 0)[0].what.clone();
         assert!(behind.contains("router"), "{behind}");
     }
 }

@@ -73,6 +73,18 @@ fn a_server_that_leaves_serves_its_blocks_no_more() {
 }
 
 #[test]
+fn who_is_reached_by_a_relay_is_shown_as_such() {
+    let mut hidden = server(2, 0, 4);
+    let relay = "/ip4/203.0.113.7/udp/4001/quic-v1/p2p/12D3KooW/p2p-circuit";
+    hidden.addresses = vec!["/ip4/192.168.1.5/tcp/4001".to_owned(), relay.to_owned()];
+    let state = |servers: &[Announcement]| overview(servers).models[0].servers[0].state();
+    assert_eq!(state(&[hidden.clone()]), "by a relay");
+    hidden.draining = true;
+    assert_eq!(state(&[hidden]), "leaving, by a relay");
+    assert_eq!(state(&[server(1, 0, 4)]), "");
+}
+
+#[test]
 fn what_would_move_the_cursor_or_turn_the_text_is_left_out() {
     assert_eq!(printable("a\u{1b}[2Jb\n\u{202e}c"), "a[2Jbc");
 }

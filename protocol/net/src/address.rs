@@ -54,6 +54,21 @@ pub fn relayed_by(relay: &Multiaddr) -> Option<Multiaddr> {
     (named.is_some() && !is_relayed(relay)).then(|| relay.clone().with(Protocol::P2pCircuit))
 }
 
+/// The relay by which an address leads.
+pub(crate) fn relay_of(address: &Multiaddr) -> Option<libp2p::PeerId> {
+    let before = address.iter().take_while(|part| *part != Protocol::P2pCircuit);
+    let name = |part| if let Protocol::P2p(peer) = part { Some(peer) } else { None };
+    before.filter_map(name).last().filter(|_| is_relayed(address))
+}
+
+/// Of more addresses than an announcement holds those that it is to hold: the best, but none by a relay is
+/// left out for a socket of one more interface.
+pub(crate) fn fitting(addresses: Vec<Multiaddr>) -> Vec<Multiaddr> {
+    let (relayed, own): (Vec<_>, Vec<_>) = addresses.into_iter().partition(is_relayed);
+    let room = ADDRESSES_MAX.saturating_sub(relayed.len());
+    own.into_iter().take(room).chain(relayed).collect()
+}
+
 /// Whether the address leads over QUIC or plain TCP.
 fn is_dialable(address: &Multiaddr) -> bool {
     let last = address.iter().filter(|part| !matches!(part, Protocol::P2p(_))).last();
@@ -95,6 +110,22 @@ pub(crate) fn is_loopback(address: &Multiaddr) -> bool {
     match address.iter().next() {
         Some(Protocol::Ip4(ip)) => ip.is_loopback(),
         Some(Protocol::Ip6(ip)) => ip.is_loopback(),
+        _ => false,
+    }
+}
+
+/// Whether only machines near by see the address: those behind the same router, or this one alone.
+pub(crate) fn is_private(address: &Multiaddr) -> bool {
+    match address.iter().next() {
+        Some(Protocol::Ip4(ip)) => {
+            // 100.64.0.0/10 is what providers number their customers' routers with (RFC 6598).
+            let [first, second, ..] = ip.octets();
+            let is_shared = first == 100 && second & 0xc0 == 64;
+            ip.is_private() || ip.is_loopback() || ip.is_link_local() || is_shared
+        }
+        Some(Protocol::Ip6(ip)) => {
+            ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local()
+        }
         _ => false,
     }
 }
@@ -207,6 +238,45 @@ mod tests {
         addresses.sort_by_key(preference);
         let order: Vec<_> = addresses.iter().map(ToString::to_string).collect();
         assert_eq!(order, [texts[3], texts[1], texts[2], texts[0]]);
+    }
+
+    #[test]
+    fn a_relay_is_named_before_the_circuit_and_the_peer_behind_it() {
+        let (relay, peer) = (libp2p::PeerId::random(), libp2p::PeerId::random());
+        let relayed: Multiaddr =
+            format!("/ip4/10.0.0.7/tcp/1/p2p/{relay}/p2p-circuit").parse().unwrap();
+        assert_eq!(relay_of(&relayed), Some(relay));
+        assert_eq!(relay_of(&relayed.with(Protocol::P2p(peer))), Some(relay));
+        let direct: Multiaddr = format!("/ip4/10.0.0.7/tcp/1/p2p/{peer}").parse().unwrap();
+        assert_eq!(relay_of(&direct), None);
+    }
+
+    #[test]
+    fn addresses_by_relays_are_told_however_many_interfaces_there_are() {
+        let own = (1..=20).map(|port| format!("/ip4/10.0.0.7/tcp/{port}").parse().unwrap());
+        let relay = libp2p::PeerId::random();
+        let relayed: Multiaddr =
+            format!("/ip4/10.0.0.8/tcp/1/p2p/{relay}/p2p-circuit").parse().unwrap();
+        let told = fitting(own.chain([relayed.clone()]).collect());
+        assert_eq!((told.len(), told.last()), (ADDRESSES_MAX, Some(&relayed)));
+    }
+
+    #[test]
+    fn what_only_neighbours_see_is_private() {
+        let is_private = |text: &str| is_private(&text.parse().unwrap());
+        for near in [
+            "/ip4/192.168.1.5",
+            "/ip4/100.64.0.1",
+            "/ip4/127.0.0.1",
+            "/ip6/fd00::1",
+            "/ip6/fe80::1",
+        ] {
+            assert!(is_private(near), "{near}");
+        }
+        for far in ["/ip4/203.0.113.7", "/ip4/100.128.0.1", "/ip6/2001:db8::1", "/dns/example.org"]
+        {
+            assert!(!is_private(far), "{far}");
+        }
     }
 
     #[test]

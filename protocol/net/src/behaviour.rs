@@ -1,24 +1,30 @@
 //! Transports and protocols, put together into one `libp2p::Swarm`.
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
 use std::time::Duration;
 
+use libp2p::core::muxing::StreamMuxerBox;
+use libp2p::core::transport::Boxed;
+use libp2p::core::upgrade::Version;
 use libp2p::kad::store::{MemoryStore, MemoryStoreConfig};
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::{
-    StreamProtocol, SwarmBuilder, connection_limits, dns, identify, kad, mdns, noise, ping, quic,
-    relay, tcp, yamux,
+    StreamProtocol, SwarmBuilder, Transport as _, connection_limits, dns, identify, kad, mdns,
+    noise, ping, quic, relay, tcp, yamux,
 };
 use libp2p_autonat::v2 as autonat;
 use umbel_protocol::version::SOFTWARE;
 
 use crate::address::innermost;
-use crate::config::{NetworkConfig, Role};
+use crate::config::{NetworkConfig, Reach, RelayLimits, Role};
 use crate::driver::{ASKED_AT_ONCE, Shared};
 use crate::error::StartNetworkError;
 use crate::links;
+use crate::passing::Muxer;
+use crate::punching;
+use crate::rates::Rates;
 use crate::swarm_key::SwarmKey;
 
 /// The hash table of Umbel, which no other network joins by accident.
@@ -27,12 +33,16 @@ pub(crate) const KAD_PROTOCOL: StreamProtocol = StreamProtocol::new("/umbel/kad/
 /// What peers of Umbel call what they speak.
 pub(crate) const IDENTIFY_PROTOCOL: &str = "/umbel/id/1";
 
+/// Under this key the hash table holds who gives places to those that cannot be reached.
+pub(crate) const RELAYS_KEY: [u8; 32] = *b"umbel relays: circuit relay v2\0\0";
+
 /// Connections at once: a server has one to each of its clients (256 sessions at most, each
 /// perhaps of another client), to its neighbours on routes, and to those in the hash table.
 const CONNECTIONS_MAX: u32 = 1024;
 
-/// Connections with one peer: one each way, and as many while they are replaced.
-const CONNECTIONS_PER_PEER_MAX: u32 = 4;
+/// Connections with one peer: one each way, and as many while they are replaced; where two meet by relays,
+/// one of these each way, and for each of them a direct one from either side.
+const CONNECTIONS_PER_PEER_MAX: u32 = 6;
 
 /// Handshakes at once, in each direction; each costs a signature.
 const HANDSHAKES_MAX: u32 = 128;
@@ -49,6 +59,10 @@ const QUIC_KEEP_ALIVE: Duration = Duration::from_secs(2);
 
 /// How long a QUIC handshake may take: a lost first packet is sent again after 1 and 3 s.
 const QUIC_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long an attempt to connect may take over TCP, whose first packet is sent again after 1, 3 and 7 s.
+/// Who asks to be dialled back waits for 10 s, and hears nothing where the attempt takes as long.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// Bytes that a peer may send on one QUIC stream before they are read: 100 ms at 640 Mbit/s.
 const QUIC_STREAM_WINDOW_BYTES: u32 = 8 << 20;
@@ -72,17 +86,19 @@ const PROVIDER_RECORD_INTERVAL: Duration = Duration::from_secs(5 * 60);
 /// Keys whose providers this peer remembers for others, each with 20: some MiB.
 const PROVIDED_KEYS_MAX: usize = 4096;
 
-/// Pairs of peers between which a relay passes on at once, and of those that one peer is in: a run has 32
-/// trainers at most.
-const CIRCUITS_MAX: usize = 64;
-const CIRCUITS_PER_PEER_MAX: usize = 32;
+/// Circuits of a relay that one peer has opened: a session of a route of 16 hops behind relays, twice over
+/// while it is mended, and those that announce themselves.
+const CIRCUITS_PER_PEER_MAX: usize = 64;
 
-/// How long a relay passes on between two peers before they must ask anew.
-const CIRCUIT_LIFETIME: Duration = Duration::from_secs(60 * 60);
+/// Circuits that a peer may open in a burst, and how long each takes to be allowed again; the same for all
+/// peers of one address, which may be a house or a provider's translator. A server that announces itself to
+/// 16 peers has so many, and asks again every ten seconds for those that have failed.
+const CIRCUITS_OF_PEER: (u32, Duration) = (64, Duration::from_secs(10));
+const CIRCUITS_OF_ADDRESS: (u32, Duration) = (256, Duration::from_secs(1));
 
-/// Bytes that it passes on between two peers until then: what a trainer has learned, a million values, in
-/// each of 12 rounds an hour, some 20 times over.
-const CIRCUIT_BYTES_MAX: u64 = 256 << 20;
+/// How long a relay passes on between two peers before they must ask anew. It bounds what one that has gone
+/// mad holds, and not what sessions need, which go on over another circuit.
+const CIRCUIT_LIFETIME: Duration = Duration::from_secs(2 * 60 * 60);
 
 /// How long a ping may take before its connection counts as dead.
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
@@ -97,13 +113,16 @@ pub(crate) struct Behaviour {
     ping: ping::Behaviour,
     mdns: Toggle<mdns::tokio::Behaviour>,
     /// Asks others to dial this peer back (AutoNAT, version 2).
-    ask_back: Toggle<autonat::client::Behaviour>,
+    pub(crate) ask_back: Toggle<autonat::client::Behaviour>,
     /// Dials those back who ask for it.
     dial_back: Toggle<autonat::server::Behaviour>,
     /// Passes on what others send to those who cannot be reached.
-    relay: Toggle<relay::Behaviour>,
+    pub(crate) relay: Toggle<relay::Behaviour>,
     /// Is reached through others who do so.
     relayed: relay::client::Behaviour,
+    /// Looks for a direct way to those who were met by a relay. It counts connections, and must not hear of
+    /// one that another behaviour turns away.
+    punching: punching::Behaviour,
 }
 
 /// The `libp2p::Swarm` of a peer, which neither listens nor dials yet.
@@ -122,36 +141,54 @@ pub(crate) fn build(
             let nobody = dns::ResolverConfig::from_parts(None, Vec::new(), Vec::new());
             (nobody, dns::ResolverOpts::default())
         });
-    let tcp = tcp::Config::new().nodelay(true);
     let prologue = config.swarm_key.as_ref().map(SwarmKey::prologue).unwrap_or_default();
     let noise = |keypair: &libp2p::identity::Keypair| {
         noise::Config::new(keypair).map(|config| config.with_prologue(prologue))
     };
-    let builder = SwarmBuilder::with_existing_identity(keypair)
-        .with_tokio()
-        .with_tcp(tcp, noise.clone(), yamux::Config::default)
-        .map_err(|error| set_up("encryption", &error))?;
     // The handshake of QUIC has no place for the secret.
-    Ok(if config.swarm_key.is_some() {
-        builder
-            .with_dns_config(resolver, options)
-            .with_relay_client(noise, yamux::Config::default)
-            .map_err(no_relay)?
-            .with_behaviour(|_, relayed| behaviour(relayed))
-            .unwrap_or_else(|never| match never {})
-            .with_swarm_config(tune_dials)
-            .build()
+    let quic = config.swarm_key.is_none();
+    let passes = config.relays.is_some().then(|| Arc::clone(&shared.rates));
+    let encryption = noise.clone()(&keypair).map_err(|error| set_up("encryption", &error))?;
+    Ok(SwarmBuilder::with_existing_identity(keypair)
+        .with_tokio()
+        .with_other_transport(|keypair| sockets(keypair, encryption, quic, passes))
+        .unwrap_or_else(|never| match never {})
+        .with_dns_config(resolver, options)
+        .with_relay_client(noise, yamux::Config::default)
+        .map_err(no_relay)?
+        .with_behaviour(|_, relayed| behaviour(relayed))
+        .unwrap_or_else(|never| match never {})
+        .with_swarm_config(tune_dials)
+        .with_connection_timeout(CONNECT_TIMEOUT)
+        .build())
+}
+
+/// TCP, and QUIC where it is spoken. Where the peer passes on for others, that is counted.
+fn sockets(
+    keypair: &libp2p::identity::Keypair,
+    encryption: noise::Config,
+    quic: bool,
+    passes: Option<Arc<Rates>>,
+) -> Boxed<(libp2p::PeerId, StreamMuxerBox)> {
+    let tcp = tcp::tokio::Transport::new(tcp::Config::new().nodelay(true))
+        .upgrade(Version::V1Lazy)
+        .authenticate(encryption)
+        .multiplex(yamux::Config::default())
+        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
+    let transport = if quic {
+        let quic = quic::tokio::Transport::new(tune_quic(quic::Config::new(keypair)))
+            .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
+        tcp.or_transport(quic).map(|either, _| either.into_inner()).boxed()
     } else {
-        builder
-            .with_quic_config(tune_quic)
-            .with_dns_config(resolver, options)
-            .with_relay_client(noise, yamux::Config::default)
-            .map_err(no_relay)?
-            .with_behaviour(|_, relayed| behaviour(relayed))
-            .unwrap_or_else(|never| match never {})
-            .with_swarm_config(tune_dials)
-            .build()
-    })
+        tcp.boxed()
+    };
+    match passes {
+        Some(rates) => {
+            let counted = move |muxer| StreamMuxerBox::new(Muxer::new(muxer, Arc::clone(&rates)));
+            transport.map(move |(peer, muxer), _| (peer, counted(muxer))).boxed()
+        }
+        None => transport,
+    }
 }
 
 /// QUIC first, TCP a moment later, and whichever answers first stays.
@@ -174,7 +211,8 @@ fn behaviour(
         .with_agent_version(format!("umbel/{SOFTWARE}"))
         .with_push_listen_addr_updates(true)
         // What is announced instead counts as an external address, and those are always told.
-        .with_hide_listen_addrs(!config.announce.is_empty());
+        // So does a place at a relay.
+        .with_hide_listen_addrs(!config.announce.is_empty() || config.reach == Reach::Relayed);
     let ping = ping::Config::new().with_interval(config.ping_interval).with_timeout(PING_TIMEOUT);
     let mdns = match config.mdns {
         true => {
@@ -183,8 +221,8 @@ fn behaviour(
         }
         false => None,
     };
-    let (role, asks_back) = (config.role, config.asks_reachability);
-    let relay = config.relays.then(|| relay::Behaviour::new(peer, relay_config()));
+    let (role, asks_back) = (config.role, config.asks_reachability || config.reach == Reach::Auto);
+    let relay = config.relays.map(|limits| relay::Behaviour::new(peer, relay_config(limits)));
     Ok(move |relayed| Behaviour {
         limits: connection_limits::Behaviour::new(limits),
         links,
@@ -196,17 +234,24 @@ fn behaviour(
         dial_back: (role == Role::Server).then(autonat::server::Behaviour::default).into(),
         relay: relay.into(),
         relayed,
+        punching: punching::Behaviour::new(peer),
     })
 }
 
-fn relay_config() -> relay::Config {
-    relay::Config {
-        max_circuits: CIRCUITS_MAX,
+fn relay_config(limits: RelayLimits) -> relay::Config {
+    let few = |count| NonZeroU32::new(count).expect("it is not zero");
+    let config = relay::Config {
+        max_circuits: limits.circuits,
         max_circuits_per_peer: CIRCUITS_PER_PEER_MAX,
         max_circuit_duration: CIRCUIT_LIFETIME,
-        max_circuit_bytes: CIRCUIT_BYTES_MAX,
+        max_circuit_bytes: limits.circuit_bytes,
+        circuit_src_rate_limiters: Vec::new(),
         ..relay::Config::default()
-    }
+    };
+    let ((of_peer, per_peer), (of_address, per_address)) = (CIRCUITS_OF_PEER, CIRCUITS_OF_ADDRESS);
+    config
+        .circuit_src_per_peer(few(of_peer), per_peer)
+        .circuit_src_per_ip(few(of_address), per_address)
 }
 
 /// Kademlia for provider records only: values of others find no room here.

@@ -30,10 +30,15 @@ pub struct NetworkConfig {
     /// Whether it asks peers that serve to dial it back where they see it, so that
     /// [`Network::reachability`](crate::Network::reachability) can tell.
     pub asks_reachability: bool,
-    /// Whether it passes on what others send to peers that cannot be reached, within bounds.
-    pub relays: bool,
     /// Whether links to processes of this machine that want so too do without the network (on Linux).
     pub local_links: bool,
+    /// Whether it passes on what others send to peers that cannot be reached, and how much of it.
+    pub relays: Option<RelayLimits>,
+    /// Which addresses others are told, and whether relays are sought by which they come in.
+    pub reach: Reach,
+    /// Relays that are asked for a place before any other ([`relayed_by`](crate::relayed_by)), where places
+    /// are sought.
+    pub relayed_by: Vec<Multiaddr>,
     /// What its links take of its connection at most.
     pub rate_limits: RateLimits,
     /// How often each connected peer is pinged.
@@ -52,8 +57,10 @@ impl NetworkConfig {
             swarm_key: None,
             mdns: false,
             asks_reachability: false,
-            relays: false,
             local_links: false,
+            relays: None,
+            reach: Reach::Direct,
+            relayed_by: Vec::new(),
             rate_limits: RateLimits { upload: None, download: None },
             ping_interval: PING_INTERVAL,
         }
@@ -67,4 +74,34 @@ pub enum Role {
     Server,
     /// It asks and leaves; the hash table does not count on it.
     Client,
+}
+
+/// How others are to reach a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// Where it listens, or what it announces, whether others come in there or not.
+    Direct,
+    /// The same, and by relays too once those who dialled it back did not come in. It then asks to be
+    /// dialled back, whatever [`NetworkConfig::asks_reachability`] says.
+    Auto,
+    /// By relays alone: nobody is told where else it listens.
+    Relayed,
+}
+
+/// What a peer that passes on for others does so within.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RelayLimits {
+    /// Circuits at once: each is between two peers, whatever they say to each other.
+    pub circuits: usize,
+    /// Bytes that one circuit carries, both ways together, before it ends and the two must ask anew.
+    pub circuit_bytes: u64,
+}
+
+impl Default for RelayLimits {
+    /// 256 circuits, since of a hundred servers without a direct way each talks to several; and 2 GiB, which
+    /// is what the widest hidden states (16 KiB a token, there and back) take of an hour at 18 tokens a
+    /// second, or of sixty prompts of 2,000 tokens.
+    fn default() -> Self {
+        Self { circuits: 256, circuit_bytes: 2 << 30 }
+    }
 }

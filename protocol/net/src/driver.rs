@@ -5,12 +5,15 @@
 
 mod circuits;
 mod dials;
+mod direct;
 mod discovery;
 mod event;
 mod peers;
+mod places;
 mod probes;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -23,12 +26,14 @@ use umbel_protocol::PeerId;
 
 use crate::address::{NOT_DIALABLE, innermost, is_relayed, tcp_socket};
 use crate::behaviour::Behaviour;
+use crate::config::{NetworkConfig, Reach, Role};
 use crate::error::{AddressFailure, StartNetworkError};
 use crate::links::{Acceptors, OpenStream, StreamError};
 use crate::rates::{RateLimits, Rates};
-use crate::reachability::Reachability;
-use circuits::Circuits;
+use crate::reachability::{Judge, Reachability, Standing};
+use circuits::Places;
 use dials::Dials;
+use direct::Direct;
 pub(crate) use discovery::ASKED_AT_ONCE;
 use discovery::Discovery;
 use peers::Peers;
@@ -69,6 +74,8 @@ pub(crate) enum Command {
     ConnectedPeers { reply: oneshot::Sender<Vec<PeerId>> },
     /// Where does a connected peer say that it listens?
     PeerAddresses { peer: libp2p::PeerId, reply: oneshot::Sender<Vec<Multiaddr>> },
+    /// Is a peer connected, and by a relay alone?
+    IsRelayed { peer: libp2p::PeerId, reply: oneshot::Sender<Option<bool>> },
     /// See whether the process at the other end of a connection has ended.
     Probe { peer: libp2p::PeerId },
     /// Close every connection and end.
@@ -82,9 +89,13 @@ pub(crate) struct Shared {
     pub(crate) rates: Arc<Rates>,
     /// What others are told instead of where this peer listens.
     pub(crate) announce: Vec<Multiaddr>,
-    listen: Mutex<Vec<Multiaddr>>,
+    /// Where it listens, relays included, the best first.
+    pub(crate) listen: watch::Sender<Vec<Multiaddr>>,
     round_trips: Mutex<BTreeMap<PeerId, Duration>>,
     pub(crate) reachability: watch::Sender<Vec<Reachability>>,
+    pub(crate) standing: watch::Sender<Standing>,
+    /// Circuits that this peer passes on at the moment.
+    pub(crate) circuits: AtomicUsize,
 }
 
 impl Shared {
@@ -93,14 +104,12 @@ impl Shared {
             acceptors: Arc::default(),
             rates: Arc::new(Rates::new(limits)),
             announce,
-            listen: Mutex::default(),
+            listen: watch::Sender::default(),
             round_trips: Mutex::default(),
             reachability: watch::Sender::default(),
+            standing: watch::Sender::default(),
+            circuits: AtomicUsize::new(0),
         }
-    }
-
-    pub(crate) fn listen(&self) -> MutexGuard<'_, Vec<Multiaddr>> {
-        self.listen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn round_trips(&self) -> MutexGuard<'_, BTreeMap<PeerId, Duration>> {
@@ -117,11 +126,21 @@ pub(crate) struct Driver {
     tells: bool,
     /// Whether only this machine can reach the peer.
     loopback_only: bool,
+    role: Role,
+    reach: Reach,
+    /// Whether it passes on for others.
+    relays: bool,
+    /// Where it listens itself.
+    sockets: Vec<Multiaddr>,
     dials: Dials,
+    direct: Direct,
     peers: Peers,
     probes: Probes,
     discovery: Discovery,
-    circuits: Circuits,
+    places: Places,
+    judge: Judge,
+    /// Circuits that it passes on, by who is at their ends.
+    passed: BTreeMap<(libp2p::PeerId, libp2p::PeerId), usize>,
 }
 
 impl Driver {
@@ -129,19 +148,28 @@ impl Driver {
         swarm: libp2p::Swarm<Behaviour>,
         commands: mpsc::Receiver<Command>,
         shared: Arc<Shared>,
-        tells: bool,
+        config: &NetworkConfig,
     ) -> Self {
+        // Who wants to find out whether others come in does not say so first.
+        let tells = config.role == Role::Server || !config.asks_reachability;
         Self {
             swarm,
             commands,
             shared,
-            tells,
+            tells: tells && config.reach != Reach::Relayed,
             loopback_only: false,
+            role: config.role,
+            reach: config.reach,
+            relays: config.relays.is_some(),
+            sockets: Vec::new(),
             dials: Dials::default(),
+            direct: Direct::default(),
             peers: Peers::default(),
             probes: Probes::new(),
             discovery: Discovery::default(),
-            circuits: Circuits::default(),
+            places: Places::new(config.relayed_by.clone()),
+            judge: Judge::default(),
+            passed: BTreeMap::new(),
         }
     }
 
@@ -166,7 +194,8 @@ impl Driver {
             })?;
             waiting.insert(listener.to_string(), address.clone());
             if is_relayed(address) {
-                self.circuits.asked(listener, address.clone());
+                self.places.fix(address.clone());
+                self.places.asked(listener, address.clone());
             }
         }
         let listening = async {
@@ -188,6 +217,7 @@ impl Driver {
         while let Some(Some(event)) = self.swarm.next().now_or_never() {
             self.on_event(event);
         }
+        self.begin_places();
         Ok(())
     }
 
@@ -195,6 +225,7 @@ impl Driver {
     pub(crate) async fn run(mut self) {
         loop {
             let wakes_at = self.discovery.wakes_at();
+            let places_wake_at = self.places_wake_at();
             tokio::select! {
                 command = self.commands.recv() => match command {
                     Some(Command::Shutdown { reply }) => {
@@ -210,7 +241,8 @@ impl Driver {
                     tracing::debug!(%connection, "the process at the other end has ended");
                     self.swarm.close_connection(connection);
                 }
-                () = sleep_until(self.circuits.again_at()) => self.ask_relays_again(),
+                () = sleep_until(places_wake_at) => self.look_for_places(),
+                () = sleep_until(self.direct.wakes_at()) => self.wait_for_direct_no_more(),
                 () = sleep_until(wakes_at) => {
                     let now = tokio::time::Instant::now();
                     self.discovery.wake(&mut self.swarm.behaviour_mut().kad, now);
@@ -253,6 +285,10 @@ impl Driver {
             Command::PeerAddresses { peer, reply } => {
                 let _unwanted = reply.send(self.peers.addresses(peer));
             }
+            Command::IsRelayed { peer, reply } => {
+                let connected = self.peers.best_connection(peer).is_some();
+                let _unwanted = reply.send(connected.then(|| self.peers.is_relayed(peer)));
+            }
             Command::Probe { peer } => {
                 if let Some((connection, socket)) = self.peers.quic_socket(peer) {
                     self.probes.send(connection, socket);
@@ -262,16 +298,13 @@ impl Driver {
         }
     }
 
-    fn ask_relays_again(&mut self) {
-        for address in self.circuits.take_lost() {
-            match self.swarm.listen_on(address.clone()) {
-                Ok(listener) => self.circuits.asked(listener, address),
-                Err(_) => self.circuits.fail(address, tokio::time::Instant::now()),
-            }
+    fn open_stream(&mut self, peer: libp2p::PeerId, request: OpenStream) {
+        if let Some(request) = self.direct.wait(peer, request) {
+            self.open_stream_now(peer, request);
         }
     }
 
-    fn open_stream(&mut self, peer: libp2p::PeerId, request: OpenStream) {
+    fn open_stream_now(&mut self, peer: libp2p::PeerId, request: OpenStream) {
         match self.peers.best_connection(peer) {
             Some(connection) => {
                 self.swarm.behaviour_mut().links.open(peer, connection, request);

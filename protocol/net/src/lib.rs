@@ -28,7 +28,9 @@
 //! | `links` | the libp2p protocol by which links are opened and accepted |
 //! | `link` | frames on an open link |
 //! | `local` | links within a machine |
+//! | `passing` | what a relay passes on, within its limits |
 //! | `probe` | what a system says of ports that no process holds |
+//! | `punching` | direct connections between those who met by a relay |
 //! | `reachability` | whether others can come in |
 //! | `swarm_key`, `invite` | the secret of a private swarm, and how others come by it |
 //! | `address` | which addresses to tell and to try first |
@@ -47,14 +49,16 @@ mod links;
 #[cfg_attr(not(target_os = "linux"), path = "local/elsewhere.rs")]
 mod local;
 mod network;
+mod passing;
 mod probe;
+mod punching;
 mod rates;
 mod reachability;
 mod swarm_key;
 mod way;
 
 pub use address::relayed_by;
-pub use config::{NetworkConfig, Role};
+pub use config::{NetworkConfig, Reach, RelayLimits, Role};
 pub use error::{
     AcceptError, AddressFailure, JoinError, OpenLinkError, ReceiveError, SendError,
     StartNetworkError,
@@ -66,7 +70,7 @@ pub use link::{Link, LinkReceiver, LinkSender};
 pub use links::Incoming;
 pub use network::Network;
 pub use rates::{RateLimits, Traffic};
-pub use reachability::Reachability;
+pub use reachability::{Reachability, Standing, Verdict};
 pub use swarm_key::{SwarmKey, SwarmKeyError};
 pub use umbel_protocol::LinkProtocol;
 pub use way::{DifferentSwarms, InvalidAddress, InvalidJoin, Join, Way, parse_address};

@@ -4,6 +4,7 @@ mod join;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ed25519_dalek::SigningKey;
@@ -14,9 +15,9 @@ use tracing::Instrument as _;
 use umbel_protocol::version::Side;
 use umbel_protocol::{LinkProtocol, PeerId};
 
-use crate::address::{is_quic, of_peer, to_announce};
-use crate::behaviour;
-use crate::config::{NetworkConfig, Role};
+use crate::address::{fitting, is_quic, is_relayed, of_peer, to_announce};
+use crate::behaviour::{self, RELAYS_KEY};
+use crate::config::{NetworkConfig, Reach};
 use crate::driver::{COMMANDS_WAITING_MAX, Command, Driver, Shared};
 use crate::error::{AcceptError, AddressFailure, OpenLinkError, StartNetworkError};
 use crate::identity::Identity;
@@ -25,7 +26,7 @@ use crate::links::{Incoming, OpenStream, Opened, StreamError};
 use crate::local;
 use crate::probe::all_refused;
 use crate::rates::Traffic;
-use crate::reachability::Reachability;
+use crate::reachability::{Reachability, Standing};
 
 /// How long opening a link may take, dialling and a question to the hash table included: two QUIC
 /// handshakes of 5 s, or one and the detour over TCP.
@@ -39,6 +40,7 @@ pub struct Network(Arc<Inner>);
 struct Inner {
     identity: Identity,
     peer: PeerId,
+    reach: Reach,
     commands: mpsc::Sender<Command>,
     shared: Arc<Shared>,
     local_links: bool,
@@ -64,9 +66,7 @@ impl Network {
         let shared = Arc::new(Shared::new(announce, config.rate_limits));
         let (commands, receiver) = mpsc::channel(COMMANDS_WAITING_MAX);
         let swarm = behaviour::build(&config, &shared)?;
-        // Who wants to find out whether others come in does not say so first.
-        let tells = config.role == Role::Server || !config.asks_reachability;
-        let mut driver = Driver::new(swarm, receiver, Arc::clone(&shared), tells);
+        let mut driver = Driver::new(swarm, receiver, Arc::clone(&shared), &config);
         driver.listen(&config.listen).await?;
         if config.local_links {
             let (acceptors, rates) = (Arc::clone(&shared.acceptors), Arc::clone(&shared.rates));
@@ -75,8 +75,8 @@ impl Network {
         }
         let span = tracing::info_span!(parent: None, "network", %peer);
         tokio::spawn(driver.run().instrument(span));
-        let local_links = config.local_links;
-        Ok(Self(Arc::new(Inner { identity: config.identity, peer, commands, shared, local_links })))
+        let NetworkConfig { identity, reach, local_links, .. } = config;
+        Ok(Self(Arc::new(Inner { identity, peer, reach, commands, shared, local_links })))
     }
 
     /// The name of this peer.
@@ -91,18 +91,29 @@ impl Network {
         self.0.identity.signing_key()
     }
 
-    /// Where this peer listens, without its name: QUIC before TCP, loopback last; a socket on
-    /// every interface appears with the address of each.
+    /// Where this peer listens, without its name: QUIC before TCP, loopback after what others reach, and
+    /// relays last; a socket on every interface appears with the address of each.
     #[must_use]
     pub fn listen_addresses(&self) -> Vec<Multiaddr> {
-        self.0.shared.listen().clone()
+        self.0.shared.listen.borrow().clone()
     }
 
-    /// Where others reach this peer: what it was told to announce, or else where it listens.
+    /// The same, as it changes: relays come and go.
+    #[must_use]
+    pub fn address_changes(&self) -> watch::Receiver<Vec<Multiaddr>> {
+        self.0.shared.listen.subscribe()
+    }
+
+    /// Where others reach this peer: what it was told to announce, or else where it listens, 16 addresses
+    /// at most; relays alone where it is to be reached by nothing else ([`Reach::Relayed`]).
     #[must_use]
     pub fn announced_addresses(&self) -> Vec<Multiaddr> {
         match self.0.shared.announce.as_slice() {
-            [] => self.listen_addresses(),
+            [] => {
+                let told =
+                    |address: &Multiaddr| self.0.reach != Reach::Relayed || is_relayed(address);
+                fitting(self.listen_addresses().into_iter().filter(told).collect())
+            }
             announce => announce.to_vec(),
         }
     }
@@ -223,6 +234,29 @@ impl Network {
     #[must_use]
     pub fn reachability(&self) -> watch::Receiver<Vec<Reachability>> {
         self.0.shared.reachability.subscribe()
+    }
+
+    /// How others reach this peer, as it changes.
+    #[must_use]
+    pub fn standing(&self) -> watch::Receiver<Standing> {
+        self.0.shared.standing.subscribe()
+    }
+
+    /// Whether `peer` is connected by a relay alone; `None` where it is not connected.
+    pub async fn is_relayed(&self, peer: PeerId) -> Option<bool> {
+        let peer = foreign_name(peer);
+        self.ask(|reply| Command::IsRelayed { peer, reply }).await.flatten()
+    }
+
+    /// Who gives places to peers that cannot be reached, by the hash table; it takes 10 s at most.
+    pub async fn find_relays(&self) -> Vec<PeerId> {
+        self.find_providers(RELAYS_KEY).await
+    }
+
+    /// Circuits that this peer passes on at the moment.
+    #[must_use]
+    pub fn circuits(&self) -> usize {
+        self.0.shared.circuits.load(Ordering::Relaxed)
     }
 
     /// The last round trip of a ping to `peer`, while it is connected.

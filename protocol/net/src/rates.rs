@@ -16,10 +16,10 @@ use bucket::Bucket;
 
 /// What goes at once of a frame that waits for its turn, so that one of 8 MiB does not hold up the
 /// others until its last byte.
-const PIECE_BYTES_MAX: usize = 16 << 10;
+pub(crate) const PIECE_BYTES_MAX: usize = 16 << 10;
 
-/// The most bytes a second of all links together, by direction; `None` for as many as come. What the
-/// connections beneath add to them, some hundredths, is not counted.
+/// The most bytes a second of all links together, by direction, with those that a relay passes on; `None`
+/// for as many as come. What the connections beneath add to them, some hundredths, is not counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RateLimits {
     /// To other peers.
@@ -28,7 +28,7 @@ pub struct RateLimits {
     pub download: Option<NonZeroU64>,
 }
 
-/// Bytes of frames so far, by direction.
+/// Bytes of frames, and of what was passed on, so far, by direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Traffic {
     /// To other peers.
@@ -47,6 +47,11 @@ pub(crate) struct Rates {
 impl Rates {
     pub(crate) fn new(limits: RateLimits) -> Self {
         Self { upload: Meter::new(limits.upload), download: Meter::new(limits.download) }
+    }
+
+    /// Whether anything ever waits.
+    pub(crate) const fn has_limit(&self) -> bool {
+        self.upload.cap.is_some() || self.download.cap.is_some()
     }
 
     pub(crate) fn traffic(&self) -> Traffic {

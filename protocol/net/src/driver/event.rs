@@ -2,14 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use libp2p::swarm::SwarmEvent;
+use libp2p::core::transport::ListenerId;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
-use libp2p::{Multiaddr, identify, mdns, ping};
+use libp2p::swarm::{FromSwarm, NetworkBehaviour as _, NewExternalAddrCandidate, SwarmEvent};
+use libp2p::{Multiaddr, identify, mdns, ping, relay};
 use libp2p_autonat::v2 as autonat;
 
 use super::Driver;
 use super::peers::{Identified, own_name};
-use crate::address::{ADDRESSES_MAX, is_concrete, is_loopback, preference};
+use crate::address::{
+    ADDRESSES_MAX, is_concrete, is_loopback, is_relayed, quic_socket, tcp_socket,
+};
 use crate::behaviour::{BehaviourEvent, IDENTIFY_PROTOCOL, KAD_PROTOCOL};
 use crate::reachability::Reachability;
 
@@ -18,22 +21,28 @@ impl Driver {
     pub(super) fn on_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
         match event {
             SwarmEvent::Behaviour(event) => self.on_behaviour_event(event),
-            SwarmEvent::NewListenAddr { address, .. } => self.on_listening(address),
+            SwarmEvent::NewListenAddr { listener_id, address } => {
+                self.on_listening(listener_id, address);
+            }
             SwarmEvent::ExpiredListenAddr { address, .. } => {
                 self.on_listening_no_more(&address);
             }
             SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
                 tracing::debug!(peer = %peer_id, ?endpoint, "connected");
                 self.peers.connected(peer_id, connection_id, &endpoint);
+                self.on_way(peer_id, endpoint.is_relayed());
                 self.dials.established(connection_id, peer_id);
             }
             SwarmEvent::ConnectionClosed { peer_id, connection_id, cause, .. } => {
                 tracing::debug!(peer = %peer_id, ?cause, "disconnected");
                 self.probes.forget(connection_id);
-                if self.peers.disconnected(peer_id, connection_id)
-                    && let Some(peer) = own_name(&peer_id)
-                {
-                    self.shared.round_trips().remove(&peer);
+                if self.peers.disconnected(peer_id, connection_id) {
+                    if let Some(peer) = own_name(&peer_id) {
+                        self.shared.round_trips().remove(&peer);
+                    }
+                    for request in self.direct.left(peer_id) {
+                        self.open_stream_now(peer_id, request);
+                    }
                 }
             }
             SwarmEvent::OutgoingConnectionError { connection_id, error, .. } => {
@@ -46,11 +55,13 @@ impl Driver {
                 tracing::warn!(%error, "a listening socket has trouble");
             }
             SwarmEvent::ListenerClosed { listener_id, addresses, reason } => {
+                if self.on_place_lost(listener_id) {
+                    return;
+                }
                 if let Err(error) = reason {
                     tracing::warn!(?addresses, %error, "a listening socket has closed");
                 }
                 addresses.iter().for_each(|address| self.on_listening_no_more(address));
-                self.circuits.closed(listener_id, tokio::time::Instant::now());
             }
             _ => {}
         }
@@ -70,37 +81,56 @@ impl Driver {
             BehaviourEvent::DialBack(event) => {
                 tracing::debug!(client = %event.client, address = %event.tested_addr, "dialled back");
             }
-            BehaviourEvent::Relay(event) => tracing::debug!(?event, "passing on for others"),
+            BehaviourEvent::Relay(event) => {
+                tracing::debug!(?event, "passing on for others");
+                self.on_passing(&event);
+            }
             BehaviourEvent::Relayed(event) => tracing::debug!(?event, "reached by a relay"),
+            BehaviourEvent::Punching(event) => {
+                tracing::debug!(?event, "a direct connection was tried");
+                if event.result.is_err() {
+                    self.on_no_direct_way(event.remote_peer_id);
+                }
+            }
             BehaviourEvent::Limits(never) | BehaviourEvent::Links(never) => match never {},
         }
     }
 
-    fn on_listening(&mut self, address: Multiaddr) {
+    fn on_listening(&mut self, listener: ListenerId, address: Multiaddr) {
         tracing::info!(%address, "listening");
+        if is_relayed(&address) {
+            return self.on_place(listener, address);
+        }
         // The hash table tells others only addresses that count as external. Where a peer
         // listens is the best guess there is until somebody outside has confirmed one.
         let guess = self.shared.announce.is_empty();
         if guess && self.tells && (self.loopback_only || !is_loopback(&address)) {
             self.swarm.add_external_address(address.clone());
         }
-        let mut listen = self.shared.listen();
-        if !listen.contains(&address) {
-            listen.push(address);
-            listen.sort_by_key(preference);
+        if !self.sockets.contains(&address) {
+            self.sockets.push(address);
+            self.publish();
         }
     }
 
     fn on_listening_no_more(&mut self, address: &Multiaddr) {
-        self.shared.listen().retain(|known| known != address);
+        self.sockets.retain(|known| known != address);
+        self.publish();
         self.swarm.remove_external_address(address);
     }
 
     /// Servers become part of the hash table by saying that they are, and where they listen.
     fn on_identify(&mut self, event: identify::Event) {
-        let identify::Event::Received { peer_id, info, .. } = event else {
+        let identify::Event::Received { peer_id, info, connection_id } = event else {
             return;
         };
+        // libp2p takes what others were told for what is known, and would not have it tried.
+        let told = self.swarm.external_addresses().any(|told| *told == info.observed_addr);
+        if told {
+            let candidate = NewExternalAddrCandidate { addr: &info.observed_addr };
+            let ask_back = &mut self.swarm.behaviour_mut().ask_back;
+            ask_back.on_swarm_event(FromSwarm::NewExternalAddrCandidate(candidate));
+        }
         let local = self.peers.is_local(peer_id);
         let reachable =
             |address: &Multiaddr| is_concrete(address) && (local || !is_loopback(address));
@@ -112,13 +142,21 @@ impl Driver {
                 self.swarm.behaviour_mut().kad.add_address(&peer_id, address.clone());
             }
         }
-        self.peers.identified(peer_id, Identified { umbel, addresses });
+        // Nobody passes on what comes by a relay, and so nobody says there that it would.
+        let tells = !self.peers.leads_by_relay(peer_id, connection_id);
+        let relays = tells.then(|| umbel && info.protocols.contains(&relay::HOP_PROTOCOL_NAME));
+        self.peers.identified(peer_id, Identified { umbel, addresses, relays });
+        self.met_somebody();
     }
 
     fn on_ping(&mut self, event: ping::Event) {
         match event.result {
             Ok(round_trip) => {
-                if let Some(peer) = own_name(&event.peer) {
+                // That of the connection on which links are opened.
+                let best = self.peers.best_connection(event.peer);
+                let peer = own_name(&event.peer).filter(|_| best == Some(event.connection));
+                if let Some(peer) = peer {
+                    self.direct.is_away(event.peer, round_trip);
                     self.shared.round_trips().insert(peer, round_trip);
                 }
             }
@@ -136,6 +174,13 @@ impl Driver {
             return;
         };
         let failure = event.result.err().map(|error| error.to_string());
+        // By a relay others see no socket, and none can be tried.
+        if tcp_socket(&event.tested_addr).or(quic_socket(&event.tested_addr)).is_none() {
+            return;
+        }
+        let now = tokio::time::Instant::now();
+        self.judge.heard(&event.tested_addr, failure.is_none(), now);
+        self.settle(now);
         self.shared.reachability.send_modify(|known| {
             if known.len() < ADDRESSES_MAX {
                 known.push(Reachability { address: event.tested_addr, by, failure });

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
 mod discovery;
+mod hidden;
 mod limits;
 mod links;
 #[cfg(target_os = "linux")]

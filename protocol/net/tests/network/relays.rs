@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use umbel_net::{
-    Identity, LinkProtocol, Network, NetworkConfig, Role, StartNetworkError, relayed_by,
+    Identity, LinkProtocol, Network, NetworkConfig, RelayLimits, Role, StartNetworkError,
+    relayed_by,
 };
 
 use crate::{QUIC, TCP, address, client, frame, server};
@@ -12,7 +13,9 @@ use crate::{QUIC, TCP, address, client, frame, server};
 async fn relay(listen: &str) -> Network {
     let config = NetworkConfig::new(Identity::ephemeral(), Role::Server);
     let listen = vec![address(listen)];
-    Network::start(NetworkConfig { listen, relays: true, ..config }).await.unwrap()
+    Network::start(NetworkConfig { listen, relays: Some(RelayLimits::default()), ..config })
+        .await
+        .unwrap()
 }
 
 /// A peer that listens nowhere but at a relay.
@@ -60,7 +63,9 @@ async fn a_relay_that_starts_anew_is_asked_again() {
     let start = async |listen| {
         let identity = Identity::load_or_create(&file).unwrap();
         let config = NetworkConfig::new(identity, Role::Server);
-        Network::start(NetworkConfig { listen, relays: true, ..config }).await.unwrap()
+        Network::start(NetworkConfig { listen, relays: Some(RelayLimits::default()), ..config })
+            .await
+            .unwrap()
     };
     let relay = start(vec![address(TCP)]).await;
     let listen = relay.listen_addresses();
