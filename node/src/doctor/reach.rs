@@ -1,5 +1,6 @@
 //! Whether others can come in, by what they have found out.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use umbel_net::{Multiaddr, Reachability};
@@ -30,7 +31,34 @@ pub(super) fn judge(seen: &[Seen], relays: usize) -> Vec<Finding> {
     if !one_is_open && seen.iter().any(is_shut) {
         findings.push(by_relays(relays));
     }
+    findings.extend(seen.iter().filter(|seen| seen.transport == "QUIC").filter_map(router));
     findings
+}
+
+/// What kind of router stands before this machine, as far as UDP ports tell that several peers have seen: by
+/// that two who met by a relay find a direct way, or do not.
+fn router(seen: &Seen) -> Option<Finding> {
+    let subject = "router";
+    let foreign = seen.dialled.iter().filter(|dialled| !is_own(&dialled.address, &seen.listened));
+    let (mut addresses, mut peers) = (BTreeSet::new(), BTreeSet::new());
+    for Reachability { address, by, .. } in foreign {
+        addresses.insert(address.to_string());
+        peers.insert(by);
+    }
+    if addresses.len() > 1 {
+        let what = "it translates addresses, and gives each destination another port";
+        let advice = "a server here, or a client of others behind such routers, stays with relays: \
+                      forward a port, or let the router keep ports (often called full cone)";
+        return Some(Finding::note(subject, what, advice));
+    }
+    (addresses.len() == 1 && peers.len() > 1).then(|| {
+        let what = format!(
+            "it translates addresses, and keeps one port for all {} peers that were asked: direct \
+             connections are found where the other one's router does so too",
+            peers.len()
+        );
+        Finding::good(subject, what)
+    })
 }
 
 /// What becomes of a server to which nobody comes in.
@@ -144,6 +172,40 @@ mod tests {
         assert_eq!(judge(&[seen("QUIC", None)], 2).len(), 1, "nobody needs one");
         let offline = Seen { no_way_out: Some("no route".to_owned()), ..Seen::default() };
         assert_eq!(judge(&[offline], 0).len(), 1, "no relay helps who cannot get out");
+    }
+
+    #[test]
+    fn a_router_is_known_by_the_ports_that_peers_see() {
+        let by = |peer: u8, port: u16, transport| {
+            let mut seen = seen(transport, Some("dial error"));
+            let address = format!("/ip4/203.0.113.7/udp/{port}/quic-v1").parse().unwrap();
+            seen.dialled[0] = Reachability {
+                address,
+                by: PeerId::from_public_key([peer; 32]),
+                ..seen.dialled[0].clone()
+            };
+            seen
+        };
+        let both = |first: Seen, second: Seen| Seen {
+            dialled: [first.dialled, second.dialled].concat(),
+            ..first
+        };
+        let of_router = |seen: Seen| {
+            let findings = judge(&[seen], 1).into_iter();
+            findings.filter(|finding| finding.subject == "router").collect::<Vec<_>>()
+        };
+        let kept = of_router(both(by(1, 4001, "QUIC"), by(2, 4001, "QUIC")));
+        assert_eq!(kept[0].grade, Grade::Good);
+        assert!(kept[0].what.contains("for all 2 peers"), "{kept:?}");
+        let changed = of_router(both(by(1, 4001, "QUIC"), by(2, 4002, "QUIC")));
+        assert_eq!(changed[0].grade, Grade::Note);
+        assert!(changed[0].what.contains("another port"), "{changed:?}");
+        assert!(of_router(by(1, 4001, "QUIC")).is_empty(), "one peer cannot tell");
+        // Each connection over TCP has a port of its own anyway.
+        assert!(of_router(both(by(1, 4001, "TCP"), by(2, 4002, "TCP"))).is_empty());
+        let mut own = both(by(1, 4001, "QUIC"), by(2, 4001, "QUIC"));
+        own.listened = own.dialled.iter().map(|dialled| dialled.address.clone()).collect();
+        assert!(of_router(own).is_empty(), "no router stands between");
     }
 
     #[test]
