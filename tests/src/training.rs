@@ -1,5 +1,6 @@
 //! Trainings over swarms of real processes, whose servers are killed at random moments of a step.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -131,6 +132,42 @@ impl Lesson {
         swarm: &Arc<Swarm>,
     ) -> anyhow::Result<(Trainer, watch::Receiver<u64>)> {
         remote(swarm, &self.model, self.state.clone(), self.settings).await
+    }
+
+    /// Learns over two servers as often as `moments` has answers of the trainer to count from its beginning,
+    /// and kills the second server behind another one each time: losses and adapter are those of one
+    /// process.
+    ///
+    /// # Errors
+    /// Where something differs, or a step failed.
+    pub async fn with_a_kill_behind_each_answer(&self, moments: Range<u64>) -> anyhow::Result<()> {
+        let mut alone = self.local();
+        let expected = self.steps(&mut alone).await?;
+        ensure!(expected[0].loss > expected[STEPS - 1].loss, "it learns: {expected:?}");
+        let first = start("0..2", None);
+        let mut servers = vec![start("2..4", Some(&first)), start("2..4", Some(&first))];
+        for moment in moments {
+            let swarm = join(&first).await?;
+            let (mut trainer, mut answers) = self.remote(&swarm).await?;
+            let victim = trainer.routes()[0][1].peer.context("a server")?.to_string();
+            let doomed = servers.iter().position(|server| server.address().ends_with(&victim));
+            let doomed = servers.remove(doomed.context("it is one of them")?);
+            let goal = *answers.borrow() + moment;
+            let kill = tokio::spawn(async move {
+                let reached = answers.wait_for(|count| *count >= goal).await.is_ok();
+                doomed.kill();
+                reached
+            });
+            let learned = self.steps(&mut trainer).await?;
+            ensure!(kill.await?, "the moment came");
+            ensure!(learned == expected, "killed at {moment}: {learned:?}, not {expected:?}");
+            ensure!(trainer.state() == alone.state(), "killed at {moment}: another adapter");
+            ensure!(trainer.replaced() == 1, "killed at {moment}: {}", trainer.replaced());
+            trainer.close().await;
+            servers.push(start("2..4", Some(&first)));
+        }
+        first.assert_no_errors();
+        Ok(())
     }
 
     /// Takes all steps.

@@ -25,7 +25,7 @@ use umbel_protocol::{Span, Tensor};
 use umbel_tests::process::Output;
 use umbel_tests::swarm::{Server, checkpoint, report, umbel};
 use umbel_tests::training::{
-    Kills, Lesson, STEPS, TOKENS_MAX, join, join_all, local, remote, remote_as, start,
+    Kills, Lesson, TOKENS_MAX, join, join_all, local, remote, remote_as, start,
 };
 use umbel_tests::workload::client_model;
 
@@ -108,35 +108,10 @@ async fn a_step_over_three_servers_is_the_stored_one_of_peft() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_killed_while_magnitudes_begin_changes_no_loss() {
     let lesson = Lesson::decomposed();
-    let mut alone = lesson.local();
-    assert!(alone.adapter().lacks_magnitudes());
-    let expected = lesson.steps(&mut alone).await.unwrap();
-    assert!(expected[0].loss > expected[STEPS - 1].loss, "it learns: {expected:?}");
-
-    let first = start("0..2", None);
-    let mut servers = vec![start("2..4", Some(&first)), start("2..4", Some(&first))];
+    assert!(lesson.local().adapter().lacks_magnitudes());
     // Norms and values of two servers; then two microbatches forward and back, gradients, steps.
     let answers_of_step = 2 + 2 + 2 * 2 * 2 + 2 + 2;
-    for moment in 0..answers_of_step {
-        let swarm = join(&first).await.unwrap();
-        let (mut trainer, mut answers) = lesson.remote(&swarm).await.unwrap();
-        let victim = trainer.routes()[0][1].peer.unwrap().to_string();
-        let doomed = servers.iter().position(|server| server.address().ends_with(&victim));
-        let doomed = servers.remove(doomed.unwrap());
-        let goal = *answers.borrow() + moment;
-        let kill = tokio::spawn(async move {
-            answers.wait_for(|count| *count >= goal).await.unwrap();
-            doomed.kill();
-        });
-        let learned = lesson.steps(&mut trainer).await.unwrap();
-        assert_eq!(learned, expected, "killed at {moment}");
-        assert!(trainer.state() == alone.state(), "killed at {moment}");
-        assert_eq!(trainer.replaced(), 1, "killed at {moment}");
-        kill.await.unwrap();
-        trainer.close().await;
-        servers.push(start("2..4", Some(&first)));
-    }
-    first.assert_no_errors();
+    lesson.with_a_kill_behind_each_answer(0..answers_of_step).await.unwrap();
 }
 
 const KILL_SEEDS: u64 = 4;

@@ -95,36 +95,11 @@ async fn a_step_over_three_servers_is_the_stored_one_of_peft() {
 /// A server is killed behind each answer that a step has, once.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_killed_at_any_moment_of_a_step_changes_no_loss() {
-    let lesson = Lesson::new();
-    let mut alone = lesson.local();
-    let expected = lesson.steps(&mut alone).await.unwrap();
-    assert!(expected[0].loss > expected[STEPS - 1].loss, "it learns: {expected:?}");
-
-    let first = start("0..2", None);
-    let mut servers = vec![start("2..4", Some(&first)), start("2..4", Some(&first))];
     // Two microbatches forward and back through two servers, two rows of gradients, two steps.
     let answers_of_step = 2 * 2 * 2 + 2 + 2;
-    for moment in 0..answers_of_step {
-        let swarm = join(&first).await.unwrap();
-        let (mut trainer, mut answers) = lesson.remote(&swarm).await.unwrap();
-        let victim = trainer.routes()[0][1].peer.unwrap().to_string();
-        let doomed = servers.iter().position(|server| server.address().ends_with(&victim));
-        let doomed = servers.remove(doomed.unwrap());
-        // In the second step, when there are gradients, means and masks that differ from the first.
-        let goal = *answers.borrow() + answers_of_step + moment;
-        let kill = tokio::spawn(async move {
-            answers.wait_for(|count| *count >= goal).await.unwrap();
-            doomed.kill();
-        });
-        let learned = lesson.steps(&mut trainer).await.unwrap();
-        assert_eq!(learned, expected, "killed at {moment}");
-        assert!(trainer.state() == alone.state(), "killed at {moment}");
-        assert_eq!(trainer.replaced(), 1, "killed at {moment}");
-        kill.await.unwrap();
-        trainer.close().await;
-        servers.push(start("2..4", Some(&first)));
-    }
-    first.assert_no_errors();
+    // In the second step, when there are gradients, means and masks that differ from the first.
+    let moments = answers_of_step..2 * answers_of_step;
+    Lesson::new().with_a_kill_behind_each_answer(moments).await.unwrap();
 }
 
 /// Thirty seeds take a minute: `cargo run -p umbel-tests --example training_kills`.

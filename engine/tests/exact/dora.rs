@@ -3,13 +3,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use umbel_engine::train::{AdamW, Adapter, Optimizer, PeftFiles, TargetModule};
-use umbel_engine::{HostedSpan, KvArena};
+use umbel_engine::HostedSpan;
+use umbel_engine::train::{AdamW, Optimizer, TargetModule};
 
 use crate::fixture::{Fixture, largest_difference};
-use crate::lora::{GRADIENT_ERROR_MAX, LOSS_ERROR_MAX, Training, stored_in};
+use crate::lora::{GRADIENT_ERROR_MAX, LOSS_ERROR_MAX, Training, logits_of_session, stored_in};
 use crate::{BINARY32_ERROR_MAX, span};
 
 const MODELS: [&str; 2] = ["llama", "qwen2"];
@@ -50,18 +49,7 @@ fn logits_with_magnitudes_are_the_stored_ones() {
 fn a_session_with_magnitudes_has_the_stored_logits() {
     for model in MODELS {
         let fixture = Fixture::open(model, "config.json");
-        let files = PeftFiles::read(&folder(model), &fixture.config).unwrap();
-        let hosted = HostedSpan::load(&fixture.config, &fixture.weights, span(0, 4)).unwrap();
-        let adapter = Adapter::from_peft(&files, &fixture.config, span(0, 4)).unwrap();
-        let mut table = KvArena::new(&fixture.config, span(0, 4), 64).open(span(0, 4), 64).unwrap();
-        hosted.adapt(&mut table, Arc::new(adapter)).unwrap();
-        let hidden = fixture.ends().embed(&fixture.prompt).unwrap();
-        let mut logits = Vec::new();
-        let (half, last) = (fixture.prompt.len() / 2, fixture.prompt.len() - 1);
-        for rows in [0..half, half..last, last..last + 1] {
-            let output = hosted.forward(&mut table, &hidden.rows(rows).unwrap()).unwrap();
-            logits.extend(fixture.ends().logits_of_all(&output).unwrap().concat());
-        }
+        let logits = logits_of_session(&fixture, &folder(model));
         let difference = largest_difference(&logits, &stored_in(&folder(model), "logits"));
         assert!(difference < BINARY32_ERROR_MAX, "{model}: {difference}");
     }

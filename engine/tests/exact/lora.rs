@@ -105,10 +105,9 @@ fn logits_with_an_adapter_are_the_stored_ones() {
     assert!(largest_difference(&logits, &training.fixture.logits) > 0.01, "it changes something");
 }
 
-#[test]
-fn a_session_with_an_adapter_has_the_stored_logits() {
-    let fixture = Fixture::open("llama", "config.json");
-    let files = PeftFiles::read(&folder(), &fixture.config).unwrap();
+/// The logits of a fixture's prompt in a session with the adapter in a folder.
+pub(crate) fn logits_of_session(fixture: &Fixture, folder: &Path) -> Vec<f32> {
+    let files = PeftFiles::read(folder, &fixture.config).unwrap();
     let hosted = HostedSpan::load(&fixture.config, &fixture.weights, span(0, 4)).unwrap();
     let adapter = Adapter::from_peft(&files, &fixture.config, span(0, 4)).unwrap();
     let mut table = KvArena::new(&fixture.config, span(0, 4), 64).open(span(0, 4), 64).unwrap();
@@ -121,7 +120,13 @@ fn a_session_with_an_adapter_has_the_stored_logits() {
         let output = hosted.forward(&mut table, &hidden.rows(rows).unwrap()).unwrap();
         logits.extend(fixture.ends().logits_of_all(&output).unwrap().concat());
     }
-    let difference = largest_difference(&logits, &stored("logits"));
+    logits
+}
+
+#[test]
+fn a_session_with_an_adapter_has_the_stored_logits() {
+    let fixture = Fixture::open("llama", "config.json");
+    let difference = largest_difference(&logits_of_session(&fixture, &folder()), &stored("logits"));
     assert!(difference < BINARY32_ERROR_MAX, "{difference}");
 }
 
