@@ -1,6 +1,6 @@
 //! Swarms of real processes whose servers are reached by relays alone.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::Arc;
 use std::time::Duration;
