@@ -1,5 +1,7 @@
 //! Trainings over swarms of real processes, whose servers are killed at random moments of a step.
 
+pub mod peft;
+
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -10,32 +10,23 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
-use umbel_client::ClientModel;
 use umbel_client::adapter::fetch::{FetchAdapterError, fetch};
 use umbel_client::adapter::publish::{Publication, PublishSettings};
 use umbel_client::swarm::{exchange, unix_time};
+use umbel_client::train::RemoteSettings;
 use umbel_client::train::checkpoint::Checkpoint;
-use umbel_client::train::data::Example;
-use umbel_client::train::{RemoteSettings, TrainerSettings};
-use umbel_engine::train::{AdamW, Adapter, PeftFiles, TrainingState};
+use umbel_engine::train::{Adapter, PeftFiles};
 use umbel_net::{Identity, LinkProtocol, Network, NetworkConfig, Role};
 use umbel_protocol::announcement::{Announcement, Throughput};
 use umbel_protocol::training::{TrainerMessage, TrainingAnswer};
 use umbel_protocol::{Span, Tensor};
 use umbel_tests::process::Output;
 use umbel_tests::swarm::{Server, checkpoint, report, umbel};
-use umbel_tests::training::{
-    Kills, Lesson, TOKENS_MAX, join, join_all, local, remote, remote_as, start,
-};
+use umbel_tests::training::peft::{prompt, step_over_three_servers, stored};
+use umbel_tests::training::{Kills, Lesson, TOKENS_MAX, join, join_all, remote_as, start};
 use umbel_tests::workload::client_model;
 
 const LISTEN: &str = "/ip4/127.0.0.1/udp/0/quic-v1";
-
-/// What implementations in binary32 differ by in a loss of about 7, over four blocks.
-const LOSS_ERROR_MAX: f64 = 1e-5;
-
-/// Of the norm of all gradients, beside it.
-const NORM_ERROR_MAX: f64 = 1e-4;
 
 /// Of logits of about 1.
 const LOGIT_ERROR_MAX: f64 = 1e-4;
@@ -44,64 +35,9 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/training/dora/llama")
 }
 
-fn all(model: &ClientModel) -> Span {
-    Span::new(0, model.config().block_count).unwrap()
-}
-
-/// The tensors of a file, as little-endian bytes.
-fn tensors(path: &Path) -> Vec<(String, Vec<u8>)> {
-    let bytes = fs::read(path).unwrap();
-    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    tensors.iter().map(|(name, tensor)| (name.to_owned(), tensor.data().to_vec())).collect()
-}
-
-fn floats(bytes: &[u8]) -> Vec<f32> {
-    bytes.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
-}
-
-/// The ids that the stored results are of.
-fn prompt() -> Vec<u32> {
-    let path = Path::new(&checkpoint("llama")).join("golden.safetensors");
-    let stored = tensors(&path).into_iter().find(|(name, _)| name == "input_ids").unwrap().1;
-    let ids = stored.as_chunks().0.iter().map(|&bytes| i64::from_le_bytes(bytes));
-    ids.map(|id| u32::try_from(id).unwrap()).collect()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_step_over_three_servers_is_the_stored_one_of_peft() {
-    let first = start("0..1", None);
-    let servers = [start("1..3", Some(&first)), start("3..4", Some(&first))];
-    let model = client_model(&checkpoint("llama")).unwrap();
-    let files = PeftFiles::read(&folder(), model.config()).unwrap();
-    let adapter = Adapter::from_peft(&files, model.config(), all(&model)).unwrap();
-    let golden: Value =
-        serde_json::from_slice(&fs::read(folder().join("golden.json")).unwrap()).unwrap();
-    let number = |key: &str| golden[key].as_f64().unwrap();
-    let adamw = AdamW { weight_decay: number("weight_decay"), ..AdamW::default() };
-    let state = TrainingState::new(adapter, adamw);
-    let settings = TrainerSettings { clip: f64::INFINITY, ..TrainerSettings::default() };
-    let swarm = join(&first).await.unwrap();
-    let (mut trainer, _) = remote(&swarm, &model, state.clone(), settings).await.unwrap();
-    assert_eq!(trainer.routes()[0].len(), 3);
-
-    let text = Example::of_text(prompt());
-    let report = trainer.step(&[&text], number("lr")).await.unwrap();
-    assert!((report.loss - number("loss")).abs() < LOSS_ERROR_MAX, "{report:?}");
-    let stored = tensors(&folder().join("golden.safetensors"));
-    let gradients = stored.iter().filter(|(name, _)| name.starts_with("grad."));
-    let squares = gradients.flat_map(|(_, bytes)| floats(bytes)).map(|v| f64::from(v).powi(2));
-    let norm = squares.sum::<f64>().sqrt();
-    assert!((report.gradient_norm / norm - 1.0).abs() < NORM_ERROR_MAX, "{report:?}, not {norm}");
-    let after = trainer.evaluate(&[&text]).await.unwrap();
-    assert!((after.loss - number("loss_after")).abs() < LOSS_ERROR_MAX, "{after:?}");
-
-    // One process comes to the same values, bit for bit.
-    let mut alone = local(&model, state, settings);
-    assert_eq!(alone.step(&[&text], number("lr")).await.unwrap(), report);
-    assert!(alone.state() == trainer.state());
-    assert_eq!(alone.evaluate(&[&text]).await.unwrap(), after);
-    trainer.close().await;
-    [first].iter().chain(&servers).for_each(|server| server.assert_no_errors());
+    step_over_three_servers(&folder()).await.unwrap();
 }
 
 /// A server is killed behind each answer that the first step has, the norms among them.
@@ -280,9 +216,9 @@ async fn a_training_goes_on_with_the_magnitudes_of_its_checkpoint() {
 
 #[test]
 fn an_adapter_of_peft_gives_the_stored_logits_over_a_swarm() {
-    let stored = tensors(&folder().join("golden.safetensors"));
-    let logits = floats(&stored.iter().find(|(name, _)| name == "logits").unwrap().1);
-    let ids = prompt();
+    let stored = stored(&folder()).unwrap();
+    let logits = &stored["logits"];
+    let ids = prompt().unwrap();
     let vocabulary = logits.len() / ids.len();
     let last = &logits[vocabulary * (ids.len() - 1)..];
     let first = start("0..2", None);

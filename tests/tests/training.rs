@@ -3,93 +3,19 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::fs;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
-use umbel_client::ClientModel;
 use umbel_client::train::data::Example;
 use umbel_client::train::{RemoteSettings, TrainError, TrainerSettings};
-use umbel_engine::train::{AdamW, Adapter, PeftFiles, TrainingState};
-use umbel_protocol::Span;
 use umbel_tests::swarm::{checkpoint, serve};
-use umbel_tests::training::{
-    Kills, Lesson, STEPS, TOKENS_MAX, join, join_all, local, remote, remote_as, start,
-};
-use umbel_tests::workload::client_model;
-
-/// What implementations in binary32 differ by in a loss of about 7, over four blocks.
-const LOSS_ERROR_MAX: f64 = 1e-5;
-
-/// Of the norm of all gradients, beside it.
-const NORM_ERROR_MAX: f64 = 1e-4;
-
-fn model() -> Arc<ClientModel> {
-    client_model(&checkpoint("llama")).unwrap()
-}
-
-fn blocks(model: &ClientModel) -> Span {
-    Span::new(0, model.config().block_count).unwrap()
-}
-
-fn lora() -> PathBuf {
-    PathBuf::from(checkpoint("llama")).join("lora")
-}
-
-/// The tensors of a stored result, by name.
-fn stored() -> Vec<(String, Vec<f32>)> {
-    let bytes = fs::read(lora().join("golden.safetensors")).unwrap();
-    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let floats =
-        |bytes: &[u8]| bytes.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
-    let tensors = tensors.iter().map(|(name, tensor)| (name.to_owned(), floats(tensor.data())));
-    tensors.collect()
-}
-
-/// The ids of the prompt that the stored results are of.
-fn prompt() -> Vec<u32> {
-    let bytes = fs::read(PathBuf::from(checkpoint("llama")).join("golden.safetensors")).unwrap();
-    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let (ids, _) = tensors.tensor("input_ids").unwrap().data().as_chunks();
-    ids.iter().map(|&bytes| u32::try_from(i64::from_le_bytes(bytes)).unwrap()).collect()
-}
+use umbel_tests::training::peft::step_over_three_servers;
+use umbel_tests::training::{Kills, Lesson, STEPS, TOKENS_MAX, join, join_all, remote_as, start};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_step_over_three_servers_is_the_stored_one_of_peft() {
-    let first = start("0..1", None);
-    let servers = [start("1..3", Some(&first)), start("3..4", Some(&first))];
-    let model = model();
-    let files = PeftFiles::read(&lora(), model.config()).unwrap();
-    let adapter = Adapter::from_peft(&files, model.config(), blocks(&model)).unwrap();
-    let golden: serde_json::Value =
-        serde_json::from_slice(&fs::read(lora().join("golden.json")).unwrap()).unwrap();
-    let number = |key: &str| golden[key].as_f64().unwrap();
-    let adamw = AdamW { weight_decay: number("weight_decay"), ..AdamW::default() };
-    assert_eq!((adamw.beta1, adamw.epsilon), (golden["betas"][0].as_f64().unwrap(), number("eps")));
-    let state = TrainingState::new(adapter, adamw);
-    let settings = TrainerSettings { clip: f64::INFINITY, ..TrainerSettings::default() };
-    let (mut trainer, _) =
-        remote(&join(&first).await.unwrap(), &model, state.clone(), settings).await.unwrap();
-    assert_eq!(trainer.routes()[0].len(), 3);
-
-    let text = Example::of_text(prompt());
-    let report = trainer.step(&[&text], number("lr")).await.unwrap();
-    assert!((report.loss - number("loss")).abs() < LOSS_ERROR_MAX, "{report:?}");
-    let gradients = stored().into_iter().filter(|(name, _)| name.starts_with("grad."));
-    let squares = gradients.flat_map(|(_, values)| values).map(|value| f64::from(value).powi(2));
-    let norm = squares.sum::<f64>().sqrt();
-    assert!((report.gradient_norm / norm - 1.0).abs() < NORM_ERROR_MAX, "{report:?}, not {norm}");
-    let after = trainer.evaluate(&[&text]).await.unwrap();
-    assert!((after.loss - number("loss_after")).abs() < LOSS_ERROR_MAX, "{after:?}");
-
-    // One process comes to the same values, bit for bit.
-    let mut alone = local(&model, state, settings);
-    assert_eq!(alone.step(&[&text], number("lr")).await.unwrap(), report);
-    assert!(alone.state() == trainer.state());
-    assert_eq!(alone.evaluate(&[&text]).await.unwrap(), after);
-    trainer.close().await;
-    [first].iter().chain(&servers).for_each(|server| server.assert_no_errors());
+    let lora = PathBuf::from(checkpoint("llama")).join("lora");
+    step_over_three_servers(&lora).await.unwrap();
 }
 
 /// A server is killed behind each answer that a step has, once.

@@ -31,8 +31,9 @@ use crate::link::{Link, LinkReceiver, Socket, Stream};
 use crate::links::{Acceptors, Incoming};
 use crate::rates::Rates;
 
-/// How long the two may take to agree, which takes them a millisecond.
-const AGREE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the two may take to agree, which takes them a millisecond: a session waits 1.5 s for a hop to
+/// open, which then has time left for the way of the network.
+const AGREE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Links that are agreed on at once; the others wait.
 const AGREED_ON_AT_ONCE: usize = 16;
