@@ -15,10 +15,10 @@ use umbel_tests::swarm::checkpoint;
 use umbel_tests::training::{TOKENS_MAX, join_all, start};
 use umbel_tests::workload::client_model;
 
-#[path = "../../client/examples/classifier.rs"]
+#[path = "../../../client/examples/classifier.rs"]
 #[expect(dead_code, unreachable_pub, reason = "it is a program of its own as well")]
 mod classifier;
-#[path = "../../client/examples/custom_head.rs"]
+#[path = "../../../client/examples/custom_head.rs"]
 #[expect(dead_code, unreachable_pub, reason = "it is a program of its own as well")]
 mod custom_head;
 

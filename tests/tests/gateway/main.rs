@@ -1,0 +1,8 @@
+//! The gateway over swarms of real processes: its interfaces, its page, and what it bears.
+
+mod fine_tuning;
+mod interfaces;
+mod malformed;
+mod page;
+mod requests;
+mod soak;
