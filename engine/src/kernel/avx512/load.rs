@@ -6,15 +6,18 @@ use std::arch::x86_64::*;
 use crate::kernel::packed::quantized::Sums;
 use crate::kernel::packed::quantized::layout::{HalfLine, Line, STRIPS};
 
-/// How far ahead lines are asked for: 10 KiB, which memory delivers in half a microsecond, a few times
-/// as long as it takes to answer. They go to the second-level cache, since the first has no room for
-/// so many requests at once: on Zen 4 one row by one thread is then a fifth faster than without, and
-/// no faster where they go to the first.
+/// How far ahead lines are asked for, for several tokens: 10 KiB, which memory delivers in half a
+/// microsecond, a few times as long as it takes to answer. They go to the second-level cache, since
+/// the first has no room for so many requests at once, beside what is read of the tokens.
 const AHEAD_LINES: usize = 160;
 
-/// A line of bytes, among many that are read one after the other: `ALONE` for one token, whose lines
-/// follow each other so fast that the processor asks for them in time by itself. On Zen 4 requests of
-/// our own cost a twentieth there.
+/// As [`AHEAD_LINES`], for one token, whose lines follow each other as fast as memory gives them: 8 KiB,
+/// a sixth or a quarter of the first-level cache, to which they go, so that no load waits for the
+/// second. On Zen 5 one thread then reads 47 GB/s of `Q4_0` and 44 of `Q4_K`, without requests 33 and
+/// 31, and with half the distance 39.
+const LONE_AHEAD_LINES: usize = 128;
+
+/// A line of bytes, among many that are read one after the other: with `ALONE` for one token.
 #[target_feature(enable = "avx512f")]
 #[inline]
 #[allow(unsafe_code, reason = "the intrinsic takes a pointer")]
@@ -23,7 +26,9 @@ pub(super) fn line<const ALONE: bool>(line: &Line) -> __m512i {
     // SAFETY: a prefetch reads nothing, whatever its address; the reference is to 64 bytes, which the
     // type aligns as the load asks.
     unsafe {
-        if !ALONE {
+        if ALONE {
+            _mm_prefetch::<_MM_HINT_T0>(place.wrapping_add(LONE_AHEAD_LINES).cast());
+        } else {
             _mm_prefetch::<_MM_HINT_T1>(place.wrapping_add(AHEAD_LINES).cast());
         }
         _mm512_load_si512(line.0.as_ptr().cast())
