@@ -18,16 +18,8 @@ use self::dense::DenseMatrix;
 use self::outputs::Outputs;
 pub(super) use self::pages::Pages;
 use self::quantized::QuantizedMatrix;
-use super::{InstructionSet, PARALLEL_WORK_MIN, parallel};
-use crate::kernel::parallel::for_each_share;
-
-/// What is cut into the long shares of panels, one for each thread: 3 of 4 parts. So one of
-/// two threads may be 0.6 times as fast as the other, and both are done at the same time.
-const LONG_PARTS: usize = 3;
-const PARTS: usize = 4;
-
-/// Shares for each thread that the rest is cut into.
-const SHORT_SHARES: usize = 2;
+use super::{InstructionSet, PARALLEL_WORK_MIN};
+use crate::kernel::parallel::for_each_range;
 
 /// A weight matrix `[rows, columns]` that is ready to be multiplied.
 pub struct PackedMatrix {
@@ -157,47 +149,25 @@ impl PackedMatrix {
 }
 
 /// Calls `work` with each panel of several matrices, so many of each, once: it is told the index of a
-/// matrix, and some of its panels. A panel takes `panel_work` multiplications.
+/// matrix, and some of its panels. A panel takes `panel_work` multiplications; `together` are better taken
+/// at once than one after the other.
 fn for_each_panels(
     panels: &[usize],
     panel_work: usize,
+    together: usize,
     work: impl Fn(usize, Range<usize>) + Sync + Send,
 ) {
-    let threads = parallel::thread_count();
-    let shares = shares(panels.iter().sum(), PARALLEL_WORK_MIN.div_ceil(panel_work), threads);
-    for_each_share(shares.len(), |share| {
+    let piece = PARALLEL_WORK_MIN.div_ceil(panel_work).max(together);
+    for_each_range(panels.iter().sum(), piece, |range| {
         let mut first = 0;
         for (matrix, &count) in panels.iter().enumerate() {
-            let share = shares[share].start.max(first)..shares[share].end.min(first + count);
-            if !share.is_empty() {
-                work(matrix, share.start - first..share.end - first);
+            let panels = range.start.max(first)..range.end.min(first + count);
+            if !panels.is_empty() {
+                work(matrix, panels.start - first..panels.end - first);
             }
             first += count;
         }
     });
-}
-
-/// Cuts `count` panels into shares of at least `enough`, where there are as many.
-///
-/// Each thread begins with a long one, since memory is read fastest in order, and who is done first
-/// takes more of the short ones: threads are rarely equally fast.
-fn shares(count: usize, enough: usize, threads: usize) -> Vec<Range<usize>> {
-    let long = (count * LONG_PARTS / PARTS).div_ceil(threads).max(enough);
-    let rest = count.saturating_sub(long * threads);
-    let short = rest.div_ceil(threads * SHORT_SHARES).max(enough);
-    let ends = (1..=threads)
-        .map(|shares| shares * long)
-        .chain((1..).map(|shares| shares * short + long * threads));
-    let mut shares = Vec::with_capacity(threads * (1 + SHORT_SHARES));
-    let mut start = 0;
-    for end in ends {
-        if start == count {
-            break;
-        }
-        shares.push(start..end.min(count));
-        start = end.min(count);
-    }
-    shares
 }
 
 /// Writes every row of every token of each of `outputs`: the products of `input` with the matrix in
@@ -251,22 +221,6 @@ mod tests {
     ) -> PackedMatrix {
         let bytes = weights(kind, rows * COLUMNS, numbers);
         PackedMatrix::pack_for(set, &Weight::new(kind, vec![rows, COLUMNS], &bytes[..]).unwrap())
-    }
-
-    #[test]
-    fn shares_hold_every_panel_once_and_enough_of_them() {
-        for count in (0..70).chain([1000]) {
-            for (threads, enough) in [(1, 1), (2, 1), (2, 7), (3, 1), (16, 3)] {
-                let shares = shares(count, enough, threads);
-                let panels: Vec<_> = shares.iter().cloned().flatten().collect();
-                assert_eq!(panels, (0..count).collect::<Vec<_>>());
-                assert!(shares.len() <= threads * (1 + SHORT_SHARES));
-                // The last may be what is left.
-                let all_but_last = &shares[..shares.len().saturating_sub(1)];
-                assert!(all_but_last.iter().all(|share| share.len() >= enough));
-            }
-        }
-        assert_eq!(shares(64, 1, 2), [0..24, 24..48, 48..52, 52..56, 56..60, 60..64]);
     }
 
     /// Matrices of one type and of several, with rows that fill no panel.

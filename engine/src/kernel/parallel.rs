@@ -1,13 +1,16 @@
 //! Work that is divided among threads: every parallel section of the kernels begins here.
 
 mod pool;
+mod ranges;
 
 use std::cell::RefCell;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::thread;
 
 pub(crate) use pool::Pool;
+use ranges::Ranges;
 
 /// The threads of the whole process: one for each core that it may use.
 static SHARED: LazyLock<Arc<Pool>> = LazyLock::new(|| {
@@ -48,6 +51,21 @@ pub(crate) fn for_each_share(count: usize, work: impl Fn(usize) + Sync + Send) {
     } else {
         current().for_each_share(count, &work);
     }
+}
+
+/// Calls `work` with all numbers below `count`, in ranges of at least `piece` where there are as many, on
+/// the threads of the pool that this runs in: each goes through neighbours, in order, as long as nobody is left without work.
+pub(crate) fn for_each_range(
+    count: usize,
+    piece: usize,
+    work: impl Fn(Range<usize>) + Sync + Send,
+) {
+    let ranges = Ranges::new(count, thread_count(), piece);
+    for_each_share(ranges.count(), |own| {
+        while let Some(range) = ranges.take(own, piece) {
+            work(range);
+        }
+    });
 }
 
 /// Calls `work` with each of `items`, on the threads of the pool that this runs in. One item alone

@@ -103,10 +103,11 @@ impl DenseMatrix {
     fn multiply_panels(&self, panels: Range<usize>, inputs: &Inputs, outputs: &Outputs<'_>) {
         let panel_bytes =
             self.columns.div_ceil(self.format.step_columns()) * self.format.step_bytes();
-        let bytes = &self.panels.bytes()[..panels.end * panel_bytes];
-        let mut sums = vec![[0.0; PANEL_ROWS]; inputs.tokens()];
+        let bytes = &self.panels.bytes()[..self.panel_count() * panel_bytes];
+        let mut sums = Vec::with_capacity(inputs.tokens());
         for panel in panels {
-            sums.fill([0.0; PANEL_ROWS]);
+            sums.clear();
+            sums.resize(inputs.tokens(), [0.0; PANEL_ROWS]);
             self.multiply_panel(&bytes[panel * panel_bytes..], panel_bytes, inputs, &mut sums);
             for (token, sums) in sums.iter().enumerate() {
                 #[allow(
@@ -175,7 +176,7 @@ pub(super) fn multiply(
     let inputs = Inputs::prepare(*set, matrices[0].format(arithmetic), input, *columns);
     let panels: Vec<_> = matrices.iter().map(|matrix| matrix.panel_count()).collect();
     let panel_work = PANEL_ROWS * columns * inputs.tokens();
-    for_each_panels(&panels, panel_work, |matrix, panels| {
+    for_each_panels(&panels, panel_work, 1, |matrix, panels| {
         matrices[matrix].multiply_panels(panels, &inputs, &outputs[matrix]);
     });
 }

@@ -108,8 +108,7 @@ impl QuantizedMatrix {
 
     /// All tokens times some panels.
     fn multiply_panels(&self, panels: Range<usize>, tokens: &Tokens<'_>, outputs: &Outputs<'_>) {
-        let [quants, ..] = Form::of(self.kind).panel_sizes(self.columns);
-        let group_panels = (GROUP_BYTES / (quants * size_of::<Line>())).max(1);
+        let group_panels = group_panels(self.kind, self.columns);
         let mut sums = [Sums::ZERO; TILE_TOKENS];
         for group in panels.clone().step_by(group_panels) {
             for first in (0..tokens.count()).step_by(TILE_TOKENS) {
@@ -180,6 +179,12 @@ impl<'a> Panel<'a> {
     }
 }
 
+/// Panels that all tokens pass over before the next ones.
+fn group_panels(kind: WeightType, columns: usize) -> usize {
+    let [quants, ..] = Form::of(kind).panel_sizes(columns);
+    (GROUP_BYTES / (quants * size_of::<Line>())).max(1)
+}
+
 /// Writes to each of `outputs` the products of `input` with the matrix in the same place; all of them share their tokens.
 pub(super) fn multiply(
     matrices: &[&QuantizedMatrix],
@@ -196,7 +201,9 @@ pub(super) fn multiply(
     let tokens = Tokens::prepare(*set, *kind, arithmetic, input, *columns);
     let panels: Vec<_> = matrices.iter().map(|matrix| matrix.rows.div_ceil(PANEL_ROWS)).collect();
     let panel_work = PANEL_ROWS * columns * tokens.count();
-    for_each_panels(&panels, panel_work, |matrix, panels| {
+    // A lone tile reads each panel once, so few of them are taken at a time: nobody waits long for the last.
+    let together = if tokens.count() > TILE_TOKENS { group_panels(*kind, *columns) } else { 2 };
+    for_each_panels(&panels, panel_work, together, |matrix, panels| {
         matrices[matrix].multiply_panels(panels, &tokens, &outputs[matrix]);
     });
 }
