@@ -53,13 +53,16 @@ fn by_type<const TILES: bool, const ALONE: bool>(
 ) {
     match panel.kind {
         WeightType::Q4_0 => scaled::<TILES, ALONE>(amx, tile, sums, |block, strip| {
-            with_scale(panel, block, strip, unpack::bits_4::<ALONE>(panel.lines(block, strip)))
+            let quads = unpack::bits_4::<ALONE>(panel.lines(block, strip));
+            with_scale::<ALONE>(panel, block, strip, quads)
         }),
         WeightType::Q5_0 => scaled::<TILES, ALONE>(amx, tile, sums, |block, strip| {
-            with_scale(panel, block, strip, unpack::bits_5::<ALONE>(panel.lines(block, strip)))
+            let quads = unpack::bits_5::<ALONE>(panel.lines(block, strip));
+            with_scale::<ALONE>(panel, block, strip, quads)
         }),
         WeightType::Q8_0 => scaled::<TILES, ALONE>(amx, tile, sums, |block, strip| {
-            with_scale(panel, block, strip, unpack::bits_8::<ALONE>(panel.lines(block, strip)))
+            let quads = unpack::bits_8::<ALONE>(panel.lines(block, strip));
+            with_scale::<ALONE>(panel, block, strip, quads)
         }),
         WeightType::Q4_1 => with_minimum::<_, TILES, ALONE>(
             amx,
@@ -111,9 +114,14 @@ fn by_type<const TILES: bool, const ALONE: bool>(
 /// The factor of Q4_0, Q5_0 and Q8_0.
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn with_scale(panel: Panel<'_>, block: usize, strip: usize, quads: Quads) -> Block<__m512> {
+fn with_scale<const ALONE: bool>(
+    panel: Panel<'_>,
+    block: usize,
+    strip: usize,
+    quads: Quads,
+) -> Block<__m512> {
     let [scale] = panel.factors(block, strip);
-    Block { quads, factors: load::binary16(scale) }
+    Block { quads, factors: load::scales::<ALONE>(scale) }
 }
 
 /// The factors of Q4_1 and Q5_1.
