@@ -12,6 +12,7 @@
 #[allow(clippy::wildcard_imports, reason = "intrinsics are named as the manual names them")]
 use std::arch::x86_64::*;
 
+use super::load;
 use crate::kernel::packed::dense::{Format, PANEL_ROWS, Sums, Tile};
 
 /// Registers of a panel's rows.
@@ -87,7 +88,7 @@ fn multiply_tokens<
 >(
     tile: Tile<'_>,
     sums: &mut [Sums],
-    load: impl Fn(&[u8; STEP], usize, usize) -> __m512 + Copy,
+    weights_of: impl Fn(&[u8; STEP], usize, usize) -> __m512 + Copy,
     add: impl Fn(__m512, __m512, __m512) -> __m512 + Copy,
 ) {
     let steps = tile.weights.as_chunks::<STEP>().0;
@@ -105,10 +106,13 @@ fn multiply_tokens<
         for (steps, inputs) in steps.chunks(STRETCH_STEPS).zip(inputs.chunks(STRETCH_STEPS)) {
             fetch(ahead.next().unwrap_or_default());
             for (step, inputs) in steps.iter().zip(inputs) {
+                if TOKENS == 1 {
+                    load::fetch_lone(step);
+                }
                 for word in 0..WORDS {
                     let mut weights = [_mm512_setzero_ps(); TAKEN];
                     for register in 0..TAKEN {
-                        weights[register] = load(step, first + register, word);
+                        weights[register] = weights_of(step, first + register, word);
                     }
                     for token in 0..TOKENS {
                         let input = _mm512_set1_epi32(inputs[word][token].cast_signed());

@@ -39,6 +39,17 @@ pub(super) fn line<const ALONE: bool>(line: &Line) -> __m512i {
     }
 }
 
+/// Asks for what follows behind these bytes, in whole lines, for one token: as far ahead and to where
+/// [`line()`] does. `BF16` is a twentieth faster so than where the processor asks by itself.
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(super) fn fetch_lone<const BYTES: usize>(bytes: &[u8; BYTES]) {
+    for line in bytes.chunks(size_of::<Line>()) {
+        let place = line.as_ptr().wrapping_add(LONE_AHEAD_LINES * size_of::<Line>());
+        _mm_prefetch::<_MM_HINT_NTA>(place.cast());
+    }
+}
+
 /// Asks for a line that will be read soon, as one of hundreds: into the second-level cache, for the
 /// reason of [`AHEAD_LINES`]. Attention of one token on Zen 4 is a third faster so than with requests
 /// to the first.
