@@ -54,7 +54,8 @@ pub(crate) fn for_each_share(count: usize, work: impl Fn(usize) + Sync + Send) {
 }
 
 /// Calls `work` with all numbers below `count`, in ranges of at least `piece` where there are as many, on
-/// the threads of the pool that this runs in: each goes through neighbours, in order, as long as nobody is left without work.
+/// the threads of the pool that this runs in: each goes through neighbours, in order, as long as nobody
+/// is left without work.
 pub(crate) fn for_each_range(
     count: usize,
     piece: usize,

@@ -121,7 +121,7 @@ impl QuantizedMatrix {
                             unsafe_code,
                             reason = "threads write to one slice in places that interleave"
                         )]
-                        // SAFETY: each panel is in one share, and its rows are in no other.
+                        // SAFETY: each panel is in one range of one thread, and its rows are in no other.
                         unsafe {
                             outputs.write(token, panel * PANEL_ROWS, sums.0.as_flattened());
                         }

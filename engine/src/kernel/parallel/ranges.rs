@@ -42,19 +42,23 @@ impl Ranges {
     /// The next numbers for who has range `own`, at least `piece` where there are as many; `None` when all
     /// are taken.
     pub(crate) fn take(&self, own: usize, piece: usize) -> Option<Range<usize>> {
-        loop {
-            let mut taken = 0..0;
-            let first = |left| {
-                let Range { start, end } = unpack(left);
-                taken = start..end.min(start + ((end - start) / PARTS).max(piece).max(1));
-                (!taken.is_empty()).then(|| pack(&(taken.end..end)))
-            };
-            if self.change(own, first) {
-                return Some(taken);
-            }
-            // Nobody writes to an empty range but the one whose it is.
-            self.left[own].0.store(pack(&self.take_half(piece)?), Ordering::Relaxed);
+        let first = |Range { start, end }: Range<usize>| {
+            let length = ((end - start) / PARTS).max(piece).max(1);
+            start..end.min(start + length)
+        };
+        let mut taken = 0..0;
+        let take = |left| {
+            taken = first(unpack(left));
+            (!taken.is_empty()).then(|| pack(&(taken.end..unpack(left).end)))
+        };
+        if self.change(own, take) {
+            return Some(taken);
         }
+        let half = self.take_half(piece)?;
+        let taken = first(half.clone());
+        // Nobody writes to an empty range but the one whose it is.
+        self.left[own].0.store(pack(&(taken.end..half.end)), Ordering::Relaxed);
+        Some(taken)
     }
 
     /// The last half of the longest range, at least `piece` of it.
@@ -79,8 +83,8 @@ impl Ranges {
     }
 
     /// Changes what is left of a range, unless `change` says otherwise; whether it was changed. The
-    /// numbers are all that is shared, so their order with other memory does not matter; and no value
-    /// comes twice, since every number is taken once.
+    /// numbers are all that is shared, so their order with other memory does not matter; and a value says
+    /// all there is to know of a range, so it may have gone and come back meanwhile.
     fn change(&self, range: usize, change: impl FnMut(u64) -> Option<u64>) -> bool {
         self.left[range].0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change).is_ok()
     }
