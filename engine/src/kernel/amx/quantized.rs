@@ -52,7 +52,7 @@ pub(in crate::kernel) fn by_blocks<F: Copy, const HALVES: usize>(
     let groups = words.zip(factors).zip(tile.wide.chunks(GROUP_BLOCKS));
     for (group, ((words, token_factors), wide)) in groups.enumerate() {
         let blocks = wide.len();
-        let upper_only = wide.iter().all(|&tokens| tokens == 0);
+        let narrow = wide.iter().all(|&tokens| tokens == 0);
         let unpacked: [[F; STRIPS]; GROUP_BLOCKS] = std::array::from_fn(|index| {
             // The last group may have fewer blocks; then the first of them stands for the rest.
             let index = if index < blocks { index } else { 0 };
@@ -66,7 +66,7 @@ pub(in crate::kernel) fn by_blocks<F: Copy, const HALVES: usize>(
             [0, 1].map(unpack)
         });
         for (half, products) in products.iter_mut().enumerate() {
-            let shape = Halves { index: half, count: HALVES, upper_only };
+            let shape = Halves { index: half, count: HALVES, narrow };
             multiply(amx, shape, &lines[..blocks], words, &mut products[..blocks]);
         }
         for (token, sums) in sums.iter_mut().enumerate() {
@@ -78,10 +78,10 @@ pub(in crate::kernel) fn by_blocks<F: Copy, const HALVES: usize>(
                     for (half, sum) in sums_of.iter_mut().enumerate() {
                         let [upper, lower] = &products[half][block].0;
                         let offset = _mm512_set1_epi32(token_factors.offsets[half]);
-                        *sum = _mm512_slli_epi32::<8>(load::integers(&upper[strip][token]));
-                        *sum = _mm512_add_epi32(*sum, offset);
-                        if !upper_only {
-                            *sum = _mm512_add_epi32(*sum, load::integers(&lower[strip][token]));
+                        *sum = _mm512_add_epi32(load::integers(&lower[strip][token]), offset);
+                        if !narrow {
+                            let upper = load::integers(&upper[strip][token]);
+                            *sum = _mm512_add_epi32(*sum, _mm512_slli_epi32::<8>(upper));
                         }
                     }
                     let sum = registers[strip];
@@ -93,12 +93,12 @@ pub(in crate::kernel) fn by_blocks<F: Copy, const HALVES: usize>(
     }
 }
 
-/// Which half of how many, 1 or 2, and whether the lower digits count as zeros.
+/// Which half of how many, 1 or 2, and whether the upper digits count as zeros.
 #[derive(Clone, Copy)]
 struct Halves {
     index: usize,
     count: usize,
-    upper_only: bool,
+    narrow: bool,
 }
 
 /// The products of some blocks: `words` are `[blocks, tokens]`.
@@ -123,23 +123,23 @@ fn multiply(_: Amx, half: Halves, lines: &[Lines], words: &[Words], products: &m
             "2:",
             "tilezero tmm0",
             "tilezero tmm1",
-            "tileloadd tmm4, [{words} + {row}]",
+            "tileloadd tmm4, [{words} + {row} + {digit_bytes}]",
             "tileloadd tmm6, [{lines} + {row}]",
             "tdpbsud tmm0, tmm4, tmm6",
             "tileloadd tmm7, [{lines} + {row} + {strip_bytes}]",
             "tdpbsud tmm1, tmm4, tmm7",
-            "test {lower:e}, {lower:e}",
+            "test {upper:e}, {upper:e}",
             "jz 3f",
             "tilezero tmm2",
             "tilezero tmm3",
-            "tileloadd tmm5, [{words} + {row} + {digit_bytes}]",
+            "tileloadd tmm5, [{words} + {row}]",
             "tdpbsud tmm2, tmm5, tmm6",
             "tdpbsud tmm3, tmm5, tmm7",
-            "tilestored [{products} + {row} + 2 * {tile_bytes}], tmm2",
-            "tilestored [{products} + {row} + 3 * {tile_bytes}], tmm3",
+            "tilestored [{products} + {row}], tmm2",
+            "tilestored [{products} + {row} + {tile_bytes}], tmm3",
             "3:",
-            "tilestored [{products} + {row}], tmm0",
-            "tilestored [{products} + {row} + {tile_bytes}], tmm1",
+            "tilestored [{products} + {row} + 2 * {tile_bytes}], tmm0",
+            "tilestored [{products} + {row} + 3 * {tile_bytes}], tmm1",
             "add {words}, {words_step}",
             "add {lines}, {lines_step}",
             "add {products}, {products_step}",
@@ -152,7 +152,7 @@ fn multiply(_: Amx, half: Halves, lines: &[Lines], words: &[Words], products: &m
             products = inout(reg) products.as_mut_ptr() => _,
             blocks = inout(reg) blocks => _,
             words_step = in(reg) tokens * size_of::<Words>(),
-            lower = in(reg) u32::from(!half.upper_only),
+            upper = in(reg) u32::from(!half.narrow),
             row = in(reg) 64_usize,
             lines_step = const size_of::<Lines>(),
             products_step = const size_of::<Products>(),

@@ -33,36 +33,43 @@ pub(super) type Products<const HALVES: usize> = [[__m512i; HALVES]; STRIPS];
 type FourSums = [[__m512i; STRIPS]; 2];
 
 /// The products of two tokens, and their offsets. `HALVES` is 1 where both halves of the columns have
-/// one sum, and 2 where each has its own; with `UPPER_ONLY` the lower bytes count as zeros.
+/// one sum, and 2 where each has its own; with `NARROW` the upper bytes count as zeros.
 #[target_feature(enable = "avx512f,avx512vnni")]
 #[inline]
-pub(super) fn of_group<const UPPER_ONLY: bool, const HALVES: usize>(
+pub(super) fn of_group<const NARROW: bool, const HALVES: usize>(
     quads: &[Quads; STRIPS],
     words: &[Words; GROUP],
     factors: &[TokenFactors; GROUP],
 ) -> [Products<HALVES>; GROUP] {
     let [[first, last], [first_b, last_b]] = quads;
     let (first, last) = ([first, first_b], [last, last_b]);
-    let mut upper = [[[_mm512_setzero_si512(); STRIPS]; GROUP]; HALVES];
-    upper[0] = add::<0, TOKEN_BYTES, GROUP>(upper[0], first, words);
-    upper[HALVES - 1] = add::<HALF, TOKEN_BYTES, GROUP>(upper[HALVES - 1], last, words);
-    let mut lower = [[[_mm512_setzero_si512(); STRIPS]; GROUP]; HALVES];
-    for (half, lower) in lower.iter_mut().enumerate() {
-        for (lower, factors) in lower.iter_mut().zip(factors) {
-            *lower = [_mm512_set1_epi32(factors.offsets[half]); STRIPS];
+    let mut sums = [[[_mm512_setzero_si512(); STRIPS]; GROUP]; HALVES];
+    for (half, sums) in sums.iter_mut().enumerate() {
+        for (sums, factors) in sums.iter_mut().zip(factors) {
+            *sums = [_mm512_set1_epi32(factors.offsets[half]); STRIPS];
         }
     }
-    if !UPPER_ONLY {
-        lower[0] = add::<LOWER, TOKEN_BYTES, GROUP>(lower[0], first, words);
-        let rest = add::<{ LOWER + HALF }, TOKEN_BYTES, GROUP>(lower[HALVES - 1], last, words);
-        lower[HALVES - 1] = rest;
+    sums[0] = add::<LOWER, TOKEN_BYTES, GROUP>(sums[0], first, words);
+    let rest = add::<{ LOWER + HALF }, TOKEN_BYTES, GROUP>(sums[HALVES - 1], last, words);
+    sums[HALVES - 1] = rest;
+    if !NARROW {
+        let mut upper = [[[_mm512_setzero_si512(); STRIPS]; GROUP]; HALVES];
+        upper[0] = add::<0, TOKEN_BYTES, GROUP>(upper[0], first, words);
+        upper[HALVES - 1] = add::<HALF, TOKEN_BYTES, GROUP>(upper[HALVES - 1], last, words);
+        for half in 0..HALVES {
+            for token in 0..GROUP {
+                for strip in 0..STRIPS {
+                    let sum = &mut sums[half][token][strip];
+                    *sum = joined(upper[half][token][strip], *sum);
+                }
+            }
+        }
     }
     let mut products = [[[_mm512_setzero_si512(); HALVES]; STRIPS]; GROUP];
     for half in 0..HALVES {
         for token in 0..GROUP {
             for strip in 0..STRIPS {
-                products[token][strip][half] =
-                    joined(upper[half][token][strip], lower[half][token][strip]);
+                products[token][strip][half] = sums[half][token][strip];
             }
         }
     }
@@ -96,7 +103,7 @@ pub(super) fn of_one<const HALVES: usize>(
     products
 }
 
-/// As [`of_one`], where all lower bytes are zeros.
+/// As [`of_one`], where all upper bytes are zeros.
 #[target_feature(enable = "avx512f,avx512vnni")]
 #[inline]
 pub(super) fn of_one_narrow<const HALVES: usize>(
@@ -104,25 +111,24 @@ pub(super) fn of_one_narrow<const HALVES: usize>(
     words: &Words,
     factors: &TokenFactors,
 ) -> Products<HALVES> {
-    let [upper, _] = words.0.as_chunks::<QUADS>().0 else {
+    let [_, lower] = words.0.as_chunks::<QUADS>().0 else {
         unreachable!("there are twice as many")
     };
-    let words = upper.as_chunks::<{ QUADS / 2 }>().0;
+    let words = lower.as_chunks::<{ QUADS / 2 }>().0;
     let mut products = [[_mm512_setzero_si512(); HALVES]; STRIPS];
     for (products, quads) in products.iter_mut().zip(quads) {
         // Both halves at a time, since each sum waits for itself.
-        let mut sums = [_mm512_setzero_si512(); 2];
+        let mut sums = factors.offsets.map(|offset| _mm512_set1_epi32(offset));
         for ((sum, quads), words) in sums.iter_mut().zip(quads).zip(words) {
             for (quad, word) in quads.iter().zip(words) {
                 *sum = _mm512_dpbusd_epi32(*sum, *quad, _mm512_set1_epi32(*word));
             }
         }
         if HALVES == 1 {
+            // The second offset is zero then.
             sums[0] = _mm512_add_epi32(sums[0], sums[1]);
         }
-        for ((product, sum), offset) in products.iter_mut().zip(sums).zip(factors.offsets) {
-            *product = joined(sum, _mm512_set1_epi32(offset));
-        }
+        products.copy_from_slice(&sums[..HALVES]);
     }
     products
 }

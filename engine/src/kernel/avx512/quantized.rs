@@ -1,7 +1,7 @@
 //! Panels of quantized weights times activations of 8 or 16 bits.
 //!
 //! `vpdpbusd` multiplies unsigned bytes with signed ones and adds four products to a lane of 32 bits.
-//! The upper and, in wide blocks, the lower bytes of the activations are multiplied one after the other
+//! The lower and, in wide blocks, the upper bytes of the activations are multiplied one after the other
 //! with the same registers of weights. There is no overflow: 32 products of a byte and an integer of 16 bits are at
 //! most `32 * 255 * 32,768`, 2^28, and the offset is at most half of that.
 
@@ -18,7 +18,7 @@ use crate::kernel::packed::quantized::layout::{STRIPS, SUPER_BLOCKS};
 use crate::kernel::packed::quantized::tokens::{IntegerTile, TokenFactors};
 use crate::kernel::packed::quantized::{Panel, Sums};
 
-/// The bits of a group among those that say which tokens have lower bytes.
+/// The bits of a group among those that say which tokens have upper bytes.
 const GROUP_BITS: u16 = (1 << GROUP) - 1;
 
 /// The weights of a block, and what their integers stand for.
@@ -179,7 +179,7 @@ fn scaled<const TILES: bool, const ALONE: bool>(
         read,
         |scale, [products], token, sum| {
             let scale = _mm512_mul_ps(scale, _mm512_set1_ps(token.scale));
-            _mm512_add_ps(sum, _mm512_mul_ps(_mm512_cvtepi32_ps(products), scale))
+            _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), scale, sum)
         },
     );
 }
@@ -202,8 +202,8 @@ fn with_minimum<S: Copy, const TILES: bool, const ALONE: bool>(
         read,
         |[scale, minimum], [products], token, sum| {
             let scale = _mm512_mul_ps(scale, _mm512_set1_ps(token.scale));
-            let sum = _mm512_add_ps(sum, _mm512_mul_ps(_mm512_cvtepi32_ps(products), scale));
-            _mm512_add_ps(sum, _mm512_mul_ps(minimum, _mm512_set1_ps(token.sum)))
+            let sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), scale, sum);
+            _mm512_fmadd_ps(minimum, _mm512_set1_ps(token.sum), sum)
         },
     );
 }
@@ -231,9 +231,8 @@ fn in_halves<const TILES: bool, const ALONE: bool>(
     };
     let add = |scales: [__m512; 2], [first, last]: [__m512i; 2], token: &TokenFactors, sum| {
         let first = _mm512_mul_ps(_mm512_cvtepi32_ps(first), scales[0]);
-        let last = _mm512_mul_ps(_mm512_cvtepi32_ps(last), scales[1]);
-        let products = _mm512_mul_ps(_mm512_add_ps(first, last), _mm512_set1_ps(token.scale));
-        _mm512_add_ps(sum, products)
+        let both = _mm512_fmadd_ps(_mm512_cvtepi32_ps(last), scales[1], first);
+        _mm512_fmadd_ps(both, _mm512_set1_ps(token.scale), sum)
     };
     by_blocks::<_, _, TILES, ALONE, 2>(amx, tile, sums, shared, read, add);
 }

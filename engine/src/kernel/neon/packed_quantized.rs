@@ -20,7 +20,7 @@ use crate::kernel::packed::quantized::{Panel, Sums};
 /// A block of 4 rows in 16 bits: for two quads at a time, the 8 columns of each row.
 type Wide = [[int16x8_t; LANES]; QUADS / 2];
 
-/// A block of one token's activations, and whether it has lower bytes.
+/// A block of one token's activations, and whether it has upper bytes.
 #[derive(Clone, Copy)]
 struct Inputs<'a> {
     words: &'a Words,
@@ -85,7 +85,7 @@ fn by_type<W, const FROM_ZERO: bool>(
             by_blocks(panel, tile, sums, prepare, |weights, factors, inputs, token, sum| {
                 let products = whole(dot(weights, inputs));
                 let sum = add_scaled(products, factors.scales[0], token, sum);
-                vaddq_f32(sum, vmulq_n_f32(factors.minimum, token.sum))
+                vfmaq_n_f32(sum, factors.minimum, token.sum)
             });
         }
         WeightType::Q6K => {
@@ -94,8 +94,8 @@ fn by_type<W, const FROM_ZERO: bool>(
                 let first = vaddq_s32(first, vdupq_n_s32(token.offsets[0]));
                 let last = vaddq_s32(last, vdupq_n_s32(token.offsets[1]));
                 let first = vmulq_f32(vcvtq_f32_s32(first), factors.scales[0]);
-                let last = vmulq_f32(vcvtq_f32_s32(last), factors.scales[1]);
-                vaddq_f32(sum, vmulq_n_f32(vaddq_f32(first, last), token.scale))
+                let both = vfmaq_f32(first, vcvtq_f32_s32(last), factors.scales[1]);
+                vfmaq_n_f32(sum, both, token.scale)
             });
         }
         WeightType::F32 | WeightType::F16 | WeightType::BF16 => {
@@ -150,8 +150,7 @@ fn add_scaled(
     sum: float32x4_t,
 ) -> float32x4_t {
     let scale = vmulq_n_f32(scale, token.scale);
-    // Not fused, so that every instruction set rounds alike.
-    vaddq_f32(sum, vmulq_f32(vcvtq_f32_s32(products), scale))
+    vfmaq_f32(sum, vcvtq_f32_s32(products), scale)
 }
 
 #[target_feature(enable = "neon")]

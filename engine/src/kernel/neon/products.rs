@@ -33,7 +33,7 @@ impl Products {
     }
 
     /// The products of 4 rows with one token, of the first and of the last 16 columns; where it is not
-    /// `wide`, all lower bytes of the activations are zeros.
+    /// `wide`, all upper bytes of the activations are zeros.
     #[target_feature(enable = "neon")]
     #[inline]
     pub(super) fn dot(
@@ -43,10 +43,12 @@ impl Products {
         wide: bool,
     ) -> [int32x4_t; 2] {
         let [first, last, lower @ ..] = load::words(words);
-        // The upper bytes count 256 times the lower.
-        let upper = self.add_quads([vdupq_n_s32(0); 2], quads, [first, last]);
-        let upper = upper.map(|sum| vshlq_n_s32::<8>(sum));
-        if wide { self.add_quads(upper, quads, lower) } else { upper }
+        let mut sums = [vdupq_n_s32(0); 2];
+        if wide {
+            // The upper bytes count 256 times the lower.
+            sums = self.add_quads(sums, quads, [first, last]).map(|sum| vshlq_n_s32::<8>(sum));
+        }
+        self.add_quads(sums, quads, lower)
     }
 
     /// Adds to two sums the products of the first and of the last quads, with a word each.

@@ -9,13 +9,13 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`layout`] | where the bits of a panel are |
-//! | [`tokens`] | the activations, as integers of 16 bits |
+//! | [`tokens`] | the activations, as integers of 8 or 16 bits |
 //!
 //! # Rounding
 //!
 //! The products within a block are summed as integers, so exactly and in any order. From block to
-//! block they are multiplied by the scales of both sides and added in binary32, each product and each
-//! sum rounded on its own, in the order of the columns. So the instruction sets agree in every bit.
+//! block they are multiplied by the scales of both sides and added in binary32, each product rounded
+//! together with its sum, in the order of the columns. So the instruction sets agree in every bit.
 
 pub(in crate::kernel) mod layout;
 pub(in crate::kernel) mod tokens;

@@ -61,15 +61,16 @@ fn add(
     for row in 0..STRIP_ROWS {
         let [first, last] = [products[0][row], products[1][row]];
         let [first_scale, last_scale] = factors.scales.map(|scales| scales[row]);
-        // As the wider kernels do it: every product and every sum is rounded.
+        // As the wider kernels do it: a product is rounded with the sum that it is added to.
+        let sum = &mut sums[row];
         if kind == WeightType::Q6K {
-            let scaled = first as f32 * first_scale + last as f32 * last_scale;
-            sums[row] += scaled * token.scale;
+            let scaled = (last as f32).mul_add(last_scale, first as f32 * first_scale);
+            *sum = scaled.mul_add(token.scale, *sum);
         } else {
-            sums[row] += (first + last) as f32 * (first_scale * token.scale);
+            *sum = ((first + last) as f32).mul_add(first_scale * token.scale, *sum);
         }
         if let Some(minimum) = &factors.minimum {
-            sums[row] += minimum[row] * token.sum;
+            *sum = minimum[row].mul_add(token.sum, *sum);
         }
     }
 }

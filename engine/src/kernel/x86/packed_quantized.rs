@@ -42,17 +42,15 @@ pub(super) fn multiply(panel: Panel<'_>, tile: IntegerTile<'_>, sums: &mut [Sums
             by_blocks(panel, tile, sums, |pairs, factors, words, token, sum| {
                 let products = dot(pairs, words, 0, 2 * QUADS, 0);
                 let sum = add_scaled(products, factors.scales[0], token, sum);
-                let minimum = _mm256_mul_ps(factors.minimum, _mm256_set1_ps(token.sum));
-                _mm256_add_ps(sum, minimum)
+                _mm256_fmadd_ps(factors.minimum, _mm256_set1_ps(token.sum), sum)
             })
         }
         WeightType::Q6K => by_blocks(panel, tile, sums, |pairs, factors, words, token, sum| {
             let first = dot(pairs, words, 0, QUADS, token.offsets[0]);
             let last = dot(pairs, words, QUADS, 2 * QUADS, token.offsets[1]);
             let first = _mm256_mul_ps(_mm256_cvtepi32_ps(first), factors.scales[0]);
-            let last = _mm256_mul_ps(_mm256_cvtepi32_ps(last), factors.scales[1]);
-            let scaled = _mm256_mul_ps(_mm256_add_ps(first, last), _mm256_set1_ps(token.scale));
-            _mm256_add_ps(sum, scaled)
+            let both = _mm256_fmadd_ps(_mm256_cvtepi32_ps(last), factors.scales[1], first);
+            _mm256_fmadd_ps(both, _mm256_set1_ps(token.scale), sum)
         }),
         WeightType::F32 | WeightType::F16 | WeightType::BF16 => {
             unreachable!("weights in floating point are not packed as integers")
@@ -101,8 +99,7 @@ fn dot(pairs: &Pairs, words: &Words, first: usize, last: usize, offset: i32) -> 
 #[inline]
 fn add_scaled(products: __m256i, scale: __m256, token: &TokenFactors, sum: __m256) -> __m256 {
     let scale = _mm256_mul_ps(scale, _mm256_set1_ps(token.scale));
-    // Not fused, so that every instruction set rounds alike.
-    _mm256_add_ps(sum, _mm256_mul_ps(_mm256_cvtepi32_ps(products), scale))
+    _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), scale, sum)
 }
 
 /// 8 rows of a block.

@@ -1,13 +1,14 @@
 //! Activations as integers, in the order in which the kernels for panels read them.
 //!
-//! A block of 32 activations has one scale, the largest magnitude over [`STEPS`]; each activation is
-//! rounded to a multiple of it, an integer of 16 bits. Units that multiply bytes take it as two signed
-//! bytes, of which the upper counts 256 times the lower.
-//!
-//! In most blocks the upper byte is enough, and activations are rounded so that the lower one is zero.
-//! A few channels of a model are so much larger than the rest that such a rounding of their block
-//! loses more than all other blocks together; these blocks are [`wide`](IntegerTile::wide) and keep
-//! both bytes. Which ones depends on the token alone, so its products do not depend on its company.
+//! A block of 32 activations has one scale, the largest magnitude over [`BYTE_STEPS`]; each activation is
+//! rounded to a multiple of it, an integer of 8 bits. A few channels of a model are so much larger than
+//! the rest that such a rounding of their block loses more than all other blocks together; these blocks
+//! are [`wide`](IntegerTile::wide), with a scale of the largest magnitude over [`STEPS`] and integers of
+//! 16 bits. Units that multiply bytes take those as two signed bytes, of which the upper counts 256 times
+//! the lower. Which blocks are wide depends on the token alone, so its products do not depend on its
+//! company.
+
+use std::cell::Cell;
 
 use umbel_shard::WeightType;
 
@@ -21,13 +22,13 @@ use crate::kernel::{InstructionSet, PARALLEL_WORK_MIN};
 /// beside their products, and few enough that what is read of them stays in the first-level cache.
 pub(super) const TILE_TOKENS: usize = 16;
 
-/// The largest upper byte, so that each value has an opposite.
+/// The largest byte, so that each value has an opposite.
 const BYTE_STEPS: f32 = 127.0;
 
-/// The largest integer: 127 in the upper byte.
+/// The largest integer of a wide block: 127 in the upper byte.
 pub(in crate::kernel) const STEPS: f32 = 127.0 * 256.0;
 
-/// A block keeps both bytes where its largest value is more than so many times the average block's. So
+/// A block has two bytes where its largest value is more than so many times the average block's. So
 /// these are less than half of the blocks of any token, and the rounding of the others is at most twice
 /// as coarse as if all were alike.
 const WIDE_TIMES: f32 = 2.0;
@@ -44,8 +45,8 @@ const ROUNDER: f32 = 12_582_912.0;
 /// 32 activations of one token: a line of 16 words of 32 bits, each of which is multiplied with a
 /// quad of weights in all rows.
 ///
-/// In order of [`Order::Bytes`] the first 8 words are the upper bytes of 4 activations each, and the
-/// last 8 the lower ones. In [`Order::Pairs`] words `2 i` and `2 i + 1` have the activations of quad
+/// In order of [`Order::Bytes`] the first 8 words are the upper bytes of 4 activations each, zeros where
+/// the block is not wide, and the last 8 the lower ones. In [`Order::Pairs`] words `2 i` and `2 i + 1` have the activations of quad
 /// `i` as integers of 16 bits: the first and third, then the second and fourth. In [`Order::Columns`]
 /// they are integers of 16 bits one after the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,14 +89,28 @@ pub(in crate::kernel) struct Tokens<'a> {
 enum Activations<'a> {
     /// `[tokens, columns]`.
     Floats(&'a [f32]),
-    /// Tile by tile: `[blocks, tokens of the tile]`.
-    Integers {
-        words: Vec<Words>,
-        factors: Vec<TokenFactors>,
-        /// Tile by tile: `[blocks]`.
-        wide: Vec<u16>,
-    },
+    Integers(Room),
 }
+
+/// Where activations lie as integers, and more than there are of them.
+#[derive(Default)]
+struct Room {
+    /// Tile by tile: `[blocks, tokens of the tile]`.
+    words: Vec<Words>,
+    /// As `words`.
+    factors: Vec<TokenFactors>,
+    /// Tile by tile: `[blocks]`.
+    wide: Vec<u16>,
+}
+
+thread_local! {
+    /// What the thread's last product left. In a long prompt a block takes megabytes for it several times,
+    /// and memory that the system has just given has to be mapped page by page, and cleared.
+    static ROOM: Cell<Room> = const { Cell::new(Room::NONE) };
+}
+
+/// A thread keeps no more than so many words: 16 MiB of them, for 512 tokens of 16,384 values.
+const WORDS_KEPT_MAX: usize = (16 << 20) / size_of::<Words>();
 
 /// At most [`TILE_TOKENS`] tokens.
 #[derive(Clone, Copy)]
@@ -117,7 +132,7 @@ pub(in crate::kernel) struct IntegerTile<'a> {
     pub(in crate::kernel) words: &'a [Words],
     pub(in crate::kernel) factors: &'a [TokenFactors],
     pub(in crate::kernel) tokens: usize,
-    /// Of each block, a bit for each token, from the lowest on: it is set where the block has lower
+    /// Of each block, a bit for each token, from the lowest on: it is set where the block has upper
     /// bytes. The others are zeros and need not be multiplied.
     pub(in crate::kernel) wide: &'a [u16],
 }
@@ -136,13 +151,11 @@ impl<'a> Tokens<'a> {
             return Self { form: Activations::Floats(input), count, blocks };
         }
         let (zero, in_halves) = (i32::from(Form::of(kind).zero), kind == WeightType::Q6K);
-        let mut words = vec![Words([0; 2 * QUADS]); count * blocks];
-        let mut factors = vec![TokenFactors::ZERO; count * blocks];
-        let mut wide = vec![0; count.div_ceil(TILE_TOKENS) * blocks];
-        let tiles = words
+        let mut room = Room::of_thread(count * blocks, count.div_ceil(TILE_TOKENS) * blocks);
+        let tiles = room.words[..count * blocks]
             .chunks_mut(TILE_TOKENS * blocks)
-            .zip(factors.chunks_mut(TILE_TOKENS * blocks))
-            .zip(wide.chunks_mut(blocks));
+            .zip(room.factors.chunks_mut(TILE_TOKENS * blocks))
+            .zip(room.wide.chunks_mut(blocks));
         let tiles = tiles.map(|((words, factors), wide)| Prepared { words, factors, wide });
         let parts = tiles.zip(input.chunks(TILE_TOKENS * columns));
         let work = |_, (tile, input): (Prepared<'_>, &[f32])| {
@@ -153,7 +166,7 @@ impl<'a> Tokens<'a> {
         } else {
             for_each_part(parts.collect(), work);
         }
-        Self { form: Activations::Integers { words, factors, wide }, count, blocks }
+        Self { form: Activations::Integers(room), count, blocks }
     }
 
     pub(super) const fn count(&self) -> usize {
@@ -170,13 +183,42 @@ impl<'a> Tokens<'a> {
                 values: &values[blocks.start * BLOCK_VALUES..blocks.end * BLOCK_VALUES],
                 columns: self.blocks * BLOCK_VALUES,
             },
-            Activations::Integers { words, factors, wide } => TokenTile::Integers(IntegerTile {
-                words: &words[blocks.clone()],
-                factors: &factors[blocks],
+            Activations::Integers(room) => TokenTile::Integers(IntegerTile {
+                words: &room.words[blocks.clone()],
+                factors: &room.factors[blocks],
                 tokens,
-                wide: &wide[index * self.blocks..][..self.blocks],
+                wide: &room.wide[index * self.blocks..][..self.blocks],
             }),
         }
+    }
+}
+
+impl Drop for Tokens<'_> {
+    fn drop(&mut self) {
+        if let Activations::Integers(room) = &mut self.form
+            && room.words.len() <= WORDS_KEPT_MAX
+        {
+            ROOM.set(std::mem::take(room));
+        }
+    }
+}
+
+impl Room {
+    const NONE: Self = Self { words: Vec::new(), factors: Vec::new(), wide: Vec::new() };
+
+    /// Room for so many blocks of tokens, in whatever was there before, and none in so many blocks of tiles that
+    /// is wide.
+    fn of_thread(blocks: usize, tile_blocks: usize) -> Self {
+        let mut room = ROOM.take();
+        if room.words.len() < blocks {
+            // What is there is not worth to be copied.
+            room = Self::NONE;
+            room.words = vec![Words([0; 2 * QUADS]); blocks];
+            room.factors = vec![TokenFactors::ZERO; blocks];
+        }
+        room.wide.clear();
+        room.wide.resize(tile_blocks, 0);
+        room
     }
 }
 
@@ -297,8 +339,8 @@ fn largest(input: &[f32; BLOCK_VALUES]) -> f32 {
     f32::from_bits(largest.cast_unsigned())
 }
 
-/// Rounds `input` to multiples of the scale that it returns: to what the upper byte holds, or, in a
-/// wide block, to what both do.
+/// Rounds `input` to multiples of the scale that it returns: to what one byte holds, or, in a wide block,
+/// to what two do.
 ///
 /// Where a value is infinite or no number, the scale is no number: what has gone wrong shows in the
 /// result, and is not rounded away.
@@ -312,14 +354,14 @@ fn round(
     if !largest.is_finite() || largest < LARGEST_MIN {
         return if largest.is_finite() { 0.0 } else { f32::NAN };
     }
-    let (steps, shift) = if wide { (STEPS, 0) } else { (BYTE_STEPS, 8) };
+    let steps = if wide { STEPS } else { BYTE_STEPS };
     let inverse = steps / largest;
     for (output, value) in output.iter_mut().zip(input) {
         // The lowest bits of the sum are the integer's: `ROUNDER` has zeros there.
         let [low, high, ..] = (value * inverse + ROUNDER).to_bits().to_le_bytes();
-        *output = i16::from_le_bytes([low, high]) << shift;
+        *output = i16::from_le_bytes([low, high]);
     }
-    largest / STEPS
+    largest / steps
 }
 
 /// The upper bytes, rounded to the nearest, then what is left.
