@@ -39,10 +39,7 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(200);
 pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let config = Config::resolve(&arguments)?;
     config.choose_instructions()?;
-    if matches!(arguments.command, Command::Serve(_) | Command::Gateway(_)) {
-        // They live for weeks, and a server promises its memory to others.
-        heap::share();
-    }
+    heap::share();
     let runtime = runtime(&arguments.command).context("the runtime cannot be started")?;
     // Beside the other tasks: from the thread that waits here, each word to them would wake another.
     let work = runtime.spawn(async move {
