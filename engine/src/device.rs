@@ -39,6 +39,12 @@ impl Device {
         self.pool.thread_count()
     }
 
+    /// Tells the threads that there will be work within some 50 µs: they wake meanwhile, and sleep again
+    /// where there is none.
+    pub fn rouse(&self) {
+        self.pool.rouse();
+    }
+
     /// Runs `work` on this thread, and what it does in parallel on all threads of the device.
     pub fn run<R>(&self, work: impl FnOnce() -> R) -> R {
         parallel::within(&self.pool, work)

@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use umbel_client::clock::Clock;
 use umbel_coordinator::server::{Input, LinkId, Output, Server, ShardId};
+use umbel_engine::Device;
 use umbel_net::Network;
 use umbel_protocol::inference::{ClientMessage, ServerMessage, Step};
 use umbel_protocol::{PeerId, SessionId, Span};
@@ -67,6 +68,8 @@ pub struct Driver {
     network: Network,
     compute: Compute,
     adapters: Adapters,
+    /// What computes, where its threads sleep between passes.
+    device: Option<Device>,
     links: BTreeMap<LinkId, OpenLink>,
     /// By the session's name here and at the next hop.
     pushes: BTreeMap<(SessionId, SessionId), PushLink>,
@@ -188,6 +191,7 @@ impl Driver {
             network,
             compute,
             adapters: Adapters::default(),
+            device: None,
             links: BTreeMap::new(),
             pushes: BTreeMap::new(),
             push_links: 0,
@@ -209,6 +213,12 @@ impl Driver {
         Self { adapters: Adapters::of(model), ..self }
     }
 
+    /// The same, where `device` computes: its threads wake as soon as something comes to be computed.
+    #[must_use]
+    pub fn rousing(self, device: Device) -> Self {
+        Self { device: Some(device), ..self }
+    }
+
     /// What is counted, for who wants to see it.
     #[must_use]
     pub fn counters(&self) -> Counters {
@@ -226,7 +236,7 @@ impl Driver {
     /// # Errors
     /// Where links of the session or push protocol are accepted elsewhere already.
     pub async fn run(mut self) -> Result<(), umbel_net::AcceptError> {
-        let _acceptors = links::accept(&self.network, &self.tell)?;
+        let _acceptors = links::accept(&self.network, &self.tell, self.device.as_ref())?;
         loop {
             let deadline = self.server.poll_timeout();
             tokio::select! {

@@ -22,7 +22,7 @@ use tokio::sync::{Notify, watch};
 use umbel_client::SwarmConfig;
 use umbel_coordinator::server::{AdapterRoom, Server, ServerConfig};
 use umbel_coordinator::swarm::placement::{Intention, thinnest_span};
-use umbel_engine::{Arithmetic, Gpu};
+use umbel_engine::{Arithmetic, Device, Gpu};
 use umbel_net::{Identity, LoadIdentityError, Multiaddr, Network, SwarmKey, Way};
 use umbel_protocol::announcement::Throughput;
 use umbel_protocol::{PeerId, Span};
@@ -244,6 +244,7 @@ impl Serving {
         let compute = Compute::start(shards, move |done| completion.done(done));
         let (driver, drained) = Driver::new(server, network.clone(), compute, events);
         let driver = driver.adapting(model.config().clone());
+        let driver = if on_processor { driver.rousing(Device::shared()) } else { driver };
         let peer = network.peer_id();
         let balancer =
             Balancer::new(peer, &arguments, &model, (held, held_max), loader, (handle, drained));

@@ -7,6 +7,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use umbel_client::swarm::exchange::{chain, multiaddrs};
 use umbel_coordinator::server::{LinkId, STEPS_QUEUED_PER_SESSION_MAX};
+use umbel_engine::Device;
 use umbel_net::{AcceptError, Link, LinkProtocol, LinkReceiver, LinkSender, Network};
 use umbel_protocol::compression::{PACKED_BYTES_MIN, Packing};
 use umbel_protocol::frame::Frame;
@@ -26,11 +27,17 @@ pub(super) const FRAMES_WAITING_MAX: usize = 2 * STEPS_QUEUED_PER_SESSION_MAX;
 /// Links of clients, and of servers that push, that are open at once: a few for every session.
 const LINKS_MAX: usize = 1024;
 
+/// Whose a link is, and what computes the hidden states that come over it.
+type Sender = (PeerId, Option<Device>);
+
 /// Accepts links of clients and of servers until it is dropped.
 pub(super) fn accept(
     network: &Network,
     tell: &mpsc::Sender<Event>,
+    device: Option<&Device>,
 ) -> Result<JoinSet<()>, AcceptError> {
+    let device = device.cloned();
+    let to_rouse = device.clone();
     let mut acceptors = JoinSet::new();
     let mut clients = network.accept(LinkProtocol::Session)?;
     let to_driver = tell.clone();
@@ -44,7 +51,7 @@ pub(super) fn accept(
                 continue;
             }
             let id = LinkId(ids.fetch_add(1, Ordering::Relaxed));
-            links.spawn(serve_client(id, peer, link, to_driver.clone()));
+            links.spawn(serve_client(id, (peer, device.clone()), link, to_driver.clone()));
         }
     });
     let mut servers = network.accept(LinkProtocol::Push)?;
@@ -57,7 +64,7 @@ pub(super) fn accept(
                 tracing::warn!(%peer, "refused a link: {LINKS_MAX} are open");
                 continue;
             }
-            links.spawn(receive_pushes(peer, link, to_driver.clone()));
+            links.spawn(receive_pushes((peer, to_rouse.clone()), link, to_driver.clone()));
         }
     });
     Ok(acceptors)
@@ -93,6 +100,9 @@ pub(super) fn push(
                 .await
                 .map_err(|error| chain(&error))?;
             let (mut sender, mut receiver) = link.split();
+            // A task of its own, so that it is looked at when something comes and not with every step.
+            let mut ended = JoinSet::new();
+            ended.spawn(async move { receiver.receive().await.map(drop) });
             loop {
                 tokio::select! {
                     step = steps.recv() => match step {
@@ -103,7 +113,7 @@ pub(super) fn push(
                         None => return Ok(()),
                     },
                     // Nothing is said on it in this direction, so anything is its end.
-                    _ = receiver.receive() => return Err("it closed the link".to_owned()),
+                    _ = ended.join_next() => return Err("it closed the link".to_owned()),
                 }
             }
         };
@@ -117,7 +127,7 @@ pub(super) fn push(
     (send, task.abort_handle())
 }
 
-async fn serve_client(id: LinkId, peer: PeerId, link: Link, tell: mpsc::Sender<Event>) {
+async fn serve_client(id: LinkId, from: Sender, link: Link, tell: mpsc::Sender<Event>) {
     let (sender, receiver) = link.split();
     let (answers, waiting) = mpsc::channel(FRAMES_WAITING_MAX);
     let (close, mut closed) = watch::channel(false);
@@ -125,7 +135,7 @@ async fn serve_client(id: LinkId, peer: PeerId, link: Link, tell: mpsc::Sender<E
         return;
     }
     tokio::select! {
-        () = read_client(id, peer, receiver, &tell) => {}
+        () = read_client(id, from, receiver, &tell) => {}
         () = write(sender, waiting) => {}
         _ = closed.wait_for(|closed| *closed) => {}
     }
@@ -134,11 +144,11 @@ async fn serve_client(id: LinkId, peer: PeerId, link: Link, tell: mpsc::Sender<E
 
 async fn read_client(
     id: LinkId,
-    peer: PeerId,
+    (peer, device): Sender,
     mut receiver: LinkReceiver,
     tell: &mpsc::Sender<Event>,
 ) {
-    while let Some(frame) = receive(peer, &mut receiver).await {
+    while let Some(frame) = receive(peer, device.as_ref(), &mut receiver).await {
         match ClientMessage::decode(frame) {
             Ok(message) => {
                 let event = Event::Received { link: id, from: peer, message };
@@ -154,11 +164,11 @@ async fn read_client(
     }
 }
 
-async fn receive_pushes(peer: PeerId, link: Link, tell: mpsc::Sender<Event>) {
+async fn receive_pushes((peer, device): Sender, link: Link, tell: mpsc::Sender<Event>) {
     let (_sender, mut receiver) = link.split();
     let (close, mut closed) = watch::channel(false);
     let read = async {
-        while let Some(frame) = receive(peer, &mut receiver).await {
+        while let Some(frame) = receive(peer, device.as_ref(), &mut receiver).await {
             match PushMessage::decode(frame) {
                 Ok(PushMessage::Step(step)) => {
                     let event = Event::Pushed { from: peer, step, close: close.clone() };
@@ -179,9 +189,21 @@ async fn receive_pushes(peer: PeerId, link: Link, tell: mpsc::Sender<Event>) {
     }
 }
 
-async fn receive(peer: PeerId, receiver: &mut LinkReceiver) -> Option<Frame> {
+async fn receive(
+    peer: PeerId,
+    device: Option<&Device>,
+    receiver: &mut LinkReceiver,
+) -> Option<Frame> {
     match receiver.receive().await {
-        Ok(frame) => frame,
+        Ok(frame) => {
+            // Hidden states: until it is known whose they are, its threads can wake.
+            if let (Some(Frame { payload, .. }), Some(device)) = (&frame, device)
+                && !payload.is_empty()
+            {
+                device.rouse();
+            }
+            frame
+        }
         Err(error) => {
             tracing::debug!(%peer, error = chain(&error), "a link ended");
             None

@@ -20,6 +20,8 @@ use crate::rates::{Meter, Rates};
 
 #[cfg(target_os = "linux")]
 pub(crate) use socket::Socket;
+#[cfg(target_os = "linux")]
+pub(crate) use stream::Connection;
 pub(crate) use stream::Stream;
 
 /// A frame up to this size is written in one piece, payload included: one copy of 64 KiB takes

@@ -27,7 +27,7 @@ use umbel_protocol::local::{LocalAnswer, LocalRequest};
 use umbel_protocol::version::Side;
 
 use crate::address::{is_relayed, quic_socket, tcp_socket};
-use crate::link::{Link, LinkReceiver, Socket, Stream};
+use crate::link::{Connection, Link, LinkReceiver, Socket, Stream};
 use crate::links::{Acceptors, Incoming};
 use crate::rates::Rates;
 
@@ -83,6 +83,7 @@ async fn agree(question: Link, protocol: LinkProtocol) -> io::Result<Stream> {
         return Err(ErrorKind::PermissionDenied.into());
     }
     let connection = sender.into_connection().ok_or(ErrorKind::NotConnected)?;
+    let connection = Connection::new(connection);
     Ok(Stream::Local { socket: Socket::new(socket)?, connection })
 }
 
@@ -128,6 +129,7 @@ async fn agree_with(
         if said(&mut socket).await.is_ok_and(|said| said == first) {
             socket.write_all(&second).await?;
             let connection = sender.into_connection().ok_or(ErrorKind::NotConnected)?;
+            let connection = Connection::new(connection);
             let socket = Socket::new(socket)?;
             return Ok(Some((protocol, Stream::Local { socket, connection })));
         }

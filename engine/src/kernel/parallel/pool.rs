@@ -79,6 +79,12 @@ impl Pool {
         self.workers.len() + 1
     }
 
+    /// Wakes the threads that sleep, so that they look for work for a while: waking takes longer than
+    /// many a section, and who knows that work comes can have it done by then.
+    pub(crate) fn rouse(&self) {
+        self.shared.wake(self.workers.iter().map(JoinHandle::thread), usize::MAX);
+    }
+
     /// Calls `work` with each number below `count`, and returns when all calls have.
     ///
     /// Where the pool works for another caller, or for one further up on this thread, the caller
@@ -269,6 +275,27 @@ mod tests {
             }
         });
         assert_eq!(arrived.load(Ordering::SeqCst), 2);
+    }
+
+    #[test]
+    fn threads_that_are_roused_without_work_fall_asleep_again() {
+        let pool = Pool::start(2).unwrap();
+        for _ in 0..3 {
+            while pool.shared.sleepers.load(Ordering::SeqCst) == 0 {
+                thread::yield_now();
+            }
+            pool.rouse();
+            // A thread may be between saying that it sleeps and sleeping: then it wakes at once, later.
+            while pool.shared.sleepers.load(Ordering::SeqCst) == 1 {
+                pool.rouse();
+                thread::yield_now();
+            }
+        }
+        let sum = AtomicUsize::new(0);
+        pool.for_each_share(8, &|share| {
+            sum.fetch_add(share, Ordering::Relaxed);
+        });
+        assert_eq!(sum.load(Ordering::Relaxed), 28);
     }
 
     #[test]

@@ -7,6 +7,9 @@ use std::task::{Context, Poll};
 use futures::{AsyncRead as _, AsyncWrite as _};
 
 #[cfg(target_os = "linux")]
+pub(crate) use local::Connection;
+
+#[cfg(target_os = "linux")]
 use super::socket::Socket;
 
 /// Bytes to and from the peer.
@@ -18,9 +21,8 @@ pub(crate) enum Stream {
     #[cfg(target_os = "linux")]
     Local {
         socket: Socket,
-        /// A stream of the connection on which both have agreed on the socket. Nothing is said on it any
-        /// more; when it ends, so does the link.
-        connection: libp2p::Stream,
+        /// On which both have agreed on the socket; when it ends, so does the link.
+        connection: Connection,
     },
 }
 
@@ -40,7 +42,7 @@ impl Stream {
             Self::Local { socket, connection } => {
                 let read = socket.poll_read(cx, space);
                 // What was written before the connection ended is there by then.
-                if read.is_pending() && Pin::new(connection).poll_read(cx, &mut [0]).is_ready() {
+                if read.is_pending() && connection.has_ended(cx) {
                     return match socket.poll_read(cx, space) {
                         Poll::Pending => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
                         read => read,
@@ -76,6 +78,61 @@ impl Stream {
             Self::Network(stream) => Pin::new(stream).poll_close(cx),
             #[cfg(target_os = "linux")]
             Self::Local { socket, .. } => Poll::Ready(socket.end()),
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod local {
+    use std::pin::Pin;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::{Context, Wake, Waker};
+
+    use futures::AsyncRead as _;
+    use futures::task::AtomicWaker;
+
+    /// A stream of a connection on which nothing is said any more. It is looked at when something happens
+    /// to it, and not whenever the link is: the code for that would have to come from memory for each
+    /// frame.
+    #[derive(Debug)]
+    pub(crate) struct Connection {
+        stream: libp2p::Stream,
+        news: Arc<News>,
+    }
+
+    #[derive(Debug)]
+    struct News {
+        has_come: AtomicBool,
+        reader: AtomicWaker,
+    }
+
+    impl Connection {
+        pub(crate) fn new(stream: libp2p::Stream) -> Self {
+            // The first look has it tell of what comes.
+            let news = News { has_come: AtomicBool::new(true), reader: AtomicWaker::new() };
+            Self { stream, news: Arc::new(news) }
+        }
+
+        pub(super) fn has_ended(&mut self, cx: &mut Context<'_>) -> bool {
+            self.news.reader.register(cx.waker());
+            if !self.news.has_come.swap(false, Ordering::AcqRel) {
+                return false;
+            }
+            let waker = Waker::from(Arc::clone(&self.news));
+            let mut cx = Context::from_waker(&waker);
+            let has_ended = Pin::new(&mut self.stream).poll_read(&mut cx, &mut [0]).is_ready();
+            if has_ended {
+                self.news.has_come.store(true, Ordering::Release);
+            }
+            has_ended
+        }
+    }
+
+    impl Wake for News {
+        fn wake(self: Arc<Self>) {
+            self.has_come.store(true, Ordering::Release);
+            self.reader.wake();
         }
     }
 }
