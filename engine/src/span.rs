@@ -492,6 +492,12 @@ impl GpuError {
     }
 }
 
+impl From<CudaError> for GpuError {
+    fn from(error: CudaError) -> Self {
+        Self(Arc::new(error.into()))
+    }
+}
+
 impl fmt::Display for GpuError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)

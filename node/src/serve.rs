@@ -195,7 +195,8 @@ impl Serving {
         let holds_ends = !arguments.no_ends;
         let ends_of = holds_ends.then_some(model.config().block_count);
         let loader = Loader { ends_of, ..loader };
-        let allowed_bytes = allowed_bytes(&arguments, &model, loader.gpu.as_ref())?;
+        let (allowed_bytes, head_on_gpu) = allowed_bytes(&arguments, &model, loader.gpu.as_ref())?;
+        let loader = Loader { head_on_gpu, ..loader };
         let (span, kv_tokens) = choose(&arguments, &model, &announcer, allowed_bytes)?;
         let Loaded { shard, throughput } = loader.load(span, kv_tokens).await?;
         say_loaded(&model, span, kv_tokens, throughput);
@@ -275,6 +276,7 @@ fn loader(
         config: config.clone(),
         device: config.device()?,
         gpu,
+        head_on_gpu: false,
         ends_of: None,
         network_rate: rate.map_or(0, NonZeroU64::get),
     })
@@ -364,30 +366,43 @@ fn identity(named: Option<&Path>, data_dir: &Path) -> anyhow::Result<(Identity, 
     bail!("{IDENTITIES_MAX} servers of this user run already: name a file with --identity")
 }
 
-/// What weights, keys and values may take where they are.
+/// What blocks, keys and values may take where they are, and whether the head has its place on the GPU
+/// beside them.
 fn allowed_bytes(
     arguments: &ServeArguments,
     model: &Model,
     gpu: Option<&Gpu>,
-) -> anyhow::Result<u64> {
-    match gpu {
-        // The ends are the processor's.
-        Some(gpu) => memory::allowed_bytes_of(gpu, arguments.memory_bytes),
-        None => Ok(memory::allowed_bytes(arguments.memory_bytes)?
-            .saturating_sub(ends_bytes(arguments, model))),
+) -> anyhow::Result<(u64, bool)> {
+    let (first, last) = touched_ends(arguments, model);
+    let Some(gpu) = gpu else {
+        let ends = memory::ends_bytes(model, first, last);
+        let bytes = memory::allowed_bytes(arguments.memory_bytes)?.saturating_sub(ends);
+        return Ok((bytes, false));
+    };
+    // The embedding, of which few rows are read, is the processor's.
+    let bytes = memory::allowed_bytes_of(gpu, arguments.memory_bytes)?;
+    if !last {
+        return Ok((bytes, true));
     }
+    let Some(head) = memory::head_bytes_of_gpu(model, bytes) else {
+        tracing::info!(
+            allowed_mb = bytes / 1_000_000,
+            "the model's head is too large for the GPU: the processor draws the tokens of thin \
+             sessions"
+        );
+        return Ok((bytes, false));
+    };
+    tracing::info!(head_mb = head / 1_000_000, "room on the GPU is kept for the model's head");
+    Ok((bytes - head, true))
 }
 
-/// What the ends of the model take of the memory: those that the blocks touch, or both where the
-/// blocks are still to be chosen.
-fn ends_bytes(arguments: &ServeArguments, model: &Model) -> u64 {
+/// Whether the blocks touch the first and the last end of the model, or may do so once they are chosen.
+fn touched_ends(arguments: &ServeArguments, model: &Model) -> (bool, bool) {
     let block_count = model.config().block_count;
     let touches = |at_end: fn(Span, u32) -> bool| {
         !arguments.no_ends && arguments.blocks.is_none_or(|span| at_end(span, block_count))
     };
-    let (first, last) =
-        (touches(|span, _| span.start() == 0), touches(|span, of| span.end() == of));
-    memory::ends_bytes(model, first, last)
+    (touches(|span, _| span.start() == 0), touches(|span, of| span.end() == of))
 }
 
 /// Which blocks to serve, and room for how many tokens.

@@ -49,14 +49,19 @@ fn generated(address: &str) -> (Value, Value) {
 
 /// As `generated`, with keys and values kept in `cache`.
 fn generated_as(address: &str, cache: &str) -> (Value, Value) {
+    generated_with(address, &["--kv", cache])
+}
+
+/// As `generated`, asked for in some way.
+fn generated_with(address: &str, how: &[&str]) -> (Value, Value) {
     let folder = checkpoint("llama");
     let stored = std::fs::read_to_string(Path::new(&folder).join("golden.json")).unwrap();
     let stored: Value = serde_json::from_str(&stored).unwrap();
     let prompt = stored_prompt(&folder);
     let arguments = ["generate", &folder, "--prompt-ids", &prompt, "--max-tokens", "24"];
     // An emulated GPU takes its time until it serves.
-    let more = ["--ignore-eos", "--json", "--patience", "90", "--kv", cache, "--join", address];
-    (report(&umbel(&[&arguments[..], &more].concat())), stored["greedy"].clone())
+    let more = ["--ignore-eos", "--json", "--patience", "90", "--join", address];
+    (report(&umbel(&[&arguments[..], &more, how].concat())), stored["greedy"].clone())
 }
 
 fn stored_prompt(folder: &str) -> String {
@@ -126,6 +131,36 @@ fn a_server_on_a_gpu_gives_the_stored_tokens_beside_one_on_a_processor() {
     assert!(first.stderr().contains("computing on the GPU"), "{}", first.stderr());
     let stopped = first.terminate();
     assert!(stopped.status.success(), "{}", stopped.stderr);
+}
+
+/// In a thin session the last server draws: on the GPU where that has room for the head beside blocks,
+/// caches and passes, else on the processor.
+#[test]
+fn a_server_on_a_gpu_draws_the_stored_tokens_wherever_its_head_has_room() {
+    let first = serve(&[&checkpoint("llama"), "--blocks", "0..1"]);
+    let last = ["--blocks", "1..4", "--join", first.address()];
+    for (memory, said) in [
+        ("2000000000", "the GPU draws the tokens of thin sessions"),
+        ("500000000", "the processor draws the tokens of thin sessions"),
+    ] {
+        let server = gpu_server(&[("UMBEL_EMULATED_MEMORY", memory)], &last).unwrap();
+        let (report, stored) = generated_with(server.address(), &["--thin"]);
+        assert_eq!(report["token_ids"], stored, "with {memory} bytes");
+        assert!(server.stderr().contains(said), "{}", server.stderr());
+        server.assert_no_errors();
+        assert!(server.terminate().status.success());
+    }
+}
+
+/// What is too large a part of what the device may give is not put there.
+#[test]
+fn a_head_that_would_leave_no_room_for_blocks_stays_with_the_processor() {
+    // Its matrix and 64 rows of logits are 150 kB.
+    let all = ["--blocks", "0..4", "--memory-bytes", "100000"];
+    let server = gpu_server(&[], &all).unwrap();
+    let said = server.stderr();
+    assert!(said.contains("head is too large for the GPU"), "{said}");
+    assert!(!said.contains("the GPU draws"), "{said}");
 }
 
 #[test]

@@ -409,6 +409,15 @@ impl Many {
     }
 }
 
+/// Bytes of activations of so many tokens, in binary32 where they are `plain`.
+pub(super) const fn activation_bytes(plain: bool, tokens: usize, columns: usize) -> usize {
+    if plain {
+        tokens * columns * 4
+    } else {
+        tokens.next_multiple_of(CELL_TOKENS) * columns.next_multiple_of(CELL_COLUMNS) * 2
+    }
+}
+
 /// A size as the kernels take it.
 pub(super) fn int(size: usize) -> i32 {
     i32::try_from(size).expect("no dimension of a model or a pass reaches two billion")

@@ -22,6 +22,7 @@ use super::gpu::Gpu;
 use super::matrix::{
     FEW_TOKENS, Input, Matrix, Order, Target, ToActivations, ToGated, ToRows, address, int,
 };
+use super::norm;
 pub(crate) use plan::SessionRows;
 use plan::{FEW_ROWS, Places, Plan};
 pub(super) use plan::{Geometry, HEAD_SIZE_MAX, Shape};
@@ -251,21 +252,9 @@ impl Pass<'_> {
     }
 
     fn norm(&self, weight: &Buffer) -> Result<(), CudaError> {
-        const THREADS: usize = 512;
         let Geometry { hidden_size, epsilon, plain, .. } = *self.geometry;
-        let name = if plain { "rms_norm_f32" } else { "rms_norm" };
-        let kernel = self.gpu.program().kernel("rotary", name, 0)?;
-        let launch = Launch::new(kernel, [self.plan.tokens, 1, 1], THREADS)
-            .with(self.hidden())
-            .with(weight.address())
-            .with(epsilon)
-            .with(int(hidden_size));
-        let to = &self.rooms.normed;
-        self.gpu.stream().launch(if plain {
-            launch.with(to.address())
-        } else {
-            launch.with(ToActivations::new(to, hidden_size, self.order))
-        })
+        let (weight, to) = ((weight, epsilon, hidden_size), &self.rooms.normed);
+        norm::launch(self.gpu, weight, (self.hidden(), self.plan.tokens), (to, plain, self.order))
     }
 
     /// Queries, keys and values, or those of them that are of one type.

@@ -6,8 +6,7 @@ use bytemuck::{Pod, Zeroable};
 use candle_core::Tensor;
 
 use super::super::cache::{HEAD_PADDING, Sequence};
-use super::super::cells::CELL_COLUMNS;
-use super::super::matrix::{CELL_TOKENS, FEW_TOKENS, Limits, Order, STAGE_COLUMNS, int};
+use super::super::matrix::{FEW_TOKENS, Limits, Order, STAGE_COLUMNS, activation_bytes, int};
 use crate::kernel::RopeTable;
 use crate::kv::table::KvTable;
 
@@ -66,11 +65,7 @@ impl Geometry {
 
     /// Bytes of activations for so many tokens.
     pub(in crate::cuda) fn activation_bytes(&self, tokens: usize, columns: usize) -> usize {
-        if self.plain {
-            tokens * columns * 4
-        } else {
-            tokens.next_multiple_of(CELL_TOKENS) * columns.next_multiple_of(CELL_COLUMNS) * 2
-        }
+        activation_bytes(self.plain, tokens, columns)
     }
 }
 

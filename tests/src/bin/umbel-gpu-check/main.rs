@@ -12,6 +12,8 @@
 
 #![allow(clippy::print_stdout, reason = "a program for developers prints what it found")]
 
+mod head;
+
 use std::ops::Range;
 use std::path::Path;
 use std::process::ExitCode;
@@ -68,8 +70,8 @@ fn run() -> Result<()> {
             compare(&gpu, &model, kind.name(), DType::Q8)?;
         }
     }
-    starved(&Pair::load(&gpu, &random(folder.path(), WeightType::BF16, &usual())?, DType::F32)?)
-        .context("without memory")?;
+    let model = random(folder.path(), WeightType::BF16, &usual())?;
+    starved(&gpu, &model).context("without memory")?;
     for (name, config) in odd_shapes() {
         for kind in [WeightType::F32, WeightType::BF16] {
             let model = random(folder.path(), kind, &config)?;
@@ -195,15 +197,7 @@ impl Pair {
 
     /// Hidden states as they might be, which a seed makes.
     fn text(&self, seed: u64) -> Result<HiddenStates> {
-        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let mut next = || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / 8_388_608.0 - 1.0
-        };
-        let values = (0..self.tokens() * self.config.hidden_size).map(|_| next()).collect();
-        Ok(HiddenStates::from_values(values, self.config.hidden_size)?)
+        text(self.config.hidden_size, self.tokens(), seed)
     }
 
     /// What leaves the blocks when `text` goes through in steps of these sizes, over and over.
@@ -228,6 +222,19 @@ impl Pair {
         }
         Ok(HiddenStates::concat(&parts)?)
     }
+}
+
+/// Hidden states as they might be, which a seed makes.
+fn text(hidden_size: usize, tokens: usize, seed: u64) -> Result<HiddenStates> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / 8_388_608.0 - 1.0
+    };
+    let values = (0..tokens * hidden_size).map(|_| next()).collect();
+    Ok(HiddenStates::from_values(values, hidden_size)?)
 }
 
 fn compare(gpu: &Gpu, model: &Model, name: &str, cache: DType) -> Result<()> {
@@ -260,6 +267,7 @@ fn compare(gpu: &Gpu, model: &Model, name: &str, cache: DType) -> Result<()> {
     shared(&pair, &whole).with_context(|| format!("{name}, behind a prefix"))?;
     in_parts(&pair, &whole).with_context(|| format!("{name}, in two spans"))?;
     if cache == DType::F32 {
+        head::compare(gpu, model, allowed).with_context(|| format!("{name}, the head"))?;
         gradients(&pair, allowed).with_context(|| format!("{name}, gradients"))?;
     }
     Ok(())
@@ -326,7 +334,8 @@ fn shared(pair: &Pair, whole: &HiddenStates) -> Result<()> {
 
 /// Where the device has no memory for the pass of a long text, that one fails alone, and goes on when
 /// there is memory again.
-fn starved(pair: &Pair) -> Result<()> {
+fn starved(gpu: &Gpu, model: &Model) -> Result<()> {
+    let pair = &Pair::load(gpu, model, DType::F32)?;
     let text = pair.text(1)?;
     let whole = pair.in_steps(&text, &[usize::MAX / 2])?;
     let long = HiddenStates::concat(&vec![text.clone(); 12])?;
@@ -347,6 +356,7 @@ fn starved(pair: &Pair) -> Result<()> {
         short_result.as_ref().is_ok_and(|short| same(short, &whole)),
         "the short one failed too"
     );
+    head::starved(gpu, model)?;
     drop(hoard);
     let found = pair.blocks.forward(&mut of_long, &long)?;
     ensure!(same(&found.rows(0..text.token_count())?, &whole), "other bits");
@@ -413,10 +423,14 @@ fn same(one: &HiddenStates, other: &HiddenStates) -> bool {
 
 /// The norm of the difference by that of the expected.
 fn relative_error(found: &HiddenStates, expected: &HiddenStates) -> f64 {
-    let (found, expected) = (found.to_values(), expected.to_values());
+    relative_error_of(&found.to_values(), &expected.to_values())
+}
+
+/// The same of values.
+fn relative_error_of(found: &[f32], expected: &[f32]) -> f64 {
     let square =
         |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>();
-    let differences = found.iter().zip(&expected).map(|(a, b)| f64::from(*a) - f64::from(*b));
+    let differences = found.iter().zip(expected).map(|(a, b)| f64::from(*a) - f64::from(*b));
     let difference = square(&mut differences.into_iter());
     (difference / square(&mut expected.iter().map(|value| f64::from(*value)))).sqrt()
 }
