@@ -1,10 +1,12 @@
 //! Weight matrices in a device's memory, and their products with activations.
 
 mod back;
+mod norms;
 
 use bytemuck::{Pod, Zeroable};
 
 pub(super) use back::Gradient;
+pub(super) use norms::ModuleRows;
 use umbel_shard::{Weight, WeightType};
 
 use super::cells::{self, CELL_COLUMNS, CELL_ROWS, Format, Source};
