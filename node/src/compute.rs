@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc};
 use umbel_coordinator::server::{Batch, ComputeFailure, Job, JobId, PageId, PageOrder, ShardId};
-use umbel_engine::train::Adapter;
+use umbel_engine::train::{Adapter, TrainError};
 use umbel_engine::{ForwardError, GpuError, HiddenStates, HostedSpan, KvArena, KvTable};
 use umbel_protocol::error::ErrorCode;
 use umbel_protocol::{DType, SessionId, Span, Tensor};
@@ -226,8 +226,14 @@ impl Shards {
                 if let Some(adapter) = adapter
                     && let Err(error) = shard.blocks.adapt(&mut table, adapter)
                 {
-                    // It was made for this model; the session's first step reports it.
-                    tracing::error!(%session, %error, "an adapter that was made here does not fit");
+                    // The session's first step reports it.
+                    if let TrainError::Gpu(reason) = error {
+                        tracing::warn!(%session, %reason, "the GPU cannot take up an adapter");
+                        self.note_loss(&reason.into());
+                    } else {
+                        // It was made for this model.
+                        tracing::error!(%session, %error, "an adapter that was made here does not fit");
+                    }
                     shard.arena.close(table);
                     return;
                 }
@@ -295,10 +301,15 @@ impl Shards {
 
     fn failed_on_gpu(&self, error: &GpuError) -> ComputeFailure {
         tracing::warn!(reason = %error, "the GPU could not compute a pass");
+        self.note_loss(error);
+        internal("the GPU could not compute the pass".to_owned())
+    }
+
+    /// Tells of a GPU that can be used no more.
+    fn note_loss(&self, error: &GpuError) {
         if error.is_fatal() {
             self.lost.notify_one();
         }
-        internal("the GPU could not compute the pass".to_owned())
     }
 
     /// Takes the cache of a job's session, cut back to where the job begins. What cannot be computed

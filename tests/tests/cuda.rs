@@ -10,6 +10,8 @@ use std::sync::LazyLock;
 
 use serde_json::Value;
 use umbel_tests::swarm::{Server, checkpoint, report, serve, serve_in, try_serve_in, umbel};
+use umbel_tests::training::peft::StoredStep;
+use umbel_tests::training::{Lesson, STEPS, join, remote, start};
 
 /// The checkpoints of the families that there are.
 const FAMILIES: [&str; 6] = ["llama", "llama-tied-mha", "llama3-rope", "mistral", "qwen2", "qwen3"];
@@ -207,6 +209,109 @@ fn a_device_that_is_lost_ends_its_server_and_no_answer() {
     assert_eq!(report["token_ids"], stored);
     assert!(!lost.status.success() && lost.stderr.contains("the GPU is lost"), "{}", lost.stderr);
     other.assert_no_errors();
+}
+
+/// What implementations in binary32 may differ by over four blocks, in logits of about 1.
+const LOGIT_ERROR_MAX: f64 = 1e-4;
+
+/// Matrices (LoRA), matrices with magnitudes (DoRA), and prompts in blocks.
+#[test]
+fn a_session_with_an_adapter_has_the_logits_that_peft_has_stored() {
+    let folder = checkpoint("llama");
+    let first = gpu_server(&[], &["--blocks", "0..3"]).unwrap();
+    let last = serve(&[&folder, "--blocks", "3..4", "--join", first.address()]);
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/training/peft");
+    for adapter in ["peft-all", "peft-dora", "trained-prompt"] {
+        let adapter = fixtures.join(adapter);
+        let cases = std::fs::read(adapter.join("logits.json")).unwrap();
+        let case = &serde_json::from_slice::<Value>(&cases).unwrap()[0];
+        let ids = case["prompt"].as_array().unwrap().iter().map(Value::to_string);
+        let ids = ids.collect::<Vec<_>>().join(",");
+        let what = ["generate", &folder, "--prompt-ids", &ids, "--max-tokens", "1", "--json"];
+        let how = ["--top-logits", "288", "--join", first.address(), "--patience", "90"];
+        let with = ["--adapter", adapter.to_str().unwrap()];
+        let found = report(&umbel(&[&what[..], &how, &with].concat()));
+        for pair in found["top_logits"][0].as_array().unwrap() {
+            let (id, logit) = (pair[0].as_u64().unwrap(), pair[1].as_f64().unwrap());
+            let stored = case["logits"][usize::try_from(id).unwrap()].as_f64().unwrap();
+            assert!((logit - stored).abs() < LOGIT_ERROR_MAX, "{id}: {logit}, not {stored}");
+        }
+    }
+    let (report, stored) = generated(last.address());
+    assert_eq!(report["token_ids"], stored, "nobody else is answered with them");
+    first.assert_no_errors();
+}
+
+/// The session goes to another server, and the one without memory says why.
+#[test]
+fn a_session_whose_adapter_has_no_room_on_a_gpu_goes_elsewhere() {
+    let folder = checkpoint("llama");
+    // As much as it takes to serve and to open a session, some 50, and some of 84 pieces of the adapter.
+    let memory = [("UMBEL_EMULATED_REFUSE_AFTER", "90")];
+    let mut full = gpu_server(&memory, &["--blocks", "0..4"]).unwrap();
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/training/peft");
+    let adapter = fixtures.join("peft-all");
+    let address = full.address().to_owned();
+    let asking = std::thread::spawn(move || {
+        generated_with(&address, &["--adapter", adapter.to_str().unwrap()]).0
+    });
+    let said = "the GPU cannot take up an adapter";
+    assert!(full.wait_for_stderr(said), "{}", full.stderr());
+    let other = serve(&[&folder, "--blocks", "0..4", "--join", full.address()]);
+    assert_eq!(asking.join().unwrap()["token_ids"].as_array().unwrap().len(), 24);
+    other.assert_no_errors();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_on_a_gpu_is_the_stored_one_of_peft() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+    for adapter in ["checkpoints/llama/lora", "training/dora/llama"] {
+        let server = gpu_server(&[], &["--blocks", "0..4"]).unwrap();
+        let step = StoredStep::read(&fixtures.join(adapter)).unwrap();
+        let swarm = join(&server).await.unwrap();
+        let (mut trainer, _) =
+            remote(&swarm, &step.model, step.state.clone(), step.settings).await.unwrap();
+        step.take(&mut trainer).await.unwrap();
+        trainer.close().await;
+        server.assert_no_errors();
+    }
+}
+
+/// The largest difference of a loss of some 5, between a GPU and a processor whose gradients differ in
+/// their last bits: a step of AdamW is as long for a gradient that is nearly zero as for others.
+const LESSON_ERROR_MAX: f64 = 1e-3;
+
+/// A training with dropout over a GPU and a processor. The device is lost in the middle of it, or has no
+/// memory any more, and a server that has come meanwhile goes on in its place.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_training_over_a_gpu_comes_to_the_losses_of_one_process_whatever_becomes_of_the_gpu() {
+    let lesson = Lesson::new();
+    let mut alone = lesson.local();
+    let expected = lesson.steps(&mut alone).await.unwrap();
+    for (variable, value, said) in [
+        ("UMBEL_EMULATED_SEED", "1", None),
+        ("UMBEL_EMULATED_LOSE_AFTER", "1000", Some("the GPU is lost")),
+        ("UMBEL_EMULATED_REFUSE_AFTER", "1000", Some("the GPU could not compute a training")),
+    ] {
+        let first = start("0..2", None);
+        let place = ["--blocks", "2..4", "--join", first.address()];
+        let mut on_gpu = gpu_server(&[(variable, value)], &place).unwrap();
+        let swarm = join(&first).await.unwrap();
+        let (mut trainer, _) = lesson.remote(&swarm).await.unwrap();
+        let spare = said.map(|_| start("2..4", Some(&first)));
+        let learned = lesson.steps(&mut trainer).await.unwrap();
+        for (found, expected) in learned.iter().zip(&expected) {
+            let error = (found.loss - expected.loss).abs();
+            assert!(error < LESSON_ERROR_MAX, "{variable}: {found:?}, not {expected:?}");
+        }
+        assert!(learned[0].loss > learned[STEPS - 1].loss, "it learns: {learned:?}");
+        assert_eq!(trainer.replaced(), said.map_or(0, |_| 1), "{variable}");
+        trainer.close().await;
+        if let Some(said) = said {
+            assert!(on_gpu.wait_for_stderr(said), "{}", on_gpu.stderr());
+        }
+        [Some(first), spare].iter().flatten().for_each(|server| server.assert_no_errors());
+    }
 }
 
 /// Two devices, a server process on each. One is killed: the other goes on, until both are told to stop.
