@@ -9,6 +9,8 @@ use std::process::Command;
 use std::sync::LazyLock;
 
 use serde_json::Value;
+use umbel_shard::gguf::write::GgufWriter;
+use umbel_shard::{ModelConfig, WeightType};
 use umbel_tests::swarm::{Server, checkpoint, report, serve, serve_in, try_serve_in, umbel};
 use umbel_tests::training::peft::StoredStep;
 use umbel_tests::training::{Lesson, STEPS, join, remote, start};
@@ -312,6 +314,29 @@ async fn a_training_over_a_gpu_comes_to_the_losses_of_one_process_whatever_becom
         }
         [Some(first), spare].iter().flatten().for_each(|server| server.assert_no_errors());
     }
+}
+
+/// Whoever trains is sent elsewhere at once, and not when a gradient has come back.
+#[test]
+fn a_gpu_without_kernels_for_gradients_through_large_heads_says_so_at_the_start() {
+    let config = ModelConfig {
+        hidden_size: 64,
+        intermediate_size: 64,
+        head_count: 1,
+        kv_head_count: 1,
+        head_size: 260,
+        ..ModelConfig::llama(1)
+    };
+    let file = GgufWriter::random_model(&config, WeightType::F32, 1).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("large-heads.gguf");
+    std::fs::write(&path, file.to_bytes()).unwrap();
+    let environment = [("LD_LIBRARY_PATH", driver())];
+    let model = [path.to_str().unwrap(), "--kv-tokens", "256", "--device", "cuda"];
+    let server = try_serve_in(&environment, &model).unwrap();
+    let said = server.stderr();
+    assert!(said.contains("the GPU has no kernels to train heads of this size"), "{said}");
+    server.assert_no_errors();
 }
 
 /// Two devices, a server process on each. One is killed: the other goes on, until both are told to stop.
