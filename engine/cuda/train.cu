@@ -3,6 +3,7 @@
 // the pass. They are here to be right: matrices are read once for 8 tokens.
 
 #include "cache.cuh"
+#include "values.cuh"
 
 constexpr int TOKENS_TOGETHER = 8;
 
@@ -21,30 +22,6 @@ extern "C" __global__ void pack_rows(const float* rows, int columns, Activations
         output.word(token, column) = bf16x2_of(first, second);
     }
 }
-
-// A matrix of which a thread reads one value after the other.
-struct PlainValues {
-    const float* values;
-    int columns;
-
-    __device__ __forceinline__ float at(int row, int column) const {
-        return values[static_cast<size_t>(row) * columns + column];
-    }
-};
-
-// The same of bfloat16 in cells.
-struct CellValues {
-    const uint16_t* values;
-    int cells;
-
-    __device__ __forceinline__ float at(int row, int column) const {
-        const size_t cell = static_cast<size_t>(row / CELL_ROWS) * cells + column / CELL_COLUMNS;
-        const int lane = row % 8 * 4 + column % 8 / 2;
-        const int word = column % 32 / 16 * 128 + lane * 4 + column % 16 / 8 * 2 + row % 16 / 8;
-        const uint32_t bits = values[cell * (CELL_ROWS * CELL_COLUMNS) + word * 2 + column % 2];
-        return __uint_as_float(bits << 16);
-    }
-};
 
 // Adds gradient * matrix to the output [tokens, columns]: a thread takes a column for 8 tokens, from the
 // first row of the matrix to the last. Rows of the gradient are `stride` values apart.

@@ -3,6 +3,7 @@
 //! the first server has the one and the last server the other.
 
 mod embedding;
+mod gpu_head;
 mod head;
 
 use umbel_shard::{ModelConfig, Weights};
@@ -13,8 +14,10 @@ use crate::hidden::HiddenStates;
 use crate::kernel::Arithmetic;
 use crate::operation::linear::Linear;
 use crate::operation::rms_norm::RmsNorm;
+use crate::span::GpuError;
 
 pub use embedding::Embedding;
+pub use gpu_head::{GpuHead, LoadHeadError};
 pub use head::Head;
 
 /// Embedding, final norm and head of a model. A clone shares the weights.
@@ -142,4 +145,35 @@ pub enum EndsError {
     /// The tensor library refused; a bug of ours or memory that ran out.
     #[error("the logits could not be computed")]
     Compute(#[from] candle_core::Error),
+    /// The GPU is lost.
+    #[error("the GPU could not compute the logits")]
+    Gpu(#[from] GpuError),
+}
+
+/// What `all` makes of the rows of several sessions at once, for each of them. The error of one is none
+/// of the others'.
+fn of_each(
+    hidden: &[HiddenStates],
+    hidden_size: usize,
+    all: impl Fn(&HiddenStates) -> Result<Vec<Vec<f32>>, EndsError>,
+) -> Vec<Result<Vec<Vec<f32>>, EndsError>> {
+    let is_sound = |hidden: &HiddenStates| hidden.hidden_size() == hidden_size;
+    let sound: Vec<_> = hidden.iter().filter(|hidden| is_sound(hidden)).cloned().collect();
+    let together = HiddenStates::concat(&sound).ok().map(|together| all(&together));
+    let mut rows = together.and_then(Result::ok).map(Vec::into_iter);
+    let results = hidden.iter().map(|hidden| match &mut rows {
+        Some(rows) if is_sound(hidden) => Ok(rows.by_ref().take(hidden.token_count()).collect()),
+        // With an error of its own.
+        Some(_) | None => all(hidden),
+    });
+    results.collect()
+}
+
+/// Whether `hidden` has rows of this size.
+fn check(hidden: &HiddenStates, expected: usize) -> Result<(), EndsError> {
+    let found = hidden.hidden_size();
+    if expected == found {
+        return Ok(());
+    }
+    Err(EndsError::WrongHiddenSize { expected, found })
 }

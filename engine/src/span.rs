@@ -10,7 +10,9 @@ use umbel_shard::{ModelConfig, Weights};
 
 use crate::block::{Block, BlockParts, Pass, Stretch};
 use crate::checkpoint::{Checkpoint, LoadTensorError};
-use crate::cuda::{CudaError, Gpu, GpuSpan, LoadGpuSpanError, PrepareError, SessionRows};
+use crate::cuda::{
+    CudaError, GPU_HEAD_SIZE_MAX, Gpu, GpuSpan, LoadGpuSpanError, PrepareError, SessionRows,
+};
 use crate::device::Device;
 use crate::hidden::HiddenStates;
 use crate::kernel::{Arithmetic, RopeTable};
@@ -18,7 +20,7 @@ use crate::kv::arena::KvArena;
 use crate::kv::table::{KvTable, PageShape};
 use crate::model;
 use crate::operation::adapt;
-use crate::train::{Adapter, TrainError, check_adapter};
+use crate::train::{Adapter, TargetModule, TrainError, check_adapter, linear_of};
 
 /// Consecutive blocks of a model, ready to compute. A clone shares the weights.
 #[derive(Clone)]
@@ -127,6 +129,12 @@ impl HostedSpan {
         self.gpu.as_ref().map(GpuSpan::gpu)
     }
 
+    /// Whether gradients can go back through the blocks: a GPU has kernels for usual heads alone.
+    #[must_use]
+    pub fn can_train(&self) -> bool {
+        self.gpu.as_ref().is_none_or(|blocks| blocks.head_size() <= GPU_HEAD_SIZE_MAX)
+    }
+
     /// Room for the keys and values of `tokens_max` tokens, in binary32, where the blocks are.
     ///
     /// # Errors
@@ -190,21 +198,32 @@ impl HostedSpan {
         self.blocks[(index - self.span.start()) as usize].parts()
     }
 
+    /// Rows and columns of a module's matrix in a block, which is one of the hosted ones.
+    pub(crate) fn module_shape(&self, block: u32, module: TargetModule) -> [usize; 2] {
+        match &self.gpu {
+            Some(blocks) => blocks.module_shape(module),
+            None => {
+                let linear = linear_of(&self.parts(block), module);
+                [linear.rows(), linear.columns()]
+            }
+        }
+    }
+
     /// Has the tokens of a session go through the blocks with what `adapter` adds from now on. It is a
     /// session without tokens, or with those of pages that were computed with the same adapter.
     ///
     /// # Errors
     /// [`TrainError`] where the adapter lacks a block of the session's or is for another model, or the
-    /// blocks are on a GPU.
+    /// blocks are on a GPU without room for it.
     pub fn adapt(&self, table: &mut KvTable, adapter: Arc<Adapter>) -> Result<(), TrainError> {
-        if self.gpu.is_some() {
-            return Err(TrainError::AdapterOnGpu);
-        }
         let (blocks, hosted) = (table.blocks(), self.span);
         if !hosted.covers(blocks) {
             return Err(TrainError::NotHosted { blocks, hosted });
         }
         check_adapter(self, blocks, &adapter)?;
+        if let Some(on_gpu) = &self.gpu {
+            table.device_cache_mut().set_adapter(on_gpu.adapter(&adapter)?);
+        }
         table.set_adapter(adapter);
         Ok(())
     }
@@ -489,6 +508,12 @@ impl GpuError {
     #[must_use]
     pub fn is_fatal(&self) -> bool {
         matches!(&*self.0, PrepareError::Cuda(error) if error.is_fatal())
+    }
+}
+
+impl From<CudaError> for GpuError {
+    fn from(error: CudaError) -> Self {
+        Self(Arc::new(error.into()))
     }
 }
 

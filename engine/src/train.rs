@@ -52,11 +52,16 @@ pub use loss::{Loss, LossError};
 pub use optimizer::{AdamW, Optimizer, RowOptimizer, StepError};
 pub use state::TrainingState;
 
-use crate::cuda::{CudaError, GPU_HEAD_SIZE_MAX, GpuTraining};
+use crate::cuda::{
+    BlockGradients, CudaError, GPU_HEAD_SIZE_MAX, GpuSpan, GpuTraining, PairGradient,
+};
 use crate::hidden::HiddenStates;
 use crate::operation;
 use crate::span::HostedSpan;
+use adapter::LoraMatrices;
 use block::TrainedBlock;
+pub(crate) use block::linear_of;
+pub(crate) use dropout::stream_of;
 
 /// One text of a microbatch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,10 +124,8 @@ impl<'a> TrainingPass<'a> {
             if found > GPU_HEAD_SIZE_MAX {
                 return Err(TrainError::HeadsOnGpu { found });
             }
-            if adapter.is_some_and(|adapter| adapter.config().adapts_blocks()) {
-                return Err(TrainError::AdapterOnGpu);
-            }
-        } else if let Some(adapter) = adapter {
+        }
+        if let Some(adapter) = adapter {
             check_adapter(hosted, blocks, adapter)?;
         }
         let drops = true;
@@ -152,8 +155,7 @@ impl<'a> TrainingPass<'a> {
     pub fn forward(&self, input: &HiddenStates) -> Result<Forward, TrainError> {
         self.check(input)?;
         if let Some(blocks) = self.hosted.gpu_blocks() {
-            let pass = GpuTraining::new(blocks, self.blocks, &self.lengths, self.pause)?;
-            let (inputs, output) = pass.forward(&input.to_values())?;
+            let (inputs, output) = self.on_gpu(blocks)?.forward(&input.to_values())?;
             let inputs = inputs.into_iter().map(|values| self.states(values)).collect();
             return Ok(Forward { inputs, output: self.states(output) });
         }
@@ -185,10 +187,9 @@ impl<'a> TrainingPass<'a> {
         inputs.iter().chain([gradient]).try_for_each(|states| self.check(states))?;
         let mut gradient = gradient.to_values();
         if let Some(blocks) = self.hosted.gpu_blocks() {
-            let pass = GpuTraining::new(blocks, self.blocks, &self.lengths, self.pause)?;
             let inputs: Vec<_> = inputs.iter().map(HiddenStates::to_values).collect();
-            let input = self.states(pass.backward(&inputs, gradient)?);
-            return Ok(Backward { input, parameters: Parameters::default() });
+            let (input, found) = self.on_gpu(blocks)?.backward(&inputs, gradient)?;
+            return Ok(Backward { input: self.states(input), parameters: parameters_of(found) });
         }
         let mut parameters = Parameters::default();
         self.hosted.device().run(|| {
@@ -204,8 +205,17 @@ impl<'a> TrainingPass<'a> {
     fn block(&self, index: u32) -> TrainedBlock<'_> {
         let parts = self.hosted.parts(index);
         let rows = (&*self.lengths, &*self.positions);
-        let dropped = if self.drops { self.sequences } else { &[] };
-        TrainedBlock::new(index, parts, self.adapter, dropped, rows, self.pause)
+        TrainedBlock::new(index, parts, self.adapter, self.dropped(), rows, self.pause)
+    }
+
+    fn on_gpu<'b>(&'b self, blocks: &'b GpuSpan) -> Result<GpuTraining<'b>, CudaError> {
+        let adapter = self.adapter.map(|adapter| (adapter, self.dropped()));
+        GpuTraining::new((blocks, self.blocks), &self.lengths, adapter, self.pause)
+    }
+
+    /// The sequences in which something is dropped.
+    const fn dropped(&self) -> &[Sequence] {
+        if self.drops { self.sequences } else { &[] }
     }
 
     fn states(&self, values: Vec<f32>) -> HiddenStates {
@@ -218,6 +228,21 @@ impl<'a> TrainingPass<'a> {
         let found = [states.token_count(), states.hidden_size()];
         if found == expected { Ok(()) } else { Err(TrainError::Shape { expected, found }) }
     }
+}
+
+/// Gradients that a GPU has found.
+fn parameters_of(found: Vec<BlockGradients>) -> Parameters {
+    let mut parameters = Parameters::default();
+    for BlockGradients { index, pairs, prompt } in found {
+        for PairGradient { module, rank, a, b, magnitudes } in pairs {
+            let matrices = LoraMatrices::new(a, b, rank);
+            let matrices =
+                if magnitudes.is_empty() { matrices } else { matrices.with_magnitudes(magnitudes) };
+            parameters.matrices.insert((index, module), matrices);
+        }
+        parameters.block_prompts.extend(prompt.map(|prompt| (index, prompt)));
+    }
+    parameters
 }
 
 /// Whether an adapter has the blocks, and each of its pairs the shape of its matrix.
@@ -233,8 +258,7 @@ pub(crate) fn check_adapter(
         if !blocks.contains(block) {
             continue;
         }
-        let linear = block::linear_of(&hosted.parts(block), module);
-        let (expected, found) = ([linear.rows(), linear.columns()], matrices.shape());
+        let (expected, found) = (hosted.module_shape(block, module), matrices.shape());
         if found != expected {
             return Err(TrainError::OtherModel { block, module, expected, found });
         }
@@ -314,9 +338,6 @@ pub enum TrainError {
         /// Values of a head.
         found: usize,
     },
-    /// An adapter over blocks on a GPU, which computes frozen blocks alone.
-    #[error("a GPU computes no adapters yet: servers that compute on their processor do")]
-    AdapterOnGpu,
     /// The GPU has no memory for the pass, or is lost.
     #[error("the GPU could not compute the pass")]
     Gpu(#[from] CudaError),

@@ -14,12 +14,13 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc};
 use umbel_coordinator::server::{Batch, ComputeFailure, Job, JobId, PageId, PageOrder, ShardId};
-use umbel_engine::train::Adapter;
-use umbel_engine::{ForwardError, HiddenStates, HostedSpan, KvArena, KvTable};
+use umbel_engine::train::{Adapter, TrainError};
+use umbel_engine::{ForwardError, GpuError, HiddenStates, HostedSpan, KvArena, KvTable};
 use umbel_protocol::error::ErrorCode;
 use umbel_protocol::{DType, SessionId, Span, Tensor};
 
-pub use ends::ShardEnds;
+use ends::DrawError;
+pub use ends::{ServedHead, ShardEnds};
 use pages::Pages;
 
 /// Commands that wait for the thread: of each session one to open its cache, one to free it, and
@@ -225,8 +226,14 @@ impl Shards {
                 if let Some(adapter) = adapter
                     && let Err(error) = shard.blocks.adapt(&mut table, adapter)
                 {
-                    // It was made for this model; the session's first step reports it.
-                    tracing::error!(%session, %error, "an adapter that was made here does not fit");
+                    // The session's first step reports it.
+                    if let TrainError::Gpu(reason) = error {
+                        tracing::warn!(%session, %reason, "the GPU cannot take up an adapter");
+                        self.note_loss(&reason.into());
+                    } else {
+                        // It was made for this model.
+                        tracing::error!(%session, %error, "an adapter that was made here does not fit");
+                    }
                     shard.arena.close(table);
                     return;
                 }
@@ -271,7 +278,10 @@ impl Shards {
                 self.tables.insert(job.session, (id, job.table, job.results));
             }
             for (index, drawn) in drawing.into_iter().zip(shard.ends.draw(&draws, &rows)) {
-                results[index] = Some(drawn);
+                results[index] = Some(drawn.map_err(|error| match error {
+                    DrawError::Gpu(error) => self.failed_on_gpu(&error),
+                    DrawError::Failed(failure) => failure,
+                }));
             }
         }
         let done = |result: Option<_>| result.expect("every job is ready or has failed");
@@ -280,13 +290,26 @@ impl Shards {
 
     /// What the client hears of a pass that was not computed.
     fn failed(&self, error: &ForwardError) -> ComputeFailure {
-        if let ForwardError::Gpu { source } = error {
-            tracing::warn!(reason = %source, "{error}");
-            if source.is_fatal() {
-                self.lost.notify_one();
-            }
+        match error {
+            ForwardError::Gpu { source } => self.failed_on_gpu(source),
+            ForwardError::NotHosted { .. }
+            | ForwardError::WrongHiddenSize { .. }
+            | ForwardError::TableFull { .. }
+            | ForwardError::Compute { .. } => internal(error.to_string()),
         }
-        internal(error.to_string())
+    }
+
+    fn failed_on_gpu(&self, error: &GpuError) -> ComputeFailure {
+        tracing::warn!(reason = %error, "the GPU could not compute a pass");
+        self.note_loss(error);
+        internal("the GPU could not compute the pass".to_owned())
+    }
+
+    /// Tells of a GPU that can be used no more.
+    fn note_loss(&self, error: &GpuError) {
+        if error.is_fatal() {
+            self.lost.notify_one();
+        }
     }
 
     /// Takes the cache of a job's session, cut back to where the job begins. What cannot be computed

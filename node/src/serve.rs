@@ -195,8 +195,9 @@ impl Serving {
         let holds_ends = !arguments.no_ends;
         let ends_of = holds_ends.then_some(model.config().block_count);
         let loader = Loader { ends_of, ..loader };
-        let allowed_bytes = allowed_bytes(&arguments, &model, loader.gpu.as_ref())?;
-        let (span, kv_tokens) = choose(&arguments, &model, &announcer, allowed_bytes)?;
+        let budget = Budget::new(&arguments, &model, loader.gpu.as_ref())?;
+        let loader = Loader { head_on_gpu: budget.head_on_gpu, ..loader };
+        let (span, kv_tokens) = choose(&arguments, &model, &announcer, budget.blocks)?;
         let Loaded { shard, throughput } = loader.load(span, kv_tokens).await?;
         say_loaded(&model, span, kv_tokens, throughput);
 
@@ -221,25 +222,25 @@ impl Serving {
             ends: shard.ends.clone(),
         };
         let held_max =
-            memory::blocks_held_max(&model, span.block_count(), kv_tokens, allowed_bytes);
+            memory::blocks_held_max(&model, span.block_count(), kv_tokens, budget.blocks);
         let keeps_pages = !arguments.no_share;
         let mut config = server_config(&model, network.peer_id(), span, kv_tokens, keeps_pages)?;
         config.vocabulary_size = config.vocabulary_size.filter(|_| holds_ends);
         config.cache = shard.arena.shared_pages();
-        let on_processor = shard.blocks.gpu().is_none();
-        config.adapters = on_processor.then(|| adapter_room(&model, allowed_bytes));
+        config.adapters = Some(adapter_room(&model, budget.adapters));
         let server = Server::new(config);
         let events = Events::new();
         let (completion, handle) = (events.completion(), events.handle());
         let floor = Floor::default();
-        let (training, trainings) = TrainingDriver::new(
-            &model,
-            shard.blocks.clone(),
-            network.clone(),
-            floor.clone(),
-            memory::training_bytes(allowed_bytes),
-        );
+        let can_train = shard.blocks.can_train();
+        let blocks = shard.blocks.clone();
         let (shards, lost) = Shards::new(shard);
+        let (training, trainings) = TrainingDriver::new(
+            (&model, blocks),
+            network.clone(),
+            (floor.clone(), Arc::clone(&lost)),
+            budget.trainings,
+        );
         let shards = floor.before(shards);
         let compute = Compute::start(shards, move |done| completion.done(done));
         let (driver, drained) = Driver::new(server, network.clone(), compute, events);
@@ -248,13 +249,13 @@ impl Serving {
         let peer = network.peer_id();
         let balancer =
             Balancer::new(peer, &arguments, &model, (held, held_max), loader, (handle, drained));
-        let balancer = if on_processor {
-            balancer.with(trainings)
-        } else {
-            tracing::info!("what others train or ask with adapters goes to servers on processors");
-            trainings.drain().await;
-            balancer
-        };
+        let balancer = balancer.with(trainings);
+        if !can_train {
+            tracing::info!(
+                "the GPU has no kernels to train heads of this size: that goes elsewhere"
+            );
+            balancer.drain_trainings().await;
+        }
         Ok(Self { network, announcer, offer, driver, training, balancer, swarm_key, lost, control })
     }
 }
@@ -276,6 +277,7 @@ fn loader(
         config: config.clone(),
         device: config.device()?,
         gpu,
+        head_on_gpu: false,
         ends_of: None,
         network_rate: rate.map_or(0, NonZeroU64::get),
     })
@@ -293,9 +295,9 @@ fn say_loaded(model: &Model, span: Span, kv_tokens: usize, throughput: Throughpu
     );
 }
 
-fn adapter_room(model: &Model, allowed_bytes: u64) -> AdapterRoom {
+fn adapter_room(model: &Model, bytes_max: u64) -> AdapterRoom {
     AdapterRoom {
-        bytes_max: memory::adapter_bytes(allowed_bytes),
+        bytes_max,
         module_shapes: training::module_shapes(model.config()),
         hidden_size: model.config().hidden_size as u64,
     }
@@ -365,30 +367,63 @@ fn identity(named: Option<&Path>, data_dir: &Path) -> anyhow::Result<(Identity, 
     bail!("{IDENTITIES_MAX} servers of this user run already: name a file with --identity")
 }
 
-/// What weights, keys and values may take where they are.
-fn allowed_bytes(
-    arguments: &ServeArguments,
-    model: &Model,
-    gpu: Option<&Gpu>,
-) -> anyhow::Result<u64> {
-    match gpu {
-        // The ends are the processor's.
-        Some(gpu) => memory::allowed_bytes_of(gpu, arguments.memory_bytes),
-        None => Ok(memory::allowed_bytes(arguments.memory_bytes)?
-            .saturating_sub(ends_bytes(arguments, model))),
+/// What each thing may take of the memory where it is.
+struct Budget {
+    /// Blocks, keys and values.
+    blocks: u64,
+    /// The adapters with which others ask.
+    adapters: u64,
+    /// What others train.
+    trainings: u64,
+    /// Whether the head has its place on the GPU beside them.
+    head_on_gpu: bool,
+}
+
+impl Budget {
+    fn new(arguments: &ServeArguments, model: &Model, gpu: Option<&Gpu>) -> anyhow::Result<Self> {
+        let (first, last) = touched_ends(arguments, model);
+        if let Some(gpu) = gpu {
+            let bytes = memory::allowed_bytes_of(gpu, arguments.memory_bytes)?;
+            // Each GPU of the machine may have a server.
+            let of_processor = memory::allowed_bytes(None)? / Gpu::count()?.max(1) as u64;
+            return Ok(Self::on_gpu((bytes, of_processor), model, last));
+        }
+        let ends = memory::ends_bytes(model, first, last);
+        let blocks = memory::allowed_bytes(arguments.memory_bytes)?.saturating_sub(ends);
+        let (adapters, trainings) = (memory::adapter_bytes(blocks), memory::training_bytes(blocks));
+        Ok(Self { blocks, adapters, trainings, head_on_gpu: false })
+    }
+
+    /// The embedding, of which few rows are read, is the processor's, as the states of trainings are. So
+    /// are the values of adapters, which are on the GPU as well.
+    fn on_gpu((bytes, of_processor): (u64, u64), model: &Model, last: bool) -> Self {
+        let of_gpu = memory::adapter_bytes_of_gpu(bytes);
+        let adapters = of_gpu.min(memory::adapter_bytes(of_processor));
+        let trainings = memory::training_bytes(of_processor);
+        let budget = Self { blocks: bytes - of_gpu, adapters, trainings, head_on_gpu: true };
+        if !last {
+            return budget;
+        }
+        let Some(head) = memory::head_bytes_of_gpu(model, budget.blocks) else {
+            tracing::info!(
+                allowed_mb = bytes / 1_000_000,
+                "the model's head is too large for the GPU: the processor draws the tokens of thin \
+                 sessions"
+            );
+            return Self { head_on_gpu: false, ..budget };
+        };
+        tracing::info!(head_mb = head / 1_000_000, "room on the GPU is kept for the model's head");
+        Self { blocks: budget.blocks - head, ..budget }
     }
 }
 
-/// What the ends of the model take of the memory: those that the blocks touch, or both where the
-/// blocks are still to be chosen.
-fn ends_bytes(arguments: &ServeArguments, model: &Model) -> u64 {
+/// Whether the blocks touch the first and the last end of the model, or may do so once they are chosen.
+fn touched_ends(arguments: &ServeArguments, model: &Model) -> (bool, bool) {
     let block_count = model.config().block_count;
     let touches = |at_end: fn(Span, u32) -> bool| {
         !arguments.no_ends && arguments.blocks.is_none_or(|span| at_end(span, block_count))
     };
-    let (first, last) =
-        (touches(|span, _| span.start() == 0), touches(|span, of| span.end() == of));
-    memory::ends_bytes(model, first, last)
+    (touches(|span, _| span.start() == 0), touches(|span, of| span.end() == of))
 }
 
 /// Which blocks to serve, and room for how many tokens.

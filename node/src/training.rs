@@ -7,9 +7,10 @@ mod engine;
 mod links;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{Notify, mpsc};
 use umbel_client::clock::Clock;
 use umbel_coordinator::server::{LinkId, ShardId};
 use umbel_coordinator::training::{Host, HostConfig, Input, Output};
@@ -69,16 +70,15 @@ pub struct TrainingDriver {
 
 impl TrainingDriver {
     /// A driver that listens for trainers as soon as it runs. They train on `blocks` of `model` while
-    /// the `floor` is free, and take at most so many bytes.
+    /// the `floor` is free, and take at most so many bytes; `lost` is told when the GPU is.
     ///
     /// # Panics
     /// If the system cannot start a thread.
     #[must_use]
     pub fn new(
-        model: &Model,
-        blocks: HostedSpan,
+        (model, blocks): (&Model, HostedSpan),
         network: Network,
-        floor: Floor,
+        (floor, lost): (Floor, Arc<Notify>),
         bytes_max: u64,
     ) -> (Self, TrainingHandle) {
         let config = model.config();
@@ -93,7 +93,7 @@ impl TrainingDriver {
         });
         let (tell, events) = mpsc::channel(EVENTS_WAITING_MAX);
         let done = tell.clone();
-        let engine = engine::start(config.clone(), blocks, floor.clone(), move |result| {
+        let engine = engine::start(config.clone(), blocks, (floor.clone(), lost), move |result| {
             // The driver ends before the thread does; then nobody waits for the result.
             let _ended = done.blocking_send(Event::Computed(result));
         });

@@ -9,7 +9,11 @@ use std::process::Command;
 use std::sync::LazyLock;
 
 use serde_json::Value;
+use umbel_shard::gguf::write::GgufWriter;
+use umbel_shard::{ModelConfig, WeightType};
 use umbel_tests::swarm::{Server, checkpoint, report, serve, serve_in, try_serve_in, umbel};
+use umbel_tests::training::peft::StoredStep;
+use umbel_tests::training::{Lesson, STEPS, join, remote, start};
 
 /// The checkpoints of the families that there are.
 const FAMILIES: [&str; 6] = ["llama", "llama-tied-mha", "llama3-rope", "mistral", "qwen2", "qwen3"];
@@ -49,14 +53,19 @@ fn generated(address: &str) -> (Value, Value) {
 
 /// As `generated`, with keys and values kept in `cache`.
 fn generated_as(address: &str, cache: &str) -> (Value, Value) {
+    generated_with(address, &["--kv", cache])
+}
+
+/// As `generated`, asked for in some way.
+fn generated_with(address: &str, how: &[&str]) -> (Value, Value) {
     let folder = checkpoint("llama");
     let stored = std::fs::read_to_string(Path::new(&folder).join("golden.json")).unwrap();
     let stored: Value = serde_json::from_str(&stored).unwrap();
     let prompt = stored_prompt(&folder);
     let arguments = ["generate", &folder, "--prompt-ids", &prompt, "--max-tokens", "24"];
     // An emulated GPU takes its time until it serves.
-    let more = ["--ignore-eos", "--json", "--patience", "90", "--kv", cache, "--join", address];
-    (report(&umbel(&[&arguments[..], &more].concat())), stored["greedy"].clone())
+    let more = ["--ignore-eos", "--json", "--patience", "90", "--join", address];
+    (report(&umbel(&[&arguments[..], &more, how].concat())), stored["greedy"].clone())
 }
 
 fn stored_prompt(folder: &str) -> String {
@@ -128,6 +137,36 @@ fn a_server_on_a_gpu_gives_the_stored_tokens_beside_one_on_a_processor() {
     assert!(stopped.status.success(), "{}", stopped.stderr);
 }
 
+/// In a thin session the last server draws: on the GPU where that has room for the head beside blocks,
+/// caches and passes, else on the processor.
+#[test]
+fn a_server_on_a_gpu_draws_the_stored_tokens_wherever_its_head_has_room() {
+    let first = serve(&[&checkpoint("llama"), "--blocks", "0..1"]);
+    let last = ["--blocks", "1..4", "--join", first.address()];
+    for (memory, said) in [
+        ("2000000000", "the GPU draws the tokens of thin sessions"),
+        ("500000000", "the processor draws the tokens of thin sessions"),
+    ] {
+        let server = gpu_server(&[("UMBEL_EMULATED_MEMORY", memory)], &last).unwrap();
+        let (report, stored) = generated_with(server.address(), &["--thin"]);
+        assert_eq!(report["token_ids"], stored, "with {memory} bytes");
+        assert!(server.stderr().contains(said), "{}", server.stderr());
+        server.assert_no_errors();
+        assert!(server.terminate().status.success());
+    }
+}
+
+/// What is too large a part of what the device may give is not put there.
+#[test]
+fn a_head_that_would_leave_no_room_for_blocks_stays_with_the_processor() {
+    // Its matrix and 64 rows of logits are 150 kB.
+    let all = ["--blocks", "0..4", "--memory-bytes", "100000"];
+    let server = gpu_server(&[], &all).unwrap();
+    let said = server.stderr();
+    assert!(said.contains("head is too large for the GPU"), "{said}");
+    assert!(!said.contains("the GPU draws"), "{said}");
+}
+
 #[test]
 fn without_a_gpu_a_server_says_so_and_computes_on_the_processor() {
     let folder = checkpoint("llama");
@@ -172,6 +211,132 @@ fn a_device_that_is_lost_ends_its_server_and_no_answer() {
     assert_eq!(report["token_ids"], stored);
     assert!(!lost.status.success() && lost.stderr.contains("the GPU is lost"), "{}", lost.stderr);
     other.assert_no_errors();
+}
+
+/// What implementations in binary32 may differ by over four blocks, in logits of about 1.
+const LOGIT_ERROR_MAX: f64 = 1e-4;
+
+/// Matrices (LoRA), matrices with magnitudes (DoRA), and prompts in blocks.
+#[test]
+fn a_session_with_an_adapter_has_the_logits_that_peft_has_stored() {
+    let folder = checkpoint("llama");
+    let first = gpu_server(&[], &["--blocks", "0..3"]).unwrap();
+    let last = serve(&[&folder, "--blocks", "3..4", "--join", first.address()]);
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/training/peft");
+    for adapter in ["peft-all", "peft-dora", "trained-prompt"] {
+        let adapter = fixtures.join(adapter);
+        let cases = std::fs::read(adapter.join("logits.json")).unwrap();
+        let case = &serde_json::from_slice::<Value>(&cases).unwrap()[0];
+        let ids = case["prompt"].as_array().unwrap().iter().map(Value::to_string);
+        let ids = ids.collect::<Vec<_>>().join(",");
+        let what = ["generate", &folder, "--prompt-ids", &ids, "--max-tokens", "1", "--json"];
+        let how = ["--top-logits", "288", "--join", first.address(), "--patience", "90"];
+        let with = ["--adapter", adapter.to_str().unwrap()];
+        let found = report(&umbel(&[&what[..], &how, &with].concat()));
+        for pair in found["top_logits"][0].as_array().unwrap() {
+            let (id, logit) = (pair[0].as_u64().unwrap(), pair[1].as_f64().unwrap());
+            let stored = case["logits"][usize::try_from(id).unwrap()].as_f64().unwrap();
+            assert!((logit - stored).abs() < LOGIT_ERROR_MAX, "{id}: {logit}, not {stored}");
+        }
+    }
+    let (report, stored) = generated(last.address());
+    assert_eq!(report["token_ids"], stored, "nobody else is answered with them");
+    first.assert_no_errors();
+}
+
+/// The session goes to another server, and the one without memory says why.
+#[test]
+fn a_session_whose_adapter_has_no_room_on_a_gpu_goes_elsewhere() {
+    let folder = checkpoint("llama");
+    // As much as it takes to serve and to open a session, some 50, and some of 84 pieces of the adapter.
+    let memory = [("UMBEL_EMULATED_REFUSE_AFTER", "90")];
+    let mut full = gpu_server(&memory, &["--blocks", "0..4"]).unwrap();
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/training/peft");
+    let adapter = fixtures.join("peft-all");
+    let address = full.address().to_owned();
+    let asking = std::thread::spawn(move || {
+        generated_with(&address, &["--adapter", adapter.to_str().unwrap()]).0
+    });
+    let said = "the GPU cannot take up an adapter";
+    assert!(full.wait_for_stderr(said), "{}", full.stderr());
+    let other = serve(&[&folder, "--blocks", "0..4", "--join", full.address()]);
+    assert_eq!(asking.join().unwrap()["token_ids"].as_array().unwrap().len(), 24);
+    other.assert_no_errors();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_on_a_gpu_is_the_stored_one_of_peft() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+    for adapter in ["checkpoints/llama/lora", "training/dora/llama"] {
+        let server = gpu_server(&[], &["--blocks", "0..4"]).unwrap();
+        let step = StoredStep::read(&fixtures.join(adapter)).unwrap();
+        let swarm = join(&server).await.unwrap();
+        let (mut trainer, _) =
+            remote(&swarm, &step.model, step.state.clone(), step.settings).await.unwrap();
+        step.take(&mut trainer).await.unwrap();
+        trainer.close().await;
+        server.assert_no_errors();
+    }
+}
+
+/// The largest difference of a loss of some 5, between a GPU and a processor whose gradients differ in
+/// their last bits: a step of AdamW is as long for a gradient that is nearly zero as for others.
+const LESSON_ERROR_MAX: f64 = 1e-3;
+
+/// A training with dropout over a GPU and a processor. The device is lost in the middle of it, or has no
+/// memory any more, and a server that has come meanwhile goes on in its place.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_training_over_a_gpu_comes_to_the_losses_of_one_process_whatever_becomes_of_the_gpu() {
+    let lesson = Lesson::new();
+    let mut alone = lesson.local();
+    let expected = lesson.steps(&mut alone).await.unwrap();
+    for (variable, value, said) in [
+        ("UMBEL_EMULATED_SEED", "1", None),
+        ("UMBEL_EMULATED_LOSE_AFTER", "1000", Some("the GPU is lost")),
+        ("UMBEL_EMULATED_REFUSE_AFTER", "1000", Some("the GPU could not compute a training")),
+    ] {
+        let first = start("0..2", None);
+        let place = ["--blocks", "2..4", "--join", first.address()];
+        let mut on_gpu = gpu_server(&[(variable, value)], &place).unwrap();
+        let swarm = join(&first).await.unwrap();
+        let (mut trainer, _) = lesson.remote(&swarm).await.unwrap();
+        let spare = said.map(|_| start("2..4", Some(&first)));
+        let learned = lesson.steps(&mut trainer).await.unwrap();
+        for (found, expected) in learned.iter().zip(&expected) {
+            let error = (found.loss - expected.loss).abs();
+            assert!(error < LESSON_ERROR_MAX, "{variable}: {found:?}, not {expected:?}");
+        }
+        assert!(learned[0].loss > learned[STEPS - 1].loss, "it learns: {learned:?}");
+        assert_eq!(trainer.replaced(), said.map_or(0, |_| 1), "{variable}");
+        trainer.close().await;
+        if let Some(said) = said {
+            assert!(on_gpu.wait_for_stderr(said), "{}", on_gpu.stderr());
+        }
+        [Some(first), spare].iter().flatten().for_each(|server| server.assert_no_errors());
+    }
+}
+
+/// Whoever trains is sent elsewhere at once, and not when a gradient has come back.
+#[test]
+fn a_gpu_without_kernels_for_gradients_through_large_heads_says_so_at_the_start() {
+    let config = ModelConfig {
+        hidden_size: 64,
+        intermediate_size: 64,
+        head_count: 1,
+        kv_head_count: 1,
+        head_size: 260,
+        ..ModelConfig::llama(1)
+    };
+    let file = GgufWriter::random_model(&config, WeightType::F32, 1).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("large-heads.gguf");
+    std::fs::write(&path, file.to_bytes()).unwrap();
+    let environment = [("LD_LIBRARY_PATH", driver())];
+    let model = [path.to_str().unwrap(), "--kv-tokens", "256", "--device", "cuda"];
+    let server = try_serve_in(&environment, &model).unwrap();
+    let said = server.stderr();
+    assert!(said.contains("the GPU has no kernels to train heads of this size"), "{said}");
+    server.assert_no_errors();
 }
 
 /// Two devices, a server process on each. One is killed: the other goes on, until both are told to stop.

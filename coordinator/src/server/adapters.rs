@@ -209,7 +209,7 @@ impl Server {
     ) -> Result<Option<AdapterKey>, Refusal> {
         let adapter = open.adapter.as_ref().expect("the session has one");
         let Some(room) = self.config.adapters.clone() else {
-            let detail = "with an adapter, which servers on processors do".to_owned();
+            let detail = "with an adapter, which this server takes none of".to_owned();
             return Err(Refusal { code: ErrorCode::BlocksNotServed, detail });
         };
         self.check(client, open)?;

@@ -4,11 +4,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use umbel_shard::{ModelConfig, Weight};
 
+use super::adapt::Place;
 use super::cells::Source;
 use super::driver::{Buffer, CudaError};
 use super::gpu::Gpu;
-use super::matrix::{Matrix, are_plain, optional};
+use super::matrix::{Matrix, ModuleRows, are_plain, optional};
+use super::pass::Geometry;
 use crate::checkpoint::{Checkpoint, LoadTensorError};
+use crate::train::TargetModule;
 
 /// Rows of the gate, and as many of the up projection behind them, in a tile of 16.
 const GATED_TILE: usize = 8;
@@ -52,6 +55,56 @@ pub(super) enum GateUp {
     Tiles(Matrix),
     /// In binary32: the gates, and behind them the up projection.
     Plain(Matrix),
+}
+
+/// A module of the block, as an adapter adds to it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Module<'a> {
+    /// The matrix that has its rows, perhaps among others.
+    pub(super) matrix: &'a Matrix,
+    pub(super) rows: ModuleRows,
+    /// What is added to products, at the columns of their rows.
+    pub(super) bias: Option<&'a Buffer>,
+}
+
+impl GpuBlock {
+    /// Where a module is.
+    pub(super) fn module(&self, geometry: &Geometry, module: TargetModule) -> Module<'_> {
+        let Geometry { hidden_size, intermediate_size, heads, kv_heads, head_size, .. } = *geometry;
+        let (queries, keys) = (heads * head_size, kv_heads * head_size);
+        let projected = |first: usize, size| {
+            let run = self.qkv.iter().rev().find(|(start, _)| *start <= first);
+            let (start, matrix) = run.expect("the first run begins at 0");
+            let place = Place::new(queries + 2 * keys, first);
+            let rows = ModuleRows { start: *start, place, size };
+            Module { matrix, rows, bias: self.qkv_bias.as_ref() }
+        };
+        let gated = |second: bool| {
+            let (matrix, place) = match &self.gate_up {
+                GateUp::Tiles(matrix) => (matrix, Place::tiles(matrix.rows(), second)),
+                GateUp::Plain(matrix) => {
+                    let first = if second { intermediate_size } else { 0 };
+                    (matrix, Place::new(matrix.rows(), first))
+                }
+            };
+            let rows = ModuleRows { start: 0, place, size: intermediate_size };
+            Module { matrix, rows, bias: self.gate_up_bias.as_ref() }
+        };
+        let rows = ModuleRows { start: 0, place: Place::new(hidden_size, 0), size: hidden_size };
+        match module {
+            TargetModule::Query => projected(0, queries),
+            TargetModule::Key => projected(queries, keys),
+            TargetModule::Value => projected(queries + keys, keys),
+            TargetModule::Output => {
+                Module { matrix: &self.output, rows, bias: self.output_bias.as_ref() }
+            }
+            TargetModule::Gate => gated(false),
+            TargetModule::Up => gated(true),
+            TargetModule::Down => {
+                Module { matrix: &self.down, rows, bias: self.down_bias.as_ref() }
+            }
+        }
+    }
 }
 
 /// The tensors of a block, as its checkpoint has them.

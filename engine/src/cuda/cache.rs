@@ -10,6 +10,7 @@ use bytemuck::{Pod, Zeroable};
 use umbel_protocol::keeping::SharedPages;
 use umbel_protocol::{DType, Span};
 
+use super::adapter::GpuAdapter;
 use super::driver::{Buffer, CudaError, Pinned};
 use super::gpu::Gpu;
 use super::matrix::int;
@@ -152,6 +153,8 @@ pub(crate) struct DeviceCache {
     staged: Pinned,
     /// The pages whose numbers the device has not been told.
     unsaid: Range<usize>,
+    /// What is added to the products from which keys and values come.
+    adapter: Option<Arc<GpuAdapter>>,
 }
 
 impl DeviceCache {
@@ -169,11 +172,20 @@ impl DeviceCache {
         let bytes = tokens.div_ceil(PAGE_TOKENS) * kinds.len() * size_of::<u32>();
         let (context, pages) = (pool.gpu.context(), Vec::new());
         let (table, staged) = (Buffer::new(context, bytes)?, Pinned::new(context, bytes)?);
-        Ok(Self { pool: Arc::clone(pool), blocks, kinds, pages, table, staged, unsaid: 0..0 })
+        let (pool, unsaid, adapter) = (Arc::clone(pool), 0..0, None);
+        Ok(Self { pool, blocks, kinds, pages, table, staged, unsaid, adapter })
     }
 
     pub(super) const fn pool(&self) -> &Arc<PagePool> {
         &self.pool
+    }
+
+    pub(super) const fn adapter(&self) -> Option<&Arc<GpuAdapter>> {
+        self.adapter.as_ref()
+    }
+
+    pub(crate) fn set_adapter(&mut self, adapter: Arc<GpuAdapter>) {
+        self.adapter = Some(adapter);
     }
 
     /// How many pages are held.

@@ -1,10 +1,12 @@
 //! Weight matrices in a device's memory, and their products with activations.
 
 mod back;
+mod norms;
 
 use bytemuck::{Pod, Zeroable};
 
 pub(super) use back::Gradient;
+pub(super) use norms::ModuleRows;
 use umbel_shard::{Weight, WeightType};
 
 use super::cells::{self, CELL_COLUMNS, CELL_ROWS, Format, Source};
@@ -406,6 +408,15 @@ impl Many {
             (Self::Hopper, false) => "linear_many_hopper",
             (Self::Hopper, true) => "gated_many_hopper",
         }
+    }
+}
+
+/// Bytes of activations of so many tokens, in binary32 where they are `plain`.
+pub(super) const fn activation_bytes(plain: bool, tokens: usize, columns: usize) -> usize {
+    if plain {
+        tokens * columns * 4
+    } else {
+        tokens.next_multiple_of(CELL_TOKENS) * columns.next_multiple_of(CELL_COLUMNS) * 2
     }
 }
 

@@ -7,6 +7,7 @@
 //! A pass of few tokens, as in decoding, is noted as a graph when it first occurs, and started by one
 //! call from then on: what differs from pass to pass is in memory that the graph's kernels read.
 
+mod adapt;
 mod plan;
 mod rooms;
 
@@ -15,19 +16,22 @@ use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::block::{BlockId, GateUp, GpuBlock};
+use super::adapter::{AdapterId, GpuAdapter};
+use super::block::{BlockId, GateUp, GpuBlock, Module};
 use super::cache::{PagePool, PrepareError};
 use super::driver::{Buffer, CudaError, Graph, Kernel, Launch};
 use super::gpu::Gpu;
 use super::matrix::{
     FEW_TOKENS, Input, Matrix, Order, Target, ToActivations, ToGated, ToRows, address, int,
 };
+use super::norm;
 pub(crate) use plan::SessionRows;
 use plan::{FEW_ROWS, Places, Plan};
 pub(super) use plan::{Geometry, HEAD_SIZE_MAX, Shape};
 use rooms::{Rooms, copied, partial_bytes};
 
 use crate::kernel::KV_BLOCK_VALUES;
+use crate::train::TargetModule;
 
 /// Positions whose keys and values are in shared memory together: `CHUNK` there.
 const CHUNK: usize = 64;
@@ -82,6 +86,7 @@ type Graphs = BTreeMap<GraphKey, Option<Graph>>;
 struct GraphKey {
     /// Addresses come back when blocks are dropped and others are loaded; names do not.
     blocks: Vec<BlockId>,
+    adapter: Option<AdapterId>,
     pages: u64,
     in_bytes: bool,
     tokens: usize,
@@ -106,6 +111,7 @@ impl Workspace {
         self.graphs.clear();
         let (tokens, former_partials) =
             former.as_ref().map_or((0, 0), |rooms| (rooms.tokens, rooms.partials.bytes()));
+        let adapted = former.as_ref().is_some_and(|rooms| rooms.adapted.is_some());
         drop(former);
         let wanted = plan.tokens.max(FEW_TOKENS).next_multiple_of(FEW_TOKENS).max(tokens);
         match Rooms::new(gpu, geometry, wanted, partials.max(former_partials)) {
@@ -117,6 +123,10 @@ impl Workspace {
                 // Smaller passes go on as before.
                 if tokens > 0 {
                     self.rooms = Rooms::new(gpu, geometry, tokens, former_partials).ok();
+                    if let Some(rooms) = self.rooms.as_mut().filter(|_| adapted) {
+                        // Sessions with adapters ask for it themselves where it is missing.
+                        let _made = rooms.make_adapted(gpu, geometry);
+                    }
                 }
                 Err(error)
             }
@@ -134,6 +144,7 @@ pub(super) fn run(
 ) -> Result<Vec<Vec<f32>>, PrepareError> {
     let cache = stretches[0].table.device_cache();
     let (pool, in_bytes) = (Arc::clone(cache.pool()), cache.is_in_bytes());
+    let adapter = cache.adapter().cloned();
     let mut workspace = gpu.workspace();
     gpu.context().bind()?;
     for stretch in &mut *stretches {
@@ -149,15 +160,28 @@ pub(super) fn run(
     workspace.make_room(gpu, geometry, &plan)?;
     let Workspace { graphs, rooms } = &mut *workspace;
     let rooms = rooms.as_mut().expect("room was made just now");
+    if adapter.is_some() {
+        rooms.make_adapted(gpu, geometry)?;
+    }
     rooms.stage(geometry, &plan, &in_order);
     let places = plan.places(geometry);
     gpu.stream().upload(&rooms.staged, places.end, &rooms.step)?;
     let cells = geometry.order(plan.tokens, gpu.limits());
-    let pass =
-        Pass { gpu, geometry, plan: &plan, rooms, places, pool: &pool, in_bytes, order: cells };
+    let pass = Pass {
+        gpu,
+        geometry,
+        plan: &plan,
+        rooms,
+        places,
+        pool: &pool,
+        in_bytes,
+        order: cells,
+        adapter: adapter.as_deref(),
+    };
     if plan.few == plan.sequences.len() && plan.tokens <= FEW_TOKENS {
         let key = GraphKey {
             blocks: blocks.iter().map(|block| block.id).collect(),
+            adapter: adapter.as_deref().map(GpuAdapter::id),
             pages: pool.memory().address(),
             in_bytes,
             tokens: plan.tokens,
@@ -192,23 +216,27 @@ struct Pass<'a> {
     /// Whether keys and values are kept in 8 bits.
     in_bytes: bool,
     order: Order,
+    /// What is added for all of its sessions.
+    adapter: Option<&'a GpuAdapter>,
 }
 
 impl Pass<'_> {
     /// Enqueues the kernels of blocks, the first of which has the number `first` in its model.
     fn enqueue(&self, first: u32, blocks: &[Arc<GpuBlock>]) -> Result<(), CudaError> {
-        for (number, block) in (first..).zip(blocks) {
-            let number = i32::try_from(number).expect("blocks are counted in hundreds");
+        for (index, block) in (first..).zip(blocks) {
+            let number = i32::try_from(index).expect("blocks are counted in hundreds");
+            self.add_prompt(index)?;
             self.norm(&block.input_norm)?;
             for (start, matrix) in &block.qkv {
                 self.project(matrix, *start, block.qkv_bias.as_ref())?;
             }
+            self.adapt_projected(index, block)?;
             self.place(block, number)?;
             self.attend(block, number)?;
-            self.add(&block.output, block.output_bias.as_ref(), &self.rooms.attended)?;
+            self.add(TargetModule::Output, index, block, &self.rooms.attended)?;
             self.norm(&block.post_norm)?;
-            self.gate(block)?;
-            self.add(&block.down, block.down_bias.as_ref(), &self.rooms.gated)?;
+            self.gate(index, block)?;
+            self.add(TargetModule::Down, index, block, &self.rooms.gated)?;
         }
         Ok(())
     }
@@ -251,21 +279,9 @@ impl Pass<'_> {
     }
 
     fn norm(&self, weight: &Buffer) -> Result<(), CudaError> {
-        const THREADS: usize = 512;
         let Geometry { hidden_size, epsilon, plain, .. } = *self.geometry;
-        let name = if plain { "rms_norm_f32" } else { "rms_norm" };
-        let kernel = self.gpu.program().kernel("rotary", name, 0)?;
-        let launch = Launch::new(kernel, [self.plan.tokens, 1, 1], THREADS)
-            .with(self.hidden())
-            .with(weight.address())
-            .with(epsilon)
-            .with(int(hidden_size));
-        let to = &self.rooms.normed;
-        self.gpu.stream().launch(if plain {
-            launch.with(to.address())
-        } else {
-            launch.with(ToActivations::new(to, hidden_size, self.order))
-        })
+        let (weight, to) = ((weight, epsilon, hidden_size), &self.rooms.normed);
+        norm::launch(self.gpu, weight, (self.hidden(), self.plan.tokens), (to, plain, self.order))
     }
 
     /// Queries, keys and values, or those of them that are of one type.
@@ -419,39 +435,76 @@ impl Pass<'_> {
         ToActivations::new(&self.rooms.attended, columns, self.order)
     }
 
-    /// Adds a product to the hidden states.
-    fn add(&self, matrix: &Matrix, bias: Option<&Buffer>, input: &Buffer) -> Result<(), CudaError> {
+    /// Adds the product of a module's matrix to the hidden states.
+    fn add(
+        &self,
+        module: TargetModule,
+        index: u32,
+        block: &GpuBlock,
+        input: &Buffer,
+    ) -> Result<(), CudaError> {
+        let Module { matrix, bias, .. } = block.module(self.geometry, module);
+        let scaled = self.scaled_product(index, module);
+        let output = scaled.map_or_else(|| self.hidden(), Buffer::address);
         let to = ToRows {
-            output: self.hidden(),
+            output,
             bias: address(bias),
-            residual: self.hidden(),
+            // What is scaled first is added later.
+            residual: if scaled.is_some() { 0 } else { output },
             stride: int(self.geometry.hidden_size),
             first_row: 0,
         };
-        matrix.multiply(self.gpu, self.input(input), Target::Rows(to))
+        matrix.multiply(self.gpu, self.input(input), Target::Rows(to))?;
+        self.adapt(index, block, module, (input, output), self.hidden())
     }
 
-    fn gate(&self, block: &GpuBlock) -> Result<(), CudaError> {
-        let (bias, tokens) = (address(block.gate_up_bias.as_ref()), self.plan.tokens);
+    fn gate(&self, index: u32, block: &GpuBlock) -> Result<(), CudaError> {
+        let bias = address(block.gate_up_bias.as_ref());
         let (size, input) = (self.geometry.intermediate_size, self.input(&self.rooms.normed));
         match &block.gate_up {
             GateUp::Tiles(matrix) => {
                 let output = ToActivations::new(&self.rooms.gated, size, self.order);
-                matrix.multiply(self.gpu, input, Target::Gated(ToGated { output, bias }))
+                match self.adapted_gates(index) {
+                    None => {
+                        matrix.multiply(self.gpu, input, Target::Gated(ToGated { output, bias }))
+                    }
+                    Some(gate_up) => self.gate_adapted(index, block, (matrix, gate_up), output),
+                }
             }
             GateUp::Plain(matrix) => {
                 const THREADS: usize = 256;
-                let output = self.rooms.gate_up.address();
-                let stride = int(matrix.rows());
-                let to = ToRows { output, bias, residual: 0, stride, first_row: 0 };
-                matrix.multiply(self.gpu, input, Target::Rows(to))?;
+                self.project_gates(index, block, matrix, &self.rooms.gate_up)?;
                 let kernel = self.gpu.program().kernel("plain", "gated_f32", 0)?;
-                let launch = Launch::new(kernel, [size.div_ceil(THREADS), tokens, 1], THREADS)
-                    .with(output)
+                let grid = [size.div_ceil(THREADS), self.plan.tokens, 1];
+                let launch = Launch::new(kernel, grid, THREADS)
+                    .with(self.rooms.gate_up.address())
                     .with(int(size))
                     .with(self.rooms.gated.address());
                 self.gpu.stream().launch(launch)
             }
         }
+    }
+
+    /// Gates and up projections in rows, with what is added to them.
+    fn project_gates(
+        &self,
+        index: u32,
+        block: &GpuBlock,
+        matrix: &Matrix,
+        rows: &Buffer,
+    ) -> Result<(), CudaError> {
+        let to = ToRows {
+            output: rows.address(),
+            bias: address(block.gate_up_bias.as_ref()),
+            residual: 0,
+            stride: int(matrix.rows()),
+            first_row: 0,
+        };
+        matrix.multiply(self.gpu, self.input(&self.rooms.normed), Target::Rows(to))?;
+        for module in [TargetModule::Gate, TargetModule::Up] {
+            let place = (&self.rooms.normed, rows.address());
+            self.adapt(index, block, module, place, rows.address())?;
+        }
+        Ok(())
     }
 }

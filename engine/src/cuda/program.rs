@@ -13,7 +13,7 @@ use super::driver::{Context, CudaError, Kernel, Module};
 /// The files of a folder of `engine/cuda/ptx`, by name: those that every folder has, and its own.
 macro_rules! files {
     ($folder:literal $(, $own:literal)*) => {
-        files!(@ $folder: $($own,)* "attention_bf16", "attention_bf16_large", "attention_bytes", "attention_bytes_large", "linear_few_bf16", "linear_few_f16",
+        files!(@ $folder: $($own,)* "adapt", "attention_bf16", "attention_bf16_large", "attention_bytes", "attention_bytes_large", "linear_few_bf16", "linear_few_f16",
             "linear_few_q4_affine", "linear_few_q4_symmetric", "linear_few_q5_affine",
             "linear_few_q5_symmetric", "linear_few_q6", "linear_few_q8", "linear_many", "plain",
             "rotary", "train")

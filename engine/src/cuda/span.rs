@@ -7,16 +7,19 @@ use std::sync::Arc;
 use umbel_protocol::{DType, Span};
 use umbel_shard::ModelConfig;
 
-use super::block::{GpuBlock, LoadGpuBlockError, is_plain};
+use super::adapter::{AdapterId, Adapters, GpuAdapter};
+use super::block::{GpuBlock, LoadGpuBlockError, Module, is_plain};
 use super::cache::PrepareError;
+use super::driver::{Buffer, CudaError, Pinned};
 use super::gpu::Gpu;
 use super::pass::{self, Geometry, HEAD_SIZE_MAX, SessionRows};
 use crate::checkpoint::{Checkpoint, LoadTensorError};
 use crate::kernel::RopeTable;
+use crate::train::{Adapter, TargetModule};
 
 /// What sessions share that go through a pass together: the first and the end of their blocks, the pool
-/// that their pages are of, and whether these are in 8 bits.
-type Lot = (u32, u32, usize, bool);
+/// that their pages are of, whether these are in 8 bits, and what is added to the products.
+type Lot = (u32, u32, usize, bool, Option<AdapterId>);
 
 /// Consecutive blocks on a device. A clone shares the weights.
 #[derive(Clone)]
@@ -25,6 +28,8 @@ pub(crate) struct GpuSpan {
     geometry: Geometry,
     first: u32,
     blocks: Vec<Arc<GpuBlock>>,
+    /// Those of its sessions.
+    adapters: Arc<Adapters>,
 }
 
 impl GpuSpan {
@@ -52,7 +57,8 @@ impl GpuSpan {
         };
         let blocks = span.blocks().map(load).collect::<Result<_, LoadGpuBlockError>>()?;
         let geometry = geometry(config, rope, plain);
-        Ok(Self { gpu: gpu.clone(), geometry, first: span.start(), blocks })
+        let (gpu, adapters) = (gpu.clone(), Arc::default());
+        Ok(Self { gpu, geometry, first: span.start(), blocks, adapters })
     }
 
     fn block(&self, index: u32) -> Option<&Arc<GpuBlock>> {
@@ -62,7 +68,17 @@ impl GpuSpan {
     /// The blocks of `span`, which are all here.
     pub(crate) fn part(&self, span: Span) -> Self {
         let blocks = span.blocks().filter_map(|index| self.block(index)).map(Arc::clone).collect();
-        Self { first: span.start(), blocks, ..self.clone() }
+        Self { first: span.start(), blocks, adapters: Arc::default(), ..self.clone() }
+    }
+
+    /// What an adapter adds in those of its blocks that are here, on the device.
+    pub(crate) fn adapter(&self, adapter: &Arc<Adapter>) -> Result<Arc<GpuAdapter>, CudaError> {
+        let end = self.first + u32::try_from(self.blocks.len()).unwrap_or(u32::MAX);
+        let here = Span::new(self.first, end).ok();
+        let both = here.and_then(|here| here.intersection(adapter.blocks()));
+        // Whoever adapts a session has seen that the adapter has the blocks of that.
+        let blocks = both.expect("the adapter has some of the blocks");
+        self.adapters.of(self, blocks, adapter)
     }
 
     pub(crate) const fn gpu(&self) -> &Gpu {
@@ -72,6 +88,24 @@ impl GpuSpan {
     /// Values of a head.
     pub(crate) const fn head_size(&self) -> usize {
         self.geometry.head_size
+    }
+
+    /// Rows and columns of a module's matrix.
+    pub(crate) const fn module_shape(&self, module: TargetModule) -> [usize; 2] {
+        self.geometry.module_shape(module)
+    }
+
+    /// The norm of each row of a module's matrix in a block, which is here.
+    pub(crate) fn row_norms(
+        &self,
+        block: u32,
+        module: TargetModule,
+    ) -> Result<Vec<f32>, CudaError> {
+        let block = self.block(block).expect("the block is here");
+        let _computing = self.gpu.workspace();
+        self.gpu.context().bind()?;
+        let Module { matrix, rows, .. } = block.module(&self.geometry, module);
+        download(&self.gpu, &matrix.row_norms(&self.gpu, rows, None)?)
     }
 
     pub(super) const fn geometry(&self) -> &Geometry {
@@ -99,10 +133,11 @@ impl GpuSpan {
             // Pages of one pass are of one pool, and all in 8 bits or none.
             let cache = stretch.table.device_cache();
             let pool = Arc::as_ptr(cache.pool()).addr();
-            let lot = (span.start(), span.end(), pool, cache.is_in_bytes());
+            let adapter = cache.adapter().map(|adapter| adapter.id());
+            let lot = (span.start(), span.end(), pool, cache.is_in_bytes(), adapter);
             lots.entry(lot).or_default().push((index, stretch));
         }
-        for ((start, end, _, _), lot) in lots {
+        for ((start, end, _, _, _), lot) in lots {
             let (indices, mut stretches): (Vec<_>, Vec<_>) = lot.into_iter().unzip();
             let range = (start - self.first) as usize..(end - self.first) as usize;
             let rows = self.pass(start, &self.blocks[range], &mut stretches);
@@ -133,6 +168,14 @@ impl GpuSpan {
             }
         }
     }
+}
+
+/// The values in a device's memory, once it has computed them.
+pub(super) fn download(gpu: &Gpu, values: &Buffer) -> Result<Vec<f32>, CudaError> {
+    let mut staged = Pinned::new(gpu.context(), values.bytes())?;
+    gpu.stream().download(values, values.bytes(), &mut staged)?;
+    gpu.stream().synchronize()?;
+    Ok(bytemuck::cast_slice::<u8, f32>(&staged.as_slice()[..values.bytes()]).to_vec())
 }
 
 /// Whether all matrices of a span are in binary32.
@@ -172,7 +215,7 @@ pub(crate) enum LoadGpuSpanError {
     Tensor(#[from] LoadTensorError),
     /// The device refused.
     #[error(transparent)]
-    Cuda(#[from] super::driver::CudaError),
+    Cuda(#[from] CudaError),
     /// Heads for which there is no kernel.
     #[error(
         "the model's heads have {found} values, and the GPU's kernels take at most {HEAD_SIZE_MAX}; \

@@ -1,18 +1,24 @@
-//! Blocks of a device over whole sequences, forward and back: gradients pass through frozen weights.
+//! Blocks of a device over whole sequences, forward and back: gradients pass through frozen weights, and an
+//! adapter has its own.
 //!
 //! Products are those of inference, with activations rounded to bfloat16 before a matrix (not in a model
-//! of binary32), through which gradients pass unchanged. Attention has no cache and is in binary32.
+//! of binary32), through which gradients pass unchanged. All else is in binary32: attention, which has no
+//! cache, and what an adapter adds.
 
+mod adapt;
 mod kernels;
 
 use umbel_protocol::Span;
 
 use super::block::{GateUp, GpuBlock};
-use super::driver::{Buffer, CudaError, Pinned};
+use super::driver::{Buffer, CudaError};
 use super::gpu::Gpu;
-use super::matrix::{Gradient, Input, Matrix, Order, Target, ToRows, address, int};
+use super::matrix::{Input, Matrix, Order, Target, ToRows, address, int};
 use super::pass::Geometry;
-use super::span::GpuSpan;
+use super::span::{GpuSpan, download};
+use crate::train::{Adapter, Sequence, TargetModule, prompt};
+pub(crate) use adapt::PairGradient;
+use adapt::{Adaptation, AdaptedBlock, Found};
 
 /// The largest head whose values a warp has in its registers: 32 times `LANE_VALUES` of `cuda/train.cu`.
 pub(crate) const HEAD_SIZE_MAX: usize = 256;
@@ -21,17 +27,20 @@ pub(crate) const HEAD_SIZE_MAX: usize = 256;
 pub(crate) struct GpuTraining<'a> {
     gpu: &'a Gpu,
     geometry: &'a Geometry,
-    blocks: Vec<&'a GpuBlock>,
+    blocks: Vec<(u32, &'a GpuBlock)>,
+    lengths: &'a [usize],
     tokens: usize,
     /// A cosine and a sine for each pair of a token.
     turns: Buffer,
     /// The first and the end of each token's sequence.
     bounds: Buffer,
+    adaptation: Option<Adaptation<'a>>,
     pause: &'a dyn Fn(),
 }
 
 /// What the first half of a block computes; rows in binary32.
 struct AttentionActivations {
+    normed: Buffer,
     projected: Buffer,
     queries: Buffer,
     keys: Buffer,
@@ -41,12 +50,20 @@ struct AttentionActivations {
     hidden: Buffer,
 }
 
+/// The gradients of the adapter's part of one block.
+pub(crate) struct BlockGradients {
+    pub(crate) index: u32,
+    pub(crate) pairs: Vec<PairGradient>,
+    pub(crate) prompt: Option<Vec<f32>>,
+}
+
 impl<'a> GpuTraining<'a> {
-    /// Sequences of so many tokens each through `blocks` of `span`. `pause` is called between blocks.
+    /// Sequences of so many tokens each through `blocks` of `span`, with what an adapter adds; `dropped`
+    /// are those in which something is dropped, all or none. `pause` is called between blocks.
     pub(crate) fn new(
-        span: &'a GpuSpan,
-        blocks: Span,
-        lengths: &[usize],
+        (span, blocks): (&'a GpuSpan, Span),
+        lengths: &'a [usize],
+        adapter: Option<(&'a Adapter, &[Sequence])>,
         pause: &'a dyn Fn(),
     ) -> Result<Self, CudaError> {
         let (gpu, geometry) = (span.gpu(), span.geometry());
@@ -57,30 +74,37 @@ impl<'a> GpuTraining<'a> {
             bounds.extend(std::iter::repeat_n([int(start), int(start + length)], length));
             start += length;
         }
-        Ok(Self {
+        let mut this = Self {
             gpu,
             geometry,
-            blocks: span.blocks(blocks),
+            blocks: blocks.blocks().zip(span.blocks(blocks)).collect(),
+            lengths,
             tokens: start,
             turns: Buffer::of(gpu.context(), &turns)?,
             bounds: Buffer::of(gpu.context(), &bounds)?,
+            adaptation: None,
             pause,
-        })
+        };
+        if let Some((adapter, dropped)) = adapter {
+            this.adaptation = Some(Adaptation::new(&this, adapter, dropped)?);
+        }
+        Ok(this)
     }
 
     /// What entered each block, and what left the last.
     pub(crate) fn forward(&self, input: &[f32]) -> Result<(Vec<Vec<f32>>, Vec<f32>), CudaError> {
         let mut hidden = input.to_vec();
         let mut inputs = Vec::with_capacity(self.blocks.len());
-        for block in &self.blocks {
+        for &(index, block) in &self.blocks {
             let output = {
                 let _computing = self.gpu.workspace();
                 self.gpu.context().bind()?;
-                let input = self.uploaded(&hidden)?;
-                let attention = self.attend(block, &input)?;
-                let gate_up = self.gate_up(block, &attention.hidden)?;
+                let of = self.adapted(index, block)?;
+                let input = self.prompted(index, &hidden)?;
+                let attention = self.attend(&of, &input)?;
+                let (_, gate_up) = self.gate_up(&of, &attention.hidden)?;
                 let gated = self.gate(block, &gate_up)?;
-                self.add(&block.down, block.down_bias.as_ref(), &gated, &attention.hidden)?;
+                self.add(&of, TargetModule::Down, &gated, &attention.hidden)?;
                 self.downloaded(&attention.hidden)?
             };
             inputs.push(std::mem::replace(&mut hidden, output));
@@ -90,57 +114,87 @@ impl<'a> GpuTraining<'a> {
     }
 
     /// From what entered each block and the gradient of what left the last to that of what entered the
-    /// first.
+    /// first, and those of the adapter.
     pub(crate) fn backward(
         &self,
         inputs: &[Vec<f32>],
         gradient: Vec<f32>,
-    ) -> Result<Vec<f32>, CudaError> {
-        let mut gradient = gradient;
-        for (block, input) in self.blocks.iter().zip(inputs).rev() {
-            gradient = {
+    ) -> Result<(Vec<f32>, Vec<BlockGradients>), CudaError> {
+        let (mut gradient, mut all) = (gradient, Vec::new());
+        for (&(index, block), input) in self.blocks.iter().zip(inputs).rev() {
+            let pairs;
+            (gradient, pairs) = {
                 let _computing = self.gpu.workspace();
                 self.gpu.context().bind()?;
-                let (input, of_output) = (self.uploaded(input)?, self.uploaded(&gradient)?);
-                self.back(block, &input, &of_output)?;
-                self.downloaded(&of_output)?
+                let of = self.adapted(index, block)?;
+                let (input, of_output) = (self.prompted(index, input)?, self.uploaded(&gradient)?);
+                let found = self.back(&of, &input, &of_output)?;
+                (self.downloaded(&of_output)?, self.found(found)?)
             };
+            // A sum has the gradients of what is added.
+            let prompt = self.prompt(index).map(|of| {
+                prompt::sum_of_first(&gradient, self.lengths, self.geometry.hidden_size, of.len())
+            });
+            all.push(BlockGradients { index, pairs, prompt });
             (self.pause)();
         }
-        Ok(gradient)
+        Ok((gradient, all))
     }
 
-    /// Makes of the gradient of a block's output, in its place, that of its input.
-    fn back(&self, block: &GpuBlock, input: &Buffer, gradient: &Buffer) -> Result<(), CudaError> {
-        let Geometry { hidden_size, intermediate_size, heads, kv_heads, head_size, .. } =
-            *self.geometry;
-        let attention = self.attend(block, input)?;
-        let gate_up = self.gate_up(block, &attention.hidden)?;
+    fn prompt(&self, index: u32) -> Option<&'a [f32]> {
+        self.adaptation.as_ref()?.prompt(index)
+    }
+
+    /// What enters a block, with what the adapter adds to it.
+    fn prompted(&self, index: u32, hidden: &[f32]) -> Result<Buffer, CudaError> {
+        let Some(prompt) = self.prompt(index) else { return self.uploaded(hidden) };
+        let mut hidden = hidden.to_vec();
+        let rows = self.lengths.iter().map(|&tokens| 0..tokens);
+        prompt::add(prompt, rows, self.geometry.hidden_size, &mut hidden);
+        self.uploaded(&hidden)
+    }
+
+    /// Makes of the gradient of a block's output, in its place, that of its input; gives those of the
+    /// adapter.
+    fn back(
+        &self,
+        of: &AdaptedBlock<'_>,
+        input: &Buffer,
+        gradient: &Buffer,
+    ) -> Result<Vec<Found>, CudaError> {
+        use TargetModule::{Down, Gate, Key, Output, Query, Up, Value};
+        let Geometry { hidden_size, intermediate_size, heads, head_size, .. } = *self.geometry;
+        let (block, mut found) = (of.block, Vec::new());
+        let attention = self.attend(of, input)?;
+        let (normed, gate_up) = self.gate_up(of, &attention.hidden)?;
         let of_gated = self.rows(intermediate_size)?;
-        block.down.add_back(self.gpu, self.gradient(gradient, hidden_size), &of_gated)?;
+        let gated = self.gate(block, &gate_up)?;
+        self.back_through(of, &[Down], (&gated, gradient), &of_gated, &mut found)?;
+        drop(gated);
         self.gate_back(block, &gate_up, &of_gated)?;
         let of_normed = self.rows(hidden_size)?;
-        let matrix = matrix_of(&block.gate_up);
-        matrix.add_back(self.gpu, self.gradient(&gate_up, matrix.rows()), &of_normed)?;
+        self.back_through(of, &[Gate, Up], (&normed, &gate_up), &of_normed, &mut found)?;
         self.norm_back(&attention.hidden, &of_normed, &block.post_norm, gradient)?;
 
         let of_attended = self.rows(heads * head_size)?;
-        block.output.add_back(self.gpu, self.gradient(gradient, hidden_size), &of_attended)?;
+        let of_output = (&attention.attended, gradient);
+        self.back_through(of, &[Output], of_output, &of_attended, &mut found)?;
         let of_projected = self.attend_back(block, &attention, &of_attended)?;
         let of_normed = self.rows(hidden_size)?;
-        let stride = (heads + 2 * kv_heads) * head_size;
-        for (start, matrix) in &block.qkv {
-            let of_all = self.gradient(&of_projected, stride);
-            let address = of_all.address + (start * size_of::<f32>()) as u64;
-            matrix.add_back(self.gpu, Gradient { address, ..of_all }, &of_normed)?;
-        }
-        self.norm_back(input, &of_normed, &block.input_norm, gradient)
+        let through = (&attention.normed, &of_projected);
+        self.back_through(of, &[Query, Key, Value], through, &of_normed, &mut found)?;
+        self.norm_back(input, &of_normed, &block.input_norm, gradient)?;
+        Ok(found)
     }
 
     /// The first half of a block.
-    fn attend(&self, block: &GpuBlock, input: &Buffer) -> Result<AttentionActivations, CudaError> {
+    fn attend(
+        &self,
+        of: &AdaptedBlock<'_>,
+        input: &Buffer,
+    ) -> Result<AttentionActivations, CudaError> {
         let Geometry { hidden_size, heads, kv_heads, head_size, .. } = *self.geometry;
-        let stride = (heads + 2 * kv_heads) * head_size;
+        let (block, stride) = (of.block, (heads + 2 * kv_heads) * head_size);
         let normed = self.norm(input, &block.input_norm)?;
         let packed = self.packed(&normed, hidden_size)?;
         let projected = self.rows(stride)?;
@@ -154,60 +208,63 @@ impl<'a> GpuTraining<'a> {
             };
             matrix.multiply(self.gpu, self.input(&packed), Target::Rows(to))?;
         }
+        for module in [TargetModule::Query, TargetModule::Key, TargetModule::Value] {
+            self.adapt(of, module, (&normed, &projected), &projected)?;
+        }
         let (queries, keys) = (self.rows(heads * head_size)?, self.rows(kv_heads * head_size)?);
         self.turn_heads(block, &projected, &queries, &keys)?;
         let (attended, softmax) = (self.rows(heads * head_size)?, self.rows(heads * 3)?);
         let hidden = self.copied(input)?;
         let activations =
-            AttentionActivations { projected, queries, keys, attended, softmax, hidden };
+            AttentionActivations { normed, projected, queries, keys, attended, softmax, hidden };
         self.attend_rows(block, &activations)?;
-        let (bias, of_heads) = (block.output_bias.as_ref(), &activations.attended);
-        self.add(&block.output, bias, of_heads, &activations.hidden)?;
+        let AttentionActivations { attended, hidden, .. } = &activations;
+        self.add(of, TargetModule::Output, attended, hidden)?;
         Ok(activations)
     }
 
-    /// Gates and up projections of what enters the second half of a block.
-    fn gate_up(&self, block: &GpuBlock, hidden: &Buffer) -> Result<Buffer, CudaError> {
-        let matrix = matrix_of(&block.gate_up);
-        let normed = self.norm(hidden, &block.post_norm)?;
-        let packed = self.packed(&normed, self.geometry.hidden_size)?;
-        let gate_up = self.rows(matrix.rows())?;
-        let to = ToRows {
-            output: gate_up.address(),
-            bias: address(block.gate_up_bias.as_ref()),
-            residual: 0,
-            stride: int(matrix.rows()),
-            first_row: 0,
-        };
-        matrix.multiply(self.gpu, self.input(&packed), Target::Rows(to))?;
-        Ok(gate_up)
+    /// What enters the matrices of the second half of a block, and its gates and up projections.
+    fn gate_up(
+        &self,
+        of: &AdaptedBlock<'_>,
+        hidden: &Buffer,
+    ) -> Result<(Buffer, Buffer), CudaError> {
+        let normed = self.norm(hidden, &of.block.post_norm)?;
+        // Both are rows of one matrix.
+        let gate_up = self.product(of.block.module(self.geometry, TargetModule::Gate), &normed)?;
+        for module in [TargetModule::Gate, TargetModule::Up] {
+            self.adapt(of, module, (&normed, &gate_up), &gate_up)?;
+        }
+        Ok((normed, gate_up))
     }
 
-    /// Adds the product of a matrix and rows to `hidden`.
+    /// Adds the product of a module's matrix and rows to `hidden`.
     fn add(
         &self,
-        matrix: &Matrix,
-        bias: Option<&Buffer>,
+        of: &AdaptedBlock<'_>,
+        module: TargetModule,
         rows: &Buffer,
         hidden: &Buffer,
     ) -> Result<(), CudaError> {
-        let packed = self.packed(rows, matrix.columns())?;
+        let place = of.block.module(self.geometry, module);
+        if of.is_scaled(module) {
+            let product = self.product(place, rows)?;
+            return self.adapt(of, module, (rows, &product), hidden);
+        }
+        let packed = self.packed(rows, place.matrix.columns())?;
         let to = ToRows {
             output: hidden.address(),
-            bias: address(bias),
+            bias: address(place.bias),
             residual: hidden.address(),
             stride: int(self.geometry.hidden_size),
             first_row: 0,
         };
-        matrix.multiply(self.gpu, self.input(&packed), Target::Rows(to))
+        place.matrix.multiply(self.gpu, self.input(&packed), Target::Rows(to))?;
+        self.adapt(of, module, (rows, hidden), hidden)
     }
 
     fn input<'b>(&self, values: &'b Buffer) -> Input<'b> {
         Input { values, tokens: self.tokens, order: Order::Lanes }
-    }
-
-    fn gradient(&self, rows: &Buffer, stride: usize) -> Gradient {
-        Gradient { address: rows.address(), stride, tokens: self.tokens }
     }
 
     /// Zeros, `columns` for each token.
@@ -220,10 +277,7 @@ impl<'a> GpuTraining<'a> {
     }
 
     fn downloaded(&self, rows: &Buffer) -> Result<Vec<f32>, CudaError> {
-        let mut staged = Pinned::new(self.gpu.context(), rows.bytes())?;
-        self.gpu.stream().download(rows, rows.bytes(), &mut staged)?;
-        self.gpu.stream().synchronize()?;
-        Ok(bytemuck::cast_slice::<u8, f32>(&staged.as_slice()[..rows.bytes()]).to_vec())
+        download(self.gpu, rows)
     }
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use umbel_shard::layout::{EMBEDDING, FINAL_NORM, HEAD};
 use umbel_shard::{ModelConfig, Weights};
 
-use super::EndsError;
+use super::{EndsError, check, of_each};
 use crate::checkpoint::{Checkpoint, LoadTensorError};
 use crate::device::Device;
 use crate::hidden::HiddenStates;
@@ -71,17 +71,9 @@ impl Head {
     /// # Errors
     /// [`EndsError`] where `hidden` is of another model.
     pub fn normed(&self, hidden: &HiddenStates) -> Result<Vec<Vec<f32>>, EndsError> {
-        self.check(hidden)?;
+        check(hidden, self.hidden_size)?;
         let rows = self.device.run(|| self.norm.forward(hidden.tensor())?.to_vec2())?;
         Ok(rows)
-    }
-
-    fn check(&self, hidden: &HiddenStates) -> Result<(), EndsError> {
-        let (expected, found) = (self.hidden_size, hidden.hidden_size());
-        if expected == found {
-            return Ok(());
-        }
-        Err(EndsError::WrongHiddenSize { expected, found })
     }
 
     /// What the model says of the token after the last one of `hidden`, which left the last block:
@@ -99,7 +91,7 @@ impl Head {
     /// # Errors
     /// [`EndsError`] where `hidden` is of another model.
     pub fn logits_of_all(&self, hidden: &HiddenStates) -> Result<Vec<Vec<f32>>, EndsError> {
-        self.check(hidden)?;
+        check(hidden, self.hidden_size)?;
         let logits = self.device.run(|| {
             let normed = self.norm.forward(hidden.tensor())?;
             self.lm_head.forward(&normed)?.to_vec2()
@@ -112,18 +104,7 @@ impl Head {
     /// error of one is none of the others'.
     #[must_use]
     pub fn logits_of_each(&self, hidden: &[HiddenStates]) -> Vec<Result<Vec<Vec<f32>>, EndsError>> {
-        let is_sound = |hidden: &HiddenStates| hidden.hidden_size() == self.hidden_size;
-        let sound: Vec<_> = hidden.iter().filter(|hidden| is_sound(hidden)).cloned().collect();
-        let together = HiddenStates::concat(&sound).ok().map(|all| self.logits_of_all(&all));
-        let mut rows = together.and_then(Result::ok).map(Vec::into_iter);
-        let results = hidden.iter().map(|hidden| match &mut rows {
-            Some(rows) if is_sound(hidden) => {
-                Ok(rows.by_ref().take(hidden.token_count()).collect())
-            }
-            // With an error of its own.
-            Some(_) | None => self.logits_of_all(hidden),
-        });
-        results.collect()
+        of_each(hidden, self.hidden_size, |hidden| self.logits_of_all(hidden))
     }
 }
 

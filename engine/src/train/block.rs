@@ -240,7 +240,7 @@ impl<'a> TrainedBlock<'a> {
 }
 
 /// The matrix of `module`.
-pub(super) const fn linear_of<'a>(parts: &BlockParts<'a>, module: TargetModule) -> &'a Linear {
+pub(crate) const fn linear_of<'a>(parts: &BlockParts<'a>, module: TargetModule) -> &'a Linear {
     match module {
         TargetModule::Query => parts.q_proj,
         TargetModule::Key => parts.k_proj,

@@ -217,23 +217,24 @@ fn narrow(value: f64) -> f32 {
 
 impl HostedSpan {
     /// The norm of each row of a module's frozen matrix, with which the magnitudes of DoRA begin; `pause`
-    /// is called between parts of the work. It is the same on every processor.
+    /// is called between parts of the work. It is the same on every processor, and
+    /// on a GPU that has the weights as they are: in binary32 or bfloat16. Others are rounded there.
     ///
     /// # Errors
-    /// [`TrainError`] where the block is not here, or is on a GPU.
+    /// [`TrainError`] where the block is not here, or a GPU fails.
     pub fn row_norms(
         &self,
         block: u32,
         module: TargetModule,
         pause: &dyn Fn(),
     ) -> Result<Vec<f32>, TrainError> {
-        if self.gpu().is_some() {
-            return Err(TrainError::AdapterOnGpu);
-        }
         if !self.span().contains(block) {
             let blocks = umbel_protocol::Span::new(block, block.saturating_add(1));
             let blocks = blocks.unwrap_or(self.span());
             return Err(TrainError::NotHosted { blocks, hosted: self.span() });
+        }
+        if let Some(blocks) = self.gpu_blocks() {
+            return Ok(blocks.row_norms(block, module)?);
         }
         let parts = self.parts(block);
         Ok(self.device().run(|| row_norms(linear_of(&parts, module).weight(), None, pause)))
@@ -259,10 +260,7 @@ impl HostedSpan {
                 let place = |at: u64| usize::try_from(at - start).expect("it is within the matrix");
                 let norms = self.row_norms(block, module, pause)?;
                 let norms = norms.get(place(first)..place(last)).ok_or_else(|| {
-                    let [rows, columns] = matrices.shape();
-                    let parts = self.parts(block);
-                    let linear = linear_of(&parts, module);
-                    let (expected, found) = ([linear.rows(), linear.columns()], [rows, columns]);
+                    let (expected, found) = (self.module_shape(block, module), matrices.shape());
                     TrainError::OtherModel { block, module, expected, found }
                 })?;
                 found.extend_from_slice(norms);

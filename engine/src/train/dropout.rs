@@ -16,7 +16,7 @@ pub(super) const fn bits_at(seed: u64, stream: u64, index: u64) -> u64 {
 }
 
 /// The number of the stream that belongs to one module of one block.
-pub(super) fn stream_of(block: u32, module: TargetModule) -> u64 {
+pub(crate) fn stream_of(block: u32, module: TargetModule) -> u64 {
     u64::from(block) * TargetModule::ALL.len() as u64 + module as u64
 }
 

@@ -1,7 +1,9 @@
 //! The ends of a model on a server: what thin sessions need of it besides its blocks.
 
 use umbel_coordinator::server::{ComputeFailure, DrawJob};
-use umbel_engine::{Embedding, Head, HiddenStates, InvalidSampling, Sampler, Sampling};
+use umbel_engine::{
+    Embedding, EndsError, GpuError, GpuHead, Head, HiddenStates, InvalidSampling, Sampler, Sampling,
+};
 use umbel_protocol::Tensor;
 use umbel_protocol::error::ErrorCode;
 
@@ -17,7 +19,39 @@ pub struct ShardEnds {
     /// Where it has the first block.
     pub embedding: Option<Embedding>,
     /// Where it has the last block.
-    pub head: Option<Head>,
+    pub head: Option<ServedHead>,
+}
+
+/// A head, where its matrix is.
+#[derive(Debug, Clone)]
+pub enum ServedHead {
+    /// In the processor's memory.
+    Processor(Head),
+    /// In a GPU's.
+    Gpu(GpuHead),
+}
+
+impl ServedHead {
+    fn logits_of_each(&self, rows: &[HiddenStates]) -> Vec<Result<Vec<Vec<f32>>, EndsError>> {
+        match self {
+            Self::Processor(head) => head.logits_of_each(rows),
+            Self::Gpu(head) => head.logits_of_each(rows),
+        }
+    }
+}
+
+/// A token that was not drawn.
+pub(super) enum DrawError {
+    /// The GPU failed.
+    Gpu(GpuError),
+    /// What the client hears.
+    Failed(ComputeFailure),
+}
+
+impl From<ComputeFailure> for DrawError {
+    fn from(failure: ComputeFailure) -> Self {
+        Self::Failed(failure)
+    }
 }
 
 impl ShardEnds {
@@ -36,13 +70,19 @@ impl ShardEnds {
         &self,
         draws: &[&DrawJob],
         rows: &[HiddenStates],
-    ) -> Vec<Result<Tensor, ComputeFailure>> {
+    ) -> Vec<Result<Tensor, DrawError>> {
         let Some(head) = &self.head else {
-            return draws.iter().map(|_| Err(missing("head"))).collect();
+            return draws.iter().map(|_| Err(missing("head").into())).collect();
         };
         let logits = rows.chunks(ROWS_MAX).flat_map(|rows| head.logits_of_each(rows));
         let drawn = draws.iter().zip(logits).map(|(draw, logits)| {
-            let mut rows = logits.map_err(|error| internal(error.to_string()))?;
+            let mut rows = logits.map_err(|error| match error {
+                EndsError::Gpu(error) => DrawError::Gpu(error),
+                other @ (EndsError::NoToken
+                | EndsError::UnknownToken { .. }
+                | EndsError::WrongHiddenSize { .. }
+                | EndsError::Compute(_)) => internal(other.to_string()).into(),
+            })?;
             let mut logits = rows.pop().ok_or_else(|| internal("no row of logits".to_owned()))?;
             let sampler = sampler(draw).map_err(|error| internal(error.to_string()))?;
             let position = u64::from(draw.position);

@@ -1,14 +1,15 @@
 //! Getting blocks into memory.
 
 use umbel_engine::{
-    Arithmetic, CudaError, Device, Embedding, Gpu, Head, HostedSpan, KvArena, heap,
+    Arithmetic, CudaError, Device, Embedding, Gpu, GpuHead, Head, HostedSpan, KvArena,
+    LoadHeadError, heap,
 };
 use umbel_protocol::Span;
 use umbel_protocol::announcement::Throughput;
-use umbel_shard::{Model, ModelConfig, ModelSource, Part, PartsNeeded};
+use umbel_shard::{Model, ModelConfig, ModelSource, Part, PartsNeeded, Weights};
 
 use super::memory;
-use crate::compute::{Shard, ShardEnds};
+use crate::compute::{ServedHead, Shard, ShardEnds};
 use crate::config::Config;
 use crate::device;
 use crate::measure;
@@ -22,6 +23,8 @@ pub(super) struct Loader {
     pub(super) device: Device,
     /// Where the blocks are computed, if not on that.
     pub(super) gpu: Option<Gpu>,
+    /// Whether the head is to be there too.
+    pub(super) head_on_gpu: bool,
     /// Blocks of the model, where the ends that a span touches are loaded with it.
     pub(super) ends_of: Option<u32>,
     /// Bytes a second that its links may take; 0 where that is not limited.
@@ -119,23 +122,17 @@ impl Loader {
         let (device, gpu, arithmetic) =
             (self.device.clone(), self.gpu.clone(), self.config.arithmetic);
         let network_bytes_per_second = self.network_rate;
+        let head = HeadPlace {
+            gpu: gpu.clone().filter(|_| self.head_on_gpu),
+            arithmetic,
+            device: device.clone(),
+        };
         let load = move || -> anyhow::Result<_> {
             let blocks = match &gpu {
                 Some(gpu) => HostedSpan::load_on(gpu, &held, &config, &weights, span)?,
-                None => HostedSpan::load_beside(&held, arithmetic, &config, &weights, span)?
-                    .on(device.clone()),
-            };
-            let ends = ShardEnds {
-                embedding: match held_ends.embedding.filter(|_| parts.embedding) {
-                    None if parts.embedding => Some(Embedding::load(&config, &weights)?),
-                    held => held,
-                },
-                head: match held_ends.head.filter(|_| parts.head) {
-                    None if parts.head => {
-                        Some(Head::load_with(arithmetic, &config, &weights)?.on(device))
-                    }
-                    held => held,
-                },
+                None => {
+                    HostedSpan::load_beside(&held, arithmetic, &config, &weights, span)?.on(device)
+                }
             };
             // Sessions open in the other one meanwhile, and are promised all of its room.
             let trial = blocks.arena(&config, measure::TOKENS)?;
@@ -145,8 +142,56 @@ impl Loader {
             // What packing and measuring took is of no use any more.
             heap::give_back();
             let arena = arena(&blocks, &config)?;
+            let ends = ShardEnds {
+                embedding: match held_ends.embedding.filter(|_| parts.embedding) {
+                    None if parts.embedding => Some(Embedding::load(&config, &weights)?),
+                    held => held,
+                },
+                head: match held_ends.head.filter(|_| parts.head) {
+                    // Behind the caches, which have a right to the device's memory.
+                    None if parts.head => Some(head.load(&model, &weights)?),
+                    held => held,
+                },
+            };
             Ok(Loaded { shard: Shard { blocks, arena, ends }, throughput })
         };
         tokio::task::spawn_blocking(load).await?
+    }
+}
+
+/// Where a head is to be.
+struct HeadPlace {
+    /// If there is room.
+    gpu: Option<Gpu>,
+    arithmetic: Arithmetic,
+    device: Device,
+}
+
+impl HeadPlace {
+    /// The head of a model, on the GPU if it has the room.
+    fn load(self, model: &Model, weights: &Weights) -> anyhow::Result<ServedHead> {
+        let Self { gpu, arithmetic, device } = self;
+        if let Some(gpu) = &gpu {
+            let head = if memory::has_room_for_head(gpu, model)? {
+                GpuHead::load(gpu, model.config(), weights).map(Some)
+            } else {
+                Ok(None)
+            };
+            match head {
+                Ok(Some(head)) => {
+                    tracing::info!("the GPU draws the tokens of thin sessions");
+                    return Ok(ServedHead::Gpu(head));
+                }
+                Ok(None) => {}
+                Err(LoadHeadError::Gpu(error)) if error.is_out_of_memory() => {}
+                Err(error) => return Err(error.into()),
+            }
+            tracing::warn!(
+                "the GPU has no room for the model's head beside blocks and caches: the processor \
+                 draws the tokens of thin sessions"
+            );
+        }
+        let head = Head::load_with(arithmetic, model.config(), weights)?.on(device);
+        Ok(ServedHead::Processor(head))
     }
 }

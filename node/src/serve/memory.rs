@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 use tokio::sync::watch;
-use umbel_engine::{Gpu, heap};
+use umbel_engine::{Gpu, GpuHead, heap};
 use umbel_shard::manifest::ManifestTensor;
 use umbel_shard::{Model, budget};
 
@@ -90,6 +90,36 @@ pub(super) fn allowed_bytes_of(gpu: &Gpu, said: Option<u64>) -> anyhow::Result<u
     }
     let (free, _) = gpu.memory()?;
     Ok(share_of(free as u64, GPU_SHARE).saturating_sub(GPU_WORKSPACE_BYTES))
+}
+
+/// One part in so many of a GPU's memory is the most that the head of a model may take: blocks, which
+/// all tokens go through, come first.
+const GPU_HEAD_PART: u64 = 2;
+
+/// One part in so many of a GPU's memory is for the adapters with which others ask, and nothing else's:
+/// of 24 GB four adapters of rank 16 on all matrices of a model of 8 billion weights, 168 MB each.
+const GPU_ADAPTERS_PART: u64 = 32;
+
+/// Bytes of a GPU's memory for the adapters with which others ask.
+pub(super) const fn adapter_bytes_of_gpu(allowed_bytes: u64) -> u64 {
+    allowed_bytes / GPU_ADAPTERS_PART
+}
+
+/// What the head of a model takes of a GPU's memory; `None` where that is too large a part of what may
+/// be taken.
+pub(super) fn head_bytes_of_gpu(model: &Model, allowed_bytes: u64) -> Option<u64> {
+    let bytes = head_bytes(model);
+    (bytes <= allowed_bytes / GPU_HEAD_PART).then_some(bytes)
+}
+
+/// Whether a GPU that has its blocks and caches has room for the head, and for passes beside it.
+pub(super) fn has_room_for_head(gpu: &Gpu, model: &Model) -> anyhow::Result<bool> {
+    let (free, _) = gpu.memory()?;
+    Ok(free as u64 >= head_bytes(model).saturating_add(GPU_WORKSPACE_BYTES))
+}
+
+fn head_bytes(model: &Model) -> u64 {
+    ends_bytes(model, false, true).saturating_add(GpuHead::room_bytes(model.config()) as u64)
 }
 
 /// Bytes of results that are kept for the failure of next hops.

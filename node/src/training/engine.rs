@@ -1,14 +1,15 @@
 //! The thread that computes trainings, while no pass of a session waits.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use umbel_coordinator::server::{ComputeFailure, ShardId};
 use umbel_coordinator::training::Work;
 use umbel_engine::train::{
     AdamW, AdapterConfig, Sequence, TrainError, TrainingPass, TrainingState,
 };
-use umbel_engine::{HiddenStates, HostedSpan};
+use umbel_engine::{CudaError, HiddenStates, HostedSpan};
 use umbel_protocol::training::{
     ForwardMicrobatch, OpenTraining, OptimizerStep, StateValues, TrainerMessage, TrainingAnswer,
 };
@@ -31,11 +32,11 @@ pub(super) enum Command {
     Work { session: SessionId, work: Work },
 }
 
-/// Starts the thread, which ends when the sender is dropped.
+/// Starts the thread, which ends when the sender is dropped; `lost` is told when the GPU is.
 pub(super) fn start(
     config: ModelConfig,
     blocks: HostedSpan,
-    floor: Floor,
+    (floor, lost): (Floor, Arc<Notify>),
     done: impl Fn(Worked) + Send + 'static,
 ) -> mpsc::Sender<Command> {
     let (send, mut commands) = mpsc::channel(COMMANDS_WAITING_MAX);
@@ -50,13 +51,61 @@ pub(super) fn start(
                         (engine.shard, engine.blocks) = (shard, blocks)
                     }
                     Command::Work { session, work } => {
-                        done(floor.patiently(|pause| engine.work(session, work, pause)));
+                        let worked = floor.patiently(|pause| engine.work(session, work, pause));
+                        done(worked.map_err(|failure| failure.said(&lost)));
                     }
                 }
             }
         })
         .expect("the system can start a thread");
     send
+}
+
+/// Why a piece of work was not done.
+enum Failure {
+    /// What the trainer hears.
+    Refused(ComputeFailure),
+    /// The GPU had no memory, or is lost.
+    Gpu(CudaError),
+}
+
+impl Failure {
+    /// What the trainer hears, who goes on with another server where the GPU is at fault; the log hears
+    /// more.
+    fn said(self, lost: &Notify) -> ComputeFailure {
+        let error = match self {
+            Self::Refused(failure) => return failure,
+            Self::Gpu(error) => error,
+        };
+        tracing::warn!(%error, "the GPU could not compute a training, which goes on elsewhere");
+        if error.is_fatal() {
+            lost.notify_one();
+        }
+        if error.is_out_of_memory() {
+            let detail = "the GPU has no memory for a microbatch of this size";
+            return refused(ErrorCode::KvFull, detail);
+        }
+        refused(ErrorCode::Internal, "the GPU could not compute the microbatch")
+    }
+}
+
+impl From<TrainError> for Failure {
+    fn from(error: TrainError) -> Self {
+        let code = match error {
+            TrainError::Gpu(error) => return Self::Gpu(error),
+            // Another server may have them, or a processor.
+            TrainError::NotHosted { .. } | TrainError::HeadsOnGpu { .. } => {
+                ErrorCode::BlocksNotServed
+            }
+            TrainError::NotAdapted { .. }
+            | TrainError::OtherModel { .. }
+            | TrainError::OtherWidth { .. }
+            | TrainError::NoToken
+            | TrainError::Shape { .. }
+            | TrainError::Inputs { .. } => ErrorCode::WrongShape,
+        };
+        failure(code, error)
+    }
 }
 
 struct Engine {
@@ -82,7 +131,12 @@ struct Kept {
 }
 
 impl Engine {
-    fn work(&mut self, session: SessionId, work: Work, pause: &dyn Fn()) -> Worked {
+    fn work(
+        &mut self,
+        session: SessionId,
+        work: Work,
+        pause: &dyn Fn(),
+    ) -> Result<Option<TrainingAnswer>, Failure> {
         match work {
             Work::Begin { shard, open } => {
                 let begun = self.begin(shard, *open)?;
@@ -109,7 +163,7 @@ impl Engine {
         }
     }
 
-    fn begin(&self, shard: ShardId, open: OpenTraining) -> Result<Session, ComputeFailure> {
+    fn begin(&self, shard: ShardId, open: OpenTraining) -> Result<Session, Failure> {
         let settings = (AdapterConfig::from(&open.adapter), AdamW::from(open.optimizer));
         let numbers = (open.seed, open.steps);
         let state = TrainingState::begin(settings, &self.config, open.blocks, numbers)
@@ -124,7 +178,7 @@ impl Session {
         hosted: &HostedSpan,
         message: TrainerMessage,
         pause: &dyn Fn(),
-    ) -> Result<TrainingAnswer, ComputeFailure> {
+    ) -> Result<TrainingAnswer, Failure> {
         match message {
             TrainerMessage::Write(StateValues { kind, offset, values }) => {
                 let written = self.state.write(kind, offset, &values.to_f32());
@@ -146,7 +200,7 @@ impl Session {
             TrainerMessage::RowNorms { offset, count } => {
                 let range = offset..offset.saturating_add(u64::from(count));
                 let norms = hosted.first_magnitudes(self.state.adapter(), range, pause);
-                let norms = norms.map_err(wrong)?.ok_or_else(|| {
+                let norms = norms?.ok_or_else(|| {
                     failure(ErrorCode::WrongShape, "the session has not as many magnitudes")
                 })?;
                 let norms = Tensor::from_f32(vec![count], &norms).expect("as many as were asked");
@@ -174,7 +228,7 @@ impl Session {
         hosted: &HostedSpan,
         forward: ForwardMicrobatch,
         pause: &dyn Fn(),
-    ) -> Result<TrainingAnswer, ComputeFailure> {
+    ) -> Result<TrainingAnswer, Failure> {
         let ForwardMicrobatch { microbatch, sequences, evaluate, hidden } = forward;
         let sequence = |of: &umbel_protocol::training::TrainingSequence| Sequence {
             tokens: of.tokens as usize,
@@ -183,9 +237,9 @@ impl Session {
         let sequences: Vec<_> = sequences.iter().map(sequence).collect();
         let input = rows(hosted, &hidden)?;
         let pass = TrainingPass::new(hosted, self.blocks, Some(self.state.adapter()), &sequences);
-        let pass = pass.map_err(wrong)?.pausing(pause);
+        let pass = pass?.pausing(pause);
         let pass = if evaluate { pass.without_dropout() } else { pass };
-        let forward = pass.forward(&input).map_err(wrong)?;
+        let forward = pass.forward(&input)?;
         let hidden = forward.output.to_wire();
         if !evaluate {
             self.kept.insert(microbatch, Kept { sequences, inputs: forward.inputs });
@@ -199,15 +253,15 @@ impl Session {
         (microbatch, apart): (u64, bool),
         gradient: &Tensor,
         pause: &dyn Fn(),
-    ) -> Result<TrainingAnswer, ComputeFailure> {
+    ) -> Result<TrainingAnswer, Failure> {
         let kept = self.kept.remove(&microbatch);
         let Kept { sequences, inputs } = kept.ok_or_else(|| {
             failure(ErrorCode::WrongPosition, "the microbatch has not gone forward")
         })?;
         let gradient = rows(hosted, gradient)?;
         let pass = TrainingPass::new(hosted, self.blocks, Some(self.state.adapter()), &sequences);
-        let back = pass.map_err(wrong)?.pausing(pause).backward(&inputs, &gradient);
-        let back = back.map_err(wrong)?;
+        let back = pass?.pausing(pause).backward(&inputs, &gradient);
+        let back = back?;
         if apart {
             self.state.reset();
         }
@@ -216,19 +270,41 @@ impl Session {
     }
 }
 
-fn rows(hosted: &HostedSpan, tensor: &Tensor) -> Result<HiddenStates, ComputeFailure> {
+fn rows(hosted: &HostedSpan, tensor: &Tensor) -> Result<HiddenStates, Failure> {
     HiddenStates::from_wire(tensor, hosted.hidden_size())
         .map_err(|error| failure(ErrorCode::WrongShape, error))
 }
 
-fn wrong(error: TrainError) -> ComputeFailure {
-    failure(ErrorCode::WrongShape, error)
-}
-
-fn not_held() -> ComputeFailure {
+fn not_held() -> Failure {
     failure(ErrorCode::Internal, "the session is not held")
 }
 
-fn failure(code: ErrorCode, detail: impl std::fmt::Display) -> ComputeFailure {
+fn failure(code: ErrorCode, detail: impl std::fmt::Display) -> Failure {
+    Failure::Refused(refused(code, detail))
+}
+
+fn refused(code: ErrorCode, detail: impl std::fmt::Display) -> ComputeFailure {
     ComputeFailure { code, detail: detail.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use umbel_protocol::error::Retry;
+
+    use super::*;
+
+    /// A trainer is told to look elsewhere where another server may do what this one cannot, and to give up
+    /// where its own words are at fault.
+    #[test]
+    fn what_this_server_lacks_sends_a_trainer_elsewhere() {
+        let retry = |error: TrainError| match Failure::from(error) {
+            Failure::Refused(ComputeFailure { code, .. }) => code.retry(),
+            Failure::Gpu(_) => panic!("no GPU was asked"),
+        };
+        let (blocks, hosted) = (Span::new(0, 2).unwrap(), Span::new(1, 2).unwrap());
+        assert_eq!(retry(TrainError::HeadsOnGpu { found: 512 }), Retry::Elsewhere);
+        assert_eq!(retry(TrainError::NotHosted { blocks, hosted }), Retry::Elsewhere);
+        assert_eq!(retry(TrainError::NoToken), Retry::Never);
+        assert_eq!(retry(TrainError::OtherWidth { expected: 64, found: 32 }), Retry::Never);
+    }
 }

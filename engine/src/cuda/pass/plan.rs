@@ -6,10 +6,10 @@ use bytemuck::{Pod, Zeroable};
 use candle_core::Tensor;
 
 use super::super::cache::{HEAD_PADDING, Sequence};
-use super::super::cells::CELL_COLUMNS;
-use super::super::matrix::{CELL_TOKENS, FEW_TOKENS, Limits, Order, STAGE_COLUMNS, int};
+use super::super::matrix::{FEW_TOKENS, Limits, Order, STAGE_COLUMNS, activation_bytes, int};
 use crate::kernel::RopeTable;
 use crate::kv::table::KvTable;
+use crate::train::TargetModule;
 
 /// Rows of a sequence, its tokens times the heads that share one of keys, that one block attends for.
 pub(super) const FEW_ROWS: usize = 64;
@@ -60,17 +60,26 @@ impl Geometry {
         }
     }
 
+    /// Rows and columns of a module's matrix.
+    pub(in crate::cuda) const fn module_shape(&self, module: TargetModule) -> [usize; 2] {
+        let (hidden, inner) = (self.hidden_size, self.intermediate_size);
+        let (queries, keys) = (self.heads * self.head_size, self.kv_heads * self.head_size);
+        match module {
+            TargetModule::Query => [queries, hidden],
+            TargetModule::Key | TargetModule::Value => [keys, hidden],
+            TargetModule::Output => [hidden, queries],
+            TargetModule::Gate | TargetModule::Up => [inner, hidden],
+            TargetModule::Down => [hidden, inner],
+        }
+    }
+
     pub(super) fn group(&self) -> usize {
         self.heads / self.kv_heads
     }
 
     /// Bytes of activations for so many tokens.
     pub(in crate::cuda) fn activation_bytes(&self, tokens: usize, columns: usize) -> usize {
-        if self.plain {
-            tokens * columns * 4
-        } else {
-            tokens.next_multiple_of(CELL_TOKENS) * columns.next_multiple_of(CELL_COLUMNS) * 2
-        }
+        activation_bytes(self.plain, tokens, columns)
     }
 }
 

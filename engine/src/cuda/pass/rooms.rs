@@ -1,11 +1,13 @@
 //! Memory that a pass is computed in.
 
 use super::super::cache::Sequence;
+use super::super::cells::CELL_ROWS;
 use super::super::driver::{Buffer, CudaError, Pinned};
 use super::super::gpu::Gpu;
 use super::plan::{Geometry, Plan, SessionRows};
 use crate::kernel::parallel;
 use crate::operation::with_values;
+use crate::train::adapter::RANK_MAX;
 
 /// Memory for so many tokens of one model, and so many partial results of attention.
 pub(super) struct Rooms {
@@ -24,6 +26,28 @@ pub(super) struct Rooms {
     pub(super) partials: Buffer,
     /// Splits that are done, of each sequence of few rows and head of keys.
     pub(super) counts: Buffer,
+    /// What passes with adapters need besides, from the first on.
+    pub(super) adapted: Option<AdaptedRooms>,
+}
+
+/// Memory for what adapters add.
+pub(super) struct AdaptedRooms {
+    /// Products with A.
+    pub(super) inner: Buffer,
+    /// Gates and up projections in tiles, before they are gated.
+    pub(super) gate_up: Buffer,
+    /// Products that are scaled before they are added to the hidden states.
+    pub(super) product: Buffer,
+}
+
+impl AdaptedRooms {
+    fn new(gpu: &Gpu, geometry: &Geometry, tokens: usize) -> Result<Self, CudaError> {
+        let Geometry { hidden_size, intermediate_size, plain, .. } = *geometry;
+        let room = |values: usize| Buffer::zeroed(gpu.context(), tokens * values * 4);
+        let gate_up = if plain { 0 } else { 2 * intermediate_size.next_multiple_of(CELL_ROWS / 2) };
+        let (inner, gate_up) = (room(RANK_MAX)?, room(gate_up)?);
+        Ok(Self { inner, gate_up, product: room(hidden_size)? })
+    }
 }
 
 /// What a model's rooms are made for.
@@ -93,7 +117,16 @@ impl Rooms {
             gated: activations(intermediate_size)?,
             partials: room(partials)?,
             counts: room(tokens * kv_heads * 4)?,
+            adapted: None,
         })
+    }
+
+    /// Makes room for what adapters add, where there is none yet.
+    pub(super) fn make_adapted(&mut self, gpu: &Gpu, geometry: &Geometry) -> Result<(), CudaError> {
+        if self.adapted.is_none() {
+            self.adapted = Some(AdaptedRooms::new(gpu, geometry, self.tokens)?);
+        }
+        Ok(())
     }
 
     pub(super) fn stage(

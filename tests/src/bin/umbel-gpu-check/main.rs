@@ -12,16 +12,18 @@
 
 #![allow(clippy::print_stdout, reason = "a program for developers prints what it found")]
 
+mod adapters;
+mod head;
+
 use std::ops::Range;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use tempfile::TempDir;
 use umbel_engine::kernel::Arithmetic;
-use umbel_engine::train::{
-    Adapter, AdapterConfig, Sequence, TargetModule, TrainError, TrainingPass,
-};
+use umbel_engine::train::{Sequence, TrainingPass};
 use umbel_engine::{Gpu, HiddenStates, HostedSpan, KvArena, KvTable, PAGE_TOKENS};
 use umbel_protocol::{DType, Span};
 use umbel_shard::gguf::write::GgufWriter;
@@ -63,24 +65,28 @@ fn run() -> Result<()> {
     let folder = TempDir::new()?;
     for kind in types {
         let model = random(folder.path(), kind, &usual())?;
-        compare(&gpu, &model, kind.name(), DType::F32)?;
+        // Adapters go other ways over numbers and, below, in binary32, in bfloat16 and with biases.
+        let adapted = kind == WeightType::Q4K;
+        compare(&gpu, &model, kind.name(), (DType::F32, adapted))?;
         if matches!(kind, WeightType::F32 | WeightType::BF16) {
-            compare(&gpu, &model, kind.name(), DType::Q8)?;
+            compare(&gpu, &model, kind.name(), (DType::Q8, false))?;
         }
     }
-    starved(&Pair::load(&gpu, &random(folder.path(), WeightType::BF16, &usual())?, DType::F32)?)
-        .context("without memory")?;
+    let model = random(folder.path(), WeightType::BF16, &usual())?;
+    starved(&gpu, &model).context("without memory")?;
     for (name, config) in odd_shapes() {
         for kind in [WeightType::F32, WeightType::BF16] {
             let model = random(folder.path(), kind, &config)?;
             for cache in [DType::F32, DType::Q8] {
-                compare(&gpu, &model, &format!("{name}, {kind}"), cache)?;
+                let tried = [("odd", WeightType::F32), ("biases", WeightType::BF16)];
+                let adapted = cache == DType::F32 && tried.contains(&(name, kind));
+                compare(&gpu, &model, &format!("{name}, {kind}"), (cache, adapted))?;
             }
         }
     }
     for checkpoint in arguments {
         let model = open(&checkpoint)?;
-        compare(&gpu, &model, &checkpoint, DType::F32)?;
+        compare(&gpu, &model, &checkpoint, (DType::F32, false))?;
     }
     Ok(())
 }
@@ -195,15 +201,7 @@ impl Pair {
 
     /// Hidden states as they might be, which a seed makes.
     fn text(&self, seed: u64) -> Result<HiddenStates> {
-        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let mut next = || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / 8_388_608.0 - 1.0
-        };
-        let values = (0..self.tokens() * self.config.hidden_size).map(|_| next()).collect();
-        Ok(HiddenStates::from_values(values, self.config.hidden_size)?)
+        text(self.config.hidden_size, self.tokens(), seed)
     }
 
     /// What leaves the blocks when `text` goes through in steps of these sizes, over and over.
@@ -230,7 +228,20 @@ impl Pair {
     }
 }
 
-fn compare(gpu: &Gpu, model: &Model, name: &str, cache: DType) -> Result<()> {
+/// Hidden states as they might be, which a seed makes.
+fn text(hidden_size: usize, tokens: usize, seed: u64) -> Result<HiddenStates> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / 8_388_608.0 - 1.0
+    };
+    let values = (0..tokens * hidden_size).map(|_| next()).collect();
+    Ok(HiddenStates::from_values(values, hidden_size)?)
+}
+
+fn compare(gpu: &Gpu, model: &Model, name: &str, (cache, adapted): (DType, bool)) -> Result<()> {
     let pair = Pair::load(gpu, model, cache)?;
     let name = &if cache == DType::Q8 { format!("{name}, 8 bits kept") } else { name.to_owned() };
     let text = pair.text(1)?;
@@ -260,7 +271,15 @@ fn compare(gpu: &Gpu, model: &Model, name: &str, cache: DType) -> Result<()> {
     shared(&pair, &whole).with_context(|| format!("{name}, behind a prefix"))?;
     in_parts(&pair, &whole).with_context(|| format!("{name}, in two spans"))?;
     if cache == DType::F32 {
+        head::compare(gpu, model, allowed).with_context(|| format!("{name}, the head"))?;
         gradients(&pair, allowed).with_context(|| format!("{name}, gradients"))?;
+    }
+    if adapted {
+        adapters::compare(&pair, &whole, allowed).with_context(|| format!("{name}, adapted"))?;
+        let is_exact = name != WeightType::Q4K.name();
+        adapters::norms(&pair, is_exact, allowed).with_context(|| format!("{name}, norms"))?;
+        adapters::gradients(&pair, allowed * GRADIENT_ERROR_FACTOR)
+            .with_context(|| format!("{name}, gradients of adapters"))?;
     }
     Ok(())
 }
@@ -326,13 +345,16 @@ fn shared(pair: &Pair, whole: &HiddenStates) -> Result<()> {
 
 /// Where the device has no memory for the pass of a long text, that one fails alone, and goes on when
 /// there is memory again.
-fn starved(pair: &Pair) -> Result<()> {
+fn starved(gpu: &Gpu, model: &Model) -> Result<()> {
+    let pair = &Pair::load(gpu, model, DType::F32)?;
     let text = pair.text(1)?;
+    adapters::shared(gpu, pair)?;
+    let adapter = Arc::new(adapters::large(pair)?);
     let whole = pair.in_steps(&text, &[usize::MAX / 2])?;
     let long = HiddenStates::concat(&vec![text.clone(); 12])?;
     let (mut of_long, mut of_short) =
         (pair.arena.open(pair.span, long.token_count())?, pair.table()?);
-    let mut hoard = Vec::new();
+    let (mut of_adapted, mut hoard) = (pair.table()?, Vec::new());
     for tokens in [1 << 22, 1 << 18, 1 << 14, 1 << 10, 1 << 6] {
         while let Ok(arena) = pair.blocks.arena(&pair.config, tokens) {
             hoard.push(arena);
@@ -347,6 +369,8 @@ fn starved(pair: &Pair) -> Result<()> {
         short_result.as_ref().is_ok_and(|short| same(short, &whole)),
         "the short one failed too"
     );
+    head::starved(gpu, model)?;
+    adapters::starved(&pair.blocks, &mut of_adapted, &adapter)?;
     drop(hoard);
     let found = pair.blocks.forward(&mut of_long, &long)?;
     ensure!(same(&found.rows(0..text.token_count())?, &whole), "other bits");
@@ -390,19 +414,6 @@ fn gradients(pair: &Pair, allowed: f64) -> Result<()> {
     let rest = cut..pair.tokens();
     ensure!(same(&alone, &output.rows(rest.clone())?), "other bits alone");
     ensure!(same(&of_alone, &found.rows(rest)?), "other gradients alone");
-    let settings = AdapterConfig {
-        rank: 2,
-        alpha: 2.0,
-        rank_stabilized: false,
-        dropout: 0.0,
-        target_modules: vec![TargetModule::Query],
-        ..AdapterConfig::default()
-    };
-    let adapter = Adapter::begin(settings, &pair.config, pair.span, 1)?;
-    let refused = TrainingPass::new(&pair.blocks, pair.span, Some(&adapter), &both).err();
-    ensure!(refused == Some(TrainError::AdapterOnGpu), "adapters are refused: {refused:?}");
-    let refused = pair.blocks.row_norms(pair.span.start(), TargetModule::Query, &|| ()).err();
-    ensure!(refused == Some(TrainError::AdapterOnGpu), "norms are refused: {refused:?}");
     Ok(())
 }
 
@@ -413,10 +424,14 @@ fn same(one: &HiddenStates, other: &HiddenStates) -> bool {
 
 /// The norm of the difference by that of the expected.
 fn relative_error(found: &HiddenStates, expected: &HiddenStates) -> f64 {
-    let (found, expected) = (found.to_values(), expected.to_values());
+    relative_error_of(&found.to_values(), &expected.to_values())
+}
+
+/// The same of values.
+fn relative_error_of(found: &[f32], expected: &[f32]) -> f64 {
     let square =
         |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>();
-    let differences = found.iter().zip(&expected).map(|(a, b)| f64::from(*a) - f64::from(*b));
+    let differences = found.iter().zip(expected).map(|(a, b)| f64::from(*a) - f64::from(*b));
     let difference = square(&mut differences.into_iter());
     (difference / square(&mut expected.iter().map(|value| f64::from(*value)))).sqrt()
 }
