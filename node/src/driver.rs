@@ -213,10 +213,11 @@ impl Driver {
         Self { adapters: Adapters::of(model), ..self }
     }
 
-    /// The same, where `device` computes: its threads wake as soon as something comes to be computed.
+    /// The same, where `device` computes, if it has threads: they wake as soon as something comes to be
+    /// computed.
     #[must_use]
-    pub fn rousing(self, device: Device) -> Self {
-        Self { device: Some(device), ..self }
+    pub fn rousing(self, device: Option<Device>) -> Self {
+        Self { device, ..self }
     }
 
     /// What is counted, for who wants to see it.

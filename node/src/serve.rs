@@ -233,6 +233,7 @@ impl Serving {
         let (completion, handle) = (events.completion(), events.handle());
         let floor = Floor::default();
         let can_train = shard.blocks.can_train();
+        let device = shard.blocks.gpu().is_none().then(Device::shared);
         let blocks = shard.blocks.clone();
         let (shards, lost) = Shards::new(shard);
         let (training, trainings) = TrainingDriver::new(
@@ -244,8 +245,7 @@ impl Serving {
         let shards = floor.before(shards);
         let compute = Compute::start(shards, move |done| completion.done(done));
         let (driver, drained) = Driver::new(server, network.clone(), compute, events);
-        let driver = driver.adapting(model.config().clone());
-        let driver = if on_processor { driver.rousing(Device::shared()) } else { driver };
+        let driver = driver.adapting(model.config().clone()).rousing(device);
         let peer = network.peer_id();
         let balancer =
             Balancer::new(peer, &arguments, &model, (held, held_max), loader, (handle, drained));

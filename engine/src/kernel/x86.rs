@@ -84,7 +84,7 @@ impl Avx2 {
         }
     }
 
-    /// As [`Unprepared::pairs`].
+    /// As [`Unprepared::bytes`], or [`Unprepared::pairs`] for weights of 8 bits.
     pub(super) fn prepare_tokens(self, input: Unprepared<'_>, tile: Prepared<'_>) {
         // SAFETY: `self` exists only where the processor has the instructions.
         unsafe { prepare_tokens(input, tile) }
@@ -174,5 +174,5 @@ fn exactly(panel: packed::Panel<'_>, values: &[f32], columns: usize, sums: &mut 
 
 #[target_feature(enable = "avx2,fma,f16c")]
 fn prepare_tokens(input: Unprepared<'_>, tile: Prepared<'_>) {
-    input.pairs(tile);
+    if input.is_for_bytes() { input.pairs(tile) } else { input.bytes(tile) }
 }

@@ -1,8 +1,10 @@
-//! Panels of quantized weights times activations of 16 bits, 8 rows in a register.
+//! Panels of quantized weights times activations of 8 or 16 bits, 8 rows in a register.
 //!
-//! `madd` multiplies pairs of 16-bit integers and adds them to 32 bits. The bytes of a quad are
-//! widened in place: the first and third of each row in one register, the second and fourth in
-//! another; the activations lie in the same pairs.
+//! `maddubs` multiplies unsigned bytes with signed ones and adds two products to 16 bits, in which it
+//! stops at the largest number. Weights of 4 bits never come near it, even where the products of all quads
+//! are added; those of 5 and 6 bits allow for fewer. Those of 8 bits are widened in place for `madd`, the
+//! first and third of each row in one register, the second and fourth in another, and meet activations of
+//! 16 bits that lie in the same pairs.
 
 #[allow(clippy::wildcard_imports, reason = "intrinsics are named as the manual names them")]
 use std::arch::x86_64::*;
@@ -18,8 +20,24 @@ use crate::kernel::packed::quantized::{Panel, Sums};
 /// Registers for the rows of a strip.
 const PARTS: usize = STRIP_ROWS / LANES;
 
-/// A block of 8 rows: for each word of the activations, the pairs that it is multiplied with.
+/// A block of 8 rows: unsigned bytes of 4 columns in each.
+type Quads = [__m256i; QUADS];
+
+/// A block of 8 rows in 16 bits.
 type Pairs = [__m256i; 2 * QUADS];
+
+/// How many products with quads of 4 bits can be added in 16 bits: `8 * 2 * 15 * 128` is below 2^15. Of 5
+/// bits it is half of them, of 6 a quarter.
+const QUADS_OF_4: usize = QUADS;
+const QUADS_OF_5: usize = QUADS / 2;
+const QUADS_OF_6: usize = QUADS / 4;
+
+/// A block of one token's activations, and whether it has upper bytes.
+#[derive(Clone, Copy)]
+struct Inputs<'a> {
+    words: &'a Words,
+    wide: bool,
+}
 
 /// What the integers of a block stand for: `scales[half] * integer + minimum`, where the halves are
 /// of 16 columns.
@@ -32,40 +50,85 @@ struct Factors {
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn multiply(panel: Panel<'_>, tile: IntegerTile<'_>, sums: &mut [Sums]) {
     match panel.kind {
-        WeightType::Q4_0 | WeightType::Q5_0 | WeightType::Q8_0 => {
-            by_blocks(panel, tile, sums, |pairs, factors, words, token, sum| {
-                let products = dot(pairs, words, 0, 2 * QUADS, token.offsets[0]);
-                add_scaled(products, factors.scales[0], token, sum)
-            })
+        WeightType::Q4_0 => {
+            scaled(panel, tile, sums, |quads, inputs| dot::<QUADS_OF_4, QUADS>(quads, inputs, 0))
         }
-        WeightType::Q4_1 | WeightType::Q5_1 | WeightType::Q4K | WeightType::Q5K => {
-            by_blocks(panel, tile, sums, |pairs, factors, words, token, sum| {
-                let products = dot(pairs, words, 0, 2 * QUADS, 0);
-                let sum = add_scaled(products, factors.scales[0], token, sum);
-                _mm256_fmadd_ps(factors.minimum, _mm256_set1_ps(token.sum), sum)
-            })
+        WeightType::Q5_0 => {
+            scaled(panel, tile, sums, |quads, inputs| dot::<QUADS_OF_5, QUADS>(quads, inputs, 0))
         }
-        WeightType::Q6K => by_blocks(panel, tile, sums, |pairs, factors, words, token, sum| {
-            let first = dot(pairs, words, 0, QUADS, token.offsets[0]);
-            let last = dot(pairs, words, QUADS, 2 * QUADS, token.offsets[1]);
-            let first = _mm256_mul_ps(_mm256_cvtepi32_ps(first), factors.scales[0]);
-            let both = _mm256_fmadd_ps(_mm256_cvtepi32_ps(last), factors.scales[1], first);
-            _mm256_fmadd_ps(both, _mm256_set1_ps(token.scale), sum)
+        WeightType::Q8_0 => by_blocks(
+            panel,
+            tile,
+            sums,
+            |quads| widened(&quads),
+            |pairs, factors, inputs, token, sum| {
+                let products = dot_pairs(pairs, inputs.words);
+                add_scaled(above(products, token.offsets[0]), factors.scales[0], token, sum)
+            },
+        ),
+        WeightType::Q4_1 | WeightType::Q4K => with_minimum(panel, tile, sums, |quads, inputs| {
+            dot::<QUADS_OF_4, QUADS>(quads, inputs, 0)
         }),
+        WeightType::Q5_1 | WeightType::Q5K => with_minimum(panel, tile, sums, |quads, inputs| {
+            dot::<QUADS_OF_5, QUADS>(quads, inputs, 0)
+        }),
+        WeightType::Q6K => {
+            by_blocks(panel, tile, sums, as_packed, |quads, factors, inputs, token, sum| {
+                const HALF: usize = QUADS / 2;
+                let (first, last) = quads.split_at(HALF);
+                let first = above(dot::<QUADS_OF_6, HALF>(first, inputs, 0), token.offsets[0]);
+                let last = above(dot::<QUADS_OF_6, HALF>(last, inputs, HALF), token.offsets[1]);
+                let first = _mm256_mul_ps(_mm256_cvtepi32_ps(first), factors.scales[0]);
+                let both = _mm256_fmadd_ps(_mm256_cvtepi32_ps(last), factors.scales[1], first);
+                _mm256_fmadd_ps(both, _mm256_set1_ps(token.scale), sum)
+            });
+        }
         WeightType::F32 | WeightType::F16 | WeightType::BF16 => {
             unreachable!("weights in floating point are not packed as integers")
         }
     }
 }
 
-/// Reads block after block and adds its products to the sums of each token.
+/// Types without a minimum.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn by_blocks(
+fn scaled(
     panel: Panel<'_>,
     tile: IntegerTile<'_>,
     sums: &mut [Sums],
-    add: impl Fn(&Pairs, &Factors, &Words, &TokenFactors, __m256) -> __m256 + Copy,
+    dot: impl Fn(&Quads, Inputs<'_>) -> __m256i + Copy,
+) {
+    by_blocks(panel, tile, sums, as_packed, |quads, factors, inputs, token, sum| {
+        let products = above(dot(quads, inputs), token.offsets[0]);
+        add_scaled(products, factors.scales[0], token, sum)
+    });
+}
+
+/// Types with a minimum.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn with_minimum(
+    panel: Panel<'_>,
+    tile: IntegerTile<'_>,
+    sums: &mut [Sums],
+    dot: impl Fn(&Quads, Inputs<'_>) -> __m256i + Copy,
+) {
+    by_blocks(panel, tile, sums, as_packed, |quads, factors, inputs, token, sum| {
+        let sum = add_scaled(dot(quads, inputs), factors.scales[0], token, sum);
+        _mm256_fmadd_ps(factors.minimum, _mm256_set1_ps(token.sum), sum)
+    });
+}
+
+/// Reads block after block and adds its products to the sums of each token: `prepare` makes of the quads
+/// what `add` multiplies.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn by_blocks<W>(
+    panel: Panel<'_>,
+    tile: IntegerTile<'_>,
+    sums: &mut [Sums],
+    prepare: impl Fn(Quads) -> W + Copy,
+    add: impl Fn(&W, &Factors, Inputs<'_>, &TokenFactors, __m256) -> __m256 + Copy,
 ) {
     sums.fill(Sums::ZERO);
     let words = tile.words.chunks_exact(tile.tokens);
@@ -73,26 +136,87 @@ fn by_blocks(
         for rows in 0..STRIPS * PARTS {
             let (strip, part) = (rows / PARTS, rows % PARTS);
             let read = Rows { panel, block, strip, part };
-            let (pairs, factors) = (read.pairs(), read.factors());
-            for ((words, token), sums) in words.iter().zip(tokens).zip(sums.iter_mut()) {
+            let (weights, factors) = (prepare(read.quads()), read.factors());
+            // Counted, since what std chains together is called for each token where features differ.
+            for (index, sums) in sums.iter_mut().enumerate() {
+                let wide = tile.wide[block] >> index & 1 == 1;
+                let inputs = Inputs { words: &words[index], wide };
                 let sums = &mut sums.0[strip].as_chunks_mut::<LANES>().0[part];
-                let sum = add(&pairs, &factors, words, token, load::floats(sums));
+                let sum = add(&weights, &factors, inputs, &tokens[index], load::floats(sums));
                 load::store(sums, sum);
             }
         }
     }
 }
 
-/// The products with the words from `first` to before `last`, and `offset`.
-#[target_feature(enable = "avx2,fma,f16c")]
+/// Quads as they are.
+const fn as_packed(quads: Quads) -> Quads {
+    quads
+}
+
+/// For each word of the activations, the pairs that it is multiplied with.
+#[target_feature(enable = "avx2")]
 #[inline]
-fn dot(pairs: &Pairs, words: &Words, first: usize, last: usize, offset: i32) -> __m256i {
-    let mut sum = _mm256_set1_epi32(offset);
-    for (&pairs, &word) in pairs[first..last].iter().zip(&words.0[first..last]) {
-        let products = _mm256_madd_epi16(pairs, _mm256_set1_epi32(word));
-        sum = _mm256_add_epi32(sum, products);
+fn widened(quads: &Quads) -> Pairs {
+    let mut pairs = [_mm256_setzero_si256(); 2 * QUADS];
+    for (pairs, quad) in pairs.as_chunks_mut::<2>().0.iter_mut().zip(quads) {
+        *pairs = [_mm256_and_si256(*quad, _mm256_set1_epi16(0xff)), _mm256_srli_epi16::<8>(*quad)];
+    }
+    pairs
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+fn dot_pairs(pairs: &Pairs, words: &Words) -> __m256i {
+    let mut sum = _mm256_setzero_si256();
+    for (&pairs, &word) in pairs.iter().zip(&words.0) {
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi32(word)));
     }
     sum
+}
+
+/// The products of `COUNT` quads with the words from `first` on; `TOGETHER` of them are added in 16 bits.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn dot<const TOGETHER: usize, const COUNT: usize>(
+    quads: &[__m256i],
+    inputs: Inputs<'_>,
+    first: usize,
+) -> __m256i {
+    let (upper, lower) = inputs.words.0.split_at(QUADS);
+    let sum = dot_bytes::<TOGETHER, COUNT>(quads, &lower[first..]);
+    if !inputs.wide {
+        return sum;
+    }
+    // The upper bytes count 256 times the lower.
+    let upper = dot_bytes::<TOGETHER, COUNT>(quads, &upper[first..]);
+    _mm256_add_epi32(_mm256_slli_epi32::<8>(upper), sum)
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+fn dot_bytes<const TOGETHER: usize, const COUNT: usize>(
+    quads: &[__m256i],
+    words: &[i32],
+) -> __m256i {
+    let ones = _mm256_set1_epi16(1);
+    let mut sum = _mm256_setzero_si256();
+    for start in (0..COUNT).step_by(TOGETHER) {
+        let mut pairs = _mm256_setzero_si256();
+        for place in start..start + TOGETHER {
+            let products = _mm256_maddubs_epi16(quads[place], _mm256_set1_epi32(words[place]));
+            pairs = _mm256_add_epi16(pairs, products);
+        }
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
+    }
+    sum
+}
+
+/// Products with weights that are packed from zero on, which `offset` makes up for.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn above(products: __m256i, offset: i32) -> __m256i {
+    _mm256_add_epi32(products, _mm256_set1_epi32(offset))
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -115,7 +239,7 @@ impl Rows<'_> {
     /// The weights of a block.
     #[target_feature(enable = "avx2,fma,f16c")]
     #[inline]
-    fn pairs(self) -> Pairs {
+    fn quads(self) -> Quads {
         let Self { panel, block, strip, part } = self;
         let bytes = |line: &Line| load::bytes_32(&line.0.as_chunks().0[part]);
         let mut quads = [_mm256_setzero_si256(); QUADS];
@@ -139,12 +263,7 @@ impl Rows<'_> {
                 unreachable!("weights in floating point are not packed as integers")
             }
         }
-        let mut pairs = [_mm256_setzero_si256(); 2 * QUADS];
-        for (pairs, quad) in pairs.as_chunks_mut::<2>().0.iter_mut().zip(quads) {
-            *pairs =
-                [_mm256_and_si256(quad, _mm256_set1_epi16(0xff)), _mm256_srli_epi16::<8>(quad)];
-        }
-        pairs
+        quads
     }
 
     /// The factors of a block.

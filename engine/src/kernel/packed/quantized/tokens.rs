@@ -261,6 +261,13 @@ impl Unprepared<'_> {
         }
     }
 
+    /// Whether they are for weights of 8 bits.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(in crate::kernel) const fn is_for_bytes(self) -> bool {
+        self.zero == Form::of(WeightType::Q8_0).zero as i32
+    }
+
     /// Rounds to words in the order of bytes.
     #[inline(always)]
     pub(in crate::kernel) fn bytes(self, tile: Prepared<'_>) {

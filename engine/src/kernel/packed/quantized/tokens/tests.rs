@@ -12,18 +12,20 @@ fn prepare(
 ) -> (Vec<i32>, Vec<TokenFactors>) {
     let tokens = Tokens::prepare(set, kind, arithmetic, input, input.len());
     let TokenTile::Integers(tile) = tokens.tile(0) else { unreachable!("not exact") };
-    let integers = |words: &Words| integers(order(set), words);
+    let integers = |words: &Words| integers(order(set, kind), words);
     (tile.words.iter().flat_map(integers).collect(), tile.factors.to_vec())
 }
 
-/// How the kernels of `set` read a block.
-fn order(set: InstructionSet) -> Order {
+/// How the kernels of `set` for weights of `kind` read a block.
+fn order(set: InstructionSet, kind: WeightType) -> Order {
     match set {
         InstructionSet::Portable => Order::Pairs,
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx2(_) => Order::Pairs,
+        InstructionSet::Avx2(_) if kind == WeightType::Q8_0 => Order::Pairs,
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx512(_) | InstructionSet::Amx(_) => Order::Bytes,
+        InstructionSet::Avx2(_) | InstructionSet::Avx512(_) | InstructionSet::Amx(_) => {
+            Order::Bytes
+        }
         #[cfg(target_arch = "aarch64")]
         InstructionSet::Neon(neon) => {
             if neon.has_products() {
