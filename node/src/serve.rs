@@ -251,9 +251,7 @@ impl Serving {
             Balancer::new(peer, &arguments, &model, (held, held_max), loader, (handle, drained));
         let balancer = balancer.with(trainings);
         if !can_train {
-            tracing::info!(
-                "the GPU has no kernels to train heads of this size: that goes elsewhere"
-            );
+            tracing::info!("the GPU has no kernels to train heads of this size; others will");
             balancer.drain_trainings().await;
         }
         Ok(Self { network, announcer, offer, driver, training, balancer, swarm_key, lost, control })
