@@ -60,7 +60,7 @@ pub(super) fn multiply(panel: Panel<'_>, tile: IntegerTile<'_>, sums: &mut [Sums
             panel,
             tile,
             sums,
-            |quads| widened(&quads),
+            |rows| (rows.pairs(), rows.scale()),
             |pairs, factors, inputs, token, sum| {
                 let products = dot_pairs(pairs, inputs.words);
                 add_scaled(above(products, token.offsets[0]), factors.scales[0], token, sum)
@@ -73,15 +73,21 @@ pub(super) fn multiply(panel: Panel<'_>, tile: IntegerTile<'_>, sums: &mut [Sums
             dot::<QUADS_OF_5, QUADS>(quads, inputs, 0)
         }),
         WeightType::Q6K => {
-            by_blocks(panel, tile, sums, as_packed, |quads, factors, inputs, token, sum| {
-                const HALF: usize = QUADS / 2;
-                let (first, last) = quads.split_at(HALF);
-                let first = above(dot::<QUADS_OF_6, HALF>(first, inputs, 0), token.offsets[0]);
-                let last = above(dot::<QUADS_OF_6, HALF>(last, inputs, HALF), token.offsets[1]);
-                let first = _mm256_mul_ps(_mm256_cvtepi32_ps(first), factors.scales[0]);
-                let both = _mm256_fmadd_ps(_mm256_cvtepi32_ps(last), factors.scales[1], first);
-                _mm256_fmadd_ps(both, _mm256_set1_ps(token.scale), sum)
-            });
+            by_blocks(
+                panel,
+                tile,
+                sums,
+                |rows| (rows.quads(), rows.factors()),
+                |quads, factors, inputs, token, sum| {
+                    const HALF: usize = QUADS / 2;
+                    let (first, last) = quads.split_at(HALF);
+                    let first = above(dot::<QUADS_OF_6, HALF>(first, inputs, 0), token.offsets[0]);
+                    let last = above(dot::<QUADS_OF_6, HALF>(last, inputs, HALF), token.offsets[1]);
+                    let first = _mm256_mul_ps(_mm256_cvtepi32_ps(first), factors.scales[0]);
+                    let both = _mm256_fmadd_ps(_mm256_cvtepi32_ps(last), factors.scales[1], first);
+                    _mm256_fmadd_ps(both, _mm256_set1_ps(token.scale), sum)
+                },
+            );
         }
         WeightType::F32 | WeightType::F16 | WeightType::BF16 => {
             unreachable!("weights in floating point are not packed as integers")
@@ -98,10 +104,16 @@ fn scaled(
     sums: &mut [Sums],
     dot: impl Fn(&Quads, Inputs<'_>) -> __m256i + Copy,
 ) {
-    by_blocks(panel, tile, sums, as_packed, |quads, factors, inputs, token, sum| {
-        let products = above(dot(quads, inputs), token.offsets[0]);
-        add_scaled(products, factors.scales[0], token, sum)
-    });
+    by_blocks(
+        panel,
+        tile,
+        sums,
+        |rows| (rows.quads(), rows.factors()),
+        |quads, factors, inputs, token, sum| {
+            let products = above(dot(quads, inputs), token.offsets[0]);
+            add_scaled(products, factors.scales[0], token, sum)
+        },
+    );
 }
 
 /// Types with a minimum.
@@ -113,21 +125,27 @@ fn with_minimum(
     sums: &mut [Sums],
     dot: impl Fn(&Quads, Inputs<'_>) -> __m256i + Copy,
 ) {
-    by_blocks(panel, tile, sums, as_packed, |quads, factors, inputs, token, sum| {
-        let sum = add_scaled(dot(quads, inputs), factors.scales[0], token, sum);
-        _mm256_fmadd_ps(factors.minimum, _mm256_set1_ps(token.sum), sum)
-    });
+    by_blocks(
+        panel,
+        tile,
+        sums,
+        |rows| (rows.quads(), rows.factors()),
+        |quads, factors, inputs, token, sum| {
+            let sum = add_scaled(dot(quads, inputs), factors.scales[0], token, sum);
+            _mm256_fmadd_ps(factors.minimum, _mm256_set1_ps(token.sum), sum)
+        },
+    );
 }
 
-/// Reads block after block and adds its products to the sums of each token: `prepare` makes of the quads
-/// what `add` multiplies.
+/// Reads block after block and adds its products to the sums of each token: `read` gives what `add`
+/// multiplies.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 fn by_blocks<W>(
     panel: Panel<'_>,
     tile: IntegerTile<'_>,
     sums: &mut [Sums],
-    prepare: impl Fn(Quads) -> W + Copy,
+    read: impl Fn(Rows<'_>) -> (W, Factors) + Copy,
     add: impl Fn(&W, &Factors, Inputs<'_>, &TokenFactors, __m256) -> __m256 + Copy,
 ) {
     sums.fill(Sums::ZERO);
@@ -135,8 +153,7 @@ fn by_blocks<W>(
     for (block, (words, tokens)) in words.zip(tile.factors.chunks_exact(tile.tokens)).enumerate() {
         for rows in 0..STRIPS * PARTS {
             let (strip, part) = (rows / PARTS, rows % PARTS);
-            let read = Rows { panel, block, strip, part };
-            let (weights, factors) = (prepare(read.quads()), read.factors());
+            let (weights, factors) = read(Rows { panel, block, strip, part });
             // Counted, since what std chains together is called for each token where features differ.
             for (index, sums) in sums.iter_mut().enumerate() {
                 let wide = tile.wide[block] >> index & 1 == 1;
@@ -147,22 +164,6 @@ fn by_blocks<W>(
             }
         }
     }
-}
-
-/// Quads as they are.
-const fn as_packed(quads: Quads) -> Quads {
-    quads
-}
-
-/// For each word of the activations, the pairs that it is multiplied with.
-#[target_feature(enable = "avx2")]
-#[inline]
-fn widened(quads: &Quads) -> Pairs {
-    let mut pairs = [_mm256_setzero_si256(); 2 * QUADS];
-    for (pairs, quad) in pairs.as_chunks_mut::<2>().0.iter_mut().zip(quads) {
-        *pairs = [_mm256_and_si256(*quad, _mm256_set1_epi16(0xff)), _mm256_srli_epi16::<8>(*quad)];
-    }
-    pairs
 }
 
 #[target_feature(enable = "avx2")]
@@ -264,6 +265,30 @@ impl Rows<'_> {
             }
         }
         quads
+    }
+
+    /// As [`Rows::quads`], of weights in 8 bits: for each word of the activations, the pairs that it is
+    /// multiplied with.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    fn pairs(self) -> Pairs {
+        let lines = self.panel.lines::<QUADS>(self.block, self.strip);
+        let mut pairs = [_mm256_setzero_si256(); 2 * QUADS];
+        for (pairs, line) in pairs.as_chunks_mut::<2>().0.iter_mut().zip(lines) {
+            let quad = load::bytes_32(&line.0.as_chunks().0[self.part]);
+            let first = _mm256_and_si256(quad, _mm256_set1_epi16(0xff));
+            *pairs = [first, _mm256_srli_epi16::<8>(quad)];
+        }
+        pairs
+    }
+
+    /// As [`Rows::factors`], of Q8_0.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    fn scale(self) -> Factors {
+        let [scale] = self.panel.factors::<1>(self.block, self.strip);
+        let scale = _mm256_cvtph_ps(load::bytes_16(&scale.0.as_chunks().0[self.part]));
+        Factors { scales: [scale; 2], minimum: _mm256_setzero_ps() }
     }
 
     /// The factors of a block.
