@@ -22,7 +22,7 @@ pub fn give_back() {
 /// Each thread has a heap of its own otherwise. Of those `give_back` cannot free the ends: what a thread
 /// once took for loading stays with it. And their parts go back to the system whenever they are empty: in
 /// a prompt of 512 tokens a block of a small model takes and frees some 50 MB, and what comes back page by
-/// page, each cleared first, costs a twentieth of the prompt's time. Threads that compute allocate little,
+/// page, each cleared first, costs a tenth of the prompt's time. Threads that compute allocate little,
 /// so they seldom wait for each other.
 pub fn share() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
