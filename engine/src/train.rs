@@ -44,6 +44,7 @@ use std::fmt;
 
 use umbel_protocol::Span;
 
+pub(crate) use adapter::ModuleSizes;
 pub use adapter::{
     Adapter, AdapterConfig, AdapterError, PEFT_WEIGHTS_FILE, Parameters, PeftFiles, TargetModule,
     module_shape,

@@ -3,6 +3,8 @@
 mod back;
 mod norms;
 
+use std::ops::Range;
+
 use bytemuck::{Pod, Zeroable};
 
 pub(super) use back::Gradient;
@@ -109,6 +111,14 @@ enum Layout {
     Cells(Format),
 }
 
+/// Some rows of a matrix, and where they lie in binary32 or in cells of bfloat16.
+struct Part {
+    address: u64,
+    rows: Range<usize>,
+    /// Whether they are in binary32.
+    plain: bool,
+}
+
 /// The format that the rows of a matrix have; that of bfloat16 where they have several.
 fn format_of(rows: &[Source<'_>]) -> Format {
     let mut formats = rows.iter().flatten().map(|(weight, _)| Format::of(weight.weight_type()));
@@ -209,18 +219,49 @@ impl Matrix {
         input: Input<'_>,
         target: Target,
     ) -> Result<(), CudaError> {
+        // Whole cells of gated features, which are four tiles.
+        self.in_cells(gpu, format, 4, |address, tiles| {
+            self.multiply_tiles(gpu, address, tiles, input, target)
+        })
+    }
+
+    /// Hands all rows to `launch` as kernels can read them whose products are not divided by tiles.
+    fn in_parts(
+        &self,
+        gpu: &Gpu,
+        mut launch: impl FnMut(Part) -> Result<(), CudaError>,
+    ) -> Result<(), CudaError> {
+        match self.layout {
+            Layout::Plain => {
+                launch(Part { address: self.data.address(), rows: 0..self.rows, plain: true })
+            }
+            Layout::Cells(format) => self.in_cells(gpu, format, 1, |address, tiles| {
+                let rows = tiles.start * CELL_ROWS..self.rows.min(tiles.end * CELL_ROWS);
+                launch(Part { address, rows, plain: false })
+            }),
+        }
+    }
+
+    /// Hands the tiles of rows to `launch` as cells of bfloat16, with their address: all of them where they
+    /// are such cells, else a multiple of `multiple` at a time, unpacked to the values that they are
+    /// multiplied with.
+    fn in_cells(
+        &self,
+        gpu: &Gpu,
+        format: Format,
+        multiple: usize,
+        mut launch: impl FnMut(u64, Range<usize>) -> Result<(), CudaError>,
+    ) -> Result<(), CudaError> {
         if format == Format::Bf16 {
-            let (address, tiles) = (self.data.address(), 0..self.row_tiles());
-            return self.multiply_tiles(gpu, address, tiles, input, target);
+            return launch(self.data.address(), 0..self.row_tiles());
         }
         let unpacked = gpu.unpacked();
         let row_bytes = self.cells() * Format::Bf16.cell_bytes();
-        // Whole cells of gated features, which are four tiles.
-        let together = (unpacked.bytes() / row_bytes / 4 * 4).max(4);
+        let together = (unpacked.bytes() / row_bytes / multiple).max(1) * multiple;
         for start in (0..self.row_tiles()).step_by(together) {
             let tiles = start..self.row_tiles().min(start + together);
             self.unpack(gpu, format, &tiles, unpacked)?;
-            self.multiply_tiles(gpu, unpacked.address(), tiles, input, target)?;
+            launch(unpacked.address(), tiles)?;
         }
         Ok(())
     }
@@ -230,7 +271,7 @@ impl Matrix {
         &self,
         gpu: &Gpu,
         format: Format,
-        tiles: &std::ops::Range<usize>,
+        tiles: &Range<usize>,
         to: &Buffer,
     ) -> Result<(), CudaError> {
         const WARPS: usize = 8;
@@ -251,7 +292,7 @@ impl Matrix {
         &self,
         gpu: &Gpu,
         address: u64,
-        tiles: std::ops::Range<usize>,
+        tiles: Range<usize>,
         input: Input<'_>,
         target: Target,
     ) -> Result<(), CudaError> {

@@ -25,15 +25,36 @@ pub const PROMPT_TOKENS_MAX: usize = umbel_protocol::training::PROMPT_TOKENS_MAX
 /// Rows and columns of a module's matrix in a model.
 #[must_use]
 pub const fn module_shape(module: TargetModule, config: &ModelConfig) -> [usize; 2] {
-    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-    let queries = config.head_count * config.head_size;
-    let keys = config.kv_head_count * config.head_size;
-    match module {
-        TargetModule::Query => [queries, hidden],
-        TargetModule::Key | TargetModule::Value => [keys, hidden],
-        TargetModule::Output => [hidden, queries],
-        TargetModule::Gate | TargetModule::Up => [inner, hidden],
-        TargetModule::Down => [hidden, inner],
+    let sizes = ModuleSizes {
+        hidden: config.hidden_size,
+        intermediate: config.intermediate_size,
+        queries: config.head_count * config.head_size,
+        keys: config.kv_head_count * config.head_size,
+    };
+    sizes.shape(module)
+}
+
+/// The features that the modules of a block take and make.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ModuleSizes {
+    pub(crate) hidden: usize,
+    pub(crate) intermediate: usize,
+    pub(crate) queries: usize,
+    /// Of the keys, and as many of the values.
+    pub(crate) keys: usize,
+}
+
+impl ModuleSizes {
+    /// Rows and columns of a module's matrix.
+    pub(crate) const fn shape(self, module: TargetModule) -> [usize; 2] {
+        let Self { hidden, intermediate, queries, keys } = self;
+        match module {
+            TargetModule::Query => [queries, hidden],
+            TargetModule::Key | TargetModule::Value => [keys, hidden],
+            TargetModule::Output => [hidden, queries],
+            TargetModule::Gate | TargetModule::Up => [intermediate, hidden],
+            TargetModule::Down => [hidden, intermediate],
+        }
     }
 }
 

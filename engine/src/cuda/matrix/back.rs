@@ -1,7 +1,6 @@
 //! Gradients times a matrix itself: the gradient of a product's input.
 
-use super::{CELL_TOKENS, Layout, Matrix, int};
-use crate::cuda::cells::{CELL_ROWS, Format};
+use super::{CELL_TOKENS, Matrix, Part, int};
 use crate::cuda::driver::{Buffer, CudaError, Launch};
 use crate::cuda::gpu::Gpu;
 
@@ -16,52 +15,25 @@ pub(in crate::cuda) struct Gradient {
 }
 
 impl Matrix {
-    /// Adds `gradient` times the matrix to `output`, `[tokens, columns]`. Quantized matrices are unpacked
-    /// some rows at a time, to the values that they are multiplied with forward.
+    /// Adds `gradient` times the matrix to `output`, `[tokens, columns]`.
     pub(in crate::cuda) fn add_back(
         &self,
         gpu: &Gpu,
         gradient: Gradient,
         output: &Buffer,
     ) -> Result<(), CudaError> {
-        match self.layout {
-            Layout::Plain => self.launch_back(
-                gpu,
-                "back_f32",
-                (self.data.address(), 0..self.rows),
-                gradient,
-                output,
-            ),
-            Layout::Cells(Format::Bf16) => {
-                let all = (self.data.address(), 0..self.rows);
-                self.launch_back(gpu, "back_cells", all, gradient, output)
-            }
-            Layout::Cells(format) => {
-                let unpacked = gpu.unpacked();
-                let row_bytes = self.cells() * Format::Bf16.cell_bytes();
-                let together = (unpacked.bytes() / row_bytes).max(1);
-                for start in (0..self.row_tiles()).step_by(together) {
-                    let tiles = start..self.row_tiles().min(start + together);
-                    self.unpack(gpu, format, &tiles, unpacked)?;
-                    let rows = tiles.start * CELL_ROWS..self.rows.min(tiles.end * CELL_ROWS);
-                    let part = (unpacked.address(), rows);
-                    self.launch_back(gpu, "back_cells", part, gradient, output)?;
-                }
-                Ok(())
-            }
-        }
+        self.in_parts(gpu, |part| self.launch_back(gpu, part, gradient, output))
     }
 
-    /// For some rows of the matrix, which are at an address.
     fn launch_back(
         &self,
         gpu: &Gpu,
-        name: &str,
-        (address, rows): (u64, std::ops::Range<usize>),
+        Part { address, rows, plain }: Part,
         gradient: Gradient,
         output: &Buffer,
     ) -> Result<(), CudaError> {
         const THREADS: usize = 128;
+        let name = if plain { "back_f32" } else { "back_cells" };
         let kernel = gpu.program().kernel("train", name, 0)?;
         let grid = [self.columns.div_ceil(THREADS), gradient.tokens.div_ceil(CELL_TOKENS), 1];
         let launch = Launch::new(kernel, grid, THREADS)

@@ -1,8 +1,7 @@
 //! The norms of a matrix's rows, with what an adapter adds to them.
 
-use super::{Layout, Matrix, int};
+use super::{Matrix, Part, int};
 use crate::cuda::adapt::{Place, Side};
-use crate::cuda::cells::{CELL_ROWS, Format};
 use crate::cuda::driver::{Buffer, CudaError, Launch};
 use crate::cuda::gpu::Gpu;
 
@@ -21,8 +20,7 @@ pub(in crate::cuda) struct ModuleRows {
 }
 
 impl Matrix {
-    /// The norms of a module's rows. Quantized matrices are unpacked some rows at a time, to the values
-    /// that they are multiplied with.
+    /// The norms of a module's rows.
     pub(in crate::cuda) fn row_norms(
         &self,
         gpu: &Gpu,
@@ -30,53 +28,34 @@ impl Matrix {
         added: Option<Added<'_>>,
     ) -> Result<Buffer, CudaError> {
         let norms = Buffer::zeroed(gpu.context(), rows.size * size_of::<f32>())?;
-        let part = |name: &str, address, from, count| {
-            let rows = ModuleRows { start: rows.start + from, ..rows };
-            self.launch_norms(gpu, (name, address, count), rows, added, &norms)
-        };
-        match self.layout {
-            Layout::Plain => part("adapt_norms_f32", self.data.address(), 0, self.rows)?,
-            Layout::Cells(Format::Bf16) => {
-                part("adapt_norms_cells", self.data.address(), 0, self.rows)?;
-            }
-            Layout::Cells(format) => {
-                let unpacked = gpu.unpacked();
-                let row_bytes = self.cells() * Format::Bf16.cell_bytes();
-                let together = (unpacked.bytes() / row_bytes).max(1);
-                for start in (0..self.row_tiles()).step_by(together) {
-                    let tiles = start..self.row_tiles().min(start + together);
-                    self.unpack(gpu, format, &tiles, unpacked)?;
-                    let first = tiles.start * CELL_ROWS;
-                    let count = self.rows.min(tiles.end * CELL_ROWS) - first;
-                    part("adapt_norms_cells", unpacked.address(), first, count)?;
-                }
-            }
-        }
+        self.in_parts(gpu, |part| self.launch_norms(gpu, part, rows, added, &norms))?;
         Ok(norms)
     }
 
     fn launch_norms(
         &self,
         gpu: &Gpu,
-        (name, address, count): (&str, u64, usize),
-        rows: ModuleRows,
+        part: Part,
+        module: ModuleRows,
         added: Option<Added<'_>>,
         norms: &Buffer,
     ) -> Result<(), CudaError> {
         // `NORM_LANES` and `NORM_ROWS` of `cuda/adapt.cu`.
         const LANES: usize = 8;
         const ROWS: usize = 32;
+        let name = if part.plain { "adapt_norms_f32" } else { "adapt_norms_cells" };
         let kernel = gpu.program().kernel("adapt", name, 0)?;
+        let count = part.rows.len();
         let (a, b, rank, scale) = added.map_or((0, 0, 0, 0.0), |(a, b, scale)| {
             (a.values.address(), b.values.address(), a.rank, scale)
         });
         let launch = Launch::new(kernel, [count.div_ceil(ROWS), 1, 1], ROWS * LANES)
-            .with(address)
-            .with(int(rows.start))
+            .with(part.address)
+            .with(int(module.start + part.rows.start))
             .with(int(count))
             .with(int(self.columns))
-            .with(rows.place)
-            .with(int(rows.size))
+            .with(module.place)
+            .with(int(module.size))
             .with(a)
             .with(b)
             .with(int(rank))

@@ -9,7 +9,7 @@ use super::super::cache::{HEAD_PADDING, Sequence};
 use super::super::matrix::{FEW_TOKENS, Limits, Order, STAGE_COLUMNS, activation_bytes, int};
 use crate::kernel::RopeTable;
 use crate::kv::table::KvTable;
-use crate::train::TargetModule;
+use crate::train::{ModuleSizes, TargetModule};
 
 /// Rows of a sequence, its tokens times the heads that share one of keys, that one block attends for.
 pub(super) const FEW_ROWS: usize = 64;
@@ -62,15 +62,13 @@ impl Geometry {
 
     /// Rows and columns of a module's matrix.
     pub(in crate::cuda) const fn module_shape(&self, module: TargetModule) -> [usize; 2] {
-        let (hidden, inner) = (self.hidden_size, self.intermediate_size);
-        let (queries, keys) = (self.heads * self.head_size, self.kv_heads * self.head_size);
-        match module {
-            TargetModule::Query => [queries, hidden],
-            TargetModule::Key | TargetModule::Value => [keys, hidden],
-            TargetModule::Output => [hidden, queries],
-            TargetModule::Gate | TargetModule::Up => [inner, hidden],
-            TargetModule::Down => [hidden, inner],
-        }
+        let sizes = ModuleSizes {
+            hidden: self.hidden_size,
+            intermediate: self.intermediate_size,
+            queries: self.heads * self.head_size,
+            keys: self.kv_heads * self.head_size,
+        };
+        sizes.shape(module)
     }
 
     pub(super) fn group(&self) -> usize {
