@@ -1,5 +1,6 @@
 //! How fast the kernels are, beside the limits of memory and of the units that multiply:
-//! `cargo bench -p umbel-engine`, or with names of types after `--` for those alone.
+//! `cargo bench -p umbel-engine`, or with names of types after `--` for those alone, and with
+//! `--instructions=NAME` for another set than the best.
 //!
 //! One row is bound by memory, so the weights are many copies of one matrix, more than any cache
 //! holds, and the figure is bytes of weights a second. Many rows are bound by arithmetic, and the
@@ -58,6 +59,10 @@ fn main() {
     // `cargo test --benches` runs this without the argument, to see that it starts.
     if !arguments.iter().any(|argument| argument == "--bench") {
         return;
+    }
+    let mut sets = arguments.iter().filter_map(|argument| argument.strip_prefix("--instructions="));
+    if let Some(name) = sets.next() {
+        InstructionSet::choose(name).expect("the machine has the instructions");
     }
     let is_asked = |kind: &WeightType| {
         let mut names = arguments.iter().filter(|argument| !argument.starts_with('-')).peekable();

@@ -76,8 +76,8 @@ pub struct Arguments {
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
 
-    /// The processor's instructions that compute: portable, avx2, avx512 or amx, or on ARM portable,
-    /// neon or neon-sdot [default: the best that this machine has].
+    /// The processor's instructions that compute: portable, avx2, avx2-vnni, avx512 or amx, or on
+    /// ARM portable, neon or neon-sdot [default: the best that this machine has].
     #[arg(long, global = true, value_name = "SET")]
     pub instructions: Option<String>,
 

@@ -16,7 +16,8 @@ pub use super::x86::Avx2;
 pub enum InstructionSet {
     /// What every machine of the target has.
     Portable,
-    /// AVX2 with FMA and F16C: x86-64-v3, so Haswell (2013), Zen (2017) and later.
+    /// AVX2 with FMA and F16C: x86-64-v3, so Haswell (2013), Zen (2017) and later. With AVX-VNNI or
+    /// without.
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
     /// AVX-512 with BF16 and VNNI, beside AVX2.
@@ -85,7 +86,13 @@ impl InstructionSet {
         match self {
             Self::Portable => "portable",
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2(_) => "avx2",
+            Self::Avx2(avx2) => {
+                if avx2.has_vnni() {
+                    "avx2-vnni"
+                } else {
+                    "avx2"
+                }
+            }
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(_) => "avx512",
             #[cfg(target_arch = "x86_64")]
@@ -118,6 +125,7 @@ impl InstructionSet {
         #[cfg(target_arch = "x86_64")]
         let wide = [
             Avx2::detect().map(Self::Avx2),
+            Avx2::detect_with_vnni().map(Self::Avx2),
             Avx512::detect().map(Self::Avx512),
             Amx::detect().map(Self::Amx),
         ];

@@ -1,4 +1,4 @@
-//! The inner loops with AVX2, FMA and F16C.
+//! The inner loops with AVX2, FMA and F16C, and with AVX-VNNI where there is one.
 //!
 //! Everything below is safe Rust in functions that ask for these instructions, but for two things:
 //! the loads (`load`), which read references to arrays, and the calls into those functions, which
@@ -13,13 +13,16 @@ mod limits;
 mod load;
 mod packed_dense;
 mod packed_quantized;
+mod products;
 mod quantized;
 mod super_quantized;
+mod unpack;
 
 use std::ops::Range;
 
 use umbel_shard::WeightType;
 
+use self::products::Vnni;
 use super::activation::{self, Factors, Integers, SuperIntegers};
 use super::attention::{PageHead, Row, Widening};
 use super::format::{BLOCK_VALUES, SUPER_VALUES};
@@ -30,17 +33,32 @@ use super::packed::quantized::{self as packed, Sums};
 use super::{portable, swiglu};
 use crate::limits::Unit;
 
-/// Proof that this processor has AVX2, FMA and F16C: there is no other way to a value than to ask it.
+/// Proof that this processor has AVX2, FMA and F16C, and whether it has AVX-VNNI: there is no other way to
+/// a value than to ask it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Avx2(());
+pub struct Avx2 {
+    vnni: Option<Vnni>,
+}
 
 #[allow(unsafe_code, reason = "calls into functions that need AVX2, FMA and F16C")]
 impl Avx2 {
+    /// AVX2, FMA and F16C alone.
     pub(super) fn detect() -> Option<Self> {
         let has_all = is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c");
-        has_all.then_some(Self(()))
+        has_all.then_some(Self { vnni: None })
+    }
+
+    /// With AVX-VNNI.
+    pub(super) fn detect_with_vnni() -> Option<Self> {
+        Self::detect()?;
+        Vnni::detect().map(|vnni| Self { vnni: Some(vnni) })
+    }
+
+    /// Whether products of bytes are summed by AVX-VNNI.
+    pub(super) const fn has_vnni(self) -> bool {
+        self.vnni.is_some()
     }
 
     /// Multiplies the rows of `panel` with its tokens; there is an output for each.
@@ -64,7 +82,7 @@ impl Avx2 {
     /// As [`multiply`](super::limits::multiply).
     pub(super) fn work(self, unit: Unit, rounds: usize) {
         // SAFETY: `self` exists only where the processor has the instructions.
-        unsafe { limits::work(unit, rounds) }
+        unsafe { limits::work(self.vnni, unit, rounds) }
     }
 
     /// One panel of quantized weights times one tile of tokens.
@@ -80,14 +98,17 @@ impl Avx2 {
                 exactly(panel, values, columns, sums);
             },
             // SAFETY: as above.
-            TokenTile::Integers(tile) => unsafe { packed_quantized::multiply(panel, tile, sums) },
+            TokenTile::Integers(tile) => unsafe {
+                packed_quantized::multiply(self.vnni, panel, tile, sums);
+            },
         }
     }
 
-    /// As [`Unprepared::bytes`], or [`Unprepared::pairs`] for weights of 8 bits.
+    /// As [`Unprepared::bytes`], or [`Unprepared::pairs`] for weights of 8 bits without AVX-VNNI.
     pub(super) fn prepare_tokens(self, input: Unprepared<'_>, tile: Prepared<'_>) {
+        let in_pairs = input.is_for_bytes() && !self.has_vnni();
         // SAFETY: `self` exists only where the processor has the instructions.
-        unsafe { prepare_tokens(input, tile) }
+        unsafe { prepare_tokens(input, tile, in_pairs) }
     }
 
     /// As [`activation::quantize`].
@@ -173,6 +194,6 @@ fn exactly(panel: packed::Panel<'_>, values: &[f32], columns: usize, sums: &mut 
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn prepare_tokens(input: Unprepared<'_>, tile: Prepared<'_>) {
-    if input.is_for_bytes() { input.pairs(tile) } else { input.bytes(tile) }
+fn prepare_tokens(input: Unprepared<'_>, tile: Prepared<'_>, in_pairs: bool) {
+    if in_pairs { input.pairs(tile) } else { input.bytes(tile) }
 }

@@ -21,7 +21,7 @@ fn order(set: InstructionSet, kind: WeightType) -> Order {
     match set {
         InstructionSet::Portable => Order::Pairs,
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx2(_) if kind == WeightType::Q8_0 => Order::Pairs,
+        InstructionSet::Avx2(avx2) if kind == WeightType::Q8_0 && !avx2.has_vnni() => Order::Pairs,
         #[cfg(target_arch = "x86_64")]
         InstructionSet::Avx2(_) | InstructionSet::Avx512(_) | InstructionSet::Amx(_) => {
             Order::Bytes
