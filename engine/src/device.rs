@@ -17,10 +17,23 @@ pub struct Device {
 }
 
 impl Device {
-    /// The threads that the whole process shares: one for each core that it may use.
+    /// The threads that the whole process shares, also for packing weights: one for each core that it may
+    /// use, unless [`Device::choose_shared`] was called.
     #[must_use]
     pub fn shared() -> Self {
         Self { pool: parallel::shared() }
+    }
+
+    /// Lets the whole process share `threads`, of which whoever asks for work is the first.
+    ///
+    /// # Errors
+    /// [`ChooseThreadsError`] where the operating system refuses that many, or another number of threads
+    /// has computed something already.
+    pub fn choose_shared(threads: NonZeroUsize) -> Result<(), ChooseThreadsError> {
+        let pool =
+            Pool::start(threads.get()).map_err(|source| StartThreadsError { threads, source })?;
+        let in_use = parallel::share(pool).thread_count();
+        if in_use == threads.get() { Ok(()) } else { Err(ChooseThreadsError::InUse { in_use }) }
     }
 
     /// `threads` of its own, of which the one that asks for work is the first.
@@ -73,6 +86,20 @@ pub struct StartThreadsError {
     pub source: std::io::Error,
 }
 
+/// The threads that a process shares cannot be as many as were chosen.
+#[derive(Debug, thiserror::Error)]
+pub enum ChooseThreadsError {
+    /// The operating system does not give so many.
+    #[error(transparent)]
+    Start(#[from] StartThreadsError),
+    /// Others have been started, and there is one set of them.
+    #[error("threads are chosen before anything is computed: {in_use} are in use")]
+    InUse {
+        /// How many compute.
+        in_use: usize,
+    },
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -85,5 +112,14 @@ mod tests {
         let cores = std::thread::available_parallelism().unwrap().get();
         assert_eq!(two.run(|| Device::shared().run(parallel::thread_count)), cores);
         assert_eq!(parallel::thread_count(), cores);
+    }
+
+    #[test]
+    fn the_shared_threads_are_chosen_before_they_are_used() {
+        let in_use = Device::shared().thread_count();
+        Device::choose_shared(NonZeroUsize::new(in_use).unwrap()).unwrap();
+        let error = Device::choose_shared(NonZeroUsize::new(in_use + 1).unwrap()).unwrap_err();
+        assert!(error.to_string().contains(&format!("{in_use} are in use")), "{error}");
+        assert_eq!(Device::shared().thread_count(), in_use);
     }
 }

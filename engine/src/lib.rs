@@ -50,7 +50,7 @@ pub mod train;
 
 pub use checkpoint::LoadTensorError;
 pub use cuda::{CudaError, Gpu, OpenGpuError};
-pub use device::{Device, StartThreadsError};
+pub use device::{ChooseThreadsError, Device, StartThreadsError};
 pub use ends::{Embedding, Ends, EndsError, GpuHead, Head, LoadHeadError};
 pub use hidden::{HiddenStates, NoSuchRows, WrongHiddenStates};
 pub use kernel::Arithmetic;

@@ -38,7 +38,7 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(200);
 /// With a chain of causes that tells a person what to do.
 pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let config = Config::resolve(&arguments)?;
-    config.choose_instructions()?;
+    config.choose_processor()?;
     heap::share();
     let runtime = runtime(&arguments.command).context("the runtime cannot be started")?;
     // Beside the other tasks: from the thread that waits here, each word to them would wake another.

@@ -79,26 +79,19 @@ impl Config {
         format!("cpu-{threads}{}", instructions.unwrap_or_default())
     }
 
-    /// Lets everything that is computed in this process use the instructions that were asked for.
+    /// Lets everything that is computed in this process use the instructions and as many threads as were
+    /// asked for.
     ///
     /// # Errors
     /// Where this machine does not have them.
-    pub fn choose_instructions(&self) -> anyhow::Result<()> {
+    pub fn choose_processor(&self) -> anyhow::Result<()> {
         if let Some(name) = &self.instructions {
             InstructionSet::choose(name).context("choose others with --instructions")?;
         }
+        if let Some(threads) = self.threads.and_then(|threads| NonZeroUsize::new(threads.into())) {
+            Device::choose_shared(threads)?;
+        }
         Ok(())
-    }
-
-    /// The threads that compute.
-    ///
-    /// # Errors
-    /// Where the system gives fewer than were asked for.
-    pub fn device(&self) -> anyhow::Result<Device> {
-        Ok(match self.threads.and_then(|threads| NonZeroUsize::new(threads.into())) {
-            Some(threads) => Device::with_threads(threads)?,
-            None => Device::shared(),
-        })
     }
 }
 

@@ -22,7 +22,7 @@ use tokio::sync::{Notify, watch};
 use umbel_client::SwarmConfig;
 use umbel_coordinator::server::{AdapterRoom, Server, ServerConfig};
 use umbel_coordinator::swarm::placement::{Intention, thinnest_span};
-use umbel_engine::{Arithmetic, Gpu};
+use umbel_engine::{Arithmetic, Device, Gpu};
 use umbel_net::{Identity, LoadIdentityError, Multiaddr, Network, SwarmKey, Way};
 use umbel_protocol::announcement::Throughput;
 use umbel_protocol::{PeerId, Span};
@@ -233,7 +233,7 @@ impl Serving {
         let (completion, handle) = (events.completion(), events.handle());
         let floor = Floor::default();
         let can_train = shard.blocks.can_train();
-        let device = shard.blocks.gpu().is_none().then(|| loader.device.clone());
+        let device = shard.blocks.gpu().is_none().then(Device::shared);
         let blocks = shard.blocks.clone();
         let (shards, lost) = Shards::new(shard);
         let (training, trainings) = TrainingDriver::new(
@@ -273,7 +273,6 @@ fn loader(
     Ok(Loader {
         source,
         config: config.clone(),
-        device: config.device()?,
         gpu,
         head_on_gpu: false,
         ends_of: None,

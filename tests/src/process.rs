@@ -136,6 +136,18 @@ impl UmbelProcess {
         fs::write(&path, "5").with_context(|| path.clone())
     }
 
+    /// The names of its threads (`comm` of proc(5)).
+    ///
+    /// # Errors
+    /// As [`Self::resident_bytes`].
+    pub fn thread_names(&self) -> anyhow::Result<Vec<String>> {
+        let path = format!("/proc/{}/task", self.running.id);
+        let tasks = fs::read_dir(&path).with_context(|| path.clone())?;
+        // One that ends while it is asked has no name any more.
+        let names = tasks.flatten().flat_map(|task| fs::read_to_string(task.path().join("comm")));
+        Ok(names.map(|name| name.trim_end().to_owned()).collect())
+    }
+
     /// What it has written to stderr so far.
     #[must_use]
     pub fn stderr(&self) -> String {

@@ -43,7 +43,7 @@ impl LocalModel {
         let config = model.config();
         let span = Span::new(0, config.block_count).map_err(|_| LoadLocalError::NoBlocks)?;
         let weights = model.weights(Part::Blocks(span))?;
-        let blocks = HostedSpan::load_with(arithmetic, config, &weights, span)?;
+        let blocks = device.run(|| HostedSpan::load_with(arithmetic, config, &weights, span))?;
         let arena = KvArena::new(config, span, kv_tokens);
         Ok(Self { blocks: blocks.on(device), arena })
     }

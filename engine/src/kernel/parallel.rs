@@ -6,19 +6,14 @@ mod ranges;
 use std::cell::RefCell;
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 
 pub(crate) use pool::Pool;
 use ranges::Ranges;
 
-/// The threads of the whole process: one for each core that it may use.
-static SHARED: LazyLock<Arc<Pool>> = LazyLock::new(|| {
-    let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    // A system that has no threads to give leaves the work to the caller.
-    let pool = Pool::start(threads).or_else(|_| Pool::start(1));
-    Arc::new(pool.expect("a pool of the caller alone starts no thread"))
-});
+/// The threads of the whole process: of a chosen number, or one for each core that it may use.
+static SHARED: OnceLock<Arc<Pool>> = OnceLock::new();
 
 thread_local! {
     /// The pool that this thread's sections are divided among.
@@ -27,7 +22,18 @@ thread_local! {
 
 /// The threads of the whole process.
 pub(crate) fn shared() -> Arc<Pool> {
-    Arc::clone(&SHARED)
+    let start = || {
+        let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        // A system that has no threads to give leaves the work to the caller.
+        let pool = Pool::start(threads).or_else(|_| Pool::start(1));
+        Arc::new(pool.expect("a pool of the caller alone starts no thread"))
+    };
+    Arc::clone(SHARED.get_or_init(start))
+}
+
+/// Makes `pool` the threads of the whole process, if there are none yet; those that there are then.
+pub(crate) fn share(pool: Pool) -> Arc<Pool> {
+    Arc::clone(SHARED.get_or_init(|| Arc::new(pool)))
 }
 
 /// Runs `work` on this thread; its sections are divided among the threads of `pool`.

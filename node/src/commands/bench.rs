@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use umbel_client::{ClientModel, SessionOptions, Swarm, SwarmConfig};
+use umbel_engine::Device;
 use umbel_shard::{ModelSource, PartsNeeded};
 
 use super::local_swarm::{LocalSwarm, ServerOptions};
@@ -46,8 +47,8 @@ pub(super) async fn run(arguments: BenchArguments, config: &Config) -> anyhow::R
         let text = prefix::run(&arguments, tokens, name, &model, config).await?;
         return write!(std::io::stdout(), "{text}").context("stdout is closed");
     }
-    let peer = peer(&arguments, &model, config)?;
-    let threads = config.device()?.thread_count();
+    let peer = peer(&arguments, &model)?;
+    let threads = Device::shared().thread_count();
     let limits = Limits {
         machine: Machine::measure(threads).await?,
         memory: Memory::new(threads)?,
@@ -77,18 +78,14 @@ impl Limits {
 }
 
 /// The program of llama.cpp that is measured as well, where one was named.
-fn peer(
-    arguments: &BenchArguments,
-    model: &ClientModel,
-    config: &Config,
-) -> anyhow::Result<Option<Llama>> {
+fn peer(arguments: &BenchArguments, model: &ClientModel) -> anyhow::Result<Option<Llama>> {
     let named = arguments.llama_bench.as_ref().or(arguments.llama_batched_bench.as_ref());
     let Some(program) = named else {
         return Ok(None);
     };
     let file =
         model.shard().gguf_path().context("llama.cpp reads GGUF files: name such a model")?;
-    Llama::new(program, file, config.device()?.thread_count()).map(Some)
+    Llama::new(program, file, Device::shared().thread_count()).map(Some)
 }
 
 /// One way to compute the model, and what was measured of it.

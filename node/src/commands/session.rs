@@ -9,6 +9,7 @@ use umbel_client::{
     Chain, ClientModel, LocalModel, NamedAdapter, RemoteChain, Sampling, SessionOptions, Swarm,
     SwarmConfig,
 };
+use umbel_engine::Device;
 use umbel_net::Way;
 use umbel_protocol::DType;
 use umbel_shard::{Model, ModelSource, PartsNeeded};
@@ -140,7 +141,7 @@ pub(crate) async fn open_ends(
     let config = config.clone();
     let open = move || -> anyhow::Result<ClientModel> {
         let model = Model::open(&source, &config.cache(), parts, &Shown::default())?;
-        Ok(ClientModel::from_shard_with(config.arithmetic, model)?.on(config.device()?))
+        Ok(ClientModel::from_shard_with(config.arithmetic, model)?)
     };
     Ok(Arc::new(tokio::task::spawn_blocking(open).await??))
 }
@@ -157,7 +158,7 @@ pub(super) async fn load_blocks(
     model: &Arc<ClientModel>,
     config: &Config,
 ) -> anyhow::Result<Arc<LocalModel>> {
-    let (arithmetic, device) = (config.arithmetic, config.device()?);
+    let (arithmetic, device) = (config.arithmetic, Device::shared());
     let model = Arc::clone(model);
     let load = move || {
         let tokens = model.config().context_tokens;

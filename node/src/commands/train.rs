@@ -18,6 +18,7 @@ use umbel_client::train::{
     Blocks, LocalBlocks, RemoteBlocks, RemoteSettings, TrainError, Trainer, TrainerSettings,
 };
 use umbel_client::{ClientModel, Swarm, SwarmConfig};
+use umbel_engine::Device;
 use umbel_engine::train::TrainingState;
 use umbel_net::Way;
 use umbel_shard::{ModelSource, PartsNeeded};
@@ -46,7 +47,7 @@ pub(crate) async fn run(arguments: TrainArguments, config: &Config) -> anyhow::R
     std::fs::create_dir_all(&arguments.out)
         .with_context(|| format!("{} cannot be made", arguments.out.display()))?;
     let begun = begin::begin(&arguments, &model, &texts)?;
-    let blocks = blocks(&arguments, config, &model, swarm.as_ref(), &begun.state).await?;
+    let blocks = blocks(&arguments, &model, swarm.as_ref(), &begun.state).await?;
     let learning = &arguments.learning;
     let settings = TrainerSettings {
         clip: learning.clip,
@@ -198,13 +199,12 @@ async fn join(arguments: &TrainArguments) -> anyhow::Result<Arc<Swarm>> {
 
 async fn blocks(
     arguments: &TrainArguments,
-    config: &Config,
     model: &Arc<ClientModel>,
     swarm: Option<&Arc<Swarm>>,
     state: &TrainingState,
 ) -> anyhow::Result<Blocks> {
     let Some(swarm) = swarm else {
-        let (model, device) = (Arc::clone(model), config.device()?);
+        let (model, device) = (Arc::clone(model), Device::shared());
         let load = move || LocalBlocks::load(model.shard(), device);
         return Ok(Blocks::Local(tokio::task::spawn_blocking(load).await??));
     };

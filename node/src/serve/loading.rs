@@ -1,8 +1,7 @@
 //! Getting blocks into memory.
 
 use umbel_engine::{
-    Arithmetic, CudaError, Device, Embedding, Gpu, GpuHead, Head, HostedSpan, KvArena,
-    LoadHeadError, heap,
+    Arithmetic, CudaError, Embedding, Gpu, GpuHead, Head, HostedSpan, KvArena, LoadHeadError, heap,
 };
 use umbel_protocol::Span;
 use umbel_protocol::announcement::Throughput;
@@ -20,8 +19,7 @@ use crate::progress::Shown;
 pub(super) struct Loader {
     pub(super) source: ModelSource,
     pub(super) config: Config,
-    pub(super) device: Device,
-    /// Where the blocks are computed, if not on that.
+    /// Where the blocks are computed, if not on the processor.
     pub(super) gpu: Option<Gpu>,
     /// Whether the head is to be there too.
     pub(super) head_on_gpu: bool,
@@ -119,20 +117,13 @@ impl Loader {
         let config = model.config().clone();
         let key = measure::Key { model: model.id(), device: self.device_name() };
         let folder = self.config.data_dir.join("speed");
-        let (device, gpu, arithmetic) =
-            (self.device.clone(), self.gpu.clone(), self.config.arithmetic);
+        let (gpu, arithmetic) = (self.gpu.clone(), self.config.arithmetic);
         let network_bytes_per_second = self.network_rate;
-        let head = HeadPlace {
-            gpu: gpu.clone().filter(|_| self.head_on_gpu),
-            arithmetic,
-            device: device.clone(),
-        };
+        let head = HeadPlace { gpu: gpu.clone().filter(|_| self.head_on_gpu), arithmetic };
         let load = move || -> anyhow::Result<_> {
             let blocks = match &gpu {
                 Some(gpu) => HostedSpan::load_on(gpu, &held, &config, &weights, span)?,
-                None => {
-                    HostedSpan::load_beside(&held, arithmetic, &config, &weights, span)?.on(device)
-                }
+                None => HostedSpan::load_beside(&held, arithmetic, &config, &weights, span)?,
             };
             // Sessions open in the other one meanwhile, and are promised all of its room.
             let trial = blocks.arena(&config, measure::TOKENS)?;
@@ -164,13 +155,12 @@ struct HeadPlace {
     /// If there is room.
     gpu: Option<Gpu>,
     arithmetic: Arithmetic,
-    device: Device,
 }
 
 impl HeadPlace {
     /// The head of a model, on the GPU if it has the room.
     fn load(self, model: &Model, weights: &Weights) -> anyhow::Result<ServedHead> {
-        let Self { gpu, arithmetic, device } = self;
+        let Self { gpu, arithmetic } = self;
         if let Some(gpu) = &gpu {
             let head = if memory::has_room_for_head(gpu, model)? {
                 GpuHead::load(gpu, model.config(), weights).map(Some)
@@ -191,7 +181,6 @@ impl HeadPlace {
                  draws the tokens of thin sessions"
             );
         }
-        let head = Head::load_with(arithmetic, model.config(), weights)?.on(device);
-        Ok(ServedHead::Processor(head))
+        Ok(ServedHead::Processor(Head::load_with(arithmetic, model.config(), weights)?))
     }
 }

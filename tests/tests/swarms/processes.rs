@@ -138,6 +138,21 @@ fn tcp_alone_is_enough() {
 }
 
 #[test]
+fn as_many_threads_compute_as_were_asked_for() {
+    let model = llama();
+    let alone = tokens(&model, &["--local"]);
+    for threads in [1, 3] {
+        let server = serve(&[&model, "--threads", &threads.to_string()]);
+        assert_eq!(tokens(&model, &["--join", server.address()]), alone);
+        let process = server.into_process();
+        let names = process.thread_names().unwrap();
+        // Whoever asks for work computes as well.
+        let beside = names.iter().filter(|name| name.starts_with("umbel-compute")).count();
+        assert_eq!(beside, threads - 1, "{names:?}");
+    }
+}
+
+#[test]
 fn timings_say_where_each_step_went() {
     let model = llama();
     let first = serve(&[&model, "--blocks", "0..1"]);

@@ -25,7 +25,8 @@ impl LocalBlocks {
     pub fn load(model: &Model, device: Device) -> Result<Self, LoadLocalError> {
         let config = model.config();
         let span = Span::new(0, config.block_count).map_err(|_| LoadLocalError::NoBlocks)?;
-        let blocks = HostedSpan::load(config, &model.weights(Part::Blocks(span))?, span)?;
+        let weights = model.weights(Part::Blocks(span))?;
+        let blocks = device.run(|| HostedSpan::load(config, &weights, span))?;
         Ok(Self(Arc::new(blocks.on(device))))
     }
 
