@@ -318,11 +318,11 @@ impl Server {
             }
             Input::Drain => self.drain(now),
         }
-        self.compute_next(now);
         Ok(())
     }
 
-    /// When [`Server::handle_timeout`] is to be called, if nothing happens before.
+    /// When [`Server::handle_timeout`] is to be called, and a pass may begin that has waited for sessions, if
+    /// nothing happens before.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Time> {
         let lease = self.sessions.values().map(|served| served.last_used + SESSION_LEASE).min();
@@ -332,7 +332,7 @@ impl Server {
     }
 
     /// Ends sessions that nobody has used for the length of a lease, and those that have not left
-    /// blocks that are given up; begins a pass that has waited long enough for more sessions.
+    /// blocks that are given up.
     pub fn handle_timeout(&mut self, now: Time) {
         let idle = |served: &Served| now.since(served.last_used) >= SESSION_LEASE;
         let ended: Vec<_> =
@@ -344,10 +344,9 @@ impl Server {
         self.end_drain(now);
         self.pages.expire(now);
         self.expire_adapters(now);
-        self.compute_next(now);
     }
 
-    /// What to do next; drain it before waiting.
+    /// What to do next; drain it before waiting, behind [`Server::begin_pass`].
     pub fn poll(&mut self) -> Option<Output> {
         self.outputs.pop_front()
     }

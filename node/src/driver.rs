@@ -246,11 +246,28 @@ impl Driver {
                 }
                 () = self.clock.wait_until(deadline) => self.server.handle_timeout(self.clock.now()),
             }
-            self.drain();
+            while self.begin_pass().await {}
             self.counters.sessions(self.server.session_count());
             let load = load(&self.server, self.decode);
             self.load.send_if_modified(|last| std::mem::replace(last, load) != load);
         }
+    }
+
+    /// Does what the machine wants, and has the next pass computed, if there is one. Whether that was done
+    /// here: then another may begin.
+    async fn begin_pass(&mut self) -> bool {
+        if self.server.is_shared(self.clock.now()) {
+            // What others have sent meanwhile is read, so that one pass serves all of them, and what the
+            // last pass came to goes out.
+            tokio::task::yield_now().await;
+        }
+        // Not endlessly, however fast they come.
+        for _ in 0..EVENTS_WAITING_MAX {
+            let Ok(event) = self.events.try_recv() else { break };
+            self.handle(event);
+        }
+        self.server.begin_pass(self.clock.now());
+        self.drain()
     }
 
     fn handle(&mut self, event: Event) {
@@ -317,7 +334,9 @@ impl Driver {
         }
     }
 
-    fn drain(&mut self) {
+    /// Whether a pass was computed here.
+    fn drain(&mut self) -> bool {
+        let mut computed = false;
         while let Some(output) = self.server.poll() {
             match output {
                 Output::Send { link, message } => self.send(link, message),
@@ -361,7 +380,7 @@ impl Driver {
                         }
                         _ => None,
                     };
-                    self.compute(Command::Pass(batch));
+                    computed |= self.compute(Command::Pass(batch));
                 }
                 Output::Forget { session } => self.compute.tell(Command::Forget { session }),
                 Output::Drained { shard } => {
@@ -371,6 +390,7 @@ impl Driver {
                 }
             }
         }
+        computed
     }
 
     fn send(&mut self, link: LinkId, message: ServerMessage) {
@@ -402,17 +422,25 @@ impl Driver {
         }
     }
 
-    /// Has a pass computed: here, where it is short, else by the engine's thread.
-    fn compute(&mut self, pass: Command) {
+    /// Has a pass computed: here, where it is short and nobody else is about to send anything, else by the
+    /// engine's thread. Whether it is done.
+    fn compute(&mut self, pass: Command) -> bool {
         let expected = self.alone.zip(self.decode).map(|(blocks, each)| each * blocks);
-        if expected.is_none_or(|expected| expected > PASS_HERE_MAX) {
-            return self.compute.tell(pass);
+        let is_short = expected.is_some_and(|expected| expected <= PASS_HERE_MAX);
+        // Where several sessions decode, it matters when each comes back: passes wait for those that soon do.
+        if !is_short || self.server.is_shared(self.clock.now()) {
+            self.compute.tell(pass);
+            return false;
         }
         match self.compute.run_here(pass) {
             Ok(Some(computed)) => self.handle(Event::Computed(computed)),
             Ok(None) => {}
-            Err(pass) => self.compute.tell(pass),
+            Err(pass) => {
+                self.compute.tell(pass);
+                return false;
+            }
         }
+        true
     }
 }
 

@@ -41,12 +41,18 @@ impl Server {
         Ok(())
     }
 
-    /// Begins the next pass, if there is one to begin.
-    pub(super) fn compute_next(&mut self, now: Time) {
+    /// Whether several sessions have been at work of late, so that a pass may serve some together.
+    #[must_use]
+    pub fn is_shared(&self, now: Time) -> bool {
         let in_use = self.sessions.values();
         let in_use = in_use.filter(|served| now.since(served.last_used) < DECODES_WITHIN);
-        let is_shared = in_use.take(2).count() > 1;
-        if let Some(mut batch) = self.schedule.start(is_shared, now) {
+        in_use.take(2).count() > 1
+    }
+
+    /// Begins the next pass, if the engine is free: with every step that the server has been told of, so
+    /// it is told of all that have come first.
+    pub fn begin_pass(&mut self, now: Time) {
+        if let Some(mut batch) = self.schedule.start(self.is_shared(now), now) {
             self.order_pages();
             let begins: Vec<_> = batch.jobs.iter().map(|job| (job.session, job.position)).collect();
             for job in &mut batch.jobs {

@@ -84,6 +84,7 @@ fn say_as(server: &mut Server, link: LinkId, from: PeerId, message: ClientMessag
 }
 
 fn drain(server: &mut Server) -> Vec<Output> {
+    server.begin_pass(Time::START);
     std::iter::from_fn(|| server.poll()).collect()
 }
 

@@ -128,6 +128,7 @@ impl World {
     }
 
     fn drive_server(&mut self, server: usize) {
+        self.hosts[server].server.begin_pass(self.now);
         while let Some(output) = self.hosts[server].server.poll() {
             match output {
                 Output::Send { link, message } => self.answer(server, session_link(link), message),

@@ -14,13 +14,15 @@ use umbel_protocol::SessionId;
 
 use crate::time::Time;
 
-/// A pass waits for at most this part of what it costs without any token: what it saves is all of it.
+/// A pass waits for those who usually come within this part of what it costs without any token: what it
+/// saves is all of it.
 const COST_PARTS: u32 = 2;
 
 /// The longest wait in any case: nobody notices it.
 const WAIT_MAX: Duration = Duration::from_millis(50);
 
-/// A session is late when it takes longer than usual by this part of it.
+/// A session is late when it takes longer than usual by this part of it. Nobody who comes in time is held up
+/// by it, so it may end after that.
 const SLACK_PARTS: u32 = 4;
 
 /// And by this: clocks and timers are no finer.
@@ -72,9 +74,10 @@ impl Gathering {
         let deadline = *self.deadline.get_or_insert(now + (cost / COST_PARTS).min(WAIT_MAX));
         let due = self.away.values().filter_map(|away| {
             let (left, usual) = away.left.zip(away.usual)?;
-            Some(left + usual + (usual / SLACK_PARTS).max(SLACK_MIN))
+            let late = left + usual + (usual / SLACK_PARTS).max(SLACK_MIN);
+            (left + usual <= deadline).then_some(late)
         });
-        due.filter(|due| now < *due && *due <= deadline).max()
+        due.filter(|late| now < *late).max()
     }
 
     /// A pass has begun.
@@ -137,6 +140,19 @@ mod tests {
         assert_eq!(near.wait(3 * COST, at(101)), Some(at(137) + Duration::from_micros(500)));
         assert_eq!(gathering(&[60]).wait(100 * COST, at(101)), None, "no wait is as long");
         assert_eq!(gathering(&[4]).wait(Duration::ZERO, at(101)), None, "it saves nothing");
+    }
+
+    #[test]
+    fn short_passes_are_waited_for_though_timers_are_coarse() {
+        let mut gathering = Gathering::default();
+        let soon = Duration::from_micros(300);
+        gathering.left(session(1), at(99));
+        gathering.came(session(1), at(99) + soon);
+        gathering.left(session(1), at(100));
+        let cost = Duration::from_millis(2);
+        assert_eq!(gathering.wait(cost, at(100)), Some(at(100) + soon + SLACK_MIN));
+        gathering.begun();
+        assert_eq!(gathering.wait(soon, at(100)), None, "the wait is as long as what it saves");
     }
 
     #[test]

@@ -38,9 +38,14 @@ impl Bench {
     }
 
     fn hear(&mut self, from: u8, message: ClientMessage) {
+        self.tell(from, message);
+        self.drain();
+    }
+
+    /// Tells the server of what is not all that has come.
+    fn tell(&mut self, from: u8, message: ClientMessage) {
         let (link, from) = (LinkId(u64::from(from)), client(from));
         self.server.handle(Input::Received { link, from, message }, self.now).unwrap();
-        self.drain();
     }
 
     fn open(&mut self, from: u8, session: u128) {
@@ -53,6 +58,7 @@ impl Bench {
     }
 
     fn drain(&mut self) {
+        self.server.begin_pass(self.now);
         while let Some(output) = self.server.poll() {
             if let Output::Send { message: ServerMessage::Output(step), .. } = output {
                 let values = step.hidden.to_f32();
@@ -185,6 +191,26 @@ fn alone_a_step_is_one_pass_unless_it_is_huge() {
     bench.now = bench.now + Duration::from_secs(60);
     bench.step(0, tokens(1, 2, 2_100, 600));
     assert_eq!(bench.running(), [(1, 2_100, 600)]);
+}
+
+#[test]
+fn a_pass_has_all_steps_that_have_come_when_it_begins() {
+    let mut bench = Bench::new(ms(5), Duration::ZERO);
+    (0..3).for_each(|session| bench.open(0, session));
+    for session in 0..2 {
+        bench.tell(0, ClientMessage::Step(tokens(session, 0, 0, 1)));
+    }
+    assert_eq!(bench.server.poll().map(drop), None, "the engine is free, but more may have come");
+    bench.step(0, tokens(2, 0, 0, 1));
+    assert_eq!(bench.running(), [(0, 0, 1), (1, 0, 1), (2, 0, 1)]);
+    // What a pass comes to is handed on before the next begins.
+    bench.tell(0, ClientMessage::Step(tokens(0, 1, 1, 1)));
+    let Batch { id, jobs } = bench.running.take().unwrap();
+    let results = jobs.iter().map(|job| Ok(job.hidden.clone())).collect();
+    bench.server.handle(Input::Computed { job: id, results, compute: ms(5) }, bench.now).unwrap();
+    let outputs: Vec<_> = std::iter::from_fn(|| bench.server.poll()).collect();
+    assert_eq!(outputs.iter().filter(|output| matches!(output, Output::Send { .. })).count(), 3);
+    assert!(!outputs.iter().any(|output| matches!(output, Output::Compute(_))));
 }
 
 #[test]
