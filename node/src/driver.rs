@@ -79,11 +79,22 @@ pub struct Driver {
     events: mpsc::Receiver<Event>,
     load: watch::Sender<Load>,
     counters: Counters,
+    /// How long one token takes through one block, smoothed.
     decode: Option<Duration>,
-    /// Blocks of the job that the engine works on, where it is one token and alone in its pass: what
-    /// it takes with others says nothing of how long it takes by itself.
-    alone: Option<u32>,
+    /// How long a pass takes that draws one token, smoothed: the head takes as long as several blocks.
+    drawing: Option<Duration>,
+    /// The job that the engine works on, where it is one token and alone in its pass: what it takes with
+    /// others says nothing of how long it takes by itself.
+    alone: Option<Alone>,
     clock: Clock,
+}
+
+/// A token that is alone in its pass.
+#[derive(Debug, Clone, Copy)]
+struct Alone {
+    blocks: u32,
+    /// Whether the next one is drawn from it.
+    draws: bool,
 }
 
 /// A link to a next hop.
@@ -201,6 +212,7 @@ impl Driver {
             load,
             counters: Counters::default(),
             decode: None,
+            drawing: None,
             alone: None,
             clock: Clock::start(),
         };
@@ -301,8 +313,14 @@ impl Driver {
             }
             Event::Computed(Computed { job, results, compute }) => {
                 self.counters.pass_over(compute);
-                if let Some(blocks) = self.alone.take() {
-                    self.decode = Some(measure::smooth(self.decode, compute, blocks));
+                match self.alone.take() {
+                    Some(Alone { draws: true, .. }) => {
+                        self.drawing = Some(measure::smooth(self.drawing, compute, 1));
+                    }
+                    Some(Alone { blocks, draws: false }) => {
+                        self.decode = Some(measure::smooth(self.decode, compute, blocks));
+                    }
+                    None => {}
                 }
                 self.tell_server(Input::Computed { job, results, compute });
             }
@@ -374,10 +392,10 @@ impl Driver {
                     let tokens = batch.jobs.iter().map(|job| u64::from(job.hidden.shape()[0]));
                     self.counters.pass_begun(tokens.sum());
                     self.alone = match batch.jobs.as_slice() {
-                        // The head takes as long as several blocks.
-                        [job] if job.hidden.shape()[0] == 1 && job.draw.is_none() => {
-                            Some(job.blocks.block_count())
-                        }
+                        [job] if job.hidden.shape()[0] == 1 => Some(Alone {
+                            blocks: job.blocks.block_count(),
+                            draws: job.draw.is_some(),
+                        }),
                         _ => None,
                     };
                     computed |= self.compute(Command::Pass(batch));
@@ -425,7 +443,9 @@ impl Driver {
     /// Has a pass computed: here, where it is short and nobody else is about to send anything, else by the
     /// engine's thread. Whether it is done.
     fn compute(&mut self, pass: Command) -> bool {
-        let expected = self.alone.zip(self.decode).map(|(blocks, each)| each * blocks);
+        let expected = self.alone.and_then(|Alone { blocks, draws }| {
+            if draws { self.drawing } else { self.decode.map(|each| each * blocks) }
+        });
         let is_short = expected.is_some_and(|expected| expected <= PASS_HERE_MAX);
         // Where several sessions decode, it matters when each comes back: passes wait for those that soon do.
         if !is_short || self.server.is_shared(self.clock.now()) {

@@ -143,7 +143,7 @@ impl Schedule {
                 return None;
             }
         }
-        self.gathering.begun();
+        self.gathering.begun(now);
         self.passes += 1;
         let id = JobId(self.passes);
         let mut taken = self.pace.begin(is_shared, &candidates);
@@ -187,6 +187,7 @@ impl Schedule {
         assert_eq!(running.job, job, "the accelerator finishes the pass that it was given");
         assert_eq!(running.parts.len(), results.len(), "there is a result for each job");
         self.pace.note(&running.taken, compute);
+        self.gathering.ended(now);
         let parts = running.parts.into_iter().zip(results).filter(|(part, _)| !part.abandoned);
         parts.map(|(part, result)| self.finish_part(&part, result, compute, now)).collect()
     }

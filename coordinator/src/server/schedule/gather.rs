@@ -28,39 +28,68 @@ const SLACK_PARTS: u32 = 4;
 /// And by this: clocks and timers are no finer.
 const SLACK_MIN: Duration = Duration::from_millis(1);
 
+/// By this part what a session usually takes becomes less with every step that comes while a pass runs:
+/// within some tens of them it is waited for once, in vain if it is as slow as it was.
+const TRIED_AGAIN_PARTS: u32 = 64;
+
 /// When sessions that decode left, and how soon each usually comes back.
 #[derive(Debug, Default)]
 pub(super) struct Gathering {
     away: BTreeMap<SessionId, Away>,
     /// Until when the next pass waits at most, once it could begin.
     deadline: Option<Time>,
+    /// When the pass began that runs.
+    running: Option<Time>,
+    /// How long all before it have run.
+    computed: Duration,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Away {
-    /// When the last result was handed on; `None` while a step waits or is computed.
-    left: Option<Time>,
-    /// From there to the next step, smoothed.
+    /// When the last result was handed on, and how long passes had run by then; `None` while a step waits
+    /// or is computed.
+    left: Option<(Time, Duration)>,
+    /// From there to the next step, smoothed, if it is waited for.
     usual: Option<Duration>,
 }
 
 impl Gathering {
     /// A step of a session was computed, and its result is on its way.
     pub(super) fn left(&mut self, session: SessionId, now: Time) {
-        self.away.entry(session).or_insert(Away { left: None, usual: None }).left = Some(now);
+        let left = Some((now, self.computed(now)));
+        self.away.entry(session).or_insert(Away { left: None, usual: None }).left = left;
     }
 
     /// A session's next step is here.
     pub(super) fn came(&mut self, session: SessionId, now: Time) {
+        let computed = self.computed(now);
         let Some(away) = self.away.get_mut(&session) else {
             return;
         };
-        if let Some(left) = away.left.take() {
-            let took = now.since(left);
+        let Some((left, before)) = away.left.take() else {
+            return;
+        };
+        let took = now.since(left);
+        let meanwhile = computed.saturating_sub(before);
+        away.usual = Some(if meanwhile.is_zero() {
             let usual = away.usual.unwrap_or(took);
             // Who was late once is not soon waited for again.
-            away.usual = Some(took.max(usual * 3 / 4 + took / 4));
-        }
+            took.max(usual * 3 / 4 + took / 4)
+        } else {
+            let least = took.saturating_sub(meanwhile);
+            match away.usual {
+                None => least,
+                // It was waited for in vain.
+                Some(usual) if usual < least => (least + took) / 2,
+                // It is tried again now and then, or nobody would know that it has become less.
+                Some(usual) => (usual - usual / TRIED_AGAIN_PARTS).clamp(least, took),
+            }
+        });
+    }
+
+    /// How long passes have run.
+    fn computed(&self, now: Time) -> Duration {
+        self.computed + self.running.map_or(Duration::ZERO, |began| now.since(began))
     }
 
     /// A session has ended.
@@ -73,7 +102,7 @@ impl Gathering {
     pub(super) fn wait(&mut self, cost: Duration, now: Time) -> Option<Time> {
         let deadline = *self.deadline.get_or_insert(now + (cost / COST_PARTS).min(WAIT_MAX));
         let due = self.away.values().filter_map(|away| {
-            let (left, usual) = away.left.zip(away.usual)?;
+            let ((left, _), usual) = away.left.zip(away.usual)?;
             let late = left + usual + (usual / SLACK_PARTS).max(SLACK_MIN);
             (left + usual <= deadline).then_some(late)
         });
@@ -81,8 +110,15 @@ impl Gathering {
     }
 
     /// A pass has begun.
-    pub(super) const fn begun(&mut self) {
+    pub(super) const fn begun(&mut self, now: Time) {
         self.deadline = None;
+        self.running = Some(now);
+    }
+
+    /// The pass has ended.
+    pub(super) fn ended(&mut self, now: Time) {
+        self.computed = self.computed(now);
+        self.running = None;
     }
 }
 
@@ -151,8 +187,48 @@ mod tests {
         gathering.left(session(1), at(100));
         let cost = Duration::from_millis(2);
         assert_eq!(gathering.wait(cost, at(100)), Some(at(100) + soon + SLACK_MIN));
-        gathering.begun();
+        gathering.begun(at(100));
+        gathering.ended(at(100));
         assert_eq!(gathering.wait(soon, at(100)), None, "the wait is as long as what it saves");
+    }
+
+    #[test]
+    fn who_shares_the_cores_with_passes_is_waited_for() {
+        let mut gathering = Gathering::default();
+        // Two take turns: each comes back when the other's pass is nearly over.
+        for turn in 0..3 {
+            gathering.left(session(1), at(100 + 40 * turn));
+            gathering.begun(at(100 + 40 * turn));
+            gathering.came(session(1), at(138 + 40 * turn));
+            gathering.ended(at(140 + 40 * turn));
+        }
+        gathering.left(session(2), at(220));
+        assert_eq!(gathering.wait(COST, at(220)), None, "nothing is known of it yet");
+        gathering.left(session(1), at(220));
+        assert_eq!(gathering.wait(COST, at(220)), Some(at(221)));
+        gathering.came(session(1), at(221));
+        gathering.begun(at(221));
+        gathering.ended(at(300));
+        gathering.left(session(1), at(300));
+        assert_eq!(gathering.wait(COST, at(300)), Some(at(302)), "it takes a millisecond");
+    }
+
+    #[test]
+    fn who_is_far_away_is_waited_for_a_few_times_and_then_hardly_ever() {
+        let (mut gathering, far) = (Gathering::default(), 30);
+        let (mut now, mut waited) = (100, Vec::new());
+        for _ in 0..60 {
+            gathering.left(session(1), at(now));
+            let began = gathering.wait(COST, at(now)).unwrap_or(at(now));
+            waited.push(began.since(at(now)));
+            gathering.begun(began);
+            gathering.came(session(1), at(now + far));
+            now += 70;
+            gathering.ended(at(now));
+        }
+        let waits = waited.iter().filter(|wait| !wait.is_zero()).count();
+        let sum: Duration = waited.iter().sum();
+        assert!((2..=8).contains(&waits) && sum < Duration::from_millis(100), "{waited:?}");
     }
 
     #[test]
