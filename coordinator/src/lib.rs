@@ -1,7 +1,8 @@
 //! Every decision of Umbel that involves more than one peer, without I/O.
 //!
 //! Each role is a state machine with one shape: `handle` an input, `poll` outputs until there are
-//! none, then arm the timer that `poll_timeout` names and call `handle_timeout` when it fires.
+//! none, then arm the timer that `poll_timeout` names and call `handle_timeout` when it fires. A server is
+//! also asked to `begin_pass`, when it has been told of all that has come.
 //! The node, the client and the simulator are bodies for the same machines.
 
 #![warn(missing_docs)]

@@ -258,7 +258,10 @@ impl Driver {
                 }
                 () = self.clock.wait_until(deadline) => self.server.handle_timeout(self.clock.now()),
             }
-            while self.begin_pass().await {}
+            while self.begin_pass().await {
+                // What it came to goes out before the next.
+                tokio::task::yield_now().await;
+            }
             self.counters.sessions(self.server.session_count());
             let load = load(&self.server, self.decode);
             self.load.send_if_modified(|last| std::mem::replace(last, load) != load);
@@ -268,9 +271,10 @@ impl Driver {
     /// Does what the machine wants, and has the next pass computed, if there is one. Whether that was done
     /// here: then another may begin.
     async fn begin_pass(&mut self) -> bool {
+        self.drain();
         if self.server.is_shared(self.clock.now()) {
-            // What others have sent meanwhile is read, so that one pass serves all of them, and what the
-            // last pass came to goes out.
+            // What the last pass came to goes out, and what others have sent meanwhile is read, so that one
+            // pass serves all of them.
             tokio::task::yield_now().await;
         }
         // Not endlessly, however fast they come.
