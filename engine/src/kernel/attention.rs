@@ -12,6 +12,7 @@ use std::ops::Range;
 use super::exponential::exponential;
 use super::{InstructionSet, LANES, PARALLEL_WORK_MIN, parallel, portable};
 use page::Room;
+#[cfg(target_arch = "x86_64")]
 pub(super) use page::Widening;
 pub use page::{BLOCK_VALUES, KvPage, Side};
 

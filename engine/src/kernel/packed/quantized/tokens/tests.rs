@@ -17,6 +17,10 @@ fn prepare(
 }
 
 /// How the kernels of `set` for weights of `kind` read a block.
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    expect(unused_variables, reason = "only AVX2 has an order for one kind")
+)]
 fn order(set: InstructionSet, kind: WeightType) -> Order {
     match set {
         InstructionSet::Portable => Order::Pairs,
