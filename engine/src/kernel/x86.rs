@@ -1,8 +1,8 @@
 //! The inner loops with AVX2, FMA and F16C, and with AVX-VNNI where there is one.
 //!
-//! Everything below is safe Rust in functions that ask for these instructions, but for two things:
-//! the loads (`load`), which read references to arrays, and the calls into those functions, which
-//! only a value of [`Avx2`] can make.
+//! Everything below is safe Rust in functions that ask for these instructions, but for three things:
+//! the loads (`load`), which read references to arrays; VNNI's product (`products`), which needs a value of
+//! [`Vnni`]; and the calls into those functions, which only a value of [`Avx2`] can make.
 //!
 //! Each dot product has one register of 8 sums over its columns. A single sum would wait for its own
 //! additions; several rows and tokens side by side (a tile) do not, and share what they load.

@@ -21,8 +21,8 @@ const COST_PARTS: u32 = 2;
 /// The longest wait in any case: nobody notices it.
 const WAIT_MAX: Duration = Duration::from_millis(50);
 
-/// A session is late when it takes longer than usual by this part of it. Nobody who comes in time is held up
-/// by it, so it may end after that.
+/// A session is late when it takes longer than usual by this part of it. For it a pass may wait beyond
+/// [`COST_PARTS`], since that holds nobody up who comes in time.
 const SLACK_PARTS: u32 = 4;
 
 /// And by this: clocks and timers are no finer.
