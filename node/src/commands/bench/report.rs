@@ -2,7 +2,9 @@
 
 use serde_json::json;
 
-use super::sample::{Sample, cell, least, median, median_ratio, percent, quantile_ms};
+use super::sample::{
+    Sample, cell, decode_ratio, least, median, median_ratio, percent, quantile_ms,
+};
 use super::{Contender, Limits};
 use crate::args::BenchArguments;
 
@@ -16,7 +18,8 @@ of reading: the bytes that these tokens need (every weight once, and the keys an
             as a few tokens take; in the middle of all rounds
 of units:   the multiplications and additions that the prompt needs, as a share of what the
             arithmetic units for this type of weight do in that time
-of one:     the ratio to one process in the same round, in the middle of all rounds
+of one:     the ratio to one process: of decode in the turn beside it, in the middle of all turns; of
+            the prompt in the same round, in the middle of all rounds
 gap:        milliseconds from token to token, in the middle and at the 99th percentile
 blocks:     of it, milliseconds of arithmetic in blocks; between: from the client to a block, from
             block to block on other servers, and back: links, waits and wakes; in the middle
@@ -73,7 +76,7 @@ impl<'a> Row<'a> {
             decode,
             read: median(contender.samples.iter().map(|sample| sample.read)),
             decode_of_reading: median(of_reading),
-            decode_of_one: median_ratio(decodes(contender), decodes(one)),
+            decode_of_one: decode_ratio(&contender.samples, &one.samples),
             gap_p50: quantile_ms(&gaps, 0.5),
             gap_p99: quantile_ms(&gaps, 0.99),
             blocks_ms: of_tokens(|sample| &sample.blocks_ms),

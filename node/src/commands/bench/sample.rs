@@ -11,6 +11,8 @@ pub(super) struct Sample {
     pub(super) prefill: f64,
     /// Tokens after the first, a second.
     pub(super) decode: f64,
+    /// The same of each turn, where there were turns.
+    pub(super) turns: Vec<f64>,
     /// Bytes a second that memory gave right before and right after these tokens, on average.
     pub(super) read: f64,
     /// From token to token; empty where a program does not tell.
@@ -44,12 +46,25 @@ pub(super) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// The median of the ratios round by round: machines drift, and neighbours in time drift least.
+/// The median of the ratios one by one: machines drift, and neighbours in time drift least.
 pub(super) fn median_ratio(
     above: impl IntoIterator<Item = f64>,
     below: impl IntoIterator<Item = f64>,
 ) -> f64 {
     median(above.into_iter().zip(below).map(|(above, below)| above / below))
+}
+
+/// How fast tokens came in one way for one in another: turn by turn, in the middle of all, where both had
+/// turns, else round by round.
+pub(super) fn decode_ratio(above: &[Sample], below: &[Sample]) -> f64 {
+    let have_turns = |samples: &[Sample]| samples.iter().all(|sample| !sample.turns.is_empty());
+    if have_turns(above) && have_turns(below) {
+        let turns =
+            |samples| <[Sample]>::iter(samples).flat_map(|sample| sample.turns.iter().copied());
+        return median_ratio(turns(above), turns(below));
+    }
+    let rounds = |samples| <[Sample]>::iter(samples).map(|sample| sample.decode);
+    median_ratio(rounds(above), rounds(below))
 }
 
 /// The gap that `share` of all are at most, in milliseconds; NaN of none.
@@ -99,6 +114,19 @@ mod tests {
         let ratio = median_ratio([30.0, 15.0, 33.0], [20.0, 10.0, 20.0]);
         assert!((ratio - 1.5).abs() < 1e-12, "{ratio}");
         assert!(median_ratio([1.0], []).is_nan());
+    }
+
+    #[test]
+    fn turns_are_compared_with_the_turns_beside_them() {
+        let sample =
+            |decode, turns: &[f64]| Sample { decode, turns: turns.to_vec(), ..Sample::default() };
+        // In one of six turns the machine stood still for one of the two.
+        let above = [sample(20.0, &[27.0, 54.0, 9.0]), sample(30.0, &[27.0, 36.0, 45.0])];
+        let below = [sample(40.0, &[30.0, 60.0, 30.0]), sample(40.0, &[30.0, 40.0, 50.0])];
+        assert!((decode_ratio(&above, &below) - 0.9).abs() < 1e-12);
+        // A program that has no turns is compared by rounds.
+        let rounds = [sample(80.0, &[]), sample(80.0, &[])];
+        assert!((decode_ratio(&rounds, &below) - 2.0).abs() < 1e-12);
     }
 
     #[test]

@@ -41,7 +41,11 @@ pub(super) async fn round(
     let mut read = memory.look().await?;
     for turn in 0..new_tokens.div_ceil(TURN_TOKENS) {
         let tokens = TURN_TOKENS.min(new_tokens - turn * TURN_TOKENS);
-        for answer in &mut answers {
+        // Each way is the first in some turns: what is done before a turn may have the system or the host
+        // of a virtual machine take cores away in it.
+        let count = answers.len();
+        for place in 0..count {
+            let answer = &mut answers[(turn as usize + place) % count];
             answer.take_turn(tokens).await?;
             let after = memory.look().await?;
             answer.reads.push(f64::midpoint(read, after));
@@ -110,7 +114,9 @@ impl Answer {
         let sent =
             loopback::bytes().zip(before).map(|(after, before)| after.saturating_sub(before));
         self.bytes = self.bytes.zip(sent).map(|(bytes, sent)| bytes + sent);
-        self.spent += times.last().copied().unwrap_or(first) - first;
+        let spent = times.last().copied().unwrap_or(first) - first;
+        self.spent += spent;
+        self.sample.turns.push(f64::from(tokens) / spent.as_secs_f64());
         self.sample.gaps.extend(gaps(&times));
         Ok(())
     }
