@@ -1,9 +1,10 @@
 //! Work that is divided among threads: every parallel section of the kernels begins here.
 
+mod cores;
 mod pool;
 mod ranges;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -18,6 +19,9 @@ static SHARED: OnceLock<Arc<Pool>> = OnceLock::new();
 thread_local! {
     /// The pool that this thread's sections are divided among.
     static CURRENT: RefCell<Option<Arc<Pool>>> = const { RefCell::new(None) };
+
+    /// Whether this is a thread of a pool, whose work is a share of a section already.
+    static IS_WORKER: Cell<bool> = const { Cell::new(false) };
 }
 
 /// The threads of the whole process.
@@ -52,7 +56,7 @@ pub(crate) fn within<R>(pool: &Arc<Pool>, work: impl FnOnce() -> R) -> R {
 ///
 /// Each number is some share of the work whose result does not depend on the others.
 pub(crate) fn for_each_share(count: usize, work: impl Fn(usize) + Sync + Send) {
-    if count <= 1 {
+    if count <= 1 || IS_WORKER.get() {
         (0..count).for_each(work);
     } else {
         current().for_each_share(count, &work);
@@ -99,7 +103,14 @@ pub(crate) fn for_each<T: Send>(
 
 /// How many threads share the work.
 pub(crate) fn thread_count() -> usize {
-    current().thread_count()
+    if IS_WORKER.get() { 1 } else { current().thread_count() }
+}
+
+/// What a thread of a pool does: the sections of its shares are not divided once more, nor does it start
+/// the threads of the process, which could run only where it does.
+fn as_worker(work: impl FnOnce()) {
+    IS_WORKER.set(true);
+    work();
 }
 
 fn current() -> Arc<Pool> {

@@ -5,7 +5,8 @@ use super::files::File;
 /// What a crate must not name outside its tests.
 struct Rule {
     folder: &'static str,
-    /// Files that belong to the crate's binary, which is not pure.
+    /// Files that belong to the crate's binary, which is not pure, or that decide nothing but when a
+    /// thread sleeps.
     except: &'static [&'static str],
     forbidden: &'static [&'static str],
 }
@@ -42,7 +43,11 @@ const RULES: [Rule; 4] = [
         except: &["simnet/src/main.rs", "simnet/src/bin/"],
         forbidden: IMPURE,
     },
-    Rule { folder: "engine/src/", except: &[], forbidden: CLOCK },
+    Rule {
+        folder: "engine/src/",
+        except: &["engine/src/kernel/parallel/pool.rs"],
+        forbidden: CLOCK,
+    },
 ];
 
 fn complaints(file: &File) -> Vec<String> {

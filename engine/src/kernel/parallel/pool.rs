@@ -2,26 +2,34 @@
 //!
 //! A pass has some two hundred short sections, each of 5 to 200 µs for a small model, and a thread
 //! that sleeps between them costs more to wake than a section takes. So idle threads look for work
-//! for a while, then offer their core to others, and only then sleep.
+//! for a while, then offer their core to others, and sleep when somebody takes it or nothing comes.
 
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle, Thread};
+use std::time::{Duration, Instant};
+
+use super::cores::Cores;
 
 /// How often an idle thread looks for work without giving up its core: some 5 to 20 µs, the time
 /// between the sections of a pass.
 const SPINS: u32 = 300;
 
-/// How often it then offers its core to others before it sleeps: some 30 µs where nobody wants it,
-/// and one turn of whoever does.
+/// How often it then offers its core to others before it sleeps: some 30 µs where nobody wants it.
 const YIELDS: u32 = 50;
+
+/// Longer than an offer takes that nobody accepts. Who has accepted has work, and would be interrupted by
+/// the next offers.
+const ACCEPTED: Duration = Duration::from_micros(50);
 
 /// Threads that share the work of one caller at a time. They end when it is dropped.
 pub(crate) struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
+    /// Where there is a core for each thread.
+    cores: Option<Arc<Cores>>,
 }
 
 /// The work of a section: it is called with the number of a share.
@@ -64,12 +72,19 @@ impl Pool {
             sleepers: AtomicUsize::new(0),
             is_over: AtomicBool::new(false),
         });
-        let mut pool = Self { shared, workers: Vec::new() };
+        let cores = Cores::for_threads(threads).map(Arc::new);
+        let mut pool = Self { shared, workers: Vec::new(), cores };
         for index in 1..threads {
-            let shared = Arc::clone(&pool.shared);
+            let (shared, cores) = (Arc::clone(&pool.shared), pool.cores.clone());
             let name = format!("umbel-compute-{index}");
             // Where one cannot be started, dropping the pool ends those that were.
-            pool.workers.push(thread::Builder::new().name(name).spawn(move || shared.serve())?);
+            let serve = move || {
+                if let Some(cores) = cores {
+                    cores.join(index);
+                }
+                super::as_worker(|| shared.serve());
+            };
+            pool.workers.push(thread::Builder::new().name(name).spawn(serve)?);
         }
         Ok(pool)
     }
@@ -82,7 +97,10 @@ impl Pool {
     /// Wakes the threads that sleep, so that they look for work for a while: waking takes longer than
     /// many a section, and who knows that work comes can have it done by then.
     pub(crate) fn rouse(&self) {
-        self.shared.wake(self.workers.iter().map(JoinHandle::thread), usize::MAX);
+        if self.shared.sleepers.load(Ordering::SeqCst) > 0 {
+            self.place();
+            self.workers.iter().for_each(|worker| worker.thread().unpark());
+        }
     }
 
     /// Calls `work` with each number below `count`, and returns when all calls have.
@@ -102,6 +120,7 @@ impl Pool {
         {
             return (0..count).for_each(work);
         }
+        self.place();
         self.shared.begin(shares, work);
         let threads = self.workers.iter().map(JoinHandle::thread);
         self.shared.wake(threads, count - 1);
@@ -110,6 +129,13 @@ impl Pool {
         let has_panicked = self.shared.has_panicked.swap(false, Ordering::Relaxed);
         self.shared.is_busy.store(false, Ordering::Release);
         assert!(!has_panicked, "a share of the work has panicked");
+    }
+
+    /// Has the threads run where the caller does not.
+    fn place(&self) {
+        if let Some(cores) = &self.cores {
+            cores.place();
+        }
     }
 }
 
@@ -140,7 +166,7 @@ impl Shared {
         self.ticket.store(u64::from(shares) << 32, Ordering::SeqCst);
     }
 
-    /// Wakes up to `most` of the threads that sleep, if any do.
+    /// Wakes up to `most` of the threads, if any sleeps.
     fn wake<'a>(&self, threads: impl Iterator<Item = &'a Thread>, most: usize) {
         if self.sleepers.load(Ordering::SeqCst) > 0 {
             threads.take(most).for_each(Thread::unpark);
@@ -199,7 +225,11 @@ impl Shared {
             if idle < SPINS {
                 std::hint::spin_loop();
             } else if idle < SPINS + YIELDS {
+                let offered = Instant::now();
                 thread::yield_now();
+                if offered.elapsed() > ACCEPTED {
+                    idle = SPINS + YIELDS;
+                }
             } else {
                 self.sleep();
                 idle = 0;
