@@ -11,6 +11,7 @@ mod event;
 mod peers;
 mod places;
 mod probes;
+mod round_trips;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicUsize;
@@ -38,6 +39,7 @@ pub(crate) use discovery::ASKED_AT_ONCE;
 use discovery::Discovery;
 use peers::Peers;
 use probes::Probes;
+use round_trips::RoundTrips;
 
 /// Commands that wait. Each is handled in microseconds; whoever finds the queue full waits.
 pub(crate) const COMMANDS_WAITING_MAX: usize = 256;
@@ -91,7 +93,7 @@ pub(crate) struct Shared {
     pub(crate) announce: Vec<Multiaddr>,
     /// Where it listens, relays included, the best first.
     pub(crate) listen: watch::Sender<Vec<Multiaddr>>,
-    round_trips: Mutex<BTreeMap<PeerId, Duration>>,
+    round_trips: Mutex<RoundTrips>,
     pub(crate) reachability: watch::Sender<Vec<Reachability>>,
     pub(crate) standing: watch::Sender<Standing>,
     /// Circuits that this peer passes on at the moment.
@@ -112,7 +114,7 @@ impl Shared {
         }
     }
 
-    pub(crate) fn round_trips(&self) -> MutexGuard<'_, BTreeMap<PeerId, Duration>> {
+    pub(crate) fn round_trips(&self) -> MutexGuard<'_, RoundTrips> {
         self.round_trips.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

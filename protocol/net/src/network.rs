@@ -259,10 +259,10 @@ impl Network {
         self.0.shared.circuits.load(Ordering::Relaxed)
     }
 
-    /// The last round trip of a ping to `peer`, while it is connected.
+    /// The shortest of the last round trips of pings to `peer`, while it is connected.
     #[must_use]
     pub fn round_trip(&self, peer: PeerId) -> Option<Duration> {
-        self.0.shared.round_trips().get(&peer).copied()
+        self.0.shared.round_trips().shortest(peer)
     }
 
     /// Bytes that all links have carried so far.

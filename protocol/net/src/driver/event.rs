@@ -38,7 +38,7 @@ impl Driver {
                 self.probes.forget(connection_id);
                 if self.peers.disconnected(peer_id, connection_id) {
                     if let Some(peer) = own_name(&peer_id) {
-                        self.shared.round_trips().remove(&peer);
+                        self.shared.round_trips().remove(peer);
                     }
                     for request in self.direct.left(peer_id) {
                         self.open_stream_now(peer_id, request);
@@ -157,7 +157,7 @@ impl Driver {
                 let peer = own_name(&event.peer).filter(|_| best == Some(event.connection));
                 if let Some(peer) = peer {
                     self.direct.is_away(event.peer, round_trip);
-                    self.shared.round_trips().insert(peer, round_trip);
+                    self.shared.round_trips().add(peer, event.connection, round_trip);
                 }
             }
             Err(ping::Failure::Timeout) => {
