@@ -5,7 +5,7 @@ mod head;
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
-use umbel_engine::{Arithmetic, Device, Ends, EndsError, HiddenStates};
+use umbel_engine::{Arithmetic, Ends, EndsError, HiddenStates};
 use umbel_protocol::ModelId;
 use umbel_shard::{
     Cache, LoadError, Model, ModelConfig, ModelSource, OpenModelError, Part, PartsNeeded, Progress,
@@ -86,13 +86,6 @@ impl ClientModel {
             None => None,
         };
         Ok(Self { head: None, tokenizer, chat_template, shard, grammars: OnceLock::new() })
-    }
-
-    /// The same model, its ends computed by `device`.
-    #[must_use]
-    pub fn on(self, device: Device) -> Self {
-        let head = self.head.map(|head| Arc::new(Head::new(head.ends().clone().on(device))));
-        Self { head, ..self }
     }
 
     /// The hash of its manifest, by which servers of the same model are found.

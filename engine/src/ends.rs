@@ -9,7 +9,6 @@ mod head;
 use umbel_shard::{ModelConfig, Weights};
 
 use crate::checkpoint::LoadTensorError;
-use crate::device::Device;
 use crate::hidden::HiddenStates;
 use crate::kernel::Arithmetic;
 use crate::operation::linear::Linear;
@@ -51,17 +50,6 @@ impl Ends {
             embedding: Embedding::load(config, weights)?,
             head: Head::load_with(arithmetic, config, weights)?,
         })
-    }
-
-    /// The same ends, computed by `device` instead of the process's shared threads.
-    #[must_use]
-    pub fn on(self, device: Device) -> Self {
-        Self { head: self.head.on(device), ..self }
-    }
-
-    /// Where the ends are computed.
-    pub(crate) const fn device(&self) -> &Device {
-        self.head.device()
     }
 
     /// What stands between the last block and the logits.

@@ -7,7 +7,6 @@ use umbel_shard::{ModelConfig, Weights};
 
 use super::{EndsError, check, of_each};
 use crate::checkpoint::{Checkpoint, LoadTensorError};
-use crate::device::Device;
 use crate::hidden::HiddenStates;
 use crate::kernel::Arithmetic;
 use crate::operation::linear::Linear;
@@ -19,7 +18,6 @@ pub struct Head {
     norm: RmsNorm,
     lm_head: Linear,
     hidden_size: usize,
-    device: Device,
 }
 
 impl Head {
@@ -48,18 +46,7 @@ impl Head {
             norm: checkpoint.rms_norm(stem(FINAL_NORM), config.hidden_size)?,
             lm_head: checkpoint.linear(stem(head), matrix, false)?,
             hidden_size: config.hidden_size,
-            device: Device::shared(),
         })
-    }
-
-    /// The same head, computed by `device` instead of the process's shared threads.
-    #[must_use]
-    pub fn on(self, device: Device) -> Self {
-        Self { device, ..self }
-    }
-
-    pub(super) const fn device(&self) -> &Device {
-        &self.device
     }
 
     pub(super) const fn norm_and_linear(&self) -> (&RmsNorm, &Linear) {
@@ -72,8 +59,7 @@ impl Head {
     /// [`EndsError`] where `hidden` is of another model.
     pub fn normed(&self, hidden: &HiddenStates) -> Result<Vec<Vec<f32>>, EndsError> {
         check(hidden, self.hidden_size)?;
-        let rows = self.device.run(|| self.norm.forward(hidden.tensor())?.to_vec2())?;
-        Ok(rows)
+        Ok(self.norm.forward(hidden.tensor())?.to_vec2()?)
     }
 
     /// What the model says of the token after the last one of `hidden`, which left the last block:
@@ -92,11 +78,8 @@ impl Head {
     /// [`EndsError`] where `hidden` is of another model.
     pub fn logits_of_all(&self, hidden: &HiddenStates) -> Result<Vec<Vec<f32>>, EndsError> {
         check(hidden, self.hidden_size)?;
-        let logits = self.device.run(|| {
-            let normed = self.norm.forward(hidden.tensor())?;
-            self.lm_head.forward(&normed)?.to_vec2()
-        })?;
-        Ok(logits)
+        let normed = self.norm.forward(hidden.tensor())?;
+        Ok(self.lm_head.forward(&normed)?.to_vec2()?)
     }
 
     /// As [`Head::logits_of_all`] for each of several sessions: the head reads its weights once for

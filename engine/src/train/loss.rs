@@ -51,11 +51,9 @@ impl Ends {
         let mut sum = 0.0;
         let share = (LOGITS_MAX / vocabulary_size).max(1);
         let rows = values.chunks(share * size).zip(gradient.chunks_mut(share * size));
-        self.device().run(|| {
-            for ((hidden, gradient), targets) in rows.zip(targets.chunks(share)) {
-                sum += self.loss_of_rows(hidden, targets, weight, gradient);
-            }
-        });
+        for ((hidden, gradient), targets) in rows.zip(targets.chunks(share)) {
+            sum += self.loss_of_rows(hidden, targets, weight, gradient);
+        }
         let gradient = HiddenStates::from_values(gradient, size)
             .expect("the gradient has the shape of the hidden states");
         Ok(Loss { sum, targets: targets.iter().flatten().count(), gradient })
@@ -81,7 +79,7 @@ impl Ends {
         let (values, gradient) = (hidden.to_values(), gradient.to_values());
         let mut of_hidden = vec![0.0; values.len()];
         let (norm, _) = self.norm_and_head();
-        self.device().run(|| norm::add_gradient(norm, &values, &gradient, &mut of_hidden));
+        norm::add_gradient(norm, &values, &gradient, &mut of_hidden);
         Ok(HiddenStates::from_values(of_hidden, self.hidden_size())
             .expect("the gradient has the shape of the hidden states"))
     }
