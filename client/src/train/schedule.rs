@@ -44,6 +44,13 @@ impl Schedule {
         };
         self.learning_rate * factor
     }
+
+    /// Whether every step has a rate of zero, as a single one has that is in the warm-up.
+    #[must_use]
+    pub fn learns_nothing(&self) -> bool {
+        // Of a warm-up only the first step is at zero, and what falls to zero does so behind the last.
+        (1..=self.steps.min(2)).all(|step| self.at(step) == 0.0)
+    }
 }
 
 #[cfg(test)]
@@ -62,5 +69,15 @@ mod tests {
         assert_eq!(rates(Decay::Cosine, 2), [0.0, 4.0, 8.0, 6.83, 4.0, 1.17, 0.0]);
         assert_eq!(rates(Decay::Linear, 0)[0], 8.0);
         assert_eq!(rates(Decay::Cosine, 9)[6], 5.33, "a training may end within the warm-up");
+    }
+
+    #[test]
+    fn one_step_that_warms_up_learns_nothing() {
+        let learns_nothing = |steps, warmup_steps| {
+            let (learning_rate, decay) = (8.0, Decay::Cosine);
+            Schedule { learning_rate, warmup_steps, steps, decay }.learns_nothing()
+        };
+        assert!(learns_nothing(1, 1) && learns_nothing(1, 2));
+        assert!(!learns_nothing(1, 0) && !learns_nothing(2, 2) && !learns_nothing(6, 9));
     }
 }

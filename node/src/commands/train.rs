@@ -60,6 +60,12 @@ pub(crate) async fn run(arguments: TrainArguments, config: &Config) -> anyhow::R
     let together =
         together::start(&arguments.together, &arguments.join, &model, &mut trainer).await?;
     let schedule = begin::schedule(&arguments, &texts);
+    if schedule.learns_nothing() {
+        tracing::warn!(
+            "nothing is learned in one step, at which the learning rate only begins to rise: ask for \
+             more --epochs, a smaller --batch or --warmup-steps 0"
+        );
+    }
     let reporter = Reporter::new(&arguments.out, first_step, schedule.steps)?;
     let run = Run::new(trainer, texts, begin::run_settings(&arguments), schedule);
     let saving = Saving::new(&arguments.out, begun.identity, begun.watch);
