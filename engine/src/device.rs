@@ -102,6 +102,8 @@ pub enum ChooseThreadsError {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     #[test]
@@ -112,6 +114,25 @@ mod tests {
         let cores = std::thread::available_parallelism().unwrap().get();
         assert_eq!(two.run(|| Device::shared().run(parallel::thread_count)), cores);
         assert_eq!(parallel::thread_count(), cores);
+    }
+
+    #[test]
+    fn a_share_of_the_work_is_not_divided_once_more_by_a_thread_of_the_device() {
+        let two = Device::with_threads(NonZeroUsize::new(2).unwrap()).unwrap();
+        let (arrived, counts) = (AtomicUsize::new(0), [const { AtomicUsize::new(0) }; 2]);
+        two.run(|| {
+            parallel::for_each_share(2, |share| {
+                // Two that wait for each other need two threads.
+                arrived.fetch_add(1, Ordering::SeqCst);
+                while arrived.load(Ordering::SeqCst) < 2 {
+                    std::thread::yield_now();
+                }
+                counts[share].store(parallel::thread_count(), Ordering::SeqCst);
+            });
+        });
+        let mut counts = counts.map(AtomicUsize::into_inner);
+        counts.sort_unstable();
+        assert_eq!(counts, [1, 2], "the caller may, but its pool is busy");
     }
 
     #[test]
