@@ -49,6 +49,11 @@ pub struct BenchArguments {
     #[arg(long, value_name = "N,N,...", value_delimiter = ',', default_value = "1,2,4")]
     pub servers: Vec<u32>,
 
+    /// Measure each swarm a second time, by thin sessions: its last server draws the tokens and feeds the
+    /// first one.
+    #[arg(long, conflicts_with_all = ["clients", "shared_tokens"])]
+    pub thin: bool,
+
     /// Measure so many clients at once, at a swarm of the first number of servers.
     #[arg(long, value_name = "N,N,...", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=64))]
     pub clients: Vec<u32>,

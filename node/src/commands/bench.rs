@@ -96,7 +96,11 @@ struct Contender {
 }
 
 enum Way {
-    Umbel { opened: Opened, servers: Option<LocalSwarm> },
+    /// With the servers that are stopped once it has left.
+    Umbel {
+        opened: Opened,
+        servers: Option<LocalSwarm>,
+    },
     Llama(Llama),
 }
 
@@ -158,13 +162,23 @@ async fn contenders(
         let servers = LocalSwarm::start(name, block_count, count, options, config).await?;
         let join = SwarmConfig { join: vec![servers.address().clone()], ..SwarmConfig::default() };
         let swarm = Arc::new(Swarm::join(join).await?);
-        let swarm = Blocks::Swarm(swarm, session_options(arguments));
-        let opened = Opened { model: Arc::clone(model), blocks: swarm };
-        contenders.push(Contender {
-            name: format!("swarm of {count}"),
-            way: Way::Umbel { opened, servers: Some(servers) },
-            samples: Vec::new(),
-        });
+        let options = session_options(arguments);
+        let mut sessions = vec![(format!("swarm of {count}"), options)];
+        if arguments.thin {
+            sessions.push((format!("thin, of {count}"), SessionOptions { thin: true, ..options }));
+        }
+        for (name, options) in sessions {
+            let blocks = Blocks::Swarm(Arc::clone(&swarm), options);
+            let opened = Opened { model: Arc::clone(model), blocks };
+            let way = Way::Umbel { opened, servers: None };
+            contenders.push(Contender { name, way, samples: Vec::new() });
+        }
+        // They are stopped when all who ask them have left.
+        if let Some(Contender { way: Way::Umbel { servers: of_last, .. }, .. }) =
+            contenders.last_mut()
+        {
+            *of_last = Some(servers);
+        }
     }
     Ok(contenders)
 }

@@ -3,6 +3,7 @@
 //! Tests of one subject share a program: each program holds the whole of Umbel, and takes its time to link.
 
 mod adapters;
+mod bench;
 mod chat;
 mod exact;
 mod prefix;

@@ -20,7 +20,8 @@ use super::{Limits, loopback, prompt, server_options, session_options};
 use crate::args::BenchArguments;
 use crate::config::Config;
 
-/// Most tokens that a client decodes while another reads: at 20 tokens a second, fifty seconds.
+/// Most tokens that a client decodes while another reads, as far as its context has room: at 20 tokens a
+/// second, fifty seconds.
 const TOKENS_WHILE_READING_MAX: u32 = 1_024;
 
 /// Sessions take whole pages of so many tokens.
@@ -60,9 +61,8 @@ pub(super) async fn run(
     mut limits: Limits,
 ) -> anyhow::Result<String> {
     let count = *arguments.servers.first().context("--servers names no number of servers")?;
-    let tokens = arguments.prompt_tokens + TOKENS_WHILE_READING_MAX;
     let context = model.config().context_tokens;
-    if arguments.reader_tokens > 0 && arguments.reader_tokens.max(tokens) as usize >= context {
+    if arguments.reader_tokens as usize >= context {
         bail!("the model's context has {context} tokens: let --reader-tokens be fewer, or 0");
     }
     let most = arguments.clients.iter().copied().max().unwrap_or(1);

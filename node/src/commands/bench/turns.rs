@@ -7,13 +7,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use umbel_client::Generate;
-use umbel_client::generate::Generation;
+use umbel_client::{Chain, ClientModel, Generate, Token};
 
 use super::machine::Memory;
 use super::sample::{Sample, gaps};
 use super::{Contender, Way, loopback};
-use crate::commands::session::Opened;
+use crate::commands::session::{Blocks, Opened};
 
 /// Tokens of a turn that are measured. One before them is not: threads have slept and caches were
 /// used by others.
@@ -33,8 +32,8 @@ pub(super) async fn round(
 ) -> anyhow::Result<Vec<Sample>> {
     let mut answers = Vec::new();
     for contender in contenders {
-        if let Way::Umbel { opened, servers } = &contender.way {
-            answers.push(Answer::begin(opened, servers.is_some(), prompt, new_tokens).await?);
+        if let Way::Umbel { opened, .. } = &contender.way {
+            answers.push(Answer::begin(opened, prompt, new_tokens).await?);
             eprint!(".");
         }
     }
@@ -71,9 +70,14 @@ pub(super) async fn round(
     Ok(samples)
 }
 
-/// An answer that grows turn by turn.
+/// An answer that grows turn by turn. Each turn asks for so many tokens and no more: the servers of a thin
+/// session go on by themselves for as long as more are wanted.
 struct Answer {
-    generation: Generation,
+    model: Arc<ClientModel>,
+    /// The session and what it has in its cache; none while a turn has it.
+    session: Option<(Chain, Vec<u32>)>,
+    /// The prompt and what follows so far.
+    tokens: Vec<u32>,
     sample: Sample,
     spent: Duration,
     /// Bytes on the loopback device, where something goes over it and they can be counted.
@@ -84,46 +88,63 @@ struct Answer {
 
 impl Answer {
     /// Reads the prompt.
-    async fn begin(
-        opened: &Opened,
-        is_remote: bool,
-        prompt: &[u32],
-        new_tokens: u32,
-    ) -> anyhow::Result<Self> {
-        let max_tokens = tokens(new_tokens);
-        let request = Generate { max_tokens, ignore_eos: true, ..Generate::new(prompt.to_vec()) };
-        let chain = opened.chain(prompt.len() + max_tokens as usize, &[]).await?;
-        let mut generation = request.start(Arc::clone(&opened.model), chain)?;
+    async fn begin(opened: &Opened, prompt: &[u32], new_tokens: u32) -> anyhow::Result<Self> {
+        let chain = opened.chain(prompt.len() + tokens(new_tokens) as usize, &[]).await?;
+        let mut answer = Self {
+            model: Arc::clone(&opened.model),
+            session: Some((chain, Vec::new())),
+            tokens: prompt.to_vec(),
+            sample: Sample::default(),
+            spent: Duration::ZERO,
+            bytes: matches!(opened.blocks, Blocks::Swarm(..)).then_some(0),
+            reads: Vec::new(),
+        };
         let started = Instant::now();
-        generation.next().await?.context("no token was generated")?;
-        let prefill = prompt.len() as f64 / started.elapsed().as_secs_f64();
-        let sample = Sample { prefill, ..Sample::default() };
-        let bytes = is_remote.then_some(0);
-        Ok(Self { generation, sample, spent: Duration::ZERO, bytes, reads: Vec::new() })
+        answer.next(1, |_| ()).await?;
+        answer.sample.prefill = prompt.len() as f64 / started.elapsed().as_secs_f64();
+        Ok(answer)
+    }
+
+    /// Has so many tokens follow, and shows each one as it comes.
+    async fn next(&mut self, tokens: u32, mut each: impl FnMut(&Token)) -> anyhow::Result<()> {
+        let (chain, cached) = self.session.take().context("the turn before has failed")?;
+        let request = Generate::new(self.tokens.clone());
+        let request = Generate { max_tokens: tokens, ignore_eos: true, ..request };
+        let mut generation = request.resume(Arc::clone(&self.model), chain, &cached)?;
+        for _ in 0..tokens {
+            each(&generation.next().await?.context("the answer is longer")?);
+        }
+        self.tokens = generation.tokens().to_vec();
+        self.session = Some(generation.into_chain());
+        Ok(())
     }
 
     async fn take_turn(&mut self, tokens: u32) -> anyhow::Result<()> {
-        self.generation.next().await?.context("the answer is longer")?;
-        let (first, before) = (Instant::now(), loopback::bytes());
-        let mut times = vec![first];
-        for _ in 0..tokens {
-            let token = self.generation.next().await?.context("the answer is longer")?;
+        let (mut times, mut spent_in, mut before) = (Vec::new(), Vec::new(), None);
+        self.next(1 + tokens, |token| {
             times.push(Instant::now());
-            self.sample.add(&token.time);
-        }
+            if times.len() == 1 {
+                before = loopback::bytes();
+            } else {
+                spent_in.push(token.time.clone());
+            }
+        })
+        .await?;
         let sent =
             loopback::bytes().zip(before).map(|(after, before)| after.saturating_sub(before));
         self.bytes = self.bytes.zip(sent).map(|(bytes, sent)| bytes + sent);
-        let spent = times.last().copied().unwrap_or(first) - first;
+        let spent: Duration = gaps(&times).sum();
         self.spent += spent;
+        spent_in.iter().for_each(|time| self.sample.add(time));
         self.sample.turns.push(f64::from(tokens) / spent.as_secs_f64());
         self.sample.gaps.extend(gaps(&times));
         Ok(())
     }
 
     async fn end(self, new_tokens: u32) -> Sample {
-        let (chain, _) = self.generation.into_chain();
-        chain.close().await;
+        if let Some((chain, _)) = self.session {
+            chain.close().await;
+        }
         let tokens = f64::from(new_tokens);
         Sample {
             decode: tokens / self.spent.as_secs_f64(),
