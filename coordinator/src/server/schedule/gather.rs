@@ -21,11 +21,12 @@ const COST_PARTS: u32 = 2;
 /// The longest wait in any case: nobody notices it.
 const WAIT_MAX: Duration = Duration::from_millis(50);
 
-/// A session is late when it takes longer than usual by this part of it. For it a pass may wait beyond
-/// [`COST_PARTS`], since that holds nobody up who comes in time.
+/// A session is late when it takes longer than usual by this part of it, or by what [`COST_PARTS`] allows,
+/// whichever is less. For it a pass may wait beyond that, since it holds nobody up who comes in time; who
+/// does not come costs a pass at most as long as it takes.
 const SLACK_PARTS: u32 = 4;
 
-/// And by this: clocks and timers are no finer.
+/// But not before it takes so much longer: clocks and timers are no finer.
 const SLACK_MIN: Duration = Duration::from_millis(1);
 
 /// By this part what a session usually takes becomes less with every step that comes while a pass runs:
@@ -100,10 +101,11 @@ impl Gathering {
     /// Until when a pass that could begin now, and costs `cost` without any token, waits for those
     /// that are due; `None` if it begins.
     pub(super) fn wait(&mut self, cost: Duration, now: Time) -> Option<Time> {
-        let deadline = *self.deadline.get_or_insert(now + (cost / COST_PARTS).min(WAIT_MAX));
+        let wait_max = (cost / COST_PARTS).min(WAIT_MAX);
+        let deadline = *self.deadline.get_or_insert(now + wait_max);
         let due = self.away.values().filter_map(|away| {
             let ((left, _), usual) = away.left.zip(away.usual)?;
-            let late = left + usual + (usual / SLACK_PARTS).max(SLACK_MIN);
+            let late = left + usual + (usual / SLACK_PARTS).min(wait_max).max(SLACK_MIN);
             (left + usual <= deadline).then_some(late)
         });
         due.filter(|late| now < *late).max()
@@ -176,6 +178,13 @@ mod tests {
         assert_eq!(near.wait(3 * COST, at(101)), Some(at(137) + Duration::from_micros(500)));
         assert_eq!(gathering(&[60]).wait(100 * COST, at(101)), None, "no wait is as long");
         assert_eq!(gathering(&[4]).wait(Duration::ZERO, at(101)), None, "it saves nothing");
+    }
+
+    #[test]
+    fn who_is_slow_and_does_not_come_costs_a_pass_no_more_than_it_takes() {
+        let mut slow = gathering(&[90]);
+        let short = Duration::from_millis(14);
+        assert_eq!(slow.wait(short, at(184)), Some(at(190) + short / 2));
     }
 
     #[test]
