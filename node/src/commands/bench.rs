@@ -96,11 +96,7 @@ struct Contender {
 }
 
 enum Way {
-    /// With the servers that are stopped once it has left.
-    Umbel {
-        opened: Opened,
-        servers: Option<LocalSwarm>,
-    },
+    Umbel { opened: Opened, servers: Option<LocalSwarm> },
     Llama(Llama),
 }
 
@@ -158,29 +154,34 @@ async fn contenders(
     }];
     // Without servers the one process is measured alone.
     for &count in arguments.servers.iter().filter(|count| **count > 0) {
-        let (block_count, options) = (model.config().block_count, server_options(arguments));
-        let servers = LocalSwarm::start(name, block_count, count, options, config).await?;
-        let join = SwarmConfig { join: vec![servers.address().clone()], ..SwarmConfig::default() };
-        let swarm = Arc::new(Swarm::join(join).await?);
-        let options = session_options(arguments);
-        let mut sessions = vec![(format!("swarm of {count}"), options)];
+        let plain = session_options(arguments);
+        contenders.push(swarm(count, plain, arguments, name, model, config).await?);
         if arguments.thin {
-            sessions.push((format!("thin, of {count}"), SessionOptions { thin: true, ..options }));
-        }
-        for (name, options) in sessions {
-            let blocks = Blocks::Swarm(Arc::clone(&swarm), options);
-            let opened = Opened { model: Arc::clone(model), blocks };
-            let way = Way::Umbel { opened, servers: None };
-            contenders.push(Contender { name, way, samples: Vec::new() });
-        }
-        // They are stopped when all who ask them have left.
-        if let Some(Contender { way: Way::Umbel { servers: of_last, .. }, .. }) =
-            contenders.last_mut()
-        {
-            *of_last = Some(servers);
+            let thin = SessionOptions { thin: true, ..plain };
+            contenders.push(swarm(count, thin, arguments, name, model, config).await?);
         }
     }
     Ok(contenders)
+}
+
+/// So many servers of the model for sessions of this kind, and for nobody else: a session that pauses while
+/// another has its turn on the same servers would be waited for.
+async fn swarm(
+    count: u32,
+    session: SessionOptions,
+    arguments: &BenchArguments,
+    name: &str,
+    model: &Arc<ClientModel>,
+    config: &Config,
+) -> anyhow::Result<Contender> {
+    let (block_count, options) = (model.config().block_count, server_options(arguments));
+    let servers = LocalSwarm::start(name, block_count, count, options, config).await?;
+    let join = SwarmConfig { join: vec![servers.address().clone()], ..SwarmConfig::default() };
+    let blocks = Blocks::Swarm(Arc::new(Swarm::join(join).await?), session);
+    let opened = Opened { model: Arc::clone(model), blocks };
+    let way = Way::Umbel { opened, servers: Some(servers) };
+    let name = format!("{} of {count}", if session.thin { "thin," } else { "swarm" });
+    Ok(Contender { name, way, samples: Vec::new() })
 }
 
 /// What every session of a swarm is like.
