@@ -1,6 +1,6 @@
 //! A prompt through four stages with a delay on every link, measured: through one stage after another,
-//! chunk after chunk, and as the client streams it. Four servers of a real model are processes of their own, and the
-//! client is in this one.
+//! chunk after chunk, and as the client streams it. Four servers of a real model are processes of their
+//! own, and the client is in this one.
 //!
 //! `cargo run --release -p umbel-tests --example prefill_stages -- MODEL [TOKENS] [DELAY] [SHARE]`
 //! takes a model (a name, a folder or a GGUF file), the tokens of the prompt, the delay of a way in
@@ -16,7 +16,7 @@
 
 use std::collections::VecDeque;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -46,18 +46,19 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 /// A share of a core, which a process has that was started while this one had it.
 struct Quota {
     folder: PathBuf,
-    /// The group to which this process returns.
-    root: PathBuf,
+    /// The group of this process.
+    home: PathBuf,
 }
 
 impl Quota {
     fn new(name: &str, percent: u32) -> anyhow::Result<Self> {
         let unified = PathBuf::from(CGROUPS).join("cgroup.controllers").exists();
         let root = PathBuf::from(CGROUPS).join(if unified { "" } else { "cpu" });
+        let home = root.join(own_group(unified)?.trim_start_matches('/'));
         let folder = root.join(format!("umbel-{}-{name}", std::process::id()));
         fs::create_dir(&folder)
             .with_context(|| format!("no group of processes at {}: be root", folder.display()))?;
-        let quota = Self { folder, root };
+        let quota = Self { folder, home };
         let (share, period) = (PERIOD.as_micros() * u128::from(percent) / 100, PERIOD.as_micros());
         if unified {
             quota.set("cpu.max", &format!("{share} {period}"))?;
@@ -76,9 +77,8 @@ impl Quota {
     /// Starts a process that has the share, with all that it measures of itself at its start.
     fn start<T>(&self, start: impl FnOnce() -> T) -> anyhow::Result<T> {
         self.set("cgroup.procs", "0")?;
-        let started = start();
-        fs::write(self.root.join("cgroup.procs"), "0").context("this process keeps a share")?;
-        Ok(started)
+        let _back = Back(&self.home);
+        Ok(start())
     }
 }
 
@@ -89,13 +89,39 @@ impl Drop for Quota {
     }
 }
 
+/// Takes this process back to its group, also where what it started has failed.
+struct Back<'a>(&'a Path);
+
+impl Drop for Back<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = fs::write(self.0.join("cgroup.procs"), "0") {
+            println!("this process keeps a server's share: {error}");
+        }
+    }
+}
+
+/// The group of this process, from the root of all.
+fn own_group(unified: bool) -> anyhow::Result<String> {
+    let groups = fs::read_to_string("/proc/self/cgroup")?;
+    let path_of = |line: &str| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (parts.next()?, parts.next()?);
+        let is_it = if unified {
+            controllers.is_empty()
+        } else {
+            controllers.split(',').any(|controller| controller == "cpu")
+        };
+        is_it.then(|| path.to_owned())
+    };
+    groups.lines().find_map(path_of).context("the system has no CPU controller of cgroups")
+}
+
 /// Servers behind links that are shaped, and a client of theirs.
 struct Far {
     swarm: Arc<Swarm>,
     model: Arc<ClientModel>,
-    /// They end before their shares do.
-    _servers: Vec<Server>,
-    _quotas: Vec<Quota>,
+    /// A server ends before its share does.
+    _stages: Vec<(Server, Quota)>,
 }
 
 /// How a prompt is handed in, as in `umbel-simnet --table prefill`.
@@ -126,7 +152,7 @@ impl Far {
         let model = client_model(name)?;
         let network = ShapedNetwork::new(Shape::of_delay(delay), 1);
         let blocks = model.config().block_count;
-        let (mut servers, mut quotas): (Vec<Server>, Vec<_>) = (Vec::new(), Vec::new());
+        let mut stages: Vec<(Server, Quota)> = Vec::new();
         for stage in 0..STAGES {
             let front = network.front().await?;
             let [quic, tcp] = front.addresses();
@@ -134,17 +160,17 @@ impl Far {
             let mut arguments = vec![name, "--blocks", &span, "--kv-tokens", "8192"];
             // What a server has is less than a core.
             arguments.extend(["--threads", "1"]);
-            arguments.extend(servers.iter().flat_map(|server| ["--join", server.address()]));
+            arguments.extend(stages.iter().flat_map(|(server, _)| ["--join", server.address()]));
             let quota = Quota::new(&stage.to_string(), percent)?;
-            servers.push(quota.start(|| serve_behind(front, &[&quic, &tcp], &arguments))?);
-            quotas.push(quota);
+            let server = quota.start(|| serve_behind(front, &[&quic, &tcp], &arguments))?;
+            stages.push((server, quota));
             println!("blocks {span} are served");
         }
-        let addresses = servers.iter().map(|server| server.address().parse());
+        let addresses = stages.iter().map(|(server, _)| server.address().parse());
         let join = addresses.collect::<Result<_, _>>()?;
         let config = SwarmConfig { join, ..SwarmConfig::default() };
         let swarm = Arc::new(Swarm::join(config).await?);
-        Ok(Self { swarm, model, _servers: servers, _quotas: quotas })
+        Ok(Self { swarm, model, _stages: stages })
     }
 
     /// How long the prompt takes until its last row is here, and that row; tried again where a server

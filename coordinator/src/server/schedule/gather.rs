@@ -23,7 +23,7 @@ const WAIT_MAX: Duration = Duration::from_millis(50);
 
 /// A session is late when it takes longer than usual by this part of it, or by what [`COST_PARTS`] allows,
 /// whichever is less. For it a pass may wait beyond that, since it holds nobody up who comes in time; who
-/// does not come costs a pass at most as long as it takes.
+/// does not come costs a pass at most as long as it takes, or [`SLACK_MIN`] more than half of that.
 const SLACK_PARTS: u32 = 4;
 
 /// But not before it takes so much longer: clocks and timers are no finer.
