@@ -246,6 +246,17 @@ async fn main() -> anyhow::Result<()> {
     let mut number = |or: u32| arguments.next().map_or(Ok(or), |argument| argument.parse());
     let (tokens, delay, percent) = (number(2_000)?, number(20)?, number(40)?);
     let far = Far::start(&name, Duration::from_millis(delay.into()), percent).await?;
+    println!(
+        "{tokens} tokens through {STAGES} stages, {delay} ms apart, each with {percent}% of a core"
+    );
+    tokio::select! {
+        measured = measure(&far, tokens) => measured,
+        // Who returns from here ends the servers, and gives their shares back.
+        _ = tokio::signal::ctrl_c() => bail!("interrupted"),
+    }
+}
+
+async fn measure(far: &Far, tokens: u32) -> anyhow::Result<()> {
     let vocabulary = u32::try_from(far.model.config().vocabulary_size)?;
     let prompt: Vec<u32> = (0..tokens).map(|place| place * 7_919 % vocabulary).collect();
     // Routes are known and pages are there when it counts.
@@ -261,9 +272,6 @@ async fn main() -> anyhow::Result<()> {
         }
         ensure!(rows.iter().all(|row| *row == rows[0]), "the chunks changed what comes out");
     }
-    println!(
-        "{tokens} tokens through {STAGES} stages, {delay} ms apart, of which each has {percent}% of a core:"
-    );
     let [whole, chunks, streamed] = times.each_mut().map(|times| median(times));
     let part = |of: Duration| 100.0 * streamed.as_secs_f64() / of.as_secs_f64();
     println!(
