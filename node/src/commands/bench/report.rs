@@ -24,7 +24,8 @@ gap:        milliseconds from token to token, in the middle and at the 99th perc
 blocks:     of it, milliseconds of arithmetic in blocks; between: from the client to a block, from
             block to block on other servers, and back: links, waits and wakes; in the middle
 wire:       bytes on the loopback device for each token, on all links together, with the headers of
-            packets and acknowledgements; what other programs send there counts too";
+            packets and acknowledgements; what other programs send there counts too. Links between
+            processes of one machine go past it, but with --no-local-links";
 
 /// What one contender's samples come to.
 struct Row<'a> {
