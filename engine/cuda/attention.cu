@@ -84,11 +84,26 @@ __device__ __forceinline__ void join(Softmax<SIZE>& total, const Softmax<SIZE>& 
 // Begins to fetch the keys and values of the chunk at `start`; positions from `end` on are not there.
 template <class Pages>
 __device__ __forceinline__ void fetch(const Work& work, uint4* stage, int start, int end) {
+    // Where the pages are, is read for all of them at once: a lane reads it for one.
+    const int own = start + lane_id() % CHUNK_PAGES * PAGE_TOKENS;
+    const typename Pages::Source source_of_lane(work, own < end ? own : start);
+#pragma unroll 1
+    for (int page = 0; page < CHUNK_PAGES; ++page) {
+        const typename Pages::Source source = source_of_lane.of(page);
+        const bool there = start + page * PAGE_TOKENS < end;
+        uint4* to = stage + page * Pages::CHUNKS + threadIdx.x;
 #pragma unroll
-    for (int chunk = threadIdx.x; chunk < CHUNK_PAGES * Pages::CHUNKS; chunk += THREADS) {
-        const int position = start + chunk / Pages::CHUNKS * PAGE_TOKENS;
-        const bool there = position < end;
-        copy_async_16(stage + chunk, Pages::from(work, there ? position : start, chunk % Pages::CHUNKS), there);
+        for (int run = 0; run < Pages::RUNS; ++run) {
+            const uint4* from = source.run(work, run) + threadIdx.x;
+            const int chunks = Pages::run_chunks(run);
+#pragma unroll
+            for (int chunk = 0; chunk < chunks; chunk += THREADS) {
+                if (chunk + THREADS <= chunks || static_cast<int>(threadIdx.x) < chunks - chunk) {
+                    copy_async_16(to + chunk, from + chunk, there);
+                }
+            }
+            to += chunks;
+        }
     }
     copy_async_commit();
 }
@@ -320,7 +335,7 @@ struct Partials {
 template <int SIZE>
 __device__ __forceinline__ void join_splits(const Work& work, const Partials& partials, int token, int head,
                                             const Activations& output) {
-    constexpr int PAIRS = (SIZE / 2 + WARP - 1) / WARP, TOGETHER = 4;
+    constexpr int PAIRS = (SIZE / 2 + WARP - 1) / WARP, TOGETHER = SIZE <= 128 ? 8 : 4;
     const int position = work.sequence.position + token - work.sequence.first_row, end = position / SPLIT + 1;
     float maximum = minus_infinity(), sum = 0.0f, outputs[PAIRS][2] = {};
     for (int start = work.shape.first_seen(position) / SPLIT; start < end; start += TOGETHER) {

@@ -32,10 +32,10 @@ struct Sequence {
     int page_count;
 
     // The page of `block` that has `at`, where each block has one of its own.
-    __device__ __forceinline__ size_t page(int block, int at) const { return listed(at, block - first_block); }
+    __device__ __forceinline__ uint32_t page(int block, int at) const { return listed(at, block - first_block); }
     // The page `index` of those of `at`.
-    __device__ __forceinline__ size_t listed(int at, int index) const {
-        return pages[static_cast<size_t>(at / PAGE_TOKENS) * page_count + index];
+    __device__ __forceinline__ uint32_t listed(int at, int index) const {
+        return pages[at / PAGE_TOKENS * page_count + index];
     }
 };
 
@@ -80,10 +80,10 @@ struct BytePage {
         const unsigned scale_bytes = both * ((size + SCALED_TOGETHER - 1) / SCALED_TOGETHER) * 2;
         const unsigned scales_together = page_bytes / scale_bytes, index = block - sequence.first_block;
         const unsigned quant_pages = (sequence.blocks + value_bytes - 1) / value_bytes;
-        const size_t of_quants = sequence.listed(at, index / value_bytes);
-        const size_t of_scales = sequence.listed(at, quant_pages + index / scales_together);
-        quants = of_quants * page_bytes + index % value_bytes * quant_bytes;
-        scales = of_scales * page_bytes + index % scales_together * scale_bytes;
+        const uint32_t of_quants = sequence.listed(at, index / value_bytes);
+        const uint32_t of_scales = sequence.listed(at, quant_pages + index / scales_together);
+        quants = static_cast<size_t>(of_quants) * page_bytes + index % value_bytes * quant_bytes;
+        scales = static_cast<size_t>(of_scales) * page_bytes + index % scales_together * scale_bytes;
     }
 };
 

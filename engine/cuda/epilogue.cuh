@@ -13,15 +13,49 @@ struct ToRows {
     int stride;
     int first_row;
 
+    __device__ __forceinline__ size_t place(int token, int row) const {
+        return static_cast<size_t>(token) * stride + first_row + row;
+    }
     __device__ __forceinline__ void store(int token, int row, float sum) const {
-        const size_t place = static_cast<size_t>(token) * stride + first_row + row;
         if (bias != nullptr) {
             sum = __fadd_rn(sum, bias[first_row + row]);
         }
         if (residual != nullptr) {
-            sum = __fadd_rn(sum, residual[place]);
+            sum = __fadd_rn(sum, residual[place(token, row)]);
         }
-        output[place] = sum;
+        output[place(token, row)] = sum;
+    }
+    // Some of a thread's sums; `at` says of which token and row each is. What is added is read for all of
+    // them before the first is done.
+    template <int COUNT, class At>
+    __device__ __forceinline__ void store_all(float* sums, int tokens, int rows, const At& at) const {
+        if (bias != nullptr) {
+#pragma unroll
+            for (int index = 0; index < COUNT; ++index) {
+                const int2 to = at(index);
+                sums[index] = __fadd_rn(sums[index], to.y < rows ? bias[first_row + to.y] : 0.0f);
+            }
+        }
+        if (residual != nullptr) {
+            float before[COUNT];
+#pragma unroll
+            for (int index = 0; index < COUNT; ++index) {
+                const int2 to = at(index);
+                const bool there = to.x < tokens && to.y < rows;
+                before[index] = there ? residual[place(to.x, to.y)] : 0.0f;
+            }
+#pragma unroll
+            for (int index = 0; index < COUNT; ++index) {
+                sums[index] = __fadd_rn(sums[index], before[index]);
+            }
+        }
+#pragma unroll
+        for (int index = 0; index < COUNT; ++index) {
+            const int2 to = at(index);
+            if (to.x < tokens && to.y < rows) {
+                output[place(to.x, to.y)] = sums[index];
+            }
+        }
     }
 };
 

@@ -18,15 +18,30 @@ __device__ __forceinline__ uint32_t high_twice(uint32_t word) { return __byte_pe
 // Negated bfloat16 of a small whole number, twice.
 __device__ __forceinline__ uint32_t minus(float number) { return bf16x2_of(-number, -number); }
 
+// Where packed cells are read: once from the device's memory, or from shared memory.
+struct FromMemory {
+    template <class T>
+    static __device__ __forceinline__ T read(const T* from) {
+        return load_once(from);
+    }
+};
+struct FromShared {
+    template <class T>
+    static __device__ __forceinline__ T read(const T* from) {
+        return *from;
+    }
+};
+
 // bfloat16 as they are: for each half of a cell the four words that the matrix unit takes.
 struct Bf16 {
     static constexpr int CELL_BYTES = 1024;
     static constexpr int DEPTH = 4;
     uint4 halves[2];
 
+    template <class Place>
     __device__ __forceinline__ void load(const uint8_t* cell, int lane) {
-        halves[0] = load_once(reinterpret_cast<const uint4*>(cell) + lane);
-        halves[1] = load_once(reinterpret_cast<const uint4*>(cell) + WARP + lane);
+        halves[0] = Place::read(reinterpret_cast<const uint4*>(cell) + lane);
+        halves[1] = Place::read(reinterpret_cast<const uint4*>(cell) + WARP + lane);
     }
     __device__ __forceinline__ void unpack(uint32_t (&a)[2][4]) const {
 #pragma unroll
@@ -45,7 +60,8 @@ struct F16 {
     static constexpr int DEPTH = 4;
     Bf16 raw;
 
-    __device__ __forceinline__ void load(const uint8_t* cell, int lane) { raw.load(cell, lane); }
+    template <class Place>
+    __device__ __forceinline__ void load(const uint8_t* cell, int lane) { raw.template load<Place>(cell, lane); }
     __device__ __forceinline__ void unpack(uint32_t (&a)[2][4]) const {
         raw.unpack(a);
 #pragma unroll
@@ -70,12 +86,13 @@ struct Numbers {
     uint2 nibbles;
     uint32_t extra;
 
+    template <class Place>
     __device__ __forceinline__ void load(const uint8_t* cell, int lane) {
-        nibbles = load_once(reinterpret_cast<const uint2*>(cell) + lane);
+        nibbles = Place::read(reinterpret_cast<const uint2*>(cell) + lane);
         if (EXTRA_BITS == 1) {
-            extra = load_once(reinterpret_cast<const uint16_t*>(cell + 256) + lane);
+            extra = Place::read(reinterpret_cast<const uint16_t*>(cell + 256) + lane);
         } else if (EXTRA_BITS == 2) {
-            extra = load_once(reinterpret_cast<const uint32_t*>(cell + 256) + lane);
+            extra = Place::read(reinterpret_cast<const uint32_t*>(cell + 256) + lane);
         }
     }
     // 128 and the numbers, as pairs.
@@ -108,10 +125,11 @@ struct Symmetric {
     Numbers<EXTRA_BITS> numbers;
     uint32_t scales;
 
+    template <class Place>
     __device__ __forceinline__ void load(const uint8_t* cell, int lane) {
-        numbers.load(cell, lane);
+        numbers.template load<Place>(cell, lane);
         const uint8_t* scales_of_cell = cell + Numbers<EXTRA_BITS>::BYTES;
-        scales = load_once(reinterpret_cast<const uint32_t*>(scales_of_cell) + lane / 4);
+        scales = Place::read(reinterpret_cast<const uint32_t*>(scales_of_cell) + lane / 4);
     }
     __device__ __forceinline__ void unpack(uint32_t (&a)[2][4]) const {
         numbers.unpack(a);
@@ -136,10 +154,11 @@ struct Affine {
     Numbers<EXTRA_BITS> numbers;
     uint2 scales;
 
+    template <class Place>
     __device__ __forceinline__ void load(const uint8_t* cell, int lane) {
-        numbers.load(cell, lane);
+        numbers.template load<Place>(cell, lane);
         const uint8_t* scales_of_cell = cell + Numbers<EXTRA_BITS>::BYTES;
-        scales = load_once(reinterpret_cast<const uint2*>(scales_of_cell) + lane / 4);
+        scales = Place::read(reinterpret_cast<const uint2*>(scales_of_cell) + lane / 4);
     }
     __device__ __forceinline__ void unpack(uint32_t (&a)[2][4]) const {
         numbers.unpack(a);
@@ -164,9 +183,10 @@ struct Sixes {
     Numbers<2> numbers;
     uint2 scales;
 
+    template <class Place>
     __device__ __forceinline__ void load(const uint8_t* cell, int lane) {
-        numbers.load(cell, lane);
-        scales = load_once(reinterpret_cast<const uint2*>(cell + Numbers<2>::BYTES) + lane / 4);
+        numbers.template load<Place>(cell, lane);
+        scales = Place::read(reinterpret_cast<const uint2*>(cell + Numbers<2>::BYTES) + lane / 4);
     }
     __device__ __forceinline__ void unpack(uint32_t (&a)[2][4]) const {
         numbers.unpack(a);
@@ -192,9 +212,10 @@ struct Bytes {
     uint4 bytes;
     uint32_t scales;
 
+    template <class Place>
     __device__ __forceinline__ void load(const uint8_t* cell, int lane) {
-        bytes = load_once(reinterpret_cast<const uint4*>(cell) + lane);
-        scales = load_once(reinterpret_cast<const uint32_t*>(cell + 512) + lane / 4);
+        bytes = Place::read(reinterpret_cast<const uint4*>(cell) + lane);
+        scales = Place::read(reinterpret_cast<const uint32_t*>(cell + 512) + lane / 4);
     }
     // The numbers in the bytes 0 and 2: 128 and their lower seven bits, less 128 or, where there is a
     // sign, 256.

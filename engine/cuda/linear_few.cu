@@ -2,8 +2,13 @@
 //
 // A block computes a tile of 16 rows, or two, for up to 8 * TILES tokens. Each of its warps takes one
 // part of the columns, and keeps several cells of the matrix on their way while it multiplies the ones
-// before. The first of them are on their way even before the activations are there. With many tokens
-// the activations, which every block reads, outweigh the matrix: then two tiles of rows share them.
+// before. With many tokens the activations, which every block reads, outweigh the matrix: then two tiles
+// of rows share them.
+//
+// Small cells for the fewest tokens go by way of shared memory, where they are on their way even before
+// the activations are there: a compiler moves what is loaded to registers behind the wait for these, and
+// within the loop to its end, whatever the source says. Large cells have enough on their way either way,
+// and are faster without the detour; so are more tokens, whose activations need the room.
 
 #include "epilogue.cuh"
 #include "formats.cuh"
@@ -13,10 +18,20 @@ constexpr int row_tiles_of(int token_tiles) { return token_tiles < 4 ? 1 : 2; }
 // How many blocks are to have room on a multiprocessor, so that some read while others end.
 template <class Format>
 constexpr int blocks_of(int token_tiles) {
-    // Of cells that are small, more warps have to be on their way.
-    constexpr int ALONE = Format::CELL_BYTES < 512 ? 5 : 4;
+    // Of cells that are small, more warps have to be at work.
+    constexpr int ALONE = Format::CELL_BYTES < 1024 ? 5 : 4;
     return token_tiles == 1 ? ALONE : token_tiles < 8 ? 3 : 2;
 }
+
+// Whether cells go by way of shared memory.
+template <class Format>
+constexpr bool is_shared(int token_tiles) {
+    return Format::CELL_BYTES < 1024 && token_tiles <= 2;
+}
+
+// From so many blocks on the next kernel may begin at once, beside the last of them. Of fewer, those of the
+// next would lie unevenly among them, and the multiprocessor with most of them would be waited for.
+constexpr unsigned EARLY_BLOCKS = 1024;
 
 template <int TILES>
 struct Sums {
@@ -48,8 +63,8 @@ struct Stream {
     size_t tile_stride;
 };
 
-// The cells that are on their way. Of tokens that are not there anything is read that lies where they
-// would, for nobody.
+// The cells that are on their way, in registers. Of tokens that are not there anything is read that lies
+// where they would, for nobody.
 template <class Format, int TILES>
 struct Ahead {
     static constexpr int ROWS = row_tiles_of(TILES);
@@ -63,7 +78,7 @@ struct Ahead {
 #pragma unroll
         for (int row = 0; row < ROWS; ++row) {
             const uint8_t* rows = stream.matrix + row * stream.row_bytes;
-            of_row[row][to].load(rows + cell * Format::CELL_BYTES, lane_id());
+            of_row[row][to].template load<FromMemory>(rows + cell * Format::CELL_BYTES, lane_id());
         }
     }
     __device__ __forceinline__ void load_input(const Stream& stream, int tile, int to, int cell) {
@@ -106,9 +121,9 @@ __device__ __forceinline__ void multiply_next(const Stream& stream, int left, Ah
     }
 }
 
-// Multiplies a warp's `count` cells.
+// Multiplies a warp's `count` cells, by way of registers.
 template <class Format, int TILES>
-__device__ __forceinline__ void multiply(Stream stream, int count, Sums<TILES>& sums) {
+__device__ __forceinline__ void multiply_ahead(Stream stream, int count, Sums<TILES>& sums) {
     using Cells = Ahead<Format, TILES>;
     Cells ahead;
 #pragma unroll
@@ -139,11 +154,115 @@ __device__ __forceinline__ void multiply(Stream stream, int count, Sums<TILES>& 
     }
 }
 
+// The cells of one tile of rows that are on their way, some stages of them, in shared memory.
+template <class Format>
+struct Ring {
+    static constexpr int STAGES = 3;
+    static constexpr int CELLS = Format::DEPTH;
+    static constexpr int STAGE_BYTES = CELLS * Format::CELL_BYTES;
+    static constexpr int BYTES = STAGES * STAGE_BYTES;
+    uint8_t* shared;
+
+    // Begins to fetch the cells of a stage, which are at `from` and as many as there are of `left`, into
+    // the place `place`. A group is committed in any case.
+    __device__ __forceinline__ void fetch(const uint8_t* from, int place, int left) const {
+        if (left >= CELLS) {
+            fetch_bytes(from, place, STAGE_BYTES);
+        } else if (left > 0) {
+            fetch_bytes(from, place, left * Format::CELL_BYTES);
+        }
+        copy_async_commit();
+    }
+    __device__ __forceinline__ void fetch_bytes(const uint8_t* from, int place, int bytes) const {
+        const int own = lane_id() * 16;
+        uint8_t* to = shared + place * STAGE_BYTES + own;
+#pragma unroll
+        for (int start = 0; start < STAGE_BYTES; start += WARP * 16) {
+            if (start + WARP * 16 <= bytes || start + own < bytes) {
+                copy_async_16(to + start, from + own + start);
+            }
+        }
+    }
+};
+
+// Multiplies a cell with `inputs`, one for each 8 tokens.
+template <class Format, int TILES>
+__device__ __forceinline__ void multiply_cell(const uint8_t* cell, const uint4 (&inputs)[TILES], Sums<TILES>& sums) {
+    Format packed;
+    packed.template load<FromShared>(cell, lane_id());
+    uint32_t a[2][4];
+    packed.unpack(a);
+#pragma unroll
+    for (int tile = 0; tile < TILES; ++tile) {
+        mma_bf16(sums.of[0][tile], a[0], {inputs[tile].x, inputs[tile].y});
+        mma_bf16(sums.of[0][tile], a[1], {inputs[tile].z, inputs[tile].w});
+    }
+}
+
+// Multiplies a warp's `count` cells, by way of shared memory that is its own.
+template <class Format, int TILES>
+__device__ __forceinline__ void multiply_shared(const Stream& stream, int count, uint8_t* shared, Sums<TILES>& sums) {
+    using Cells = Ring<Format>;
+    // Activations that are on their way to registers, for so many cells.
+    constexpr int AHEAD = Cells::CELLS / TILES;
+    const Cells ring = {shared};
+    const uint8_t* matrix = stream.matrix;
+#pragma unroll
+    for (int stage = 0; stage < Cells::STAGES; ++stage) {
+        ring.fetch(matrix, stage, count - stage * Cells::CELLS);
+        matrix += Cells::STAGE_BYTES;
+    }
+    grid_wait();
+    const auto load = [&](const uint4* from, uint4(&to)[TILES]) {
+#pragma unroll
+        for (int tile = 0; tile < TILES; ++tile) {
+            to[tile] = __ldg(from + tile * stream.tile_stride);
+        }
+    };
+    uint4 inputs[AHEAD][TILES];
+    const uint4* input = stream.input;
+    if (count >= Cells::CELLS) {
+#pragma unroll
+        for (int cell = 0; cell < AHEAD; ++cell) {
+            load(input + cell * WARP, inputs[cell]);
+        }
+    }
+    int place = 0;
+    for (; count >= Cells::CELLS; count -= Cells::CELLS) {
+        const uint8_t* cells = ring.shared + place * Cells::STAGE_BYTES;
+        // Where the next stage is not whole the same ones are read again, for nobody.
+        const uint4* next = count >= 2 * Cells::CELLS ? input + Cells::CELLS * WARP : input;
+        copy_async_wait<Cells::STAGES - 1>();
+        __syncwarp();
+#pragma unroll
+        for (int cell = 0; cell < Cells::CELLS; ++cell) {
+            multiply_cell<Format, TILES>(cells + cell * Format::CELL_BYTES, inputs[cell % AHEAD], sums);
+            const int later = cell + AHEAD;
+            const uint4* from = later < Cells::CELLS ? input + later * WARP : next + (later - Cells::CELLS) * WARP;
+            load(from, inputs[cell % AHEAD]);
+        }
+        __syncwarp();
+        ring.fetch(matrix, place, count - Cells::STAGES * Cells::CELLS);
+        matrix += Cells::STAGE_BYTES;
+        input += Cells::CELLS * WARP;
+        place = place + 1 == Cells::STAGES ? 0 : place + 1;
+    }
+    copy_async_wait<Cells::STAGES - 1>();
+    __syncwarp();
+    for (int cell = 0; cell < count; ++cell) {
+        load(input + cell * WARP, inputs[0]);
+        multiply_cell<Format, TILES>(ring.shared + place * Cells::STAGE_BYTES + cell * Format::CELL_BYTES, inputs[0],
+                                     sums);
+    }
+}
+
 // The sums of all columns for the block's rows and tokens: of each part in shared memory.
 template <int TILES>
 struct Totals {
     static constexpr int OUTPUTS = row_tiles_of(TILES) * TILES * 4 * WARP;
     const float* of_parts;
+    // From a part to the next.
+    int stride;
     int parts;
 
     // For the row `row` of the block and the token `token`.
@@ -152,16 +271,23 @@ struct Totals {
         const int place = (tile * 4 + row % CELL_ROWS / 8 * 2 + column % 2) * WARP + row % 8 * 4 + column / 2;
         float total = 0.0f;
         for (int part = 0; part < parts; ++part) {
-            total = __fadd_rn(total, of_parts[part * OUTPUTS + place]);
+            total = __fadd_rn(total, of_parts[part * stride + place]);
         }
         return total;
     }
 };
 
+// Shared memory of a warp: its cells, and in the end its sums.
+template <class Format>
+constexpr int warp_bytes(int token_tiles) {
+    const int of_sums = row_tiles_of(token_tiles) * token_tiles * 4 * WARP * 4;
+    return is_shared<Format>(token_tiles) && Ring<Format>::BYTES > of_sums ? Ring<Format>::BYTES : of_sums;
+}
+
 template <class Format, int TILES>
 __device__ __forceinline__ Totals<TILES> product(const uint8_t* matrix, const uint4* input, int cells, int tokens,
                                                  int row_tiles) {
-    DYNAMIC_SHARED(float, shared);
+    DYNAMIC_SHARED(uint4, shared);
     constexpr int ROWS = row_tiles_of(TILES);
     const int warp = threadIdx.x / WARP, of_part = part_cells(cells);
     const size_t row_bytes = static_cast<size_t>(cells) * Format::CELL_BYTES;
@@ -174,13 +300,24 @@ __device__ __forceinline__ Totals<TILES> product(const uint8_t* matrix, const ui
     stream.row_bytes = first_tile + 1 < row_tiles ? row_bytes : 0;
     stream.input = input + static_cast<size_t>(first_cell) * WARP + token * 4 + lane_id() % 4;
     stream.tile_stride = static_cast<size_t>(cells) * WARP;
-    grid_release();
+    if (gridDim.x >= EARLY_BLOCKS) {
+        grid_release();
+    }
     Sums<TILES> sums;
     sums.clear();
-    multiply<Format, TILES>(stream, min(of_part, cells - first_cell), sums);
-    sums.put(shared + warp * Totals<TILES>::OUTPUTS);
+    const int count = min(of_part, cells - first_cell);
+    constexpr int BYTES = warp_bytes<Format>(TILES);
+    uint8_t* own = reinterpret_cast<uint8_t*>(shared) + warp * BYTES;
+    if constexpr (is_shared<Format>(TILES)) {
+        multiply_shared<Format, TILES>(stream, count, own, sums);
+    } else {
+        multiply_ahead<Format, TILES>(stream, count, sums);
+    }
+    grid_release();
+    // What was there before, the warp has read.
+    sums.put(reinterpret_cast<float*>(own));
     __syncthreads();
-    return {shared, (cells + of_part - 1) / of_part};
+    return {reinterpret_cast<const float*>(shared), BYTES / 4, (cells + of_part - 1) / of_part};
 }
 
 template <int TILES>

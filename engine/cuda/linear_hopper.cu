@@ -5,13 +5,18 @@
 // A block computes 256 rows for 128 tokens. The tokens' activations pass through shared memory in
 // stages of four cells, in core matrices, which one warp fetches for all; each warp has 16 rows, whose
 // cells nobody else needs, and takes them from memory itself, four ahead. Warps wait for each other
-// only where a stage is filled anew.
+// where a stage is filled anew, and groups of four take turns at the units: in step with each other, all
+// would fetch their rows at a time, and the units would have nothing to do meanwhile.
 
 #include "epilogue.cuh"
 
 constexpr int THREADS = 512;
 constexpr int ROW_TILES = THREADS / WARP;
 constexpr int TOKEN_TILES = 16;
+// Warps that use the units together, how many such groups there are, and how many of them at a time.
+constexpr int GROUP_WARPS = 4;
+constexpr int GROUPS = THREADS / WARP / GROUP_WARPS;
+constexpr int TURNS = GROUPS / 2;
 constexpr int STAGE_CELLS = 4;
 constexpr int STAGES = 3;
 constexpr int TILE_CHUNKS = STAGE_CELLS * WARP;
@@ -120,13 +125,16 @@ __device__ __forceinline__ void keep_totals(float4* totals, const Sums& sums) {
 // The sums over all columns for the warp's rows and the block's tokens.
 __device__ __forceinline__ void product(const Work& work, Sums& sums) {
     DYNAMIC_SHARED(uint4, shared);
-    __shared__ Barrier full[STAGES], empty[STAGES];
+    __shared__ Barrier full[STAGES], empty[STAGES], turns[GROUPS];
     float4* totals = reinterpret_cast<float4*>(shared + STAGES * STAGE_CHUNKS) + threadIdx.x;
     const Stages stages = {shared, full, empty};
-    const int warp = threadIdx.x / WARP;
+    const int warp = threadIdx.x / WARP, group = warp / GROUP_WARPS;
     if (threadIdx.x < STAGES) {
         full[threadIdx.x].begin(1);
         empty[threadIdx.x].begin(THREADS / WARP);
+    }
+    if (threadIdx.x < GROUPS) {
+        turns[threadIdx.x].begin(GROUP_WARPS);
     }
     __syncthreads();
     Rows rows;
@@ -143,20 +151,25 @@ __device__ __forceinline__ void product(const Work& work, Sums& sums) {
         const int place = stage % STAGES, next = min(stage + 1, work.stages - 1);
         const uint4* tokens = shared + place * STAGE_CHUNKS;
         full[place].wait(stage / STAGES % 2);
+        // The units are this group's once the one has left them that had them before.
+        if (stage > 0 || group >= TURNS) {
+            turns[group].wait((group < TURNS ? stage - 1 : stage) % 2);
+        }
         // No branch among these: at one, a compiler would let all that is under way end.
         group_mma_fence();
-        rows.multiply(0, tokens, sums);
-        rows.multiply(1, tokens, sums);
+#pragma unroll
+        for (int cell = 0; cell < STAGE_CELLS; ++cell) {
+            rows.multiply(cell, tokens, sums);
+        }
         group_mma_commit();
-        rows.multiply(2, tokens, sums);
-        rows.multiply(3, tokens, sums);
-        group_mma_commit();
-        group_mma_wait<1>();
-        rows.load(work, next, 0);
-        rows.load(work, next, 1);
         group_mma_wait<0>();
-        rows.load(work, next, 2);
-        rows.load(work, next, 3);
+        if (lane_id() == 0) {
+            turns[(group + TURNS) % GROUPS].arrive();
+        }
+#pragma unroll
+        for (int cell = 0; cell < STAGE_CELLS; ++cell) {
+            rows.load(work, next, cell);
+        }
         if (lane_id() == 0) {
             empty[place].arrive();
         }
@@ -183,13 +196,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     Sums sums;
     product(work, sums);
     const int lane = lane_id();
+    constexpr int TOGETHER = 16;
 #pragma unroll
-    for (int sum = 0; sum < TOKEN_TILES * 4; ++sum) {
-        const int token = (work.first_token_tile + sum / 4) * CELL_TOKENS + lane % 4 * 2 + sum % 2;
-        const int row = work.row_tile * CELL_ROWS + lane / 4 + sum % 4 / 2 * 8;
-        if (token < tokens && row < rows) {
-            to.store(token, row, sums[sum]);
-        }
+    for (int first = 0; first < TOKEN_TILES * 4; first += TOGETHER) {
+        to.store_all<TOGETHER>(sums + first, tokens, rows, [&](int index) {
+            const int sum = first + index;
+            return make_int2((work.first_token_tile + sum / 4) * CELL_TOKENS + lane % 4 * 2 + sum % 2,
+                             work.row_tile * CELL_ROWS + lane / 4 + sum % 4 / 2 * 8);
+        });
     }
 }
 

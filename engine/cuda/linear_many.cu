@@ -220,17 +220,15 @@ __device__ __forceinline__ void linear(const uint4* matrix, const uint4* input, 
     const int lane = lane_id();
 #pragma unroll
     for (int token = 0; token < WARP_TOKEN_TILES; ++token) {
+        float of_token[WARP_ROW_TILES * 4];
 #pragma unroll
-        for (int row = 0; row < WARP_ROW_TILES; ++row) {
-#pragma unroll
-            for (int place = 0; place < 4; ++place) {
-                const int of_token = (work.token_tile() + token) * CELL_TOKENS + lane % 4 * 2 + place % 2;
-                const int of_row = (work.row_tile() + row) * CELL_ROWS + lane / 4 + place / 2 * 8;
-                if (of_token < tokens && of_row < rows) {
-                    to.store(of_token, of_row, sums[row][token][place]);
-                }
-            }
+        for (int sum = 0; sum < WARP_ROW_TILES * 4; ++sum) {
+            of_token[sum] = sums[sum / 4][token][sum % 4];
         }
+        to.store_all<WARP_ROW_TILES * 4>(of_token, tokens, rows, [&](int sum) {
+            return make_int2((work.token_tile() + token) * CELL_TOKENS + lane % 4 * 2 + sum % 2,
+                             (work.row_tile() + sum / 4) * CELL_ROWS + lane / 4 + sum % 4 / 2 * 8);
+        });
     }
 }
 
@@ -297,7 +295,7 @@ __device__ __forceinline__ void dequantize(const uint8_t* from, uint4* to, int c
         return;
     }
     Format packed;
-    packed.load(from + static_cast<size_t>(cell) * Format::CELL_BYTES, lane);
+    packed.template load<FromMemory>(from + static_cast<size_t>(cell) * Format::CELL_BYTES, lane);
     uint32_t a[2][4];
     packed.unpack(a);
 #pragma unroll

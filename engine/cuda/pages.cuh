@@ -30,12 +30,24 @@ struct Bf16Pages {
     static constexpr int SIDE_CHUNKS = SIZE * 2;
     static constexpr int CHUNKS = 2 * SIDE_CHUNKS;
 
-    // Where the piece `chunk` of the page that has `position` is.
-    static __device__ __forceinline__ const uint4* from(const Work& work, int position, int chunk) {
-        const size_t side = work.shape.side(SIZE) * 2, head = static_cast<size_t>(work.kv_head) * SIDE_CHUNKS;
-        const uint8_t* page = work.cache + work.sequence.page(work.block, position) * 2 * side;
-        return reinterpret_cast<const uint4*>(page + chunk / SIDE_CHUNKS * side) + head + chunk % SIDE_CHUNKS;
-    }
+    // What follows each other in the device's memory too: keys, and values.
+    static constexpr int RUNS = 2;
+    static constexpr int run_chunks(int) { return SIDE_CHUNKS; }
+
+    // The page that has a position, in the device's memory.
+    struct Source {
+        uint32_t page;
+
+        __device__ __forceinline__ explicit Source(uint32_t page) : page(page) {}
+        __device__ __forceinline__ Source(const Work& work, int position)
+            : page(work.sequence.page(work.block, position)) {}
+        // That of a lane of the warp.
+        __device__ __forceinline__ Source of(int lane) const { return Source(__shfl_sync(0xffffffffu, page, lane)); }
+        __device__ __forceinline__ const uint4* run(const Work& work, int index) const {
+            const uint32_t side = work.shape.kv_heads * SIDE_CHUNKS, place = index * side + work.kv_head * SIDE_CHUNKS;
+            return reinterpret_cast<const uint4*>(work.cache) + static_cast<size_t>(page) * (2 * side) + place;
+        }
+    };
     // The values 32 * part + 8t and the 7 behind of the lane's key g, of eight keys.
     static __device__ __forceinline__ uint4 key(const uint4* page, int eight, int part) {
         return page[eight * SIZE + part * WARP + lane_id()];
@@ -61,18 +73,28 @@ struct BytePages {
     static constexpr int SCALE_CHUNKS = SIZE / 16;
     static constexpr int CHUNKS = 2 * (SIDE_CHUNKS + SCALE_CHUNKS);
 
-    static __device__ __forceinline__ const uint4* from(const Work& work, int position, int chunk) {
-        const BytePage page(work.shape, work.sequence, SIZE, BF16_PAGES, work.block, position);
-        if (chunk < 2 * SIDE_CHUNKS) {
-            const size_t side = work.shape.side(SIZE), head = static_cast<size_t>(work.kv_head) * SIDE_CHUNKS;
-            const uint8_t* quants = work.cache + page.quants + chunk / SIDE_CHUNKS * side;
-            return reinterpret_cast<const uint4*>(quants) + head + chunk % SIDE_CHUNKS;
+    // Integers of keys and of values, then the scales of both.
+    static constexpr int RUNS = 4;
+    static constexpr int run_chunks(int index) { return index < 2 ? SIDE_CHUNKS : SCALE_CHUNKS; }
+
+    struct Source {
+        BytePage page;
+
+        __device__ __forceinline__ explicit Source(const BytePage& page) : page(page) {}
+        __device__ __forceinline__ Source(const Work& work, int position)
+            : page(work.shape, work.sequence, SIZE, BF16_PAGES, work.block, position) {}
+        __device__ __forceinline__ Source of(int lane) const {
+            BytePage other = page;
+            other.quants = __shfl_sync(0xffffffffu, page.quants, lane);
+            other.scales = __shfl_sync(0xffffffffu, page.scales, lane);
+            return Source(other);
         }
-        const int of_scales = chunk - 2 * SIDE_CHUNKS;
-        const size_t side = work.shape.side(SIZE) / 16, head = static_cast<size_t>(work.kv_head) * SCALE_CHUNKS;
-        const uint8_t* scales = work.cache + page.scales + of_scales / SCALE_CHUNKS * side;
-        return reinterpret_cast<const uint4*>(scales) + head + of_scales % SCALE_CHUNKS;
-    }
+        __device__ __forceinline__ const uint4* run(const Work& work, int index) const {
+            const uint8_t* from = work.cache + (index < 2 ? page.quants : page.scales);
+            const int chunks = run_chunks(index);
+            return reinterpret_cast<const uint4*>(from) + (index % 2 * work.shape.kv_heads + work.kv_head) * chunks;
+        }
+    };
     static __device__ __forceinline__ const uint16_t* scales(const uint4* page, int side) {
         return reinterpret_cast<const uint16_t*>(page + 2 * SIDE_CHUNKS + side * SCALE_CHUNKS);
     }

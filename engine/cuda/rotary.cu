@@ -33,11 +33,18 @@ __device__ __forceinline__ float add_squares(float4 four, float squares) {
 
 __device__ __forceinline__ void put_four(const Activations& to, int token, int column, int size, float4 four,
                                          float factor, float4 weight) {
+    const uint32_t first = bf16x2_of(four.x * factor * weight.x, four.y * factor * weight.y);
+    const uint32_t second = bf16x2_of(four.z * factor * weight.z, four.w * factor * weight.w);
+    // In core matrices both words follow each other.
+    if (to.cores && column + 2 < size) {
+        *reinterpret_cast<uint2*>(&to.word(token, column)) = make_uint2(first, second);
+        return;
+    }
     if (column < size) {
-        to.word(token, column) = bf16x2_of(four.x * factor * weight.x, four.y * factor * weight.y);
+        to.word(token, column) = first;
     }
     if (column + 2 < size) {
-        to.word(token, column + 2) = bf16x2_of(four.z * factor * weight.z, four.w * factor * weight.w);
+        to.word(token, column + 2) = second;
     }
 }
 

@@ -21,13 +21,18 @@ def seconds(work, runs: int = 20) -> float:
     return statistics.median(times)
 
 
-def main() -> None:
+def measured() -> tuple[float, float]:
+    """Bytes/s of a copy, and operations/s of a product."""
     size, side = 1 << 30, 8192
     source = torch.empty(size, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     bandwidth = 2 * size / seconds(lambda: target.copy_(source))
     a, b = (torch.randn(side, side, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    matrix = 2 * side**3 / seconds(lambda: a @ b)
+    return bandwidth, 2 * side**3 / seconds(lambda: a @ b)
+
+
+def main() -> None:
+    bandwidth, matrix = measured()
     print(f"{bandwidth:.4g} {matrix:.4g} ({torch.cuda.get_device_name()}: copy, matrix product)")
 
 

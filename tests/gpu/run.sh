@@ -4,9 +4,10 @@
 #     cargo build --release -p umbel-tests --bins --example gpu_swarm    on any machine like this one
 #     tests/gpu/run.sh [FOLDER_OF_THE_BINARIES]                          on the machine with the GPU
 #
-# It builds nothing, and takes two minutes and 32 GB of memory on the GPU. The folder has the programs
-# `umbel-gpu-check`, `umbel-gpu-bench`, `umbel-under-test` and `examples/gpu_swarm`. Where PyTorch is installed, it measures what memory and matrix units give, and a
-# product of PyTorch's as the peer.
+# It builds nothing, and takes four minutes and 32 GB of memory on the GPU. The folder has the programs
+# `umbel-gpu-check`, `umbel-gpu-bench`, `umbel-under-test` and `examples/gpu_swarm`. Where PyTorch is
+# installed, it measures what memory and matrix units give, and a product of PyTorch's as the peer; where
+# transformers is, the same passes by it.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 binaries=${1:-target/release}
@@ -27,3 +28,6 @@ echo "== several servers"
 folder=/dev/shm
 [ -d "$folder" ] || folder=${TMPDIR:-/tmp}
 "$binaries/examples/gpu_swarm" --type q8_0 --folder "$folder"
+
+echo "== transformers"
+python3 tests/gpu/peer.py || echo "transformers is not here, or failed: no peer"

@@ -27,6 +27,10 @@ pub(super) const FEW_TOKENS: usize = 64;
 /// `cuda/layout.cuh`.
 const PARTS: usize = 4;
 
+/// Cells of a part that are on their way at once, where they go by shared memory: `Ring` of
+/// `cuda/linear_few.cu`.
+const RING_CELLS: usize = 3 * 8;
+
 /// Columns of a stage of the units that four warps use together: what passes through them has a
 /// multiple of these.
 pub(super) const STAGE_COLUMNS: usize = 4 * CELL_COLUMNS;
@@ -194,14 +198,15 @@ impl Matrix {
     ) -> Result<(), CudaError> {
         assert_eq!(input.order, Order::Lanes, "few tokens are multiplied by warps");
         let few = Few::of(input.tokens);
-        let kernel = gpu.program().linear_few(format, few.token_tiles)?;
+        let shared_bytes = few.shared_bytes(format);
+        let kernel = gpu.program().linear_few(format, few.token_tiles, shared_bytes)?;
         let grid = [self.row_tiles().div_ceil(few.row_tiles), 1, 1];
         let (to, gated) = match target {
             Target::Rows(to) => (to, ToGated::zeroed()),
             Target::Gated(gated) => (ToRows::zeroed(), gated),
         };
         let launch = Launch::new(kernel, grid, PARTS * 32)
-            .shared(few.shared_bytes())
+            .shared(shared_bytes)
             .with(self.data.address())
             .with(input.values.address())
             .with(int(self.cells()))
@@ -362,9 +367,12 @@ impl Few {
         Self { token_tiles, row_tiles: if token_tiles < 4 { 1 } else { 2 } }
     }
 
-    /// The sums of all parts, which is less than any kernel may have without asking.
-    const fn shared_bytes(self) -> usize {
-        PARTS * self.token_tiles * self.row_tiles * CELL_ROWS * CELL_TOKENS * 4
+    /// For each part: cells that are on their way, where they go by shared memory, and in the end sums.
+    fn shared_bytes(self, format: Format) -> usize {
+        let of_sums = self.token_tiles * self.row_tiles * CELL_ROWS * CELL_TOKENS * 4;
+        let is_shared = format.cell_bytes() < Format::Bf16.cell_bytes() && self.token_tiles <= 2;
+        let of_cells = if is_shared { RING_CELLS * format.cell_bytes() } else { 0 };
+        PARTS * of_sums.max(of_cells)
     }
 }
 
@@ -485,7 +493,10 @@ mod tests {
         for tokens in 1..=FEW_TOKENS {
             let few = Few::of(tokens);
             assert!(few.token_tiles * CELL_TOKENS >= tokens && few.token_tiles <= 8);
-            assert!(few.shared_bytes() <= 48 * 1024);
+            // Every device that is served has 99 KiB for a block.
+            for format in [Format::Bf16, Format::Q8, Format::Q4Affine] {
+                assert!(few.shared_bytes(format) <= 64 * 1024, "{tokens} of {}", format.name());
+            }
         }
     }
 

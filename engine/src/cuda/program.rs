@@ -78,9 +78,14 @@ impl Program {
     }
 
     /// The product of few tokens and a matrix in `format`; at most 8 times `tiles` tokens.
-    pub(super) fn linear_few(&self, format: Format, tiles: usize) -> Result<Kernel, CudaError> {
+    pub(super) fn linear_few(
+        &self,
+        format: Format,
+        tiles: usize,
+        shared_bytes: usize,
+    ) -> Result<Kernel, CudaError> {
         let file = format!("linear_few_{}", format.name());
-        self.kernel(&file, &format!("{file}_{tiles}"), 0)
+        self.kernel(&file, &format!("{file}_{tiles}"), shared_bytes)
     }
 }
 

@@ -194,9 +194,10 @@ fn rows(parameters: &Parameters) -> Vec<Vec<f32>> {
     pairs.chain(prompts).filter(|row| !row.is_empty()).map(<[f32]>::to_vec).collect()
 }
 
-/// An adapter is on the device once for all its sessions, and as long as there is one.
+/// An adapter is on the device once for all its sessions, and as long as there is one. It is a large one:
+/// a driver hands out its memory by the megabyte.
 pub(crate) fn shared(gpu: &Gpu, pair: &Pair) -> Result<()> {
-    let adapter = Arc::new(adapter(pair, Kind::Matrices, 0.0, 7)?);
+    let adapter = Arc::new(large(pair)?);
     let (of_one, of_two) = (pair.table()?, pair.table()?);
     let free = || Ok::<_, anyhow::Error>(gpu.memory()?.0);
     let before = free()?;
