@@ -29,7 +29,7 @@ constexpr int stages_of(int size) { return size <= 128 ? 2 : 1; }
 __device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000u); }
 
 // For the two rows of a lane, g and g + 8: the maximum of the scores, the sum of their powers, and
-// the sums of the values they weigh.
+// the sums of SIZE numbers of the values they weigh.
 template <int SIZE>
 struct Softmax {
     float maximum[2];
@@ -81,16 +81,20 @@ __device__ __forceinline__ void join(Softmax<SIZE>& total, const Softmax<SIZE>& 
     }
 }
 
-// Begins to fetch the keys and values of the chunk at `start`; positions from `end` on are not there.
+// Begins to fetch the keys and values of the chunk at `start`: of its pages those that begin from `first`
+// on and before `last`. Positions from `end` on are not there.
 template <class Pages>
-__device__ __forceinline__ void fetch(const Work& work, uint4* stage, int start, int end) {
+__device__ __forceinline__ void fetch_pages(const Work& work, uint4* stage, int start, int end, int first, int last) {
     // Where the pages are, is read for all of them at once: a lane reads it for one.
     const int own = start + lane_id() % CHUNK_PAGES * PAGE_TOKENS;
     const typename Pages::Source source_of_lane(work, own < end ? own : start);
 #pragma unroll 1
     for (int page = 0; page < CHUNK_PAGES; ++page) {
         const typename Pages::Source source = source_of_lane.of(page);
-        const bool there = start + page * PAGE_TOKENS < end;
+        const int position = start + page * PAGE_TOKENS;
+        if (position < first || position >= last) {
+            continue;
+        }
         uint4* to = stage + page * Pages::CHUNKS + threadIdx.x;
 #pragma unroll
         for (int run = 0; run < Pages::RUNS; ++run) {
@@ -99,45 +103,63 @@ __device__ __forceinline__ void fetch(const Work& work, uint4* stage, int start,
 #pragma unroll
             for (int chunk = 0; chunk < chunks; chunk += THREADS) {
                 if (chunk + THREADS <= chunks || static_cast<int>(threadIdx.x) < chunks - chunk) {
-                    copy_async_16(to + chunk, from + chunk, there);
+                    copy_async_16(to + chunk, from + chunk, position < end);
                 }
             }
             to += chunks;
         }
     }
+}
+
+// Begins to fetch all of the chunk at `start`.
+template <class Pages>
+__device__ __forceinline__ void fetch(const Work& work, uint4* stage, int start, int end) {
+    fetch_pages<Pages>(work, stage, start, end, start, start + CHUNK);
     copy_async_commit();
 }
 
-// Scores of the tile's rows for the chunk in `stage`.
-template <int SIZE, class Pages>
-__device__ __forceinline__ void score(const uint4 (&queries)[SIZE / 32][2], const uint4* stage,
-                                      float (&scores)[CHUNK / 8][4]) {
+// The queries of a tile of rows, as a lane has them.
+template <int SIZE>
+using Queries = uint4[SIZE / 32][2];
+
+template <int SIZE>
+__device__ __forceinline__ void load_queries(const Work& work, const uint16_t* queries, int tile_row,
+                                             Queries<SIZE>& of_rows) {
 #pragma unroll
-    for (int tile = 0; tile < CHUNK / 8; ++tile) {
-        float(&sums)[4] = scores[tile];
-        sums[0] = sums[1] = sums[2] = sums[3] = 0.0f;
-        const uint4* page = stage + tile / 2 * Pages::CHUNKS;
+    for (int half = 0; half < 2; ++half) {
+        const int row = tile_row + lane_id() / 4 + half * 8;
+        const int token = work.sequence.first_row + row / work.group;
+        const int head = work.kv_head * work.group + row % work.group;
+        const uint16_t* query = queries + (static_cast<size_t>(token) * work.shape.heads + head) * SIZE;
 #pragma unroll
         for (int part = 0; part < SIZE / 32; ++part) {
-            const uint4 key = Pages::key(page, tile % 2, part);
-            const uint4 top = queries[part][0], bottom = queries[part][1];
-            mma_bf16(sums, {top.x, bottom.x, top.y, bottom.y}, {key.x, key.y});
-            mma_bf16(sums, {top.z, bottom.z, top.w, bottom.w}, {key.z, key.w});
+            const uint4* from = reinterpret_cast<const uint4*>(query) + part * 4 + lane_id() % 4;
+            of_rows[part][half] = row < work.rows ? *from : make_uint4(0, 0, 0, 0);
         }
     }
 }
 
-// Minus infinity where a row does not see, of the chunk at `start`.
-__device__ __forceinline__ void hide(int start, const int (&first)[2], const int (&last)[2],
-                                     float (&scores)[CHUNK / 8][4]) {
+// Scores of the tile's rows for 8 positions of the chunk in `stage`.
+template <int SIZE, class Pages>
+__device__ __forceinline__ void score(const Queries<SIZE>& queries, const uint4* stage, int tile, float (&sums)[4]) {
+    sums[0] = sums[1] = sums[2] = sums[3] = 0.0f;
+    const uint4* page = stage + tile / 2 * Pages::CHUNKS;
 #pragma unroll
-    for (int tile = 0; tile < CHUNK / 8; ++tile) {
+    for (int part = 0; part < SIZE / 32; ++part) {
+        const uint4 key = Pages::key(page, tile % 2, part);
+        const uint4 top = queries[part][0], bottom = queries[part][1];
+        mma_bf16(sums, {top.x, bottom.x, top.y, bottom.y}, {key.x, key.y});
+        mma_bf16(sums, {top.z, bottom.z, top.w, bottom.w}, {key.z, key.w});
+    }
+}
+
+// Minus infinity where a row does not see, of the 8 positions from `start` on.
+__device__ __forceinline__ void hide(int start, const int (&first)[2], const int (&last)[2], float (&scores)[4]) {
 #pragma unroll
-        for (int place = 0; place < 4; ++place) {
-            const int position = start + tile * 8 + lane_id() % 4 * 2 + place % 2, row = place / 2;
-            const bool sees = position >= first[row] && position <= last[row];
-            scores[tile][place] = sees ? scores[tile][place] : minus_infinity();
-        }
+    for (int place = 0; place < 4; ++place) {
+        const int position = start + lane_id() % 4 * 2 + place % 2, row = place / 2;
+        const bool sees = position >= first[row] && position <= last[row];
+        scores[place] = sees ? scores[place] : minus_infinity();
     }
 }
 
@@ -151,10 +173,11 @@ __device__ __forceinline__ float quad_sum(float value) {
     return __fadd_rn(value, __shfl_xor_sync(0xffffffffu, value, 2));
 }
 
-// Takes the scores of a chunk and its values into the softmax. Where a row sees nothing of the chunk
-// this changes no bit.
+// Takes the scores of a chunk and its values, of which the softmax has the numbers from 16 * `first` on,
+// into it. Where a row sees nothing of the chunk this changes no bit.
 template <int SIZE, class Pages>
-__device__ __forceinline__ void weigh(float (&scores)[CHUNK / 8][4], const uint4* stage, Softmax<SIZE>& part) {
+__device__ __forceinline__ void weigh(float (&scores)[CHUNK / 8][4], const uint4* stage, int first,
+                                      Softmax<SIZE>& part) {
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
         float maximum = minus_infinity();
@@ -194,7 +217,7 @@ __device__ __forceinline__ void weigh(float (&scores)[CHUNK / 8][4], const uint4
                                      bf16x2_of(right[0], right[1]), bf16x2_of(right[2], right[3])};
 #pragma unroll
         for (int tile = 0; tile < SIZE / 16; ++tile) {
-            const uint4 value = Pages::value(stage + page * Pages::CHUNKS, tile);
+            const uint4 value = Pages::value(stage + page * Pages::CHUNKS, first + tile);
             mma_bf16(part.output[tile * 2], weights, {value.x, value.y});
             mma_bf16(part.output[tile * 2 + 1], weights, {value.z, value.w});
         }
@@ -210,20 +233,10 @@ __device__ __forceinline__ void attend(const Work& work, const uint16_t* queries
     constexpr int STAGE_CHUNKS = CHUNK_PAGES * Pages::CHUNKS;
     const int lane = lane_id(), tile_row = first_row + threadIdx.x / WARP * TILE_ROWS;
     int first[2], last[2];
-    uint4 of_rows[SIZE / 32][2];
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        const int row = tile_row + lane / 4 + half * 8;
-        work.seen(row, first[half], last[half]);
-        const int token = work.sequence.first_row + row / work.group;
-        const int head = work.kv_head * work.group + row % work.group;
-        const uint16_t* query = queries + (static_cast<size_t>(token) * work.shape.heads + head) * SIZE;
-#pragma unroll
-        for (int part = 0; part < SIZE / 32; ++part) {
-            const uint4* from = reinterpret_cast<const uint4*>(query) + part * 4 + lane % 4;
-            of_rows[part][half] = row < work.rows ? *from : make_uint4(0, 0, 0, 0);
-        }
-    }
+    work.seen(tile_row + lane / 4, first[0], last[0]);
+    work.seen(tile_row + lane / 4 + 8, first[1], last[1]);
+    Queries<SIZE> of_rows;
+    load_queries<SIZE>(work, queries, tile_row, of_rows);
     // The chunks that any row of the block sees.
     const int end_row = min(first_row + BLOCK_ROWS, work.rows);
     const int end = min(work.sequence.position + (end_row - 1) / work.group + 1, split_end * SPLIT);
@@ -249,12 +262,18 @@ __device__ __forceinline__ void attend(const Work& work, const uint16_t* queries
         }
         __syncthreads();
         if (tile_row < work.rows) {
+            const bool hidden = chunk < seen_first || chunk + CHUNK - 1 > seen_last;
+            const uint4* here = stages + stage * STAGE_CHUNKS;
             float scores[CHUNK / 8][4];
-            score<SIZE, Pages>(of_rows, stages + stage * STAGE_CHUNKS, scores);
-            if (chunk < seen_first || chunk + CHUNK - 1 > seen_last) {
-                hide(chunk, first, last, scores);
+#pragma unroll
+            for (int tile = 0; tile < CHUNK / 8; ++tile) {
+                score<SIZE, Pages>(of_rows, here, tile, scores[tile]);
             }
-            weigh<SIZE, Pages>(scores, stages + stage * STAGE_CHUNKS, part);
+#pragma unroll
+            for (int tile = 0; hidden && tile < CHUNK / 8; ++tile) {
+                hide(chunk + tile * 8, first, last, scores[tile]);
+            }
+            weigh<SIZE, Pages>(scores, here, 0, part);
         }
         __syncthreads();
         if (stages_of(SIZE) > 1) {
@@ -267,6 +286,82 @@ __device__ __forceinline__ void attend(const Work& work, const uint16_t* queries
             part.clear();
         }
     }
+}
+
+// How many numbers of a head a warp weighs where a block has one tile of rows.
+constexpr int share_of(int size) { return (size / 16 + THREADS / WARP - 1) / (THREADS / WARP) * 16; }
+
+// As attend, for one split and no more rows than a tile has: each warp scores a page of each chunk, and
+// weighs some numbers of all of them. All of the split is in shared memory at once, and scores take the
+// place of their keys there. `done` is handed the warp's numbers, from its second argument on.
+template <int SIZE, class Pages, class Done>
+__device__ __forceinline__ void attend_together(const Work& work, const uint16_t* queries, int split, const Done& done) {
+    DYNAMIC_SHARED(uint4, stages);
+    constexpr int STAGE_CHUNKS = CHUNK_PAGES * Pages::CHUNKS, STAGES = SPLIT / CHUNK, SHARE = share_of(SIZE);
+    constexpr int TILES = CHUNK / 8, PAGE_TILES = PAGE_TOKENS / 8;
+    static_assert(CHUNK_PAGES == THREADS / WARP, "a warp has a page of each chunk");
+    static_assert(Pages::run_chunks(0) >= PAGE_TILES * WARP, "scores fit where the keys were");
+    const int lane = lane_id(), warp = threadIdx.x / WARP;
+    const int end = min(work.sequence.position + (work.rows - 1) / work.group + 1, (split + 1) * SPLIT);
+    const int seen = work.shape.first_seen(work.sequence.position);
+    const int start = max(split * SPLIT, seen / CHUNK * CHUNK);
+    // What earlier passes left can be fetched before the kernel before this one has ended.
+    const int kept = work.sequence.position / PAGE_TOKENS * PAGE_TOKENS;
+    const auto stage_of = [&](int chunk) { return stages + chunk / CHUNK % STAGES * STAGE_CHUNKS; };
+    const auto scores_of = [&](int chunk, int tile) {
+        uint4* page = stage_of(chunk) + tile / PAGE_TILES * Pages::CHUNKS;
+        return reinterpret_cast<float4*>(page + tile % PAGE_TILES * WARP + lane);
+    };
+    for (int chunk = start; chunk < end; chunk += CHUNK) {
+        fetch_pages<Pages>(work, stage_of(chunk), chunk, end, chunk, kept);
+    }
+    grid_wait();
+    for (int chunk = start; chunk < end; chunk += CHUNK) {
+        fetch_pages<Pages>(work, stage_of(chunk), chunk, end, kept, chunk + CHUNK);
+    }
+    copy_async_commit();
+    int first[2], last[2];
+    work.seen(lane / 4, first[0], last[0]);
+    work.seen(lane / 4 + 8, first[1], last[1]);
+    Queries<SIZE> of_rows;
+    load_queries<SIZE>(work, queries, 0, of_rows);
+    copy_async_wait<0>();
+    __syncthreads();
+    for (int chunk = start; chunk < end; chunk += CHUNK) {
+        float sums[PAGE_TILES][4];
+#pragma unroll
+        for (int tile = 0; tile < PAGE_TILES; ++tile) {
+            const int of_chunk = warp * PAGE_TILES + tile;
+            score<SIZE, Pages>(of_rows, stage_of(chunk), of_chunk, sums[tile]);
+            hide(chunk + of_chunk * 8, first, last, sums[tile]);
+        }
+        // All lanes have the page's keys.
+        __syncwarp();
+#pragma unroll
+        for (int tile = 0; tile < PAGE_TILES; ++tile) {
+            const float(&four)[4] = sums[tile];
+            *scores_of(chunk, warp * PAGE_TILES + tile) = make_float4(four[0], four[1], four[2], four[3]);
+        }
+    }
+    __syncthreads();
+    if (start >= end || warp * SHARE >= SIZE) {
+        return;
+    }
+    Softmax<SHARE> part;
+    part.clear();
+    for (int chunk = start; chunk < end; chunk += CHUNK) {
+        float scores[TILES][4];
+#pragma unroll
+        for (int tile = 0; tile < TILES; ++tile) {
+            const float4 four = *scores_of(chunk, tile);
+            scores[tile][0] = four.x;
+            scores[tile][1] = four.y;
+            scores[tile][2] = four.z;
+            scores[tile][3] = four.w;
+        }
+        weigh<SHARE, Pages>(scores, stage_of(chunk), warp * SHARE / 16, part);
+    }
+    done(part, warp * SHARE);
 }
 
 // Puts two neighbouring numbers of a head's output among the activations of the output projection.
@@ -395,6 +490,47 @@ __device__ __forceinline__ bool is_last(unsigned* counter, unsigned count) {
     return last;
 }
 
+// Puts the softmax of a split where the block finds it that joins the splits: of the rows of a tile SHARE
+// numbers, from `number` on.
+template <int SIZE, int SHARE>
+__device__ __forceinline__ void put_partial(const Work& work, const Partials& partials, int split, int tile_row,
+                                            int number, const Softmax<SHARE>& part) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const int row = tile_row + lane_id() / 4 + half * 8;
+        if (row >= work.rows) {
+            continue;
+        }
+        const int token = work.sequence.first_row + row / work.group;
+        const int head = work.kv_head * work.group + row % work.group;
+        float* values = partials.of(token, work.shape.heads, head, split, SIZE);
+        if (number == 0 && lane_id() % 4 == 0) {
+            values[0] = part.maximum[half];
+            values[1] = part.sum[half];
+        }
+#pragma unroll
+        for (int tile = 0; tile < SHARE / 8; ++tile) {
+            const int place = number + tile * 8 + lane_id() % 4 * 2;
+            values[2 + place] = part.output[tile][2 * half];
+            values[3 + place] = part.output[tile][2 * half + 1];
+        }
+    }
+}
+
+// Joins the splits of all rows of a sequence, by the block that is the last of those with a split.
+template <int SIZE>
+__device__ __forceinline__ void join_last(const Work& work, const Partials& partials, const Activations& output) {
+    const int end = work.sequence.position + work.sequence.tokens;
+    unsigned* counter = partials.counts + blockIdx.z * gridDim.y + blockIdx.y;
+    if (!is_last(counter, (end + SPLIT - 1) / SPLIT)) {
+        return;
+    }
+    for (int row = threadIdx.x / WARP; row < work.rows; row += THREADS / WARP) {
+        const int token = work.sequence.first_row + row / work.group;
+        join_splits<SIZE>(work, partials, token, work.kv_head * work.group + row % work.group, output);
+    }
+}
+
 // For few tokens: a block takes all rows of a sequence, at most 64, through one split. The last one
 // to be done joins the splits.
 template <int SIZE, class Pages>
@@ -410,35 +546,28 @@ __device__ __forceinline__ void attend_few(const uint16_t* queries, const uint8_
         return;
     }
     attend<SIZE, Pages>(work, queries, 0, split, split + 1, [&](const Softmax<SIZE>& part, int tile_row) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int row = tile_row + lane_id() / 4 + half * 8;
-            if (row >= work.rows) {
-                continue;
-            }
-            const int token = work.sequence.first_row + row / work.group;
-            const int head = work.kv_head * work.group + row % work.group;
-            float* values = partials.of(token, shape.heads, head, split, SIZE);
-            if (lane_id() % 4 == 0) {
-                values[0] = part.maximum[half];
-                values[1] = part.sum[half];
-            }
-#pragma unroll
-            for (int tile = 0; tile < SIZE / 8; ++tile) {
-                const int number = tile * 8 + lane_id() % 4 * 2;
-                values[2 + number] = part.output[tile][2 * half];
-                values[3 + number] = part.output[tile][2 * half + 1];
-            }
-        }
+        put_partial<SIZE, SIZE>(work, partials, split, tile_row, 0, part);
     });
-    unsigned* counter = partials.counts + blockIdx.z * gridDim.y + blockIdx.y;
-    if (!is_last(counter, (end + SPLIT - 1) / SPLIT)) {
+    join_last<SIZE>(work, partials, output);
+}
+
+// As attend_few, where no sequence has more than 16 rows.
+template <int SIZE, class Pages>
+__device__ __forceinline__ void attend_tile(const uint16_t* queries, const uint8_t* cache, Shape shape,
+                                            const Sequence* sequences, int block, Partials partials,
+                                            const Activations& output) {
+    grid_release();
+    const Work work = work_of(shape, sequences[blockIdx.z], block, cache);
+    const int split = blockIdx.x;
+    if (split * SPLIT >= work.sequence.position + work.sequence.tokens) {
+        grid_wait();
         return;
     }
-    for (int row = threadIdx.x / WARP; row < work.rows; row += THREADS / WARP) {
-        const int token = work.sequence.first_row + row / work.group;
-        join_splits<SIZE>(work, partials, token, work.kv_head * work.group + row % work.group, output);
-    }
+    constexpr int SHARE = share_of(SIZE);
+    attend_together<SIZE, Pages>(work, queries, split, [&](const Softmax<SHARE>& part, int number) {
+        put_partial<SIZE, SHARE>(work, partials, split, 0, number, part);
+    });
+    join_last<SIZE>(work, partials, output);
 }
 
 #define ATTENTION(name, Pages, SIZE)                                                                  \
@@ -453,11 +582,21 @@ __device__ __forceinline__ void attend_few(const uint16_t* queries, const uint8_
         attend_few<SIZE, Pages<SIZE>>(queries, cache, shape, sequences, block, partials, output);      \
     }
 
+#define ATTENTION_OF_A_TILE(name, Pages, SIZE)                                                        \
+    extern "C" __global__ void __launch_bounds__(THREADS, 3) attend_tile_##name##_##SIZE(              \
+        const uint16_t* queries, const uint8_t* cache, Shape shape, const Sequence* sequences,         \
+        int block, Partials partials, Activations output) {                                            \
+        attend_tile<SIZE, Pages<SIZE>>(queries, cache, shape, sequences, block, partials, output);     \
+    }
+
 #define ATTENTION_OF_SIZES(name, Pages) \
     ATTENTION(name, Pages, 32)          \
     ATTENTION(name, Pages, 64)          \
     ATTENTION(name, Pages, 96)          \
-    ATTENTION(name, Pages, 128)
+    ATTENTION(name, Pages, 128)         \
+    ATTENTION_OF_A_TILE(name, Pages, 64) \
+    ATTENTION_OF_A_TILE(name, Pages, 96) \
+    ATTENTION_OF_A_TILE(name, Pages, 128)
 
 #define ATTENTION_OF_LARGE_SIZES(name, Pages) \
     ATTENTION(name, Pages, 160)               \

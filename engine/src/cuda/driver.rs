@@ -341,23 +341,54 @@ impl Module {
     }
 
     /// A kernel that may use so much shared memory.
-    pub(super) fn kernel(&self, name: &str, shared_bytes: usize) -> Result<Kernel, CudaError> {
+    pub(super) fn kernel(&self, name: &str, shared: SharedMemory) -> Result<Kernel, CudaError> {
         self.context.bind()?;
         let name = CString::new(name).expect("names of kernels have no zeros");
         // SAFETY: the module lives at least as long as the kernels: `Program` has both.
         let function =
             unsafe { result::module::get_function(self.module, name) }.to("find a kernel")?;
-        if shared_bytes > STATIC_SHARED_BYTES {
+        let set = |attribute, value: usize| {
+            let value = i32::try_from(value).expect("shared memory is some KiB");
+            // SAFETY: the function is of a loaded module.
+            unsafe { result::function::set_function_attribute(function, attribute, value) }
+                .to("give a kernel its shared memory")
+        };
+        if shared.bytes > STATIC_SHARED_BYTES {
             let attribute =
                 sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            let bytes = i32::try_from(shared_bytes).expect("shared memory is some KiB");
-            // SAFETY: the function is of a loaded module.
-            unsafe { result::function::set_function_attribute(function, attribute, bytes) }
-                .to("give a kernel its shared memory")?;
+            set(attribute, shared.bytes)?;
+        }
+        if let Some(blocks) = shared.blocks {
+            let all = self.context.attribute(
+                sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR,
+            )?;
+            let all = usize::try_from(all).unwrap_or(0).max(1);
+            let percent = (blocks * (shared.bytes + BLOCK_SHARED_BYTES) * 100).div_ceil(all);
+            let attribute =
+                sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+            set(attribute, percent.min(100))?;
         }
         Ok(Kernel(function))
     }
 }
+
+/// The shared memory that a kernel may use.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SharedMemory {
+    pub(super) bytes: usize,
+    /// For how many blocks of a multiprocessor there is to be room, where the rest is better left to the
+    /// first-level cache; else for as many as there can be.
+    pub(super) blocks: Option<usize>,
+}
+
+impl From<usize> for SharedMemory {
+    fn from(bytes: usize) -> Self {
+        Self { bytes, blocks: None }
+    }
+}
+
+/// What each block has besides what it asks for.
+const BLOCK_SHARED_BYTES: usize = 1024;
 
 /// What any kernel may use of shared memory without asking: 48 KiB, less what it has by itself.
 const STATIC_SHARED_BYTES: usize = 40 * 1024;

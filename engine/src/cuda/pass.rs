@@ -19,14 +19,14 @@ use bytemuck::{Pod, Zeroable};
 use super::adapter::{AdapterId, GpuAdapter};
 use super::block::{BlockId, GateUp, GpuBlock, Module};
 use super::cache::{PagePool, PrepareError};
-use super::driver::{Buffer, CudaError, Graph, Kernel, Launch};
+use super::driver::{Buffer, CudaError, Graph, Kernel, Launch, SharedMemory};
 use super::gpu::Gpu;
 use super::matrix::{
     FEW_TOKENS, Input, Matrix, Order, Target, ToActivations, ToGated, ToRows, address, int,
 };
 use super::norm;
 pub(crate) use plan::SessionRows;
-use plan::{FEW_ROWS, Places, Plan};
+use plan::{FEW_ROWS, Places, Plan, TILE_ROWS};
 pub(super) use plan::{Geometry, HEAD_SIZE_MAX, Shape};
 use rooms::{Rooms, copied, partial_bytes};
 
@@ -35,6 +35,9 @@ use crate::train::TargetModule;
 
 /// Positions whose keys and values are in shared memory together: `CHUNK` there.
 const CHUNK: usize = 64;
+
+/// Heads up to which there is too little to do for all warps of a block.
+const HEAD_SIZE_SMALL: usize = 32;
 
 /// The largest head of which two chunks are there at once: `stages_of` there.
 const HEAD_SIZE_MEDIUM: usize = 128;
@@ -92,6 +95,7 @@ struct GraphKey {
     tokens: usize,
     sequences: usize,
     splits: usize,
+    in_tiles: bool,
 }
 
 impl Workspace {
@@ -187,6 +191,7 @@ pub(super) fn run(
             tokens: plan.tokens,
             sequences: plan.sequences.len(),
             splits: plan.splits,
+            in_tiles: pass.is_in_tiles(),
         };
         pass.run_noted(graphs, key, first, blocks)?;
     } else {
@@ -371,6 +376,13 @@ impl Pass<'_> {
         self.gpu.stream().launch(launch)
     }
 
+    /// Whether no sequence of few rows has more than one tile of them, for which all warps of a block
+    /// attend.
+    fn is_in_tiles(&self) -> bool {
+        let sizes = HEAD_SIZE_SMALL + 1..=HEAD_SIZE_MEDIUM;
+        self.plan.few_rows_max <= TILE_ROWS && sizes.contains(&self.geometry.padded())
+    }
+
     fn attend_few(&self, shape: Shape, number: i32) -> Result<(), CudaError> {
         const THREADS: usize = 128;
         let splits = self.plan.splits;
@@ -381,7 +393,7 @@ impl Pass<'_> {
             unused: 0,
         };
         let shared = self.stage_bytes();
-        let kernel = self.attention("few", shared)?;
+        let kernel = self.attention(if self.is_in_tiles() { "tile" } else { "few" }, shared)?;
         let grid = [splits, self.geometry.kv_heads, self.plan.few];
         let launch = Launch::new(kernel, grid, THREADS)
             .shared(shared)
@@ -413,13 +425,16 @@ impl Pass<'_> {
         self.gpu.stream().launch(launch)
     }
 
-    /// The kernel for sequences of `few` or of `many` rows.
+    /// The kernel for sequences of `few` or of `many` rows, or of one `tile` of them.
     fn attention(&self, rows: &str, shared_bytes: usize) -> Result<Kernel, CudaError> {
         let pages = if self.in_bytes { "bytes" } else { "bf16" };
         let padded = self.geometry.padded();
         let name = format!("attend_{rows}_{pages}_{padded}");
         let large = if padded > HEAD_SIZE_MEDIUM { "_large" } else { "" };
-        self.gpu.program().kernel(&format!("attention_{pages}{large}"), &name, shared_bytes)
+        // The cache behind it is where the products around it keep what is on its way.
+        let blocks = if self.in_bytes { 3 } else { 2 };
+        let shared = SharedMemory { bytes: shared_bytes, blocks: Some(blocks) };
+        self.gpu.program().kernel(&format!("attention_{pages}{large}"), &name, shared)
     }
 
     /// Keys and values of a chunk, for each stage; of 8 bits with the scales of each 32.

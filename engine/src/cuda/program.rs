@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use flate2::read::GzDecoder;
 
 use super::cells::Format;
-use super::driver::{Context, CudaError, Kernel, Module};
+use super::driver::{Context, CudaError, Kernel, Module, SharedMemory};
 
 /// The files of a folder of `engine/cuda/ptx`, by name: those that every folder has, and its own.
 macro_rules! files {
@@ -57,7 +57,7 @@ impl Program {
         &self,
         file: &str,
         name: &str,
-        shared_bytes: usize,
+        shared: impl Into<SharedMemory>,
     ) -> Result<Kernel, CudaError> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(kernel) = loaded.kernels.get(name) {
@@ -72,7 +72,7 @@ impl Program {
             let module = Module::compile(&self.context, &text(packed))?;
             loaded.modules.insert(file, module);
         }
-        let kernel = loaded.modules[file].kernel(name, shared_bytes)?;
+        let kernel = loaded.modules[file].kernel(name, shared.into())?;
         loaded.kernels.insert(name.to_owned(), kernel);
         Ok(kernel)
     }

@@ -14,6 +14,9 @@ use crate::train::{ModuleSizes, TargetModule};
 /// Rows of a sequence, its tokens times the heads that share one of keys, that one block attends for.
 pub(super) const FEW_ROWS: usize = 64;
 
+/// Rows of a tile of the matrix unit.
+pub(super) const TILE_ROWS: usize = 16;
+
 /// Positions that are attended to by themselves: `SPLIT` of `cuda/attention.cu`.
 pub(super) const SPLIT: usize = 128;
 
@@ -107,7 +110,8 @@ pub(super) struct Plan {
     /// How many sequences are of few rows, and how many tokens they have.
     pub(super) few: usize,
     pub(super) few_tokens: usize,
-    /// The most rows of a sequence that is not.
+    /// The most rows of such a sequence, and of one that is not.
+    pub(super) few_rows_max: usize,
     pub(super) rows_max: usize,
     /// Splits of the longest sequence of few rows, rounded up to a power of two.
     pub(super) splits: usize,
@@ -123,6 +127,7 @@ impl Plan {
             turns: Vec::new(),
             few: 0,
             few_tokens: 0,
+            few_rows_max: 0,
             rows_max: 0,
             splits: 1,
         };
@@ -139,6 +144,7 @@ impl Plan {
             if rows <= FEW_ROWS {
                 plan.few += 1;
                 plan.few_tokens += tokens;
+                plan.few_rows_max = plan.few_rows_max.max(rows);
                 let splits = (position + tokens).div_ceil(SPLIT).next_power_of_two();
                 plan.splits = plan.splits.max(splits);
             } else {
