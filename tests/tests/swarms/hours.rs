@@ -24,7 +24,8 @@ const SLACK: Duration = Duration::from_secs(30);
 /// How often it is looked; a token is generated each time.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// The hours of a day that are over at one time and begin again at another, both since the epoch.
+/// The hours of a day that are over at one time and begin again at another, both whole seconds since the
+/// epoch.
 fn hours(end: Duration, begin: Duration) -> String {
     let text = |time: Duration| {
         let seconds = time.as_secs() % 86_400;
@@ -80,7 +81,7 @@ async fn over_a_rest(
     lead: Duration,
 ) -> Option<Vec<u32>> {
     let folder = checkpoint("llama");
-    let rests = since_epoch() + lead;
+    let rests = Duration::from_secs((since_epoch() + lead).as_secs());
     let wakes = rests + REST;
     let arguments = [&folder, "--blocks", "0..4", "--hours", &hours(rests, wakes)];
     let server = serve_in(&[("TZ", "UTC")], &arguments);
