@@ -517,10 +517,32 @@ __device__ __forceinline__ void put_partial(const Work& work, const Partials& pa
     }
 }
 
-// Joins the splits of all rows of a sequence, by the block that is the last of those with a split.
-template <int SIZE>
-__device__ __forceinline__ void join_last(const Work& work, const Partials& partials, const Activations& output) {
-    const int end = work.sequence.position + work.sequence.tokens;
+// For few tokens: a block takes all rows of a sequence, at most 64, through one split; where it is said
+// to be in a TILE, at most 16 by all of its warps. The last one to be done joins the splits.
+template <int SIZE, class Pages, bool TILE>
+__device__ __forceinline__ void attend_few(const uint16_t* queries, const uint8_t* cache, Shape shape,
+                                           const Sequence* sequences, int block, Partials partials,
+                                           const Activations& output) {
+    grid_release();
+    // What a pass begins with is there before its first kernel.
+    const Work work = work_of(shape, sequences[blockIdx.z], block, cache);
+    const int split = blockIdx.x, end = work.sequence.position + work.sequence.tokens;
+    if (!TILE || split * SPLIT >= end) {
+        grid_wait();
+    }
+    if (split * SPLIT >= end) {
+        return;
+    }
+    if constexpr (TILE) {
+        constexpr int SHARE = share_of(SIZE);
+        attend_together<SIZE, Pages>(work, queries, split, [&](const Softmax<SHARE>& part, int number) {
+            put_partial<SIZE, SHARE>(work, partials, split, 0, number, part);
+        });
+    } else {
+        attend<SIZE, Pages>(work, queries, 0, split, split + 1, [&](const Softmax<SIZE>& part, int tile_row) {
+            put_partial<SIZE, SIZE>(work, partials, split, tile_row, 0, part);
+        });
+    }
     unsigned* counter = partials.counts + blockIdx.z * gridDim.y + blockIdx.y;
     if (!is_last(counter, (end + SPLIT - 1) / SPLIT)) {
         return;
@@ -531,44 +553,12 @@ __device__ __forceinline__ void join_last(const Work& work, const Partials& part
     }
 }
 
-// For few tokens: a block takes all rows of a sequence, at most 64, through one split. The last one
-// to be done joins the splits.
-template <int SIZE, class Pages>
-__device__ __forceinline__ void attend_few(const uint16_t* queries, const uint8_t* cache, Shape shape,
-                                           const Sequence* sequences, int block, Partials partials,
-                                           const Activations& output) {
-    grid_release();
-    // What a pass begins with is there before its first kernel.
-    const Work work = work_of(shape, sequences[blockIdx.z], block, cache);
-    const int split = blockIdx.x, end = work.sequence.position + work.sequence.tokens;
-    grid_wait();
-    if (split * SPLIT >= end) {
-        return;
+#define ATTENTION_OF_SPLITS(rows, TILE, name, Pages, SIZE, ...)                                       \
+    extern "C" __global__ void __launch_bounds__(__VA_ARGS__) attend_##rows##_##name##_##SIZE(         \
+        const uint16_t* queries, const uint8_t* cache, Shape shape, const Sequence* sequences,         \
+        int block, Partials partials, Activations output) {                                            \
+        attend_few<SIZE, Pages<SIZE>, TILE>(queries, cache, shape, sequences, block, partials, output); \
     }
-    attend<SIZE, Pages>(work, queries, 0, split, split + 1, [&](const Softmax<SIZE>& part, int tile_row) {
-        put_partial<SIZE, SIZE>(work, partials, split, tile_row, 0, part);
-    });
-    join_last<SIZE>(work, partials, output);
-}
-
-// As attend_few, where no sequence has more than 16 rows.
-template <int SIZE, class Pages>
-__device__ __forceinline__ void attend_tile(const uint16_t* queries, const uint8_t* cache, Shape shape,
-                                            const Sequence* sequences, int block, Partials partials,
-                                            const Activations& output) {
-    grid_release();
-    const Work work = work_of(shape, sequences[blockIdx.z], block, cache);
-    const int split = blockIdx.x;
-    if (split * SPLIT >= work.sequence.position + work.sequence.tokens) {
-        grid_wait();
-        return;
-    }
-    constexpr int SHARE = share_of(SIZE);
-    attend_together<SIZE, Pages>(work, queries, split, [&](const Softmax<SHARE>& part, int number) {
-        put_partial<SIZE, SHARE>(work, partials, split, 0, number, part);
-    });
-    join_last<SIZE>(work, partials, output);
-}
 
 #define ATTENTION(name, Pages, SIZE)                                                                  \
     extern "C" __global__ void __launch_bounds__(THREADS) attend_many_##name##_##SIZE(                 \
@@ -576,24 +566,16 @@ __device__ __forceinline__ void attend_tile(const uint16_t* queries, const uint8
         int first_sequence, int block, Activations output) {                                           \
         attend_many<SIZE, Pages<SIZE>>(queries, cache, shape, sequences, first_sequence, block, output); \
     }                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(THREADS) attend_few_##name##_##SIZE(                  \
-        const uint16_t* queries, const uint8_t* cache, Shape shape, const Sequence* sequences,         \
-        int block, Partials partials, Activations output) {                                            \
-        attend_few<SIZE, Pages<SIZE>>(queries, cache, shape, sequences, block, partials, output);      \
-    }
+    ATTENTION_OF_SPLITS(few, false, name, Pages, SIZE, THREADS)
 
-#define ATTENTION_OF_A_TILE(name, Pages, SIZE)                                                        \
-    extern "C" __global__ void __launch_bounds__(THREADS, 3) attend_tile_##name##_##SIZE(              \
-        const uint16_t* queries, const uint8_t* cache, Shape shape, const Sequence* sequences,         \
-        int block, Partials partials, Activations output) {                                            \
-        attend_tile<SIZE, Pages<SIZE>>(queries, cache, shape, sequences, block, partials, output);     \
-    }
+// Two blocks at least are what a launch leaves room for.
+#define ATTENTION_OF_A_TILE(name, Pages, SIZE) ATTENTION_OF_SPLITS(tile, true, name, Pages, SIZE, THREADS, 2)
 
-#define ATTENTION_OF_SIZES(name, Pages) \
-    ATTENTION(name, Pages, 32)          \
-    ATTENTION(name, Pages, 64)          \
-    ATTENTION(name, Pages, 96)          \
-    ATTENTION(name, Pages, 128)         \
+#define ATTENTION_OF_SIZES(name, Pages)  \
+    ATTENTION(name, Pages, 32)           \
+    ATTENTION(name, Pages, 64)           \
+    ATTENTION(name, Pages, 96)           \
+    ATTENTION(name, Pages, 128)          \
     ATTENTION_OF_A_TILE(name, Pages, 64) \
     ATTENTION_OF_A_TILE(name, Pages, 96) \
     ATTENTION_OF_A_TILE(name, Pages, 128)

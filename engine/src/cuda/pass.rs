@@ -36,7 +36,7 @@ use crate::train::TargetModule;
 /// Positions whose keys and values are in shared memory together: `CHUNK` there.
 const CHUNK: usize = 64;
 
-/// Heads up to which there is too little to do for all warps of a block.
+/// The largest head whose keys in 8 bits leave no room for scores: `attend_together` there.
 const HEAD_SIZE_SMALL: usize = 32;
 
 /// The largest head of which two chunks are there at once: `stages_of` there.
