@@ -264,6 +264,8 @@ struct Totals {
     // From a part to the next.
     int stride;
     int parts;
+    // What they are multiplied with, a power of two.
+    float factor;
 
     // For the row `row` of the block and the token `token`.
     __device__ __forceinline__ float at(int token, int row) const {
@@ -273,7 +275,7 @@ struct Totals {
         for (int part = 0; part < parts; ++part) {
             total = __fadd_rn(total, of_parts[part * stride + place]);
         }
-        return total;
+        return __fmul_rn(total, factor);
     }
 };
 
@@ -317,7 +319,8 @@ __device__ __forceinline__ Totals<TILES> product(const uint8_t* matrix, const ui
     // What was there before, the warp has read.
     sums.put(reinterpret_cast<float*>(own));
     __syncthreads();
-    return {reinterpret_cast<const float*>(shared), BYTES / 4, (cells + of_part - 1) / of_part};
+    const int parts = (cells + of_part - 1) / of_part;
+    return {reinterpret_cast<const float*>(shared), BYTES / 4, parts, Format::IS_WHOLE ? 1.0f : WHOLE};
 }
 
 template <int TILES>

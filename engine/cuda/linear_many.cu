@@ -300,6 +300,12 @@ __device__ __forceinline__ void dequantize(const uint8_t* from, uint4* to, int c
     packed.unpack(a);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
+        if (!Format::IS_WHOLE) {
+#pragma unroll
+            for (int word = 0; word < 4; ++word) {
+                a[half][word] = bf16x2_fma(a[half][word], BF16X2_WHOLE, BF16X2_MINUS_ZERO);
+            }
+        }
         to[(static_cast<size_t>(cell) * 2 + half) * WARP + lane] =
             make_uint4(a[half][0], a[half][1], a[half][2], a[half][3]);
     }

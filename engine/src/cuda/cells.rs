@@ -17,6 +17,16 @@ pub(super) const CELL_COLUMNS: usize = 32;
 /// Columns of a quantized group: two are a row of a cell.
 const GROUP_COLUMNS: usize = 16;
 
+/// What scales and offsets are multiplied with in a cell: the kernels take a number's bits for a bfloat16,
+/// which is 2^-133 times the number, and make values that are 2^-32 times as large as they are.
+const SCALE_FACTOR: f32 = exponent(133 - 32);
+const OFFSET_FACTOR: f32 = exponent(-32);
+
+/// 2 to the power of `power`, a normal number.
+const fn exponent(power: i32) -> f32 {
+    f32::from_bits(((127 + power) as u32) << 23)
+}
+
 /// What the cells of a matrix hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Format {
@@ -68,6 +78,17 @@ impl Format {
     /// Whether values stand for themselves.
     const fn is_float(self) -> bool {
         matches!(self, Self::Bf16 | Self::F16)
+    }
+
+    /// What the kernels multiply the numbers of a cell's rows from 8 on with: they leave those of 4 bits
+    /// where they are in their byte.
+    const fn lower_rows_factor(self) -> f32 {
+        match self {
+            Self::Q4Symmetric | Self::Q4Affine => 16.0,
+            Self::Bf16 | Self::F16 | Self::Q5Symmetric | Self::Q5Affine | Self::Q6 | Self::Q8 => {
+                1.0
+            }
+        }
     }
 
     /// Bytes of a cell.
@@ -185,7 +206,7 @@ fn put_number(
     number: u8,
 ) {
     if format == Format::Q8 {
-        cell[byte_of(lane, pair, second)] = number ^ 0x80;
+        cell[byte_of(lane, pair, second)] = number;
         return;
     }
     // Of a word of 32 bits the first of a pair has 4 bits in the lower half, the second in the upper.
@@ -201,31 +222,32 @@ fn put_number(
     }
 }
 
-/// Where a number of 8 bits lies, which has its sign: two pairs share a word, so that a mask takes one of
-/// them out.
+/// Where a number of 8 bits lies: two pairs share a word, so that a mask takes one of them out.
 const fn byte_of(lane: usize, pair: usize, second: usize) -> usize {
     lane * 16 + pair / 2 * 4 + second * 2 + pair % 2
 }
 
 fn put_scales(format: Format, row: usize, groups: &[NumberGroup], cell: &mut [u8]) {
     let start = cell.len() - if is_wide(format) { CELL_ROWS * 4 } else { CELL_ROWS * 2 };
-    let mut put = |index: usize, value: f32| {
-        let value = bf16::from_f32(value).to_le_bytes();
+    let (line, below) = (row % 8, row / 8);
+    let scale_factor = SCALE_FACTOR / if below == 1 { format.lower_rows_factor() } else { 1.0 };
+    // Factors are powers of two, so nothing is rounded a second time.
+    let mut put = |index: usize, value: f32, factor: f32| {
+        let value = bf16::from_f32(bf16::from_f32(value).to_f32() * factor).to_le_bytes();
         cell[start + index * 2..][..2].copy_from_slice(&value);
     };
-    let (line, below) = (row % 8, row / 8);
     match format {
         Format::Q4Affine | Format::Q5Affine => {
-            put(line * 4 + below * 2, groups[0].scale);
-            put(line * 4 + below * 2 + 1, groups[0].offset);
+            put(line * 4 + below * 2, groups[0].scale, scale_factor);
+            put(line * 4 + below * 2 + 1, groups[0].offset, OFFSET_FACTOR);
         }
         Format::Q6 => {
             for (half, group) in groups.iter().enumerate() {
-                put(line * 4 + half * 2 + below, group.scale);
+                put(line * 4 + half * 2 + below, group.scale, scale_factor);
             }
         }
         Format::Bf16 | Format::F16 | Format::Q4Symmetric | Format::Q5Symmetric | Format::Q8 => {
-            put(line * 2 + below, groups[0].scale);
+            put(line * 2 + below, groups[0].scale, scale_factor);
         }
     }
 }
@@ -261,19 +283,21 @@ pub(super) fn unpacked(
     let number = match format.plane_bytes() {
         64 => low | (plane[lane * 2 + second] >> pair & 1) << 4,
         128 => low | (plane[lane * 4 + second * 2 + pair / 4] >> (pair % 4 * 2) & 3) << 4,
-        _ if format == Format::Q8 => cell[byte_of(lane, pair, second)] ^ 0x80,
+        _ if format == Format::Q8 => cell[byte_of(lane, pair, second)],
         _ => low,
     };
     let start = cell.len() - if is_wide(format) { 64 } else { 32 };
-    let factor = |index: usize| bf16_at(&cell[start + index * 2..]);
-    let number = f32::from(i16::from(number) - format.centre());
     let (line, below) = (row % 8, row / 8);
+    let lower = if below == 1 { format.lower_rows_factor() } else { 1.0 };
+    let scale = |index: usize| bf16_at(&cell[start + index * 2..]) * lower / SCALE_FACTOR;
+    let number = f32::from(i16::from(number) - format.centre());
     let value = if format == Format::Q6 {
-        factor(line * 4 + column / 16 * 2 + below) * number
+        scale(line * 4 + column / 16 * 2 + below) * number
     } else if is_wide(format) {
-        factor(line * 4 + below * 2).mul_add(number, factor(line * 4 + below * 2 + 1))
+        let offset = bf16_at(&cell[start + (line * 4 + below * 2 + 1) * 2..]) / OFFSET_FACTOR;
+        scale(line * 4 + below * 2).mul_add(number, offset)
     } else {
-        factor(line * 2 + below) * number
+        scale(line * 2 + below) * number
     };
     bf16::from_f32(value).to_f32()
 }
