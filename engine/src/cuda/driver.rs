@@ -48,7 +48,9 @@ impl CudaError {
             Code::CUDA_ERROR_ILLEGAL_ADDRESS
                 | Code::CUDA_ERROR_LAUNCH_FAILED
                 | Code::CUDA_ERROR_LAUNCH_TIMEOUT
+                | Code::CUDA_ERROR_ASSERT
                 | Code::CUDA_ERROR_ECC_UNCORRECTABLE
+                | Code::CUDA_ERROR_NVLINK_UNCORRECTABLE
                 | Code::CUDA_ERROR_HARDWARE_STACK_ERROR
                 | Code::CUDA_ERROR_ILLEGAL_INSTRUCTION
                 | Code::CUDA_ERROR_MISALIGNED_ADDRESS
@@ -250,14 +252,16 @@ impl Buffer {
         let buffer = Self::new(context, bytes)?;
         // SAFETY: the buffer has so many bytes.
         unsafe { result::memset_d8_sync(buffer.address, 0, bytes) }.to("clear memory")?;
+        finish_default_stream()?;
         Ok(buffer)
     }
 
     /// Memory with these values.
     pub(super) fn of<T: Pod>(context: &Arc<Context>, values: &[T]) -> Result<Self, CudaError> {
         let buffer = Self::new(context, size_of_val(values))?;
-        // SAFETY: the buffer has as many bytes as the values, and the call returns when it has them.
+        // SAFETY: the buffer has as many bytes as the values, which the call has read when it returns.
         unsafe { result::memcpy_htod_sync(buffer.address, values) }.to("take up values")?;
+        finish_default_stream()?;
         Ok(buffer)
     }
 
@@ -268,6 +272,13 @@ impl Buffer {
     pub(super) const fn bytes(&self) -> usize {
         self.bytes
     }
+}
+
+/// Waits until memory is as the calls have left it that name no stream: despite their names they return
+/// before, and the streams of the engine do not wait for the default one.
+fn finish_default_stream() -> Result<(), CudaError> {
+    // SAFETY: no stream stands for the default one, which always lives.
+    unsafe { result::stream::synchronize(std::ptr::null_mut()) }.to("finish its work")
 }
 
 impl Drop for Buffer {

@@ -260,11 +260,12 @@ impl Pass<'_> {
             Some(Some(graph)) => return stream.run(graph),
             Some(None) => {}
             None => {
+                self.enqueue(first, blocks)?;
                 if graphs.len() == GRAPHS_MAX {
                     graphs.clear();
                 }
                 graphs.insert(key, None);
-                return self.enqueue(first, blocks);
+                return Ok(());
             }
         }
         let graph = stream.capture(|| self.enqueue(first, blocks))?;

@@ -68,6 +68,17 @@ CUresult with_stream(const void* handle, Body body) {
     });
 }
 
+// On the default stream, after the call has returned.
+CUresult do_soon(std::vector<Touched> touched, std::function<void()> move) {
+    return with_device([&](Device& device) {
+        if (const CUresult refused = refuse_in_capture(); refused != CUDA_SUCCESS) {
+            return refused;
+        }
+        Stream& stream = *find_stream(device, nullptr);
+        return put_on_stream(device, stream, std::move(touched), std::move(move));
+    });
+}
+
 }  // namespace
 
 API cuMemGetInfo_v2(size_t* free, size_t* total) {
@@ -160,8 +171,16 @@ API cuMemHostUnregister(void* pointer) {
     });
 }
 
+// From memory that is not pinned CUDA has read the bytes when it returns, and may write them later.
 API cuMemcpyHtoD_v2(CUdeviceptr to, const void* from, size_t bytes) {
-    return do_now({{to, bytes}}, [=] { std::memcpy(host_view(to), from, bytes); });
+    if (is_pinned(from)) {
+        return do_now({{to, bytes}}, [=] { std::memcpy(host_view(to), from, bytes); });
+    }
+    const auto* begin = static_cast<const char*>(from);
+    auto copy = std::make_shared<std::vector<char>>(begin, begin + bytes);
+    return do_soon({{to, bytes}}, [to, copy = std::move(copy)] {
+        std::memcpy(host_view(to), copy->data(), copy->size());
+    });
 }
 
 API cuMemcpyDtoH_v2(void* to, CUdeviceptr from, size_t bytes) {
@@ -174,7 +193,7 @@ API cuMemcpyDtoD_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes) {
 }
 
 API cuMemsetD8_v2(CUdeviceptr to, unsigned char value, size_t bytes) {
-    return do_now({{to, bytes}}, [=] { std::memset(host_view(to), value, bytes); });
+    return do_soon({{to, bytes}}, [=] { std::memset(host_view(to), value, bytes); });
 }
 
 // From memory that is not pinned CUDA has read the bytes when it returns. From pinned memory it

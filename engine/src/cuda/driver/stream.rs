@@ -157,15 +157,16 @@ impl Stream {
         let worked = work();
         // SAFETY: as above.
         let graph = unsafe { result::stream::end_capture(self.stream) }.to("note down a pass");
-        worked?;
-        let graph = graph?;
-        // SAFETY: the graph came from the capture; both are destroyed once.
-        unsafe {
-            let executable = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0))
-                .to("prepare a pass");
-            let _ = result::graph::destroy(graph);
-            Ok(Graph { context: Arc::clone(&self.context), executable: executable? })
+        let prepared = worked.and(graph).and_then(|graph| {
+            // SAFETY: the graph came from the capture.
+            unsafe { result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)) }
+                .to("prepare a pass")
+        });
+        if let Ok(graph) = graph {
+            // SAFETY: it is destroyed once, and what was made of it stands by itself.
+            let _ = unsafe { result::graph::destroy(graph) };
         }
+        Ok(Graph { context: Arc::clone(&self.context), executable: prepared? })
     }
 
     /// Runs what was noted.
