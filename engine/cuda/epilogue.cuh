@@ -25,15 +25,15 @@ struct ToRows {
         }
         output[place(token, row)] = sum;
     }
-    // Some of a thread's sums; `at` says of which token and row each is. What is added is read for all of
-    // them before the first is done.
-    template <int COUNT, class At>
+    // Some of a thread's sums; `at` says of which token and row each is, and `ALL` that there are all of
+    // them. What is added is read for all of them before the first is done.
+    template <int COUNT, bool ALL, class At>
     __device__ __forceinline__ void store_all(float* sums, int tokens, int rows, const At& at) const {
         if (bias != nullptr) {
 #pragma unroll
             for (int index = 0; index < COUNT; ++index) {
                 const int2 to = at(index);
-                sums[index] = __fadd_rn(sums[index], to.y < rows ? bias[first_row + to.y] : 0.0f);
+                sums[index] = __fadd_rn(sums[index], ALL || to.y < rows ? bias[first_row + to.y] : 0.0f);
             }
         }
         if (residual != nullptr) {
@@ -41,7 +41,7 @@ struct ToRows {
 #pragma unroll
             for (int index = 0; index < COUNT; ++index) {
                 const int2 to = at(index);
-                const bool there = to.x < tokens && to.y < rows;
+                const bool there = ALL || (to.x < tokens && to.y < rows);
                 before[index] = there ? residual[place(to.x, to.y)] : 0.0f;
             }
 #pragma unroll
@@ -52,7 +52,7 @@ struct ToRows {
 #pragma unroll
         for (int index = 0; index < COUNT; ++index) {
             const int2 to = at(index);
-            if (to.x < tokens && to.y < rows) {
+            if (ALL || (to.x < tokens && to.y < rows)) {
                 output[place(to.x, to.y)] = sums[index];
             }
         }

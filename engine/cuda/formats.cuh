@@ -18,10 +18,6 @@ constexpr uint32_t BF16X2_WHOLE = 0x4f804f80u;
 
 constexpr uint32_t BF16X2_MINUS_ZERO = 0x80008000u;
 
-// The half of `word` that is wanted, twice.
-__device__ __forceinline__ uint32_t low_twice(uint32_t word) { return __byte_perm(word, 0, 0x1010); }
-__device__ __forceinline__ uint32_t high_twice(uint32_t word) { return __byte_perm(word, 0, 0x3232); }
-
 // scale * -centre, for numbers about a centre, in both halves of which the scale is.
 template <uint32_t CENTRE>
 __device__ __forceinline__ uint32_t offset_of(uint32_t scale) {

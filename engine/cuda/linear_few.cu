@@ -7,26 +7,30 @@
 //
 // Small cells for the fewest tokens go by way of shared memory, where they are on their way even before
 // the activations are there: a compiler moves what is loaded to registers behind the wait for these, and
-// within the loop to its end, whatever the source says. Large cells have enough on their way either way,
-// and are faster without the detour; so are more tokens, whose activations need the room.
+// within the loop to its end, whatever the source says. For the same reason the activations of a token
+// that is alone go that way too. Large cells have enough on their way either way, and are faster without
+// the detour; so are more tokens, whose activations need the room.
 
 #include "epilogue.cuh"
 #include "formats.cuh"
 
 constexpr int row_tiles_of(int token_tiles) { return token_tiles < 4 ? 1 : 2; }
 
+// Cells of bfloat16 and binary16; all others are smaller.
+constexpr int LARGE_CELL_BYTES = 1024;
+
 // How many blocks are to have room on a multiprocessor, so that some read while others end.
 template <class Format>
 constexpr int blocks_of(int token_tiles) {
     // Of cells that are small, more warps have to be at work.
-    constexpr int ALONE = Format::CELL_BYTES < 1024 ? 5 : 4;
-    return token_tiles == 1 ? ALONE : token_tiles < 8 ? 3 : 2;
+    constexpr int OF_ONE_TILE = Format::CELL_BYTES < LARGE_CELL_BYTES ? 5 : 4;
+    return token_tiles == 1 ? OF_ONE_TILE : token_tiles < 8 ? 3 : 2;
 }
 
 // Whether cells go by way of shared memory.
 template <class Format>
 constexpr bool is_shared(int token_tiles) {
-    return Format::CELL_BYTES < 1024 && token_tiles <= 2;
+    return Format::CELL_BYTES < LARGE_CELL_BYTES && token_tiles <= 2;
 }
 
 // From so many blocks on the next kernel may begin at once, beside the last of them. Of fewer, those of the
@@ -82,7 +86,7 @@ struct Ahead {
         }
     }
     __device__ __forceinline__ void load_input(const Stream& stream, int tile, int to, int cell) {
-        of_tile[tile][to] = __ldg(stream.input + tile * stream.tile_stride + cell * WARP);
+        of_tile[tile][to] = load_changed(stream.input + tile * stream.tile_stride + cell * WARP);
     }
 };
 
@@ -154,34 +158,53 @@ __device__ __forceinline__ void multiply_ahead(Stream stream, int count, Sums<TI
     }
 }
 
-// The cells of one tile of rows that are on their way, some stages of them, in shared memory.
-template <class Format>
+// The cells of one tile of rows that are on their way, some stages of them, in shared memory; behind those
+// of a stage are their activations where a token is alone.
+template <class Format, bool ALONE>
 struct Ring {
-    static constexpr int STAGES = 3;
+    // Of larger cells fewer are enough.
+    static constexpr int STAGES = Format::CELL_BYTES > 384 ? 2 : 3;
     static constexpr int CELLS = Format::DEPTH;
-    static constexpr int STAGE_BYTES = CELLS * Format::CELL_BYTES;
+    static constexpr int MATRIX_BYTES = CELLS * Format::CELL_BYTES;
+    // A token's share of a cell is four pieces.
+    static constexpr int PIECES = 4;
+    static constexpr int STAGE_BYTES = MATRIX_BYTES + (ALONE ? CELLS * PIECES * 16 : 0);
     static constexpr int BYTES = STAGES * STAGE_BYTES;
+    static_assert(CELLS * PIECES == WARP, "a lane fetches a piece");
     uint8_t* shared;
 
     // Begins to fetch the cells of a stage, which are at `from` and as many as there are of `left`, into
-    // the place `place`. A group is committed in any case.
+    // the place `place`.
     __device__ __forceinline__ void fetch(const uint8_t* from, int place, int left) const {
         if (left >= CELLS) {
-            fetch_bytes(from, place, STAGE_BYTES);
+            fetch_bytes(from, place, MATRIX_BYTES);
         } else if (left > 0) {
             fetch_bytes(from, place, left * Format::CELL_BYTES);
         }
-        copy_async_commit();
     }
     __device__ __forceinline__ void fetch_bytes(const uint8_t* from, int place, int bytes) const {
         const int own = lane_id() * 16;
         uint8_t* to = shared + place * STAGE_BYTES + own;
 #pragma unroll
-        for (int start = 0; start < STAGE_BYTES; start += WARP * 16) {
+        for (int start = 0; start < MATRIX_BYTES; start += WARP * 16) {
             if (start + WARP * 16 <= bytes || start + own < bytes) {
                 copy_async_16(to + start, from + own + start);
             }
         }
+    }
+    // The same for their activations; `from` is what this lane fetches of the first stage's cells.
+    __device__ __forceinline__ void fetch_input(const uint4* from, int place, int left) const {
+        if (lane_id() / PIECES < left) {
+            copy_async_16(shared + place * STAGE_BYTES + MATRIX_BYTES + lane_id() * 16, from);
+        }
+    }
+    __device__ __forceinline__ const uint8_t* cell(int place, int cell) const {
+        return shared + place * STAGE_BYTES + cell * Format::CELL_BYTES;
+    }
+    // What the lane multiplies a cell with.
+    __device__ __forceinline__ uint4 input(int place, int cell) const {
+        const uint8_t* inputs = shared + place * STAGE_BYTES + MATRIX_BYTES;
+        return reinterpret_cast<const uint4*>(inputs)[cell * PIECES + lane_id() % PIECES];
     }
 };
 
@@ -202,7 +225,7 @@ __device__ __forceinline__ void multiply_cell(const uint8_t* cell, const uint4 (
 // Multiplies a warp's `count` cells, by way of shared memory that is its own.
 template <class Format, int TILES>
 __device__ __forceinline__ void multiply_shared(const Stream& stream, int count, uint8_t* shared, Sums<TILES>& sums) {
-    using Cells = Ring<Format>;
+    using Cells = Ring<Format, false>;
     // Activations that are on their way to registers, for so many cells.
     constexpr int AHEAD = Cells::CELLS / TILES;
     const Cells ring = {shared};
@@ -210,13 +233,14 @@ __device__ __forceinline__ void multiply_shared(const Stream& stream, int count,
 #pragma unroll
     for (int stage = 0; stage < Cells::STAGES; ++stage) {
         ring.fetch(matrix, stage, count - stage * Cells::CELLS);
-        matrix += Cells::STAGE_BYTES;
+        copy_async_commit();
+        matrix += Cells::MATRIX_BYTES;
     }
     grid_wait();
     const auto load = [&](const uint4* from, uint4(&to)[TILES]) {
 #pragma unroll
         for (int tile = 0; tile < TILES; ++tile) {
-            to[tile] = __ldg(from + tile * stream.tile_stride);
+            to[tile] = load_changed(from + tile * stream.tile_stride);
         }
     };
     uint4 inputs[AHEAD][TILES];
@@ -229,21 +253,21 @@ __device__ __forceinline__ void multiply_shared(const Stream& stream, int count,
     }
     int place = 0;
     for (; count >= Cells::CELLS; count -= Cells::CELLS) {
-        const uint8_t* cells = ring.shared + place * Cells::STAGE_BYTES;
         // Where the next stage is not whole the same ones are read again, for nobody.
         const uint4* next = count >= 2 * Cells::CELLS ? input + Cells::CELLS * WARP : input;
         copy_async_wait<Cells::STAGES - 1>();
         __syncwarp();
 #pragma unroll
         for (int cell = 0; cell < Cells::CELLS; ++cell) {
-            multiply_cell<Format, TILES>(cells + cell * Format::CELL_BYTES, inputs[cell % AHEAD], sums);
+            multiply_cell<Format, TILES>(ring.cell(place, cell), inputs[cell % AHEAD], sums);
             const int later = cell + AHEAD;
             const uint4* from = later < Cells::CELLS ? input + later * WARP : next + (later - Cells::CELLS) * WARP;
             load(from, inputs[cell % AHEAD]);
         }
         __syncwarp();
         ring.fetch(matrix, place, count - Cells::STAGES * Cells::CELLS);
-        matrix += Cells::STAGE_BYTES;
+        copy_async_commit();
+        matrix += Cells::MATRIX_BYTES;
         input += Cells::CELLS * WARP;
         place = place + 1 == Cells::STAGES ? 0 : place + 1;
     }
@@ -251,8 +275,54 @@ __device__ __forceinline__ void multiply_shared(const Stream& stream, int count,
     __syncwarp();
     for (int cell = 0; cell < count; ++cell) {
         load(input + cell * WARP, inputs[0]);
-        multiply_cell<Format, TILES>(ring.shared + place * Cells::STAGE_BYTES + cell * Format::CELL_BYTES, inputs[0],
-                                     sums);
+        multiply_cell<Format, TILES>(ring.cell(place, cell), inputs[0], sums);
+    }
+}
+
+// The same for a token that is alone, whose activations go by way of shared memory as well.
+template <class Format>
+__device__ __forceinline__ void multiply_alone(const Stream& stream, int count, uint8_t* shared, Sums<1>& sums) {
+    using Cells = Ring<Format, true>;
+    const Cells ring = {shared};
+    const uint8_t* matrix = stream.matrix;
+    const uint4* input = stream.input + lane_id() / Cells::PIECES * WARP;
+#pragma unroll
+    for (int stage = 0; stage < Cells::STAGES; ++stage) {
+        ring.fetch(matrix, stage, count - stage * Cells::CELLS);
+        copy_async_commit();
+        matrix += Cells::MATRIX_BYTES;
+    }
+    grid_wait();
+#pragma unroll
+    for (int stage = 0; stage < Cells::STAGES; ++stage) {
+        ring.fetch_input(input, stage, count - stage * Cells::CELLS);
+        copy_async_commit();
+        input += Cells::CELLS * WARP;
+    }
+    const auto multiply = [&](int place, int cell) {
+        const uint4 inputs[1] = {ring.input(place, cell)};
+        multiply_cell<Format, 1>(ring.cell(place, cell), inputs, sums);
+    };
+    int place = 0;
+    for (; count >= Cells::CELLS; count -= Cells::CELLS) {
+        copy_async_wait<Cells::STAGES - 1>();
+        __syncwarp();
+#pragma unroll
+        for (int cell = 0; cell < Cells::CELLS; ++cell) {
+            multiply(place, cell);
+        }
+        __syncwarp();
+        ring.fetch(matrix, place, count - Cells::STAGES * Cells::CELLS);
+        ring.fetch_input(input, place, count - Cells::STAGES * Cells::CELLS);
+        copy_async_commit();
+        matrix += Cells::MATRIX_BYTES;
+        input += Cells::CELLS * WARP;
+        place = place + 1 == Cells::STAGES ? 0 : place + 1;
+    }
+    copy_async_wait<Cells::STAGES - 1>();
+    __syncwarp();
+    for (int cell = 0; cell < count; ++cell) {
+        multiply(place, cell);
     }
 }
 
@@ -272,21 +342,27 @@ struct Totals {
         const int tile = row / CELL_ROWS * TILES + token / CELL_TOKENS, column = token % CELL_TOKENS;
         const int place = (tile * 4 + row % CELL_ROWS / 8 * 2 + column % 2) * WARP + row % 8 * 4 + column / 2;
         float total = 0.0f;
-        for (int part = 0; part < parts; ++part) {
-            total = __fadd_rn(total, of_parts[part * stride + place]);
+#pragma unroll
+        for (int part = 0; part < PARTS; ++part) {
+            total = part < parts ? __fadd_rn(total, of_parts[part * stride + place]) : total;
         }
         return __fmul_rn(total, factor);
     }
 };
 
 // Shared memory of a warp: its cells, and in the end its sums.
-template <class Format>
+template <class Format, bool ALONE>
 constexpr int warp_bytes(int token_tiles) {
     const int of_sums = row_tiles_of(token_tiles) * token_tiles * 4 * WARP * 4;
-    return is_shared<Format>(token_tiles) && Ring<Format>::BYTES > of_sums ? Ring<Format>::BYTES : of_sums;
+    if constexpr (Format::CELL_BYTES < LARGE_CELL_BYTES) {
+        const int of_cells = Ring<Format, ALONE>::BYTES;
+        return is_shared<Format>(token_tiles) && of_cells > of_sums ? of_cells : of_sums;
+    }
+    return of_sums;
 }
 
-template <class Format, int TILES>
+// `ALONE` says that there is one token.
+template <class Format, int TILES, bool ALONE>
 __device__ __forceinline__ Totals<TILES> product(const uint8_t* matrix, const uint4* input, int cells, int tokens,
                                                  int row_tiles) {
     DYNAMIC_SHARED(uint4, shared);
@@ -295,7 +371,7 @@ __device__ __forceinline__ Totals<TILES> product(const uint8_t* matrix, const ui
     const size_t row_bytes = static_cast<size_t>(cells) * Format::CELL_BYTES;
     const int first_tile = blockIdx.x * ROWS, first_cell = warp * of_part;
     // Lanes of one token read the same where there is no other.
-    const int token = TILES == 1 ? min(lane_id() / 4, tokens - 1) : lane_id() / 4;
+    const int token = ALONE ? 0 : TILES == 1 ? min(lane_id() / 4, tokens - 1) : lane_id() / 4;
     Stream stream;
     stream.matrix = matrix + first_tile * row_bytes + static_cast<size_t>(first_cell) * Format::CELL_BYTES;
     // Where there is no second tile the first is read again, for nobody.
@@ -308,9 +384,11 @@ __device__ __forceinline__ Totals<TILES> product(const uint8_t* matrix, const ui
     Sums<TILES> sums;
     sums.clear();
     const int count = min(of_part, cells - first_cell);
-    constexpr int BYTES = warp_bytes<Format>(TILES);
+    constexpr int BYTES = warp_bytes<Format, ALONE>(TILES);
     uint8_t* own = reinterpret_cast<uint8_t*>(shared) + warp * BYTES;
-    if constexpr (is_shared<Format>(TILES)) {
+    if constexpr (is_shared<Format>(TILES) && ALONE) {
+        multiply_alone<Format>(stream, count, own, sums);
+    } else if constexpr (is_shared<Format>(TILES)) {
         multiply_shared<Format, TILES>(stream, count, own, sums);
     } else {
         multiply_ahead<Format, TILES>(stream, count, sums);
@@ -357,24 +435,25 @@ __device__ __forceinline__ void store(const Totals<TILES>& totals, int tokens, i
 }
 
 // Where `gated` has words the rows are gates and up projections, else `to` has the rows.
-#define FEW(name, Format, TILES)                                                                      \
-    extern "C" __global__ void __launch_bounds__(PARTS* WARP, blocks_of<Format>(TILES))              \
-        linear_few_##name##_##TILES(const uint8_t* matrix, const uint4* input, int cells, int tokens, \
-                                    int rows, ToRows to, ToGated gated) {                             \
-        const int row_tiles = (rows + CELL_ROWS - 1) / CELL_ROWS;                                     \
-        const auto totals = product<Format, TILES>(matrix, input, cells, tokens, row_tiles);          \
-        if (gated.output.words != nullptr) {                                                          \
-            store<TILES>(totals, tokens, rows, gated);                                                \
-        } else {                                                                                      \
-            store<TILES>(totals, tokens, rows, to);                                                   \
-        }                                                                                             \
+#define FEW(name, size, Format, TILES, ALONE)                                                           \
+    extern "C" __global__ void __launch_bounds__(PARTS* WARP, blocks_of<Format>(TILES))                \
+        linear_few_##name##_##size(const uint8_t* matrix, const uint4* input, int cells, int some,      \
+                                   int rows, ToRows to, ToGated gated) {                                \
+        const int row_tiles = (rows + CELL_ROWS - 1) / CELL_ROWS, tokens = ALONE ? 1 : some;            \
+        const auto totals = product<Format, TILES, ALONE>(matrix, input, cells, tokens, row_tiles);     \
+        if (gated.output.words != nullptr) {                                                            \
+            store<TILES>(totals, tokens, rows, gated);                                                  \
+        } else {                                                                                        \
+            store<TILES>(totals, tokens, rows, to);                                                     \
+        }                                                                                               \
     }
 
-#define FEW_OF_ALL_SIZES(name, ...) \
-    FEW(name, __VA_ARGS__, 1)       \
-    FEW(name, __VA_ARGS__, 2)       \
-    FEW(name, __VA_ARGS__, 4)       \
-    FEW(name, __VA_ARGS__, 8)
+#define FEW_OF_ALL_SIZES(name, Format) \
+    FEW(name, alone, Format, 1, true)  \
+    FEW(name, 1, Format, 1, false)     \
+    FEW(name, 2, Format, 2, false)     \
+    FEW(name, 4, Format, 4, false)     \
+    FEW(name, 8, Format, 8, false)
 
 // One format a module, so that a node compiles for its device what its model needs.
 #ifdef FORMAT

@@ -4,9 +4,13 @@
 //
 // A block computes 256 rows for 128 tokens. The tokens' activations pass through shared memory in
 // stages of four cells, in core matrices, which one warp fetches for all; each warp has 16 rows, whose
-// cells nobody else needs, and takes them from memory itself, four ahead. Warps wait for each other
-// where a stage is filled anew, and groups of four take turns at the units: in step with each other, all
-// would fetch their rows at a time, and the units would have nothing to do meanwhile.
+// cells nobody else in the block needs, and takes them from memory itself, four ahead. Warps wait for each
+// other where a stage is filled anew, and groups of four take turns at the units: in step with each other,
+// all would fetch their rows at a time, and the units would have nothing to do meanwhile. A group hands its
+// turn on before its last products, so that the units have these to do while the next one begins.
+//
+// Blocks that run at a time share their rows with others, all of which would wait for the device's memory:
+// they bring them into the second-level cache in turns, some stages ahead.
 
 #include "epilogue.cuh"
 
@@ -21,6 +25,10 @@ constexpr int STAGE_CELLS = 4;
 constexpr int STAGES = 3;
 constexpr int TILE_CHUNKS = STAGE_CELLS * WARP;
 constexpr int STAGE_CHUNKS = TOKEN_TILES * TILE_CHUNKS;
+// Rows are brought into the cache so many stages ahead, each by one of so many blocks that share them.
+constexpr int PREFETCH_STAGES = 4;
+constexpr int PREFETCH_BLOCKS = 4;
+constexpr int ROW_STAGE_BYTES = STAGE_CELLS * 2 * WARP * 16;
 
 using Sums = float[TOKEN_TILES * 4];
 
@@ -29,6 +37,8 @@ struct Work {
     // What this lane has of the warp's rows, and the 8 tokens that it fetches where it fetches.
     const uint4* rows;
     const uint4* input;
+    // The tile of rows that this lane brings into the cache where it does.
+    const uint4* prefetched;
     int stages;
     int stages_of_part;
     int row_tile;
@@ -46,7 +56,11 @@ struct Work {
         const int rows_of_band = min(TOGETHER, high - band * TOGETHER);
         row_tile = (band * TOGETHER + within % rows_of_band) * ROW_TILES + threadIdx.x / WARP;
         first_token_tile = within / rows_of_band * TOKEN_TILES;
-        rows = matrix + static_cast<size_t>(min(row_tile, row_tiles - 1)) * cells * 2 * WARP + lane_id();
+        const auto tile_rows = [&](int tile) {
+            return matrix + static_cast<size_t>(min(tile, row_tiles - 1)) * cells * 2 * WARP;
+        };
+        rows = tile_rows(row_tile) + lane_id();
+        prefetched = tile_rows(row_tile - threadIdx.x / WARP + lane_id() % ROW_TILES);
         const int tile = min(first_token_tile + lane_id() % TOKEN_TILES, token_tiles - 1);
         this->input = input + static_cast<size_t>(tile) * cells * WARP;
     }
@@ -72,6 +86,10 @@ struct Stages {
         if (lane_id() < TOKEN_TILES) {
             uint4* to = shared + place * STAGE_CHUNKS + lane_id() * TILE_CHUNKS;
             copy_bulk(to, work.input + stage * TILE_CHUNKS, TILE_CHUNKS * sizeof(uint4), full[place]);
+        } else if ((work.first_token_tile / TOKEN_TILES + stage) % PREFETCH_BLOCKS == 0 &&
+                   stage + PREFETCH_STAGES < work.stages) {
+            const int later = stage + PREFETCH_STAGES;
+            prefetch_bulk(work.prefetched + static_cast<size_t>(later) * STAGE_CELLS * 2 * WARP, ROW_STAGE_BYTES);
         }
     }
 };
@@ -158,14 +176,13 @@ __device__ __forceinline__ void product(const Work& work, Sums& sums) {
         // No branch among these: at one, a compiler would let all that is under way end.
         group_mma_fence();
 #pragma unroll
-        for (int cell = 0; cell < STAGE_CELLS; ++cell) {
+        for (int cell = 0; cell < STAGE_CELLS - 1; ++cell) {
             rows.multiply(cell, tokens, sums);
         }
+        turns[(group + TURNS) % GROUPS].arrive_where(lane_id() == 0);
+        rows.multiply(STAGE_CELLS - 1, tokens, sums);
         group_mma_commit();
-        group_mma_wait<0>();
-        if (lane_id() == 0) {
-            turns[(group + TURNS) % GROUPS].arrive();
-        }
+        group_mma_wait(sums);
 #pragma unroll
         for (int cell = 0; cell < STAGE_CELLS; ++cell) {
             rows.load(work, next, cell);
@@ -197,13 +214,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     product(work, sums);
     const int lane = lane_id();
     constexpr int TOGETHER = 16;
+    const auto place = [&](int sum) {
+        return make_int2((work.first_token_tile + sum / 4) * CELL_TOKENS + lane % 4 * 2 + sum % 2,
+                         work.row_tile * CELL_ROWS + lane / 4 + sum % 4 / 2 * 8);
+    };
+    const bool whole =
+        (work.first_token_tile + TOKEN_TILES) * CELL_TOKENS <= tokens && (work.row_tile + 1) * CELL_ROWS <= rows;
 #pragma unroll
     for (int first = 0; first < TOKEN_TILES * 4; first += TOGETHER) {
-        to.store_all<TOGETHER>(sums + first, tokens, rows, [&](int index) {
-            const int sum = first + index;
-            return make_int2((work.first_token_tile + sum / 4) * CELL_TOKENS + lane % 4 * 2 + sum % 2,
-                             work.row_tile * CELL_ROWS + lane / 4 + sum % 4 / 2 * 8);
-        });
+        const auto at = [&](int index) { return place(first + index); };
+        if (whole) {
+            to.store_all<TOGETHER, true>(sums + first, tokens, rows, at);
+        } else {
+            to.store_all<TOGETHER, false>(sums + first, tokens, rows, at);
+        }
     }
 }
 

@@ -225,7 +225,7 @@ __device__ __forceinline__ void linear(const uint4* matrix, const uint4* input, 
         for (int sum = 0; sum < WARP_ROW_TILES * 4; ++sum) {
             of_token[sum] = sums[sum / 4][token][sum % 4];
         }
-        to.store_all<WARP_ROW_TILES * 4>(of_token, tokens, rows, [&](int sum) {
+        to.store_all<WARP_ROW_TILES * 4, false>(of_token, tokens, rows, [&](int sum) {
             return make_int2((work.token_tile() + token) * CELL_TOKENS + lane % 4 * 2 + sum % 2,
                              (work.row_tile() + sum / 4) * CELL_ROWS + lane / 4 + sum % 4 / 2 * 8);
         });

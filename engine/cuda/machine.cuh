@@ -38,6 +38,27 @@ __device__ __forceinline__ uint32_t masked_with(uint32_t word, uint32_t mask, ui
     return result;
 }
 
+// The half of `word` that is wanted, twice. Said like this it costs nothing where it is a factor of a fused
+// step of both halves, which can take it from there.
+__device__ __forceinline__ uint32_t low_twice(uint32_t word) {
+    uint32_t both;
+    asm("{ .reg .b16 low, high;\n"
+        "mov.b32 {low, high}, %1;\n"
+        "mov.b32 %0, {low, low}; }"
+        : "=r"(both)
+        : "r"(word));
+    return both;
+}
+__device__ __forceinline__ uint32_t high_twice(uint32_t word) {
+    uint32_t both;
+    asm("{ .reg .b16 low, high;\n"
+        "mov.b32 {low, high}, %1;\n"
+        "mov.b32 %0, {high, high}; }"
+        : "=r"(both)
+        : "r"(word));
+    return both;
+}
+
 // a * b + c in each half, with one rounding.
 __device__ __forceinline__ uint32_t bf16x2_fma(uint32_t a, uint32_t b, uint32_t c) {
     uint32_t result;
@@ -126,9 +147,13 @@ __device__ __forceinline__ void group_mma_commit() {
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
 
-template <int GROUPS>
-__device__ __forceinline__ void group_mma_wait() {
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(GROUPS) : "memory");
+// Until all groups are done; nothing reads `sums` before.
+__device__ __forceinline__ void group_mma_wait(float (&sums)[64]) {
+    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+#pragma unroll
+    for (int sum = 0; sum < 64; ++sum) {
+        asm volatile("" : "+f"(sums[sum])::"memory");
+    }
 }
 
 // A barrier in shared memory, whose phases end when so many threads have arrived, and as many bytes as
@@ -146,6 +171,15 @@ struct Barrier {
     }
     __device__ __forceinline__ void arrive() {
         asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(place()) : "memory");
+    }
+    // Where `does`, without a branch: at one, a compiler would let the products end that are under way.
+    __device__ __forceinline__ void arrive_where(bool does) {
+        asm volatile(
+            "{ .reg .pred does;\n"
+            "setp.ne.u32 does, %1, 0;\n"
+            "@does mbarrier.arrive.shared.b64 _, [%0]; }" ::"r"(place()),
+            "r"(static_cast<uint32_t>(does))
+            : "memory");
     }
     __device__ __forceinline__ void arrive_with(uint32_t bytes) {
         asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(place()), "r"(bytes) : "memory");
@@ -169,6 +203,11 @@ __device__ __forceinline__ void copy_bulk(void* shared, const void* global, uint
         "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
         "l"(global), "r"(bytes), "r"(barrier.place())
         : "memory");
+}
+
+// Begins to bring bytes that are read soon into the second-level cache. All is in multiples of 16 bytes.
+__device__ __forceinline__ void prefetch_bulk(const void* global, uint32_t bytes) {
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
 }
 
 // sums += a * b for 64 rows, 128 columns and 16 values between them. Warp w has of `a` and of the sums
@@ -195,6 +234,17 @@ __device__ __forceinline__ void group_mma_bf16(float (&sums)[64], const uint32_t
 }
 
 #endif
+
+// 16 bytes that the kernel before may have written, while blocks of this one were waiting for it: no cache
+// for what never changes may have them.
+__device__ __forceinline__ uint4 load_changed(const uint4* from) {
+    uint4 value;
+    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+                 : "l"(from)
+                 : "memory");
+    return value;
+}
 
 // 16 or 8 bytes that are read once: they pass the first-level cache by.
 __device__ __forceinline__ uint4 load_once(const uint4* from) {

@@ -25,7 +25,7 @@ SHAPES = [(28672, 4096, True), (4096, 14336, False), (6144, 4096, False), (4096,
 CELL_BYTES = {"bf16": 1024, "q8": 544, "q4_affine": 320}
 
 # As in engine/src/cuda/matrix.rs.
-PARTS, RING_CELLS, FEW_THREADS = 4, 24, 128
+PARTS, STAGE_CELLS, INPUT_CELL_BYTES, FEW_THREADS = 4, 8, 64, 128
 HOPPER_THREADS, HOPPER_SHARED = 512, 3 * 128 * 128 * 2 + 256 * 128 * 4
 
 MAX_DYNAMIC_SHARED, EARLY_LAUNCH = 8, 6
@@ -120,9 +120,11 @@ def few(driver, folder: pathlib.Path, kind: str, shape, tokens: int) -> tuple[fl
     tiles = 1 << max(0, (tokens - 1) // 8).bit_length()
     row_tiles = 1 if tiles < 4 else 2
     cells, sums = columns // 32, tiles * row_tiles * 16 * 8 * 4
-    ring = RING_CELLS * CELL_BYTES[kind] if kind != "bf16" and tiles <= 2 else 0
-    name = f"linear_few_{kind}"
-    kernel = Kernel(driver, folder / f"{name}.ptx.gz", f"{name}_{tiles}", FEW_THREADS, PARTS * max(ring, sums))
+    stages = 2 if CELL_BYTES[kind] > 384 else 3
+    cell_bytes = CELL_BYTES[kind] + (INPUT_CELL_BYTES if tokens == 1 else 0)
+    ring = stages * STAGE_CELLS * cell_bytes if kind != "bf16" and tiles <= 2 else 0
+    name, size_name = f"linear_few_{kind}", "alone" if tokens == 1 else str(tiles)
+    kernel = Kernel(driver, folder / f"{name}.ptx.gz", f"{name}_{size_name}", FEW_THREADS, PARTS * max(ring, sums))
     size = rows // 16 * cells * CELL_BYTES[kind]
     matrices = [small_numbers(size) for _ in range(max(4, 400_000_000 // size))]
     inputs, output = small_numbers(tiles * 8 * columns * 2), torch.zeros(tiles * 8 * rows, device="cuda")

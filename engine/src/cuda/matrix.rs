@@ -27,9 +27,10 @@ pub(super) const FEW_TOKENS: usize = 64;
 /// `cuda/layout.cuh`.
 const PARTS: usize = 4;
 
-/// Cells of a part that are on their way at once, where they go by shared memory: `Ring` of
-/// `cuda/linear_few.cu`.
-const RING_CELLS: usize = 3 * 8;
+/// Cells of a stage, where they go by shared memory, and the bytes of an activation's cell for one token:
+/// `Ring` of `cuda/linear_few.cu`.
+const STAGE_CELLS: usize = 8;
+const INPUT_CELL_BYTES: usize = CELL_COLUMNS * 2;
 
 /// Columns of a stage of the units that four warps use together: what passes through them has a
 /// multiple of these.
@@ -199,7 +200,7 @@ impl Matrix {
         assert_eq!(input.order, Order::Lanes, "few tokens are multiplied by warps");
         let few = Few::of(input.tokens);
         let shared_bytes = few.shared_bytes(format);
-        let kernel = gpu.program().linear_few(format, few.token_tiles, shared_bytes)?;
+        let kernel = gpu.program().linear_few(format, few.size(), shared_bytes)?;
         let grid = [self.row_tiles().div_ceil(few.row_tiles), 1, 1];
         let (to, gated) = match target {
             Target::Rows(to) => (to, ToGated::zeroed()),
@@ -357,6 +358,8 @@ pub(super) fn are_plain<'a>(weights: impl IntoIterator<Item = &'a Weight>) -> bo
 /// How the product for few tokens is divided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Few {
+    /// Whether there is one token.
+    alone: bool,
     token_tiles: usize,
     row_tiles: usize,
 }
@@ -364,14 +367,27 @@ struct Few {
 impl Few {
     fn of(tokens: usize) -> Self {
         let token_tiles = tokens.div_ceil(CELL_TOKENS).next_power_of_two();
-        Self { token_tiles, row_tiles: if token_tiles < 4 { 1 } else { 2 } }
+        Self { alone: tokens == 1, token_tiles, row_tiles: if token_tiles < 4 { 1 } else { 2 } }
+    }
+
+    /// As the kernels of a format are called, behind its name.
+    const fn size(self) -> &'static str {
+        match self.token_tiles {
+            1 if self.alone => "alone",
+            1 => "1",
+            2 => "2",
+            4 => "4",
+            _ => "8",
+        }
     }
 
     /// For each part: cells that are on their way, where they go by shared memory, and in the end sums.
     fn shared_bytes(self, format: Format) -> usize {
         let of_sums = self.token_tiles * self.row_tiles * CELL_ROWS * CELL_TOKENS * 4;
         let is_shared = format.cell_bytes() < Format::Bf16.cell_bytes() && self.token_tiles <= 2;
-        let of_cells = if is_shared { RING_CELLS * format.cell_bytes() } else { 0 };
+        let stages = if format.cell_bytes() > 384 { 2 } else { 3 };
+        let cell_bytes = format.cell_bytes() + if self.alone { INPUT_CELL_BYTES } else { 0 };
+        let of_cells = if is_shared { stages * STAGE_CELLS * cell_bytes } else { 0 };
         PARTS * of_sums.max(of_cells)
     }
 }

@@ -77,15 +77,15 @@ impl Program {
         Ok(kernel)
     }
 
-    /// The product of few tokens and a matrix in `format`; at most 8 times `tiles` tokens.
+    /// The product of few tokens and a matrix in `format`; `size` is one of those of `cuda/linear_few.cu`.
     pub(super) fn linear_few(
         &self,
         format: Format,
-        tiles: usize,
+        size: &str,
         shared_bytes: usize,
     ) -> Result<Kernel, CudaError> {
         let file = format!("linear_few_{}", format.name());
-        self.kernel(&file, &format!("{file}_{tiles}"), shared_bytes)
+        self.kernel(&file, &format!("{file}_{size}"), shared_bytes)
     }
 }
 

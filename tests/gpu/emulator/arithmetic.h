@@ -91,6 +91,8 @@ template <typename T>
 void __stcs(T* to, T value) { *to = value; }
 template <typename T>
 T load_once(const T* from) { return *from; }
+template <typename T>
+T load_changed(const T* from) { return *from; }
 
 namespace umbel_emulated {
 

@@ -181,6 +181,8 @@ inline float warp_sum(float value, UMBEL_HERE) {
     return value;
 }
 
+inline uint32_t low_twice(uint32_t word) { return (word & 0xffff) * 0x10001u; }
+inline uint32_t high_twice(uint32_t word) { return (word >> 16) * 0x10001u; }
 inline uint32_t masked_with(uint32_t word, uint32_t mask, uint32_t bits) { return (word & mask) | bits; }
 
 // d += a * b, of 16x16 and 16x8 bfloat16, in the fragments of mma.sync.aligned.m16n8k16.row.col.
@@ -215,6 +217,7 @@ struct Barrier {
         (void)place;
     }
     void arrive() { missing--; }
+    void arrive_where(bool does) { missing -= does; }
     void arrive_with(uint32_t more) {
         bytes += static_cast<int32_t>(more);
         missing--;
@@ -239,8 +242,14 @@ inline void copy_bulk(void* shared, const void* global, uint32_t bytes, Barrier&
 
 inline void group_mma_fence() {}
 inline void group_mma_commit() {}
-template <int GROUPS>
-void group_mma_wait() {}
+inline void group_mma_wait(float (&)[64]) {}
+
+// There is no cache, but what is brought there has to be memory of the device.
+inline void prefetch_bulk(const void* global, uint32_t bytes) {
+    volatile const char* const begin = static_cast<const char*>(global);
+    (void)begin[0];
+    (void)begin[bytes - 1];
+}
 
 // Kernels run one after the other.
 inline void grid_wait() {}
