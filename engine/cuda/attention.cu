@@ -316,7 +316,7 @@ __device__ __forceinline__ void attend_together(const Work& work, const uint16_t
         fetch_pages<Pages>(work, stage_of(chunk), chunk, end, chunk, kept);
     }
     grid_wait();
-    for (int chunk = start; chunk < end; chunk += CHUNK) {
+    for (int chunk = max(start, kept / CHUNK * CHUNK); chunk < end; chunk += CHUNK) {
         fetch_pages<Pages>(work, stage_of(chunk), chunk, end, kept, chunk + CHUNK);
     }
     copy_async_commit();
@@ -412,17 +412,27 @@ __device__ __forceinline__ void attend_many(const uint16_t* queries, const uint8
     }
 }
 
-// What a row has of a split: maximum and sum, then the output. The rows of a pass are its tokens'
-// heads, of which each has room for `splits`.
+// A split of a sequence of few rows, which a block for each head of keys attends to.
+struct Split {
+    // None where it is negative: so many are launched as a graph has, and a few are for nobody.
+    int sequence;
+    int index;
+    // Where the partials of the sequence begin: so many tokens' splits are before them.
+    int before;
+    int unused;
+};
+
+// What a row has of a split: maximum and sum, then the output. A sequence has those of all its tokens and
+// heads for one split after the other.
 struct Partials {
     float* values;
     // How many splits of each sequence and head of keys are there; zero before and after a kernel.
     unsigned* counts;
-    int splits;
 
-    __device__ __forceinline__ float* of(int token, int heads, int head, int split, int size) const {
-        const size_t row = static_cast<size_t>(token) * heads + head;
-        return values + (row * splits + split) * (size + 2);
+    // `token` is counted among those of the sequence, whose partials begin at `values`.
+    __device__ __forceinline__ float* of(const Work& work, int token, int head, int split, int size) const {
+        const size_t row = static_cast<size_t>(split * work.sequence.tokens + token) * work.shape.heads + head;
+        return values + row * (size + 2);
     }
 };
 
@@ -438,7 +448,7 @@ __device__ __forceinline__ void join_splits(const Work& work, const Partials& pa
 #pragma unroll
         for (int ahead = 0; ahead < TOGETHER; ++ahead) {
             const int split = min(start + ahead, end - 1);
-            const float* from = partials.of(token, work.shape.heads, head, split, SIZE);
+            const float* from = partials.of(work, token - work.sequence.first_row, head, split, SIZE);
             of_split[ahead] = __ldcg(reinterpret_cast<const float2*>(from));
 #pragma unroll
             for (int pair = 0; pair < PAIRS; ++pair) {
@@ -501,9 +511,8 @@ __device__ __forceinline__ void put_partial(const Work& work, const Partials& pa
         if (row >= work.rows) {
             continue;
         }
-        const int token = work.sequence.first_row + row / work.group;
         const int head = work.kv_head * work.group + row % work.group;
-        float* values = partials.of(token, work.shape.heads, head, split, SIZE);
+        float* values = partials.of(work, row / work.group, head, split, SIZE);
         if (number == 0 && lane_id() % 4 == 0) {
             values[0] = part.maximum[half];
             values[1] = part.sum[half];
@@ -521,18 +530,20 @@ __device__ __forceinline__ void put_partial(const Work& work, const Partials& pa
 // to be in a TILE, at most 16 by all of its warps. The last one to be done joins the splits.
 template <int SIZE, class Pages, bool TILE>
 __device__ __forceinline__ void attend_few(const uint16_t* queries, const uint8_t* cache, Shape shape,
-                                           const Sequence* sequences, int block, Partials partials,
-                                           const Activations& output) {
+                                           const Sequence* sequences, const Split* splits, int block,
+                                           Partials partials, const Activations& output) {
     grid_release();
     // What a pass begins with is there before its first kernel.
-    const Work work = work_of(shape, sequences[blockIdx.z], block, cache);
-    const int split = blockIdx.x, end = work.sequence.position + work.sequence.tokens;
-    if (!TILE || split * SPLIT >= end) {
+    const Split of_block = splits[blockIdx.x];
+    if (!TILE || of_block.sequence < 0) {
         grid_wait();
     }
-    if (split * SPLIT >= end) {
+    if (of_block.sequence < 0) {
         return;
     }
+    const Work work = work_of(shape, sequences[of_block.sequence], block, cache);
+    const int split = of_block.index, end = work.sequence.position + work.sequence.tokens;
+    partials.values += static_cast<size_t>(of_block.before) * shape.heads * (SIZE + 2);
     if constexpr (TILE) {
         constexpr int SHARE = share_of(SIZE);
         attend_together<SIZE, Pages>(work, queries, split, [&](const Softmax<SHARE>& part, int number) {
@@ -543,7 +554,7 @@ __device__ __forceinline__ void attend_few(const uint16_t* queries, const uint8_
             put_partial<SIZE, SIZE>(work, partials, split, tile_row, 0, part);
         });
     }
-    unsigned* counter = partials.counts + blockIdx.z * gridDim.y + blockIdx.y;
+    unsigned* counter = partials.counts + of_block.sequence * gridDim.y + blockIdx.y;
     if (!is_last(counter, (end + SPLIT - 1) / SPLIT)) {
         return;
     }
@@ -556,8 +567,8 @@ __device__ __forceinline__ void attend_few(const uint16_t* queries, const uint8_
 #define ATTENTION_OF_SPLITS(rows, TILE, name, Pages, SIZE, ...)                                       \
     extern "C" __global__ void __launch_bounds__(__VA_ARGS__) attend_##rows##_##name##_##SIZE(         \
         const uint16_t* queries, const uint8_t* cache, Shape shape, const Sequence* sequences,         \
-        int block, Partials partials, Activations output) {                                            \
-        attend_few<SIZE, Pages<SIZE>, TILE>(queries, cache, shape, sequences, block, partials, output); \
+        const Split* splits, int block, Partials partials, Activations output) {                       \
+        attend_few<SIZE, Pages<SIZE>, TILE>(queries, cache, shape, sequences, splits, block, partials, output); \
     }
 
 #define ATTENTION(name, Pages, SIZE)                                                                  \

@@ -42,8 +42,8 @@ const HEAD_SIZE_SMALL: usize = 32;
 /// The largest head of which two chunks are there at once: `stages_of` there.
 const HEAD_SIZE_MEDIUM: usize = 128;
 
-/// Passes that are noted: of each batch size that occurs and each power of two of splits.
-const GRAPHS_MAX: usize = 64;
+/// Passes that are noted: of each batch size that occurs, with a few numbers of splits.
+const GRAPHS_MAX: usize = 256;
 
 /// `Heads` of `cuda/rotary.cu`.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
@@ -70,8 +70,6 @@ struct ToCache {
 struct Partials {
     values: u64,
     counts: u64,
-    splits: i32,
-    unused: i32,
 }
 
 /// What all passes of a device compute in; it grows with the largest.
@@ -190,7 +188,7 @@ pub(super) fn run(
             in_bytes,
             tokens: plan.tokens,
             sequences: plan.sequences.len(),
-            splits: plan.splits,
+            splits: plan.splits.len(),
             in_tiles: pass.is_in_tiles(),
         };
         pass.run_noted(graphs, key, first, blocks)?;
@@ -386,22 +384,18 @@ impl Pass<'_> {
 
     fn attend_few(&self, shape: Shape, number: i32) -> Result<(), CudaError> {
         const THREADS: usize = 128;
-        let splits = self.plan.splits;
-        let partials = Partials {
-            values: self.rooms.partials.address(),
-            counts: self.rooms.counts.address(),
-            splits: int(splits),
-            unused: 0,
-        };
+        let partials =
+            Partials { values: self.rooms.partials.address(), counts: self.rooms.counts.address() };
         let shared = self.stage_bytes();
         let kernel = self.attention(if self.is_in_tiles() { "tile" } else { "few" }, shared)?;
-        let grid = [splits, self.geometry.kv_heads, self.plan.few];
+        let grid = [self.plan.splits.len(), self.geometry.kv_heads, 1];
         let launch = Launch::new(kernel, grid, THREADS)
             .shared(shared)
             .with(self.rooms.queries.address())
             .with(self.pool.memory().address())
             .with(shape)
             .with(self.in_step(self.places.sequences))
+            .with(self.in_step(self.places.splits))
             .with(number)
             .with(partials)
             .with(self.attended());

@@ -101,20 +101,42 @@ pub(crate) struct SessionRows<'a> {
     pub(crate) hidden: Tensor,
 }
 
+/// A split of a sequence of few rows: `Split` of `cuda/attention.cu`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct Split {
+    pub(super) sequence: i32,
+    pub(super) index: i32,
+    pub(super) before: i32,
+    pub(super) unused: i32,
+}
+
+impl Split {
+    /// One for nobody.
+    const NONE: Self = Self { sequence: -1, index: 0, before: 0, unused: 0 };
+}
+
+/// How many splits are launched where there are so many: steps of an eighth of a power of two let passes
+/// share a graph while their sessions grow, and few blocks are for nobody.
+fn launched(splits: usize) -> usize {
+    splits.next_multiple_of((splits.next_power_of_two() / 8).max(1))
+}
+
 /// The rows of a pass, sequence after sequence: those of few rows first.
 pub(super) struct Plan {
     pub(super) tokens: usize,
     pub(super) sequences: Vec<Sequence>,
     pub(super) sequence_of_row: Vec<i32>,
     pub(super) turns: Vec<[f32; 2]>,
-    /// How many sequences are of few rows, and how many tokens they have.
+    /// How many sequences are of few rows.
     pub(super) few: usize,
-    pub(super) few_tokens: usize,
     /// The most rows of such a sequence, and of one that is not.
     pub(super) few_rows_max: usize,
     pub(super) rows_max: usize,
-    /// Splits of the longest sequence of few rows, rounded up to a power of two.
-    pub(super) splits: usize,
+    /// The splits of all sequences of few rows, and some for nobody. In binary32 there are none.
+    pub(super) splits: Vec<Split>,
+    /// How many partial results each head has of them.
+    pub(super) partials: usize,
 }
 
 impl Plan {
@@ -126,10 +148,10 @@ impl Plan {
             sequence_of_row: Vec::new(),
             turns: Vec::new(),
             few: 0,
-            few_tokens: 0,
             few_rows_max: 0,
             rows_max: 0,
-            splits: 1,
+            splits: Vec::new(),
+            partials: 0,
         };
         for (index, stretch) in stretches.iter().enumerate() {
             let (position, tokens) = (stretch.table.position(), stretch.tokens);
@@ -143,15 +165,25 @@ impl Plan {
             let rows = tokens * geometry.group();
             if rows <= FEW_ROWS {
                 plan.few += 1;
-                plan.few_tokens += tokens;
                 plan.few_rows_max = plan.few_rows_max.max(rows);
-                let splits = (position + tokens).div_ceil(SPLIT).next_power_of_two();
-                plan.splits = plan.splits.max(splits);
+                if !geometry.plain {
+                    plan.split(index, position + tokens, tokens);
+                }
             } else {
                 plan.rows_max = plan.rows_max.max(rows);
             }
         }
+        plan.splits.resize(launched(plan.splits.len()), Split::NONE);
         plan
+    }
+
+    /// Cuts the `positions` of a sequence that has `tokens` rows in the pass.
+    fn split(&mut self, sequence: usize, positions: usize, tokens: usize) {
+        let splits = positions.div_ceil(SPLIT);
+        let (sequence, before) = (int(sequence), int(self.partials));
+        let split = |index| Split { sequence, index: int(index), before, unused: 0 };
+        self.splits.extend((0..splits).map(split));
+        self.partials += splits * tokens;
     }
 
     /// Where the parts of what is copied begin, and where they end.
@@ -160,7 +192,8 @@ impl Plan {
         let turns = hidden.next_multiple_of(16);
         let sequences = turns + self.tokens * (geometry.head_size / 2) * 8;
         let rows = sequences + self.sequences.len() * size_of::<Sequence>();
-        Places { turns, sequences, rows, end: rows + self.tokens * 4 }
+        let splits = (rows + self.tokens * 4).next_multiple_of(size_of::<Split>());
+        Places { turns, sequences, rows, splits, end: splits + size_of_val(&self.splits[..]) }
     }
 }
 
@@ -169,5 +202,22 @@ pub(super) struct Places {
     pub(super) turns: usize,
     pub(super) sequences: usize,
     pub(super) rows: usize,
+    pub(super) splits: usize,
     pub(super) end: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_splits_are_launched_for_nobody() {
+        for splits in 0..5000 {
+            let launched = launched(splits);
+            assert!(launched >= splits && (launched - splits) * 4 <= splits, "{splits}");
+            assert!(launched <= splits.next_power_of_two(), "{splits}");
+        }
+        let distinct: std::collections::BTreeSet<_> = (1..=4096).map(launched).collect();
+        assert!(distinct.len() <= 8 + 4 * 9, "{}", distinct.len());
+    }
 }

@@ -4,7 +4,7 @@ use super::super::cache::Sequence;
 use super::super::cells::CELL_ROWS;
 use super::super::driver::{Buffer, CudaError, Pinned};
 use super::super::gpu::Gpu;
-use super::plan::{Geometry, Plan, SessionRows};
+use super::plan::{Geometry, Plan, SessionRows, Split};
 use crate::kernel::parallel;
 use crate::operation::with_values;
 use crate::train::adapter::RANK_MAX;
@@ -13,8 +13,8 @@ use crate::train::adapter::RANK_MAX;
 pub(super) struct Rooms {
     pub(super) geometry: RoomsKey,
     pub(super) tokens: usize,
-    /// What a pass begins with, in one piece: hidden states, turns, sequences, and the sequence of
-    /// each row.
+    /// What a pass begins with, in one piece: hidden states, turns, sequences, the sequence of
+    /// each row, and splits.
     pub(super) staged: Pinned,
     pub(super) step: Buffer,
     pub(super) normed: Buffer,
@@ -70,12 +70,18 @@ pub(super) fn copied(values: &[f32]) -> Vec<f32> {
     own
 }
 
-/// What attention of few rows leaves to be joined.
+/// What attention of few rows leaves to be joined, with room to grow; there are no fewer partial results of
+/// a head than splits.
 pub(super) fn partial_bytes(geometry: &Geometry, plan: &Plan) -> usize {
-    if geometry.plain {
+    if plan.splits.is_empty() {
         return 0;
     }
-    plan.few_tokens * geometry.heads * plan.splits * (geometry.padded() + 2) * 4
+    plan.partials.next_power_of_two() * partials_stride(geometry)
+}
+
+/// Bytes of a partial result of all heads.
+fn partials_stride(geometry: &Geometry) -> usize {
+    geometry.heads * (geometry.padded() + 2) * 4
 }
 
 impl Rooms {
@@ -102,7 +108,8 @@ impl Rooms {
             *geometry;
         // A sequence has at least a row.
         let of_token = hidden_size * 4 + head_size * 4 + size_of::<Sequence>() + 4;
-        let step = tokens * of_token + 16;
+        let splits = (partials / partials_stride(geometry) + 1) * size_of::<Split>();
+        let step = tokens * of_token + 16 + splits;
         let queries = if plain { head_size * 4 } else { geometry.padded() * 2 };
         Ok(Self {
             geometry: Self::key(geometry),
@@ -151,5 +158,6 @@ impl Rooms {
         put(places.turns, bytemuck::cast_slice(&plan.turns));
         put(places.sequences, bytemuck::cast_slice(&plan.sequences));
         put(places.rows, bytemuck::cast_slice(&plan.sequence_of_row));
+        put(places.splits, bytemuck::cast_slice(&plan.splits));
     }
 }
