@@ -2,7 +2,7 @@
 //!
 //! | a line has | what is learned |
 //! |---|---|
-//! | `messages`: a list of `role` and `content` | what the assistant says |
+//! | `messages`: a list of `role`, `content` and perhaps `weight` | what the assistant says, unless its weight is 0 |
 //! | `prompt` and `completion` | the completion, and that it ends |
 //! | `text` | all of it |
 //! | `token_ids` | all of them |

@@ -1,6 +1,7 @@
 //! One line of a data set.
 
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::Example;
 use crate::model::ClientModel;
@@ -10,7 +11,9 @@ use crate::text::tokenizer::{EncodeError, Tokenizer};
 /// Who says what is learned of a conversation.
 const LEARNED_ROLE: &str = "assistant";
 
+/// A field that is not known here, such as `tools`, would change what the model is asked: it is refused.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Line {
     messages: Option<Vec<Turn>>,
     prompt: Option<String>,
@@ -20,9 +23,31 @@ struct Line {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Turn {
     role: String,
     content: String,
+    weight: Option<Weight>,
+}
+
+/// Whether a message is learned, as OpenAI has it: 0 or 1.
+#[derive(Deserialize, Clone, Copy, PartialEq, Eq)]
+#[serde(try_from = "Value")]
+enum Weight {
+    Context,
+    Learned,
+}
+
+impl TryFrom<Value> for Weight {
+    type Error = String;
+
+    fn try_from(value: Value) -> Result<Self, Self::Error> {
+        match value.as_u64() {
+            Some(0) => Ok(Self::Context),
+            Some(1) => Ok(Self::Learned),
+            Some(_) | None => Err(format!("a weight is 0 or 1, and not {value}")),
+        }
+    }
 }
 
 /// Reads lines as texts of one model.
@@ -58,8 +83,7 @@ impl<'a> TextReader<'a> {
         match (messages, prompt, completion, text, token_ids) {
             (Some(turns), None, None, None, None) => {
                 let template = self.chat_template.ok_or(LineError::NoChatTemplate)?;
-                let message = |Turn { role, content }| Message::new(role, content);
-                conversation(turns.into_iter().map(message).collect(), template, tokenizer?)
+                conversation(turns, template, tokenizer?)
             }
             (None, Some(prompt), Some(completion), None, None) => {
                 let tokenizer = tokenizer?;
@@ -88,13 +112,21 @@ impl<'a> TextReader<'a> {
 /// A conversation as its template writes it, cut where the model's answers begin and end: there it is
 /// cut too when the model is asked.
 fn conversation(
-    messages: Vec<Message>,
+    turns: Vec<Turn>,
     template: &ChatTemplate,
     tokenizer: &Tokenizer,
 ) -> Result<Example, LineError> {
+    let (mut messages, mut weights) = (Vec::new(), Vec::new());
+    for Turn { role, content, weight } in turns {
+        if role != LEARNED_ROLE && weight == Some(Weight::Learned) {
+            return Err(LineError::NotLearned { role });
+        }
+        weights.push(weight);
+        messages.push(Message::new(role, content));
+    }
     let mut parts = Vec::new();
     let mut written = String::new();
-    for (index, message) in messages.iter().enumerate() {
+    for (index, (message, weight)) in messages.iter().zip(weights).enumerate() {
         if message.role != LEARNED_ROLE {
             continue;
         }
@@ -103,7 +135,7 @@ fn conversation(
         let asked = before.strip_prefix(&written).ok_or(LineError::Template)?;
         let answered = behind.strip_prefix(&before).ok_or(LineError::Template)?;
         parts.push((tokenizer.encode(asked, false)?, false));
-        parts.push((tokenizer.encode(answered, false)?, true));
+        parts.push((tokenizer.encode(answered, false)?, weight != Some(Weight::Context)));
         written = behind;
     }
     if parts.is_empty() {
@@ -124,6 +156,12 @@ pub enum LineError {
     /// Nobody answers in the conversation.
     #[error("no message of the role assistant")]
     NoAnswer,
+    /// A message of another role has a weight of 1.
+    #[error("a message of the role {role} has a weight of 1, but only the assistant's are learned")]
+    NotLearned {
+        /// Whose it is.
+        role: String,
+    },
     /// A token that the model does not know.
     #[error("token {id} is not in the model's vocabulary of {max}")]
     UnknownToken {

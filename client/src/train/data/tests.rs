@@ -62,6 +62,11 @@ fn learned(line: &str) -> (Vec<u32>, Vec<Option<u32>>) {
     (example.inputs().to_vec(), example.targets().collect())
 }
 
+/// A conversation of one message with these fields.
+fn turn(fields: &str) -> String {
+    format!(r#"{{"messages": [{{"content": "one", {fields}}}]}}"#)
+}
+
 #[test]
 fn a_completion_is_learned_and_that_it_ends_and_not_its_prompt() {
     let (inputs, targets) = learned(r#"{"prompt": "one", "completion": "two three"}"#);
@@ -92,6 +97,20 @@ fn of_a_conversation_the_answers_are_learned() {
 }
 
 #[test]
+fn of_a_conversation_what_has_a_weight_of_0_is_read_and_not_learned() {
+    let (inputs, targets) = learned(
+        r#"{"messages": [
+            {"role": "user", "content": "two", "weight": 0},
+            {"role": "assistant", "content": "three", "weight": 0},
+            {"role": "user", "content": "one"},
+            {"role": "assistant", "content": "two", "weight": 1}
+        ]}"#,
+    );
+    assert_eq!(inputs, [5, 3, 6, 4, 5, 2, 6]);
+    assert_eq!(targets, [None, None, None, None, None, None, Some(3)]);
+}
+
+#[test]
 fn lines_that_make_no_text_say_why() {
     for (line, part) in [
         ("{", "EOF while parsing an object at column 1"),
@@ -101,6 +120,12 @@ fn lines_that_make_no_text_say_why() {
         (r#"{"prompt": "one"}"#, "prompt and completion"),
         (r#"{"text": "one", "token_ids": [1]}"#, "prompt and completion"),
         (r#"{"messages": [{"role": "user", "content": "one"}]}"#, "assistant"),
+        (r#"{"messages": [], "tools": []}"#, "unknown field `tools`"),
+        (r#"{"messages": [], "parallel_tool_calls": true}"#, "unknown field `parallel_tool_calls`"),
+        (&turn(r#""role": "user", "name": "ann""#), "unknown field `name`"),
+        (&turn(r#""role": "assistant", "weight": 2"#), "a weight is 0 or 1, and not 2"),
+        (&turn(r#""role": "assistant", "weight": 0.5"#), "a weight is 0 or 1, and not 0.5"),
+        (&turn(r#""role": "user", "weight": 1"#), "role user has a weight of 1"),
     ] {
         let error = parse(line).unwrap_err().to_string();
         assert!(error.contains(part), "{line}: {error}");
