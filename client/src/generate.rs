@@ -180,7 +180,7 @@ impl Generate {
         let speculate = if chain.is_thin() { &Speculate::Off } else { &self.speculate };
         let speculator = Speculator::new(speculate, &self.expected, context, &sampler);
         Ok(Generation {
-            speculator: speculator.map_err(GenerateError::Draft)?,
+            speculator,
             drafts: Drafts::default(),
             sampler,
             text: model.tokenizer().map(crate::text::tokenizer::Tokenizer::stream),

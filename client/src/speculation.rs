@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use umbel_coordinator::session::speculation::{
     Choice, DraftControl, DraftKind, Drafted, Offer, Outcome, StepSample, SuffixIndex,
 };
-use umbel_engine::{OpenTableError, Sampler};
+use umbel_engine::Sampler;
 
 use crate::generate::GenerateError;
 
@@ -74,26 +74,29 @@ pub(crate) struct Draft {
 }
 
 impl Speculator {
-    /// Nothing where nothing is to be guessed. `expected` may come up in the answer.
+    /// Nothing where nothing is to be guessed. `expected` may come up in the answer, which does
+    /// without the draft model where other answers have all of its room.
     pub(crate) fn new(
         speculate: &Speculate,
         expected: &[u32],
         tokens_max: usize,
         sampler: &Sampler,
-    ) -> Result<Option<Self>, OpenTableError> {
+    ) -> Option<Self> {
         let (model, control) = match speculate {
-            Speculate::Off => return Ok(None),
+            Speculate::Off => return None,
             Speculate::Auto => (None, Some(DraftControl::new())),
             Speculate::Prompt => (None, None),
             Speculate::Model(model) => {
-                let session = model.open(tokens_max, sampler.clone())?;
-                (Some(session), Some(DraftControl::new()))
+                let session = model.open(tokens_max, sampler.clone()).inspect_err(|error| {
+                    tracing::info!(%error, "an answer begins without the draft model");
+                });
+                (session.ok(), Some(DraftControl::new()))
             }
         };
         let (mut index, drafts) = (SuffixIndex::default(), Drafts::default());
         // As if it stood before the prompt.
         expected.iter().for_each(|&token| index.push(token));
-        Ok(Some(Self { index, indexed: 0, model, control, drafts }))
+        Some(Self { index, indexed: 0, model, control, drafts })
     }
 
     /// Reads a prompt, so that drafts may follow.

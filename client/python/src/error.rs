@@ -42,8 +42,7 @@ pub(crate) fn not_generated(error: GenerateError) -> PyErr {
         GenerateError::NoWeights
         | GenerateError::NoLogits
         | GenerateError::Grammar(_)
-        | GenerateError::Ends(_)
-        | GenerateError::Draft(_) => failed(&error),
+        | GenerateError::Ends(_) => failed(&error),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Why a generation does not begin, or ends too early.
 
-use umbel_engine::{EndsError, InvalidSampling, OpenTableError};
+use umbel_engine::{EndsError, InvalidSampling};
 
 use crate::chain::StepError;
 use crate::text::grammar::GrammarError;
@@ -46,9 +46,6 @@ pub enum GenerateError {
     /// The embedding or the head failed.
     #[error("the ends of the model could not be computed")]
     Ends(#[from] EndsError),
-    /// The draft model has no room for another text.
-    #[error("the draft model has no room for another text: let it have more, or go without it")]
-    Draft(#[source] OpenTableError),
     /// The blocks could not be computed.
     #[error(transparent)]
     Step(#[from] StepError),

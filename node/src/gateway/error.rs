@@ -174,7 +174,6 @@ impl From<GenerateError> for ApiError {
             GenerateError::NoWeights
             | GenerateError::NoLogits
             | GenerateError::Ends(_)
-            | GenerateError::Draft(_)
             | GenerateError::Step(_) => Self::unavailable(&error.into()),
         }
     }

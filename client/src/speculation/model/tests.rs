@@ -7,16 +7,21 @@ use umbel_shard::{Cache, Model, ModelSource, PartsNeeded, Silent};
 
 use super::*;
 use crate::generate::Generate;
+use crate::speculation::{Speculate, Speculator};
 
 const PROMPT: [u32; 7] = [5, 17, 99, 140, 3, 201, 77];
 
 fn open(name: &str) -> (Arc<ClientModel>, Arc<LocalModel>) {
+    open_with(name, 512)
+}
+
+fn open_with(name: &str, kv_tokens: usize) -> (Arc<ClientModel>, Arc<LocalModel>) {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/checkpoints");
     let source = ModelSource::parse(fixtures.join(name).to_str().unwrap()).unwrap();
     let cache = Cache::new(tempfile::tempdir().unwrap().path());
     let shard = Model::open(&source, &cache, PartsNeeded::everything(), &Silent).unwrap();
     let model = Arc::new(ClientModel::from_shard(shard).unwrap());
-    let blocks = LocalModel::load(model.shard(), 512, Device::shared()).unwrap();
+    let blocks = LocalModel::load(model.shard(), kv_tokens, Device::shared()).unwrap();
     (model, Arc::new(blocks))
 }
 
@@ -77,6 +82,30 @@ async fn beyond_its_room_and_for_tokens_that_it_lacks_it_offers_nothing() {
     assert_eq!(session.offer(&[1; 64], 9).unwrap().tokens_max, 0);
     assert_eq!(session.offer(&[1; 70], 9).unwrap().tokens_max, 0);
     assert_eq!(session.offer(&[1, 2, 400], 9), None);
+}
+
+#[tokio::test]
+async fn an_answer_for_which_it_has_no_room_goes_without_it() {
+    let ((model, blocks), (small, room)) = (open("llama"), open_with("llama", 64));
+    let draft = DraftModel::new(small, room, &model).unwrap();
+    let speculate = Speculate::Model(draft);
+    let start = || {
+        let request = Generate {
+            max_tokens: 12,
+            ignore_eos: true,
+            speculate: speculate.clone(),
+            ..Generate::new(PROMPT.to_vec())
+        };
+        request.start(Arc::clone(&model), Chain::Local(blocks.open(64).unwrap())).unwrap()
+    };
+    let with = start();
+    let sampler = Sampler::new(Sampling::greedy()).unwrap();
+    assert!(Speculator::new(&speculate, &[], 64, &sampler).unwrap().model.is_none());
+    let mut without = start();
+    while without.next().await.unwrap().is_some() {}
+    assert_eq!(without.tokens()[PROMPT.len()..], said(&Sampling::greedy(), &PROMPT, 12).await);
+    drop(with);
+    assert!(Speculator::new(&speculate, &[], 64, &sampler).unwrap().model.is_some());
 }
 
 #[test]
