@@ -58,6 +58,7 @@ use umbel_client::text::tokenizer::Tokenizer;
 use umbel_client::text::tools::Tools;
 use umbel_client::{Chain, Generate, GenerateError, Generation, NamedAdapter, Speculate};
 use umbel_coordinator::session::SessionFailure;
+use umbel_engine::OpenTableError;
 use umbel_protocol::AdapterId;
 
 use crate::commands::session::{Blocks, Opened};
@@ -86,6 +87,15 @@ pub struct Limits {
 struct Asked {
     name: String,
     adapter: AskedAdapter,
+}
+
+/// Which answer to a request a session is for.
+#[derive(Debug, Clone, Copy)]
+enum Turn {
+    /// The first, which counts as waiting while it waits: it can be refused.
+    First,
+    /// One of those that follow, to a request that has been let in.
+    Further,
 }
 
 /// The adapter that comes with it.
@@ -224,26 +234,47 @@ impl Gateway {
         &self,
         request: Generate,
         adapter: Option<&NamedAdapter>,
+        turn: Turn,
     ) -> Result<Generation, ApiError> {
         let tokens = request.prompt.len().saturating_add(request.max_tokens as usize);
-        let chain = self.chain(adapter, tokens, &request.prompt).await?;
+        let chain = self.chain(adapter, (tokens, &request.prompt), turn).await?;
         Ok(request.start(Arc::clone(&self.opened.model), chain)?)
     }
 
-    /// A session with room for so many tokens.
+    /// A session with room for so many tokens, for this prompt. In one process it waits for room that
+    /// others have, if as many requests may wait.
     async fn chain(
         &self,
         adapter: Option<&NamedAdapter>,
-        tokens: usize,
-        prompt: &[u32],
+        (tokens, prompt): (usize, &[u32]),
+        turn: Turn,
     ) -> Result<Chain, ApiError> {
-        match self.opened.chain_with(adapter, tokens, prompt).await {
+        match self.open(adapter, (tokens, prompt), turn).await {
             Ok(chain) => Ok(chain),
             Err(error) if is_full(&error) || self.has_no_room(&error).await => {
                 Err(ApiError::full(error.as_ref()))
             }
             Err(error) => Err(ApiError::unavailable(&error)),
         }
+    }
+
+    async fn open(
+        &self,
+        adapter: Option<&NamedAdapter>,
+        (tokens, prompt): (usize, &[u32]),
+        turn: Turn,
+    ) -> anyhow::Result<Chain> {
+        let _place = match turn {
+            Turn::First => match self.opened.chain_with(adapter, tokens, prompt).await {
+                Err(full) if is_full_here(&full) => match self.admission.place() {
+                    Ok(place) => Some(place),
+                    Err(_) => return Err(full),
+                },
+                opened => return opened,
+            },
+            Turn::Further => None,
+        };
+        self.opened.chain_in_turn(adapter, tokens, prompt).await
     }
 
     /// Whether there are servers of all blocks for a session that found no route, and none has failed.
@@ -259,7 +290,7 @@ impl Gateway {
         if ids.len() > context {
             return Err(GenerateError::PromptTooLong { tokens: ids.len(), context }.into());
         }
-        let chain = self.chain(None, ids.len(), &[]).await?;
+        let chain = self.chain(None, (ids.len(), &[]), Turn::Further).await?;
         Ok(umbel_client::embedding(&self.opened.model, chain, ids).await?)
     }
 
@@ -366,12 +397,17 @@ async fn other_method(method: Method, uri: Uri) -> ApiError {
     ApiError::refused(StatusCode::METHOD_NOT_ALLOWED, message)
 }
 
-/// Whether servers had no room for a session.
+/// Whether there was no room for a session.
 fn is_full(error: &anyhow::Error) -> bool {
     match error.downcast_ref() {
         Some(OpenChainError::Session(failure)) => failure.is_full(),
-        Some(OpenChainError::NotServed { .. }) | None => false,
+        Some(OpenChainError::NotServed { .. }) | None => is_full_here(error),
     }
+}
+
+/// Whether other sessions of this process have the room.
+fn is_full_here(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(OpenTableError::Full { .. }))
 }
 
 /// Does what takes milliseconds where it holds up no connection.

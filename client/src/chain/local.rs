@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::{Notify, RwLock};
 use umbel_engine::train::TrainError;
 use umbel_engine::{
     Arithmetic, Device, ForwardError, HiddenStates, HostedSpan, KvArena, KvTable, OpenTableError,
@@ -19,6 +20,12 @@ use crate::adapter::NamedAdapter;
 pub struct LocalModel {
     blocks: HostedSpan,
     arena: KvArena,
+    /// Tokens of one session for which there is room where there is no other.
+    room: usize,
+    /// Told whenever a session has left its room.
+    left: Arc<Notify>,
+    /// Written by who waits for room, one after the other, and read by who does not wait.
+    next: RwLock<()>,
 }
 
 impl LocalModel {
@@ -45,7 +52,8 @@ impl LocalModel {
         let weights = model.weights(Part::Blocks(span))?;
         let blocks = device.run(|| HostedSpan::load_with(arithmetic, config, &weights, span))?;
         let arena = KvArena::new(config, span, kv_tokens);
-        Ok(Self { blocks: blocks.on(device), arena })
+        let (room, left, next) = (arena.free_tokens(), Arc::default(), RwLock::default());
+        Ok(Self { blocks: blocks.on(device), arena, room, left, next })
     }
 
     /// The blocks, which a clone shares.
@@ -70,8 +78,56 @@ impl LocalModel {
         cache: DType,
         tokens_max: u32,
     ) -> Result<LocalChain, OpenTableError> {
+        let Ok(_nobody_waits) = self.next.try_read() else {
+            // What is free is theirs, or they would wait as long as others come who want less.
+            return Err(OpenTableError::Full { tokens: tokens_max as usize, free_tokens: 0 });
+        };
+        self.open_now(cache, tokens_max)
+    }
+
+    /// The same, which waits for the room that other sessions have, behind those who wait already.
+    ///
+    /// # Errors
+    /// [`OpenTableError`] where there is too little room for it even without others.
+    pub async fn open_in_turn(
+        self: &Arc<Self>,
+        cache: DType,
+        tokens_max: u32,
+    ) -> Result<LocalChain, OpenTableError> {
+        let _next = self.next.write().await;
+        loop {
+            match self.open_now(cache, tokens_max) {
+                Err(OpenTableError::Full { .. }) if tokens_max as usize <= self.room => {
+                    self.left.notified().await;
+                }
+                opened => return opened,
+            }
+        }
+    }
+
+    fn open_now(
+        self: &Arc<Self>,
+        cache: DType,
+        tokens_max: u32,
+    ) -> Result<LocalChain, OpenTableError> {
         let table = self.arena.open_as(cache, self.blocks.span(), tokens_max as usize)?;
-        Ok(LocalChain { model: Arc::clone(self), table: Some(table), tokens_max, lead: None })
+        let place = Place { table, _left: Left(Arc::clone(&self.left)) };
+        Ok(LocalChain { model: Arc::clone(self), place: Some(place), tokens_max, lead: None })
+    }
+}
+
+/// The room of a session, and word of it when it is free again: fields are dropped in their order.
+struct Place {
+    table: KvTable,
+    _left: Left,
+}
+
+struct Left(Arc<Notify>);
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        // One waits at most, and a word that comes before is kept.
+        self.0.notify_one();
     }
 }
 
@@ -79,7 +135,7 @@ impl LocalModel {
 pub struct LocalChain {
     model: Arc<LocalModel>,
     /// Absent only while a step computes.
-    table: Option<KvTable>,
+    place: Option<Place>,
     tokens_max: u32,
     lead: Option<Lead>,
 }
@@ -92,10 +148,10 @@ impl LocalChain {
     /// [`TrainError`] where the adapter is for another model.
     pub fn adapted(mut self, adapter: &NamedAdapter) -> Result<Self, TrainError> {
         self.lead = Lead::of(Some(adapter));
-        if let Some(table) = &mut self.table
+        if let Some(place) = &mut self.place
             && adapter.adapter().config().adapts_blocks()
         {
-            self.model.blocks.adapt(table, Arc::clone(adapter.adapter()))?;
+            self.model.blocks.adapt(&mut place.table, Arc::clone(adapter.adapter()))?;
         }
         Ok(self)
     }
@@ -108,17 +164,17 @@ impl LocalChain {
         let started = Instant::now();
         let model = Arc::clone(&self.model);
         // A step that was dropped half-way has taken the table with it.
-        let Some(mut table) = self.table.take() else {
+        let Some(mut place) = self.place.take() else {
             return Err(StepError::Interrupted);
         };
-        let (table, result, compute) = tokio::task::spawn_blocking(move || {
+        let (place, result, compute) = tokio::task::spawn_blocking(move || {
             let computing = Instant::now();
-            let result = compute(&model.blocks, &mut table, position, &hidden);
-            (table, result, computing.elapsed())
+            let result = compute(&model.blocks, &mut place.table, position, &hidden);
+            (place, result, computing.elapsed())
         })
         .await
         .expect("arithmetic does not panic");
-        self.table = Some(table);
+        self.place = Some(place);
         let time = self.time(started.elapsed(), compute);
         Ok((result?, time))
     }
@@ -178,3 +234,6 @@ pub enum LoadLocalError {
     #[error(transparent)]
     Span(#[from] umbel_engine::LoadSpanError),
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use umbel_client::{
-    Chain, ClientModel, LocalModel, NamedAdapter, RemoteChain, Sampling, SessionOptions, Swarm,
-    SwarmConfig,
+    Chain, ClientModel, LocalChain, LocalModel, NamedAdapter, RemoteChain, Sampling,
+    SessionOptions, Swarm, SwarmConfig,
 };
 use umbel_engine::Device;
 use umbel_net::Way;
@@ -87,17 +87,10 @@ impl Opened {
         tokens: usize,
         prompt: &[u32],
     ) -> anyhow::Result<Chain> {
-        let context = self.model.config().context_tokens;
-        let tokens = u32::try_from(tokens.clamp(1, context))?;
+        let tokens = tokens.clamp(1, self.model.config().context_tokens);
         Ok(match &self.blocks {
             Blocks::Local(blocks, cache) => {
-                let before = adapter.map_or(0, NamedAdapter::prompt_tokens);
-                let room = (tokens as usize).saturating_add(before).min(context);
-                let chain = blocks.open_as(*cache, u32::try_from(room)?)?;
-                Chain::Local(match adapter {
-                    Some(adapter) => chain.adapted(adapter)?,
-                    None => chain,
-                })
+                here(blocks.open_as(*cache, self.room(adapter, tokens)?)?, adapter)?
             }
             Blocks::Swarm(swarm, options) => {
                 if options.thin && adapter.is_some_and(|adapter| adapter.prompt_tokens() > 0) {
@@ -107,11 +100,35 @@ impl Opened {
                     );
                 }
                 let swarm = Arc::clone(swarm);
-                let with = (*options, adapter.cloned());
+                let (tokens, with) = (u32::try_from(tokens)?, (*options, adapter.cloned()));
                 let chain = RemoteChain::open_adapted(swarm, &self.model, tokens, prompt, with);
                 Chain::Remote(Box::new(chain.await?))
             }
         })
+    }
+
+    /// The same, which waits for room that other sessions of this process have. Servers are waited for
+    /// as long as this process is patient.
+    pub(crate) async fn chain_in_turn(
+        &self,
+        adapter: Option<&NamedAdapter>,
+        tokens: usize,
+        prompt: &[u32],
+    ) -> anyhow::Result<Chain> {
+        match &self.blocks {
+            Blocks::Local(blocks, cache) => {
+                let room = self.room(adapter, tokens)?;
+                here(blocks.open_in_turn(*cache, room).await?, adapter)
+            }
+            Blocks::Swarm(..) => self.chain_with(adapter, tokens, prompt).await,
+        }
+    }
+
+    /// What so many tokens take in this process, with the vectors that stand before them.
+    fn room(&self, adapter: Option<&NamedAdapter>, tokens: usize) -> anyhow::Result<u32> {
+        let before = adapter.map_or(0, NamedAdapter::prompt_tokens);
+        let context = self.model.config().context_tokens;
+        Ok(u32::try_from(tokens.saturating_add(before).clamp(1, context))?)
     }
 
     /// Reads the adapter in a folder.
@@ -130,6 +147,13 @@ impl Opened {
             swarm.leave().await;
         }
     }
+}
+
+fn here(chain: LocalChain, adapter: Option<&NamedAdapter>) -> anyhow::Result<Chain> {
+    Ok(Chain::Local(match adapter {
+        Some(adapter) => chain.adapted(adapter)?,
+        None => chain,
+    }))
 }
 
 /// Opens the ends of a model, fetching what `parts` lacks.

@@ -16,7 +16,7 @@ pub(super) struct Admission {
 }
 
 /// A place in the queue, left when it is dropped: also by a client that goes away.
-struct Waiting<'a>(&'a AtomicUsize);
+pub(super) struct Waiting<'a>(&'a AtomicUsize);
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
@@ -35,12 +35,24 @@ impl Admission {
     /// # Errors
     /// Where more wait already than may.
     pub(super) async fn turn(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        if let Ok(turn) = Arc::clone(&self.turns).try_acquire_owned() {
+            return Ok(turn);
+        }
+        let _waiting = self.place()?;
+        Ok(self.further_turn().await)
+    }
+
+    /// A place in the queue, for whatever else a request waits that has no answer yet.
+    ///
+    /// # Errors
+    /// Where more wait already than may.
+    pub(super) fn place(&self) -> Result<Waiting<'_>, ApiError> {
         let before = self.waiting.fetch_add(1, Ordering::Relaxed);
-        let _waiting = Waiting(&self.waiting);
-        if self.turns.available_permits() == 0 && before >= self.waiting_max {
+        let waiting = Waiting(&self.waiting);
+        if before >= self.waiting_max {
             return Err(ApiError::busy(before));
         }
-        Ok(self.further_turn().await)
+        Ok(waiting)
     }
 
     /// Waits for one more turn of a request that has had one.

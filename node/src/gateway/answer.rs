@@ -9,7 +9,7 @@ use umbel_client::{FinishReason, Generate, Generation, Token};
 
 use super::error::ApiError;
 use super::keys::Holder;
-use super::{Asked, Gateway};
+use super::{Asked, Gateway, Turn};
 
 /// Tokens that wait for a client that reads slowly.
 const TOKENS_WAITING_MAX: usize = 256;
@@ -61,7 +61,7 @@ impl Answers {
         let mut requests = requests.into_iter().enumerate();
         if let Some((answer, request)) = requests.next() {
             let turn = gateway.admission.turn().await?;
-            let generation = gateway.start(request, adapter.as_ref()).await?;
+            let generation = gateway.start(request, adapter.as_ref(), Turn::First).await?;
             let (gateway, holder, tell) = (Arc::clone(gateway), Arc::clone(holder), tell.clone());
             tokio::spawn(
                 async move { run(&gateway, answer, generation, (turn, holder), tell).await },
@@ -73,7 +73,7 @@ impl Answers {
             tokio::spawn(async move {
                 let beginning = async {
                     let turn = gateway.admission.further_turn().await;
-                    let generation = gateway.start(request, adapter.as_ref()).await?;
+                    let generation = gateway.start(request, adapter.as_ref(), Turn::Further).await?;
                     Ok((generation, turn))
                 };
                 let begun = tokio::select! {

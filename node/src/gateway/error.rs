@@ -85,9 +85,9 @@ impl ApiError {
         }
     }
 
-    /// The servers of the swarm have no room for another session.
+    /// There is no room for another session, in the swarm or in this process.
     pub(super) fn full(failure: &(dyn std::error::Error + 'static)) -> Self {
-        let message = format!("the swarm is full: come back later ({})", chain(failure));
+        let message = format!("all room is taken: come back later ({})", chain(failure));
         Self {
             kind: "rate_limit_error",
             code: Some("rate_limit_exceeded"),

@@ -2,6 +2,7 @@
 
 mod fine_tuning;
 mod interfaces;
+mod limits;
 mod malformed;
 mod page;
 mod requests;

@@ -452,7 +452,7 @@ fn who_comes_when_the_swarm_is_full_is_told_to_come_back() {
     let full = gateway.post(CHAT, chat("Hi", long).to_string().as_bytes());
     assert_eq!((full.status, full.retry_after.as_deref()), (429, Some("2")), "{}", full.json);
     let message = full.json["error"]["message"].as_str().unwrap();
-    assert!(message.contains("the swarm is full"), "{message}");
+    assert!(message.contains("all room is taken"), "{message}");
     drop(events);
     server.kill();
     let gone = gateway.post(CHAT, chat("Hi", json!({})).to_string().as_bytes());
