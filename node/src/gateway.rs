@@ -65,7 +65,7 @@ use crate::commands::session::{Blocks, Opened};
 use crate::metrics::gateway::{Counters, count};
 use admission::Admission;
 use error::ApiError;
-use keys::Holder;
+use keys::{Holder, Taken};
 use picture::Picture;
 use published::Published;
 pub(crate) use tuning::{Trains, Tuning};
@@ -284,13 +284,14 @@ impl Gateway {
         no_route && self.missing_blocks().await.is_empty()
     }
 
-    /// The vector of a text, read in a session of its own.
-    async fn embedding(&self, ids: &[u32]) -> Result<Vec<f32>, ApiError> {
+    /// The vector of a text, read in a session of its own. Its tokens are spent once that is open.
+    async fn embedding(&self, ids: &[u32], taken: Taken) -> Result<Vec<f32>, ApiError> {
         let context = self.context();
         if ids.len() > context {
             return Err(GenerateError::PromptTooLong { tokens: ids.len(), context }.into());
         }
         let chain = self.chain(None, (ids.len(), &[]), Turn::Further).await?;
+        taken.keep();
         Ok(umbel_client::embedding(&self.opened.model, chain, ids).await?)
     }
 

@@ -114,7 +114,17 @@ impl Gateway {
     /// If the answer is not good.
     #[must_use]
     pub fn stream(&self, path: &str, body: &Value) -> Events {
-        let response = self.agent.post(self.url(path)).send(body.to_string());
+        self.stream_with(path, ("accept", "text/event-stream"), body)
+    }
+
+    /// The same with a header.
+    ///
+    /// # Panics
+    /// If the answer is not good.
+    #[must_use]
+    pub fn stream_with(&self, path: &str, header: (&str, &str), body: &Value) -> Events {
+        let request = self.agent.post(self.url(path)).header(header.0, header.1);
+        let response = request.send(body.to_string());
         let response = response.unwrap_or_else(|error| panic!("{path}: {error}"));
         assert_eq!(response.status(), 200);
         let kind = response.headers().get("content-type").and_then(|kind| kind.to_str().ok());

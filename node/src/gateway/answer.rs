@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use umbel_client::{FinishReason, Generate, Generation, Token};
 
 use super::error::ApiError;
-use super::keys::Holder;
+use super::keys::{Holder, Taken};
 use super::{Asked, Gateway, Turn};
 
 /// Tokens that wait for a client that reads slowly.
@@ -46,7 +46,7 @@ pub(super) struct Answers {
 
 impl Answers {
     /// Waits for a turn, opens a session for the first answer and begins; the others follow when
-    /// their turns come.
+    /// their turns come. The tokens of the prompts are spent unless it fails.
     ///
     /// # Errors
     /// [`ApiError`] where too many wait, or the swarm opens no session.
@@ -54,7 +54,9 @@ impl Answers {
         gateway: &Arc<Gateway>,
         holder: &Arc<Holder>,
         (asked, requests): (&Asked, Vec<Generate>),
+        prompt_tokens: usize,
     ) -> Result<Self, ApiError> {
+        let taken = Taken::from(holder, prompt_tokens);
         let (tell, events) = mpsc::channel(TOKENS_WAITING_MAX);
         // Before it has a turn: one that is fetched may take long, and others shall not wait for it.
         let adapter = gateway.adapter(asked).await?;
@@ -62,6 +64,7 @@ impl Answers {
         if let Some((answer, request)) = requests.next() {
             let turn = gateway.admission.turn().await?;
             let generation = gateway.start(request, adapter.as_ref(), Turn::First).await?;
+            taken.keep();
             let (gateway, holder, tell) = (Arc::clone(gateway), Arc::clone(holder), tell.clone());
             tokio::spawn(
                 async move { run(&gateway, answer, generation, (turn, holder), tell).await },
@@ -73,7 +76,8 @@ impl Answers {
             tokio::spawn(async move {
                 let beginning = async {
                     let turn = gateway.admission.further_turn().await;
-                    let generation = gateway.start(request, adapter.as_ref(), Turn::Further).await?;
+                    let generation =
+                        gateway.start(request, adapter.as_ref(), Turn::Further).await?;
                     Ok((generation, turn))
                 };
                 let begun = tokio::select! {

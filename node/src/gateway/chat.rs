@@ -48,8 +48,7 @@ pub(super) async fn complete(
     }
     let reply = reply::Reply::new("chatcmpl", &gateway, &asked);
     let usage = Usage { prompt: prompt.len(), completion: 0 };
-    holder.spend(prompt.len());
-    let answers = Answers::begin(&gateway, &holder, (&asked, requests)).await?;
+    let answers = Answers::begin(&gateway, &holder, (&asked, requests), usage.prompt).await?;
     let choices = (0..options.answers()).map(|_| Choice::new(tools.clone())).collect();
     if options.stream {
         let with_usage = options.includes_usage();

@@ -38,8 +38,7 @@ pub(super) async fn complete(
         choices.extend((0..options.answers()).map(|_| Choice::beginning(echo.clone())));
     }
     let reply = Reply::new("cmpl", &gateway, &asked);
-    holder.spend(usage.prompt);
-    let answers = Answers::begin(&gateway, &holder, (&asked, requests)).await?;
+    let answers = Answers::begin(&gateway, &holder, (&asked, requests), usage.prompt).await?;
     if options.stream {
         let with_usage = options.includes_usage();
         let stream = Stream { reply, object: "text_completion", with_usage };

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::error::ApiError;
-use super::keys::Holder;
+use super::keys::{Holder, Taken};
 use super::prompts::{Prompt, Prompts};
 use super::{Gateway, body};
 
@@ -60,10 +60,9 @@ pub(super) async fn create(
     }
     let first = gateway.admission.turn().await?;
     drop(first);
-    let read = texts.into_iter().map(|text| read(&gateway, text));
+    let read = texts.into_iter().map(|text| read(&gateway, &holder, text));
     let read: Vec<_> = stream::iter(read).buffered(AT_ONCE).try_collect().await?;
     let tokens: usize = read.iter().map(|(tokens, _)| tokens).sum();
-    holder.spend(tokens);
     let encoding = request.encoding_format.unwrap_or(Encoding::Float);
     let entry = |(index, (_, vector)): (usize, (usize, Vec<f32>))| json!({ "object": "embedding", "index": index, "embedding": write(encoding, &vector) });
     let data: Vec<_> = read.into_iter().enumerate().map(entry).collect();
@@ -76,10 +75,15 @@ pub(super) async fn create(
 }
 
 /// How many tokens a text has, and its vector.
-async fn read(gateway: &Arc<Gateway>, text: Prompt) -> Result<(usize, Vec<f32>), ApiError> {
+async fn read(
+    gateway: &Arc<Gateway>,
+    holder: &Arc<Holder>,
+    text: Prompt,
+) -> Result<(usize, Vec<f32>), ApiError> {
     let (ids, _) = text.encode(gateway).await?;
+    let taken = Taken::from(holder, ids.len());
     let _turn = gateway.admission.further_turn().await;
-    let vector = gateway.embedding(&ids).await?;
+    let vector = gateway.embedding(&ids, taken).await?;
     Ok((ids.len(), vector))
 }
 

@@ -145,8 +145,39 @@ impl Holder {
     /// Takes tokens from the budget that were read or written.
     pub(super) fn spend(&self, tokens: usize) {
         let mut budgets = self.budgets.lock().unwrap_or_else(PoisonError::into_inner);
-        budgets[1].left -= f64::from(u32::try_from(tokens).unwrap_or(u32::MAX));
+        budgets[1].left -= count(tokens);
     }
+}
+
+/// Tokens that were taken from a budget for what may yet be refused: dropping it gives them back.
+#[derive(Debug)]
+pub(super) struct Taken {
+    holder: Arc<Holder>,
+    tokens: usize,
+}
+
+impl Taken {
+    /// Takes them from the budget of `holder`, so that what waits counts as well.
+    pub(super) fn from(holder: &Arc<Holder>, tokens: usize) -> Self {
+        holder.spend(tokens);
+        Self { holder: Arc::clone(holder), tokens }
+    }
+
+    /// They are spent.
+    pub(super) fn keep(mut self) {
+        self.tokens = 0;
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        let mut budgets = self.holder.budgets.lock().unwrap_or_else(PoisonError::into_inner);
+        budgets[1].left += count(self.tokens);
+    }
+}
+
+fn count(tokens: usize) -> f64 {
+    f64::from(u32::try_from(tokens).unwrap_or(u32::MAX))
 }
 
 /// Lets a request through if it has a key, where there are keys, and has not used up its budget.
@@ -240,6 +271,10 @@ mod tests {
         let after = |seconds| ann.request(start + Duration::from_secs(seconds));
         assert!(after(62).is_err(), "the tokens are overdrawn");
         assert!(after(130).is_ok());
+        drop(Taken::from(ann, 250));
+        assert!(after(190).is_ok(), "what was refused is given back");
+        Taken::from(ann, 250).keep();
+        assert!(after(250).is_err());
         let bob = keys.0.get(&digest("another-key-of-some-length")).unwrap();
         bob.spend(usize::MAX);
         assert!((0..1_000).all(|_| bob.request(start).is_ok()), "without a budget there is no end");

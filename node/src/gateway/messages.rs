@@ -36,8 +36,7 @@ pub(super) async fn create(
     let prompt = gateway.encode_chat(request.messages()?, tools.clone()).await?;
     let requests = options.requests(&gateway, &prompt)?;
     let usage = Usage { prompt: prompt.len(), completion: 0 };
-    holder.spend(prompt.len());
-    let answers = Answers::begin(&gateway, &holder, (&asked, requests)).await?;
+    let answers = Answers::begin(&gateway, &holder, (&asked, requests), usage.prompt).await?;
     let message = Message {
         id: reply::id("msg_"),
         model: asked.name.clone(),

@@ -33,8 +33,7 @@ pub(super) async fn create(
     let prompt = gateway.encode_chat(request.messages()?, None).await?;
     let requests = options.requests(&gateway, &prompt)?;
     let usage = Usage { prompt: prompt.len(), completion: 0 };
-    holder.spend(prompt.len());
-    let answers = Answers::begin(&gateway, &holder, (&asked, requests)).await?;
+    let answers = Answers::begin(&gateway, &holder, (&asked, requests), usage.prompt).await?;
     let grown = Grown::new(&asked, &request, usage);
     if options.stream {
         return Ok(events::respond(answers, grown));

@@ -2,11 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 use umbel_tests::gateway::{Answer, Gateway};
 use umbel_tests::swarm::checkpoint;
 
 const MODEL: &str = "smollm2-135m";
+const CHAT: &str = "/v1/chat/completions";
 const COMPLETIONS: &str = "/v1/completions";
 const EMBEDDINGS: &str = "/v1/embeddings";
 
@@ -45,4 +48,55 @@ fn who_finds_no_room_where_nobody_may_wait_is_told_to_come_back() {
     assert!(message(&full).contains("all room is taken"), "{}", full.json);
     let small = json!({ "model": MODEL, "prompt": "Hi", "max_tokens": 2 });
     assert_eq!(gateway.ask(COMPLETIONS, &small)["usage"]["completion_tokens"], 2);
+}
+
+/// A gateway that gives one answer at once, for `ann` with 100 tokens a minute and for `eve`.
+fn with_keys(folder: &Path) -> Gateway {
+    let file = folder.join("keys.toml");
+    let keys = "
+        [[key]]
+        name = 'ann'
+        key = 'ann-has-a-long-key'
+        tokens_per_minute = 100
+
+        [[key]]
+        name = 'eve'
+        key = 'eve-has-a-long-key'
+    ";
+    std::fs::write(&file, keys).unwrap();
+    let limits = ["--answers", "1", "--waiting", "0"];
+    Gateway::start(&[&["--local", "--keys", file.to_str().unwrap()], &limits[..]].concat())
+}
+
+const ANN: (&str, &str) = ("authorization", "Bearer ann-has-a-long-key");
+const EVE: (&str, &str) = ("authorization", "Bearer eve-has-a-long-key");
+
+#[test]
+fn texts_that_were_read_are_spent_also_where_another_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let gateway = with_keys(folder.path());
+    let ask = |input: Value| {
+        let body = json!({ "model": MODEL, "input": input }).to_string();
+        gateway.post_with(EMBEDDINGS, ANN, body.as_bytes())
+    };
+    let failed = ask(json!([vec![7; 200], vec![u32::MAX]]));
+    assert_eq!(failed.status, 400, "{}", failed.json);
+    let spent = ask(json!("Hi"));
+    assert_eq!(spent.status, 429, "{}", spent.json);
+    assert!(message(&spent).contains("used up the tokens"), "{}", spent.json);
+}
+
+#[test]
+fn who_is_told_to_come_back_has_spent_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let gateway = with_keys(folder.path());
+    let mut events = gateway.stream_with(COMPLETIONS, EVE, &long());
+    events.next().unwrap();
+    let turns = json!([{ "role": "user", "content": "word ".repeat(60) }]);
+    let body = json!({ "model": MODEL, "messages": turns, "max_tokens": 1 }).to_string();
+    for _ in 0..3 {
+        let busy = gateway.post_with(CHAT, ANN, body.as_bytes());
+        assert_eq!(busy.status, 429, "{}", busy.json);
+        assert!(message(&busy).contains("wait already"), "{}", busy.json);
+    }
 }
