@@ -42,6 +42,8 @@ pub(super) enum Event {
 #[derive(Debug)]
 pub(super) struct Answers {
     events: mpsc::Receiver<Result<Event, ApiError>>,
+    /// How many have not come to their end.
+    under_way: usize,
 }
 
 impl Answers {
@@ -60,6 +62,7 @@ impl Answers {
         let (tell, events) = mpsc::channel(TOKENS_WAITING_MAX);
         // Before it has a turn: one that is fetched may take long, and others shall not wait for it.
         let adapter = gateway.adapter(asked).await?;
+        let under_way = requests.len();
         let mut requests = requests.into_iter().enumerate();
         if let Some((answer, request)) = requests.next() {
             let turn = gateway.admission.turn().await?;
@@ -93,12 +96,22 @@ impl Answers {
                 }
             });
         }
-        Ok(Self { events })
+        Ok(Self { events, under_way })
     }
 
-    /// What comes next; `None` when all answers are over.
+    /// What comes next; `None` when all answers are over. One that was given up is an error.
     pub(super) async fn next(&mut self) -> Option<Result<Event, ApiError>> {
-        self.events.recv().await
+        let next = self.events.recv().await;
+        match &next {
+            Some(Ok(Event::Token { .. })) => {}
+            Some(Ok(Event::Finished { .. }) | Err(_)) => self.under_way -= 1,
+            None if self.under_way > 0 => {
+                self.under_way = 0;
+                return Some(Err(ApiError::unread()));
+            }
+            None => {}
+        }
+        next
     }
 }
 
@@ -140,5 +153,52 @@ async fn run(
             // Servers free its room before the next one asks for it.
             return generation.into_chain().0.close().await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use umbel_client::StepTime;
+
+    use super::*;
+
+    fn token(answer: usize) -> Event {
+        let (text, top_logits, time) = (String::new(), Vec::new(), StepTime::default());
+        let token = Token { id: 1, text, top_logits, logprobs: None, time };
+        Event::Token { answer, token: Box::new(token) }
+    }
+
+    fn finished(answer: usize) -> Event {
+        Event::Finished { answer, reason: FinishReason::Stop, stopped_at: None }
+    }
+
+    /// Two answers of which this has come, and no more will.
+    async fn two(come: impl IntoIterator<Item = Event>) -> Answers {
+        let (tell, events) = mpsc::channel(TOKENS_WAITING_MAX);
+        for event in come {
+            tell.send(Ok(event)).await.unwrap();
+        }
+        Answers { events, under_way: 2 }
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_given_up_has_failed() {
+        let mut answers = two([token(0), finished(0), token(1)]).await;
+        for _ in 0..3 {
+            assert!(matches!(answers.next().await, Some(Ok(_))));
+        }
+        let failure = answers.next().await.expect("one has no end").unwrap_err();
+        let failure = failure.to_json()["error"]["message"].to_string();
+        assert!(failure.contains("not read"), "{failure}");
+        assert!(answers.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn answers_that_have_ended_have_not_failed() {
+        let mut answers = two([finished(1), token(0), finished(0)]).await;
+        for _ in 0..3 {
+            assert!(matches!(answers.next().await, Some(Ok(_))));
+        }
+        assert!(answers.next().await.is_none());
     }
 }

@@ -101,6 +101,12 @@ impl ApiError {
         Self { kind: "server_error", ..Self::refused(StatusCode::SERVICE_UNAVAILABLE, message) }
     }
 
+    /// Whoever asked left the tokens of an answer unread until it was given up.
+    pub(super) fn unread() -> Self {
+        let message = "the answer was given up: its tokens were not read in time";
+        Self { kind: "server_error", ..Self::refused(StatusCode::GATEWAY_TIMEOUT, message) }
+    }
+
     /// Those who are said to have an adapter do not send it.
     pub(super) fn not_sent(error: &(dyn std::error::Error + 'static)) -> Self {
         let kind = "server_error";
@@ -136,6 +142,7 @@ impl MessagesError {
             StatusCode::PAYLOAD_TOO_LARGE => "request_too_large",
             StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
             StatusCode::SERVICE_UNAVAILABLE => "overloaded_error",
+            StatusCode::GATEWAY_TIMEOUT => "timeout_error",
             _ => "invalid_request_error",
         };
         json!({ "type": "error", "error": { "type": kind, "message": message } })
