@@ -188,9 +188,15 @@ impl Client {
     }
 }
 
-/// The pauses between attempts, for those who count them themselves.
+/// The pauses between attempts, for those who count them themselves. Tests do not wait.
 pub(super) fn pause_before(attempt: usize) -> Option<Duration> {
-    PAUSES.get(attempt).copied()
+    PAUSES.get(attempt).map(|pause| if cfg!(test) { Duration::ZERO } else { *pause })
+}
+
+/// Whether a hub with this answer may give another one later.
+pub(super) fn is_passing(status: StatusCode) -> bool {
+    let passing = [StatusCode::TOO_MANY_REQUESTS, StatusCode::REQUEST_TIMEOUT];
+    passing.contains(&status) || status.is_server_error()
 }
 
 /// Sends a request until it is answered in a way that another attempt would not change.
@@ -204,9 +210,7 @@ fn retrying(
         let again = match &answer {
             Ok(response) => {
                 let status = response.status();
-                let passing = [StatusCode::TOO_MANY_REQUESTS, StatusCode::REQUEST_TIMEOUT];
-                passing.contains(&status)
-                    || (status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED)
+                is_passing(status) && status != StatusCode::NOT_IMPLEMENTED
             }
             Err(error) => matches!(
                 error,

@@ -3,6 +3,10 @@
 use std::io;
 use std::path::PathBuf;
 
+use ureq::http::StatusCode;
+
+use super::client::is_passing;
+
 /// A file that could not be fetched; the message says what may help.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
@@ -119,4 +123,25 @@ pub enum FetchError {
         #[source]
         source: io::Error,
     },
+}
+
+impl FetchError {
+    /// Whether the hub is out of reach, or has too much to do, or is being mended: what was fetched before
+    /// is as good then.
+    pub(super) fn is_passing(&self) -> bool {
+        match self {
+            Self::Request { .. } => true,
+            Self::Status { status, .. } => StatusCode::from_u16(*status).is_ok_and(is_passing),
+            Self::Endpoint { .. }
+            | Self::Refused { .. }
+            | Self::NoRepository { .. }
+            | Self::NoRevision { .. }
+            | Self::NoFile { .. }
+            | Self::Header { .. }
+            | Self::BrokeOff { .. }
+            | Self::TooLarge { .. }
+            | Self::Digest { .. }
+            | Self::Write { .. } => false,
+        }
+    }
 }

@@ -57,7 +57,8 @@ pub(crate) fn checkpoint(
     Ok(Checkpoint { folder: snapshot.folder, config, index, shards })
 }
 
-/// The commit that the revision stands for; the last one seen, where the hub cannot be reached.
+/// The commit that the revision stands for; the last one seen, where the hub cannot be reached or does
+/// not answer for now.
 fn resolve(
     client: &Client,
     repository: &HubRepository,
@@ -77,7 +78,7 @@ fn resolve(
             let (repository, file) = (repository.to_string(), CONFIG_FILE.to_owned());
             Err(FetchError::NoFile { repository, file }.into())
         }
-        Err(error @ FetchError::Request { .. }) => match seen {
+        Err(error) if error.is_passing() => match seen {
             Some(commit) => {
                 warn!(%repository, %error, "the hub cannot be reached; using what was fetched before");
                 Ok(commit)

@@ -107,6 +107,24 @@ fn a_model_that_was_fetched_opens_without_the_hub() {
 }
 
 #[test]
+fn a_model_that_was_fetched_opens_while_the_hub_has_too_much_to_do() {
+    let root = tempfile::tempdir().unwrap();
+    let (behaviour, local) = checkpoint(root.path());
+    let hub = Hub::start(behaviour);
+    let cache = cache(root.path(), &hub);
+    open(&cache, span(0, 1)).unwrap();
+    for status in [408, 429, 500, 503] {
+        hub.behaviour().status = Some(status);
+        assert_eq!(open(&cache, span(0, 1)).unwrap().id(), local.id(), "{status}");
+        let error = open(&cache, span(1, 2)).unwrap_err();
+        assert!(error.to_string().contains(&status.to_string()), "{error}");
+    }
+    hub.behaviour().status = Some(401);
+    let error = open(&cache, span(0, 1)).unwrap_err();
+    assert!(matches!(error, OpenModelError::Fetch(FetchError::Refused { .. })), "{error}");
+}
+
+#[test]
 fn a_download_that_breaks_off_goes_on_from_there() {
     let root = tempfile::tempdir().unwrap();
     let (behaviour, local) = checkpoint(root.path());

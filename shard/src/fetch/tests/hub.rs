@@ -37,6 +37,8 @@ pub(super) struct Behaviour {
     pub(super) plain: bool,
     /// Knows no HEAD.
     pub(super) no_head: bool,
+    /// Answers everything with this status.
+    pub(super) status: Option<u16>,
     /// Names no commit.
     pub(super) no_commit: bool,
     /// The repository's former name, which is redirected.
@@ -166,6 +168,9 @@ impl Response {
 }
 
 fn respond(request: &Request, behaviour: &mut Behaviour, address: SocketAddr) -> Response {
+    if let Some(status) = behaviour.status {
+        return error(status, "");
+    }
     if request.method == "HEAD" && behaviour.no_head {
         return Response::new(501, Vec::new(), Vec::new());
     }
