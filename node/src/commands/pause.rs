@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail};
 
 use crate::args::PauseArguments;
 use crate::config::Config;
-use crate::serve::control::{Told, socket_of, tell};
+use crate::serve::control::{Told, identity_of, socket_of, tell};
 
 /// Tells one server, or all of this user.
 pub(super) async fn run(
@@ -27,7 +27,7 @@ pub(super) async fn run(
                     (false, Told::AsBefore) => "was not paused",
                     (false, Told::StillPauses) => "pauses on, by its --hours or --yield-to-load",
                 };
-                let server = socket.with_extension("pem");
+                let server = identity_of(&socket);
                 writeln!(std::io::stdout(), "{what}: the server of {}", server.display())
                     .context("stdout is closed")?;
             }

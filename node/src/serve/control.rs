@@ -16,9 +16,16 @@ pub(super) struct Control {
     socket: Option<PathBuf>,
 }
 
-/// The socket of the server that has this identity.
+/// The socket of the server that has this identity: no two files have the same one.
 pub(crate) fn socket_of(identity: &Path) -> PathBuf {
-    identity.with_extension("sock")
+    let mut socket = identity.as_os_str().to_owned();
+    socket.push(".sock");
+    socket.into()
+}
+
+/// The identity of the server that has this socket.
+pub(crate) fn identity_of(socket: &Path) -> PathBuf {
+    socket.with_extension("")
 }
 
 impl Control {
@@ -73,6 +80,7 @@ pub(crate) async fn tell(socket: &Path, pause: bool) -> anyhow::Result<Told> {
 #[cfg(unix)]
 mod sockets {
     use std::io;
+    use std::os::unix::fs::FileTypeExt as _;
     use std::path::Path;
     use std::time::Duration;
 
@@ -96,11 +104,15 @@ mod sockets {
     const STILL_PAUSES: u8 = b's';
 
     pub(super) fn listen(socket: &Path, pauses: watch::Sender<Pauses>) -> io::Result<()> {
-        // The lock on the identity says that whoever had it before is gone.
-        if let Err(error) = std::fs::remove_file(socket)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            return Err(error);
+        match std::fs::symlink_metadata(socket) {
+            // The lock on the identity says that whoever had it before is gone.
+            Ok(left) if left.file_type().is_socket() => std::fs::remove_file(socket)?,
+            Ok(_) => {
+                let reason = format!("{} is no socket", socket.display());
+                return Err(io::Error::new(io::ErrorKind::AlreadyExists, reason));
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
         }
         let listener = UnixListener::bind(socket)?;
         only_for_its_user(socket)?;
@@ -184,7 +196,8 @@ mod tests {
         let identity = folder.path().join("identity.pem");
         let socket = socket_of(&identity);
         assert!(tell(&socket, true).await.is_err(), "nobody is there");
-        std::fs::write(&socket, "left").unwrap();
+        drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+        assert!(socket.exists(), "one that was killed left it");
         let control = Control::listen(&identity);
         let pauses = control.pauses();
         assert!(!pauses.borrow().any());
@@ -195,5 +208,31 @@ mod tests {
         assert!(!pauses.borrow().any());
         drop(control);
         assert!(!socket.exists());
+    }
+    #[tokio::test]
+    async fn each_identity_has_a_socket_of_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let identities =
+            ["a", "a.1", "a.2", "a.pem", "a.sock"].map(|name| folder.path().join(name));
+        let controls = identities.clone().map(|identity| Control::listen(&identity));
+        for (told, identity) in identities.iter().enumerate() {
+            let socket = socket_of(identity);
+            assert_eq!(identity_of(&socket), *identity);
+            assert_eq!(tell(&socket, true).await.unwrap(), Told::Changed);
+            for (other, control) in controls.iter().enumerate() {
+                assert_eq!(control.pauses().borrow().told, other <= told, "{told}, {other}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_no_socket_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        for (identity, file) in [("k", "k.sock"), ("k.sock", "k.sock.sock")] {
+            let file = folder.path().join(file);
+            std::fs::write(&file, "a key").unwrap();
+            drop(Control::listen(&folder.path().join(identity)));
+            assert_eq!(std::fs::read(&file).unwrap(), b"a key");
+        }
     }
 }
