@@ -194,7 +194,7 @@ impl Serving {
         let model = loader.open(PartsNeeded::nothing()).await?;
         let holds_ends = !arguments.no_ends;
         let ends_of = holds_ends.then_some(model.config().block_count);
-        let loader = Loader { ends_of, ..loader };
+        let loader = Loader { model: Some(model.id()), ends_of, ..loader };
         let budget = Budget::new(&arguments, &model, loader.gpu.as_ref())?;
         let loader = Loader { head_on_gpu: budget.head_on_gpu, ..loader };
         let (span, kv_tokens) = choose(&arguments, &model, &announcer, budget.blocks)?;
@@ -272,6 +272,7 @@ fn loader(
     }
     Ok(Loader {
         source,
+        model: None,
         config: config.clone(),
         gpu,
         head_on_gpu: false,

@@ -1,10 +1,11 @@
 //! Getting blocks into memory.
 
+use anyhow::bail;
 use umbel_engine::{
     Arithmetic, CudaError, Embedding, Gpu, GpuHead, Head, HostedSpan, KvArena, LoadHeadError, heap,
 };
-use umbel_protocol::Span;
 use umbel_protocol::announcement::Throughput;
+use umbel_protocol::{ModelId, Span};
 use umbel_shard::{Model, ModelConfig, ModelSource, Part, PartsNeeded, Weights};
 
 use super::memory;
@@ -18,6 +19,8 @@ use crate::progress::Shown;
 #[derive(Clone)]
 pub(super) struct Loader {
     pub(super) source: ModelSource,
+    /// The model that the source was when the server began: it answers to this name.
+    pub(super) model: Option<ModelId>,
     pub(super) config: Config,
     /// Where the blocks are computed, if not on the processor.
     pub(super) gpu: Option<Gpu>,
@@ -44,12 +47,24 @@ pub(super) struct Held {
 
 impl Loader {
     /// Opens the model; fetches those parts of it that are not on disk.
+    ///
+    /// # Errors
+    /// Also where it is another one by now: a branch goes on, and files are replaced.
     pub(super) async fn open(&self, parts: PartsNeeded) -> anyhow::Result<Model> {
         let Self { source, config, .. } = self.clone();
         let open = move || -> anyhow::Result<Model> {
             Ok(Model::open(&source, &config.cache(), parts, &Shown::default())?)
         };
-        tokio::task::spawn_blocking(open).await?
+        let model = tokio::task::spawn_blocking(open).await??;
+        if let Some(served) = self.model.filter(|served| *served != model.id()) {
+            bail!(
+                "{} is now another model ({}) than the one that is served ({served}): start the \
+                 server again to serve that one",
+                model.name(),
+                model.id(),
+            );
+        }
+        Ok(model)
     }
 
     /// Loads blocks, with room for so many tokens, and measures them.
@@ -182,5 +197,52 @@ impl HeadPlace {
             );
         }
         Ok(ServedHead::Processor(Head::load_with(arithmetic, model.config(), weights)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn another_model_at_the_same_place_is_not_served_under_the_name_of_the_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let fixture =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/checkpoints/llama");
+        let copies = ["config.json", "model.safetensors"].map(|file| folder.path().join(file));
+        for copy in &copies {
+            fs::copy(fixture.join(copy.file_name().unwrap()), copy).unwrap();
+        }
+        let config = Config {
+            cache_dir: folder.path().join("cache"),
+            data_dir: folder.path().join("data"),
+            hub: umbel_shard::HubConfig::default(),
+            threads: None,
+            instructions: None,
+            arithmetic: Arithmetic::Usual,
+            log: None,
+        };
+        let loader = Loader {
+            source: ModelSource::parse(folder.path().to_str().unwrap()).unwrap(),
+            model: None,
+            config,
+            gpu: None,
+            head_on_gpu: false,
+            ends_of: None,
+            network_rate: 0,
+        };
+        let first = loader.open(PartsNeeded::nothing()).await.unwrap();
+        let loader = Loader { model: Some(first.id()), ..loader };
+        loader.load(Span::new(0, 1).unwrap(), 16).await.unwrap();
+
+        let mut weights = fs::read(&copies[1]).unwrap();
+        *weights.last_mut().unwrap() ^= 1;
+        fs::write(&copies[1], weights).unwrap();
+        let refused = loader.load(Span::new(1, 2).unwrap(), 16).await.err().unwrap().to_string();
+        assert!(refused.contains(&first.id().to_string()), "{refused}");
+        assert!(refused.contains("start the server again"), "{refused}");
     }
 }
