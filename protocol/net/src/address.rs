@@ -10,6 +10,15 @@ use crate::error::{AddressFailure, StartNetworkError};
 /// Most addresses of one peer that are tried or kept: as many as an announcement holds.
 pub(crate) const ADDRESSES_MAX: usize = 16;
 
+/// Longest address that is kept, as in an announcement too: one by a relay takes some 100 bytes.
+pub(crate) const ADDRESS_BYTES_MAX: usize = 256;
+
+/// Of what others say, the addresses that are kept of one peer.
+pub(crate) fn to_keep(addresses: impl IntoIterator<Item = Multiaddr>) -> Vec<Multiaddr> {
+    let short = |address: &Multiaddr| address.len() <= ADDRESS_BYTES_MAX;
+    addresses.into_iter().filter(short).take(ADDRESSES_MAX).collect()
+}
+
 /// QUIC before TCP, what others can reach before what only this machine can, and relays last.
 pub(crate) fn preference(address: &Multiaddr) -> (bool, bool, bool) {
     (is_relayed(address), is_loopback(address), !is_quic(address))

@@ -83,6 +83,11 @@ const PROVIDER_RECORD_LIFETIME: Duration = Duration::from_secs(30 * 60);
 /// How often they are reminded.
 const PROVIDER_RECORD_INTERVAL: Duration = Duration::from_secs(5 * 60);
 
+/// Longest message of the hash table: an answer has 20 peers that are closer and 20 providers, each with 16
+/// addresses of 256 bytes and its name, which come to 170 KB, and a few of these peers may have been dialled
+/// at other addresses. libp2p's 16 KiB would do for 18 servers with 16 usual addresses each.
+const KAD_MESSAGE_BYTES_MAX: usize = 256 << 10;
+
 /// Keys whose providers this peer remembers for others, each with 20: some MiB.
 const PROVIDED_KEYS_MAX: usize = 4096;
 
@@ -264,6 +269,9 @@ fn hash_table(peer: libp2p::PeerId, role: Role) -> kad::Behaviour<MemoryStore> {
     };
     let mut config = kad::Config::new(KAD_PROTOCOL);
     config
+        .set_max_packet_size(KAD_MESSAGE_BYTES_MAX)
+        // What a peer says of itself is kept only so far.
+        .set_record_filtering(kad::StoreInserts::FilterBoth)
         .set_query_timeout(QUERY_TIMEOUT)
         // Volunteers' machines come and go: those that are gone must not keep the others from being asked.
         .set_parallelism(NonZeroUsize::new(ASKED_AT_ONCE).expect("it is not zero"))

@@ -6,14 +6,16 @@ use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use libp2p::Multiaddr;
-use libp2p::kad::store::MemoryStore;
-use libp2p::kad::{self, GetProvidersOk, QueryId, QueryRef, QueryResult, RecordKey};
+use libp2p::kad::store::{MemoryStore, RecordStore as _};
+use libp2p::kad::{
+    self, GetProvidersOk, InboundRequest, QueryId, QueryRef, QueryResult, RecordKey,
+};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use umbel_protocol::PeerId;
 
 use super::peers::own_name;
-use crate::address::ADDRESSES_MAX;
+use crate::address::{ADDRESSES_MAX, to_keep};
 pub(crate) use settling::ASKED_AT_ONCE;
 use settling::{Counts, Settling};
 
@@ -216,6 +218,38 @@ pub(super) fn known_addresses(kad: &mut Kad, peer: libp2p::PeerId) -> Vec<Multia
     let Some(bucket) = kad.kbucket(peer) else { return Vec::new() };
     let known = bucket.iter().find(|entry| *entry.node.key.preimage() == peer);
     known.map(|entry| entry.node.value.iter().cloned().collect()).unwrap_or_default()
+}
+
+/// Lets the hash table know a peer by what it says now of where it listens, and by where this side has
+/// dialled it: with all that it ever said, answers would become too long for those who ask.
+pub(super) fn set_addresses(
+    kad: &mut Kad,
+    peer: libp2p::PeerId,
+    (now, dialled): (&[Multiaddr], Vec<Multiaddr>),
+    before: Vec<Multiaddr>,
+) {
+    let named = |address: Multiaddr| address.with_p2p(peer).ok();
+    for address in now {
+        kad.add_address(&peer, address.clone());
+    }
+    let kept: Vec<_> = now.iter().cloned().chain(dialled).filter_map(named).collect();
+    // What waits for a place in the table is not among what is known.
+    let known = before.into_iter().filter_map(named).chain(known_addresses(kad, peer));
+    for address in known.collect::<Vec<_>>() {
+        if !kept.contains(&address) {
+            kad.remove_address(&peer, &address);
+        }
+    }
+}
+
+/// Remembers who provides something for others, with no more addresses than anybody has.
+pub(super) fn on_request(kad: &mut Kad, request: InboundRequest) {
+    if let InboundRequest::AddProvider { record: Some(mut record) } = request {
+        record.addresses = to_keep(record.addresses);
+        if let Err(error) = kad.store_mut().add_provider(record) {
+            tracing::debug!(%error, "a provider is not remembered");
+        }
+    }
 }
 
 fn start_providing(kad: &mut Kad, key: &[u8; 32]) {

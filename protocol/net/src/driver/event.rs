@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use libp2p::core::transport::ListenerId;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{FromSwarm, NetworkBehaviour as _, NewExternalAddrCandidate, SwarmEvent};
-use libp2p::{Multiaddr, identify, mdns, ping, relay};
+use libp2p::{Multiaddr, identify, kad, mdns, ping, relay};
 use libp2p_autonat::v2 as autonat;
 
-use super::Driver;
 use super::peers::{Identified, own_name};
+use super::{Driver, discovery};
 use crate::address::{
-    ADDRESSES_MAX, is_concrete, is_loopback, is_relayed, quic_socket, tcp_socket,
+    ADDRESSES_MAX, is_concrete, is_loopback, is_relayed, quic_socket, tcp_socket, to_keep,
 };
 use crate::behaviour::{BehaviourEvent, IDENTIFY_PROTOCOL, KAD_PROTOCOL};
 use crate::reachability::Reachability;
@@ -69,6 +69,9 @@ impl Driver {
 
     fn on_behaviour_event(&mut self, event: BehaviourEvent) {
         match event {
+            BehaviourEvent::Kad(kad::Event::InboundRequest { request }) => {
+                discovery::on_request(&mut self.swarm.behaviour_mut().kad, request);
+            }
             BehaviourEvent::Kad(event) => {
                 for peer in self.discovery.on_event(event) {
                     self.dials.meet(&mut self.swarm, peer);
@@ -134,13 +137,13 @@ impl Driver {
         let local = self.peers.is_local(peer_id);
         let reachable =
             |address: &Multiaddr| is_concrete(address) && (local || !is_loopback(address));
-        let addresses: Vec<_> =
-            info.listen_addrs.into_iter().filter(reachable).take(ADDRESSES_MAX).collect();
+        let addresses = to_keep(info.listen_addrs.into_iter().filter(reachable));
         let umbel = info.protocol_version == IDENTIFY_PROTOCOL;
         if umbel && info.protocols.contains(&KAD_PROTOCOL) {
-            for address in &addresses {
-                self.swarm.behaviour_mut().kad.add_address(&peer_id, address.clone());
-            }
+            let before = self.peers.addresses(peer_id);
+            let dialled = self.peers.dialled(peer_id);
+            let kad = &mut self.swarm.behaviour_mut().kad;
+            discovery::set_addresses(kad, peer_id, (&addresses, dialled), before);
         }
         // Nobody passes on what comes by a relay, and so nobody says there that it would.
         let tells = !self.peers.leads_by_relay(peer_id, connection_id);

@@ -141,17 +141,19 @@ impl Peers {
             let relays_for_all = connected.identified.as_ref().is_some_and(|identified| {
                 identified.relays == Some(true) && !identified.addresses.iter().any(is_relayed)
             });
-            let dialled =
-                connected.connections.iter().find_map(|connection| match &connection.way {
-                    Way::Direct { dialled } => dialled.clone(),
-                    Way::Relayed { .. } => None,
-                });
+            let dialled = connected.connections.iter().find_map(Connection::dialled);
             if let Some(address) = dialled.filter(|_| relays_for_all) {
-                let (bare, _) = split_peer(address);
+                let (bare, _) = split_peer(address.clone());
                 relays.push(bare.with(Protocol::P2p(*peer)).with(Protocol::P2pCircuit));
             }
         }
         relays
+    }
+
+    /// Where the peer was dialled without any help, as its connections have it.
+    pub(super) fn dialled(&self, peer: libp2p::PeerId) -> Vec<Multiaddr> {
+        let connections = self.0.get(&peer).into_iter().flat_map(|peer| &peer.connections);
+        connections.filter_map(Connection::dialled).cloned().collect()
     }
 
     /// Whether the peer is on this machine, so that its loopback addresses lead to it.
@@ -192,6 +194,13 @@ impl Peers {
 }
 
 impl Connection {
+    const fn dialled(&self) -> Option<&Multiaddr> {
+        match &self.way {
+            Way::Direct { dialled } => dialled.as_ref(),
+            Way::Relayed { .. } => None,
+        }
+    }
+
     const fn is_relayed(&self) -> bool {
         matches!(self.way, Way::Relayed { .. })
     }

@@ -4,7 +4,7 @@ use umbel_net::{Identity, LinkProtocol, Network, NetworkConfig, Role};
 
 use crate::{QUIC, address, client, server};
 
-const KEY: [u8; 32] = [0x5a; 32];
+pub(crate) const KEY: [u8; 32] = [0x5a; 32];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_first_provides_is_found_through_the_second() {

@@ -3,10 +3,13 @@
 use std::io::ErrorKind;
 
 use futures::{AsyncReadExt as _, AsyncWriteExt as _, StreamExt as _};
-use libp2p::{StreamProtocol, SwarmBuilder};
-use umbel_net::{Incoming, Link, LinkProtocol, Network, ReceiveError, SendError};
+use libp2p::kad::store::MemoryStore;
+use libp2p::swarm::{NetworkBehaviour, Swarm, SwarmEvent};
+use libp2p::{StreamProtocol, SwarmBuilder, identify, kad};
+use umbel_net::{Incoming, Link, LinkProtocol, Multiaddr, Network, ReceiveError, SendError};
 use umbel_protocol::frame::FrameError;
 
+use crate::discovery::KEY;
 use crate::{Pair, QUIC, client, frame, pair, server};
 
 /// A stream of a protocol, opened by a peer of another make.
@@ -115,4 +118,99 @@ async fn nothing_is_said_on_a_push_link_in_the_other_direction() {
     let (_, accepted) = incoming.next().await.unwrap();
     let error = accepted.split().0.send(frame(0, 0)).await.unwrap_err();
     assert!(matches!(error, SendError::Frame(FrameError::Header { max: 0, .. })), "{error}");
+}
+
+/// A peer of the hash table that says more of itself than it should.
+#[derive(NetworkBehaviour)]
+struct Boaster {
+    identify: identify::Behaviour,
+    kad: kad::Behaviour<MemoryStore>,
+}
+
+/// How often it says something else, and how many addresses at once.
+const BOASTS: u8 = 100;
+const ADDRESSES: u8 = 16;
+
+fn boaster() -> Swarm<Boaster> {
+    let protocol = StreamProtocol::new("/umbel/kad/1");
+    let behaviour = |key: &libp2p::identity::Keypair| {
+        let peer = key.public().to_peer_id();
+        let identify = identify::Config::new("/umbel/id/1".to_owned(), key.public());
+        let mut config = kad::Config::new(protocol);
+        config.set_max_packet_size(1 << 20);
+        let mut kad = kad::Behaviour::with_config(peer, MemoryStore::new(peer), config);
+        kad.set_mode(Some(kad::Mode::Server));
+        Boaster { identify: identify::Behaviour::new(identify), kad }
+    };
+    let builder = SwarmBuilder::with_new_identity().with_tokio().with_quic();
+    builder.with_behaviour(behaviour).unwrap().build()
+}
+
+/// What the server tells `asker` of where `peer` is.
+async fn told_of(asker: &mut Swarm<Boaster>, peer: libp2p::PeerId) -> Vec<Multiaddr> {
+    asker.behaviour_mut().kad.get_closest_peers(peer);
+    loop {
+        let event = asker.select_next_some().await;
+        if let SwarmEvent::Behaviour(BoasterEvent::Kad(kad::Event::OutboundQueryProgressed {
+            result: kad::QueryResult::GetClosestPeers(Ok(found)),
+            ..
+        })) = event
+        {
+            let of_peer = found.peers.into_iter().find(|info| info.peer_id == peer);
+            return of_peer.map(|info| info.addrs).unwrap_or_default();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_always_says_other_addresses_fills_no_answer() {
+    let (server, provider) = (server(QUIC).await, server(QUIC).await);
+    let mut boaster = boaster();
+    let peer = libp2p::PeerId::from_bytes(&server.peer_id().to_multihash()).unwrap();
+    boaster.listen_on(QUIC.parse().unwrap()).unwrap();
+    while boaster.listeners().next().is_none() {
+        boaster.select_next_some().await;
+    }
+    boaster.dial(server.listen_addresses()[0].clone()).unwrap();
+    while !boaster.is_connected(&peer) {
+        boaster.select_next_some().await;
+    }
+    for boast in 0..BOASTS {
+        let addresses = |boast: u8| {
+            // On this machine, where nobody listens.
+            (0..ADDRESSES)
+                .map(move |n| format!("/ip4/127.1.{boast}.{n}/udp/1/quic-v1").parse().unwrap())
+        };
+        for before in addresses(boast.wrapping_sub(1)) {
+            boaster.remove_external_address(&before);
+        }
+        addresses(boast).for_each(|address| boaster.add_external_address(address));
+        boaster.behaviour_mut().identify.push([peer]);
+        let is_pushed = |event: &_| {
+            matches!(
+                event,
+                SwarmEvent::Behaviour(BoasterEvent::Identify(identify::Event::Pushed { .. }))
+            )
+        };
+        while !is_pushed(&boaster.select_next_some().await) {}
+    }
+    let name = *boaster.local_peer_id();
+    tokio::spawn(async move {
+        loop {
+            boaster.select_next_some().await;
+        }
+    });
+
+    let mut asker = self::boaster();
+    let address = server.listen_addresses()[0].clone();
+    asker.behaviour_mut().kad.add_address(&peer, address);
+    let told = told_of(&mut asker, name).await;
+    assert!((1..=usize::from(ADDRESSES)).contains(&told.len()), "{}", told.len());
+
+    provider.join(&server.named_addresses()).await.unwrap();
+    provider.provide(KEY).await;
+    while server.find_providers(KEY).await != [provider.peer_id()] {}
+    let client = client().await;
+    client.join(&server.named_addresses()).await.unwrap();
+    assert_eq!(client.find_providers(KEY).await, [provider.peer_id()]);
 }
