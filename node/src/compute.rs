@@ -13,19 +13,29 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc};
-use umbel_coordinator::server::{Batch, ComputeFailure, Job, JobId, PageId, PageOrder, ShardId};
+use umbel_coordinator::server::{
+    Batch, ComputeFailure, Job, JobId, PageId, PageOrder, SESSIONS_MAX, ShardId,
+};
 use umbel_engine::train::{Adapter, TrainError};
 use umbel_engine::{ForwardError, GpuError, HiddenStates, HostedSpan, KvArena, KvTable};
 use umbel_protocol::error::ErrorCode;
 use umbel_protocol::{DType, SessionId, Span, Tensor};
 
+use crate::driver::EVENTS_WAITING_MAX;
 use ends::DrawError;
 pub use ends::{ServedHead, ShardEnds};
 use pages::Pages;
 
-/// Commands that wait for the thread: of each session one to open its cache, one to free it, and
-/// one pass for all of them; and before each of them what becomes of pages.
-const COMMANDS_WAITING_MAX: usize = 2 * (2 * umbel_coordinator::server::SESSIONS_MAX + 16);
+/// Commands beyond which no client opens a session: every session that there can be, opened and freed
+/// again while one pass runs.
+const BEHIND: usize = 2 * SESSIONS_MAX + 16;
+
+/// Commands that wait for the thread. When there are [`BEHIND`], sessions can still take two commands
+/// each to open and two to be freed, of which one says before the other what becomes of pages: all that
+/// are open or wait for their adapter, which one part of it may open, and those whose messages were taken
+/// together, before it was known how many commands they come to. Besides them there is one pass, with its
+/// pages, and blocks that come or go.
+const COMMANDS_WAITING_MAX: usize = BEHIND + 4 * (SESSIONS_MAX + EVENTS_WAITING_MAX) + 16;
 
 /// Blocks and the arena of their keys and values.
 pub struct Shard {
@@ -140,11 +150,11 @@ impl Compute {
         Self { engine, commands, unfinished }
     }
 
-    /// Whether half the room for commands is taken: who opens sessions and closes them again while a
-    /// pass runs could fill it. What is left is enough to free all sessions that there can be.
+    /// Whether so many commands wait that no session is to open: who opens sessions and closes them again
+    /// while a pass runs could fill the queue. What is left is enough for all that may still come.
     #[must_use]
     pub fn is_behind(&self) -> bool {
-        self.unfinished.load(Ordering::Relaxed) > COMMANDS_WAITING_MAX / 2
+        self.unfinished.load(Ordering::Relaxed) > BEHIND
     }
 
     /// Leaves a command to the thread.

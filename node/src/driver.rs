@@ -25,7 +25,9 @@ use crate::compute::{Command, Compute, Computed, Shard, TableWanted};
 use crate::measure;
 use crate::metrics::server::Counters;
 use adapters::Adapters;
-use links::{EVENTS_WAITING_MAX, FRAMES_WAITING_MAX};
+use links::FRAMES_WAITING_MAX;
+
+pub(crate) use links::EVENTS_WAITING_MAX;
 
 /// Shards of which it is still to be heard that nobody uses them: a server holds two at once.
 const DRAINED_WAITING_MAX: usize = 8;

@@ -4,10 +4,10 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
-use umbel_coordinator::server::{Batch, JobId, SESSIONS_MAX};
-use umbel_protocol::SessionId;
+use umbel_coordinator::server::{Batch, JobId, SESSIONS_MAX, ShardId};
+use umbel_protocol::{DType, SessionId, Span};
 
-use super::{COMMANDS_WAITING_MAX, Command, Compute, Computed, Engine};
+use super::{COMMANDS_WAITING_MAX, Command, Compute, Computed, Engine, TableWanted};
 
 /// Writes down what it is given, and waits with every pass until it is let go.
 struct Recorder {
@@ -69,7 +69,7 @@ fn what_is_carried_out_here_comes_after_what_the_thread_was_given() {
 }
 
 #[test]
-fn a_thread_that_is_behind_has_room_to_free_every_session() {
+fn a_thread_that_is_behind_has_room_to_open_and_free_every_session() {
     let (seen, _recorded) = channel();
     let (let_go, go) = channel();
     let compute = Compute::start(Recorder { seen, go }, |_| {});
@@ -80,9 +80,31 @@ fn a_thread_that_is_behind_has_room_to_free_every_session() {
         assert!(opened <= COMMANDS_WAITING_MAX, "it is never behind");
         compute.tell(Command::Forget { session: SessionId::new(opened as u128) });
     }
-    // Each with what becomes of its pages.
-    for session in 0..2 * SESSIONS_MAX {
+    // One part of an adapter opens all sessions that wait for it, and one link that closes frees them;
+    // each with what becomes of pages before it.
+    for session in 0..SESSIONS_MAX {
+        compute.tell(Command::Pages(Vec::new()));
+        compute.tell(open(session as u128));
+    }
+    for session in 0..SESSIONS_MAX {
+        compute.tell(Command::Pages(Vec::new()));
         compute.tell(Command::Forget { session: SessionId::new(session as u128) });
     }
     let_go.send(()).expect("the engine waits");
+}
+
+fn open(session: u128) -> Command {
+    let table = TableWanted {
+        shard: ShardId::default(),
+        blocks: Span::new(0, 1).expect("it has a block"),
+        tokens: 1,
+        cache: DType::F32,
+    };
+    Command::Open {
+        session: SessionId::new(session),
+        table,
+        results: DType::F32,
+        prefix: Vec::new(),
+        adapter: None,
+    }
 }

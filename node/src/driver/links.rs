@@ -18,7 +18,7 @@ use super::Event;
 
 /// Events that wait for the driver. When they are this many, readers wait, and with them their
 /// peers: that is the back-pressure on everybody.
-pub(super) const EVENTS_WAITING_MAX: usize = 256;
+pub(crate) const EVENTS_WAITING_MAX: usize = 256;
 
 /// Frames that wait for one link: as many as the steps of a session that may wait, and the
 /// messages around them.
