@@ -6,6 +6,8 @@
 
 mod adapters;
 mod links;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -293,6 +295,9 @@ impl Driver {
             Event::Accepted { link, answers, close } => {
                 self.links.insert(link, OpenLink { answers, close });
             }
+            // What waited behind the message for which its link was closed: a session that it opened
+            // would have no link whose end ends it.
+            Event::Received { link, .. } if !self.links.contains_key(&link) => {}
             Event::Received { link, from, message: ClientMessage::Open(_) }
                 if self.compute.is_behind() =>
             {

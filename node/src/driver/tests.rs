@@ -1,0 +1,103 @@
+//! What the driver hands to the machine, and what it no longer does.
+
+use umbel_coordinator::server::ServerConfig;
+use umbel_net::{Identity, NetworkConfig, Role};
+use umbel_protocol::inference::{Destination, OpenSession};
+use umbel_protocol::{DType, ModelId, StepId};
+
+use super::*;
+use crate::compute::Engine;
+
+const MODEL: ModelId = ModelId::from_bytes([3; 32]);
+const CLIENT: PeerId = PeerId::from_public_key([1; 32]);
+const LINK: LinkId = LinkId(0);
+const TOKENS: u32 = 512;
+
+/// It computes nothing.
+struct Idle;
+
+impl Engine for Idle {
+    fn run(&mut self, _command: Command) -> Option<Computed> {
+        None
+    }
+}
+
+async fn listening() -> Network {
+    let listen = vec!["/ip4/127.0.0.1/udp/0/quic-v1".parse().expect("it is an address")];
+    let config = NetworkConfig::new(Identity::ephemeral(), Role::Server);
+    let network = Network::start(NetworkConfig { listen, ..config }).await;
+    network.expect("loopback has a free port")
+}
+
+async fn driver() -> Driver {
+    let network = listening().await;
+    let server = Server::new(ServerConfig {
+        peer: network.peer_id(),
+        model: MODEL,
+        span: Span::new(0, 4).expect("it has blocks"),
+        block_count: 4,
+        vocabulary_size: None,
+        hidden_size: 2,
+        head_size: 32,
+        context_tokens: TOKENS,
+        kv_tokens_max: TOKENS,
+        cache: None,
+        journal_bytes_max: 1 << 20,
+        keeps_pages: false,
+        adapters: None,
+    });
+    let compute = Compute::start(Idle, |_| {});
+    Driver::new(server, network, compute, Events::new()).0
+}
+
+impl Driver {
+    /// Opens a link as a client does, which leaves its answers unread.
+    fn accept(&mut self, link: LinkId) -> Unread {
+        let (answers, unread) = mpsc::channel(FRAMES_WAITING_MAX);
+        let (close, closed) = watch::channel(false);
+        self.handle(Event::Accepted { link, answers, close });
+        (unread, closed)
+    }
+}
+
+type Unread = (mpsc::Receiver<ServerMessage>, watch::Receiver<bool>);
+
+fn opening(session: u128, tokens_max: u32, next: Destination) -> ClientMessage {
+    ClientMessage::Open(OpenSession {
+        session: SessionId::new(session),
+        model: MODEL,
+        blocks: Span::new(0, 4).expect("it has blocks"),
+        tokens_max,
+        previous: None,
+        next,
+        next_position: 0,
+        next_step: StepId(0),
+        results: DType::F32,
+        compress: false,
+        cache: DType::F32,
+        prefix: Vec::new(),
+        thin: false,
+        drawer: None,
+        adapter: None,
+    })
+}
+
+#[tokio::test]
+async fn what_waits_behind_a_violation_opens_no_session() {
+    let mut driver = driver().await;
+    let free = driver.server.kv_tokens_free();
+    let (_unread, closed) = driver.accept(LINK);
+    let mut hear = |session, tokens_max| {
+        let message = opening(session, tokens_max, Destination::Client);
+        driver.handle(Event::Received { link: LINK, from: CLIENT, message });
+        driver.server.kv_tokens_free()
+    };
+    assert!(hear(1, 16) < free);
+    // The second has the name of the first, and the third waits behind it.
+    hear(1, 16);
+    hear(2, TOKENS);
+    assert!(*closed.borrow(), "the link closes");
+    driver.handle(Event::LinkClosed { link: LINK });
+    driver.drain();
+    assert_eq!((driver.server.session_count(), driver.server.kv_tokens_free()), (0, free));
+}
