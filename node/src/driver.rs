@@ -27,9 +27,8 @@ use crate::compute::{Command, Compute, Computed, Shard, TableWanted};
 use crate::measure;
 use crate::metrics::server::Counters;
 use adapters::Adapters;
-use links::FRAMES_WAITING_MAX;
-
 pub(crate) use links::EVENTS_WAITING_MAX;
+use links::{FRAMES_WAITING_MAX, Terms};
 
 /// Shards of which it is still to be heard that nobody uses them: a server holds two at once.
 const DRAINED_WAITING_MAX: usize = 8;
@@ -72,8 +71,7 @@ pub struct Driver {
     network: Network,
     compute: Compute,
     adapters: Adapters,
-    /// What computes, where its threads sleep between passes.
-    device: Option<Device>,
+    terms: Terms,
     links: BTreeMap<LinkId, OpenLink>,
     /// By the session's name here and at the next hop.
     pushes: BTreeMap<(SessionId, SessionId), PushLink>,
@@ -206,7 +204,7 @@ impl Driver {
             network,
             compute,
             adapters: Adapters::default(),
-            device: None,
+            terms: Terms::new(),
             links: BTreeMap::new(),
             pushes: BTreeMap::new(),
             push_links: 0,
@@ -223,17 +221,18 @@ impl Driver {
         (driver, drained_shards)
     }
 
-    /// The same for a machine that takes adapters, for blocks of `model`.
+    /// The same for a machine that takes adapters, for blocks of `model`, and nothing larger than these need.
     #[must_use]
     pub fn adapting(self, model: ModelConfig) -> Self {
-        Self { adapters: Adapters::of(model), ..self }
+        let terms = Terms { payload_bytes_max: links::payload_bytes_max(&model), ..self.terms };
+        Self { adapters: Adapters::of(model), terms, ..self }
     }
 
     /// The same, where `device` computes, if it has threads: they wake as soon as something comes to be
     /// computed.
     #[must_use]
     pub fn rousing(self, device: Option<Device>) -> Self {
-        Self { device, ..self }
+        Self { terms: Terms { device, ..self.terms }, ..self }
     }
 
     /// What is counted, for who wants to see it.
@@ -253,7 +252,7 @@ impl Driver {
     /// # Errors
     /// Where links of the session or push protocol are accepted elsewhere already.
     pub async fn run(mut self) -> Result<(), umbel_net::AcceptError> {
-        let _acceptors = links::accept(&self.network, &self.tell, self.device.as_ref())?;
+        let _acceptors = links::accept(&self.network, &self.tell, &self.terms)?;
         loop {
             let deadline = self.server.poll_timeout();
             tokio::select! {

@@ -11,6 +11,7 @@ pub mod device;
 pub mod doctor;
 pub mod driver;
 pub mod gateway;
+mod links;
 pub mod measure;
 pub mod metrics;
 pub mod overview;

@@ -6,15 +6,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use umbel_client::swarm::exchange::{chain, multiaddrs};
-use umbel_coordinator::server::{LinkId, STEPS_QUEUED_PER_SESSION_MAX};
+use umbel_coordinator::server::{
+    LinkId, SESSIONS_LEFT_TO_OTHERS, SESSIONS_MAX, STEPS_QUEUED_PER_SESSION_MAX,
+};
 use umbel_engine::Device;
 use umbel_net::{AcceptError, Link, LinkProtocol, LinkReceiver, LinkSender, Network};
 use umbel_protocol::compression::{PACKED_BYTES_MIN, Packing};
 use umbel_protocol::frame::Frame;
 use umbel_protocol::inference::{ClientMessage, NextHop, PushMessage, ServerMessage, Step};
+use umbel_protocol::training::STATE_VALUES_MAX;
 use umbel_protocol::{PeerId, SessionId};
+use umbel_shard::ModelConfig;
 
 use super::Event;
+use crate::links::{self, Room};
 
 /// Events that wait for the driver. When they are this many, readers wait, and with them their
 /// peers: that is the back-pressure on everybody.
@@ -24,47 +29,92 @@ pub(crate) const EVENTS_WAITING_MAX: usize = 256;
 /// messages around them.
 pub(super) const FRAMES_WAITING_MAX: usize = 2 * STEPS_QUEUED_PER_SESSION_MAX;
 
-/// Links of clients, and of servers that push, that are open at once: a few for every session.
-const LINKS_MAX: usize = 1024;
+/// Links of clients, and as many of servers that push, that are open at once: a few for every session.
+const LINKS_MAX: usize = 4 * SESSIONS_MAX;
+
+/// Those of one peer. A client has three quarters of all sessions at most, with a link each; a server that
+/// pushes has a link for each session here, all of which may come from it. A quarter more may be about to
+/// end.
+const LINKS_OF_PEER_MAX: usize = SESSIONS_MAX + SESSIONS_LEFT_TO_OTHERS;
+
+/// The largest payload of a client's message or a push: a step through the whole context of the model in
+/// binary32, or a part of an adapter.
+pub(super) fn payload_bytes_max(model: &ModelConfig) -> u32 {
+    let step = model.context_tokens.saturating_mul(model.hidden_size);
+    let bytes = step.max(STATE_VALUES_MAX).saturating_mul(size_of::<f32>());
+    u32::try_from(bytes).unwrap_or(u32::MAX)
+}
 
 /// Whose a link is, and what computes the hidden states that come over it.
 type Sender = (PeerId, Option<Device>);
+
+/// On what terms links are taken.
+#[derive(Debug, Clone)]
+pub(super) struct Terms {
+    /// What computes, where its threads sleep between passes.
+    pub(super) device: Option<Device>,
+    /// The largest payload that a frame has.
+    pub(super) payload_bytes_max: u32,
+    /// Links that are open at once, of clients and as many of servers.
+    pub(super) links_max: usize,
+    /// Those of one peer.
+    pub(super) links_of_peer_max: usize,
+}
+
+impl Terms {
+    /// Those of any model.
+    pub(super) const fn new() -> Self {
+        Self {
+            device: None,
+            payload_bytes_max: u32::MAX,
+            links_max: LINKS_MAX,
+            links_of_peer_max: LINKS_OF_PEER_MAX,
+        }
+    }
+}
 
 /// Accepts links of clients and of servers until it is dropped.
 pub(super) fn accept(
     network: &Network,
     tell: &mpsc::Sender<Event>,
-    device: Option<&Device>,
+    terms: &Terms,
 ) -> Result<JoinSet<()>, AcceptError> {
-    let device = device.cloned();
+    let Terms { device, payload_bytes_max, links_max, links_of_peer_max } = terms.clone();
     let to_rouse = device.clone();
+    let split = move |link: Link| {
+        let (sender, mut receiver) = link.split();
+        receiver.limit_payload(payload_bytes_max);
+        (sender, receiver)
+    };
     let mut acceptors = JoinSet::new();
     let mut clients = network.accept(LinkProtocol::Session)?;
     let to_driver = tell.clone();
     acceptors.spawn(async move {
-        let mut links = JoinSet::new();
+        let (mut links, room) = (JoinSet::new(), Room::new(links_max, links_of_peer_max));
         let ids = AtomicU64::new(0);
         while let Some((peer, link)) = clients.next().await {
             while links.try_join_next().is_some() {}
-            if links.len() >= LINKS_MAX {
-                tracing::warn!(%peer, "refused a link: {LINKS_MAX} are open");
-                continue;
-            }
+            let Some(place) = room.take(peer) else { continue };
             let id = LinkId(ids.fetch_add(1, Ordering::Relaxed));
-            links.spawn(serve_client(id, (peer, device.clone()), link, to_driver.clone()));
+            let served = serve_client(id, (peer, device.clone()), split(link), to_driver.clone());
+            links.spawn(async move {
+                served.await;
+                drop(place);
+            });
         }
     });
     let mut servers = network.accept(LinkProtocol::Push)?;
     let to_driver = tell.clone();
     acceptors.spawn(async move {
-        let mut links = JoinSet::new();
+        let (mut links, room) = (JoinSet::new(), Room::new(links_max, links_of_peer_max));
         while let Some((peer, link)) = servers.next().await {
             while links.try_join_next().is_some() {}
-            if links.len() >= LINKS_MAX {
-                tracing::warn!(%peer, "refused a link: {LINKS_MAX} are open");
-                continue;
-            }
-            links.spawn(receive_pushes((peer, to_rouse.clone()), link, to_driver.clone()));
+            let Some(place) = room.take(peer) else { continue };
+            let received = receive_pushes((peer, to_rouse.clone()), split(link), to_driver.clone());
+            links.spawn(async move {
+                received.await;
+                drop(place);
+            });
         }
     });
     Ok(acceptors)
@@ -127,8 +177,12 @@ pub(super) fn push(
     (send, task.abort_handle())
 }
 
-async fn serve_client(id: LinkId, from: Sender, link: Link, tell: mpsc::Sender<Event>) {
-    let (sender, receiver) = link.split();
+async fn serve_client(
+    id: LinkId,
+    from: Sender,
+    (sender, receiver): (LinkSender, LinkReceiver),
+    tell: mpsc::Sender<Event>,
+) {
     let (answers, waiting) = mpsc::channel(FRAMES_WAITING_MAX);
     let (close, mut closed) = watch::channel(false);
     if tell.send(Event::Accepted { link: id, answers, close }).await.is_err() {
@@ -164,8 +218,11 @@ async fn read_client(
     }
 }
 
-async fn receive_pushes((peer, device): Sender, link: Link, tell: mpsc::Sender<Event>) {
-    let (_sender, mut receiver) = link.split();
+async fn receive_pushes(
+    (peer, device): Sender,
+    (_sender, mut receiver): (LinkSender, LinkReceiver),
+    tell: mpsc::Sender<Event>,
+) {
     let (close, mut closed) = watch::channel(false);
     let read = async {
         while let Some(frame) = receive(peer, device.as_ref(), &mut receiver).await {
@@ -194,7 +251,7 @@ async fn receive(
     device: Option<&Device>,
     receiver: &mut LinkReceiver,
 ) -> Option<Frame> {
-    match receiver.receive().await {
+    match links::receive(receiver).await {
         Ok(frame) => {
             // Hidden states: until it is known whose they are, its threads can wake.
             if let (Some(Frame { payload, .. }), Some(device)) = (&frame, device)

@@ -1,9 +1,9 @@
 //! What the driver hands to the machine, and what it no longer does.
 
 use umbel_coordinator::server::ServerConfig;
-use umbel_net::{Identity, NetworkConfig, Role};
-use umbel_protocol::inference::{Destination, OpenSession};
-use umbel_protocol::{DType, ModelId, StepId};
+use umbel_net::{Identity, LinkProtocol, NetworkConfig, Role};
+use umbel_protocol::inference::{AnswerRows, Destination, OpenSession, PushMessage};
+use umbel_protocol::{DType, ModelId, StepId, Tensor};
 
 use super::*;
 use crate::compute::Engine;
@@ -27,6 +27,11 @@ async fn listening() -> Network {
     let config = NetworkConfig::new(Identity::ephemeral(), Role::Server);
     let network = Network::start(NetworkConfig { listen, ..config }).await;
     network.expect("loopback has a free port")
+}
+
+async fn client() -> Network {
+    let config = NetworkConfig::new(Identity::ephemeral(), Role::Client);
+    Network::start(config).await.expect("it listens nowhere")
 }
 
 async fn driver() -> Driver {
@@ -100,4 +105,76 @@ async fn what_waits_behind_a_violation_opens_no_session() {
     driver.handle(Event::LinkClosed { link: LINK });
     driver.drain();
     assert_eq!((driver.server.session_count(), driver.server.kv_tokens_free()), (0, free));
+}
+
+#[tokio::test]
+async fn silent_links_of_one_peer_leave_room_to_others() {
+    let driver = driver().await;
+    let (server, addresses) = (driver.network.peer_id(), driver.network.listen_addresses());
+    let terms = Terms { links_max: 6, links_of_peer_max: 4, ..Terms::new() };
+    let _acceptors = links::accept(&driver.network, &driver.tell, &terms);
+    let mut events = driver.events;
+    let (stranger, friend) = (client().await, client().await);
+    for protocol in [LinkProtocol::Session, LinkProtocol::Push] {
+        let open = async |peer: &Network| {
+            let link = peer.open_link(server, &addresses, protocol).await;
+            link.expect("it is refused only once it is there").split()
+        };
+        let (mut silent, mut accepted) = (Vec::new(), Vec::new());
+        for _ in 0..6 {
+            silent.push(open(&stranger).await);
+        }
+        let (mut sender, mut closed) = open(&friend).await;
+        let message = if protocol == LinkProtocol::Push {
+            PushMessage::Step(step()).encode()
+        } else {
+            ClientMessage::Step(step()).encode()
+        };
+        let _refused = sender.send(message).await;
+        loop {
+            let event = tokio::select! {
+                event = events.recv() => event.expect("the driver holds a sender"),
+                _ = closed.receive() => panic!("{protocol}: the friend is refused"),
+            };
+            // A link ends with the last who could answer on it.
+            if let Event::Accepted { answers, close, .. } = event {
+                accepted.push((answers, close));
+            } else if let Event::Received { from, .. } | Event::Pushed { from, .. } = event {
+                assert_eq!(from, friend.peer_id());
+                break;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_frame_that_no_step_of_the_model_needs_closes_its_link() {
+    let mut driver = driver().await;
+    let (server, addresses) = (driver.network.peer_id(), driver.network.listen_addresses());
+    let terms = Terms { payload_bytes_max: 100, ..Terms::new() };
+    let _acceptors = links::accept(&driver.network, &driver.tell, &terms);
+    let stranger = client().await;
+    let link = stranger.open_link(server, &addresses, LinkProtocol::Session).await;
+    let (mut sender, _answers) = link.expect("links are accepted").split();
+    let hidden = Tensor::of_ids(&[1; 26]);
+    let message = ClientMessage::Step(Step { hidden, ..step() });
+    let _refused = sender.send(message.encode()).await;
+    // A link ends with the last who could answer on it.
+    let accepted = driver.events.recv().await;
+    assert!(matches!(accepted, Some(Event::Accepted { .. })));
+    let closed = driver.events.recv().await;
+    assert!(matches!(closed, Some(Event::LinkClosed { .. })));
+}
+
+fn step() -> Step {
+    Step {
+        session: SessionId::new(1),
+        step: StepId(0),
+        position: 0,
+        hidden: Tensor::of_ids(&[1]),
+        trace: Vec::new(),
+        replay: false,
+        answer_rows: AnswerRows::Last,
+        goes_on: false,
+    }
 }

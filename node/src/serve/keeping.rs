@@ -21,10 +21,14 @@ use umbel_protocol::published::{AdapterAnswer, AdapterRequest, KeepAdapter, Keep
 use umbel_protocol::{AdapterId, PeerId, ProtocolViolation, Span};
 use umbel_shard::ModelConfig;
 
+use crate::links::Room;
 use files::Files;
 
 /// Links that are served at once.
 const LINKS_MAX: usize = 32;
+
+/// Those of one peer, which fetches an adapter over one link: a gateway may want some at once.
+const LINKS_OF_PEER_MAX: usize = LINKS_MAX / 4;
 
 /// How long a link may stay silent.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
@@ -68,15 +72,16 @@ impl Keeper {
     }
 
     async fn answer(self: Arc<Self>, mut incoming: Incoming) {
-        let mut links = JoinSet::new();
+        let (mut links, room) = (JoinSet::new(), Room::new(LINKS_MAX, LINKS_OF_PEER_MAX));
         while let Some((peer, link)) = incoming.next().await {
             while links.try_join_next().is_some() {}
-            if links.len() < LINKS_MAX {
+            if let Some(place) = room.take(peer) {
                 let keeper = Arc::clone(&self);
                 links.spawn(async move {
                     if let Err(violation) = keeper.answer_link(peer, link).await {
                         tracing::warn!(%peer, %violation, "closing a link of adapters");
                     }
+                    drop(place);
                 });
             }
         }

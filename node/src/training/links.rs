@@ -6,12 +6,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use umbel_client::swarm::exchange::chain;
 use umbel_coordinator::server::LinkId;
-use umbel_coordinator::training::{MESSAGES_WAITING_MAX, SESSIONS_MAX};
+use umbel_coordinator::training::{MESSAGES_WAITING_MAX, SESSIONS_MAX, SESSIONS_PER_TRAINER_MAX};
 use umbel_net::{AcceptError, Link, LinkProtocol, LinkReceiver, LinkSender, Network};
 use umbel_protocol::PeerId;
 use umbel_protocol::training::{TrainerMessage, TrainingAnswer};
 
 use super::Event;
+use crate::links::{self, Room};
 
 /// Answers that wait for one link: to the messages that wait, to the one that is computed, and what is
 /// said at the end.
@@ -19,6 +20,9 @@ const ANSWERS_WAITING_MAX: usize = MESSAGES_WAITING_MAX + 4;
 
 /// Links that are open at once: one for each session, and some that are about to end.
 const LINKS_MAX: usize = 2 * SESSIONS_MAX;
+
+/// Those of one trainer, likewise.
+const LINKS_OF_TRAINER_MAX: usize = 2 * SESSIONS_PER_TRAINER_MAX;
 
 /// A link that is open.
 pub(super) struct OpenLink {
@@ -36,16 +40,17 @@ pub(super) fn accept(
     let mut trainers = network.accept(LinkProtocol::Training)?;
     let tell = tell.clone();
     acceptors.spawn(async move {
-        let mut links = JoinSet::new();
+        let (mut links, room) = (JoinSet::new(), Room::new(LINKS_MAX, LINKS_OF_TRAINER_MAX));
         let ids = AtomicU64::new(0);
         while let Some((peer, link)) = trainers.next().await {
             while links.try_join_next().is_some() {}
-            if links.len() >= LINKS_MAX {
-                tracing::warn!(%peer, "refused a trainer's link: {LINKS_MAX} are open");
-                continue;
-            }
+            let Some(place) = room.take(peer) else { continue };
             let id = LinkId(ids.fetch_add(1, Ordering::Relaxed));
-            links.spawn(serve(id, peer, link, tell.clone()));
+            let served = serve(id, peer, link, tell.clone());
+            links.spawn(async move {
+                served.await;
+                drop(place);
+            });
         }
     });
     Ok(acceptors)
@@ -74,7 +79,7 @@ async fn serve(id: LinkId, peer: PeerId, link: Link, tell: mpsc::Sender<Event>) 
 
 async fn read(id: LinkId, peer: PeerId, mut receiver: LinkReceiver, tell: &mpsc::Sender<Event>) {
     loop {
-        let frame = match receiver.receive().await {
+        let frame = match links::receive(&mut receiver).await {
             Ok(Some(frame)) => frame,
             Ok(None) => return,
             Err(error) => {

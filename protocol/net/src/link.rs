@@ -210,6 +210,19 @@ pub struct LinkReceiver {
 }
 
 impl LinkReceiver {
+    /// How much is here of a frame whose rest the peer is to send; `None` where none has begun, or where it
+    /// is this side that waits, for its own rate.
+    #[must_use]
+    pub fn awaited(&self) -> Option<usize> {
+        let begun = self.decoder.is_within_frame() && !self.owes;
+        begun.then(|| self.decoder.unfinished_bytes())
+    }
+
+    /// Takes no larger payload than this from now on, for who knows more than that it is such a link.
+    pub fn limit_payload(&mut self, bytes_max: u32) {
+        self.decoder.limit_payload(bytes_max);
+    }
+
     /// The next frame; `None` once the peer has closed the link.
     ///
     /// A call that is dropped before it ends loses nothing.

@@ -107,6 +107,22 @@ impl FrameDecoder {
         !matches!(self.part, Part::Prefix { filled: 0, .. })
     }
 
+    /// How much of the frame at hand has come; none before it has begun.
+    #[must_use]
+    pub fn unfinished_bytes(&self) -> usize {
+        match &self.part {
+            Part::Prefix { filled, .. } => *filled,
+            Part::Header { buffer, .. } => PREFIX_BYTES + buffer.filled,
+            Part::Payload { header, buffer } => PREFIX_BYTES + header.len() + buffer.filled,
+            Part::Refused(_) => 0,
+        }
+    }
+
+    /// Allows no more than this of a payload from the next frame on, where the limits allowed more.
+    pub fn limit_payload(&mut self, bytes_max: u32) {
+        self.limits.payload_bytes_max = self.limits.payload_bytes_max.min(bytes_max);
+    }
+
     /// Goes on to the next part that is not complete.
     fn advance(&mut self) -> Result<Option<Frame>, FrameError> {
         if let Part::Header { buffer, payload_bytes } = &mut self.part

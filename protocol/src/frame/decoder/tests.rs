@@ -53,6 +53,24 @@ fn a_large_claim_takes_memory_only_as_it_is_made_good() {
 }
 
 #[test]
+fn a_reader_that_knows_more_takes_less() {
+    let mut decoder = FrameDecoder::new(LIMITS);
+    decoder.limit_payload(1 << 21);
+    decoder.limit_payload(100);
+    let bytes = on_the_link(&[frame(vec![1; 3], vec![2; 100])]);
+    let (most, last) = bytes.split_at(bytes.len() - 1);
+    assert_eq!(decoder.unfinished_bytes(), 0);
+    for (count, byte) in (1..).zip(most) {
+        assert_eq!(decoder.push(&[*byte]), Ok(Vec::new()));
+        assert_eq!(decoder.unfinished_bytes(), count);
+    }
+    assert_eq!(decoder.push(last).unwrap().len(), 1);
+    assert_eq!(decoder.unfinished_bytes(), 0);
+    let refused = Err(FrameError::Payload { bytes: 101, max: 100 });
+    assert_eq!(decoder.push(&[1, 0, 0, 0, 101, 0, 0, 0]), refused);
+}
+
+#[test]
 fn an_empty_frame_is_a_frame() {
     let mut decoder = FrameDecoder::new(Limits { header_bytes_max: 0, payload_bytes_max: 0 });
     assert_eq!(decoder.push(&[0; 16]), Ok(vec![Frame::default(); 2]));
