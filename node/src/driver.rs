@@ -5,6 +5,7 @@
 //! task waits for none of them, so a peer that does not read delays nobody but itself.
 
 mod adapters;
+mod dials;
 mod links;
 #[cfg(test)]
 mod tests;
@@ -19,7 +20,8 @@ use umbel_client::clock::Clock;
 use umbel_coordinator::server::{Input, LinkId, Output, Server, ShardId};
 use umbel_engine::Device;
 use umbel_net::Network;
-use umbel_protocol::inference::{ClientMessage, ServerMessage, Step};
+use umbel_protocol::compression::Packing;
+use umbel_protocol::inference::{ClientMessage, NextHop, ServerMessage, Step};
 use umbel_protocol::{PeerId, SessionId, Span};
 use umbel_shard::ModelConfig;
 
@@ -27,6 +29,7 @@ use crate::compute::{Command, Compute, Computed, Shard, TableWanted};
 use crate::measure;
 use crate::metrics::server::Counters;
 use adapters::Adapters;
+use dials::Dials;
 pub(crate) use links::EVENTS_WAITING_MAX;
 use links::{FRAMES_WAITING_MAX, Terms};
 
@@ -41,7 +44,7 @@ const PASS_HERE_MAX: Duration = Duration::from_millis(10);
 
 /// What happens on the links and in the engine.
 enum Event {
-    Accepted { link: LinkId, answers: mpsc::Sender<ServerMessage>, close: watch::Sender<bool> },
+    Accepted { link: LinkId, open: OpenLink },
     Received { link: LinkId, from: PeerId, message: ClientMessage },
     Pushed { from: PeerId, step: Step, close: watch::Sender<bool> },
     Computed(Computed),
@@ -72,7 +75,10 @@ pub struct Driver {
     compute: Compute,
     adapters: Adapters,
     terms: Terms,
+    dials: Dials,
     links: BTreeMap<LinkId, OpenLink>,
+    /// Whose the sessions are that are open.
+    clients: BTreeMap<SessionId, PeerId>,
     /// By the session's name here and at the next hop.
     pushes: BTreeMap<(SessionId, SessionId), PushLink>,
     push_links: u64,
@@ -117,6 +123,7 @@ impl Drop for PushLink {
 }
 
 struct OpenLink {
+    peer: PeerId,
     answers: mpsc::Sender<ServerMessage>,
     close: watch::Sender<bool>,
 }
@@ -205,7 +212,9 @@ impl Driver {
             compute,
             adapters: Adapters::default(),
             terms: Terms::new(),
+            dials: Dials::default(),
             links: BTreeMap::new(),
+            clients: BTreeMap::new(),
             pushes: BTreeMap::new(),
             push_links: 0,
             drained,
@@ -291,8 +300,8 @@ impl Driver {
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::Accepted { link, answers, close } => {
-                self.links.insert(link, OpenLink { answers, close });
+            Event::Accepted { link, open } => {
+                self.links.insert(link, open);
             }
             // What waited behind the message for which its link was closed: a session that it opened
             // would have no link whose end ends it.
@@ -368,14 +377,7 @@ impl Driver {
         while let Some(output) = self.server.poll() {
             match output {
                 Output::Send { link, message } => self.send(link, message),
-                Output::Connect { session, next, packing } => {
-                    let (number, to, peer) = (self.push_links, next.session, next.peer);
-                    self.push_links += 1;
-                    let tell = self.tell.clone();
-                    let way = links::Way { session, number, next, packing };
-                    let (steps, task) = links::push(&self.network, way, tell);
-                    self.pushes.insert((session, to), PushLink { number, peer, steps, task });
-                }
+                Output::Connect { session, next, packing } => self.connect(session, next, packing),
                 Output::Push { session, to, step } => self.push(session, to, step),
                 Output::Disconnect { session, to } => {
                     self.pushes.remove(&(session, to));
@@ -410,7 +412,10 @@ impl Driver {
                     };
                     computed |= self.compute(Command::Pass(batch));
                 }
-                Output::Forget { session } => self.compute.tell(Command::Forget { session }),
+                Output::Forget { session } => {
+                    self.clients.remove(&session);
+                    self.compute.tell(Command::Forget { session });
+                }
                 Output::Drained { shard } => {
                     self.compute.tell(Command::Drop { id: shard });
                     // Nobody may wait for it, and who does has a timeout.
@@ -425,6 +430,9 @@ impl Driver {
         let Some(open) = self.links.get(&link) else {
             return;
         };
+        if let ServerMessage::Opened { session, .. } = &message {
+            self.clients.insert(*session, open.peer);
+        }
         match open.answers.try_send(message) {
             Ok(()) => return,
             Err(TrySendError::Full(_)) => {
@@ -434,6 +442,18 @@ impl Driver {
             Err(TrySendError::Closed(_)) => {}
         }
         self.close(link);
+    }
+
+    fn connect(&mut self, session: SessionId, next: NextHop, packing: Packing) {
+        // Without one its link has closed, and with it the session.
+        let Some(client) = self.clients.get(&session).copied() else {
+            return;
+        };
+        let (number, to, peer) = (self.push_links, next.session, next.peer);
+        self.push_links += 1;
+        let way = links::Way { session, number, next, packing, client };
+        let (steps, task) = links::push((&self.network, &self.dials), way, self.tell.clone());
+        self.pushes.insert((session, to), PushLink { number, peer, steps, task });
     }
 
     fn push(&mut self, session: SessionId, to: SessionId, mut step: Step) {

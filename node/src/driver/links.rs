@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
-use umbel_client::swarm::exchange::{chain, multiaddrs};
+use umbel_client::swarm::exchange::chain;
 use umbel_coordinator::server::{
     LinkId, SESSIONS_LEFT_TO_OTHERS, SESSIONS_MAX, STEPS_QUEUED_PER_SESSION_MAX,
 };
@@ -18,7 +18,8 @@ use umbel_protocol::training::STATE_VALUES_MAX;
 use umbel_protocol::{PeerId, SessionId};
 use umbel_shard::ModelConfig;
 
-use super::Event;
+use super::dials::Dials;
+use super::{Event, OpenLink};
 use crate::links::{self, Room};
 
 /// Events that wait for the driver. When they are this many, readers wait, and with them their
@@ -130,25 +131,23 @@ pub(super) struct Way {
     pub(super) next: NextHop,
     /// How large steps are written.
     pub(super) packing: Packing,
+    /// The client that named it.
+    pub(super) client: PeerId,
 }
 
 /// Opens a link to the next hop of a session; what is sent to the result goes over it. It closes
 /// when the sender is dropped or the task is aborted.
 pub(super) fn push(
-    network: &Network,
+    (network, dials): (&Network, &Dials),
     way: Way,
     tell: mpsc::Sender<Event>,
 ) -> (mpsc::Sender<Step>, AbortHandle) {
-    let Way { session, number, next, packing } = way;
+    let Way { session, number, next, packing, client } = way;
     let (send, mut steps) = mpsc::channel::<Step>(FRAMES_WAITING_MAX);
-    let network = network.clone();
+    let (network, dials) = (network.clone(), dials.clone());
     let task = tokio::spawn(async move {
-        let addresses = multiaddrs(&next.addresses);
         let outcome = async {
-            let link = network
-                .open_link(next.peer, &addresses, LinkProtocol::Push)
-                .await
-                .map_err(|error| chain(&error))?;
+            let link = dials.open_push(&network, client, &next).await?;
             let (mut sender, mut receiver) = link.split();
             // A task of its own, so that it is looked at when something comes and not with every step.
             let mut ended = JoinSet::new();
@@ -185,7 +184,8 @@ async fn serve_client(
 ) {
     let (answers, waiting) = mpsc::channel(FRAMES_WAITING_MAX);
     let (close, mut closed) = watch::channel(false);
-    if tell.send(Event::Accepted { link: id, answers, close }).await.is_err() {
+    let open = OpenLink { peer: from.0, answers, close };
+    if tell.send(Event::Accepted { link: id, open }).await.is_err() {
         return;
     }
     tokio::select! {

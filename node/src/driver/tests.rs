@@ -1,8 +1,10 @@
 //! What the driver hands to the machine, and what it no longer does.
 
+use std::net::UdpSocket;
+
 use umbel_coordinator::server::ServerConfig;
 use umbel_net::{Identity, LinkProtocol, NetworkConfig, Role};
-use umbel_protocol::inference::{AnswerRows, Destination, OpenSession, PushMessage};
+use umbel_protocol::inference::{AnswerRows, Destination, OpenSession, PushMessage, Redirect};
 use umbel_protocol::{DType, ModelId, StepId, Tensor};
 
 use super::*;
@@ -57,11 +59,16 @@ async fn driver() -> Driver {
 
 impl Driver {
     /// Opens a link as a client does, which leaves its answers unread.
-    fn accept(&mut self, link: LinkId) -> Unread {
+    fn accept(&mut self, link: LinkId, peer: PeerId) -> Unread {
         let (answers, unread) = mpsc::channel(FRAMES_WAITING_MAX);
         let (close, closed) = watch::channel(false);
-        self.handle(Event::Accepted { link, answers, close });
+        self.handle(Event::Accepted { link, open: OpenLink { peer, answers, close } });
         (unread, closed)
+    }
+
+    fn hear(&mut self, link: LinkId, from: PeerId, message: ClientMessage) {
+        self.handle(Event::Received { link, from, message });
+        self.drain();
     }
 }
 
@@ -91,7 +98,7 @@ fn opening(session: u128, tokens_max: u32, next: Destination) -> ClientMessage {
 async fn what_waits_behind_a_violation_opens_no_session() {
     let mut driver = driver().await;
     let free = driver.server.kv_tokens_free();
-    let (_unread, closed) = driver.accept(LINK);
+    let (_unread, closed) = driver.accept(LINK, CLIENT);
     let mut hear = |session, tokens_max| {
         let message = opening(session, tokens_max, Destination::Client);
         driver.handle(Event::Received { link: LINK, from: CLIENT, message });
@@ -105,6 +112,60 @@ async fn what_waits_behind_a_violation_opens_no_session() {
     driver.handle(Event::LinkClosed { link: LINK });
     driver.drain();
     assert_eq!((driver.server.session_count(), driver.server.kv_tokens_free()), (0, free));
+}
+
+#[tokio::test]
+async fn dials_that_one_client_wants_leave_room_to_others() {
+    let (mut driver, next) = (driver().await, listening().await);
+    let mut pushes = next.accept(LinkProtocol::Push).expect("nobody does so yet");
+    // Somebody who never answers.
+    let silent = UdpSocket::bind("127.0.0.1:0").expect("loopback has a free port");
+    let port = silent.local_addr().expect("it is bound").port();
+
+    let _one = driver.accept(LINK, CLIENT);
+    driver.hear(LINK, CLIENT, opening(1, 16, Destination::Client));
+    for number in 0..200 {
+        let name = SessionId::new(1000 + number);
+        let peer = Identity::ephemeral().peer_id();
+        let addresses = vec![format!("/ip4/127.0.0.1/udp/{port}/quic-v1")];
+        let next = Destination::Server(NextHop { peer, addresses, session: name });
+        let redirect = Redirect {
+            session: SessionId::new(1),
+            next,
+            next_position: 0,
+            next_step: StepId(0),
+            settled: 0,
+            mirror: false,
+        };
+        driver.hear(LINK, CLIENT, ClientMessage::Redirect(redirect));
+        // The dial has begun before the next redirection gives it up.
+        for _ in 0..4 {
+            driver.network.connected_peers().await;
+        }
+    }
+
+    let (link, other) = (LinkId(1), PeerId::from_public_key([2; 32]));
+    let _other = driver.accept(link, other);
+    let session = SessionId::new(3);
+    let addresses = next.listen_addresses().iter().map(ToString::to_string).collect();
+    let hop = NextHop { peer: next.peer_id(), addresses, session };
+    driver.hear(link, other, opening(2, 16, Destination::Server(hop)));
+    let failed = async {
+        loop {
+            let event = driver.events.recv().await.expect("the driver holds a sender");
+            if let Event::PushFailed { to, detail, .. } = event
+                && to == session
+            {
+                break detail;
+            }
+        }
+    };
+    tokio::select! {
+        pushed = pushes.next() => {
+            assert_eq!(pushed.expect("the network runs").0, driver.network.peer_id());
+        }
+        detail = failed => panic!("{detail}"),
+    }
 }
 
 #[tokio::test]
@@ -137,8 +198,8 @@ async fn silent_links_of_one_peer_leave_room_to_others() {
                 _ = closed.receive() => panic!("{protocol}: the friend is refused"),
             };
             // A link ends with the last who could answer on it.
-            if let Event::Accepted { answers, close, .. } = event {
-                accepted.push((answers, close));
+            if let Event::Accepted { open, .. } = event {
+                accepted.push(open);
             } else if let Event::Received { from, .. } | Event::Pushed { from, .. } = event {
                 assert_eq!(from, friend.peer_id());
                 break;
