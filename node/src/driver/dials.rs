@@ -48,7 +48,8 @@ impl Dials {
             drop(dial);
             link
         });
-        let link = opening.await.expect("opening a link does not panic");
+        // It ends before that only with the process.
+        let link = opening.await.map_err(|error| chain(&error))?;
         link.map_err(|error| chain(&error))
     }
 
