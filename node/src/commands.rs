@@ -48,7 +48,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Command::Serve(arguments) => serve::run(arguments, &config).await,
             Command::Chat(arguments) => chat::run(arguments, &config).await,
             Command::Generate(arguments) => generate::run(arguments, &config).await,
-            Command::Train(arguments) => train::run(*arguments, &config).await,
+            Command::Train(arguments) => return train::run(*arguments, &config).await,
             Command::Adapter(arguments) => adapter::run(arguments).await,
             Command::Gateway(arguments) => gateway::run(arguments, &config).await,
             Command::Inspect(arguments) => inspect::run(arguments, &config).await,

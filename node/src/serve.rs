@@ -144,7 +144,7 @@ impl Stop {
     /// Waits for the next signal, or for the end of stdin.
     async fn requested(&mut self) {
         tokio::select! {
-            signal = self.signals.requested() => tracing::info!(signal, "stopping"),
+            signal = self.signals.requested() => tracing::info!(%signal, "stopping"),
             () = &mut self.stdin => {
                 tracing::info!("stopping, as stdin has closed");
                 self.stdin = Box::pin(std::future::pending());

@@ -73,6 +73,14 @@ impl UmbelProcess {
         }
     }
 
+    /// Starts `umbel` with these arguments, where it says nothing of being ready.
+    ///
+    /// # Errors
+    /// Where it cannot be started.
+    pub fn begin<A: AsRef<OsStr>>(arguments: &[A]) -> anyhow::Result<Self> {
+        Ok(Self { running: Running::spawn(&[], arguments)?, address: String::new() })
+    }
+
     /// Where it can be reached: what followed `ready`, with `/p2p/PEERID`.
     #[must_use]
     pub fn address(&self) -> &str {
@@ -185,6 +193,11 @@ impl UmbelProcess {
     /// Where it does not within two minutes; it is then killed.
     pub fn wait(self) -> anyhow::Result<Output> {
         self.running.finish(Instant::now() + COMMAND_TIMEOUT)
+    }
+
+    /// Interrupts it (SIGINT), as Ctrl-C does.
+    pub fn interrupt(&mut self) {
+        self.running.signal(libc::SIGINT);
     }
 
     /// Ends it without a word to anyone (SIGKILL), and waits until it has ended.

@@ -58,7 +58,7 @@ async fn publish(arguments: PublishArguments) -> anyhow::Result<()> {
         .and_then(|()| out.flush())
         .context("stdout is closed")?;
     let signal = shutdown.requested().await;
-    tracing::info!(signal, "provided no more");
+    tracing::info!(%signal, "provided no more");
     publication.end().await;
     Ok(())
 }

@@ -69,7 +69,7 @@ pub(super) async fn run(arguments: GatewayArguments, config: &Config) -> anyhow:
     tokio::select! {
         _ = &mut serving => return Ok(()),
         signal = stop.requested() => {
-            tracing::info!(signal, "stopping when the answers are over; once more stops at once");
+            tracing::info!(%signal, "stopping when the answers are over; once more stops at once");
             drop(tell);
         }
     }

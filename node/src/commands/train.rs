@@ -8,10 +8,12 @@ mod report;
 mod saving;
 mod together;
 
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use tokio::sync::watch;
 use umbel_client::train::run::Run;
 use umbel_client::train::together::Together;
 use umbel_client::train::{
@@ -26,10 +28,76 @@ use umbel_shard::{ModelSource, PartsNeeded};
 use super::session::open_ends;
 use crate::args::train::{LearningArguments, TrainArguments};
 use crate::config::Config;
+use crate::shutdown::Shutdown;
 use report::Reporter;
 use saving::Saving;
 
-pub(crate) async fn run(arguments: TrainArguments, config: &Config) -> anyhow::Result<()> {
+/// Trains until there is no step left, or until it is asked to stop: the step under way is taken, and what
+/// there is to go on with is written.
+pub(super) async fn run(arguments: TrainArguments, config: &Config) -> anyhow::Result<ExitCode> {
+    let mut signals = Shutdown::listen().context("signals cannot be caught")?;
+    let (stop, stopped) = watch::channel(false);
+    let mut training = std::pin::pin!(train(arguments, config, stopped));
+    let signal = tokio::select! {
+        trained = &mut training => return trained.map(|_| ExitCode::SUCCESS),
+        signal = signals.requested() => signal,
+    };
+    tracing::info!(%signal, "stopping behind the step under way; once more stops at once");
+    stop.send_replace(true);
+    let ended = tokio::select! {
+        ended = training => ended?,
+        _ = signals.requested() => Ended::Stopped,
+    };
+    Ok(match ended {
+        Ended::Complete => ExitCode::SUCCESS,
+        Ended::Stopped => ExitCode::from(signal.exit_code()),
+    })
+}
+
+/// How a training ended that nothing has gone wrong with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// There is no step left, or no better validation is to be expected.
+    Complete,
+    /// It was asked to stop before that.
+    Stopped,
+}
+
+/// Trains until there is no step left, or until `stop` is true.
+pub(crate) async fn train(
+    arguments: TrainArguments,
+    config: &Config,
+    mut stop: watch::Receiver<bool>,
+) -> anyhow::Result<Ended> {
+    let (mut training, swarm) = tokio::select! {
+        prepared = prepare(&arguments, config) => prepared?,
+        // Nothing is there yet that could be lost.
+        () = asked(&mut stop) => return Ok(Ended::Stopped),
+    };
+    let first_step = training.run.trainer().state().steps();
+    let ended = training.go_on(&arguments.learning, &mut stop).await;
+    if let Some(together) = training.together.take() {
+        together.leave().await;
+    }
+    let ended = training.end(&arguments, first_step, ended)?;
+    training.run.close().await;
+    if let Some(swarm) = swarm.and_then(Arc::into_inner) {
+        swarm.leave().await;
+    }
+    Ok(ended)
+}
+
+/// Returns as soon as the training is to stop.
+async fn asked(stop: &mut watch::Receiver<bool>) {
+    // Who has gone without a word wants no more of it either.
+    let _gone = stop.wait_for(|&stop| stop).await;
+}
+
+/// Finds the servers, the model and the texts, and where the training begins.
+async fn prepare(
+    arguments: &TrainArguments,
+    config: &Config,
+) -> anyhow::Result<(Training, Option<Arc<Swarm>>)> {
     if arguments.join.is_empty() && !arguments.local {
         bail!("where? --join ADDR for a swarm, --local for none");
     }
@@ -40,14 +108,14 @@ pub(crate) async fn run(arguments: TrainArguments, config: &Config) -> anyhow::R
     let source = ModelSource::parse(arguments.model.name())?;
     let base = card::base_of(&source);
     // The swarm is joined first: a wrong address is found before anything is downloaded.
-    let swarm = if arguments.local { None } else { Some(join(&arguments).await?) };
+    let swarm = if arguments.local { None } else { Some(join(arguments).await?) };
     let parts = if arguments.local { PartsNeeded::everything() } else { PartsNeeded::ends() };
     let model = open_ends(source, config, parts).await?;
-    let texts = begin::read_texts(&arguments, &model)?;
+    let texts = begin::read_texts(arguments, &model)?;
     std::fs::create_dir_all(&arguments.out)
         .with_context(|| format!("{} cannot be made", arguments.out.display()))?;
-    let begun = begin::begin(&arguments, &model, &texts)?;
-    let blocks = blocks(&arguments, &model, swarm.as_ref(), &begun.state).await?;
+    let begun = begin::begin(arguments, &model, &texts)?;
+    let blocks = blocks(arguments, &model, swarm.as_ref(), &begun.state).await?;
     let learning = &arguments.learning;
     let settings = TrainerSettings {
         clip: learning.clip,
@@ -59,7 +127,7 @@ pub(crate) async fn run(arguments: TrainArguments, config: &Config) -> anyhow::R
         .after_sequences(begun.sequences);
     let together =
         together::start(&arguments.together, &arguments.join, &model, &mut trainer).await?;
-    let schedule = begin::schedule(&arguments, &texts);
+    let schedule = begin::schedule(arguments, &texts);
     if schedule.learns_nothing() {
         tracing::warn!(
             "nothing is learned in one step, at which the learning rate only begins to rise: ask for \
@@ -67,19 +135,9 @@ pub(crate) async fn run(arguments: TrainArguments, config: &Config) -> anyhow::R
         );
     }
     let reporter = Reporter::new(&arguments.out, first_step, schedule.steps)?;
-    let run = Run::new(trainer, texts, begin::run_settings(&arguments), schedule);
+    let run = Run::new(trainer, texts, begin::run_settings(arguments), schedule);
     let saving = Saving::new(&arguments.out, begun.identity, begun.watch);
-    let mut training = Training { run, saving, reporter, base, together };
-    let ended = training.go_on(learning).await;
-    if let Some(together) = training.together.take() {
-        together.leave().await;
-    }
-    training.end(&arguments, first_step, ended)?;
-    training.run.close().await;
-    if let Some(swarm) = swarm.and_then(Arc::into_inner) {
-        swarm.leave().await;
-    }
-    Ok(())
+    Ok((Training { run, saving, reporter, base, together }, swarm))
 }
 
 /// A training under way.
@@ -94,17 +152,29 @@ struct Training {
 }
 
 impl Training {
-    /// Takes steps until there is none left, or no better validation is to be expected.
-    async fn go_on(&mut self, learning: &LearningArguments) -> Result<(), TrainError> {
+    /// Takes steps until there is none left, no better validation is to be expected, or it is to stop.
+    async fn go_on(
+        &mut self,
+        learning: &LearningArguments,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Result<Ended, TrainError> {
         let first = self.run.trainer().state().steps();
         loop {
             let done = self.run.trainer().state().steps();
             if self.validates(done, learning) && self.saving.watch.validated != Some(done) {
-                self.validate(done, learning.patience.is_some()).await?;
+                // One that was not finished is begun anew by whoever goes on, and none has changed anything.
+                tokio::select! {
+                    biased;
+                    () = asked(stop) => return Ok(Ended::Stopped),
+                    validated = self.validate(done, learning.patience.is_some()) => validated?,
+                }
             }
             let patience = learning.patience.unwrap_or(u32::MAX);
             if self.saving.watch.early_stop.is_over(patience) {
-                return Ok(());
+                return Ok(Ended::Complete);
+            }
+            if *stop.borrow() {
+                return Ok(Ended::Stopped);
             }
             if let Some(together) = &self.together
                 && let Some(begun) = together.between_steps(self.run.trainer_mut()).await?
@@ -112,7 +182,7 @@ impl Training {
                 self.reporter.round_begun(begun);
             }
             let watch = self.saving.begin_step();
-            let Some(step) = self.run.next().await? else { return Ok(()) };
+            let Some(step) = self.run.next().await? else { return Ok(Ended::Complete) };
             self.saving.proven(watch);
             self.reporter.stepped(step, self.run.trainer().replaced());
             if done > first && done.is_multiple_of(learning.checkpoint_every) {
@@ -147,8 +217,8 @@ impl Training {
         &mut self,
         arguments: &TrainArguments,
         first_step: u64,
-        ended: Result<(), TrainError>,
-    ) -> anyhow::Result<()> {
+        ended: Result<Ended, TrainError>,
+    ) -> anyhow::Result<Ended> {
         let trainer = self.run.trainer();
         let (steps, saving) = (trainer.state().steps(), &self.saving);
         let stepped = steps > first_step;
@@ -161,34 +231,55 @@ impl Training {
             _ => Ok(()),
         };
         let saved = saved.with_context(|| saving.checkpoint_path().display().to_string());
-        if let Err(error) = ended {
+        let ended = match ended {
+            Ok(ended) => ended,
+            Err(error) => return Err(self.failed(error, saved)),
+        };
+        if ended == Ended::Stopped {
             saving.describe(&self.base, steps, None);
-            if let Err(unsaved) = saved {
-                tracing::warn!(
-                    error = format!("{unsaved:#}"),
-                    "there is no checkpoint of this end"
-                );
-            }
-            let is_divergence = matches!(error, TrainError::Diverged { .. });
-            let kept = saving.checkpoint_path();
-            let error = anyhow::Error::new(error);
-            return Err(if is_divergence && kept.exists() {
-                error.context(format!(
-                    "step {} was not taken; {} is from before: go on with --resume and a lower \
-                     --learning-rate",
-                    steps + 1,
-                    kept.display()
-                ))
-            } else {
-                error
-            });
+            saved?;
+            self.say_how_to_go_on();
+            return Ok(ended);
         }
         let chosen = saving.finish(trainer.state(), arguments.learning.patience.is_some());
         saving.describe(&self.base, steps, chosen.as_ref().ok().copied());
         let chosen = chosen?;
         saved?;
         self.reporter.finish(&arguments.out, steps, chosen);
-        Ok(())
+        Ok(ended)
+    }
+
+    /// Says what there is of a training that failed, and returns why it did.
+    fn failed(&self, error: TrainError, saved: anyhow::Result<()>) -> anyhow::Error {
+        let (steps, saving) = (self.run.trainer().state().steps(), &self.saving);
+        saving.describe(&self.base, steps, None);
+        if let Err(unsaved) = saved {
+            let error = format!("{unsaved:#}");
+            tracing::warn!(error, "there is no checkpoint of this end");
+        }
+        let is_divergence = matches!(error, TrainError::Diverged { .. });
+        let kept = saving.checkpoint_path();
+        let error = anyhow::Error::new(error);
+        if !is_divergence || !kept.exists() {
+            return error;
+        }
+        error.context(format!(
+            "step {} was not taken; {} is from before: go on with --resume and a lower --learning-rate",
+            steps + 1,
+            kept.display()
+        ))
+    }
+
+    /// Says what there is of a training that was stopped.
+    fn say_how_to_go_on(&self) {
+        let (step, checkpoint) =
+            (self.run.trainer().state().steps(), self.saving.checkpoint_path());
+        if checkpoint.exists() {
+            let checkpoint = checkpoint.display();
+            tracing::info!(step, %checkpoint, "stopped; the same with --resume goes on from here");
+        } else {
+            tracing::info!("stopped before the first step");
+        }
     }
 }
 

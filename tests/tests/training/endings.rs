@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use umbel_client::train::checkpoint::Checkpoint;
 use umbel_engine::train::PeftFiles;
 use umbel_shard::ModelConfig;
-use umbel_tests::process::{Output, umbel_binary};
+use umbel_tests::process::{Output, UmbelProcess, umbel_binary};
 use umbel_tests::swarm::{checkpoint, serve, umbel};
 use umbel_tests::workload::client_model;
 
@@ -184,6 +184,54 @@ fn a_disk_that_is_full_costs_a_training_nothing_of_what_was_written() {
     let free = ["--local", "--learning-rate", "0.01", "--clip", "1e30", "--warmup-steps", "0"];
     train(folder, "free", &free).succeeded();
     assert!(adapter(&out) == adapter(&folder.join("free")), "nothing was lost");
+}
+
+/// A training that has taken its first step.
+fn begun(folder: &Path, out: &str, more: &[&str]) -> UmbelProcess {
+    let mut training = UmbelProcess::begin(&arguments(folder, out, more)).unwrap();
+    assert!(training.wait_for_stderr("step 1/"), "{}", training.stderr());
+    training
+}
+
+#[test]
+fn a_training_that_is_interrupted_keeps_the_step_under_way_and_goes_on_behind_it() {
+    let scratch = tempfile::tempdir().unwrap();
+    let folder = scratch.path();
+    texts(&folder.join("data.jsonl"), 20, 0);
+    let mut server = serve(&[&checkpoint(MODEL)]);
+    let address = server.address().to_owned();
+    let join = ["--join", &address, "--epochs", "20"];
+    train(folder, "whole", &join).succeeded();
+
+    let mut training = begun(folder, "stopped", &join);
+    // So that a step is under way.
+    server.freeze();
+    training.interrupt();
+    assert!(training.wait_for_stderr("stopping behind the step under way"));
+    server.thaw();
+    let ended = training.wait().unwrap();
+    assert_eq!(ended.status.code(), Some(130), "{}", ended.stderr);
+    assert!(ended.stderr.contains("the same with --resume goes on"), "{}", ended.stderr);
+    let out = folder.join("stopped");
+    let taken = metrics(&out, "loss");
+    assert_eq!(steps(&out), taken.last().unwrap().0, "its last step is in the checkpoint");
+    assert!(taken.len() < 60, "it was not over");
+    train(folder, "stopped", &[&join[..], &["--resume"]].concat()).succeeded();
+    assert_eq!(metrics(&out, "loss"), metrics(&folder.join("whole"), "loss"));
+    assert!(adapter(&out) == adapter(&folder.join("whole")));
+
+    // A step that will not end holds nobody who asks twice.
+    let mut training = begun(folder, "twice", &join);
+    server.freeze();
+    training.interrupt();
+    assert!(training.wait_for_stderr("stopping behind the step under way"));
+    assert_eq!(training.terminate().unwrap().status.code(), Some(130));
+    server.thaw();
+    server.assert_no_errors();
+
+    let endless = begun(folder, "endless", &["--local", "--epochs", "10000"]);
+    assert_eq!(endless.terminate().unwrap().status.code(), Some(143));
+    assert!(steps(&folder.join("endless")) > 0);
 }
 
 #[test]

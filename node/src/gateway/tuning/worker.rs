@@ -6,13 +6,13 @@ use std::sync::{PoisonError, Weak};
 
 use anyhow::Context as _;
 use clap::Parser as _;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::super::reply;
 use super::store::{FileRecord, JobRecord, Purpose, Status, Store};
 use super::{Trains, Tuning};
 use crate::args::{Arguments, Command};
-use crate::commands::train::metrics::History;
+use crate::commands::train::{self, metrics::History};
 
 /// What `umbel train` learns by, which a request multiplies.
 const LEARNING_RATE: f64 = 1e-3;
@@ -125,10 +125,11 @@ async fn train(
     // It reads and writes files on its way, which would hold up those who are answered.
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let (_never, stop) = watch::channel(false);
         let trained = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
             runtime.block_on(async {
                 tokio::select! {
-                    trained = crate::commands::train::run(*arguments, &config) => trained,
+                    trained = train::train(*arguments, &config, stop) => trained.map(drop),
                     _ = stopped => Err(anyhow::anyhow!("the job was cancelled")),
                 }
             })
