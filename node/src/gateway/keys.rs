@@ -1,6 +1,6 @@
 //! Who may ask, and how much: keys from a file, each with budgets of its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -38,7 +38,7 @@ struct File {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Entry {
-    /// What its holder is called in logs.
+    /// What its holder is called in logs, and who owns what it has sent: nobody else is called so.
     name: String,
     /// What its holder sends.
     key: String,
@@ -50,7 +50,7 @@ impl Keys {
     /// Reads the file of keys.
     ///
     /// # Errors
-    /// Where it cannot be read, or two have the same key.
+    /// Where it cannot be read, or two have the same key or name.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("{} cannot be read", path.display()))?;
@@ -59,10 +59,19 @@ impl Keys {
 
     fn parse(text: &str) -> anyhow::Result<Self> {
         let file: File = toml::from_str(text)?;
-        let mut keys = BTreeMap::new();
+        let (mut keys, mut names) = (BTreeMap::new(), BTreeSet::new());
         for Entry { name, key, requests_per_minute, tokens_per_minute } in file.key {
             if key.len() < KEY_BYTES_MIN {
                 bail!("the key of {name} has fewer than {KEY_BYTES_MIN} characters");
+            }
+            // What somebody has sent and had learned lies under the name.
+            if name == ANYBODY {
+                bail!("{ANYBODY:?} are those who need no key: call its holder something else");
+            }
+            if !names.insert(name.clone()) {
+                bail!(
+                    "two keys have the name {name:?}: each has files, jobs and models by its name"
+                );
             }
             let budgets = [requests_per_minute, tokens_per_minute].map(Budget::new);
             let holder = Holder { name: name.clone(), budgets: Mutex::new(budgets) };
@@ -85,6 +94,9 @@ impl Keys {
         self.0.get(&digest(key?.trim()))
     }
 }
+
+/// What those are called together who ask where there are no keys.
+const ANYBODY: &str = "anybody";
 
 /// A key that is shorter could be found by trying.
 const KEY_BYTES_MIN: usize = 16;
@@ -119,7 +131,7 @@ impl Budget {
 impl Holder {
     /// Where there are no keys.
     pub(super) fn anybody() -> Self {
-        Self { name: "anybody".to_owned(), budgets: Mutex::new([Budget::new(None); 2]) }
+        Self { name: ANYBODY.to_owned(), budgets: Mutex::new([Budget::new(None); 2]) }
     }
 
     /// Takes a request from the budget.
@@ -288,6 +300,8 @@ mod tests {
             "[[key]]\nname = 'a'\nkey = 'short'",
             "[[key]]\nname = 'a'\nkey = 'a-key-of-some-length'\ncolour = 1",
             "[[key]]\nname = 'a'\nkey = 'a-key-of-some-length'\n[[key]]\nname = 'b'\nkey = 'a-key-of-some-length'",
+            "[[key]]\nname = 'a'\nkey = 'a-key-of-some-length'\n[[key]]\nname = 'a'\nkey = 'another-key-of-some-length'",
+            "[[key]]\nname = 'anybody'\nkey = 'a-key-of-some-length'",
         ] {
             assert!(Keys::parse(file).is_err(), "{file}");
         }

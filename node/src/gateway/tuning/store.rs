@@ -1,8 +1,9 @@
 //! Files and jobs in a folder: a record of each in JSON, and what belongs to it beside that.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -102,7 +103,8 @@ impl Store {
     /// Reads the records. Jobs that were not over when their gateway ended have failed.
     pub(super) fn open(folder: &Path) -> anyhow::Result<Self> {
         for kind in ["files", "jobs"] {
-            fs::create_dir_all(folder.join(kind))?;
+            // What somebody has sent, and what was learned from it, is no matter of others on the machine.
+            DirBuilder::new().recursive(true).mode(0o700).create(folder.join(kind))?;
         }
         let mut records = Records::default();
         for file in records_in::<FileRecord>(&folder.join("files"))? {
@@ -148,7 +150,7 @@ impl Store {
 
     /// Keeps a file with its lines.
     pub(super) fn keep_file(&self, file: FileRecord, lines: &[u8]) -> io::Result<()> {
-        fs::write(self.lines_of(&file.id), lines)?;
+        write_for_owner(&self.lines_of(&file.id), lines)?;
         write(&self.folder.join("files").join(format!("{}.json", file.id)), &file)?;
         self.records().files.insert(file.id.clone(), file);
         Ok(())
@@ -213,12 +215,20 @@ fn records_in<T: DeserializeOwned>(folder: &Path) -> anyhow::Result<Vec<T>> {
 /// Whole or not at all.
 fn write(path: &Path, record: &impl Serialize) -> io::Result<()> {
     let written = path.with_extension("new");
-    fs::write(&written, serde_json::to_vec(record)?)?;
+    write_for_owner(&written, &serde_json::to_vec(record)?)?;
     fs::rename(written, path)
+}
+
+/// Writes what nobody else on the machine may read.
+fn write_for_owner(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600).open(path)?.write_all(bytes)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     pub(super) fn job(id: &str, owner: &str, status: Status) -> JobRecord {
@@ -284,6 +294,12 @@ mod tests {
 
         let again = Store::open(folder.path()).unwrap();
         assert_eq!(fs::read(again.lines_of("file-1")).unwrap(), b"{}");
+        for path in
+            ["files", "files/file-1.json", "files/file-1.jsonl", "jobs", "jobs/ftjob-1.json"]
+        {
+            let mode = fs::metadata(folder.path().join(path)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o077, 0, "others can read {path}");
+        }
         assert_eq!((again.files("ann").len(), again.files("bob").len()), (1, 0));
         let left = &again.jobs("ann")[0];
         assert_eq!((left.status, left.finished_at.is_some()), (Status::Failed, true));
