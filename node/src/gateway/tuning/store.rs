@@ -1,13 +1,13 @@
 //! Files and jobs in a folder: a record of each in JSON, and what belongs to it beside that.
 
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -91,7 +91,12 @@ pub(super) struct Store {
     records: Mutex<Records>,
     /// Held by whoever changes a job, so that what is over stays so.
     changing: Mutex<()>,
+    /// Keeps other processes away as long as it is open.
+    _lock: File,
 }
+
+/// The file in the folder that is locked while a process uses it.
+const LOCK_FILE: &str = "lock";
 
 #[derive(Default)]
 struct Records {
@@ -100,12 +105,14 @@ struct Records {
 }
 
 impl Store {
-    /// Reads the records. Jobs that were not over when their gateway ended have failed.
+    /// Reads the records. Jobs that were not over when their gateway ended have failed; so no other may be
+    /// using the folder.
     pub(super) fn open(folder: &Path) -> anyhow::Result<Self> {
         for kind in ["files", "jobs"] {
             // What somebody has sent, and what was learned from it, is no matter of others on the machine.
             DirBuilder::new().recursive(true).mode(0o700).create(folder.join(kind))?;
         }
+        let lock = lock(&folder.join(LOCK_FILE))?;
         let mut records = Records::default();
         for file in records_in::<FileRecord>(&folder.join("files"))? {
             records.files.insert(file.id.clone(), file);
@@ -117,6 +124,7 @@ impl Store {
             folder: folder.to_owned(),
             records: Mutex::new(records),
             changing: Mutex::new(()),
+            _lock: lock,
         };
         let left: Vec<_> = store.records().jobs.values().cloned().collect();
         for mut job in left.into_iter().filter(|job| !job.status.is_over()) {
@@ -197,6 +205,18 @@ impl Store {
 
     fn records(&self) -> MutexGuard<'_, Records> {
         self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn lock(path: &Path) -> anyhow::Result<File> {
+    let mut options = OpenOptions::new();
+    let file = options.write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            bail!("another process uses the folder: stop it, or name another folder")
+        }
+        Err(TryLockError::Error(error)) => Err(error.into()),
     }
 }
 
@@ -292,6 +312,12 @@ mod tests {
         store.keep_job(job("ftjob-2", "bob", Status::Succeeded)).unwrap();
         assert!(!store.change("ftjob-2", |job| job.status = Status::Cancelled), "it is over");
 
+        let Err(refused) = Store::open(folder.path()) else { panic!("two have one folder") };
+        assert!(refused.to_string().contains("another process uses the folder"), "{refused:#}");
+        assert_eq!(store.job("ftjob-1").unwrap().status, Status::Running);
+        let kept = records_in::<JobRecord>(&folder.path().join("jobs")).unwrap();
+        assert!(kept.iter().any(|job| job.status == Status::Running), "nobody has failed it");
+        drop(store);
         let again = Store::open(folder.path()).unwrap();
         assert_eq!(fs::read(again.lines_of("file-1")).unwrap(), b"{}");
         for path in
@@ -306,7 +332,9 @@ mod tests {
         assert_eq!(again.job("ftjob-2").unwrap().status, Status::Succeeded);
         again.forget_file("file-1").unwrap();
         assert!(again.files("ann").is_empty() && !again.lines_of("file-1").exists());
+        drop(again);
         fs::write(folder.path().join("jobs/ftjob-3.json"), "half").unwrap();
-        assert!(Store::open(folder.path()).is_err(), "a record that nobody can read is named");
+        let Err(broken) = Store::open(folder.path()) else { panic!("half a record") };
+        assert!(format!("{broken:#}").contains("ftjob-3.json"), "{broken:#}");
     }
 }
