@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `front`, `listen` | where it listens, and connections |
 //! | `body`, `error` | what comes in, and what a request that fails is answered |
-//! | `keys` | who may ask, and how much |
+//! | `keys`, `sites` | who may ask, and how much |
 //! | `admission` | turns, and how many may wait for them |
 //! | `options`, `format` | what requests may ask of an answer, and the form that it is held to |
 //! | `answer` | answers under way |
@@ -40,6 +40,7 @@ mod prompts;
 mod published;
 mod reply;
 mod responses;
+mod sites;
 mod trace;
 mod tuning;
 mod usage;
@@ -122,6 +123,8 @@ pub(crate) struct Gateway {
     started: u64,
     /// Where it learns adapters, if it does.
     tuning: Option<Arc<Tuning>>,
+    /// Nothing but that it is reached from this machine alone keeps others away.
+    guarded: bool,
 }
 
 impl Gateway {
@@ -146,12 +149,18 @@ impl Gateway {
             published: Published::new(cache),
             started,
             tuning: None,
+            guarded: false,
         }
     }
 
     /// The same, which learns adapters as well.
     pub(crate) fn with_tuning(self, tuning: Option<Arc<Tuning>>) -> Self {
         Self { tuning, ..self }
+    }
+
+    /// The same, which is asked by nobody's name where that is all that keeps others away.
+    pub(crate) fn guarded(self, guarded: bool) -> Self {
+        Self { guarded, ..self }
     }
 
     /// Answers requests until `stop`; gives back what it was made of, to be left in good order.

@@ -56,7 +56,8 @@ pub struct FrontArguments {
     #[arg(long, value_name = "FILE")]
     pub keys: Option<PathBuf>,
 
-    /// Listen without keys where others can reach it: everybody who does may ask.
+    /// Listen without keys where others can reach it, or on loopback behind a proxy: everybody who does may
+    /// ask, by whatever name.
     #[arg(long, conflicts_with = "keys")]
     pub allow_anyone: bool,
 

@@ -21,6 +21,8 @@ pub(crate) struct Front {
     limits: Limits,
     counters: Counters,
     tuning: Option<Arc<Tuning>>,
+    /// Without keys, for those on this machine.
+    guarded: bool,
 }
 
 impl Front {
@@ -46,7 +48,8 @@ impl Front {
             waiting: usize::from(arguments.waiting),
         };
         let counters = Counters::default();
-        Ok(Self { listener, address, keys, limits, counters, tuning: None })
+        let guarded = keys.is_none() && !arguments.allow_anyone && listen.ip().is_loopback();
+        Ok(Self { listener, address, keys, limits, counters, tuning: None, guarded })
     }
 
     /// The same, where adapters are learned as well.
@@ -73,8 +76,8 @@ impl Front {
         cache: &Path,
         stop: impl Future<Output = ()>,
     ) -> Option<Opened> {
-        let Self { listener, keys, limits, counters, tuning, .. } = self;
+        let Self { listener, keys, limits, counters, tuning, guarded, .. } = self;
         let gateway = Gateway::new(opened, speculate, (limits, keys), counters, cache);
-        gateway.with_tuning(tuning).serve(listener, stop).await
+        gateway.with_tuning(tuning).guarded(guarded).serve(listener, stop).await
     }
 }

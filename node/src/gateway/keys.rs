@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
@@ -15,6 +15,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::Gateway;
 use super::error::{ApiError, MessagesError};
+use super::sites::foreign;
 
 /// The keys that may ask.
 #[derive(Debug)]
@@ -201,8 +202,8 @@ pub(super) async fn check(
     let is_anthropic = request.uri().path() == "/v1/messages";
     // Who looks at the swarm asks the model for nothing.
     let spends = request.uri().path() != "/swarm";
-    let checked =
-        foreign(request.headers()).map_or_else(|| admit(&gateway, request.headers(), spends), Err);
+    let checked = foreign(request.headers(), gateway.guarded)
+        .map_or_else(|| admit(&gateway, request.headers(), spends), Err);
     match checked {
         Ok(holder) => {
             request.extensions_mut().insert(holder);
@@ -211,14 +212,6 @@ pub(super) async fn check(
         Err(error) if is_anthropic => MessagesError(error).into_response(),
         Err(error) => error.into_response(),
     }
-}
-
-/// Refuses what a page of another site has its visitor's browser ask: it could not read the answer, but
-/// it would have been computed.
-fn foreign(headers: &HeaderMap) -> Option<ApiError> {
-    let site = headers.get("sec-fetch-site")?;
-    let message = "a page of another site may not ask this gateway";
-    (site == "cross-site").then(|| ApiError::refused(StatusCode::FORBIDDEN, message))
 }
 
 fn admit(gateway: &Gateway, headers: &HeaderMap, spends: bool) -> Result<Arc<Holder>, ApiError> {

@@ -184,6 +184,13 @@ fn pages_of_other_sites_ask_in_vain() {
         gateway.post_with(RESPONSES, ("sec-fetch-site", site), body.as_bytes()).status
     };
     assert_eq!([ask("cross-site"), ask("same-origin"), ask("none")], [403, 200, 200]);
+    // A site that has pointed its name at this machine.
+    let swarm = |gateway: &Gateway| {
+        let head = "GET /swarm HTTP/1.1\r\nhost: evil.example:8080\r\nconnection: close\r\n\r\n";
+        gateway.raw(head.as_bytes())[..12].to_owned()
+    };
+    assert_eq!(swarm(&gateway), "HTTP/1.1 403");
+    assert_eq!(swarm(&Gateway::start(&["--local", "--allow-anyone"])), "HTTP/1.1 200");
 }
 
 #[test]

@@ -384,7 +384,7 @@ fn bad_requests_are_refused_and_say_why() {
     }
     refused(&gateway.post("/v1/nothing", b"{}"), 404, &json!("path"));
     refused(&gateway.post("/v1/models", b"{}"), 405, &json!("method"));
-    let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{";
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n{";
     let cut = gateway.raw("\0\0\0\r\n\r\n".as_bytes());
     assert!(cut.starts_with("HTTP/1.1 400"), "{cut}");
     let slow = gateway.raw(head.as_bytes());
