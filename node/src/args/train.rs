@@ -49,6 +49,10 @@ pub struct TrainArguments {
     #[arg(long, conflicts_with = "join")]
     pub local: bool,
 
+    /// Look for servers on the local network by mDNS if no address is given.
+    #[arg(long, conflicts_with_all = ["join", "local"])]
+    pub mdns: bool,
+
     /// Seconds to wait for a server of blocks that nobody serves.
     #[arg(long, value_name = "SECONDS", default_value_t = 60, conflicts_with = "local", value_parser = clap::value_parser!(u32).range(0..=3_600))]
     pub wait: u32,

@@ -33,7 +33,7 @@ pub(super) async fn run(arguments: GatewayArguments, config: &Config) -> anyhow:
     let front = Front::bind(arguments.listen, &arguments.front).await?;
     let trains = Trains {
         model: arguments.model.name().to_owned(),
-        join: arguments.chain.join.clone(),
+        chain: arguments.chain.clone(),
         config: config.clone(),
     };
     let tuning = arguments.fine_tuning.as_deref().map(|folder| Tuning::start(folder, trains));

@@ -98,8 +98,8 @@ async fn prepare(
     arguments: &TrainArguments,
     config: &Config,
 ) -> anyhow::Result<(Training, Option<Arc<Swarm>>)> {
-    if arguments.join.is_empty() && !arguments.local {
-        bail!("where? --join ADDR for a swarm, --local for none");
+    if arguments.join.is_empty() && !arguments.local && !arguments.mdns {
+        bail!("where? --join ADDR for a swarm, --mdns to look for one nearby, --local for none");
     }
     let method = arguments.adapter.method;
     if let Some(argument) = arguments.adapter.out_of_place() {
@@ -288,7 +288,7 @@ async fn join(arguments: &TrainArguments) -> anyhow::Result<Arc<Swarm>> {
     let config = SwarmConfig {
         join: addresses,
         swarm_key,
-        mdns: false,
+        mdns: arguments.mdns,
         patience: Duration::from_secs(arguments.wait.into()),
     };
     Ok(Arc::new(Swarm::join(config).await?))

@@ -21,7 +21,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use super::Gateway;
 use super::error::ApiError;
 use super::keys::Holder;
-use crate::args::Join;
+use crate::args::ChainArguments;
 use crate::config::Config;
 use store::{Status, Store};
 
@@ -42,8 +42,8 @@ const AROUND_BYTES_MAX: usize = 64 << 10;
 pub(crate) struct Trains {
     /// The model, as `umbel train` names it.
     pub(crate) model: String,
-    /// The swarm; none for this process.
-    pub(crate) join: Vec<Join>,
+    /// Where the gateway has its answers computed, and so what it learns.
+    pub(crate) chain: ChainArguments,
     /// Where models are, and how it is computed.
     pub(crate) config: Config,
 }

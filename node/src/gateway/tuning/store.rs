@@ -246,12 +246,12 @@ fn write_for_owner(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
 
-    pub(super) fn job(id: &str, owner: &str, status: Status) -> JobRecord {
+    pub(in super::super) fn job(id: &str, owner: &str, status: Status) -> JobRecord {
         JobRecord {
             id: id.to_owned(),
             owner: owner.to_owned(),

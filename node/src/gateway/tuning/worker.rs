@@ -11,8 +11,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::super::reply;
 use super::store::{FileRecord, JobRecord, Purpose, Status, Store};
 use super::{Trains, Tuning};
-use crate::args::{Arguments, Command};
+use crate::args::train::TrainArguments;
+use crate::args::{Arguments, ChainArguments, Command};
 use crate::commands::train::{self, metrics::History};
+use crate::config::Config;
 
 /// What `umbel train` learns by, which a request multiplies.
 const LEARNING_RATE: f64 = 1e-3;
@@ -26,8 +28,8 @@ pub(super) async fn work(tuning: Weak<Tuning>, mut jobs: mpsc::Receiver<String>,
         let (stop, stopped) = oneshot::channel();
         *tuning.running.lock().unwrap_or_else(PoisonError::into_inner) = Some((id.clone(), stop));
         tracing::info!(job = id, "learning an adapter");
-        let trained = match typed(&job, &tuning.store, &trains) {
-            Ok(typed) => train(typed, &trains, stopped).await,
+        let trained = match arguments(&job, &tuning.store, &trains) {
+            Ok(arguments) => train(arguments, &trains.config, stopped).await,
             Err(error) => Err(error),
         };
         let result = trained.as_ref().ok().and_then(|()| keep_result(&tuning.store, &job));
@@ -83,8 +85,8 @@ fn keep_result(store: &Store, job: &JobRecord) -> Option<String> {
     kept().inspect_err(|error| tracing::warn!(error = format!("{error:#}"), "no result")).ok()
 }
 
-/// What would be typed for a job.
-fn typed(job: &JobRecord, store: &Store, trains: &Trains) -> anyhow::Result<Vec<String>> {
+/// What `umbel train` is told for a job: it learns where the gateway has its answers computed.
+fn arguments(job: &JobRecord, store: &Store, trains: &Trains) -> anyhow::Result<TrainArguments> {
     let text = |path: &Path| path.to_str().map(str::to_owned).context("a path that is no text");
     let mut typed = vec![
         "umbel".to_owned(),
@@ -106,21 +108,20 @@ fn typed(job: &JobRecord, store: &Store, trains: &Trains) -> anyhow::Result<Vec<
     if let Some(file) = &job.validation_file {
         typed.extend(["--validation-data".to_owned(), text(&store.lines_of(file))?]);
     }
-    Ok(typed)
+    let Command::Train(arguments) = Arguments::try_parse_from(typed)?.command else {
+        unreachable!("it says train");
+    };
+    let ChainArguments { join, mdns, local, .. } = &trains.chain;
+    Ok(TrainArguments { join: join.clone(), mdns: *mdns, local: *local, ..*arguments })
 }
 
 /// Trains to the end, or until it is stopped.
 async fn train(
-    typed: Vec<String>,
-    trains: &Trains,
+    arguments: TrainArguments,
+    config: &Config,
     stopped: oneshot::Receiver<()>,
 ) -> anyhow::Result<()> {
-    let Command::Train(mut arguments) = Arguments::try_parse_from(typed)?.command else {
-        unreachable!("it says train");
-    };
-    arguments.join.clone_from(&trains.join);
-    arguments.local = trains.join.is_empty();
-    let config = trains.config.clone();
+    let config = config.clone();
     let (tell, ended) = oneshot::channel();
     // It reads and writes files on its way, which would hold up those who are answered.
     std::thread::spawn(move || {
@@ -129,7 +130,7 @@ async fn train(
         let trained = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
             runtime.block_on(async {
                 tokio::select! {
-                    trained = train::train(*arguments, &config, stop) => trained.map(drop),
+                    trained = train::train(arguments, &config, stop) => trained.map(drop),
                     _ = stopped => Err(anyhow::anyhow!("the job was cancelled")),
                 }
             })
@@ -138,4 +139,31 @@ async fn train(
         let _nobody = tell.send(trained);
     });
     ended.await.context("a bug of umbel: the training panicked")?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::store::tests::job;
+    use super::*;
+
+    /// Where a job of a gateway that was started with these flags learns.
+    fn learns_at(flags: &[&str]) -> (usize, bool, bool) {
+        let folder = tempfile::tempdir().unwrap();
+        let typed = [&["umbel", "gateway", "--model", "m"][..], flags].concat();
+        let typed = Arguments::try_parse_from(typed).unwrap();
+        let config = Config::resolve(&typed).unwrap();
+        let Command::Gateway(gateway) = typed.command else { panic!("it says gateway") };
+        let trains = Trains { model: "m".to_owned(), chain: gateway.chain, config };
+        let store = Store::open(folder.path()).unwrap();
+        let job = job("ftjob-1", "ann", Status::Running);
+        let TrainArguments { join, mdns, local, .. } = arguments(&job, &store, &trains).unwrap();
+        (join.len(), mdns, local)
+    }
+
+    #[test]
+    fn a_job_learns_where_its_gateway_has_answers_computed() {
+        assert_eq!(learns_at(&["--local"]), (0, false, true));
+        assert_eq!(learns_at(&["--mdns"]), (0, true, false));
+        assert_eq!(learns_at(&["--join", "/ip4/10.0.0.7/tcp/4001"]), (1, false, false));
+    }
 }
