@@ -51,6 +51,12 @@ impl Schedule {
         // Of a warm-up only the first step is at zero, and what falls to zero does so behind the last.
         (1..=self.steps.min(2)).all(|step| self.at(step) == 0.0)
     }
+
+    /// Whether the training is over before the rate has risen to the highest.
+    #[must_use]
+    pub const fn ends_in_warmup(&self) -> bool {
+        self.steps <= self.warmup_steps
+    }
 }
 
 #[cfg(test)]
@@ -79,5 +85,16 @@ mod tests {
         };
         assert!(learns_nothing(1, 1) && learns_nothing(1, 2));
         assert!(!learns_nothing(1, 0) && !learns_nothing(2, 2) && !learns_nothing(6, 9));
+    }
+
+    #[test]
+    fn a_warmup_of_all_steps_never_comes_to_the_highest_rate() {
+        for (warmup_steps, ends_in_it) in [(0, false), (5, false), (6, true), (100, true)] {
+            let (learning_rate, steps, decay) = (8.0, 6, Decay::Constant);
+            let schedule = Schedule { learning_rate, warmup_steps, steps, decay };
+            assert_eq!(schedule.ends_in_warmup(), ends_in_it, "{warmup_steps}");
+            let highest = (1..=steps).any(|step| schedule.at(step) == learning_rate);
+            assert_eq!(highest, !ends_in_it, "{warmup_steps}");
+        }
     }
 }

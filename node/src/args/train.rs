@@ -261,7 +261,7 @@ pub struct LearningArguments {
     pub batch: u16,
 
     /// The highest learning rate.
-    #[arg(long, value_name = "R", default_value_t = 1e-3)]
+    #[arg(long, value_name = "R", default_value_t = 1e-3, value_parser = above_zero)]
     pub learning_rate: f64,
 
     /// How the learning rate falls: constant, linear or cosine.
@@ -273,11 +273,11 @@ pub struct LearningArguments {
     pub warmup_steps: u64,
 
     /// How much of each value is taken away in a step, times the learning rate.
-    #[arg(long, value_name = "D", default_value_t = 0.01)]
+    #[arg(long, value_name = "D", default_value_t = 0.01, value_parser = zero_or_more)]
     pub weight_decay: f64,
 
-    /// The largest norm of the gradients of a step.
-    #[arg(long, value_name = "N", default_value_t = 1.0)]
+    /// The largest norm of the gradients of a step; a very large one, such as 1e30, clips none.
+    #[arg(long, value_name = "N", default_value_t = 1.0, value_parser = above_zero)]
     pub clip: f64,
 
     /// Tokens at which texts are cut.
@@ -289,7 +289,7 @@ pub struct LearningArguments {
     pub microbatch_tokens: u32,
 
     /// The share of the texts that is not learned but shows how well others are foretold.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.1)]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.1, value_parser = share)]
     pub validation: f64,
 
     /// Texts that are not learned but show how well others are foretold, instead of a share of the data:
@@ -315,6 +315,24 @@ pub struct LearningArguments {
     pub seed: u64,
 }
 
+/// What goes against the gradient, and not with it or nowhere.
+fn above_zero(text: &str) -> Result<f64, String> {
+    number(text, "a number above 0", |number| number > 0.0)
+}
+
+fn zero_or_more(text: &str) -> Result<f64, String> {
+    number(text, "a number from 0 on", |number| number >= 0.0)
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    number(text, "a number from 0 on, below 1", |number| (0.0..1.0).contains(&number))
+}
+
+fn number(text: &str, range: &str, is_in: impl Fn(f64) -> bool) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|number: &f64| number.is_finite() && is_in(*number));
+    number.ok_or_else(|| range.to_owned())
+}
+
 fn target_module(name: &str) -> Result<TargetModule, String> {
     let named = TargetModule::ALL.into_iter().find(|module| module.name() == name);
     named.ok_or_else(|| format!("one of {}", TargetModule::ALL.map(TargetModule::name).join(", ")))
@@ -326,5 +344,46 @@ fn decay(name: &str) -> Result<Decay, String> {
         "linear" => Ok(Decay::Linear),
         "cosine" => Ok(Decay::Cosine),
         _ => Err("one of constant, linear, cosine".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use crate::args::Arguments;
+
+    #[test]
+    fn numbers_that_learn_nothing_or_the_reverse_are_refused_with_their_range() {
+        let typed = |flag: &str| {
+            let fixed = ["umbel", "train", "--model", "m", "--data", "d", "--out", "o", "--local"];
+            Arguments::try_parse_from(fixed.into_iter().chain([flag]))
+        };
+        for (flag, range) in [
+            ("--clip=0", "above 0"),
+            ("--clip=-1", "above 0"),
+            ("--clip=inf", "above 0"),
+            ("--learning-rate=-1", "above 0"),
+            ("--learning-rate=0", "above 0"),
+            ("--learning-rate=nan", "above 0"),
+            ("--weight-decay=-5", "from 0 on"),
+            ("--weight-decay=nan", "from 0 on"),
+            ("--validation=-1", "from 0 on, below 1"),
+            ("--validation=nan", "from 0 on, below 1"),
+            ("--validation=1", "from 0 on, below 1"),
+            ("--validation=2", "from 0 on, below 1"),
+        ] {
+            let refused = typed(flag).expect_err(flag).to_string();
+            assert!(refused.contains(range) && refused.contains(&flag[..6]), "{refused}");
+        }
+        for flag in [
+            "--clip=1e30",
+            "--learning-rate=1e-9",
+            "--weight-decay=0",
+            "--validation=0",
+            "--validation=0.99",
+        ] {
+            assert!(typed(flag).is_ok(), "{flag}");
+        }
     }
 }

@@ -15,6 +15,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use tokio::sync::watch;
 use umbel_client::train::run::Run;
+use umbel_client::train::schedule::Schedule;
 use umbel_client::train::together::Together;
 use umbel_client::train::{
     Blocks, LocalBlocks, RemoteBlocks, RemoteSettings, TrainError, Trainer, TrainerSettings,
@@ -128,16 +129,29 @@ async fn prepare(
     let together =
         together::start(&arguments.together, &arguments.join, &model, &mut trainer).await?;
     let schedule = begin::schedule(arguments, &texts);
+    warn_of(&schedule);
+    let reporter = Reporter::new(&arguments.out, first_step, schedule.steps)?;
+    let run = Run::new(trainer, texts, begin::run_settings(arguments), schedule);
+    let saving = Saving::new(&arguments.out, begun.identity, begun.watch);
+    Ok((Training { run, saving, reporter, base, together }, swarm))
+}
+
+/// Says where little will come of the learning rates.
+fn warn_of(schedule: &Schedule) {
+    let &Schedule { warmup_steps, steps, .. } = schedule;
     if schedule.learns_nothing() {
         tracing::warn!(
             "nothing is learned in one step, at which the learning rate only begins to rise: ask for \
              more --epochs, a smaller --batch or --warmup-steps 0"
         );
+    } else if schedule.ends_in_warmup() {
+        tracing::warn!(
+            steps,
+            warmup_steps,
+            "the training is over before the learning rate has risen to what was asked for: ask for \
+             more --epochs, a smaller --batch or fewer --warmup-steps"
+        );
     }
-    let reporter = Reporter::new(&arguments.out, first_step, schedule.steps)?;
-    let run = Run::new(trainer, texts, begin::run_settings(arguments), schedule);
-    let saving = Saving::new(&arguments.out, begun.identity, begun.watch);
-    Ok((Training { run, saving, reporter, base, together }, swarm))
 }
 
 /// A training under way.
