@@ -17,7 +17,7 @@ use crate::model::ClientModel;
 use crate::speculation::{Drafts, Speculate, Speculator};
 use crate::text::grammar::Grammar;
 use crate::text::stop::StopStrings;
-use crate::text::tokenizer::TextStream;
+use crate::text::tokenizer::{TextStream, Tokenizer};
 use thin::Round;
 use verify::Verified;
 
@@ -40,6 +40,9 @@ const RESTARTS_MAX: u32 = 8;
 pub struct Generate {
     /// Token ids to continue; at least one.
     pub prompt: Vec<u32>,
+    /// Whether the answer goes on with the text of the prompt, so that the space before its first word
+    /// is a part of it; otherwise it is a text of its own, as in a chat.
+    pub continues: bool,
     /// Most new tokens.
     pub max_tokens: u32,
     /// How the next token is chosen.
@@ -118,6 +121,7 @@ impl Generate {
     pub fn new(prompt: Vec<u32>) -> Self {
         Self {
             prompt,
+            continues: true,
             max_tokens: 128,
             sampling: Sampling::greedy(),
             adjust: Adjust::default(),
@@ -183,7 +187,11 @@ impl Generate {
             speculator,
             drafts: Drafts::default(),
             sampler,
-            text: model.tokenizer().map(crate::text::tokenizer::Tokenizer::stream),
+            text: model.tokenizer().map(if self.continues {
+                Tokenizer::continued_stream
+            } else {
+                Tokenizer::stream
+            }),
             stop: StopStrings::new(self.stop.clone()),
             tokens: self.prompt.clone(),
             // The last token of the prompt is always computed: its logits are what is wanted.
@@ -401,3 +409,6 @@ where
 {
     tokio::task::spawn_blocking(work).await.expect("arithmetic does not panic")
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use umbel_client::text::chat_template::Message;
 use umbel_client::train::FrozenBlocks;
-use umbel_client::{Chain, ClientModel, RemoteChain, SessionOptions, Swarm};
+use umbel_client::{Chain, ClientModel, Generate, RemoteChain, SessionOptions, Swarm};
 use umbel_engine::train::{Adapter, PeftFiles};
 use umbel_protocol::Span;
 
@@ -137,18 +137,7 @@ impl Model {
         options: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Generation> {
         let request = options::generate(self.opened.ids(prompt, true)?, options)?;
-        let room = request.prompt.len().saturating_add(request.max_tokens as usize);
-        let context = self.opened.model.config().context_tokens;
-        if request.prompt.len() >= context {
-            // Said before a server is asked for room that no session has.
-            let tokens = request.prompt.len();
-            return Err(not_generated(umbel_client::GenerateError::PromptTooLong {
-                tokens,
-                context,
-            }));
-        }
-        let chain = self.opened.chain(py, (room, &request.prompt), SessionOptions::default())?;
-        Generation::start(py, request, &self.opened, (chain, None), None)
+        self.answer(py, request)
     }
 
     /// The model's answer in a conversation, a list of `(role, content)`.
@@ -159,7 +148,8 @@ impl Model {
         messages: Vec<(String, String)>,
         options: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Generation> {
-        self.generate(py, Prompt::Ids(self.encode_chat(messages)?), options)
+        let request = options::generate(self.encode_chat(messages)?, options)?;
+        self.answer(py, Generate { continues: false, ..request })
     }
 
     /// Opens a session with room for so many tokens, whose cache several answers share.
@@ -254,5 +244,20 @@ impl Model {
 impl Model {
     pub(crate) const fn new(model: Arc<ClientModel>, swarm: Arc<Swarm>) -> Self {
         Self { opened: Opened { model, swarm } }
+    }
+
+    fn answer(&self, py: Python<'_>, request: Generate) -> PyResult<Generation> {
+        let room = request.prompt.len().saturating_add(request.max_tokens as usize);
+        let context = self.opened.model.config().context_tokens;
+        if request.prompt.len() >= context {
+            // Said before a server is asked for room that no session has.
+            let tokens = request.prompt.len();
+            return Err(not_generated(umbel_client::GenerateError::PromptTooLong {
+                tokens,
+                context,
+            }));
+        }
+        let chain = self.opened.chain(py, (room, &request.prompt), SessionOptions::default())?;
+        Generation::start(py, request, &self.opened, (chain, None), None)
     }
 }

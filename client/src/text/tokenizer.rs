@@ -103,7 +103,13 @@ impl Tokenizer {
     /// The text of tokens that come one at a time.
     #[must_use]
     pub fn stream(&self) -> TextStream {
-        TextStream::new(Arc::clone(&self.0))
+        TextStream::new(Arc::clone(&self.0), true)
+    }
+
+    /// The same of tokens behind others: a space before the first word is part of the text.
+    #[must_use]
+    pub fn continued_stream(&self) -> TextStream {
+        TextStream::new(Arc::clone(&self.0), false)
     }
 
     /// The ids of the tokens that are no text but a sign: the begin of a text, the end of a turn.

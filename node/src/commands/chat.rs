@@ -146,6 +146,7 @@ impl<'a> Conversation<'a> {
             }
         };
         let request = Generate {
+            continues: false,
             max_tokens: self.max_tokens,
             sampling: self.sampling.clone(),
             speculate: self.speculate.clone(),

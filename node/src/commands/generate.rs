@@ -53,6 +53,7 @@ fn request(arguments: &GenerateArguments, opened: &Opened) -> anyhow::Result<Gen
     };
     let default = Generate::new(prompt);
     Ok(Generate {
+        continues: arguments.prompt_ids.is_some() || !arguments.chat,
         max_tokens: arguments.max_tokens,
         sampling: sampling(&arguments.sampling, Sampling::greedy())?,
         stop: arguments.stop.clone(),

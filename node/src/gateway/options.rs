@@ -109,6 +109,8 @@ pub(super) use alike;
 /// What a request says of its answers.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Options {
+    /// Whether the answer goes on with a text, and begins none.
+    pub(super) continues: bool,
     pub(super) n: Option<u32>,
     pub(super) max_tokens: Option<u32>,
     pub(super) temperature: Option<f32>,
@@ -200,6 +202,7 @@ impl Options {
         };
         let plain = Sampling::greedy();
         let request = |answer: u32| Generate {
+            continues: self.continues,
             max_tokens,
             sampling: Sampling {
                 // What OpenAI draws with unless it is told otherwise.

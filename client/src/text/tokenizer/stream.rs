@@ -13,15 +13,16 @@ pub struct TextStream {
     parts: Arc<Parts>,
     /// Bytes that may be the beginning of a character: at most three between two calls.
     pending: Vec<u8>,
-    /// Whether there has been no token yet.
+    /// Whether there has been no token of the text yet.
     at_start: bool,
     /// All tokens, where the tokenizer can only write out all at once.
     ids: Vec<u32>,
 }
 
 impl TextStream {
-    pub(super) fn new(parts: Arc<Parts>) -> Self {
-        Self { parts, pending: Vec::new(), at_start: true, ids: Vec::new() }
+    /// Of a text that begins here, or of one that goes on.
+    pub(super) fn new(parts: Arc<Parts>, at_start: bool) -> Self {
+        Self { parts, pending: Vec::new(), at_start, ids: Vec::new() }
     }
 
     /// Takes a token, and returns the characters that are complete with it.

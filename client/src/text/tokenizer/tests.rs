@@ -74,7 +74,10 @@ fn sentencepiece() -> Tokenizer {
 }
 
 fn streamed(tokenizer: &Tokenizer, ids: &[u32]) -> String {
-    let mut stream = tokenizer.stream();
+    read(tokenizer.stream(), ids)
+}
+
+fn read(mut stream: TextStream, ids: &[u32]) -> String {
     let mut text: String = ids.iter().map(|&id| stream.push(id)).collect();
     text.push_str(&stream.finish());
     text
@@ -187,6 +190,19 @@ fn a_character_is_shown_once_it_is_complete() {
     // Cut within the second character.
     assert_eq!(streamed(&tokenizer, &ids[..ids.len() - 1]), "é\u{fffd}");
     assert_eq!(tokenizer.decode(&ids[..ids.len() - 1]).unwrap(), "é\u{fffd}");
+}
+
+#[test]
+fn a_text_may_be_continued_behind_any_of_its_tokens() {
+    for tokenizer in [byte_level(), sentencepiece()] {
+        let ids = tokenizer.encode("one two", false).unwrap();
+        for at in 1..ids.len() {
+            let (before, behind) = ids.split_at(at);
+            let begun = tokenizer.decode(before).unwrap();
+            let text = format!("{begun}{}", read(tokenizer.continued_stream(), behind));
+            assert_eq!(text, "one two", "behind {at} tokens");
+        }
+    }
 }
 
 #[test]

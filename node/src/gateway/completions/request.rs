@@ -66,6 +66,7 @@ impl CompletionRequest {
             return Err(ApiError::unsupported("echo", "echo with logprobs"));
         }
         let options = Options {
+            continues: true,
             max_tokens: Some(self.max_tokens.unwrap_or(MAX_TOKENS_DEFAULT)),
             top_logprobs: self.logprobs,
             ..options::alike!(self)
