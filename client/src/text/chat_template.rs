@@ -13,6 +13,7 @@ use std::time::SystemTime;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
+use sha2::{Digest as _, Sha256};
 use umbel_shard::SpecialTokens;
 
 pub use json::{InvalidTool, Tool};
@@ -28,6 +29,9 @@ const FUEL_PER_ITEM: u64 = 10_000;
 /// Fuel for each byte of what is said beyond that: it may be copied 64 times. Templates that search
 /// and split an answer copy it some ten times.
 const FUEL_PER_BYTE: u64 = 1;
+
+/// Letters and digits of a call's id: Mistral's templates refuse longer and shorter ones.
+const CALL_ID_CHARACTERS: usize = 9;
 
 /// The name under which the template is kept, and which its errors show.
 const NAME: &str = "chat template";
@@ -97,7 +101,7 @@ impl Message {
             pairs.push(("tool_calls", self.calls.iter().map(ToolCall::to_value).collect()));
         }
         if let Some(id) = &self.call_id {
-            pairs.push(("tool_call_id", Value::from(id.as_str())));
+            pairs.push(("tool_call_id", Value::from(call_id(id))));
         }
         Value::from_pairs(pairs)
     }
@@ -113,11 +117,22 @@ impl ToolCall {
         let arguments = json::ordered(self.arguments.clone());
         let function = [("name", Value::from(self.name.as_str())), ("arguments", arguments)];
         Value::from_pairs([
-            ("id", Value::from(self.id.as_deref())),
+            ("id", Value::from(self.id.as_deref().map(call_id))),
             ("type", Value::from("function")),
             ("function", Value::from_pairs(function)),
         ])
     }
+}
+
+/// An id that every template takes, the same for a call and for its result: to a model it says no more
+/// than which belongs to which.
+fn call_id(id: &str) -> String {
+    if id.len() == CALL_ID_CHARACTERS && id.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+        return id.to_owned();
+    }
+    let digest = Sha256::digest(id);
+    let character = |byte: &u8| char::from_digit(u32::from(*byte) % 36, 36);
+    digest.iter().filter_map(character).take(CALL_ID_CHARACTERS).collect()
 }
 
 /// How long it is as text.

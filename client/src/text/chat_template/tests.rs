@@ -228,6 +228,55 @@ fn mistral_counts_its_turns_in_a_namespace() {
     assert!(error.ends_with("Only user and assistant roles are supported: critic"), "{error}");
 }
 
+/// How Mistral 7B v0.3 and Nemo say calls and results.
+const MISTRAL_CALLS: &str = r#"{%- for message in messages %}
+    {%- if message.tool_calls is defined and message.tool_calls is not none %}
+        {{- "[TOOL_CALLS] [" }}
+        {%- for tool_call in message.tool_calls %}
+            {%- set out = tool_call.function|tojson %}
+            {{- out[:-1] }}
+            {%- if not tool_call.id is defined or tool_call.id|length != 9 %}
+                {{- raise_exception("Tool call IDs should be alphanumeric strings with length 9!") }}
+            {%- endif %}
+            {{- ', "id": "' + tool_call.id + '"}' }}
+            {%- if not loop.last %}{{- ", " }}{%- else %}{{- "]" + eos_token }}{%- endif %}
+        {%- endfor %}
+    {%- elif message["role"] == "tool" %}
+        {{- '[TOOL_RESULTS] {"content": ' + message.content|string + ", " }}
+        {%- if not message.tool_call_id is defined or message.tool_call_id|length != 9 %}
+            {{- raise_exception("Tool call IDs should be alphanumeric strings with length 9!") }}
+        {%- endif %}
+        {{- '"call_id": "' + message.tool_call_id + '"}[/TOOL_RESULTS]' }}
+    {%- endif %}
+{%- endfor %}"#;
+
+#[test]
+fn mistral_takes_the_id_of_any_call() {
+    let asked_and_told = |id: &str| {
+        let arguments = serde_json::Map::new();
+        let call = ToolCall { id: Some(id.to_owned()), name: "now".to_owned(), arguments };
+        let asks = Message { calls: vec![call], ..Message::assistant("") };
+        let text = render(MISTRAL_CALLS, &[asks, Message::tool(Some(id.to_owned()), "noon")]);
+        let text = text.unwrap();
+        let between = |before: &str| {
+            let (_, behind) = text.split_once(before).unwrap();
+            behind.split('"').next().unwrap().to_owned()
+        };
+        (between("\"id\": \""), between("\"call_id\": \""))
+    };
+    // The last one is as Mistral's own models write them.
+    let ids =
+        ["call_00c0ffee00c0ffee", "toolu_00c0ffee00c0ffee", "", "é", "abc12-ABC", "D681PevKs"];
+    let mut seen = std::collections::BTreeSet::new();
+    for id in ids {
+        let (asked, told) = asked_and_told(id);
+        assert_eq!(asked, told, "{id}");
+        assert!(asked.len() == 9 && asked.bytes().all(|byte| byte.is_ascii_alphanumeric()), "{id}");
+        assert!(seen.insert(asked), "{id}");
+    }
+    assert!(seen.contains("D681PevKs"), "what is right stays as it is");
+}
+
 /// In the constructs of Qwen 3's: reversed messages, string methods, `is string`, thoughts cut out
 /// of answers that are not the last.
 const QWEN3: &str = r#"{%- if tools %}
