@@ -59,20 +59,21 @@ impl Tools {
     pub fn call_schema(&self, only: Option<&str>) -> Value {
         let calls =
             self.0.iter().filter(|function| only.is_none_or(|name| function["name"] == name));
-        let any = json!({ "type": "object" });
-        let call = |function: &Value| {
+        let call = |(index, function): (usize, &Value)| {
             let arguments = function.get("parameters").filter(|schema| schema.is_object());
+            let mut arguments = arguments.cloned().unwrap_or_else(|| json!({ "type": "object" }));
+            move_schema(&mut arguments, &format!("/anyOf/{index}/properties/arguments"));
             json!({
                 "type": "object",
                 "properties": {
                     "name": { "const": function["name"] },
-                    "arguments": arguments.unwrap_or(&any),
+                    "arguments": arguments,
                 },
                 "required": ["name", "arguments"],
                 "additionalProperties": false,
             })
         };
-        json!({ "anyOf": calls.map(call).collect::<Vec<_>>() })
+        json!({ "anyOf": calls.enumerate().map(call).collect::<Vec<_>>() })
     }
 
     /// The conversation for a model whose template takes no functions: they are explained in the
@@ -146,6 +147,37 @@ impl Tools {
 
 /// A turn with its calls, or with the result of one, as text.
 fn as_text(message: &Message) -> Message {
+/// Makes the references of a schema to parts of itself hold where it is a part of another, at `place`.
+fn move_schema(schema: &mut Value, place: &str) {
+    match schema {
+        // A document with a name of its own is what references within it begin at, wherever it is.
+        Value::Object(fields) if fields.get("$id").is_some_and(Value::is_string) => {}
+        Value::Object(fields) => {
+            for (key, value) in fields {
+                match (key.as_str(), value) {
+                    ("$ref", Value::String(reference)) => {
+                        // Others are names or addresses, which mean the same everywhere.
+                        if reference == "#" || reference.starts_with("#/") {
+                            reference.insert_str(1, place);
+                        }
+                    }
+                    // These hold values, which may look like schemas.
+                    ("enum" | "const" | "default" | "example" | "examples", _) => {}
+                    // The keys in these are names, which may be spelled as anything.
+                    (
+                        "properties" | "patternProperties" | "$defs" | "definitions"
+                        | "dependentSchemas",
+                        Value::Object(named),
+                    ) => named.values_mut().for_each(|schema| move_schema(schema, place)),
+                    (_, value) => move_schema(value, place),
+                }
+            }
+        }
+        Value::Array(schemas) => schemas.iter_mut().for_each(|schema| move_schema(schema, place)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
     let mut content = message.content.clone();
     for call in &message.calls {
         let call = json!({ "name": call.name, "arguments": call.arguments });

@@ -37,8 +37,10 @@ pub(super) async fn complete(
         Some(ChatTools { tools, forced }) => (Some(tools), forced),
         None => (None, None),
     };
-    if let Some(format) = forced.or_else(|| request.response_format()) {
-        options.grammar = gateway.grammar(format).await?;
+    if let Some(format) = forced {
+        options.grammar = gateway.grammar(format, "tools").await?;
+    } else if let Some(format) = request.response_format() {
+        options.grammar = gateway.grammar(format, "response_format").await?;
     }
     let prompt = gateway.encode_chat(request.messages()?, tools.clone()).await?;
     let mut requests = options.requests(&gateway, &prompt)?;

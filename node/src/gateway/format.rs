@@ -44,10 +44,12 @@ impl ResponseFormat {
 }
 
 impl Gateway {
-    /// What holds an answer to a form; nothing where any text will do.
+    /// What holds an answer to a form, which `param` of the request asks for; nothing where any text
+    /// will do.
     pub(super) async fn grammar(
         self: &Arc<Self>,
         format: ResponseFormat,
+        param: &'static str,
     ) -> Result<Option<Grammar>, ApiError> {
         let gateway = Arc::clone(self);
         apart(move || {
@@ -61,7 +63,7 @@ impl Gateway {
                     grammars.and_then(|grammars| grammars.json_schema(&json_schema.schema))
                 }
             };
-            made.map(Some).map_err(|error| ApiError::invalid("response_format", error.to_string()))
+            made.map(Some).map_err(|error| ApiError::invalid(param, error.to_string()))
         })
         .await
     }

@@ -30,8 +30,10 @@ pub(super) async fn create(
     let asked = gateway.asked(&request.model, &holder)?;
     let mut options = request.options()?;
     let (tools, forced) = request.tools()?.unzip();
-    if let Some(format) = forced.flatten().or_else(|| request.format()) {
-        options.grammar = gateway.grammar(format).await?;
+    if let Some(format) = forced.flatten() {
+        options.grammar = gateway.grammar(format, "tools").await?;
+    } else if let Some(format) = request.format() {
+        options.grammar = gateway.grammar(format, "output_config").await?;
     }
     let prompt = gateway.encode_chat(request.messages()?, tools.clone()).await?;
     let requests = options.requests(&gateway, &prompt)?;

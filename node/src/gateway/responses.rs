@@ -28,7 +28,7 @@ pub(super) async fn create(
     let asked = gateway.asked(&request.model, &holder)?;
     let mut options = request.options()?;
     if let Some(format) = request.format() {
-        options.grammar = gateway.grammar(format).await?;
+        options.grammar = gateway.grammar(format, "text").await?;
     }
     let prompt = gateway.encode_chat(request.messages()?, None).await?;
     let requests = options.requests(&gateway, &prompt)?;

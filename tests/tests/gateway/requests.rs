@@ -337,6 +337,8 @@ fn kv_free(servers: &[Server]) -> u64 {
 fn bad_requests_are_refused_and_say_why() {
     // Nothing of this reaches the blocks.
     let gateway = Gateway::start(&["--local"]);
+    let mut broken = tool_choice(&json!("required"), &["weather"]);
+    broken["tools"][0]["function"]["parameters"] = json!({ "$ref": "#/$defs/nothing" });
     let cases = [
         (json!({ "model": "gpt" }), 404, "model", "not served"),
         (json!({ "messages": [] }), 400, "messages", "from 1 to"),
@@ -362,6 +364,7 @@ fn bad_requests_are_refused_and_say_why() {
         (tool_choice(&json!("required"), &[]), 400, "tool_choice", "no tools"),
         (tool_choice(&json!("required"), &["a b"]), 400, "tools", "no name"),
         (tool_choice(&named("other"), &["weather"]), 400, "tool_choice", "other"),
+        (broken, 400, "tools", "form"),
     ];
     for (change, status, param, message) in cases {
         let answer = gateway.post(CHAT, chat("Hi", change.clone()).to_string().as_bytes());

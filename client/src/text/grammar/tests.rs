@@ -5,6 +5,7 @@ use umbel_engine::{Sampler, Sampling};
 use umbel_shard::{GgufTokenizer, TokenizerSource};
 
 use super::*;
+use crate::text::tools::Tools;
 
 /// A vocabulary in which every byte is a token, with words and signs behind them.
 fn tokenizer() -> Tokenizer {
@@ -119,4 +120,77 @@ fn a_sign_in_the_vocabulary_is_no_text() {
     for &id in tokenizer.special_ids() {
         assert!(logits[id as usize] == f32::NEG_INFINITY, "{id}");
     }
+}
+
+/// Whether an answer may be this text.
+fn may_be(tokenizer: &Tokenizer, mut grammar: Grammar, text: &str) -> bool {
+    let size = vocabulary_size(tokenizer);
+    let ids = [tokenizer.encode(text, false).unwrap(), vec![2]].concat();
+    ids.into_iter().all(|id| {
+        let mut logits = vec![0.0; size];
+        grammar.restrict(&mut logits).unwrap();
+        let allowed = logits[id as usize] == 0.0;
+        if allowed {
+            grammar.accept(id).unwrap();
+        }
+        allowed
+    })
+}
+
+#[test]
+fn a_call_is_held_to_schemas_that_refer_to_parts_of_themselves() {
+    let tokenizer = tokenizer();
+    let grammars = Grammars::new(&tokenizer, vocabulary_size(&tokenizer), &[2]).unwrap();
+    let object = |properties: Value| {
+        json!({ "type": "object", "additionalProperties": false,
+            "required": properties.as_object().unwrap().keys().collect::<Vec<_>>(),
+            "properties": properties })
+    };
+    // The second of two functions, so that its schema is moved there.
+    let called = |parameters: Value| {
+        let functions =
+            [json!({ "name": "now" }), json!({ "name": "f", "parameters": parameters })];
+        let tools = Tools::new(functions.to_vec()).unwrap();
+        grammars.json_schema(&tools.call_schema(None)).unwrap()
+    };
+    let holds = |parameters: Value, taken: &[&str], refused: &[&str]| {
+        let grammar = called(parameters);
+        let may_be = |arguments: &&str| {
+            let text = format!(r#"{{"name":"f","arguments":{arguments}}}"#);
+            may_be(&tokenizer, grammar.clone(), &text)
+        };
+        for arguments in taken {
+            assert!(may_be(arguments), "{arguments}");
+        }
+        for arguments in refused {
+            assert!(!may_be(arguments), "{arguments}");
+        }
+    };
+    let mut order = object(json!({ "to": { "$ref": "#/$defs/Place" } }));
+    let place = object(json!({ "city": { "$ref": "#/$defs/City" } }));
+    order["$defs"] = json!({ "Place": place, "City": { "enum": ["Oslo", "Rome"] } });
+    holds(
+        order,
+        &[r#"{"to":{"city":"Oslo"}}"#],
+        &[r#"{"to":{"city":"Bonn"}}"#, r#"{"to":"Oslo"}"#],
+    );
+
+    let list = object(json!({ "next": { "anyOf": [{ "$ref": "#" }, { "type": "null" }] } }));
+    let (shorter, longer) = (r#"{"next":null}"#, r#"{"next":{"next":{"next":null}}}"#);
+    holds(list, &[shorter, longer], &[r#"{"next":{"name":"now","arguments":{}}}"#, "{}"]);
+
+    // A value that looks like a reference is a value, and a property may have any name.
+    let value = json!({ "const": { "$ref": "#" } });
+    let mut named = object(json!({ "enum": { "$ref": "#/$defs/flag" }, "same": value }));
+    named["$defs"] = json!({ "flag": { "type": "boolean" } });
+    holds(
+        named,
+        &[r##"{"enum":true,"same":{"$ref":"#"}}"##],
+        &[r##"{"enum":1,"same":{"$ref":"#"}}"##],
+    );
+
+    let mut document = object(json!({ "flag": { "$ref": "#/$defs/flag" } }));
+    document["$id"] = json!("https://example.org/document");
+    document["$defs"] = json!({ "flag": { "type": "boolean" } });
+    holds(document, &[r#"{"flag":true}"#], &[r#"{"flag":1}"#]);
 }
