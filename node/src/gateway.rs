@@ -354,10 +354,8 @@ impl Gateway {
             .map(|text| text.unwrap_or_default())
     }
 
-    /// A token by itself.
-    fn token_text(&self, id: u32) -> String {
-        let decode = |tokenizer: &Tokenizer| tokenizer.decode(&[id]).ok();
-        self.opened.model.tokenizer().and_then(decode).unwrap_or_default()
+    fn tokenizer(&self) -> Option<&Tokenizer> {
+        self.opened.model.tokenizer()
     }
 
     /// Blocks that nobody serves who is known.

@@ -95,7 +95,17 @@ impl Tokenizer {
     /// tokens is known.
     #[must_use]
     pub fn bytes(&self, id: u32) -> Vec<u8> {
-        let (mut bytes, mut at_start) = (Vec::new(), false);
+        self.bytes_of(id, false)
+    }
+
+    /// The same of the first token of a text.
+    #[must_use]
+    pub fn first_bytes(&self, id: u32) -> Vec<u8> {
+        self.bytes_of(id, true)
+    }
+
+    fn bytes_of(&self, id: u32, mut at_start: bool) -> Vec<u8> {
+        let mut bytes = Vec::new();
         self.0.decoding.append(&self.0, id, &mut at_start, &mut bytes);
         bytes
     }

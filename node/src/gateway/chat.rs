@@ -68,13 +68,15 @@ struct Choice {
     /// Where functions may be called, what tells calls from text.
     calls: Option<CallStream>,
     logprobs: Vec<Value>,
+    /// Whether there has been no token yet.
+    at_start: bool,
     finish: Option<FinishReason>,
 }
 
 impl Choice {
     fn new(tools: Option<Tools>) -> Self {
         let calls = tools.map(CallStream::new);
-        Self { text: String::new(), calls, logprobs: Vec::new(), finish: None }
+        Self { text: String::new(), calls, logprobs: Vec::new(), at_start: true, finish: None }
     }
 
     /// Takes a piece of the answer, and gives what of it is text for certain.
@@ -83,6 +85,12 @@ impl Choice {
             Some(calls) => calls.push(piece),
             None => piece.to_owned(),
         }
+    }
+
+    /// How likely the next token was, if that was asked for.
+    fn logprobs(&mut self, gateway: &Gateway, token: &Token) -> Option<Value> {
+        let at_start = std::mem::replace(&mut self.at_start, false);
+        logprobs::of_chat(gateway.tokenizer(), at_start, token)
     }
 
     /// The answer is over: the rest of its text, and its calls.
@@ -120,7 +128,8 @@ async fn whole(
                 let choice = &mut choices[answer];
                 let shown = choice.push(&token.text);
                 choice.text.push_str(&shown);
-                choice.logprobs.extend(logprobs::of_chat(gateway, &token));
+                let logprobs = choice.logprobs(gateway, &token);
+                choice.logprobs.extend(logprobs);
             }
             Event::Finished { answer, reason, .. } => choices[answer].finish = Some(reason),
         }
@@ -185,8 +194,9 @@ impl ChatChunks {
 
     fn token(&mut self, answer: usize, token: &Token) -> Vec<Chunk> {
         self.usage.completion += 1;
-        let logprobs: Vec<_> = logprobs::of_chat(&self.gateway, token).into_iter().collect();
-        let text = self.choices[answer].push(&token.text);
+        let choice = &mut self.choices[answer];
+        let logprobs: Vec<_> = choice.logprobs(&self.gateway, token).into_iter().collect();
+        let text = choice.push(&token.text);
         if text.is_empty() && logprobs.is_empty() && !self.traces {
             return Vec::new();
         }

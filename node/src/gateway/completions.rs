@@ -79,7 +79,7 @@ fn grow(gateway: &Gateway, choices: &mut [Choice], usage: &mut Usage, event: Eve
         Event::Token { answer, token } => {
             usage.completion += 1;
             choices[answer].text.push_str(&token.text);
-            choices[answer].logprobs.push(gateway, &token);
+            choices[answer].logprobs.push(gateway.tokenizer(), &token);
             answer
         }
         Event::Finished { answer, reason, .. } => {
