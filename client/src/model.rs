@@ -2,6 +2,7 @@
 
 mod head;
 
+use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
@@ -177,10 +178,7 @@ impl ClientModel {
     /// # Errors
     /// [`PromptError`] where the model has no tokenizer or chat template, or the template refuses.
     pub fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>, PromptError> {
-        let tokenizer = self.tokenizer.as_ref().ok_or(PromptError::NoTokenizer)?;
-        let template = self.chat_template.as_ref().ok_or(PromptError::NoChatTemplate)?;
-        // The template writes the special tokens itself.
-        Ok(tokenizer.encode(&template.render(messages, true)?, false)?)
+        self.encode_conversation(messages, None)
     }
 
     /// The same where the model may ask for functions.
@@ -192,21 +190,43 @@ impl ClientModel {
         messages: &[Message],
         tools: &Tools,
     ) -> Result<Vec<u32>, PromptError> {
+        self.encode_conversation(messages, Some(tools))
+    }
+
+    fn encode_conversation(
+        &self,
+        messages: &[Message],
+        tools: Option<&Tools>,
+    ) -> Result<Vec<u32>, PromptError> {
         let tokenizer = self.tokenizer.as_ref().ok_or(PromptError::NoTokenizer)?;
         let template = self.chat_template.as_ref().ok_or(PromptError::NoChatTemplate)?;
-        if !template.takes_tools() {
-            return self.encode_chat(&tools.explain(messages));
-        }
-        let described: Result<Vec<_>, _> =
-            tools.described().map(|tool| Tool::from_json(&tool.to_string())).collect();
-        let text = template.render_conversation(Conversation {
-            messages,
-            tools: &described?,
-            add_generation_prompt: true,
-            now: SystemTime::now(),
-        })?;
-        Ok(tokenizer.encode(&text, false)?)
+        // The template writes the special tokens itself.
+        Ok(tokenizer.encode(&told(template, messages, tools)?, false)?)
     }
+}
+
+/// A conversation as the model is told it. Where its template knows nothing of functions, these, calls
+/// and results are text, also where a conversation that had functions goes on without.
+fn told(
+    template: &ChatTemplate,
+    messages: &[Message],
+    tools: Option<&Tools>,
+) -> Result<String, PromptError> {
+    let mut messages = Cow::Borrowed(messages);
+    let mut described = Vec::new();
+    if template.takes_tools() {
+        let tools = tools.into_iter().flat_map(Tools::described);
+        described =
+            tools.map(|tool| Tool::from_json(&tool.to_string())).collect::<Result<_, _>>()?;
+    } else {
+        messages = Tools::as_text(tools, &messages).into();
+    }
+    Ok(template.render_conversation(Conversation {
+        messages: &messages,
+        tools: &described,
+        add_generation_prompt: true,
+        now: SystemTime::now(),
+    })?)
 }
 
 /// A prompt that cannot become tokens.
@@ -248,3 +268,6 @@ pub enum OpenClientModelError {
     #[error(transparent)]
     ChatTemplate(#[from] crate::text::chat_template::InvalidChatTemplate),
 }
+
+#[cfg(test)]
+mod tests;

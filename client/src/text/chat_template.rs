@@ -158,6 +158,7 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     /// `bos_token` and its like, as the template sees them.
     specials: Vec<(&'static str, Value)>,
+    takes_tools: bool,
 }
 
 impl ChatTemplate {
@@ -180,6 +181,10 @@ impl ChatTemplate {
         environment
             .add_template_owned(NAME, tag::without_generation(source))
             .map_err(|source| InvalidChatTemplate::Syntax { source })?;
+        let takes_tools = environment.get_template(NAME).is_ok_and(|template| {
+            // This reads the whole template again.
+            template.undeclared_variables(false).contains("tools")
+        });
         let tokens = [
             ("bos_token", &specials.bos),
             ("eos_token", &specials.eos),
@@ -189,14 +194,14 @@ impl ChatTemplate {
         let present = |(name, token): (&'static str, &Option<String>)| {
             Some((name, Value::from(token.as_deref()?)))
         };
-        Ok(Self { environment, specials: tokens.into_iter().filter_map(present).collect() })
+        let specials = tokens.into_iter().filter_map(present).collect();
+        Ok(Self { environment, specials, takes_tools })
     }
 
     /// Whether it says anything of functions that the model may ask for.
     #[must_use]
-    pub fn takes_tools(&self) -> bool {
-        let template = self.environment.get_template(NAME);
-        template.is_ok_and(|template| template.undeclared_variables(false).contains("tools"))
+    pub const fn takes_tools(&self) -> bool {
+        self.takes_tools
     }
 
     /// The text of a conversation without tools, at this time.

@@ -76,10 +76,13 @@ impl Tools {
         json!({ "anyOf": calls.enumerate().map(call).collect::<Vec<_>>() })
     }
 
-    /// The conversation for a model whose template takes no functions: they are explained in the
-    /// system's turn, and calls and results are said as text.
-    pub(crate) fn explain(&self, messages: &[Message]) -> Vec<Message> {
-        let list: Vec<_> = self.described().map(|tool| tool.to_string()).collect();
+    /// The conversation for a model whose template takes no functions: calls and results, which have a
+    /// role that it may not know, are said as text, and the functions, where there are any, are explained
+    /// in the system's turn.
+    pub(crate) fn as_text(tools: Option<&Self>, messages: &[Message]) -> Vec<Message> {
+        let mut turns: Vec<_> = messages.iter().map(turn_as_text).collect();
+        let Some(tools) = tools else { return turns };
+        let list: Vec<_> = tools.described().map(|tool| tool.to_string()).collect();
         let explained = format!(
             "You can call these functions, each described by a line of JSON:\n<tools>\n{}\n</tools>\n\
              To call one, answer with nothing but\n{OPEN}\n{{\"name\": \"NAME\", \"arguments\": \
@@ -87,7 +90,6 @@ impl Tools {
              </tool_response>.",
             list.join("\n")
         );
-        let mut turns = messages.iter().map(as_text).collect::<Vec<_>>();
         match turns.first_mut().filter(|first| first.role == "system") {
             Some(system) => system.content = format!("{}\n\n{explained}", system.content),
             None => turns.insert(0, Message::system(explained)),
@@ -146,7 +148,7 @@ impl Tools {
 }
 
 /// A turn with its calls, or with the result of one, as text.
-fn as_text(message: &Message) -> Message {
+fn turn_as_text(message: &Message) -> Message {
 /// Makes the references of a schema to parts of itself hold where it is a part of another, at `place`.
 fn move_schema(schema: &mut Value, place: &str) {
     match schema {

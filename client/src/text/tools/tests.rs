@@ -72,12 +72,13 @@ fn what_is_no_call_is_said() {
 fn a_model_without_a_template_for_them_is_told() {
     let call = Message { calls: vec![weather("Oslo")], ..Message::assistant("") };
     let turns = [Message::user("Weather?"), call, Message::tool(None, "rain")];
-    let told = tools().explain(&turns);
+    let told = Tools::as_text(Some(&tools()), &turns);
     assert_eq!(told.len(), 4);
     assert!(told[0].role == "system" && told[0].content.contains("The weather of a place"));
     assert_eq!(tools().parse(&told[2].content).1, [weather("Oslo")], "as it is to say them itself");
     assert_eq!(told[3], Message::user("<tool_response>\nrain\n</tool_response>"));
-    let told = tools().explain(&[Message::system("Be brief."), Message::user("Weather?")]);
+    let told =
+        Tools::as_text(Some(&tools()), &[Message::system("Be brief."), Message::user("Weather?")]);
     assert!(told.len() == 2 && told[0].content.starts_with("Be brief.\n\n"));
 }
 
