@@ -178,7 +178,7 @@ impl ClientModel {
     /// # Errors
     /// [`PromptError`] where the model has no tokenizer or chat template, or the template refuses.
     pub fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>, PromptError> {
-        self.encode_conversation(messages, None)
+        self.encode_conversation(messages, None, false)
     }
 
     /// The same where the model may ask for functions.
@@ -190,18 +190,31 @@ impl ClientModel {
         messages: &[Message],
         tools: &Tools,
     ) -> Result<Vec<u32>, PromptError> {
-        self.encode_conversation(messages, Some(tools))
+        self.encode_conversation(messages, Some(tools), false)
+    }
+
+    /// The token ids of a conversation whose last message is the beginning of the model's answer.
+    ///
+    /// # Errors
+    /// As [`ClientModel::encode_chat`], and where the template does not show this message.
+    pub fn encode_begun(
+        &self,
+        messages: &[Message],
+        tools: Option<&Tools>,
+    ) -> Result<Vec<u32>, PromptError> {
+        self.encode_conversation(messages, tools, true)
     }
 
     fn encode_conversation(
         &self,
         messages: &[Message],
         tools: Option<&Tools>,
+        is_begun: bool,
     ) -> Result<Vec<u32>, PromptError> {
         let tokenizer = self.tokenizer.as_ref().ok_or(PromptError::NoTokenizer)?;
         let template = self.chat_template.as_ref().ok_or(PromptError::NoChatTemplate)?;
         // The template writes the special tokens itself.
-        Ok(tokenizer.encode(&told(template, messages, tools)?, false)?)
+        Ok(tokenizer.encode(&told(template, messages, tools, is_begun)?, false)?)
     }
 }
 
@@ -211,6 +224,7 @@ fn told(
     template: &ChatTemplate,
     messages: &[Message],
     tools: Option<&Tools>,
+    is_begun: bool,
 ) -> Result<String, PromptError> {
     let mut messages = Cow::Borrowed(messages);
     let mut described = Vec::new();
@@ -221,12 +235,18 @@ fn told(
     } else {
         messages = Tools::as_text(tools, &messages).into();
     }
-    Ok(template.render_conversation(Conversation {
+    let conversation = Conversation {
         messages: &messages,
         tools: &described,
-        add_generation_prompt: true,
+        add_generation_prompt: !is_begun,
         now: SystemTime::now(),
-    })?)
+    };
+    let text = if is_begun {
+        template.render_begun(conversation)
+    } else {
+        template.render_conversation(conversation)
+    };
+    Ok(text?)
 }
 
 /// A prompt that cannot become tokens.

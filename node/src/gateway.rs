@@ -308,16 +308,19 @@ impl Gateway {
         self.opened.model.config().hidden_size
     }
 
-    /// The tokens of a conversation, in which the model may ask for functions.
+    /// The tokens of a conversation, in which the model may ask for functions, and whose last turn may
+    /// be the beginning of its answer.
     async fn encode_chat(
         self: &Arc<Self>,
         messages: Vec<Message>,
         tools: Option<Tools>,
+        is_begun: bool,
     ) -> Result<Vec<u32>, ApiError> {
         let gateway = Arc::clone(self);
         apart(move || {
             let model = &gateway.opened.model;
             Ok(match &tools {
+                tools if is_begun => model.encode_begun(&messages, tools.as_ref())?,
                 None => model.encode_chat(&messages)?,
                 Some(tools) => model.encode_chat_with(&messages, tools)?,
             })

@@ -37,21 +37,28 @@ fn called() -> [Message; 4] {
 
 #[test]
 fn calls_are_told_also_where_no_functions_are_named_any_more() {
-    let text = told(&template(PLAIN), &called(), None).unwrap();
+    let text = told(&template(PLAIN), &called(), None, false).unwrap();
     assert_eq!(
         text,
         "user: Weather?\nassistant: <tool_call>\n{\"name\":\"weather\",\"arguments\":{\"city\":\"Oslo\"}}\n\
          </tool_call>\nuser: <tool_response>\nrain\n</tool_response>\nuser: Sure?\nassistant:"
     );
-    let text = told(&template(WITH_TOOLS), &called(), None).unwrap();
+    let text = told(&template(WITH_TOOLS), &called(), None, false).unwrap();
     assert_eq!(text, "user: Weather?\nassistant: calls weather\ntool: rain\nuser: Sure?\n");
 }
 
 #[test]
 fn functions_are_told_by_the_template_or_in_the_turn_of_the_system() {
     let tools = Tools::new(vec![json!({ "name": "weather" })]).unwrap();
-    let text = told(&template(PLAIN), &called(), Some(&tools)).unwrap();
+    let text = told(&template(PLAIN), &called(), Some(&tools), false).unwrap();
     assert!(text.starts_with("system: You can call these functions"), "{text}");
-    let text = told(&template(WITH_TOOLS), &called(), Some(&tools)).unwrap();
+    let text = told(&template(WITH_TOOLS), &called(), Some(&tools), false).unwrap();
     assert!(text.starts_with("1 tools\nuser: "), "{text}");
+}
+
+#[test]
+fn an_answer_goes_on_where_it_was_begun() {
+    let begun = [&called()[..], &[Message::assistant("Yes: ")]].concat();
+    let text = told(&template(PLAIN), &begun, None, true).unwrap();
+    assert!(text.ends_with("</tool_response>\nuser: Sure?\nassistant: Yes: "), "{text}");
 }

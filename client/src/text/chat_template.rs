@@ -33,6 +33,9 @@ const FUEL_PER_BYTE: u64 = 1;
 /// Letters and digits of a call's id: Mistral's templates refuse longer and shorter ones.
 const CALL_ID_CHARACTERS: usize = 9;
 
+/// What is written behind an answer that is begun, to find where it ends in what the template makes of it.
+const GOES_ON: &str = "umbel-goes-on-here";
+
 /// The name under which the template is kept, and which its errors show.
 const NAME: &str = "chat template";
 
@@ -248,6 +251,25 @@ impl ChatTemplate {
             .and_then(|template| template.render(Value::from_pairs(variables)))
             .map_err(RenderChatError::from)
     }
+
+    /// The text of a conversation up to the end of its last message, which is the beginning of the
+    /// model's answer; what the template would close it with is left out.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render_conversation`], and where the template does not show this message.
+    pub fn render_begun(&self, conversation: Conversation<'_>) -> Result<String, RenderChatError> {
+        let mut messages = conversation.messages.to_vec();
+        let last = messages.last_mut().ok_or(RenderChatError::NotShown)?;
+        last.content.push_str(GOES_ON);
+        let mut text = self.render_conversation(Conversation {
+            messages: &messages,
+            add_generation_prompt: false,
+            ..conversation
+        })?;
+        let end = text.rfind(GOES_ON).ok_or(RenderChatError::NotShown)?;
+        text.truncate(end);
+        Ok(text)
+    }
 }
 
 impl std::fmt::Debug for ChatTemplate {
@@ -304,6 +326,11 @@ pub enum RenderChatError {
     /// The template does more work than any that is known.
     #[error("the model's chat template was stopped: it does more than any conversation needs")]
     TooMuchWork,
+    /// The template leaves the last message out, so that no answer can go on with it.
+    #[error(
+        "the model's chat template does not show the last message, with which the answer begins"
+    )]
+    NotShown,
     /// The template fails.
     #[error("the model's chat template failed on this conversation")]
     Failed {

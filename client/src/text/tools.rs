@@ -147,8 +147,6 @@ impl Tools {
     }
 }
 
-/// A turn with its calls, or with the result of one, as text.
-fn turn_as_text(message: &Message) -> Message {
 /// Makes the references of a schema to parts of itself hold where it is a part of another, at `place`.
 fn move_schema(schema: &mut Value, place: &str) {
     match schema {
@@ -180,6 +178,8 @@ fn move_schema(schema: &mut Value, place: &str) {
     }
 }
 
+/// A turn with its calls, or with the result of one, as text.
+fn turn_as_text(message: &Message) -> Message {
     let mut content = message.content.clone();
     for call in &message.calls {
         let call = json!({ "name": call.name, "arguments": call.arguments });

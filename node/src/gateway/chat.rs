@@ -42,7 +42,7 @@ pub(super) async fn complete(
     } else if let Some(format) = request.response_format() {
         options.grammar = gateway.grammar(format, "response_format").await?;
     }
-    let prompt = gateway.encode_chat(request.messages()?, tools.clone()).await?;
+    let prompt = gateway.encode_chat(request.messages()?, tools.clone(), false).await?;
     let mut requests = options.requests(&gateway, &prompt)?;
     if let Some(expected) = request.prediction() {
         let expected = gateway.encode_plain(expected).await?;

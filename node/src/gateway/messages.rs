@@ -35,7 +35,14 @@ pub(super) async fn create(
     } else if let Some(format) = request.format() {
         options.grammar = gateway.grammar(format, "output_config").await?;
     }
-    let prompt = gateway.encode_chat(request.messages()?, tools.clone()).await?;
+    let is_begun = request.begins_answer();
+    if is_begun && options.grammar.is_some() {
+        let message =
+            "an answer that is held to a form cannot be begun: end with a turn of the user";
+        return Err(ApiError::invalid("messages", message).into());
+    }
+    options.continues = is_begun;
+    let prompt = gateway.encode_chat(request.messages()?, tools.clone(), is_begun).await?;
     let requests = options.requests(&gateway, &prompt)?;
     let usage = Usage { prompt: prompt.len(), completion: 0 };
     let answers = Answers::begin(&gateway, &holder, (&asked, requests), usage.prompt).await?;

@@ -30,7 +30,7 @@ pub(super) async fn create(
     if let Some(format) = request.format() {
         options.grammar = gateway.grammar(format, "text").await?;
     }
-    let prompt = gateway.encode_chat(request.messages()?, None).await?;
+    let prompt = gateway.encode_chat(request.messages()?, None, false).await?;
     let requests = options.requests(&gateway, &prompt)?;
     let usage = Usage { prompt: prompt.len(), completion: 0 };
     let answers = Answers::begin(&gateway, &holder, (&asked, requests), usage.prompt).await?;

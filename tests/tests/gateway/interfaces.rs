@@ -49,6 +49,7 @@ fn the_newer_interfaces_answer_as_the_older_one_does() {
     let gateway = Gateway::start(&["--local"]);
     responses(&gateway);
     functions(&gateway);
+    answers_that_are_begun(&gateway);
     for (change, param) in [
         (json!({ "input": [] }), "input"),
         (json!({ "input": [{ "role": "bob", "content": "x" }] }), "input"),
@@ -148,6 +149,26 @@ fn functions(gateway: &Gateway) {
     assert!(told["usage"]["input_tokens"].as_u64() > whole["usage"]["input_tokens"].as_u64());
     let failed = result(json!({ "is_error": true }));
     assert!(failed["usage"]["input_tokens"].as_u64() > told["usage"]["input_tokens"].as_u64());
+}
+
+/// An answer goes on with the assistant's words where they are the last.
+fn answers_that_are_begun(gateway: &Gateway) {
+    let text = |answer: &Value| answer["content"][0]["text"].as_str().unwrap().to_owned();
+    let question = json!({ "role": "user", "content": "How is the weather in Oslo?" });
+    let whole = gateway.ask(MESSAGES, &message(json!({ "max_tokens": 12 })));
+    let said = text(&whole);
+    let (begin, _) = said.match_indices(' ').nth(2).unwrap();
+    let turns = json!([question, { "role": "assistant", "content": said[..begin] }]);
+    let begun = message(json!({ "max_tokens": 6, "messages": turns }));
+    let rest = text(&gateway.ask(MESSAGES, &begun));
+    assert!(said[begin..].starts_with(&rest) && !rest.is_empty(), "{said:?} {rest:?}");
+
+    let form = json!({ "type": "json_schema", "schema": { "type": "object" } });
+    let formed = json!({ "messages": turns, "output_config": { "format": form } });
+    refused(&gateway.post(MESSAGES, message(formed).to_string().as_bytes()), "cannot be begun");
+    let asks = json!({ "type": "tool_use", "id": "x", "name": "weather", "input": {} });
+    let asks = json!({ "messages": [question, { "role": "assistant", "content": [asks] }] });
+    refused(&gateway.post(MESSAGES, message(asks).to_string().as_bytes()), "tell its result");
 }
 
 #[test]

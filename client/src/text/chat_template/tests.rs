@@ -344,6 +344,31 @@ fn qwen_3_forgets_the_thoughts_of_earlier_turns() {
 }
 
 #[test]
+fn an_answer_that_is_begun_is_not_closed() {
+    let begun = |source: &str, answer: &str| {
+        let messages = [Message::user("q"), Message::assistant(answer)];
+        let now = UNIX_EPOCH;
+        let conversation =
+            Conversation { messages: &messages, tools: &[], add_generation_prompt: true, now };
+        template(source).render_begun(conversation)
+    };
+    for answer in ["The answer", "", "The q", "It is: "] {
+        for source in [SMOLLM2, CHATML] {
+            let asked = render(source, &[Message::user("q")]).unwrap();
+            assert_eq!(begun(source, answer).unwrap(), format!("{asked}{answer}"));
+        }
+        assert_eq!(begun(LLAMA2, answer).unwrap(), format!("<s>[INST] q [/INST] {answer}"));
+    }
+    let thoughtless =
+        "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n4";
+    assert_eq!(begun(QWEN3, "4").unwrap(), thoughtless);
+    assert!(matches!(begun("{{ messages[0].content }}", "4"), Err(RenderChatError::NotShown)));
+    assert!(
+        matches!(begun(LLAMA3, "4"), Ok(text) if text.ends_with("assistant<|end_header_id|>\n\n4"))
+    );
+}
+
+#[test]
 fn values_are_written_as_python_writes_them() {
     for (source, expected) in [
         ("{{ true }} {{ none }} {{ 1.0 }} {{ [1, 'a', none] }}", "True None 1.0 [1, 'a', None]"),

@@ -165,7 +165,16 @@ impl MessagesRequest {
         for (index, turn) in self.messages.iter().enumerate() {
             turn.add_to(&mut messages, index)?;
         }
+        if self.begins_answer() && messages.last().is_some_and(|last| !last.calls.is_empty()) {
+            let message = "the last turn asks for a function: tell its result";
+            return Err(ApiError::invalid("messages", message));
+        }
         Ok(messages)
+    }
+
+    /// Whether the last turn is the beginning of the answer.
+    pub(super) fn begins_answer(&self) -> bool {
+        self.messages.last().is_some_and(|turn| matches!(turn.role, Role::Assistant))
     }
 
     /// The functions that the model may ask for, and how an answer is held to asking for one.
