@@ -175,26 +175,29 @@ impl Adapters {
     ) -> Result<Vec<AdapterKey>, Refusal> {
         let mut dropped = Vec::new();
         loop {
+            let kept = self.held.iter().filter(|(key, _)| !dropped.contains(*key));
             let sum = |of_all: bool| -> u64 {
-                let held = self.held.values().filter(|held| of_all || held.client == client);
-                held.map(|held| held.bytes).fold(0, u64::saturating_add)
+                let held = kept.clone().filter(|(_, held)| of_all || held.client == client);
+                held.map(|(_, held)| held.bytes).fold(0, u64::saturating_add)
             };
             let own_left = (bytes_max / CLIENT_PART).saturating_sub(sum(false));
             let left = bytes_max.saturating_sub(sum(true));
             let is_over_own = bytes > own_left;
-            if !is_over_own && bytes <= left && self.held.len() < ADAPTERS_MAX {
-                return Ok(dropped);
+            if !is_over_own && bytes <= left && kept.clone().count() < ADAPTERS_MAX {
+                break;
             }
             let may_go = |held: &Held| held.is_idle() && (!is_over_own || held.client == client);
-            let idle = self.held.iter().filter(|(_, held)| may_go(held));
+            let idle = kept.filter(|(_, held)| may_go(held));
             let Some(key) = idle.min_by_key(|(_, held)| held.last_used).map(|(key, _)| *key) else {
                 let allowed = own_left.min(left);
                 let detail = format!("the adapter takes {bytes} bytes, and may take {allowed}");
                 return Err(Refusal { code: ErrorCode::KvFull, detail });
             };
-            self.held.remove(&key);
             dropped.push(key);
         }
+        // None goes before it is known that enough may go.
+        self.held.retain(|key, _| !dropped.contains(key));
+        Ok(dropped)
     }
 }
 

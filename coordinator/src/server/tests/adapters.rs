@@ -202,6 +202,20 @@ fn a_client_has_its_part_of_the_room_and_idle_adapters_make_way() {
 }
 
 #[test]
+fn an_adapter_that_finds_no_room_takes_none_from_those_that_stay() {
+    let mut server = server();
+    open(&mut server, MINE, 1, 1);
+    send(&mut server, MINE, 1, Time::START);
+    tell(&mut server, MINE, close(1), Time::START).unwrap();
+    // Not even without the idle one is there room for it in the client's part.
+    let mut large = adapted(2, 2);
+    large.adapter.as_mut().unwrap().settings.rank = 2;
+    let outputs = tell(&mut server, MINE, ClientMessage::Open(large), Time::START).unwrap();
+    assert_eq!((refused(&outputs), dropped(&outputs)), (Some(ErrorCode::KvFull), vec![]));
+    assert_eq!(opened(&open(&mut server, MINE, 3, 1)), [(3, Some(AdapterKey(0)))]);
+}
+
+#[test]
 fn a_server_that_adds_none_sends_the_client_elsewhere() {
     let mut server = super::server(4_096);
     let outputs = open(&mut server, MINE, 1, 7);
