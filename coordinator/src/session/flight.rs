@@ -108,12 +108,13 @@ impl Session {
         self.patience.answered();
         let bytes = self.answer_bytes(&first);
         self.places[index].watch.answered(bytes);
+        let total = now.since(first.begun);
         for place in &mut self.places {
             let own = |timing: &&HopTiming| {
                 timing.peer == place.hop.peer && timing.span == place.hop.blocks
             };
             if let Some(timing) = answer.trace.iter().find(own) {
-                place.watch.computed(timing, first.tokens);
+                place.watch.computed(timing, first.tokens, total);
             }
             if let Fill::Filling { proof } = place.fill
                 && answer.step >= proof
@@ -125,7 +126,7 @@ impl Session {
             self.mends = 0;
             self.avoided.clear();
         }
-        let (hidden, trace, total) = (answer.hidden, answer.trace, now.since(first.begun));
+        let (hidden, trace) = (answer.hidden, answer.trace);
         match drawn {
             None => self.outputs.push_back(Output::Stepped { hidden, trace, total }),
             Some(id) => self.drawn((id, first.end()), answer.goes_on, (trace, total), now),

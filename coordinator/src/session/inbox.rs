@@ -75,7 +75,7 @@ impl Session {
             ServerMessage::Redirected { mirror: true, complete: true, .. }
             | ServerMessage::Closed { .. } => {}
             ServerMessage::Pong { received, computed, .. } => {
-                place.watch.pong(received, computed, now);
+                place.watch.pong((received, computed), self.config.tokens_max, now)?;
                 self.check_progress(now);
             }
             ServerMessage::Draining { .. } => place.leaving = true,

@@ -180,8 +180,13 @@ impl Session {
                 }
             }
             ServerMessage::Pong { received, computed, .. } => {
-                spare.place.watch.pong(received, computed, now);
-                spare.computed = computed;
+                let progress = (received, computed);
+                match spare.place.watch.pong(progress, self.config.tokens_max, now) {
+                    Ok(()) => spare.computed = computed,
+                    Err(violation) => {
+                        self.drop_spare(hop, &FailureReason::Violation(violation), now);
+                    }
+                }
             }
             ServerMessage::Error(error) => {
                 let (code, detail) = (error.code, error.detail);

@@ -4,6 +4,7 @@
 mod adapter;
 mod contact;
 mod prefix;
+mod progress;
 mod thin;
 
 use bytes::Bytes;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use umbel_protocol::error::ProtocolViolation;
 use umbel_protocol::inference::{ClientMessage, HopTiming};
 
 use super::contact::{Contact, Contacts, RoundTrip};
@@ -131,7 +132,17 @@ impl Watch {
         self.bytes = self.bytes.saturating_add(bytes);
     }
 
-    pub(super) fn pong(&mut self, received: u32, computed: u32, now: Time) {
+    /// The hop says how far it has come of the tokens for which it keeps room. (Where the cache has
+    /// been cut, it may have computed more than it has received since.)
+    pub(super) fn pong(
+        &mut self,
+        (received, computed): (u32, u32),
+        tokens_max: u32,
+        now: Time,
+    ) -> Result<(), ProtocolViolation> {
+        if received.max(computed) > tokens_max {
+            return Err(ProtocolViolation::OutOfBounds { field: "the tokens of a hop" });
+        }
         if let Some(pinged) = self.pinged.take() {
             // What went before the ping is through, and its time is not that of the way.
             let laden = std::mem::take(&mut self.bytes_before_ping);
@@ -146,11 +157,13 @@ impl Watch {
             (self.received, self.computed) = (received, computed);
             self.progressed = now;
         }
+        Ok(())
     }
 
-    /// What a step of so many tokens took the hop.
-    pub(super) fn computed(&mut self, timing: &HopTiming, tokens: u32) {
-        let sample = timing.compute / tokens.max(1);
+    /// What a step of so many tokens took the hop, by its own word, which nobody takes for more than
+    /// the step took in `total`.
+    pub(super) fn computed(&mut self, timing: &HopTiming, tokens: u32, total: Duration) {
+        let sample = timing.compute.min(total) / tokens.max(1);
         self.token = Some(self.token.map_or(sample, |token| token * 7 / 8 + sample / 8));
     }
 
@@ -376,7 +389,7 @@ impl Session {
         }
         let tokens = place.watch.received.saturating_sub(place.watch.computed).max(1);
         let patience = place.watch.token.map_or(COMPUTE_PATIENCE_UNKNOWN, |token| {
-            COMPUTE_PATIENCE + token.saturating_mul(tokens.saturating_mul(SLOWER_MAX))
+            token.saturating_mul(tokens.saturating_mul(SLOWER_MAX)).saturating_add(COMPUTE_PATIENCE)
         });
         if waited > patience {
             self.drop_place(index, FailureReason::Slow { after: waited });
