@@ -170,7 +170,10 @@ impl Member {
                 self.peers.insert(from, stand);
             }
             Message::Contribution { start, delta } => {
-                self.gathered.contributed(self.stand(), (start, from), Contribution::new(delta));
+                if self.gathered.has_room_beside(self.own) {
+                    let contribution = Contribution::new(delta);
+                    self.gathered.contributed(self.stand(), (start, from), contribution);
+                }
             }
             Message::Proposal { start, deltas } => {
                 if deltas.len() <= MEMBERS_MAX {
@@ -304,7 +307,7 @@ impl Member {
 
     fn advance(&mut self, state: Arc<RunState>, now: Time) {
         let stand = state.stand();
-        self.gathered.advance(self.stand(), stand);
+        self.gathered.advance(self.stand(), stand, state.values().len());
         self.feedback_next = None;
         self.follow = Follow::default();
         self.state = Some((stand, Arc::clone(&state)));

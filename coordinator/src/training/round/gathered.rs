@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 use umbel_protocol::PeerId;
 
 use super::combine::outliers;
-use super::{Delta, Stand};
+use super::{Delta, MEMBERS_MAX, Stand};
 
 /// What a member has learned in a round.
 #[derive(Debug, Clone)]
@@ -37,6 +37,9 @@ struct Proposal {
 /// member there is one delta in each of the three, and one proposal in the latter two.
 #[derive(Debug, Default)]
 pub(super) struct Gathered {
+    /// Of the state, once there is one: a delta of another length makes useless each proposal that
+    /// names it, and so it is as if it had not come.
+    value_count: Option<usize>,
     here: BTreeMap<PeerId, Contribution>,
     early: BTreeMap<PeerId, (Stand, Contribution)>,
     former: Option<(Stand, BTreeMap<PeerId, Contribution>)>,
@@ -50,6 +53,12 @@ impl Gathered {
         self.here.get(&author)
     }
 
+    /// Whether there is room for what another member has learned, beside what this one has: members
+    /// that come and go could tell without end.
+    pub(super) fn has_room_beside(&self, own: PeerId) -> bool {
+        self.here.keys().filter(|author| **author != own).count() + 1 < MEMBERS_MAX
+    }
+
     /// A member has told what it has learned; the first time counts.
     pub(super) fn contributed(
         &mut self,
@@ -57,14 +66,17 @@ impl Gathered {
         (start, author): (Stand, PeerId),
         contribution: Contribution,
     ) {
-        if own == Some(start) {
+        if self.value_count.is_some_and(|count| contribution.delta.value_count() != count) {
+            tracing::warn!(%author, "what a member has learned is not of this run's length");
+        } else if own == Some(start) {
             self.here.entry(author).or_insert(contribution);
         } else if own.is_none_or(|own| start.round > own.round) {
             self.early.insert(author, (start, contribution));
         }
     }
 
-    /// A member has said which deltas are to count; its first word counts.
+    /// A member that has told what it has learned has said which deltas are to count; its first word
+    /// counts.
     pub(super) fn proposed(
         &mut self,
         own: Option<Stand>,
@@ -72,8 +84,10 @@ impl Gathered {
         deltas: BTreeMap<PeerId, [u8; 32]>,
     ) {
         if own == Some(start) {
-            let proposal = Proposal { deltas, relayed: BTreeMap::new(), asked: false };
-            self.proposals.entry(from).or_insert(proposal);
+            if self.here.contains_key(&from) {
+                let proposal = Proposal { deltas, relayed: BTreeMap::new(), asked: false };
+                self.proposals.entry(from).or_insert(proposal);
+            }
         } else if own.is_none_or(|own| start.round > own.round) {
             self.early_proposals.insert(from, (start, deltas));
         }
@@ -214,8 +228,9 @@ impl Gathered {
         self.early_proposals.remove(&peer);
     }
 
-    /// A member goes from one state to another.
-    pub(super) fn advance(&mut self, own: Option<Stand>, next: Stand) {
+    /// A member goes from one state to another, which has so many values.
+    pub(super) fn advance(&mut self, own: Option<Stand>, next: Stand, value_count: usize) {
+        self.value_count = Some(value_count);
         let ended = std::mem::take(&mut self.here);
         self.former = own.map(|own| (own, ended));
         self.proposals.clear();

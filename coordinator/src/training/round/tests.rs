@@ -282,6 +282,48 @@ fn a_delta_that_is_missing_is_asked_of_who_proposed_it() {
     assert!((room.first_value(3) - 2.0).abs() < 1e-6, "{}", room.first_value(3));
 }
 
+fn long_delta() -> Arc<Delta> {
+    Arc::new(Feedback::default().narrow(&[1.0; 4]).unwrap().0)
+}
+
+#[test]
+fn a_delta_of_another_length_is_as_if_it_had_not_come() {
+    let mut room = Room::new(1..5);
+    room.pass(at(60));
+    let start = room.stands()[0].unwrap();
+    for name in 1..4 {
+        let message = Message::Contribution { start, delta: long_delta() };
+        room.handle(name, Input::Received { from: peer(4), message }, at(60));
+    }
+    (1..4).for_each(|name| room.learned(name, 0, 1.0, at(60)));
+    (61..=90).for_each(|second| room.pass(at(second)));
+    assert!(room.stands().iter().all(|stand| stand.unwrap().round == 1), "{:?}", room.stands());
+    assert!((room.first_value(1) - 1.0).abs() < 1e-6);
+    // Nor does it count where it has come before the state that it is too long for.
+    let mut gathered = Gathered::default();
+    gathered.contributed(None, (start, peer(4)), Contribution::new(long_delta()));
+    gathered.advance(None, start, 3);
+    assert!(gathered.get(peer(4)).is_none());
+}
+
+#[test]
+fn members_that_come_and_go_leave_room_for_what_this_one_has_learned() {
+    let state = RunState::begin(vec![0.0; 3]).unwrap();
+    let (start, own) = (state.stand(), peer(1));
+    let mut member = Member::new(own, settings(), Some(state), Time::START);
+    let delta = Arc::new(Feedback::default().narrow(&[1.0; 3]).unwrap().0);
+    for name in 10..100 {
+        let from = peer(name);
+        member.handle(Input::Met { peer: from }, at(1));
+        let message = Message::Contribution { start, delta: Arc::clone(&delta) };
+        member.handle(Input::Received { from, message }, at(1));
+        member.handle(Input::Left { peer: from }, at(1));
+    }
+    member.handle(Input::Learned { round: 0, values: vec![1.0; 3] }, at(60));
+    let told = member.gathered.digests();
+    assert_eq!((told.len(), told.contains_key(&own)), (MEMBERS_MAX, true));
+}
+
 #[test]
 fn what_is_no_number_is_not_told_and_ends_no_round_of_the_others() {
     let mut room = Room::new(1..4);
