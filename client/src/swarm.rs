@@ -14,7 +14,7 @@ use futures::stream::FuturesUnordered;
 use umbel_coordinator::random::Random;
 use umbel_coordinator::session::{Contacts, Sharing};
 use umbel_coordinator::swarm::Directory;
-use umbel_coordinator::swarm::directory::Inserted;
+use umbel_coordinator::swarm::directory::{Inserted, RefusedAnnouncement};
 use umbel_coordinator::swarm::health::Health;
 use umbel_coordinator::{Hop, Time};
 use umbel_net::{
@@ -308,6 +308,9 @@ impl Swarm {
             match directory.insert(signed, unix_now) {
                 Ok(Inserted::Returned(peer)) => health.returned(peer, now),
                 Ok(Inserted::News | Inserted::Known) => {}
+                Err(error @ RefusedAnnouncement::Full { .. }) => {
+                    tracing::debug!(%from, %error, "an announcement finds no room");
+                }
                 Err(error) => {
                     let error: &dyn std::error::Error = &error;
                     tracing::warn!(%from, error, "refused an announcement");

@@ -11,6 +11,7 @@ use umbel_client::swarm::exchange::{announce, lookup};
 use umbel_client::swarm::unix_time;
 use umbel_coordinator::random::Random;
 use umbel_coordinator::swarm::Directory;
+use umbel_coordinator::swarm::directory::RefusedAnnouncement;
 use umbel_coordinator::swarm::placement::Intention;
 use umbel_net::{AcceptError, Link, LinkProtocol, Network};
 use umbel_protocol::announcement::{Announcement, NextHopLatency, SignedAnnouncement, Throughput};
@@ -76,7 +77,8 @@ impl Announcer {
     /// An announcer that knows nobody yet.
     #[must_use]
     pub fn new(network: Network) -> Self {
-        Self { network, directory: Arc::default() }
+        let directory = Directory::of_server(network.peer_id());
+        Self { network, directory: Arc::new(Mutex::new(directory)) }
     }
 
     /// The network in which it announces.
@@ -237,7 +239,7 @@ impl Announcer {
                 let (mut directory, now) = (self.directory(), unix_time());
                 for signed in found {
                     if let Err(error) = directory.insert(signed, now) {
-                        tracing::warn!(%peer, %error, "refused an announcement");
+                        note_refused(peer, &error);
                     }
                 }
             }
@@ -277,8 +279,10 @@ impl Announcer {
             DirectoryRequest::Announce(signed) => match directory.insert(signed, now) {
                 Ok(_) => Some(DirectoryAnswer::Announced),
                 Err(error) => {
-                    tracing::warn!(%peer, %error, "refused an announcement");
-                    None
+                    note_refused(peer, &error);
+                    // Who hears nothing takes this peer for gone.
+                    let is_full = matches!(error, RefusedAnnouncement::Full { .. });
+                    is_full.then_some(DirectoryAnswer::Announced)
                 }
             },
         }
@@ -286,5 +290,14 @@ impl Announcer {
 
     fn directory(&self) -> MutexGuard<'_, Directory> {
         self.directory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A full directory refuses as many as there are, again and again.
+fn note_refused(from: PeerId, error: &RefusedAnnouncement) {
+    if matches!(error, RefusedAnnouncement::Full { .. }) {
+        tracing::debug!(%from, %error, "an announcement finds no room");
+    } else {
+        tracing::warn!(%from, %error, "refused an announcement");
     }
 }

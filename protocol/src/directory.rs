@@ -28,7 +28,7 @@ pub enum DirectoryRequest {
 /// What a peer's directory answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DirectoryAnswer {
-    /// The announcement was taken.
+    /// The announcement was heard. A directory that is full may not keep it.
     Announced,
     /// The announcements that the peer knows, as they were signed; nobody has checked them.
     Found(Vec<SignedAnnouncement>),

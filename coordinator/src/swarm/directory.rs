@@ -8,7 +8,7 @@ use umbel_protocol::{ModelId, PeerId};
 use super::health::Health;
 use crate::Time;
 
-/// Most announcements that a directory keeps: at 4 KiB each, 4 MiB; a swarm of the thousand
+/// Most announcements of others that a directory keeps: at 4 KiB each, 4 MiB; a swarm of the thousand
 /// servers that the public network of Petals never reached fits.
 pub const ANNOUNCEMENTS_MAX: usize = 1024;
 
@@ -18,6 +18,8 @@ pub const MODELS_PER_PEER_MAX: usize = 16;
 /// The newest valid announcement of each (peer, model).
 #[derive(Debug, Default)]
 pub struct Directory {
+    /// Whose directory it is, if it announces itself.
+    own: Option<PeerId>,
     entries: BTreeMap<(PeerId, ModelId), Entry>,
 }
 
@@ -47,10 +49,18 @@ impl Directory {
         Self::default()
     }
 
+    /// The directory of a server, with room for what that one itself announces, however many others
+    /// there are.
+    #[must_use]
+    pub fn of_server(own: PeerId) -> Self {
+        Self { own: Some(own), ..Self::default() }
+    }
+
     /// Checks an announcement and takes it up if it is newer than what is here.
     ///
     /// # Errors
-    /// [`RefusedAnnouncement`] where it is invalid or its signer announces too many models.
+    /// [`RefusedAnnouncement`] where it is invalid, its signer announces too many models, or the
+    /// directory is full.
     pub fn insert(
         &mut self,
         signed: SignedAnnouncement,
@@ -111,15 +121,20 @@ impl Directory {
         self.entries.iter().filter(move |((_, of), _)| wanted(of)).map(|(_, entry)| entry)
     }
 
+    /// Room for one more of `peer`.
+    ///
+    /// Nobody that is known makes way: names cost nothing, and whatever an announcement says of itself
+    /// its signer chooses, so that any order among them would let as many names as fill a directory
+    /// drive out all others. Those that are here stay for as long as they say that they are there.
     fn make_room(&mut self, peer: PeerId, now: UnixTime) -> Result<(), RefusedAnnouncement> {
         self.expire(now);
         if self.entries.keys().filter(|(of, _)| *of == peer).count() >= MODELS_PER_PEER_MAX {
             return Err(RefusedAnnouncement::TooManyModels { peer });
         }
-        if self.entries.len() >= ANNOUNCEMENTS_MAX {
-            let soonest = self.entries.iter().min_by_key(|(_, entry)| entry.announcement.expires);
-            let key = soonest.map(|(key, _)| *key).expect("a full directory has an entry");
-            self.entries.remove(&key);
+        let is_own = |of: PeerId| self.own == Some(of);
+        let of_others = self.entries.keys().filter(|(of, _)| !is_own(*of)).count();
+        if of_others >= ANNOUNCEMENTS_MAX && !is_own(peer) {
+            return Err(RefusedAnnouncement::Full { peer });
         }
         Ok(())
     }
@@ -142,6 +157,12 @@ pub enum RefusedAnnouncement {
     /// Its signer announces more models than anybody needs.
     #[error("{peer} announces more than {MODELS_PER_PEER_MAX} models")]
     TooManyModels {
+        /// The signer.
+        peer: PeerId,
+    },
+    /// So many others are known.
+    #[error("{peer} is one too many: {ANNOUNCEMENTS_MAX} announcements are known")]
+    Full {
         /// The signer.
         peer: PeerId,
     },

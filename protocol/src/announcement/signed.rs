@@ -37,8 +37,9 @@ pub const ADAPTER_BYTES_MAX: usize = 64;
 pub const BLOCK_COUNT_MAX: u32 = 4096;
 
 /// Longest time for which an announcement may hold: a server that has died is believed in no
-/// longer than that.
-pub const LIFETIME_MAX: Duration = Duration::from_secs(60 * 60);
+/// longer than that, and a name that fills a directory says so again and again. Servers announce a
+/// minute.
+pub const LIFETIME_MAX: Duration = Duration::from_secs(5 * 60);
 
 /// How far ahead the clock of a signer may be: machines without NTP drift by seconds a day.
 pub const AHEAD_MAX: Duration = Duration::from_secs(2 * 60);

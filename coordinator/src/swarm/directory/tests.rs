@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ed25519_dalek::SigningKey;
 use umbel_protocol::Span;
-use umbel_protocol::announcement::Throughput;
+use umbel_protocol::announcement::{LIFETIME_MAX, Throughput};
 
 use super::*;
 use crate::random::Random;
@@ -76,6 +76,35 @@ fn a_server_that_was_leaving_or_gone_or_elsewhere_has_returned() {
         after(|_| {}, |a| a.span = Span::new(4, 8).unwrap()),
         Inserted::Returned(announcement(1, 0).peer)
     );
+}
+
+/// Of a server of many, said at `seconds` and holding for as long as it may.
+fn one_of_many(number: u16, seconds: u64) -> SignedAnnouncement {
+    let mut seed = [0xff; 32];
+    seed[..2].copy_from_slice(&number.to_le_bytes());
+    let key = SigningKey::from_bytes(&seed);
+    let mut announcement = announcement(1, seconds);
+    announcement.peer = PeerId::of(&key);
+    announcement.expires = announcement.issued + LIFETIME_MAX;
+    announcement.sign(&key)
+}
+
+#[test]
+fn as_many_names_as_fill_a_directory_drive_out_nobody() {
+    let own = announcement(3, 0).peer;
+    let mut directory = Directory::of_server(own);
+    insert(&mut directory, &announcement(1, 0));
+    let filling = (0..=u16::try_from(ANNOUNCEMENTS_MAX).unwrap()).map(|number| {
+        let refused = directory.insert(one_of_many(number, 1), unix(1)).err();
+        refused.is_some_and(|error| matches!(error, RefusedAnnouncement::Full { .. }))
+    });
+    assert_eq!(filling.filter(|is_full| *is_full).count(), 2);
+    assert_eq!(insert(&mut directory, &announcement(1, 10)), Inserted::News);
+    // Its own server is known too, and whoever comes once others are gone.
+    let signed = announcement(3, 10).sign(&SigningKey::from_bytes(&[3; 32]));
+    assert!(directory.insert(signed, unix(10)).is_ok());
+    let late = || announcement(2, 600).sign(&SigningKey::from_bytes(&[2; 32]));
+    assert!(directory.insert(late(), unix(600)).is_ok());
 }
 
 #[test]
