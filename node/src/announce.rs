@@ -116,7 +116,6 @@ impl Announcer {
 
     /// Announces `offer` again and again, and at once when it changes, until the future is dropped.
     pub async fn run(self, mut offer: watch::Receiver<Offer>, load: watch::Receiver<Load>) {
-        let mut random = Random::new(getrandom::u64().unwrap_or_default());
         let model = *offer.borrow().model.as_bytes();
         self.network.provide(model).await;
         // A relay that is gone leads nobody here for up to the lifetime of what was announced.
@@ -132,7 +131,7 @@ impl Announcer {
             let current = offer.borrow_and_update().clone();
             let load = *load.borrow();
             self.announce(&current, load).await;
-            self.ask_one(&mut random).await;
+            self.ask_one().await;
         }
     }
 
@@ -147,8 +146,7 @@ impl Announcer {
                 tracing::error!(%error, "the announcement of this server is not valid");
             }
         }
-        let mut told = self.others().await;
-        told.truncate(PEERS_TOLD_MAX);
+        let told = self.others().await;
         let mut tellings = JoinSet::new();
         for (peer, addresses) in told {
             let (this, signed, model) = (self.clone(), signed.clone(), offer.model);
@@ -212,25 +210,27 @@ impl Announcer {
         others.into_iter().filter_map(measured).take(NEXT_HOPS_MAX).collect()
     }
 
-    async fn ask_one(&self, random: &mut Random) {
-        let others = self.others().await;
-        if others.is_empty() {
-            return;
+    async fn ask_one(&self) {
+        // Where there are many, they are as good as any.
+        let mut others = self.others().await;
+        if let Some((peer, addresses)) = others.pop() {
+            self.ask(peer, &addresses).await;
         }
-        let (peer, addresses) = &others[random.below(others.len())];
-        self.ask(*peer, addresses).await;
     }
 
-    /// The servers that are known, and the peers to which there is a connection.
+    /// Peers to be told or asked, [`PEERS_TOLD_MAX`] at most, in the order of chance.
     async fn others(&self) -> Vec<(PeerId, Vec<String>)> {
-        let connected = self.network.connected_peers().await;
         let own = self.network.peer_id();
-        let mut others: BTreeMap<PeerId, Vec<String>> =
-            connected.into_iter().map(|peer| (peer, Vec::new())).collect();
+        let mut known = BTreeMap::new();
         for other in self.directory().announcements(None).filter(|other| other.peer != own) {
-            others.insert(other.peer, other.addresses.clone());
+            known.insert(other.peer, other.addresses.clone());
         }
-        others.into_iter().collect()
+        let mut connected = self.network.connected_servers().await;
+        if known.is_empty() && connected.is_empty() {
+            // They may not have said yet what they are.
+            connected = self.network.connected_peers().await;
+        }
+        choose(known, connected, &mut Random::new(getrandom::u64().unwrap_or_default()))
     }
 
     async fn ask(&self, peer: PeerId, addresses: &[String]) {
@@ -301,3 +301,33 @@ fn note_refused(from: PeerId, error: &RefusedAnnouncement) {
         tracing::warn!(%from, %error, "refused an announcement");
     }
 }
+
+/// Some of those who take announcements up: servers that are known, each as likely as any other, and where
+/// these are few, peers of which no more is known than that there is a connection.
+fn choose(
+    known: BTreeMap<PeerId, Vec<String>>,
+    mut connected: Vec<PeerId>,
+    random: &mut Random,
+) -> Vec<(PeerId, Vec<String>)> {
+    connected.retain(|peer| !known.contains_key(peer));
+    let mut chosen = draw(known.into_iter().collect(), PEERS_TOLD_MAX, random);
+    let room = PEERS_TOLD_MAX - chosen.len();
+    chosen.extend(draw(connected, room, random).into_iter().map(|peer| (peer, Vec::new())));
+    // Who is asked is the last of them.
+    let count = chosen.len();
+    draw(chosen, count, random)
+}
+
+/// So many of all, in the order of chance.
+fn draw<T>(mut all: Vec<T>, count: usize, random: &mut Random) -> Vec<T> {
+    let count = count.min(all.len());
+    for drawn in 0..count {
+        let other = drawn + random.below(all.len() - drawn);
+        all.swap(drawn, other);
+    }
+    all.truncate(count);
+    all
+}
+
+#[cfg(test)]
+mod tests;

@@ -74,6 +74,8 @@ pub(crate) enum Command {
     StopProviding { key: [u8; 32], reply: oneshot::Sender<()> },
     /// Which peers are connected?
     ConnectedPeers { reply: oneshot::Sender<Vec<PeerId>> },
+    /// Which of them are servers?
+    ConnectedServers { reply: oneshot::Sender<Vec<PeerId>> },
     /// Where does a connected peer say that it listens?
     PeerAddresses { peer: libp2p::PeerId, reply: oneshot::Sender<Vec<Multiaddr>> },
     /// Is a peer connected, and by a relay alone?
@@ -283,6 +285,9 @@ impl Driver {
             Command::ConnectedPeers { reply } => {
                 let peers = self.swarm.connected_peers().filter_map(peers::own_name);
                 let _unwanted = reply.send(peers.collect());
+            }
+            Command::ConnectedServers { reply } => {
+                let _unwanted = reply.send(self.peers.servers());
             }
             Command::PeerAddresses { peer, reply } => {
                 let _unwanted = reply.send(self.peers.addresses(peer));

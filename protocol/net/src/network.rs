@@ -285,6 +285,11 @@ impl Network {
         self.ask(|reply| Command::ConnectedPeers { reply }).await.unwrap_or_default()
     }
 
+    /// Those of them that have said that they are servers.
+    pub async fn connected_servers(&self) -> Vec<PeerId> {
+        self.ask(|reply| Command::ConnectedServers { reply }).await.unwrap_or_default()
+    }
+
     /// Where a connected peer says that it listens.
     pub async fn peer_addresses(&self, peer: PeerId) -> Vec<Multiaddr> {
         let peer = foreign_name(peer);

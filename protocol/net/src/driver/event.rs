@@ -139,7 +139,8 @@ impl Driver {
             |address: &Multiaddr| is_concrete(address) && (local || !is_loopback(address));
         let addresses = to_keep(info.listen_addrs.into_iter().filter(reachable));
         let umbel = info.protocol_version == IDENTIFY_PROTOCOL;
-        if umbel && info.protocols.contains(&KAD_PROTOCOL) {
+        let server = umbel && info.protocols.contains(&KAD_PROTOCOL);
+        if server {
             let before = self.peers.addresses(peer_id);
             let dialled = self.peers.dialled(peer_id);
             let kad = &mut self.swarm.behaviour_mut().kad;
@@ -148,7 +149,7 @@ impl Driver {
         // Nobody passes on what comes by a relay, and so nobody says there that it would.
         let tells = !self.peers.leads_by_relay(peer_id, connection_id);
         let relays = tells.then(|| umbel && info.protocols.contains(&relay::HOP_PROTOCOL_NAME));
-        self.peers.identified(peer_id, Identified { umbel, addresses, relays });
+        self.peers.identified(peer_id, Identified { umbel, server, addresses, relays });
         self.met_somebody();
     }
 

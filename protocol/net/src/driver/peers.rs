@@ -46,6 +46,8 @@ enum Way {
 pub(super) struct Identified {
     /// Whether it is a peer of Umbel at all.
     pub(super) umbel: bool,
+    /// Whether it takes part in the hash table, as servers do.
+    pub(super) server: bool,
     /// Where it listens.
     pub(super) addresses: Vec<Multiaddr>,
     /// Whether it passes on for others; `None` where the connection does not tell.
@@ -154,6 +156,15 @@ impl Peers {
     pub(super) fn dialled(&self, peer: libp2p::PeerId) -> Vec<Multiaddr> {
         let connections = self.0.get(&peer).into_iter().flat_map(|peer| &peer.connections);
         connections.filter_map(Connection::dialled).cloned().collect()
+    }
+
+    /// Those that say that they are servers.
+    pub(super) fn servers(&self) -> Vec<PeerId> {
+        let is_server = |connected: &Connected| {
+            connected.identified.as_ref().is_some_and(|identified| identified.server)
+        };
+        let servers = self.0.iter().filter(|(_, connected)| is_server(connected));
+        servers.filter_map(|(peer, _)| own_name(peer)).collect()
     }
 
     /// Whether the peer is on this machine, so that its loopback addresses lead to it.
