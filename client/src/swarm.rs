@@ -89,6 +89,8 @@ struct View {
     /// Peers that did not answer when others did, and when: routes use them last. Two rounds of
     /// [`PEERS_ASKED_MAX`] are asked every two seconds at most, so there are at most 960.
     doubtful: BTreeMap<PeerId, Time>,
+    /// Servers that had no room, and when: routes use them last as well.
+    full: BTreeMap<PeerId, Time>,
     /// Pairs of servers of which the first could not reach the second, and when.
     unreachable: BTreeMap<(PeerId, PeerId), Time>,
     random: Random,
@@ -120,6 +122,7 @@ impl Swarm {
             directory: Directory::new(),
             health: Health::new(),
             doubtful: BTreeMap::new(),
+            full: BTreeMap::new(),
             unreachable: BTreeMap::new(),
             random: Random::new(getrandom::u64().unwrap_or_default()),
             warm: Warm::default(),

@@ -52,8 +52,9 @@ pub const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 /// The least that a hop has to open a session, however near it is.
 pub const OPEN_TIMEOUT_MIN: Duration = Duration::from_millis(1_500);
 
-/// Most replacements between two answers. Every one excludes a server, so a session that needs
-/// more is in a swarm that fails faster than it can be mended.
+/// Most replacements between two answers, servers that refuse the session when they are first asked
+/// left out. Every one excludes a server, so a session that needs more is in a swarm that fails
+/// faster than it can be mended.
 pub const MENDS_MAX: u32 = 32;
 
 /// How often a client asks for another server in the place of one that is about to leave.
@@ -216,6 +217,11 @@ pub enum Output {
     },
     /// A hop failed, by a fault of its own or of the way to it.
     Blame(HopFailure),
+    /// A hop has no room at the moment: others first.
+    Full {
+        /// Who.
+        peer: PeerId,
+    },
     /// The session is over; only a new one helps.
     Failed(SessionFailure),
 }
@@ -396,7 +402,7 @@ impl Session {
         self.config.tokens_max
     }
 
-    /// How many hops have lost their place since the last answer.
+    /// How many hops have lost their place since the last answer, those left out that would not have it.
     #[must_use]
     pub const fn mends(&self) -> u32 {
         self.mends

@@ -29,6 +29,12 @@ const FORGIVEN: Duration = Duration::from_secs(2);
 /// fails at once, and the replacements of a session are counted.
 pub(crate) const FORGIVEN_AGAIN: Duration = Duration::from_secs(1);
 
+/// How long a server that had no room is used last: by then it has announced twice how much it has.
+const FULL: Duration = Duration::from_secs(20);
+
+/// Most servers that are remembered to have none: as many as are known.
+const FULL_MAX: usize = 1_024;
+
 /// How long two servers are kept apart after one could not reach the other.
 const UNREACHABLE: Duration = Duration::from_secs(60);
 
@@ -58,6 +64,7 @@ pub(crate) struct Search {
 #[derive(Debug, Clone, Copy)]
 enum Among {
     Connected,
+    /// Those that answer, and have not just said that they have no room.
     NotDoubtful,
     All,
 }
@@ -150,6 +157,16 @@ impl Swarm {
         }
     }
 
+    /// Takes note of a server that has no room.
+    pub(crate) fn note_full(&self, peer: PeerId) {
+        let now = self.clock.now();
+        let full = &mut self.view().full;
+        full.retain(|_, since| now.since(*since) < FULL);
+        if full.len() < FULL_MAX {
+            full.insert(peer, now);
+        }
+    }
+
     /// Takes note of servers that have done what was asked of them.
     pub(crate) fn praise(&self, peers: impl Iterator<Item = PeerId>) {
         let now = self.clock.now();
@@ -202,7 +219,7 @@ impl Swarm {
         let Search { wanted, .. } = search;
         let (now, unix_now) = (self.clock.now(), unix_time());
         let mut view = self.view();
-        let View { directory, health, doubtful, unreachable, random, warm } = &mut *view;
+        let View { directory, health, doubtful, full, unreachable, random, warm } = &mut *view;
         directory.expire(unix_now);
         unreachable.retain(|_, since| now.since(*since) < UNREACHABLE);
         // Where nobody else is left, a server that has failed is better than none, and so are two of
@@ -211,7 +228,8 @@ impl Swarm {
         let trusted = if forgiving { &blank } else { &*health };
         let candidates = directory.candidates(trusted, search.model, now, unix_now);
         let answers = |server: &&Announcement| {
-            let doubtful = doubtful.contains_key(&server.peer);
+            let is_full = full.get(&server.peer).is_some_and(|since| now.since(*since) < FULL);
+            let doubtful = is_full || doubtful.contains_key(&server.peer);
             match among {
                 Among::Connected => !doubtful && self.network.round_trip(server.peer).is_some(),
                 Among::NotDoubtful => !doubtful,
@@ -279,3 +297,6 @@ fn random_session() -> SessionId {
     getrandom::fill(&mut bytes).expect("the system has randomness");
     SessionId::new(u128::from_le_bytes(bytes))
 }
+
+#[cfg(test)]
+mod tests;

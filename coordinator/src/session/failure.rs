@@ -6,6 +6,7 @@ use umbel_protocol::PeerId;
 use umbel_protocol::error::{ErrorCode, ProtocolViolation};
 
 use crate::route::{Hop, NoRoute};
+use crate::swarm::health::is_failure;
 
 /// Why a session ended before its caller closed it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -32,8 +33,7 @@ impl SessionFailure {
     pub fn is_full(&self) -> bool {
         match self {
             Self::NoRoute { last: Some(failure), .. } | Self::Hop(failure) => {
-                let FailureReason::Refused { code, .. } = failure.reason else { return false };
-                matches!(code, ErrorCode::Busy | ErrorCode::KvFull)
+                failure.reason.is_full()
             }
             Self::NoRoute { last: None, .. } | Self::JournalLost => false,
         }
@@ -112,21 +112,9 @@ impl FailureReason {
     pub fn is_fault(&self) -> bool {
         match self {
             Self::Leaving => false,
-            Self::Refused { code, .. } => match code {
-                ErrorCode::Internal | ErrorCode::NextHopUnreachable | ErrorCode::Unknown(_) => true,
-                ErrorCode::Busy
-                | ErrorCode::KvFull
-                | ErrorCode::UnknownModel
-                | ErrorCode::BlocksNotServed
-                | ErrorCode::UnknownSession
-                | ErrorCode::ContextExceeded
-                | ErrorCode::WrongShape
-                | ErrorCode::WrongPosition
-                | ErrorCode::NotAllowed
-                | ErrorCode::Draining
-                | ErrorCode::LeaseEnded
-                | ErrorCode::Violation => false,
-            },
+            Self::Refused { code, .. } => {
+                is_failure(*code) || matches!(code, ErrorCode::NextHopUnreachable)
+            }
             Self::LinkLost { .. }
             | Self::NotOpened { .. }
             | Self::Silent { .. }
@@ -134,5 +122,11 @@ impl FailureReason {
             | Self::Slow { .. }
             | Self::Violation(_) => true,
         }
+    }
+
+    /// Whether the server only has no room at the moment.
+    #[must_use]
+    pub const fn is_full(&self) -> bool {
+        matches!(self, Self::Refused { code: ErrorCode::Busy | ErrorCode::KvFull, .. })
     }
 }

@@ -3,6 +3,7 @@
 //! All hops of a mended route are opened and have agreed on their neighbours before anything is
 //! sent again, so that no result meets a hop that does not expect it.
 
+use umbel_protocol::error::ErrorCode;
 use umbel_protocol::inference::{Adopt, ClientMessage, Destination, OpenSession, Redirect, Step};
 use umbel_protocol::{PeerId, Span, StepId};
 
@@ -14,6 +15,7 @@ use super::{
 };
 use crate::journal::Outlet;
 use crate::route::NoRoute;
+use crate::swarm::directory::ANNOUNCEMENTS_MAX;
 use crate::time::Time;
 
 impl Session {
@@ -59,12 +61,28 @@ impl Session {
         let failure = HopFailure { hop: place.hop, reason };
         tracing::info!(%failure, "a hop is replaced");
         self.leave(&place);
-        self.avoided.insert(place.hop.peer);
-        self.mends += 1;
-        if failure.reason.is_fault() {
+        // One that does not let the session in costs it nothing but the question, and is not asked
+        // again while there are others: there are no more of them than servers.
+        let is_first =
+            self.avoided.len() < ANNOUNCEMENTS_MAX && self.avoided.insert(place.hop.peer);
+        let is_refusal = matches!(failure.reason, FailureReason::Refused { .. });
+        if place.is_open() || !is_refusal || !is_first {
+            self.mends += 1;
+        }
+        if failure.reason.is_full() {
+            self.outputs.push_back(Output::Full { peer: place.hop.peer });
+        } else if failure.reason.is_fault() && !self.is_older(&failure.reason) {
             self.outputs.push_back(Output::Blame(failure.clone()));
         }
         self.last_failure = Some(failure);
+    }
+
+    /// Whether a server may refuse the session for its adapter alone, of which announcements say
+    /// nothing.
+    fn is_older(&self, reason: &FailureReason) -> bool {
+        let is_not_served =
+            matches!(reason, FailureReason::Refused { code: ErrorCode::BlocksNotServed, .. });
+        is_not_served && self.config.adapter.is_some()
     }
 
     pub(super) fn routed(&mut self, hops: Vec<RouteHop>, now: Time) {

@@ -5,6 +5,7 @@ mod adapter;
 mod contact;
 mod prefix;
 mod progress;
+mod refusals;
 mod thin;
 
 use bytes::Bytes;

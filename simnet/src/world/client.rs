@@ -300,6 +300,7 @@ impl World {
                         of.blamed.push(failure);
                     }
                 }
+                Output::Full { .. } => {}
                 Output::Failed(failure) => {
                     of.failures.push(failure);
                     over = true;

@@ -291,6 +291,7 @@ impl Driver {
                     }
                 }
                 Output::Blame(failure) => self.blame(failure),
+                Output::Full { peer } => self.swarm.note_full(peer),
                 Output::Failed(failure) => self.fail(failure),
             }
         }

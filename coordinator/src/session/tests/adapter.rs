@@ -6,7 +6,7 @@ use umbel_protocol::training::{AdapterSettings, TargetModule};
 
 use super::*;
 
-fn adapter() -> SessionAdapter {
+pub(super) fn adapter() -> SessionAdapter {
     let settings = AdapterSettings {
         rank: 4,
         alpha: 8.0,
