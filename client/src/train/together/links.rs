@@ -1,16 +1,20 @@
 //! The tasks that read and write the links between members: each member speaks on those that it has opened.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use umbel_coordinator::training::round::{MEMBERS_MAX, Message};
-use umbel_net::{Incoming, Link, LinkProtocol, LinkReceiver, Multiaddr, Network};
+use umbel_net::{
+    Incoming, Link, LinkProtocol, LinkReceiver, LinkSender, Multiaddr, Network, SendError,
+};
 use umbel_protocol::averaging::MemberMessage;
 use umbel_protocol::{Frame, PeerId, ProtocolViolation};
 
-use super::words::from_wire;
+use super::words::{Words, from_wire, to_wire};
 use crate::swarm::exchange::chain;
 
 /// How long a member may take to say who it is.
@@ -115,30 +119,33 @@ pub(super) async fn open(
     let _over = tell.send(event).await;
 }
 
-/// Says what is to be said, until nothing more comes or the member closes the link, on which it says
-/// nothing itself.
+/// Says first who it is that speaks, and then what is to be said, until the member closes the link, on
+/// which it says nothing itself.
 pub(super) async fn write(
     (link, number): (Link, u64),
-    mut words: mpsc::Receiver<MemberMessage>,
+    hello: MemberMessage,
+    words: Arc<Words>,
     tell: mpsc::Sender<Event>,
 ) {
     let peer = link.peer();
-    let (mut sender, mut receiver) = link.split();
-    let mut closed = std::pin::pin!(next(peer, &mut receiver));
-    loop {
-        let message = tokio::select! {
-            message = words.recv() => message,
-            _closed = &mut closed => {
-                let _over = tell.send(Event::Gone { peer, link: Some(number) }).await;
-                return;
-            }
-        };
-        let Some(message) = message else { break };
-        if let Err(error) = sender.send(message.encode()).await {
+    let (sender, mut receiver) = link.split();
+    tokio::select! {
+        Err(error) = say(sender, hello, &words) => {
             tracing::debug!(%peer, error = chain(&error), "a member's link ended");
-            let _over = tell.send(Event::Gone { peer, link: Some(number) }).await;
-            return;
         }
+        _closed = next(peer, &mut receiver) => {}
     }
-    sender.close().await;
+    let _over = tell.send(Event::Gone { peer, link: Some(number) }).await;
+}
+
+async fn say(
+    mut sender: LinkSender,
+    hello: MemberMessage,
+    words: &Words,
+) -> Result<Infallible, SendError> {
+    sender.send(hello.encode()).await?;
+    loop {
+        // What travels is made when its turn comes: until then all members share the values.
+        sender.send(to_wire(words.next().await).encode()).await?;
+    }
 }

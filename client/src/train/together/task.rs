@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use umbel_coordinator::training::round::{
     Input, MEMBERS_MAX, Member, Output, RunSettings, RunState,
 };
@@ -15,16 +15,12 @@ use umbel_protocol::averaging::MemberMessage;
 
 use super::Asked;
 use super::links::{self, Event};
-use super::words::to_wire;
+use super::words::Words;
 use crate::clock::Clock;
 use crate::swarm::exchange::multiaddrs;
 
 /// Events that wait: readers wait when they are so many, and with them their members.
 const EVENTS_WAITING_MAX: usize = 64;
-
-/// What waits to be said to one member: a delta of each other for one that has missed them, and the words
-/// of two rounds. Who reads less is left.
-const WORDS_WAITING_MAX: usize = 2 * MEMBERS_MAX;
 
 /// How often members that cannot be reached are tried again, and those that are silent looked after.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
@@ -40,8 +36,8 @@ const REFUSED_MAX: u32 = 2;
 #[derive(Default)]
 struct Other {
     addresses: Vec<String>,
-    /// What is to be said to it, once there is a link.
-    words: Option<mpsc::Sender<MemberMessage>>,
+    /// What is to be said to it, once there is a link, and who says it.
+    words: Option<(Arc<Words>, AbortHandle)>,
     /// A link to it is being opened.
     opening: bool,
     /// Lets what it says be read.
@@ -180,16 +176,14 @@ impl Task {
     fn opened(&mut self, peer: PeerId, link: Link) {
         let hello = self.hello();
         let Some(other) = self.others.get_mut(&peer) else { return };
-        let (words, waiting) = mpsc::channel(WORDS_WAITING_MAX);
-        // Who is met hears first who it is that speaks.
-        words.try_send(hello).expect("the channel is new");
-        (other.words, other.opening, other.tries) = (Some(words), false, 0);
+        (other.opening, other.tries) = (false, 0);
         if let Some(read) = other.read.take() {
             let _gone = read.send(());
         }
         other.link += 1;
-        let numbered = (link, other.link);
-        self.carriers.spawn(links::write(numbered, waiting, self.tell.clone()));
+        let (numbered, words) = ((link, other.link), Arc::new(Words::default()));
+        let write = links::write(numbered, hello, Arc::clone(&words), self.tell.clone());
+        other.words = Some((words, self.carriers.spawn(write)));
         self.member.handle(Input::Met { peer }, self.clock.now());
     }
 
@@ -207,7 +201,11 @@ impl Task {
             if other.words.is_some() && !other.greeted {
                 other.refused += 1;
             }
-            (other.words, other.read) = (None, None);
+            if let Some((_unsaid, writer)) = other.words.take() {
+                // It may wait for ever for a member that does not read.
+                writer.abort();
+            }
+            other.read = None;
             self.member.handle(Input::Left { peer }, self.clock.now());
         }
         let refuses = |other: &Other| other.refused >= REFUSED_MAX;
@@ -224,7 +222,7 @@ impl Task {
             match output {
                 Output::Send { to, message } => {
                     let words = self.others.get(&to).and_then(|other| other.words.as_ref());
-                    if words.is_some_and(|words| words.try_send(to_wire(message)).is_err()) {
+                    if words.is_some_and(|(words, _)| !words.say(message)) {
                         silent.insert(to);
                     }
                 }
@@ -246,3 +244,6 @@ impl Task {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

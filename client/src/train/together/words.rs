@@ -1,10 +1,62 @@
-//! Between what the machine of the rounds says and what travels.
+//! What is to be said to a member, and what of it travels.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use umbel_coordinator::training::round::{Delta, Message, RunState};
+use tokio::sync::Notify;
+use umbel_coordinator::training::round::{Delta, MEMBERS_MAX, Message, RunState};
 use umbel_protocol::ProtocolViolation;
 use umbel_protocol::averaging::MemberMessage;
+
+/// What waits to be said to one member: a delta of each other for one that has missed them, and the words
+/// of two rounds. Who reads less is left.
+const WAITING_MAX: usize = 2 * MEMBERS_MAX;
+
+/// What is to be said to one member, in order.
+#[derive(Default)]
+pub(super) struct Words {
+    waiting: Mutex<VecDeque<Message>>,
+    more: Notify,
+}
+
+impl Words {
+    /// Whether there is room for one thing more.
+    ///
+    /// Who asks again before it has read the answer gets no second one, and who asks for what has come
+    /// since, only that.
+    pub(super) fn say(&self, message: Message) -> bool {
+        let mut waiting = self.waiting();
+        if let Message::State(_) = &message {
+            waiting.retain(|other| !matches!(other, Message::State(_)));
+        }
+        if let Message::Relayed { start, author, .. } = &message {
+            waiting.retain(|other| {
+                let Message::Relayed { start: before, author: of, .. } = other else { return true };
+                before == start && of != author
+            });
+        }
+        if waiting.len() >= WAITING_MAX {
+            return false;
+        }
+        waiting.push_back(message);
+        self.more.notify_one();
+        true
+    }
+
+    /// The next thing to say, once there is one.
+    pub(super) async fn next(&self) -> Message {
+        loop {
+            if let Some(message) = self.waiting().pop_front() {
+                return message;
+            }
+            self.more.notified().await;
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, VecDeque<Message>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// What travels.
 pub(super) fn to_wire(message: Message) -> MemberMessage {
@@ -87,6 +139,28 @@ mod tests {
             let frame = to_wire(message.clone()).encode();
             assert_eq!(from_wire(MemberMessage::decode(frame).unwrap()).unwrap(), message);
         }
+    }
+
+    #[test]
+    fn of_what_is_asked_for_again_and_again_one_answer_waits() {
+        let words = Words::default();
+        let state = |value: f32| Message::State(Arc::new(RunState::begin(vec![value]).unwrap()));
+        let relayed = |round: u64, author: u8| {
+            let delta = Arc::new(Feedback::default().narrow(&[1.0]).unwrap().0);
+            let (start, author) = (Stand { round, digest: [1; 32] }, [author; 32]);
+            Message::Relayed { start, author: PeerId::from_public_key(author), delta }
+        };
+        for _ in 0..2 * WAITING_MAX {
+            for message in [state(1.0), state(2.0), relayed(1, 1), relayed(2, 1), relayed(2, 2)] {
+                assert!(words.say(message));
+            }
+        }
+        let waiting: Vec<_> = words.waiting().drain(..).collect();
+        assert_eq!(waiting, [state(2.0), relayed(2, 1), relayed(2, 2)]);
+        for _ in 0..WAITING_MAX {
+            assert!(words.say(Message::Stand(None)));
+        }
+        assert!(!words.say(Message::Stand(None)), "it reads too little");
     }
 
     #[test]
