@@ -7,7 +7,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use serde_json::Value;
 use umbel_client::adapter::fetch::{FetchAdapterError, fetch};
@@ -17,7 +16,7 @@ use umbel_client::train::RemoteSettings;
 use umbel_client::train::checkpoint::Checkpoint;
 use umbel_engine::train::{Adapter, PeftFiles};
 use umbel_net::{Identity, LinkProtocol, Network, NetworkConfig, Role};
-use umbel_protocol::announcement::{Announcement, Throughput};
+use umbel_protocol::announcement::{Announcement, LIFETIME_MAX, Throughput};
 use umbel_protocol::training::{TrainerMessage, TrainingAnswer};
 use umbel_protocol::{Span, Tensor};
 use umbel_tests::process::Output;
@@ -114,7 +113,7 @@ async fn liar(server: &Server, lesson: &Lesson, lie: Lie) -> (Network, Arc<Atomi
         queue_depth: 0,
         draining: false,
         issued: now,
-        expires: now + Duration::from_secs(600),
+        expires: now + LIFETIME_MAX,
         next_hops: Vec::new(),
         adapters: Vec::new(),
         moving_to: None,
