@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use umbel_protocol::announcement::Announcement;
+use umbel_protocol::text::printable;
 use umbel_protocol::{ModelId, PeerId, Span};
 
 pub use change::{Change, changes};
@@ -180,17 +181,6 @@ pub fn is_relayed(addresses: &[String]) -> bool {
 #[must_use]
 pub fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
-}
-
-/// A peer's own word, of which only what prints safely on one line is shown.
-fn printable(text: &str) -> String {
-    let shows = |c: &char| !c.is_control() && !is_format(*c);
-    text.chars().filter(shows).collect()
-}
-
-/// Characters that show nothing and turn the direction of what follows, or hide in it.
-const fn is_format(c: char) -> bool {
-    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@
 //! | [`directory`] | asking a peer which servers it knows |
 //! | [`compression`] | large payloads in fewer bytes, without loss |
 //! | [`error`] | error codes that say where a retry helps, and violations of the protocol |
+//! | [`text`] | what strangers say in words of their own |
 //! | [`version`] | the names of the link protocols and what each allows |
 
 #![warn(missing_docs)]
@@ -38,6 +39,7 @@ pub mod prefix;
 pub mod published;
 pub mod span;
 pub mod tensor;
+pub mod text;
 pub mod training;
 pub mod version;
 mod wire;

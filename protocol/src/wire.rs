@@ -9,6 +9,7 @@ use crate::compression::{self, Packing};
 use crate::error::ProtocolViolation;
 use crate::frame::Frame;
 use crate::generated as v1;
+use crate::text::printable;
 use crate::{DType, ModelId, PeerId, SessionId, Span, Tensor};
 
 /// Most addresses of one peer: QUIC and TCP on a handful of interfaces.
@@ -115,6 +116,16 @@ pub(crate) const fn not_longer(
 ) -> Result<(), ProtocolViolation> {
     let found = text.len();
     if found > max { Err(ProtocolViolation::TooLong { field, max, found }) } else { Ok(()) }
+}
+
+/// What a peer says in words of its own, if they are not too many; what does not print is left out.
+pub(crate) fn own_words(
+    field: &'static str,
+    max: usize,
+    text: &str,
+) -> Result<String, ProtocolViolation> {
+    not_longer(field, max, text)?;
+    Ok(printable(text))
 }
 
 /// The longest beginning of `text` that has at most `max` bytes and whole characters.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use umbel_protocol::announcement::{Announcement, Throughput, UnixTime};
 use umbel_protocol::{ModelId, PeerId, Span};
 
-use super::{Overview, printable};
+use super::Overview;
 
 pub(super) fn peer(number: u8) -> PeerId {
     PeerId::from_public_key([number; 32])
@@ -86,5 +86,6 @@ fn who_is_reached_by_a_relay_is_shown_as_such() {
 
 #[test]
 fn what_would_move_the_cursor_or_turn_the_text_is_left_out() {
-    assert_eq!(printable("a\u{1b}[2Jb\n\u{202e}c"), "a[2Jbc");
+    let named = Announcement { model_name: "a\u{1b}[2Jb\u{202e}c".to_owned(), ..server(1, 0, 4) };
+    assert_eq!(overview(&[named]).models[0].name, "a[2Jbc");
 }

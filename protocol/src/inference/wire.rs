@@ -307,12 +307,11 @@ impl TryFrom<v1::SessionError> for SessionError {
     type Error = ProtocolViolation;
 
     fn try_from(error: v1::SessionError) -> Result<Self, ProtocolViolation> {
-        wire::not_longer("an error's detail", DETAIL_BYTES_MAX, &error.detail)?;
         Ok(Self {
             session: wire::session_id(&error.session)?,
             step: error.step.map(StepId),
             code: ErrorCode::from_wire(error.code),
-            detail: error.detail,
+            detail: wire::own_words("an error's detail", DETAIL_BYTES_MAX, &error.detail)?,
         })
     }
 }

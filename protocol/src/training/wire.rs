@@ -188,7 +188,7 @@ impl TrainingAnswer {
             }
             Wire::Closed(v1::TrainingClosed {}) => Ok(Self::Closed),
             Wire::Error(v1::TrainingError { code, detail }) => {
-                wire::not_longer("an error's detail", DETAIL_BYTES_MAX, &detail)?;
+                let detail = wire::own_words("an error's detail", DETAIL_BYTES_MAX, &detail)?;
                 Ok(Self::Error { code: ErrorCode::from_wire(code), detail })
             }
             Wire::Forwarded(_) | Wire::Backwarded(_) | Wire::Read(_) | Wire::RowNorms(_) => {

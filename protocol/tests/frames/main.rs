@@ -5,6 +5,7 @@ mod adapters;
 mod local;
 mod properties;
 mod samples;
+mod words;
 
 use std::fs;
 use std::path::Path;

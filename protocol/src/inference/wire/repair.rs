@@ -128,7 +128,6 @@ impl TryFrom<v1::Trouble> for Trouble {
     type Error = ProtocolViolation;
 
     fn try_from(trouble: v1::Trouble) -> Result<Self, ProtocolViolation> {
-        wire::not_longer("a trouble's detail", DETAIL_BYTES_MAX, &trouble.detail)?;
         let neighbour = match v1::Neighbour::try_from(trouble.neighbour) {
             Ok(v1::Neighbour::Previous) => Neighbour::Previous,
             Ok(v1::Neighbour::Next) => Neighbour::Next,
@@ -140,7 +139,7 @@ impl TryFrom<v1::Trouble> for Trouble {
             session: wire::session_id(&trouble.session)?,
             neighbour,
             code: ErrorCode::from_wire(trouble.code),
-            detail: trouble.detail,
+            detail: wire::own_words("a trouble's detail", DETAIL_BYTES_MAX, &trouble.detail)?,
         })
     }
 }
