@@ -1,5 +1,8 @@
 //! A peer that serves, and everything that the binary `umbel` does.
 
+// Where nobody reads stderr, these panic; `telemetry::say` does not.
+#![warn(clippy::print_stderr)]
+
 use std::process::ExitCode;
 
 pub mod announce;

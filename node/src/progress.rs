@@ -6,6 +6,8 @@ use std::sync::{Mutex, PoisonError};
 use indicatif::{ProgressBar, ProgressStyle};
 use umbel_shard::Progress;
 
+use crate::telemetry::say;
+
 /// Work on fewer bytes than this is over before anybody has read of it.
 const BYTES_SHOWN_MIN: u64 = 10_000_000;
 
@@ -27,7 +29,7 @@ impl Progress for Shown {
             Showing::Bar(bar(total_bytes, label))
         } else {
             let size = total_bytes.map(|bytes| format!(" ({} MB)", bytes / 1_000_000));
-            eprintln!("{label}{}", size.unwrap_or_default());
+            say(format_args!("{label}{}", size.unwrap_or_default()));
             Showing::Lines {
                 label: label.to_owned(),
                 total: total_bytes.unwrap_or(0),
@@ -45,7 +47,7 @@ impl Progress for Shown {
                 *done += bytes;
                 if *total > 0 && *done * 10 / *total > *tenths {
                     *tenths = *done * 10 / *total;
-                    eprintln!("{label}: {}%", *tenths * 10);
+                    say(format_args!("{label}: {}%", *tenths * 10));
                 }
             }
             None => {}

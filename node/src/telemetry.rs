@@ -1,9 +1,12 @@
 //! Logs and errors, both on stderr.
 
+use std::fmt::Display;
 use std::io::{IsTerminal as _, Write as _, stderr, stdout};
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use tracing_subscriber::EnvFilter;
+use umbel_protocol::text::printable;
 
 use crate::args::LogFormat;
 
@@ -11,16 +14,24 @@ use crate::args::LogFormat;
 /// Kademlia's complaint that a first server knows nobody yet.
 const FILTER_DEFAULT: &str = "warn,libp2p_kad=error,libp2p_autonat=error,umbel=info";
 
+/// How lines are written, once that is known: what went wrong may be said from anywhere.
+static FORMAT: OnceLock<LogFormat> = OnceLock::new();
+
 /// Logs to stderr what `filter` lets through, a level or a list of directives.
 ///
 /// A filter that cannot be read is reported, and the default one takes its place.
 pub fn start(filter: Option<&str>, format: LogFormat) {
+    let _started_before = FORMAT.set(format);
     let (filter, refused) = match filter.map(parse) {
         None => (EnvFilter::new(FILTER_DEFAULT), None),
         Some(Ok(filter)) => (filter, None),
         Some(Err(error)) => (EnvFilter::new(FILTER_DEFAULT), Some(error)),
     };
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr);
+    // Of a line that cannot be written the subscriber would tell stderr, and panic there.
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(stderr)
+        .log_internal_errors(false);
     match format {
         LogFormat::Text => {
             lines.with_ansi(stderr().is_terminal()).with_target(false).init();
@@ -51,6 +62,16 @@ pub fn answer(error: &clap::Error) -> ExitCode {
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(u8::MAX))
 }
 
+/// A line for people on stderr. Where nobody reads, nobody need know: `eprintln!` panics there.
+pub fn say(line: impl Display) {
+    let _unread = writeln!(stderr(), "{line}");
+}
+
+/// One part more of a long work is done: a dot on stderr.
+pub fn dot() {
+    let _unread = write!(stderr(), ".");
+}
+
 /// What was asked for, on stdout.
 pub fn print(text: &str) -> ExitCode {
     match writeln!(stdout(), "{text}") {
@@ -62,9 +83,23 @@ pub fn print(text: &str) -> ExitCode {
     }
 }
 
-/// One line for a person: what went wrong, and why.
+/// One line that says what went wrong, and why: for a person, or an object as of the log, whatever it lets
+/// through.
 pub fn report(error: &anyhow::Error) {
-    let mut line = String::from("error: ");
+    let line = one_line(error);
+    match FORMAT.get() {
+        Some(LogFormat::Json) => {
+            let lines = tracing_subscriber::fmt().json().flatten_event(true).with_writer(stderr);
+            let lines = lines.log_internal_errors(false).finish();
+            tracing::subscriber::with_default(lines, || tracing::error!("{line}"));
+        }
+        Some(LogFormat::Text) | None => say(format_args!("error: {line}")),
+    }
+}
+
+/// An error with its causes. Some of the words may be a stranger's.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
     let mut last = String::new();
     for cause in error.chain() {
         let text = cause.to_string();
@@ -78,5 +113,16 @@ pub fn report(error: &anyhow::Error) {
         line.push_str(&text);
         last = text;
     }
-    eprintln!("{}", line.replace('\n', " "));
+    printable(&line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_one_line_that_moves_no_cursor() {
+        let error = anyhow::anyhow!("a\u{1b}[2Jb\nc").context("it failed").context("it failed");
+        assert_eq!(one_line(&error), "it failed: a[2Jb c");
+    }
 }

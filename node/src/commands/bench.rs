@@ -23,6 +23,7 @@ use super::local_swarm::{LocalSwarm, ServerOptions};
 use super::session::{Blocks, Opened, load_blocks, open_ends};
 use crate::args::BenchArguments;
 use crate::config::Config;
+use crate::telemetry::say;
 use llama::Llama;
 use machine::{Machine, Memory};
 use sample::Sample;
@@ -127,7 +128,7 @@ async fn one_client(
             });
         }
     }
-    eprintln!();
+    say("");
     let text = if arguments.json {
         report::as_json(arguments, &limits, &contenders)
     } else {

@@ -16,6 +16,7 @@ use super::session::{Opened, sampling};
 use super::{adapter, speculate};
 use crate::args::ChatArguments;
 use crate::config::Config;
+use crate::telemetry::{report, say};
 use line::{HELP, Line};
 use lines::Lines;
 
@@ -105,23 +106,23 @@ impl<'a> Conversation<'a> {
                 Line::Question(question) => {
                     if let Err(error) = self.answer(&question).await {
                         // The conversation goes on: the next answer finds another route.
-                        crate::telemetry::report(&error);
+                        report(&error);
                         self.messages.pop();
                         self.chain = None;
                     }
                 }
-                Line::Help => eprintln!("{HELP}"),
+                Line::Help => say(HELP),
                 Line::New => self.begin_anew(),
                 Line::System(text) => {
                     self.messages = text.map(Message::system).into_iter().collect();
                     self.begin_anew();
                 }
                 Line::Save(file) => match save(&self.messages, &file) {
-                    Ok(()) => eprintln!("({} is written)", file.display()),
-                    Err(error) => crate::telemetry::report(&error),
+                    Ok(()) => say(format_args!("({} is written)", file.display())),
+                    Err(error) => report(&error),
                 },
                 Line::Quit => return Ok(()),
-                Line::Wrong(why) => eprintln!("({why})"),
+                Line::Wrong(why) => say(format_args!("({why})")),
             }
         }
     }
@@ -129,7 +130,7 @@ impl<'a> Conversation<'a> {
     /// Forgets all but what the model was told. What the cache holds of it serves the next answer.
     fn begin_anew(&mut self) {
         self.messages.retain(|message| message.role == "system");
-        eprintln!("(a new conversation)");
+        say("(a new conversation)");
     }
 
     /// Prints the answer to a question as it comes. Ctrl-C ends the answer, not the program.

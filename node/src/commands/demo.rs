@@ -14,6 +14,7 @@ use crate::args::DemoArguments;
 use crate::config::Config;
 use crate::gateway::Front;
 use crate::shutdown::Shutdown;
+use crate::telemetry::say;
 
 pub(super) async fn run(arguments: DemoArguments, config: &Config) -> anyhow::Result<()> {
     let front = match arguments.gateway {
@@ -24,12 +25,15 @@ pub(super) async fn run(arguments: DemoArguments, config: &Config) -> anyhow::Re
     // The whole model is fetched here, once, so that the servers find it on this machine.
     let model = open_ends(ModelSource::parse(name)?, config, PartsNeeded::everything()).await?;
     let block_count = model.config().block_count;
-    eprintln!("starting {} servers for the {block_count} blocks of {name}", arguments.servers);
+    say(format_args!(
+        "starting {} servers for the {block_count} blocks of {name}",
+        arguments.servers
+    ));
     let servers =
         LocalSwarm::start(name, block_count, arguments.servers, ServerOptions::default(), config)
             .await?;
     for (blocks, address) in servers.servers() {
-        eprintln!("  blocks {blocks:<8} {address}");
+        say(format_args!("  blocks {blocks:<8} {address}"));
     }
     let join = SwarmConfig { join: vec![servers.address().clone()], ..SwarmConfig::default() };
     let swarm = Arc::new(Swarm::join(join).await?);
@@ -58,7 +62,7 @@ async fn converse(arguments: &DemoArguments, opened: Opened) -> anyhow::Result<(
 async fn answer(front: Front, opened: Opened, config: &Config) -> anyhow::Result<()> {
     let mut stop = Shutdown::listen().context("signals cannot be caught")?;
     writeln!(std::io::stdout(), "ready {}", front.url()).context("stdout is closed")?;
-    eprintln!("Ctrl-C stops it");
+    say("Ctrl-C stops it");
     let told = async {
         stop.requested().await;
     };

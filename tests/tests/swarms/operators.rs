@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[cfg(target_os = "linux")]
+use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
 use std::process::{Command, Stdio};
@@ -26,6 +28,34 @@ fn a_watched_swarm_is_printed_again_and_again_where_there_is_no_terminal() {
     assert_eq!(unserved.take(2).count(), 2);
     // Nobody reads any more, which ends it.
     assert!(!child.wait().unwrap().success());
+}
+
+/// A command whose stderr is a full disk.
+#[cfg(target_os = "linux")]
+fn unheard(arguments: &[&str]) -> Command {
+    let mut command = Command::new(umbel_binary().unwrap());
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(full);
+    command
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_process_whose_log_nobody_can_write_loses_its_lines_and_nothing_else() {
+    let failed = unheard(&["inspect", "/nowhere"]).output().unwrap();
+    assert_eq!(failed.status.code(), Some(1));
+    let (model, folder) = (checkpoint("llama"), tempfile::tempdir().unwrap());
+    let identity = folder.path().join("identity.pem");
+    let serve = ["serve", &model, "--no-mdns", "--stop-with-stdin", "--identity"];
+    let place = [identity.to_str().unwrap(), "--listen", "/ip4/127.0.0.1/tcp/0"];
+    let mut server = unheard(&[&serve[..], &place].concat()).spawn().unwrap();
+    let mut ready = String::new();
+    BufReader::new(server.stdout.take().unwrap()).read_line(&mut ready).unwrap();
+    let join = ready.strip_prefix("ready ").unwrap().trim();
+    let ask = ["generate", "--model", &model, "--prompt-ids", "1,2,3", "--join", join];
+    assert!(umbel(&ask).status.success());
+    drop(server.stdin.take());
+    assert!(server.wait().unwrap().success());
 }
 
 /// The finding about something that is `good`, `note` or `bad`.
@@ -136,6 +166,11 @@ fn a_server_can_be_configured_by_a_file_and_log_in_json() {
         .collect();
     let loaded = lines.iter().find(|line| line["message"] == "loaded").unwrap();
     assert_eq!((&loaded["level"], &loaded["blocks"]), (&json!("INFO"), &json!("1..3")), "{loaded}");
+
+    let nowhere = ["--log-format", "json", "inspect", "/nowhere"];
+    let fatal: Value = serde_json::from_str(&umbel(&nowhere).stderr).unwrap();
+    assert_eq!(fatal["level"], "ERROR");
+    assert!(fatal["message"].as_str().unwrap().contains("/nowhere"), "{fatal}");
 
     let printed = umbel(&["serve", "--config", file.to_str().unwrap(), "--print-config"]);
     assert!(printed.stdout.contains("blocks = \"1..3\" # the file"), "{}", printed.stdout);

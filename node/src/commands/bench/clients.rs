@@ -19,6 +19,7 @@ use super::sample::{gaps, median};
 use super::{Limits, loopback, prompt, server_options, session_options};
 use crate::args::BenchArguments;
 use crate::config::Config;
+use crate::telemetry::{dot, say};
 
 /// Most tokens that a client decodes while another reads, as far as its context has room: at 20 tokens a
 /// second, fifty seconds.
@@ -132,9 +133,9 @@ async fn measure(
             row.reading.took.push(took);
             row.reading.gaps.extend(gaps);
         }
-        eprint!(".");
+        dot();
     }
-    eprintln!();
+    say("");
     Ok(row)
 }
 

@@ -13,6 +13,7 @@ use super::{LocalSwarm, prompt, server_options, session_options};
 use crate::args::BenchArguments;
 use crate::commands::session::{Blocks, Opened};
 use crate::config::Config;
+use crate::telemetry::{dot, say};
 
 /// Tokens of each request that no other has, behind those that all have.
 const OWN_TOKENS: u32 = 16;
@@ -80,7 +81,7 @@ pub(super) async fn run(
                 row.alone.push(apart.as_secs_f64());
                 row.held = held;
             }
-            eprint!(".");
+            dot();
         }
         rows.push(row);
         drop((sharing, alone));
@@ -89,7 +90,7 @@ pub(super) async fn run(
         }
         servers.stop().await;
     }
-    eprintln!();
+    say("");
     Ok(if arguments.json { as_json(&rows) } else { as_text(shared_tokens, &rows) })
 }
 

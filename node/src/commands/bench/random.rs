@@ -9,6 +9,7 @@ use umbel_shard::gguf::write::GgufWriter;
 use umbel_shard::{ModelConfig, WeightType};
 
 use crate::args::RandomShape;
+use crate::telemetry::say;
 
 /// Any number: the same one always, so that everybody measures the same file.
 const SEED: u64 = 1;
@@ -25,7 +26,7 @@ pub(super) fn model(shape: RandomShape, weights: WeightType, cache_dir: &Path) -
     if !path.exists() {
         let file = GgufWriter::random_model(&config, weights, SEED)
             .with_context(|| format!("no model of this shape in {weights}"))?;
-        eprintln!("writing {}", path.display());
+        say(format_args!("writing {}", path.display()));
         write(&file, &folder, &path).with_context(|| format!("cannot write {}", path.display()))?;
     }
     let text = path.to_str().context("the cache folder's name is no valid text")?;

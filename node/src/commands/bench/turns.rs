@@ -13,6 +13,7 @@ use super::machine::Memory;
 use super::sample::{Sample, gaps};
 use super::{Contender, Way, loopback};
 use crate::commands::session::{Blocks, Opened};
+use crate::telemetry::dot;
 
 /// Tokens of a turn that are measured. One before them is not: threads have slept and caches were
 /// used by others.
@@ -34,7 +35,7 @@ pub(super) async fn round(
     for contender in contenders {
         if let Way::Umbel { opened, .. } = &contender.way {
             answers.push(Answer::begin(opened, prompt, new_tokens).await?);
-            eprint!(".");
+            dot();
         }
     }
     let mut read = memory.look().await?;
@@ -62,7 +63,7 @@ pub(super) async fn round(
             Way::Llama(llama) => {
                 let before = memory.look().await?;
                 let sample = llama.one(u32::try_from(prompt.len())?, new_tokens).await?;
-                eprint!(".");
+                dot();
                 Sample { read: f64::midpoint(before, memory.look().await?), ..sample }
             }
         });

@@ -9,6 +9,7 @@ use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
 use super::line::Line;
+use crate::telemetry::say;
 
 /// Where lines come from.
 pub(super) enum Lines {
@@ -28,7 +29,7 @@ impl Lines {
         if !stdin().is_terminal() {
             return Ok(Self::Pipe);
         }
-        eprintln!("Ask away. Ctrl-C stops an answer, Ctrl-D ends the chat, /help shows more.");
+        say("Ask away. Ctrl-C stops an answer, Ctrl-D ends the chat, /help shows more.");
         let mut editor = DefaultEditor::new().context("the terminal cannot be read")?;
         if let Some(file) = &history {
             recall(&mut editor, file);
@@ -61,7 +62,7 @@ impl Terminal {
                     }
                     return Ok(Some(Line::parse(&line)));
                 }
-                Err(ReadlineError::Interrupted) => eprintln!("(Ctrl-D ends the chat)"),
+                Err(ReadlineError::Interrupted) => say("(Ctrl-D ends the chat)"),
                 Err(ReadlineError::Eof) => return Ok(None),
                 Err(error) => return Err(error).context("the terminal cannot be read"),
             }

@@ -12,6 +12,7 @@ use umbel_client::train::run::RunStep;
 use umbel_client::train::together::RoundBegun;
 
 use super::metrics::{METRICS_FILE, Metrics};
+use crate::telemetry::say;
 
 /// Where nobody watches, a line for each of so many steps.
 const LINE_STEPS: u64 = 10;
@@ -69,7 +70,7 @@ impl Reporter {
                 bar.set_message(line);
             }
             None if number.is_multiple_of(LINE_STEPS) || number == 1 => {
-                eprintln!("step {number}/{of} {line}");
+                say(format_args!("step {number}/{of} {line}"));
             }
             None => {}
         }
@@ -86,7 +87,7 @@ impl Reporter {
         let line = format!("step {step} validation loss {:.4}", report.loss);
         match &self.bar {
             Some(bar) => bar.println(line),
-            None => eprintln!("{line}"),
+            None => say(line),
         }
     }
 
@@ -99,7 +100,7 @@ impl Reporter {
         let line = format!("round {} of {members} trainers", stand.round);
         match &self.bar {
             Some(bar) => bar.println(line),
-            None => eprintln!("{line}"),
+            None => say(line),
         }
     }
 
@@ -109,12 +110,16 @@ impl Reporter {
             bar.finish_and_clear();
         }
         if let Some((first, last)) = self.validation {
-            eprintln!("validation loss {first:.4} at the first look, {last:.4} at the last");
+            say(format_args!(
+                "validation loss {first:.4} at the first look, {last:.4} at the last"
+            ));
         }
         if chosen < steps {
-            eprintln!("the best validation was behind step {chosen} of {steps}, which is kept");
+            say(format_args!(
+                "the best validation was behind step {chosen} of {steps}, which is kept"
+            ));
         }
-        eprintln!("the adapter is in {}", folder.display());
+        say(format_args!("the adapter is in {}", folder.display()));
     }
 
     /// Metrics are worth less than the training that they are of: it goes on where the disk is full.
