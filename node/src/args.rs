@@ -362,7 +362,7 @@ pub struct ServeArguments {
     pub identity: Option<PathBuf>,
 
     /// Tokens of KV cache for all sessions together [default: what fits beside the weights, at
-    /// most four full contexts].
+    /// most four full contexts and at most 32768 tokens].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(16..))]
     pub kv_tokens: Option<u32>,
 
@@ -372,8 +372,8 @@ pub struct ServeArguments {
     #[arg(long, value_name = "DEVICE", default_value_t)]
     pub device: DeviceWish,
 
-    /// Memory for weights, keys and values, also while the server moves to other blocks [default: 80%
-    /// of what is free].
+    /// Memory for weights, keys and values, also while the server moves to other blocks; more is
+    /// refused [default: 80% of what is free].
     #[arg(long, value_name = "BYTES")]
     pub memory_bytes: Option<u64>,
 

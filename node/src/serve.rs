@@ -432,11 +432,18 @@ fn choose(
     free_bytes: u64,
 ) -> anyhow::Result<(Span, usize)> {
     let (block_count, kv_tokens) = (model.config().block_count, arguments.kv_tokens);
+    let with_cache = |span| {
+        let tokens = memory::kv_tokens(model, span, kv_tokens, free_bytes);
+        if arguments.memory_bytes.is_some() {
+            memory::check(model, span, tokens, free_bytes)?;
+        }
+        Ok((span, tokens))
+    };
     if let Some(span) = arguments.blocks {
         if span.end() > block_count {
             bail!("the model has blocks 0..{block_count}; {span} goes beyond them");
         }
-        return Ok((span, memory::kv_tokens(model, span.block_count(), kv_tokens, free_bytes)));
+        return with_cache(span);
     }
     let count = match arguments.block_count {
         Some(count) if count > block_count => {
@@ -447,7 +454,7 @@ fn choose(
     };
     let servers = announcer.servers(model.id());
     let span = thinnest_span(block_count, count, &servers).context("the model has no blocks")?;
-    Ok((span, memory::kv_tokens(model, count, kv_tokens, free_bytes)))
+    with_cache(span)
 }
 
 /// Waits until whoever holds the other end of stdin is gone, if that is asked for.

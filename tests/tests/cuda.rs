@@ -40,10 +40,11 @@ fn gpu_server(variables: &[(&str, &str)], arguments: &[&str]) -> anyhow::Result<
     let folder = checkpoint("llama");
     let environment = [&[("LD_LIBRARY_PATH", driver())], variables].concat();
     // The emulated device is small.
-    let usual = [folder.as_str(), "--kv-tokens", "1024"];
+    let cache = ["--kv-tokens", "1024"];
+    let cache = if arguments.contains(&"--kv-tokens") { &[][..] } else { &cache };
     let device = ["--device", "cuda"];
     let device = if arguments.contains(&"--device") { &[][..] } else { &device };
-    try_serve_in(&environment, &[&usual, device, arguments].concat())
+    try_serve_in(&environment, &[&[folder.as_str()], cache, device, arguments].concat())
 }
 
 /// What `umbel generate` reports of the stored prompt, computed by a swarm, and what is stored.
@@ -159,9 +160,9 @@ fn a_server_on_a_gpu_draws_the_stored_tokens_wherever_its_head_has_room() {
 /// What is too large a part of what the device may give is not put there.
 #[test]
 fn a_head_that_would_leave_no_room_for_blocks_stays_with_the_processor() {
-    // Its matrix and 64 rows of logits are 150 kB.
-    let all = ["--blocks", "0..4", "--memory-bytes", "100000"];
-    let server = gpu_server(&[], &all).unwrap();
+    // Its matrix and 64 rows of logits are 150 kB; a block and the smallest cache are 201 kB.
+    let last = ["--blocks", "3..4", "--kv-tokens", "256", "--memory-bytes", "250000"];
+    let server = gpu_server(&[], &last).unwrap();
     let said = server.stderr();
     assert!(said.contains("head is too large for the GPU"), "{said}");
     assert!(!said.contains("the GPU draws"), "{said}");

@@ -6,6 +6,7 @@ use anyhow::{Context as _, bail};
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 use tokio::sync::watch;
 use umbel_engine::{Gpu, GpuHead, heap};
+use umbel_protocol::Span;
 use umbel_shard::manifest::ManifestTensor;
 use umbel_shard::{Model, budget};
 
@@ -205,34 +206,70 @@ pub(super) fn blocks_that_fit(
     let count = budget::blocks_that_fit(&blocks, token_bytes, tokens as u64, free_bytes);
     if count == 0 {
         bail!(
-            "not one block fits into {} MB of free memory; a block takes {} MB",
-            free_bytes / 1_000_000,
-            (blocks.first().copied().unwrap_or(0) + token_bytes * tokens as u64) / 1_000_000
+            "not one block fits into {} MB: its weights take {} MB, and its KV cache of {tokens} \
+             tokens {} MB (--kv-tokens asks for another one)",
+            megabytes(free_bytes),
+            megabytes(blocks.first().copied().unwrap_or(0)),
+            megabytes(token_bytes.saturating_mul(tokens as u64))
         );
     }
     Ok(count)
 }
 
-/// For how many tokens there is room beside so many blocks.
+/// For how many tokens there is room beside these blocks.
 pub(super) fn kv_tokens(
     model: &Model,
-    block_count: u32,
+    blocks: Span,
     wished: Option<u32>,
     free_bytes: u64,
 ) -> usize {
     if let Some(tokens) = wished {
         return tokens as usize;
     }
-    let weights: u64 = (0..block_count).map(|block| model.manifest().block_bytes(block)).sum();
-    let token_bytes = model.config().kv_token_bytes_per_block() * u64::from(block_count);
-    let room = free_bytes.saturating_sub(weights) / token_bytes.max(1);
+    let left = free_bytes.saturating_sub(weight_bytes(model, blocks));
+    let room = left / token_bytes(model, blocks).max(1);
     let room = usize::try_from(room).unwrap_or(usize::MAX);
     wanted(model, None).min(room).max(KV_TOKENS_MIN)
 }
 
+/// Refuses blocks that take more than they may, with room for so many tokens.
+pub(super) fn check(
+    model: &Model,
+    blocks: Span,
+    kv_tokens: usize,
+    allowed_bytes: u64,
+) -> anyhow::Result<()> {
+    let weights = weight_bytes(model, blocks);
+    let cache = token_bytes(model, blocks).saturating_mul(kv_tokens as u64);
+    if weights.saturating_add(cache) > allowed_bytes {
+        bail!(
+            "the weights of blocks {blocks} take {} MB and their KV cache of {kv_tokens} tokens {} MB, \
+             and --memory-bytes leaves {} MB for both: serve fewer blocks, or ask for a smaller cache \
+             with --kv-tokens",
+            megabytes(weights),
+            megabytes(cache),
+            megabytes(allowed_bytes)
+        );
+    }
+    Ok(())
+}
+
+fn weight_bytes(model: &Model, blocks: Span) -> u64 {
+    blocks.blocks().map(|block| model.manifest().block_bytes(block)).sum()
+}
+
+/// What a token takes in the cache of all these blocks.
+fn token_bytes(model: &Model, blocks: Span) -> u64 {
+    model.config().kv_token_bytes_per_block() * u64::from(blocks.block_count())
+}
+
 fn wanted(model: &Model, wished: Option<u32>) -> usize {
-    wished.map_or_else(
-        || (CONTEXTS * model.config().context_tokens).min(KV_TOKENS_DEFAULT_MAX),
-        |tokens| tokens as usize,
-    )
+    let default = (CONTEXTS * model.config().context_tokens).min(KV_TOKENS_DEFAULT_MAX);
+    wished.map_or(default.max(KV_TOKENS_MIN), |tokens| tokens as usize)
+}
+
+/// For people, who tell what is too large from what is too small by one digit behind the point.
+fn megabytes(bytes: u64) -> String {
+    let tenths = bytes / 100_000;
+    format!("{}.{}", tenths / 10, tenths % 10)
 }

@@ -248,7 +248,8 @@ async fn a_server_moves_to_blocks_that_are_given_up_while_clients_generate() {
 /// With room for the blocks that it serves and not for others beside them, it first gives those up.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_without_room_for_both_gives_up_its_blocks_before_it_loads_others() {
-    let log = a_server_moves(&["--memory-bytes", "1", "--kv-tokens", "4096"]).await;
+    // Ends take 148 kB, two blocks 271 kB, and their cache 2.1 MB; two more blocks would take too much.
+    let log = a_server_moves(&["--memory-bytes", "2600000", "--kv-tokens", "4096"]).await;
     assert!(log.contains("no room for others beside them"), "{log}");
 }
 

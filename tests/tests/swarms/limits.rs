@@ -185,6 +185,14 @@ fn limits_that_cannot_be_kept_are_refused() {
         (&["--hours", "22-7"], "such as 22:00-07:00"),
         (&["--yield-to-load", "-1"], "--yield-to-load"),
         (&nowhere, "works on Linux alone"),
+        // Four blocks take 0.5 MB, and 256 tokens of their cache 0.3 MB.
+        (&["--block-count", "4", "--memory-bytes", "600000"], "cache of 256 tokens 0.2 MB"),
+        (&["--blocks", "0..4", "--memory-bytes", "600000"], "weights of blocks 0..4 take 0.5 MB"),
+        (
+            &["--blocks", "0..2", "--memory-bytes", "3000000", "--kv-tokens", "4294967295"],
+            "smaller cache",
+        ),
+        (&["--memory-bytes", "300000"], "KV cache of 1024 tokens 0.2 MB (--kv-tokens"),
     ] {
         let error = refused(arguments);
         assert!(error.contains(words), "{arguments:?}: {error}");
