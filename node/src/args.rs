@@ -14,7 +14,7 @@ pub mod train;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueHint};
 use umbel_client::Sampling;
 use umbel_engine::Arithmetic;
 use umbel_net::{Multiaddr, parse_address};
@@ -151,7 +151,7 @@ pub struct ModelArguments {
     model: Option<String>,
 
     /// The same as MODEL.
-    #[arg(long = "model", value_name = "MODEL", conflicts_with = "model")]
+    #[arg(long = "model", value_name = "MODEL", conflicts_with = "model", value_hint = ValueHint::AnyPath)]
     model_option: Option<String>,
 }
 

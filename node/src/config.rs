@@ -95,6 +95,11 @@ impl Config {
     }
 }
 
+/// The user's home folder, which `~` stands for.
+pub(crate) fn home() -> Option<PathBuf> {
+    dirs::home_dir()
+}
+
 /// The token that `hf auth login` has saved.
 fn saved_token() -> Option<String> {
     let home = env::var_os("HF_HOME")

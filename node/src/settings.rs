@@ -1,7 +1,7 @@
 //! What is to be done: flags over the environment over a file.
 //!
 //! The file is TOML and says what flags say, in their words: those of all commands at its top, those
-//! of each command in a table of the command's name.
+//! of each command in a table of the command's name (`[adapter.publish]` for a command of a command).
 //!
 //! ```toml
 //! log = "debug"
@@ -70,7 +70,11 @@ pub fn read(typed: Vec<OsString>) -> Result<Settings, SettingsError> {
     let (more, names) = from_file(path, &command, &seen).map_err(|error| SettingsError::File {
         error: error.context(format!("the configuration in {}", path.display())),
     })?;
-    let matches = strict(command, typed.into_iter().chain(more).collect())?;
+    // Behind two hyphens a flag would be taken for something else.
+    let end = typed.iter().position(|word| word == "--").unwrap_or(typed.len());
+    let mut words = typed;
+    words.splice(end..end, more);
+    let matches = strict(command, words)?;
     settings(&matches, &names)
 }
 
@@ -103,14 +107,12 @@ fn from_file(
     let mut command = command.clone();
     command.build();
     let file = File::parse(&text, &command)?;
-    let Some((name, seen)) = seen.subcommand() else {
-        return Ok((Vec::new(), BTreeSet::new()));
-    };
-    let Some(asked) = command.find_subcommand(name) else {
-        return Ok((Vec::new(), BTreeSet::new()));
-    };
+    let (asked, seen, path) = innermost(&command, seen);
     let (mut flags, mut names) = (Vec::new(), BTreeSet::new());
-    for setting in file.of_command(name) {
+    if path.is_empty() {
+        return Ok((flags, names));
+    }
+    for setting in file.of_command(&path) {
         if is_said(asked, seen, &setting) {
             continue;
         }
@@ -118,6 +120,21 @@ fn from_file(
         flags.extend(setting.flags().map(OsString::from));
     }
     Ok((flags, names))
+}
+
+/// The command that is asked for, what is known of it, and the names that lead to it.
+fn innermost<'a>(
+    command: &'a Command,
+    matches: &'a ArgMatches,
+) -> (&'a Command, &'a ArgMatches, Vec<&'a str>) {
+    let (mut command, mut matches, mut path) = (command, matches, Vec::new());
+    while let Some((name, below)) = matches.subcommand()
+        && let Some(asked) = command.find_subcommand(name)
+    {
+        (command, matches) = (asked, below);
+        path.push(name);
+    }
+    (command, matches, path)
 }
 
 /// Whether what a setting of the file says, or something that excludes it, was typed or stands in

@@ -11,15 +11,15 @@ const NOT_PRINTED: [&str; 4] = ["config", "print_config", "help", "version"];
 
 /// What `matches` of a command that has been built say, `of_file` being those from the file.
 pub(super) fn text(command: &Command, matches: &ArgMatches, of_file: &BTreeSet<String>) -> String {
-    let Some((name, matches)) = matches.subcommand() else {
+    let (asked, matches, path) = super::innermost(command, matches);
+    if path.is_empty() {
         return String::new();
-    };
+    }
     let global: BTreeSet<_> = command
         .get_arguments()
         .filter(|argument| argument.is_global_set())
         .map(Arg::get_id)
         .collect();
-    let asked = command.find_subcommand(name).expect("it was asked for by its name");
     let (mut top, mut own) = (Vec::new(), Vec::new());
     for argument in asked.get_arguments() {
         if let Some(line) = line(argument, matches, of_file) {
@@ -27,7 +27,7 @@ pub(super) fn text(command: &Command, matches: &ArgMatches, of_file: &BTreeSet<S
             place.push(line);
         }
     }
-    top.push(format!("\n[{name}]"));
+    top.push(format!("\n[{}]", path.join(".")));
     top.extend(own);
     top.join("\n").trim_start().to_owned()
 }
@@ -52,7 +52,15 @@ fn line(argument: &Arg, matches: &ArgMatches, of_file: &BTreeSet<String>) -> Opt
         let values = matches.get_raw(id)?.map(|value| scalar(&value.to_string_lossy()));
         let mut values: Vec<_> = values.collect();
         let several = matches!(argument.get_action(), clap::ArgAction::Append);
-        if several { Value::Array(values) } else { values.pop()? }
+        match values.pop() {
+            // A flag whose value was left out.
+            None => Value::Boolean(true),
+            Some(value) if !several => value,
+            Some(last) => {
+                values.push(last);
+                Value::Array(values)
+            }
+        }
     } else {
         Value::Boolean(matches.get_flag(id))
     };

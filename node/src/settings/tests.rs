@@ -5,7 +5,7 @@ use std::io::Write as _;
 use tempfile::NamedTempFile;
 
 use super::*;
-use crate::args::{Command as Asked, ServeArguments};
+use crate::args::{AdapterCommand, Command as Asked, ServeArguments};
 
 fn file(text: &str) -> NamedTempFile {
     let mut file = NamedTempFile::new().unwrap();
@@ -126,4 +126,74 @@ fn questions_are_answered_without_a_file() {
         panic!()
     };
     assert_eq!(error.kind(), clap::error::ErrorKind::DisplayHelp);
+}
+
+#[test]
+fn a_command_of_a_command_has_a_table_below_that_of_the_other() {
+    let text =
+        "[adapter.publish]\njoin = ['/ip4/10.0.0.7/tcp/1']\nleave = true\n[adapter]\nthreads = 3";
+    let words = ["adapter", "publish", "chats"];
+    let arguments = typed(text, &words).unwrap().arguments;
+    assert_eq!(arguments.threads, Some(3));
+    let Asked::Adapter(adapter) = arguments.command else { panic!() };
+    let AdapterCommand::Publish(publish) = adapter.what;
+    assert_eq!((publish.join.len(), publish.leave), (1, true));
+
+    let printed =
+        typed(text, &[&words[..], &["--print-config"]].concat()).unwrap().printed.unwrap();
+    for line in ["[adapter.publish]", "leave = true # the file"] {
+        assert!(printed.lines().any(|printed| printed == line), "{line}\n{printed}");
+    }
+    let again = typed(&printed, &[&words[..], &["--print-config"]].concat()).unwrap().printed;
+    let values = |text: &str| -> toml::Table { toml::from_str(text).unwrap() };
+    assert_eq!(values(&again.unwrap()), values(&printed));
+
+    for (text, said) in [
+        ("[adapter]\njoin = ['/ip4/10.0.0.7/tcp/1']", "see `umbel adapter --help`"),
+        (
+            "[adapter.paint]\ncolour = 1",
+            "[adapter.paint] is no command; see `umbel adapter --help`",
+        ),
+        ("[serve.publish]\ncolour = 1", "[serve.publish] is no command"),
+    ] {
+        let error = typed(text, &words).unwrap_err().to_string();
+        assert!(error.contains(said), "{text}: {error}");
+    }
+}
+
+#[test]
+fn what_stands_behind_two_hyphens_leaves_the_file_in_force() {
+    let arguments = typed(FILE, &["chat", "--local", "--", "my-model"]).unwrap().arguments;
+    let Asked::Chat(chat) = arguments.command else { panic!() };
+    assert_eq!((chat.model.name(), chat.sampling.temperature), ("my-model", Some(0.5)));
+}
+
+#[test]
+fn a_flag_that_may_have_a_value_may_be_true_as_well() {
+    let words = ["train", "--data", "x", "--out", "y", "--join", "/ip4/10.0.0.7/tcp/1"];
+    let together = |text: &str| {
+        let Asked::Train(train) = typed(text, &words).unwrap().arguments.command else { panic!() };
+        train.together.together.map(|name| name.map(|name| name.to_string()))
+    };
+    assert_eq!(together("[train]\ntogether = true"), Some(None));
+    assert_eq!(together("[train]\ntogether = false"), None);
+    assert_eq!(together("[train]\ntogether = 'letters'"), Some(Some("letters".to_owned())));
+    let error = typed("[train]\nrank = true", &words).unwrap_err().to_string();
+    assert!(error.contains("a text or a number"), "{error}");
+    let words = [&words[..], &["--together", "--print-config"]].concat();
+    let printed = typed("", &words).unwrap().printed.unwrap();
+    assert!(printed.contains("together = true # a flag"), "{printed}");
+}
+
+#[test]
+fn a_path_that_begins_with_a_tilde_is_in_the_home_folder() {
+    let home = crate::config::home().unwrap();
+    let text = "cache-dir = '~/a folder'\n[chat]\nmodel = '~'\nsystem = '~/is no path'";
+    let arguments = typed(text, &["chat", "--local"]).unwrap().arguments;
+    assert_eq!(arguments.cache_dir, Some(home.join("a folder")));
+    let Asked::Chat(chat) = arguments.command else { panic!() };
+    assert_eq!(chat.model.name(), home.to_str().unwrap());
+    assert_eq!(chat.system.as_deref(), Some("~/is no path"));
+    let other = typed("cache-dir = '~x'", &["chat", "--local"]).unwrap().arguments.cache_dir;
+    assert_eq!(other, Some(PathBuf::from("~x")));
 }
