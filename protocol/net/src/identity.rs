@@ -103,8 +103,8 @@ pub enum LoadIdentityError {
     },
     /// It holds something else.
     #[error(
-        "{path} is no Ed25519 key in PKCS#8 PEM: name another file, or remove it to have a new \
-         identity made",
+        "{path} is no Ed25519 key in PKCS#8 PEM: name another file, or one that is not there yet to \
+         have an identity made",
         path = path.display()
     )]
     Malformed {

@@ -82,19 +82,24 @@ fn what_is_no_key_is_refused_and_left_alone() {
     let cut = &OPENSSL[..80];
     let long = "-----BEGIN PRIVATE KEY-----\n".to_owned() + &"A".repeat(1 << 20);
     for text in ["", "hello", cut, &long, &OPENSSL.replace("MC4C", "MC4D"), "\u{0}\u{1}"] {
-        write(&path, text, 0o600);
-        let error = Identity::load_or_create(&path).unwrap_err();
-        assert!(matches!(error, LoadIdentityError::Malformed { .. }), "{error}");
-        assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        // 644 are the rights of /etc/passwd, which nobody must be told to take away.
+        for mode in [0o600, 0o644] {
+            write(&path, text, mode);
+            let error = Identity::load_or_create(&path).unwrap_err();
+            assert!(matches!(error, LoadIdentityError::Malformed { .. }), "{error}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        }
     }
 }
 
 #[test]
 fn a_folder_is_no_identity() {
     let folder = tempfile::tempdir().unwrap();
-    fs::set_permissions(folder.path(), Permissions::from_mode(0o700)).unwrap();
-    let error = Identity::load_or_create(folder.path()).unwrap_err();
-    assert!(matches!(error, LoadIdentityError::Read { .. }), "{error}");
+    for mode in [0o700, 0o755] {
+        fs::set_permissions(folder.path(), Permissions::from_mode(mode)).unwrap();
+        let error = Identity::load_or_create(folder.path()).unwrap_err();
+        assert!(matches!(error, LoadIdentityError::Read { .. }), "{error}");
+    }
     let beneath_a_file = folder.path().join("file");
     fs::write(&beneath_a_file, "").unwrap();
     let error = Identity::load_or_create(&beneath_a_file.join("identity.pem")).unwrap_err();

@@ -31,23 +31,22 @@ pub(super) fn load_or_create(path: &Path) -> Result<(SigningKey, File), LoadIden
 }
 
 fn load(path: &Path, file: File) -> Result<(SigningKey, File), LoadIdentityError> {
+    let key = read_key(path, &file)?;
+    // Only now: whoever names another file by mistake must not be told to change who may read that.
     check_mode(path, &file)?;
     match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            return Err(LoadIdentityError::InUse { path: path.to_owned() });
-        }
-        Err(TryLockError::Error(source)) => return Err(read_error(path, source)),
+        Ok(()) => Ok((key, file)),
+        Err(TryLockError::WouldBlock) => Err(LoadIdentityError::InUse { path: path.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(read_error(path, source)),
     }
+}
+
+fn read_key(path: &Path, file: &File) -> Result<SigningKey, LoadIdentityError> {
     let malformed = |source| LoadIdentityError::Malformed { path: path.to_owned(), source };
     let mut bytes = Vec::new();
-    (&file)
-        .take(FILE_BYTES_MAX)
-        .read_to_end(&mut bytes)
-        .map_err(|source| read_error(path, source))?;
+    file.take(FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(|source| read_error(path, source))?;
     let pem = str::from_utf8(&bytes).map_err(|_| malformed(pkcs8::KeyError::Invalid.into()))?;
-    let key = SigningKey::from_pkcs8_pem(pem).map_err(malformed)?;
-    Ok((key, file))
+    SigningKey::from_pkcs8_pem(pem).map_err(malformed)
 }
 
 /// Writes a new key beside `path` and gives it that name only when it is whole. Where another
