@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use umbel_net::{Invite, SwarmKey};
 
 use crate::args::{SwarmArguments, SwarmCommand};
@@ -14,10 +14,7 @@ pub(super) fn run(arguments: SwarmArguments) -> anyhow::Result<()> {
             format!("{} is the key: keep it, and serve with --swarm", file.display())
         }
         SwarmCommand::Invite { file, addresses } => {
-            if let Some(address) = addresses.iter().find(|one| !one.to_string().contains("/tcp/")) {
-                bail!("{address}: the peers of a private swarm speak TCP alone");
-            }
-            Invite { key: SwarmKey::load(&file)?, addresses }.to_string()
+            Invite::new(SwarmKey::load(&file)?, addresses)?.to_string()
         }
     };
     writeln!(std::io::stdout(), "{line}").context("stdout is closed")

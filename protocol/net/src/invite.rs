@@ -7,6 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use libp2p::Multiaddr;
+use libp2p::multiaddr::Protocol;
 use sha2::{Digest as _, Sha256};
 
 use crate::swarm_key::{KEY_BYTES, SwarmKey};
@@ -30,6 +31,46 @@ pub struct Invite {
     pub key: SwarmKey,
     /// Addresses of members; 16 at most are written.
     pub addresses: Vec<Multiaddr>,
+}
+
+impl Invite {
+    /// An invite that leads somewhere.
+    ///
+    /// # Errors
+    /// Where one of the addresses leads nowhere, or there are more than fit.
+    pub fn new(key: SwarmKey, addresses: Vec<Multiaddr>) -> Result<Self, NoWayIn> {
+        if addresses.len() > ADDRESSES_MAX {
+            return Err(NoWayIn::TooMany { found: addresses.len(), max: ADDRESSES_MAX });
+        }
+        for address in &addresses {
+            check_way(address)?;
+        }
+        Ok(Self { key, addresses })
+    }
+}
+
+/// Whether somebody could dial this address. A relay's comes first where it leads over one.
+fn check_way(address: &Multiaddr) -> Result<(), NoWayIn> {
+    let is_host = |part: &Protocol<'_>| {
+        matches!(
+            part,
+            Protocol::Ip4(_)
+                | Protocol::Ip6(_)
+                | Protocol::Dns(_)
+                | Protocol::Dns4(_)
+                | Protocol::Dns6(_)
+        )
+    };
+    let mut parts = address.iter().skip_while(|part| matches!(part, Protocol::Ip6zone(_)));
+    let address = address.clone();
+    match (parts.next().filter(is_host), parts.next()) {
+        (None, _) => Err(NoWayIn::NoHost { address }),
+        (Some(Protocol::Ip4(ip)), _) if ip.is_unspecified() => Err(NoWayIn::AnyHost { address }),
+        (Some(Protocol::Ip6(ip)), _) if ip.is_unspecified() => Err(NoWayIn::AnyHost { address }),
+        (Some(_), Some(Protocol::Tcp(0))) => Err(NoWayIn::AnyPort { address }),
+        (Some(_), Some(Protocol::Tcp(_))) => Ok(()),
+        (Some(_), _) => Err(NoWayIn::NotTcp { address }),
+    }
 }
 
 impl fmt::Display for Invite {
@@ -84,6 +125,43 @@ fn sum(bytes: &[u8]) -> [u8; SUM_BYTES] {
     *sum
 }
 
+/// Addresses by which nobody comes in.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoWayIn {
+    /// Nothing says on which machine it is.
+    #[error("{address} names no machine: an address of a member begins with /ip4/, /ip6/ or /dns/")]
+    NoHost {
+        /// The address.
+        address: Multiaddr,
+    },
+    /// It is where a server listens on all of its interfaces, and stands for none of them.
+    #[error("{address} stands for any machine: name an address at which others reach the member")]
+    AnyHost {
+        /// The address.
+        address: Multiaddr,
+    },
+    /// It is where a server asks its system for a port.
+    #[error("{address} stands for any port: name the one that the member's `ready` line prints")]
+    AnyPort {
+        /// The address.
+        address: Multiaddr,
+    },
+    /// A private swarm has no other transport.
+    #[error("{address}: the peers of a private swarm speak TCP alone")]
+    NotTcp {
+        /// The address.
+        address: Multiaddr,
+    },
+    /// Some would be left out.
+    #[error("an invite has room for {max} addresses, and {found} were given: any one is enough")]
+    TooMany {
+        /// How many there are.
+        found: usize,
+        /// How many there may be.
+        max: usize,
+    },
+}
+
 /// A text that is no invite.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidInvite {
@@ -133,6 +211,36 @@ mod tests {
         assert_eq!("/ip4/10.0.0.7/tcp/1".parse::<Invite>(), Err(InvalidInvite::Prefix));
         let long = format!("{INVITE_PREFIX}{}", "2".repeat(TEXT_BYTES_MAX + 1));
         assert_eq!(long.parse::<Invite>(), Err(InvalidInvite::Damaged));
+    }
+
+    #[test]
+    fn an_address_by_which_nobody_comes_in_is_refused() {
+        let new = |addresses: &[&str]| {
+            let Invite { key, addresses } = invite(addresses);
+            Invite::new(key, addresses)
+        };
+        for good in [
+            "/ip4/10.0.0.7/tcp/4001",
+            "/ip6zone/eth0/ip6/fe80::1/tcp/4001",
+            "/dns/example.org/tcp/1",
+            "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWH3uVF6wv47WnArKHk5p6cvgCJEb74UTmxztmQDc298L3/p2p-circuit",
+        ] {
+            assert_eq!(new(&[good]), Ok(invite(&[good])));
+        }
+        for (wrong, said) in [
+            ("/ip4/0.0.0.0/tcp/4001", "any machine"),
+            ("/ip6/::/tcp/4001", "any machine"),
+            ("/tcp/4001", "no machine"),
+            ("/ip4/10.0.0.7/tcp/0", "any port"),
+            ("/ip4/10.0.0.7/udp/4001/quic-v1", "TCP alone"),
+            ("/ip4/10.0.0.7", "TCP alone"),
+        ] {
+            let error = new(&["/ip4/10.0.0.7/tcp/4001", wrong]).unwrap_err().to_string();
+            assert!(error.contains(said) && error.contains(wrong), "{wrong}: {error}");
+        }
+        let many = ["/ip4/10.0.0.7/tcp/4001"; ADDRESSES_MAX + 1];
+        assert!(new(&many[1..]).is_ok());
+        assert_eq!(new(&many), Err(NoWayIn::TooMany { found: 17, max: 16 }));
     }
 
     #[test]

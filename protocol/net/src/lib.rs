@@ -64,7 +64,7 @@ pub use error::{
     StartNetworkError,
 };
 pub use identity::{Identity, LoadIdentityError};
-pub use invite::{INVITE_PREFIX, InvalidInvite, Invite};
+pub use invite::{INVITE_PREFIX, InvalidInvite, Invite, NoWayIn};
 pub use libp2p::{Multiaddr, multiaddr};
 pub use link::{Link, LinkReceiver, LinkSender};
 pub use links::Incoming;

@@ -21,6 +21,8 @@ fn key(folder: &Path, name: &str) -> String {
     assert!(missing.stderr.contains("umbel swarm new"), "{}", missing.stderr);
     let socket = umbel(&["swarm", "invite", &file, "127.0.0.1:4001"]);
     assert!(socket.stderr.contains("/ip4/127.0.0.1/tcp/4001"), "{}", socket.stderr);
+    let anywhere = umbel(&["swarm", "invite", &file, "/ip4/0.0.0.0/tcp/4001"]);
+    anywhere.refused("any machine");
     file
 }
 
