@@ -4,10 +4,10 @@ mod line;
 mod lines;
 
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
 use umbel_client::text::chat_template::Message;
 use umbel_client::{Chain, Generate, NamedAdapter, Sampling, Speculate};
@@ -34,13 +34,13 @@ const CONVERSATION_TOKENS: usize = 2048;
 pub(super) async fn run(arguments: ChatArguments, config: &Config) -> anyhow::Result<()> {
     let opened = Opened::open(arguments.model.name(), &arguments.chain, config).await?;
     let sampling = sampling(&arguments.sampling, SAMPLING)?;
+    let mut conversation =
+        Conversation::new(&opened, sampling, arguments.max_tokens, arguments.system)?;
     let speculate = speculate::open(&arguments.speculate, &opened.model, config).await?;
     let adapter = match &arguments.adapter {
         Some(named) => Some(adapter::named(&opened, named, config).await?),
         None => None,
     };
-    let mut conversation =
-        Conversation::new(&opened, sampling, arguments.max_tokens, arguments.system);
     (conversation.speculate, conversation.adapter) = (speculate, adapter);
     conversation.history = (!arguments.no_history).then(|| config.data_dir.join(HISTORY));
     conversation.converse().await?;
@@ -48,6 +48,11 @@ pub(super) async fn run(arguments: ChatArguments, config: &Config) -> anyhow::Re
     opened.leave().await;
     Ok(())
 }
+
+/// Nobody reads what is answered, nor would anybody read the next answer.
+#[derive(Debug, thiserror::Error)]
+#[error("stdout is closed")]
+struct StdoutClosed(#[source] io::Error);
 
 /// What has been said, and the chain whose cache holds it.
 pub(super) struct Conversation<'a> {
@@ -65,14 +70,22 @@ pub(super) struct Conversation<'a> {
 }
 
 impl<'a> Conversation<'a> {
+    /// # Errors
+    /// Where the model knows no text.
     pub(super) fn new(
         opened: &'a Opened,
         sampling: Sampling,
         max_tokens: u32,
         system: Option<String>,
-    ) -> Self {
+    ) -> anyhow::Result<Self> {
+        if opened.model.tokenizer().is_none() {
+            bail!(
+                "the model has no tokenizer, without which there is no chat: `umbel generate \
+                 --prompt-ids` takes token ids"
+            );
+        }
         let messages = system.map(Message::system).into_iter().collect();
-        Self {
+        Ok(Self {
             opened,
             sampling,
             max_tokens,
@@ -81,7 +94,7 @@ impl<'a> Conversation<'a> {
             history: None,
             messages,
             chain: None,
-        }
+        })
     }
 
     /// Reads lines and does what they ask for, until the end of the input.
@@ -105,6 +118,9 @@ impl<'a> Conversation<'a> {
                 Line::Empty => {}
                 Line::Question(question) => {
                     if let Err(error) = self.answer(&question).await {
+                        if error.is::<StdoutClosed>() {
+                            return Err(error);
+                        }
                         // The conversation goes on: the next answer finds another route.
                         report(&error);
                         self.messages.pop();
@@ -164,7 +180,7 @@ impl<'a> Conversation<'a> {
                     answer.push_str(&token.text);
                     write!(out, "{}", token.text)
                         .and_then(|()| out.flush())
-                        .context("stdout is closed")?;
+                        .map_err(StdoutClosed)?;
                 }
                 _ = &mut interrupt => {
                     interrupted = true;
@@ -172,7 +188,7 @@ impl<'a> Conversation<'a> {
                 }
             }
         }
-        writeln!(out).context("stdout is closed")?;
+        writeln!(out).map_err(StdoutClosed)?;
         if interrupted && answer.is_empty() {
             self.messages.pop();
         } else {

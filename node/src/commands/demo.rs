@@ -48,7 +48,7 @@ pub(super) async fn run(arguments: DemoArguments, config: &Config) -> anyhow::Re
 
 async fn converse(arguments: &DemoArguments, opened: Opened) -> anyhow::Result<()> {
     let sampling = sampling(&arguments.sampling, chat::SAMPLING)?;
-    let mut conversation = Conversation::new(&opened, sampling, arguments.max_tokens, None);
+    let mut conversation = Conversation::new(&opened, sampling, arguments.max_tokens, None)?;
     let result = match &arguments.prompt {
         Some(prompt) => conversation.answer(prompt).await,
         None => conversation.converse().await,

@@ -2,18 +2,18 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::process::{Child, ChildStdin, Command, Stdio};
 
 use serde_json::{Value, json};
 use umbel_tests::process::umbel_binary;
-use umbel_tests::swarm::cache;
+use umbel_tests::swarm::{cache, checkpoint, umbel};
 
 /// A chat in one process. It is killed when this is dropped.
 struct Chat {
     child: Child,
     typed: Option<ChildStdin>,
-    said: BufReader<std::process::ChildStdout>,
+    said: BufReader<Box<dyn Read>>,
 }
 
 impl Drop for Chat {
@@ -31,7 +31,7 @@ impl Chat {
         command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let typed = child.stdin.take();
-        let said = BufReader::new(child.stdout.take().unwrap());
+        let said = BufReader::new(Box::new(child.stdout.take().unwrap()) as Box<dyn Read>);
         Self { child, typed, said }
     }
 
@@ -116,4 +116,26 @@ fn the_model_is_told_things_and_the_conversation_is_saved_once() {
     assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), said);
     assert!(log.contains("name another file"), "what is there is not overwritten: {log}");
     assert!(log.contains("/system TEXT") && log.contains("/dance is no command"), "{log}");
+}
+
+#[test]
+fn a_chat_that_nobody_reads_ends() {
+    let mut chat = Chat::start(&["--max-tokens", "200"]);
+    chat.enter("Write a long story.");
+    let mut first = [0; 1];
+    chat.said.read_exact(&mut first).unwrap();
+    drop(std::mem::replace(&mut chat.said, BufReader::new(Box::new(std::io::empty()))));
+    // Its stdin is open, so that it does not end by that.
+    assert_eq!(chat.child.wait().unwrap().code(), Some(1));
+    let mut said = String::new();
+    chat.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(said.contains("stdout is closed"), "{said}");
+}
+
+#[test]
+fn a_model_that_knows_no_text_is_refused_at_once() {
+    let output = umbel(&["chat", &checkpoint("llama"), "--local"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    output.refused("the model has no tokenizer");
+    assert!(output.stderr.contains("umbel generate"), "{}", output.stderr);
 }
