@@ -301,7 +301,7 @@ pub struct DemoArguments {
     pub servers: u32,
 
     /// Most tokens of an answer.
-    #[arg(long, value_name = "N", default_value_t = 256)]
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_tokens: u32,
 
     /// How the next token is chosen.
@@ -461,7 +461,7 @@ pub struct ChatArguments {
     pub no_history: bool,
 
     /// Most tokens of an answer.
-    #[arg(long, value_name = "N", default_value_t = 512)]
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_tokens: u32,
 
     /// How the next token is chosen.
@@ -505,7 +505,7 @@ pub struct GenerateArguments {
     pub chat: bool,
 
     /// Most new tokens.
-    #[arg(long, value_name = "N", default_value_t = 128)]
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_tokens: u32,
 
     /// How the next token is chosen.

@@ -22,7 +22,7 @@ pub struct AdapterArguments {
 #[derive(Debug, Subcommand)]
 pub enum AdapterCommand {
     /// Provide an adapter to the swarm until this is stopped: print its id, by which others fetch it, and
-    /// \"ready ADDR\" once it can be had.
+    /// "ready ADDR" once it can be had.
     Publish(PublishArguments),
 }
 

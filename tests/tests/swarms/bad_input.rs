@@ -128,6 +128,8 @@ fn a_prompt_beyond_the_context_or_the_vocabulary_is_refused_before_any_work() {
     }
     let text = ["generate", &model, "--local", "--prompt", "hello"];
     assert_complains(&umbel(&text), &["tokenizer", "--prompt-ids"]);
+    let nothing = ["generate", &model, "--local", "--prompt-ids", "1", "--max-tokens", "0"];
+    assert_complains(&umbel(&nothing), &["--max-tokens"]);
     assert_serves(&mut server, &model);
 }
 
