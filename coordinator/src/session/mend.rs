@@ -59,7 +59,7 @@ impl Session {
         self.reroute();
         self.promote_spares(place.id);
         let failure = HopFailure { hop: place.hop, reason };
-        tracing::info!(%failure, "a hop is replaced");
+        tracing::info!(%failure, "a hop loses its place");
         self.leave(&place);
         // One that does not let the session in costs it nothing but the question, and is not asked
         // again while there are others: there are no more of them than servers.

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-/// What the log says of each hop that is replaced.
-const REPLACED: &str = "a hop is replaced";
+/// What the log says of each hop that is given up.
+const GIVEN_UP: &str = "a hop loses its place";
 
 /// What stands before the reason.
 const BEFORE_REASON: &str = "failed the session: ";
@@ -12,7 +12,7 @@ const BEFORE_REASON: &str = "failed the session: ";
 /// alike counts as the same.
 pub(super) fn count(log: &str) -> BTreeMap<String, usize> {
     let mut reasons = BTreeMap::new();
-    for line in log.lines().filter(|line| line.contains(REPLACED)) {
+    for line in log.lines().filter(|line| line.contains(GIVEN_UP)) {
         let reason = line.split_once(BEFORE_REASON).map_or(line, |(_, reason)| reason);
         *reasons.entry(without_numbers(reason)).or_default() += 1;
     }
@@ -31,10 +31,10 @@ mod tests {
 
     #[test]
     fn what_is_alike_counts_as_the_same() {
-        let log = "INFO umbel: a hop is replaced failure=12D3KooW1 (0..10) failed the session: it \
+        let log = "INFO umbel: a hop loses its place failure=12D3KooW1 (0..10) failed the session: it \
                    was silent for 0.3 s\n\
                    WARN umbel: something else failed the session: no\n\
-                   INFO umbel: a hop is replaced failure=12D3KooW2 (0..10) failed the session: it \
+                   INFO umbel: a hop loses its place failure=12D3KooW2 (0..10) failed the session: it \
                    was silent for 1.2 s\n";
         assert_eq!(count(log), BTreeMap::from([("it was silent for s".to_owned(), 2)]));
     }

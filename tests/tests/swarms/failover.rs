@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +16,7 @@ use umbel_protocol::DType;
 use umbel_shard::{Cache, Model, ModelSource, PartsNeeded, Silent};
 use umbel_tests::clients::{Clients, Question};
 use umbel_tests::faults::{Fault, Replicated};
+use umbel_tests::process::umbel_binary;
 #[cfg(target_os = "linux")]
 use umbel_tests::swarm::serve_locally;
 use umbel_tests::swarm::{Server, cache, checkpoint, serve};
@@ -238,6 +241,29 @@ async fn a_session_that_is_asked_for_while_the_only_server_restarts_waits_for_it
     while generation.next().await.unwrap().is_some() {}
     assert_eq!(generation.tokens(), expected);
     back.await.unwrap().assert_no_errors();
+}
+
+/// The log of the client says what has happened, and nothing that has not.
+#[test]
+fn a_server_is_said_to_be_replaced_once_one_has_its_place() {
+    let folder = checkpoint("llama");
+    let first = serve(&[&folder, "--blocks", "0..2"]);
+    let second = ["--blocks", "2..4", "--join", first.address()];
+    let second = [&[folder.as_str()], &second[..]].concat();
+    serve(&second).kill();
+    let mut command = Command::new(umbel_binary().unwrap());
+    command.args(["generate", &folder, "--prompt-ids", "1,2,3", "--max-tokens", "4", "--patience"]);
+    let client = command.args(["60", "--join", first.address()]);
+    let mut client = client.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let mut log = BufReader::new(client.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let (failed, whole) = ("a server has failed", "the route is whole again");
+    let mut said: Vec<_> = log.by_ref().take_while(|line| !line.contains(failed)).collect();
+    let _third = serve(&second);
+    said.extend(log);
+    assert!(client.wait().unwrap().success(), "{said:#?}");
+    assert_eq!(said.iter().filter(|line| line.contains(whole)).count(), 1, "{said:#?}");
+    let wrong = ["another server", "is replaced", "unread"];
+    assert!(!said.iter().any(|line| wrong.iter().any(|of| line.contains(of))), "{said:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

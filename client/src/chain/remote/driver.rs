@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use umbel_coordinator::Hop;
@@ -273,7 +274,7 @@ impl Driver {
                     }
                 }
                 Output::Stepped { hidden, trace, total } => {
-                    self.troubled = None;
+                    self.recover();
                     if !std::mem::replace(&mut self.stepped, true) {
                         self.remember();
                     }
@@ -283,7 +284,7 @@ impl Driver {
                     }
                 }
                 Output::Drawn { id, goes_on, trace, total } => {
-                    self.troubled = None;
+                    self.recover();
                     self.swarm.praise(trace.iter().map(|hop| hop.peer));
                     if let Some(drawn) = &self.drawn {
                         // Its caller may be gone.
@@ -328,8 +329,11 @@ impl Driver {
             // A process that has ended cannot answer, but its system can.
             self.swarm.probe(link.peer);
         }
-        if link.messages.try_send(message).is_err() {
-            self.lose(hop, "it leaves what is sent to it unread");
+        match link.messages.try_send(message) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => self.lose(hop, "it leaves what is sent to it unread"),
+            // The task that writes has ended, and why is on its way as an event.
+            Err(TrySendError::Closed(_)) => {}
         }
     }
 
@@ -340,7 +344,7 @@ impl Driver {
 
     fn blame(&mut self, failure: HopFailure) {
         self.troubled.get_or_insert_with(Instant::now);
-        tracing::warn!(%failure, "another server takes the place of one that failed");
+        tracing::warn!(%failure, "a server has failed");
         self.swarm.blame(&failure);
         self.failures.send_modify(|failures| {
             if failures.len() >= FAILURES_MAX {
@@ -348,6 +352,16 @@ impl Driver {
             }
             failures.push(failure);
         });
+    }
+
+    /// An answer has come through all hops.
+    fn recover(&mut self) {
+        if self.troubled.take().is_some() {
+            let hops = self.session.hops();
+            let hops: Vec<_> =
+                hops.iter().map(|hop| format!("{} ({})", hop.peer, hop.blocks)).collect();
+            tracing::info!(route = hops.join(", "), "the route is whole again");
+        }
     }
 
     fn fail(&mut self, failure: SessionFailure) {
