@@ -19,6 +19,7 @@ use umbel_protocol::directory::{DirectoryAnswer, DirectoryRequest};
 use umbel_protocol::{ModelId, PeerId, Span};
 
 use crate::driver::Load;
+use crate::links::Room;
 use crate::measure;
 
 /// How often a server announces itself anew and asks another peer for news.
@@ -35,6 +36,9 @@ const TELLING: Duration = Duration::from_secs(2);
 
 /// Directory links that are served at once.
 const LINKS_MAX: usize = 256;
+
+/// Those of one peer, which asks once in a while, and for a few models at a time.
+const LINKS_OF_PEER_MAX: usize = LINKS_MAX / 16;
 
 /// Questions on one directory link, after which it closes: a client asks once.
 const QUESTIONS_MAX: usize = 16;
@@ -104,12 +108,15 @@ impl Announcer {
     /// Where directory links are accepted elsewhere already.
     pub async fn answer(self) -> Result<(), AcceptError> {
         let mut incoming = self.network.accept(LinkProtocol::Directory)?;
-        let mut links = JoinSet::new();
+        let (mut links, room) = (JoinSet::new(), Room::new(LINKS_MAX, LINKS_OF_PEER_MAX));
         while let Some((peer, link)) = incoming.next().await {
             while links.try_join_next().is_some() {}
-            if links.len() < LINKS_MAX {
-                links.spawn(self.clone().answer_link(peer, link));
-            }
+            let Some(place) = room.take(peer) else { continue };
+            let answered = self.clone().answer_link(peer, link);
+            links.spawn(async move {
+                answered.await;
+                drop(place);
+            });
         }
         Ok(())
     }

@@ -34,13 +34,13 @@ const CONVERSATION_TOKENS: usize = 2048;
 pub(super) async fn run(arguments: ChatArguments, config: &Config) -> anyhow::Result<()> {
     let opened = Opened::open(arguments.model.name(), &arguments.chain, config).await?;
     let sampling = sampling(&arguments.sampling, SAMPLING)?;
-    let mut conversation =
-        Conversation::new(&opened, sampling, arguments.max_tokens, arguments.system)?;
     let speculate = speculate::open(&arguments.speculate, &opened.model, config).await?;
     let adapter = match &arguments.adapter {
         Some(named) => Some(adapter::named(&opened, named, config).await?),
         None => None,
     };
+    let mut conversation =
+        Conversation::new(&opened, sampling, arguments.max_tokens, arguments.system)?;
     (conversation.speculate, conversation.adapter) = (speculate, adapter);
     conversation.history = (!arguments.no_history).then(|| config.data_dir.join(HISTORY));
     conversation.converse().await?;
