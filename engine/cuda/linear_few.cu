@@ -192,7 +192,17 @@ struct Ring {
             }
         }
     }
-    // The same for their activations; `from` is what this lane fetches of the first stage's cells.
+    // Begins to fetch as many stages as there is room for, of `left` cells; says where the next stage is.
+    __device__ __forceinline__ const uint8_t* begin(const uint8_t* from, int left) const {
+#pragma unroll
+        for (int stage = 0; stage < STAGES; ++stage) {
+            fetch(from, stage, left - stage * CELLS);
+            copy_async_commit();
+            from += MATRIX_BYTES;
+        }
+        return from;
+    }
+    // Begins to fetch the activations of a stage's cells; `from` is what this lane fetches of them.
     __device__ __forceinline__ void fetch_input(const uint4* from, int place, int left) const {
         if (lane_id() / PIECES < left) {
             copy_async_16(shared + place * STAGE_BYTES + MATRIX_BYTES + lane_id() * 16, from);
@@ -229,13 +239,7 @@ __device__ __forceinline__ void multiply_shared(const Stream& stream, int count,
     // Activations that are on their way to registers, for so many cells.
     constexpr int AHEAD = Cells::CELLS / TILES;
     const Cells ring = {shared};
-    const uint8_t* matrix = stream.matrix;
-#pragma unroll
-    for (int stage = 0; stage < Cells::STAGES; ++stage) {
-        ring.fetch(matrix, stage, count - stage * Cells::CELLS);
-        copy_async_commit();
-        matrix += Cells::MATRIX_BYTES;
-    }
+    const uint8_t* matrix = ring.begin(stream.matrix, count);
     grid_wait();
     const auto load = [&](const uint4* from, uint4(&to)[TILES]) {
 #pragma unroll
@@ -284,14 +288,8 @@ template <class Format>
 __device__ __forceinline__ void multiply_alone(const Stream& stream, int count, uint8_t* shared, Sums<1>& sums) {
     using Cells = Ring<Format, true>;
     const Cells ring = {shared};
-    const uint8_t* matrix = stream.matrix;
+    const uint8_t* matrix = ring.begin(stream.matrix, count);
     const uint4* input = stream.input + lane_id() / Cells::PIECES * WARP;
-#pragma unroll
-    for (int stage = 0; stage < Cells::STAGES; ++stage) {
-        ring.fetch(matrix, stage, count - stage * Cells::CELLS);
-        copy_async_commit();
-        matrix += Cells::MATRIX_BYTES;
-    }
     grid_wait();
 #pragma unroll
     for (int stage = 0; stage < Cells::STAGES; ++stage) {
