@@ -3,7 +3,8 @@
 use super::*;
 
 /// More than may be replaced.
-const REFUSING: u8 = MENDS_MAX as u8 + 1;
+const REFUSING: u8 = 33;
+const _: () = assert!(REFUSING as u32 > MENDS_MAX);
 
 /// What a session says that is refused by so many servers in turn with this code.
 fn refused_by_many(code: ErrorCode) -> (Session, Vec<Output>) {
