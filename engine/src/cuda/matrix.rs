@@ -27,10 +27,11 @@ pub(super) const FEW_TOKENS: usize = 64;
 /// `cuda/layout.cuh`.
 const PARTS: usize = 4;
 
-/// Cells of a stage, where they go by shared memory, and the bytes of an activation's cell for one token:
-/// `Ring` of `cuda/linear_few.cu`.
-const STAGE_CELLS: usize = 8;
-const INPUT_CELL_BYTES: usize = CELL_COLUMNS * 2;
+/// Cells of a stage, where those of few tokens go by shared memory, the largest of which there are three
+/// stages, and the bytes of an activation's cell for one token: `Ring` of `cuda/linear_few.cu`.
+const RING_STAGE_CELLS: usize = 8;
+const RING_SMALL_CELL_BYTES: usize = 384;
+const RING_INPUT_BYTES: usize = CELL_COLUMNS * 2;
 
 /// Columns of a stage of the units that four warps use together: what passes through them has a
 /// multiple of these.
@@ -385,9 +386,9 @@ impl Few {
     fn shared_bytes(self, format: Format) -> usize {
         let of_sums = self.token_tiles * self.row_tiles * CELL_ROWS * CELL_TOKENS * 4;
         let is_shared = format.cell_bytes() < Format::Bf16.cell_bytes() && self.token_tiles <= 2;
-        let stages = if format.cell_bytes() > 384 { 2 } else { 3 };
-        let cell_bytes = format.cell_bytes() + if self.alone { INPUT_CELL_BYTES } else { 0 };
-        let of_cells = if is_shared { stages * STAGE_CELLS * cell_bytes } else { 0 };
+        let stages = if format.cell_bytes() > RING_SMALL_CELL_BYTES { 2 } else { 3 };
+        let cell_bytes = format.cell_bytes() + if self.alone { RING_INPUT_BYTES } else { 0 };
+        let of_cells = if is_shared { stages * RING_STAGE_CELLS * cell_bytes } else { 0 };
         PARTS * of_sums.max(of_cells)
     }
 }

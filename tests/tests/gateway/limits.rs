@@ -1,7 +1,5 @@
 //! What a gateway does where room, turns or budgets are short.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -19,7 +17,7 @@ fn long() -> Value {
 }
 
 fn message(answer: &Answer) -> &str {
-    answer.json["error"]["message"].as_str().unwrap()
+    answer.json["error"]["message"].as_str().expect("an error says what is wrong")
 }
 
 #[test]
@@ -63,9 +61,9 @@ fn with_keys(folder: &Path) -> Gateway {
         name = 'eve'
         key = 'eve-has-a-long-key'
     ";
-    std::fs::write(&file, keys).unwrap();
-    let limits = ["--answers", "1", "--waiting", "0"];
-    Gateway::start(&[&["--local", "--keys", file.to_str().unwrap()], &limits[..]].concat())
+    std::fs::write(&file, keys).expect("the folder is the test's own");
+    let file = file.to_str().expect("its name is text");
+    Gateway::start(&["--local", "--keys", file, "--answers", "1", "--waiting", "0"])
 }
 
 const ANN: (&str, &str) = ("authorization", "Bearer ann-has-a-long-key");
