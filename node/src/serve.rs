@@ -197,7 +197,8 @@ impl Serving {
         let loader = Loader { model: Some(model.id()), ends_of, ..loader };
         let budget = Budget::new(&arguments, &model, loader.gpu.as_ref())?;
         let loader = Loader { head_on_gpu: budget.head_on_gpu, ..loader };
-        let (span, kv_tokens) = choose(&arguments, &model, &announcer, budget.blocks)?;
+        let sizes = memory::BlockSizes::new(&model, loader.gpu.is_some());
+        let (span, kv_tokens) = choose(&arguments, &sizes, &announcer, budget.blocks)?;
         let Loaded { shard, throughput } = loader.load(span, kv_tokens).await?;
         say_loaded(&model, span, kv_tokens, throughput);
 
@@ -221,8 +222,7 @@ impl Serving {
             arena: shard.arena.clone(),
             ends: shard.ends.clone(),
         };
-        let held_max =
-            memory::blocks_held_max(&model, span.block_count(), kv_tokens, budget.blocks);
+        let held_max = sizes.held_max(span.block_count(), kv_tokens, budget.blocks);
         let keeps_pages = !arguments.no_share;
         let mut config = server_config(&model, network.peer_id(), span, kv_tokens, keeps_pages)?;
         config.vocabulary_size = config.vocabulary_size.filter(|_| holds_ends);
@@ -427,15 +427,15 @@ fn touched_ends(arguments: &ServeArguments, model: &Model) -> (bool, bool) {
 /// Which blocks to serve, and room for how many tokens.
 fn choose(
     arguments: &ServeArguments,
-    model: &Model,
+    sizes: &memory::BlockSizes<'_>,
     announcer: &Announcer,
     free_bytes: u64,
 ) -> anyhow::Result<(Span, usize)> {
-    let (block_count, kv_tokens) = (model.config().block_count, arguments.kv_tokens);
+    let (block_count, kv_tokens) = (sizes.model().config().block_count, arguments.kv_tokens);
     let with_cache = |span| {
-        let tokens = memory::kv_tokens(model, span, kv_tokens, free_bytes);
+        let tokens = sizes.kv_tokens(span, kv_tokens, free_bytes);
         if arguments.memory_bytes.is_some() {
-            memory::check(model, span, tokens, free_bytes)?;
+            sizes.check(span, tokens, free_bytes)?;
         }
         Ok((span, tokens))
     };
@@ -450,9 +450,9 @@ fn choose(
             bail!("the model has {block_count} blocks; {count} are more")
         }
         Some(count) => count,
-        None => memory::blocks_that_fit(model, kv_tokens, free_bytes)?,
+        None => sizes.that_fit(kv_tokens, free_bytes)?,
     };
-    let servers = announcer.servers(model.id());
+    let servers = announcer.servers(sizes.model().id());
     let span = thinnest_span(block_count, count, &servers).context("the model has no blocks")?;
     with_cache(span)
 }

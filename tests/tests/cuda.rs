@@ -168,6 +168,30 @@ fn a_head_that_would_leave_no_room_for_blocks_stays_with_the_processor() {
     assert!(!said.contains("the GPU draws"), "{said}");
 }
 
+/// Numbers of 4 bits have a scale and an offset of 16 bits each for 32 of them there, and less in a file.
+#[test]
+fn weights_count_as_they_lie_on_a_gpu() {
+    let config = ModelConfig {
+        hidden_size: 512,
+        intermediate_size: 2048,
+        head_count: 8,
+        kv_head_count: 4,
+        head_size: 64,
+        ..ModelConfig::llama(2)
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("numbers.gguf");
+    let file = GgufWriter::random_model(&config, WeightType::Q4K, 1).unwrap();
+    std::fs::write(&path, file.to_bytes()).unwrap();
+    let arguments = ["--blocks", "0..2", "--kv-tokens", "256", "--memory-bytes", "4000000"];
+    let model = [path.to_str().unwrap(), "--device", "cuda"];
+    let environment = [("LD_LIBRARY_PATH", driver())];
+    let refused = try_serve_in(&environment, &[&model[..], &arguments].concat()).err().unwrap();
+    // In the file they are 4.4 MB.
+    let said = format!("{refused:#}");
+    assert!(said.contains("weights of blocks 0..2 take 4.9 MB"), "{said}");
+}
+
 #[test]
 fn without_a_gpu_a_server_says_so_and_computes_on_the_processor() {
     let folder = checkpoint("llama");

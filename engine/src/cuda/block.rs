@@ -2,10 +2,11 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use umbel_shard::{ModelConfig, Weight};
+use umbel_shard::manifest::ManifestTensor;
+use umbel_shard::{ModelConfig, Weight, WeightType};
 
 use super::adapt::Place;
-use super::cells::Source;
+use super::cells::{Format, Source, packed_bytes};
 use super::driver::{Buffer, CudaError};
 use super::gpu::Gpu;
 use super::matrix::{Matrix, ModuleRows, are_plain, optional};
@@ -141,6 +142,49 @@ impl Tensors {
     fn all(&self) -> [&Weight; 7] {
         [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down]
     }
+}
+
+/// Bytes of a device's memory for tensors that are all of a block, or all of an end of a model: cells have
+/// room for more scales than some files, and rows that are interleaved are of one type. What a file that
+/// is not here has is known by its length alone.
+pub(super) fn bytes_of(tensors: &[ManifestTensor]) -> u64 {
+    let stored = tensors.iter().map(|tensor| Stored {
+        name: &tensor.name,
+        shape: &tensor.shape,
+        kind: tensor.place.map(|place| place.weight_type),
+        bytes: tensor.bytes,
+    });
+    packed(&stored.collect::<Vec<_>>())
+}
+
+/// A tensor in its file.
+struct Stored<'a> {
+    name: &'a str,
+    shape: &'a [usize],
+    kind: Option<WeightType>,
+    bytes: u64,
+}
+
+fn packed(tensors: &[Stored<'_>]) -> u64 {
+    let is_gated = |tensor: &Stored<'_>| {
+        ["mlp.gate_proj.weight", "mlp.up_proj.weight"]
+            .iter()
+            .any(|part| tensor.name.ends_with(part))
+    };
+    let gated: Vec<_> = tensors.iter().filter(|tensor| is_gated(tensor)).collect();
+    let of_several_types = gated.windows(2).any(|pair| pair[0].kind != pair[1].kind);
+    let mut matrices = tensors.iter().filter(|tensor| tensor.shape.len() == 2);
+    let plain = matrices.all(|tensor| tensor.kind == Some(WeightType::F32));
+    let bytes = |tensor: &Stored<'_>| match (tensor.shape, tensor.kind) {
+        (&[rows, columns], Some(kind)) if !plain => {
+            let rounded = of_several_types && is_gated(tensor);
+            let format = if rounded { Format::Bf16 } else { Format::of(kind) };
+            packed_bytes(format, rows, columns) as u64
+        }
+        (&[values], Some(_)) => (values * size_of::<f32>()) as u64,
+        _ => tensor.bytes,
+    };
+    tensors.iter().map(bytes).sum()
 }
 
 /// Why a block is not on the device.
@@ -292,5 +336,45 @@ impl Biases {
             }
         }
         Some(all)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use umbel_shard::WeightType as Type;
+
+    use super::*;
+
+    fn stored<'a>(name: &'a str, shape: &'a [usize], kind: Option<Type>) -> Stored<'a> {
+        Stored { name, shape, kind, bytes: 999 }
+    }
+
+    #[test]
+    fn cells_count_as_they_lie_on_the_device() {
+        let of = |kind| packed(&[stored("mlp.down_proj.weight", &[64, 512], kind)]);
+        let values = 64 * 512;
+        // With a scale and an offset, or two scales, of 16 bits each for 32 columns of a row, or one scale.
+        assert_eq!(of(Some(Type::Q4K)), values * 5 / 8);
+        assert_eq!(of(Some(Type::Q5K)), values * 6 / 8);
+        assert_eq!(of(Some(Type::Q6K)), values * 7 / 8);
+        assert_eq!(of(Some(Type::Q8_0)), values * 17 / 16);
+        assert_eq!(of(Some(Type::BF16)), values * 2);
+        // Binary32 stays what it is, and of a file that is not here the length is known.
+        assert_eq!(of(Some(Type::F32)), 999);
+        assert_eq!(of(None), 999);
+    }
+
+    #[test]
+    fn rows_that_are_interleaved_are_of_one_type() {
+        let with = |up| {
+            packed(&[
+                stored("input_layernorm.weight", &[64], Some(Type::F32)),
+                stored("mlp.gate_proj.weight", &[32, 64], Some(Type::Q4K)),
+                stored("mlp.up_proj.weight", &[32, 64], Some(up)),
+            ])
+        };
+        let values = 2 * 32 * 64;
+        assert_eq!(with(Type::Q4K), 256 + values * 5 / 8);
+        assert_eq!(with(Type::Q6K), 256 + values * 2);
     }
 }

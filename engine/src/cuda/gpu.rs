@@ -4,7 +4,9 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
+use umbel_shard::manifest::ManifestTensor;
 
+use super::block;
 use super::driver::{self, Buffer, Context, CudaError, OpenGpuError, Stream};
 use super::matrix::{Limits, UNPACKED_BYTES};
 use super::pass::Workspace;
@@ -86,6 +88,14 @@ impl Gpu {
     /// [`CudaError`] where the device is lost.
     pub fn memory(&self) -> Result<(usize, usize), CudaError> {
         self.shared.context.memory()
+    }
+
+    /// Bytes of a device's memory for tensors that are all of a block, or all of the head of a model.
+    /// They may be more than those in files: of `Q4_K` 10 for 9, since cells have a scale and an offset
+    /// of 16 bits for each 32 columns.
+    #[must_use]
+    pub fn weight_bytes(tensors: &[ManifestTensor]) -> u64 {
+        block::bytes_of(tensors)
     }
 
     pub(super) fn context(&self) -> &Arc<Context> {

@@ -120,7 +120,8 @@ pub(super) fn has_room_for_head(gpu: &Gpu, model: &Model) -> anyhow::Result<bool
 }
 
 fn head_bytes(model: &Model) -> u64 {
-    ends_bytes(model, false, true).saturating_add(GpuHead::room_bytes(model.config()) as u64)
+    let weights = Gpu::weight_bytes(model.manifest().head());
+    weights.saturating_add(GpuHead::room_bytes(model.config()) as u64)
 }
 
 /// Bytes of results that are kept for the failure of next hops.
@@ -141,18 +142,6 @@ pub(super) const fn adapter_bytes(allowed_bytes: u64) -> u64 {
 /// What may be taken: as much as was said, or a share of what is free now.
 pub(super) fn allowed_bytes(said: Option<u64>) -> anyhow::Result<u64> {
     said.map_or_else(free_bytes, Ok)
-}
-
-/// Most blocks that a server may hold at once while it moves.
-pub(super) fn blocks_held_max(
-    model: &Model,
-    block_count: u32,
-    kv_tokens: usize,
-    allowed_bytes: u64,
-) -> u32 {
-    let token_bytes = model.config().kv_token_bytes_per_block() * u64::from(block_count);
-    let kv_bytes = token_bytes.saturating_mul(kv_tokens as u64);
-    budget::blocks_held_max(&model.manifest().blocks_bytes(), block_count, kv_bytes, allowed_bytes)
 }
 
 /// Bytes of the ends of a model; a matrix that they share counts once.
@@ -193,74 +182,94 @@ pub(super) async fn wait_for(bytes: u64) -> anyhow::Result<()> {
     }
 }
 
-/// How many blocks fit, with the KV cache that was asked for or a default one.
-pub(super) fn blocks_that_fit(
-    model: &Model,
-    kv_tokens: Option<u32>,
-    free_bytes: u64,
-) -> anyhow::Result<u32> {
-    let config = model.config();
-    let tokens = wanted(model, kv_tokens);
-    let blocks = model.manifest().blocks_bytes();
-    let token_bytes = config.kv_token_bytes_per_block();
-    let count = budget::blocks_that_fit(&blocks, token_bytes, tokens as u64, free_bytes);
-    if count == 0 {
-        bail!(
-            "not one block fits into {} MB: its weights take {} MB, and its KV cache of {tokens} \
-             tokens {} MB (--kv-tokens asks for another one)",
-            megabytes(free_bytes),
-            megabytes(blocks.first().copied().unwrap_or(0)),
-            megabytes(token_bytes.saturating_mul(tokens as u64))
-        );
+/// How large the blocks of a model are where they are to lie.
+pub(super) struct BlockSizes<'a> {
+    model: &'a Model,
+    /// What the weights of each take there.
+    bytes: Vec<u64>,
+}
+
+impl<'a> BlockSizes<'a> {
+    pub(super) fn new(model: &'a Model, on_gpu: bool) -> Self {
+        let manifest = model.manifest();
+        let on_device = |index| manifest.block(index).map_or(0, Gpu::weight_bytes);
+        let bytes = if on_gpu {
+            (0..model.config().block_count).map(on_device).collect()
+        } else {
+            manifest.blocks_bytes()
+        };
+        Self { model, bytes }
     }
-    Ok(count)
-}
 
-/// For how many tokens there is room beside these blocks.
-pub(super) fn kv_tokens(
-    model: &Model,
-    blocks: Span,
-    wished: Option<u32>,
-    free_bytes: u64,
-) -> usize {
-    if let Some(tokens) = wished {
-        return tokens as usize;
+    pub(super) const fn model(&self) -> &Model {
+        self.model
     }
-    let left = free_bytes.saturating_sub(weight_bytes(model, blocks));
-    let room = left / token_bytes(model, blocks).max(1);
-    let room = usize::try_from(room).unwrap_or(usize::MAX);
-    wanted(model, None).min(room).max(KV_TOKENS_MIN)
-}
 
-/// Refuses blocks that take more than they may, with room for so many tokens.
-pub(super) fn check(
-    model: &Model,
-    blocks: Span,
-    kv_tokens: usize,
-    allowed_bytes: u64,
-) -> anyhow::Result<()> {
-    let weights = weight_bytes(model, blocks);
-    let cache = token_bytes(model, blocks).saturating_mul(kv_tokens as u64);
-    if weights.saturating_add(cache) > allowed_bytes {
-        bail!(
-            "the weights of blocks {blocks} take {} MB and their KV cache of {kv_tokens} tokens {} MB, \
-             and --memory-bytes leaves {} MB for both: serve fewer blocks, or ask for a smaller cache \
-             with --kv-tokens",
-            megabytes(weights),
-            megabytes(cache),
-            megabytes(allowed_bytes)
-        );
+    /// How many fit, with the KV cache that was asked for or a default one.
+    pub(super) fn that_fit(&self, kv_tokens: Option<u32>, free_bytes: u64) -> anyhow::Result<u32> {
+        let tokens = wanted(self.model, kv_tokens);
+        let token_bytes = self.model.config().kv_token_bytes_per_block();
+        let count = budget::blocks_that_fit(&self.bytes, token_bytes, tokens as u64, free_bytes);
+        if count == 0 {
+            bail!(
+                "not one block fits into {} MB: its weights take {} MB, and its KV cache of {tokens} \
+                 tokens {} MB (--kv-tokens asks for another one)",
+                megabytes(free_bytes),
+                megabytes(self.bytes.first().copied().unwrap_or(0)),
+                megabytes(token_bytes.saturating_mul(tokens as u64))
+            );
+        }
+        Ok(count)
     }
-    Ok(())
-}
 
-fn weight_bytes(model: &Model, blocks: Span) -> u64 {
-    blocks.blocks().map(|block| model.manifest().block_bytes(block)).sum()
-}
+    /// For how many tokens there is room beside these.
+    pub(super) fn kv_tokens(&self, blocks: Span, wished: Option<u32>, free_bytes: u64) -> usize {
+        if let Some(tokens) = wished {
+            return tokens as usize;
+        }
+        let left = free_bytes.saturating_sub(self.weight_bytes(blocks));
+        let room = left / self.token_bytes(blocks.block_count()).max(1);
+        let room = usize::try_from(room).unwrap_or(usize::MAX);
+        wanted(self.model, None).min(room).max(KV_TOKENS_MIN)
+    }
 
-/// What a token takes in the cache of all these blocks.
-fn token_bytes(model: &Model, blocks: Span) -> u64 {
-    model.config().kv_token_bytes_per_block() * u64::from(blocks.block_count())
+    /// Refuses blocks that take more than they may, with room for so many tokens.
+    pub(super) fn check(
+        &self,
+        blocks: Span,
+        kv_tokens: usize,
+        allowed_bytes: u64,
+    ) -> anyhow::Result<()> {
+        let weights = self.weight_bytes(blocks);
+        let cache = self.token_bytes(blocks.block_count()).saturating_mul(kv_tokens as u64);
+        if weights.saturating_add(cache) > allowed_bytes {
+            bail!(
+                "the weights of blocks {blocks} take {} MB and their KV cache of {kv_tokens} tokens {} MB, \
+                 and --memory-bytes leaves {} MB for both: serve fewer blocks, or ask for a smaller cache \
+                 with --kv-tokens",
+                megabytes(weights),
+                megabytes(cache),
+                megabytes(allowed_bytes)
+            );
+        }
+        Ok(())
+    }
+
+    /// Most that a server of `block_count` may hold at once while it moves.
+    pub(super) fn held_max(&self, block_count: u32, kv_tokens: usize, allowed_bytes: u64) -> u32 {
+        let kv_bytes = self.token_bytes(block_count).saturating_mul(kv_tokens as u64);
+        budget::blocks_held_max(&self.bytes, block_count, kv_bytes, allowed_bytes)
+    }
+
+    fn weight_bytes(&self, blocks: Span) -> u64 {
+        let of_block = |block| usize::try_from(block).ok().and_then(|at| self.bytes.get(at));
+        blocks.blocks().filter_map(of_block).sum()
+    }
+
+    /// What a token takes in the cache of so many blocks.
+    fn token_bytes(&self, block_count: u32) -> u64 {
+        self.model.config().kv_token_bytes_per_block() * u64::from(block_count)
+    }
 }
 
 fn wanted(model: &Model, wished: Option<u32>) -> usize {
