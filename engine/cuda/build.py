@@ -2,8 +2,9 @@
 """Compiles the kernels to PTX, which is kept beside them: a build of Umbel needs no CUDA.
 
     python3 -m venv /tmp/nvrtc && /tmp/nvrtc/bin/pip install nvidia-cuda-nvrtc-cu12==12.1.105
-    /tmp/nvrtc/bin/python engine/cuda/build.py
+    /tmp/nvrtc/bin/python engine/cuda/build.py [FOLDER]
 
+With FOLDER it leaves those beside the sources as they are, and writes there, for `umbel-gpu-bench --kernels`.
 NVRTC is the compiler alone and needs neither a GPU nor a driver. Its version decides which drivers
 take the result: 12.1 writes PTX that drivers from 530 on compile for their device.
 """
@@ -15,7 +16,7 @@ import pathlib
 import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
-OUT = HERE / "ptx"
+OUT = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "ptx"
 
 # The oldest devices with matrix units for bfloat16 and asynchronous copies; and those on which a kernel
 # may begin early.

@@ -39,6 +39,7 @@ pub use driver::{CudaError, OpenGpuError};
 pub use gpu::Gpu;
 pub(crate) use head::{HeadOnGpu, ROWS_TOGETHER as HEAD_ROWS_TOGETHER};
 pub(crate) use pass::SessionRows;
+pub use program::Kernels;
 pub(crate) use span::{GpuSpan, LoadGpuSpanError};
 pub(crate) use train::{
     BlockGradients, GpuTraining, HEAD_SIZE_MAX as GPU_HEAD_SIZE_MAX, PairGradient,

@@ -49,7 +49,7 @@ pub mod span;
 pub mod train;
 
 pub use checkpoint::LoadTensorError;
-pub use cuda::{CudaError, Gpu, OpenGpuError};
+pub use cuda::{CudaError, Gpu, Kernels, OpenGpuError};
 pub use device::{ChooseThreadsError, Device, StartThreadsError};
 pub use ends::{Embedding, Ends, EndsError, GpuHead, Head, LoadHeadError};
 pub use hidden::{HiddenStates, NoSuchRows, WrongHiddenStates};

@@ -113,6 +113,7 @@ fn compared(capability: &str, arguments: &[String]) -> usize {
 fn the_benchmark_measures_every_pass() {
     let measured = Command::new(env!("CARGO_BIN_EXE_umbel-gpu-bench"))
         .args(["--tiny", "--blocks", "1", "--types", "q4_k", "--bandwidth", "1e9"])
+        .args(["--kernels", concat!(env!("CARGO_MANIFEST_DIR"), "/../engine/cuda/ptx")])
         .env("LD_LIBRARY_PATH", driver())
         .output()
         .unwrap();

@@ -10,7 +10,7 @@ use super::block;
 use super::driver::{self, Buffer, Context, CudaError, OpenGpuError, Stream};
 use super::matrix::{Limits, UNPACKED_BYTES};
 use super::pass::Workspace;
-use super::program::Program;
+use super::program::{Kernels, Program};
 
 /// An NVIDIA GPU that this process computes on. A clone is the same device.
 ///
@@ -45,6 +45,14 @@ impl Gpu {
     /// # Errors
     /// [`OpenGpuError`], which says what to do.
     pub fn open(ordinal: usize) -> Result<Self, OpenGpuError> {
+        Self::open_with(ordinal, Kernels::default())
+    }
+
+    /// As [`open`](Self::open), with other kernels than those that Umbel is built with.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_with(ordinal: usize, kernels: Kernels) -> Result<Self, OpenGpuError> {
         let context = Context::open(ordinal)?;
         let size = |value: i32| usize::try_from(value).unwrap_or(0);
         let limits = Limits {
@@ -61,7 +69,7 @@ impl Gpu {
         let shared = Shared {
             workspace: Mutex::new(Workspace::default()),
             unpacked: Buffer::new(&context, UNPACKED_BYTES)?,
-            program: Program::new(&context),
+            program: Program::new(&context, kernels),
             stream: Stream::new(&context)?,
             name: context.name()?,
             limits,

@@ -1,9 +1,12 @@
 //! Our kernels, compiled for a device when it first needs them.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ffi::CString;
-use std::io::Read as _;
+use std::io::{self, Read as _};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::{fmt, fs};
 
 use flate2::read::GzDecoder;
 
@@ -23,20 +26,68 @@ macro_rules! files {
     };
 }
 
-/// The same kernels for one kind of device.
-type Files = &'static [(&'static str, &'static [u8])];
+/// The kernels of all devices, in PTX.
+#[derive(Clone)]
+pub struct Kernels {
+    /// For all devices that are served.
+    ampere: Files,
+    /// For devices on which a kernel may begin before the last one has ended.
+    hopper: Files,
+}
 
-/// For all devices that are served.
-const AMPERE: Files = files!("sm_80");
+/// The files of one kind of device by their names, packed.
+type Files = BTreeMap<&'static str, Cow<'static, [u8]>>;
 
-/// For devices on which a kernel may begin before the last one has ended.
-const HOPPER: Files = files!("sm_90", "linear_hopper");
+const AMPERE: (&str, &[(&str, &[u8])]) = ("sm_80", files!("sm_80"));
+const HOPPER: (&str, &[(&str, &[u8])]) = ("sm_90", files!("sm_90", "linear_hopper"));
+
+impl Kernels {
+    /// Those of a folder that `engine/cuda/build.py FOLDER` has written, for whoever changes kernels and
+    /// compares them on one device.
+    ///
+    /// # Errors
+    /// Where a file is missing or damaged; the error names it.
+    pub fn read(folder: &Path) -> io::Result<Self> {
+        let read = |(kind, files): (&str, &[(&'static str, _)])| -> io::Result<Files> {
+            let of_file = |(name, _): &(&'static str, _)| {
+                let path = folder.join(kind).join(format!("{name}.ptx.gz"));
+                let packed = fs::read(&path).and_then(|packed| text(&packed).map(|_| packed));
+                let named = |error: io::Error| {
+                    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+                };
+                Ok((*name, Cow::from(packed.map_err(named)?)))
+            };
+            files.iter().map(of_file).collect()
+        };
+        Ok(Self { ampere: read(AMPERE)?, hopper: read(HOPPER)? })
+    }
+
+    fn of(self, context: &Context) -> Files {
+        if context.begins_early() { self.hopper } else { self.ampere }
+    }
+}
+
+/// Those that Umbel is built with.
+impl Default for Kernels {
+    fn default() -> Self {
+        let ours = |files: &[(&'static str, &'static [u8])]| {
+            files.iter().map(|(name, packed)| (*name, Cow::from(*packed))).collect()
+        };
+        Self { ampere: ours(AMPERE.1), hopper: ours(HOPPER.1) }
+    }
+}
+
+impl fmt::Debug for Kernels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kernels").finish_non_exhaustive()
+    }
+}
 
 /// The kernels of a device by their names. The driver compiles a file when the first of its kernels is
 /// asked for, some seconds at worst, and keeps the result on disk.
-#[derive(Debug)]
 pub(super) struct Program {
     context: Arc<Context>,
+    files: Files,
     loaded: Mutex<Loaded>,
 }
 
@@ -48,8 +99,9 @@ struct Loaded {
 }
 
 impl Program {
-    pub(super) fn new(context: &Arc<Context>) -> Self {
-        Self { context: Arc::clone(context), loaded: Mutex::default() }
+    pub(super) fn new(context: &Arc<Context>, kernels: Kernels) -> Self {
+        let files = kernels.of(context);
+        Self { context: Arc::clone(context), files, loaded: Mutex::default() }
     }
 
     /// The kernel `name` of `file`, which may use so much shared memory.
@@ -63,13 +115,11 @@ impl Program {
         if let Some(kernel) = loaded.kernels.get(name) {
             return Ok(*kernel);
         }
-        let files = if self.context.begins_early() { HOPPER } else { AMPERE };
-        let (file, packed) = files
-            .iter()
-            .find(|(found, _)| *found == file)
-            .expect("a file that is asked for is one of ours");
+        let (file, packed) =
+            self.files.get_key_value(file).expect("a file that is asked for is one of ours");
         if !loaded.modules.contains_key(file) {
-            let module = Module::compile(&self.context, &text(packed))?;
+            let module =
+                Module::compile(&self.context, &text(packed).expect("damaged files were refused"))?;
             loaded.modules.insert(file, module);
         }
         let kernel = loaded.modules[file].kernel(name, shared.into())?;
@@ -89,10 +139,10 @@ impl Program {
     }
 }
 
-fn text(packed: &[u8]) -> CString {
+fn text(packed: &[u8]) -> io::Result<CString> {
     let mut text = Vec::new();
-    GzDecoder::new(packed).read_to_end(&mut text).expect("our own files are whole");
-    CString::new(text).expect("PTX is text")
+    GzDecoder::new(packed).read_to_end(&mut text)?;
+    CString::new(text).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "this is no text"))
 }
 
 #[cfg(test)]
@@ -128,11 +178,33 @@ mod tests {
 
     #[test]
     fn every_file_is_ptx() {
-        for (files, target) in [(AMPERE, ".target sm_80"), (HOPPER, ".target sm_90")] {
+        for (folder, files) in [AMPERE, HOPPER] {
+            let target = format!(".target {folder}");
             for (name, packed) in files {
-                let text = text(packed).into_string().unwrap();
-                assert!(text.contains(target) && text.contains(".entry"), "{name}");
+                let text = text(packed).unwrap().into_string().unwrap();
+                assert!(text.contains(&target) && text.contains(".entry"), "{name}");
             }
         }
+    }
+
+    /// What is compared is all of one folder, and none of what Umbel is built with.
+    #[test]
+    fn a_folder_of_kernels_is_whole_or_refused() {
+        let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda/ptx");
+        assert_eq!(Kernels::read(&ours).unwrap().hopper, Kernels::default().hopper);
+        let folder = tempfile::tempdir().unwrap();
+        for (kind, files) in [AMPERE, HOPPER] {
+            fs::create_dir(folder.path().join(kind)).unwrap();
+            for (name, packed) in files {
+                fs::write(folder.path().join(format!("{kind}/{name}.ptx.gz")), packed).unwrap();
+            }
+        }
+        Kernels::read(folder.path()).unwrap();
+        let last = folder.path().join("sm_90/train.ptx.gz");
+        fs::write(&last, &fs::read(&last).unwrap()[..100]).unwrap();
+        let damaged = Kernels::read(folder.path()).unwrap_err().to_string();
+        fs::remove_file(&last).unwrap();
+        let missing = Kernels::read(folder.path()).unwrap_err().to_string();
+        assert!(damaged.contains("sm_90/train.ptx.gz") && missing.contains("sm_90/train.ptx.gz"));
     }
 }

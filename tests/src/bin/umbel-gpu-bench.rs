@@ -2,22 +2,25 @@
 //! allow.
 //!
 //! ```text
-//! umbel-gpu-bench [--blocks N] [--types TYPE,…] [--bandwidth BYTES/S] [--matrix FLOP/S] [--tiny]
+//! umbel-gpu-bench [--blocks N] [--types TYPE,…] [--bandwidth BYTES/S] [--matrix FLOP/S]
+//!                 [--kernels FOLDER] [--tiny]
 //! ```
 //!
 //! Weights are random; the blocks of one type are alike, and each lies in the device's memory by itself.
 //! Times are those of whole passes, from hidden states in the processor's memory to hidden states there.
-//! Without the two limits, which `tests/gpu/run.sh` measures, no percentage is printed. `--tiny` is for
-//! trying the program itself over the emulated driver.
+//! Without the two limits, which `tests/gpu/run.sh` measures, no percentage is printed. `--kernels`
+//! takes those that `engine/cuda/build.py FOLDER` has written instead of those it was built with, and
+//! `--tiny` is for trying the program itself over the emulated driver.
 
 #![allow(clippy::print_stdout, reason = "a program for developers prints what it found")]
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use tempfile::TempDir;
-use umbel_engine::{Gpu, HiddenStates, HostedSpan, KvArena, KvTable};
+use umbel_engine::{Gpu, HiddenStates, HostedSpan, Kernels, KvArena, KvTable};
 use umbel_protocol::{DType, Span};
 use umbel_shard::gguf::write::GgufWriter;
 use umbel_shard::{
@@ -40,13 +43,15 @@ struct Arguments {
     types: Vec<WeightType>,
     bandwidth: Option<f64>,
     matrix: Option<f64>,
+    kernels: Option<PathBuf>,
     tiny: bool,
 }
 
 impl Arguments {
     fn read() -> Result<Self> {
         let types = vec![WeightType::BF16, WeightType::Q8_0, WeightType::Q4K];
-        let mut this = Self { blocks: 8, types, bandwidth: None, matrix: None, tiny: false };
+        let mut this =
+            Self { blocks: 8, types, bandwidth: None, matrix: None, kernels: None, tiny: false };
         let mut words = std::env::args().skip(1);
         while let Some(word) = words.next() {
             if word == "--tiny" {
@@ -61,6 +66,7 @@ impl Arguments {
                 }
                 "--bandwidth" => this.bandwidth = Some(value.parse()?),
                 "--matrix" => this.matrix = Some(value.parse()?),
+                "--kernels" => this.kernels = Some(value.into()),
                 _ => bail!("{word} is unknown"),
             }
         }
@@ -86,7 +92,8 @@ impl Arguments {
 
 fn run() -> Result<()> {
     let arguments = Arguments::read()?;
-    let gpu = Gpu::open(0)?;
+    let kernels = arguments.kernels.as_deref().map(Kernels::read).transpose()?;
+    let gpu = Gpu::open_with(0, kernels.unwrap_or_default())?;
     let config = arguments.config();
     println!("{}, {} blocks of hidden size {}", gpu.name(), arguments.blocks, config.hidden_size);
     println!("| weights | pass | time, ms | tokens/s of these blocks | of the limit |");
