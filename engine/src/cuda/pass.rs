@@ -266,7 +266,17 @@ impl Pass<'_> {
                 return Ok(());
             }
         }
-        let graph = stream.capture(|| self.enqueue(first, blocks))?;
+        let graph = match stream.capture(|| self.enqueue(first, blocks)) {
+            Ok(graph) => graph,
+            Err(error) if error.is_fatal() => return Err(error),
+            // Nothing has run yet, and one by one they need no more memory.
+            Err(error) => {
+                if error.is_out_of_memory() {
+                    graphs.clear();
+                }
+                return self.enqueue(first, blocks);
+            }
+        };
         stream.run(&graph)?;
         graphs.insert(key, Some(graph));
         Ok(())

@@ -9,10 +9,19 @@ using namespace umbel_emulated;
 
 namespace {
 
+// What a graph takes of the device's memory once it can run, for each of its nodes: enough that whoever
+// counts on having it notices when it is not there.
+constexpr size_t NODE_BYTES = 8 << 10;
+
+struct Executable {
+    Graph graph;
+    CUdeviceptr memory;
+};
+
 // Never destroyed, as all that a thread may still use while the process ends.
 auto& events = *new std::map<const void*, std::shared_ptr<Event>>;
 auto& graphs = *new std::map<const void*, std::shared_ptr<Graph>>;
-auto& executables = *new std::map<const void*, std::shared_ptr<const Graph>>;
+auto& executables = *new std::map<const void*, std::shared_ptr<const Executable>>;
 
 // What a handle stands for, or null.
 template <typename T>
@@ -153,13 +162,18 @@ API cuStreamIsCapturing(void* handle, CUstreamCaptureStatus* status) {
 }
 
 API cuGraphInstantiateWithFlags(void** executable, void* graph, unsigned long long flags) {
-    return with_device([&](Device&) {
+    return with_device([&](Device& device) {
         // Flag 4 asks for launches by kernels.
         const auto found = find(graphs, graph);
         if (found == nullptr || (flags & 4) != 0) {
             return CUDA_ERROR_INVALID_VALUE;
         }
-        keep(executables, std::make_shared<const Graph>(*found), executable);
+        CUdeviceptr memory = 0;
+        const CUresult refused = allocate(device, (found->nodes.size() + 1) * NODE_BYTES, &memory);
+        if (refused != CUDA_SUCCESS) {
+            return refused;
+        }
+        keep(executables, std::make_shared<const Executable>(Executable{*found, memory}), executable);
         return CUDA_SUCCESS;
     });
 }
@@ -187,12 +201,12 @@ API cuGraphUpload(void* executable, void*) {
 
 API cuGraphLaunch(void* executable, void* handle) {
     return with_stream(handle, [&](Device&, const std::shared_ptr<Stream>& stream) {
-        const auto graph = find(executables, executable);
-        if (graph == nullptr) {
+        const auto found = find(executables, executable);
+        if (found == nullptr) {
             return CUDA_ERROR_INVALID_VALUE;
         }
-        return enqueue(*stream, [graph] {
-            for (const Work& node : graph->nodes) {
+        return enqueue(*stream, [found] {
+            for (const Work& node : found->graph.nodes) {
                 if (const CUresult result = node(); result != CUDA_SUCCESS) {
                     return result;
                 }
@@ -203,8 +217,14 @@ API cuGraphLaunch(void* executable, void* handle) {
 }
 
 API cuGraphExecDestroy(void* executable) {
-    return with_device([&](Device&) {
-        return executables.erase(executable) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    return with_device([&](Device& device) {
+        const auto found = find(executables, executable);
+        if (found == nullptr) {
+            return CUDA_ERROR_INVALID_VALUE;
+        }
+        device.memory.release(found->memory);
+        executables.erase(executable);
+        return CUDA_SUCCESS;
     });
 }
 
