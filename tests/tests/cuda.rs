@@ -227,7 +227,8 @@ fn a_device_that_is_lost_ends_its_server_and_no_answer() {
     let end = serve(&[&folder, "--blocks", "2..4"]);
     let address = end.address().to_owned();
     // A token takes 18 kernels, and the blocks are measured with at most 240 before.
-    let variables = [("UMBEL_EMULATED_LOSE_AFTER", "300")];
+    // The error is one of those that newer drivers alone have.
+    let variables = [("UMBEL_EMULATED_LOSE_AFTER", "300"), ("UMBEL_EMULATED_LOST_WITH", "226")];
     let lost = gpu_server(&variables, &["--blocks", "0..2", "--join", &address]).unwrap();
     let asking = std::thread::spawn(move || generated(&address));
     let lost = lost.into_process().wait().unwrap();

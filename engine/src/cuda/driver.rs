@@ -49,6 +49,7 @@ impl CudaError {
                 | Code::CUDA_ERROR_LAUNCH_FAILED
                 | Code::CUDA_ERROR_LAUNCH_TIMEOUT
                 | Code::CUDA_ERROR_ASSERT
+                | Code::CUDA_ERROR_CONTAINED
                 | Code::CUDA_ERROR_ECC_UNCORRECTABLE
                 | Code::CUDA_ERROR_NVLINK_UNCORRECTABLE
                 | Code::CUDA_ERROR_HARDWARE_STACK_ERROR
@@ -56,6 +57,7 @@ impl CudaError {
                 | Code::CUDA_ERROR_MISALIGNED_ADDRESS
                 | Code::CUDA_ERROR_INVALID_ADDRESS_SPACE
                 | Code::CUDA_ERROR_INVALID_PC
+                | Code::CUDA_ERROR_TENSOR_MEMORY_LEAK
                 | Code::CUDA_ERROR_DEVICE_UNAVAILABLE
                 | Code::CUDA_ERROR_CONTEXT_IS_DESTROYED
                 | Code::CUDA_ERROR_UNKNOWN

@@ -91,6 +91,7 @@ const Settings& settings() {
         static_cast<unsigned>(number("UMBEL_EMULATED_MULTIPROCESSORS", 4)),
         number("UMBEL_EMULATED_SEED", 0),
         limit("UMBEL_EMULATED_LOSE_AFTER"),
+        static_cast<CUresult>(number("UMBEL_EMULATED_LOST_WITH", CUDA_ERROR_ECC_UNCORRECTABLE)),
         limit("UMBEL_EMULATED_REFUSE_AFTER"),
     };
     return all;
@@ -211,12 +212,12 @@ Device* current_device() { return static_cast<Device*>(pthread_getspecific(curre
 void set_current_device(Device* device) { pthread_setspecific(current_key(), device); }
 
 CUresult refusal(const Device& device) {
-    return is_lost() ? CUDA_ERROR_ECC_UNCORRECTABLE : device.error;
+    return is_lost() ? settings().lost_with : device.error;
 }
 
 CUresult execute(Device& device, const Launch& launch) {
     if (is_lost()) {
-        return CUDA_ERROR_ECC_UNCORRECTABLE;
+        return settings().lost_with;
     }
     launches++;
     const auto describe = [&](uintptr_t address) { return device.memory.describe(address); };

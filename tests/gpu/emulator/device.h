@@ -20,6 +20,7 @@ struct Settings {
     unsigned multiprocessors;
     uint64_t seed;
     std::optional<uint64_t> lose_after;
+    CUresult lost_with;
     std::optional<uint64_t> refuse_after;
 };
 

@@ -30,6 +30,7 @@ constexpr Named ERRORS[] = {
     NAMED(CUDA_ERROR_INVALID_IMAGE, "device kernel image is invalid"),
     NAMED(CUDA_ERROR_INVALID_CONTEXT, "invalid device context"),
     NAMED(CUDA_ERROR_ECC_UNCORRECTABLE, "uncorrectable ECC error encountered"),
+    NAMED(CUDA_ERROR_CONTAINED, "Invalid access of peer GPU memory over nvlink or a hardware error"),
     NAMED(CUDA_ERROR_INVALID_PTX, "a PTX JIT compilation failed"),
     NAMED(CUDA_ERROR_UNSUPPORTED_PTX_VERSION,
           "the provided PTX was compiled with an unsupported toolchain"),
