@@ -100,8 +100,9 @@ struct Rows {
 
     __device__ __forceinline__ void load(const Work& work, int stage, int cell) {
         const uint4* from = work.rows + static_cast<size_t>(stage * STAGE_CELLS + cell) * 2 * WARP;
-        halves[cell][0] = load_once(from);
-        halves[cell][1] = load_once(from + WARP);
+        // A quantized matrix has been unpacked by the kernel before.
+        halves[cell][0] = load_changed_once(from);
+        halves[cell][1] = load_changed_once(from + WARP);
     }
     __device__ __forceinline__ void multiply(int cell, const uint4* tokens, Sums& sums) const {
 #pragma unroll

@@ -246,7 +246,17 @@ __device__ __forceinline__ uint4 load_changed(const uint4* from) {
     return value;
 }
 
-// 16 or 8 bytes that are read once: they pass the first-level cache by.
+// As load_changed, past the first-level cache.
+__device__ __forceinline__ uint4 load_changed_once(const uint4* from) {
+    uint4 value;
+    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+                 : "l"(from)
+                 : "memory");
+    return value;
+}
+
+// 16 or 8 bytes that nobody writes while the kernel lives, and that are read once: they pass the first-level cache by.
 __device__ __forceinline__ uint4 load_once(const uint4* from) {
     uint4 value;
     asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"

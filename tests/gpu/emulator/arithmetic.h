@@ -93,6 +93,8 @@ template <typename T>
 T load_once(const T* from) { return *from; }
 template <typename T>
 T load_changed(const T* from) { return *from; }
+template <typename T>
+T load_changed_once(const T* from) { return *from; }
 
 namespace umbel_emulated {
 
