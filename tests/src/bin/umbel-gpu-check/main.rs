@@ -7,7 +7,8 @@
 //! It makes small models of every weight type, or of those that are named, and of odd shapes, and takes
 //! the checkpoints it is given. Each is computed by the processor in exact arithmetic and by the GPU: all tokens at once,
 //! in steps of several sizes, among other sessions, after a rollback, and behind a prefix that
-//! another session has filled; some of them also with keys and values in 8 bits; and gradients go back through the blocks. The GPU must be near
+//! another session has filled; some of them also with keys and values in 8 bits; and gradients go back through the blocks.
+//! Rows of thousands of columns and a text of over a thousand tokens go through them too. The GPU must be near
 //! the processor, and must give the same bits each time. Tests run it over the emulated driver; `tests/gpu/run.sh` over a real one.
 
 #![allow(clippy::print_stdout, reason = "a program for developers prints what it found")]
@@ -33,6 +34,12 @@ use umbel_shard::{
 
 /// Tokens of a text: more than go through the kernels for few tokens, and no whole number of tiles.
 const TOKENS: usize = 71;
+
+/// As [`TOKENS`], with more splits of its context than one block of threads joins.
+const LONG_TOKENS: usize = 1100;
+
+/// Types of which the cells differ in size, and so the rings of the kernels in depth.
+const LONG_TYPES: [WeightType; 3] = [WeightType::BF16, WeightType::Q4K, WeightType::Q8_0];
 
 /// How far results may be from the exact ones, relative to them: where products are of bfloat16, and
 /// where they are of binary32.
@@ -63,7 +70,7 @@ fn run() -> Result<()> {
     let gpu = Gpu::open(0)?;
     eprintln!("{}", gpu.name());
     let folder = TempDir::new()?;
-    for kind in types {
+    for &kind in &types {
         let model = random(folder.path(), kind, &usual())?;
         // Adapters go other ways over numbers and, below, in binary32, in bfloat16 and with biases.
         let adapted = kind == WeightType::Q4K;
@@ -84,6 +91,12 @@ fn run() -> Result<()> {
             }
         }
     }
+    for kind in types.iter().filter(|kind| LONG_TYPES.contains(kind)) {
+        let model = random(folder.path(), *kind, &long_rows())?;
+        through(&gpu, &model, TOKENS, &format!("long rows, {kind}"))?;
+    }
+    let model = random(folder.path(), WeightType::BF16, &few_heads())?;
+    through(&gpu, &model, LONG_TOKENS, "a long text")?;
     for checkpoint in arguments {
         let model = open(&checkpoint)?;
         compare(&gpu, &model, &checkpoint, (DType::F32, false))?;
@@ -101,6 +114,28 @@ fn usual() -> ModelConfig {
         head_size: 64,
         context_tokens: ROOM,
         ..ModelConfig::llama(2)
+    }
+}
+
+/// Rows that fill the rings of the kernels for few tokens and for many more than once, in parts of which
+/// the last is shorter: 136 cells, of which the parts have 36, 36, 36 and 28.
+fn long_rows() -> ModelConfig {
+    ModelConfig {
+        intermediate_size: 4352,
+        block_count: 1,
+        attention_windows: vec![None],
+        ..usual()
+    }
+}
+
+/// Few heads, since a text is long.
+fn few_heads() -> ModelConfig {
+    ModelConfig {
+        head_count: 2,
+        kv_head_count: 1,
+        block_count: 1,
+        attention_windows: vec![None],
+        ..usual()
     }
 }
 
@@ -280,6 +315,24 @@ fn compare(gpu: &Gpu, model: &Model, name: &str, (cache, adapted): (DType, bool)
         adapters::norms(&pair, is_exact, allowed).with_context(|| format!("{name}, norms"))?;
         adapters::gradients(&pair, allowed * GRADIENT_ERROR_FACTOR)
             .with_context(|| format!("{name}, gradients of adapters"))?;
+    }
+    Ok(())
+}
+
+/// As `compare`, of a text of `tokens` in few ways.
+fn through(gpu: &Gpu, model: &Model, tokens: usize, name: &str) -> Result<()> {
+    let pair = Pair::load(gpu, model, DType::F32)?;
+    let text = text(pair.config.hidden_size, tokens, 1)?;
+    let open = |arena: &KvArena| arena.open(pair.span, tokens);
+    let whole = pair.blocks.forward(&mut open(&pair.arena)?, &text)?;
+    let arena = KvArena::new(&pair.config, pair.span, ROOM);
+    let exact = pair.exact.forward(&mut open(&arena)?, &text)?;
+    let error = relative_error(&whole, &exact);
+    println!("{name}: {error:.1e}");
+    ensure!(error <= NARROW_ERROR_MAX, "{name}: {error:.1e} from the processor's");
+    for steps in [[tokens - 1, 1], [tokens - 40, 9]] {
+        let found = pair.from(&mut open(&pair.arena)?, &text, &steps)?;
+        ensure!(same(&found, &whole), "{name}: steps of {steps:?} give other bits");
     }
     Ok(())
 }
