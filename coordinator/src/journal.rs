@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use umbel_protocol::inference::{AnswerRows, Step};
 use umbel_protocol::{SessionId, StepId, Tensor};
 
@@ -120,8 +120,7 @@ impl Journal {
             if last.position >= position {
                 continue;
             }
-            let (kept, _) = last.split(position);
-            let kept = kept.expect("it begins before the position");
+            let kept = if last.end() > position { last.before(position) } else { last };
             self.bytes += kept.hidden.payload().len();
             self.entries.push_back(kept);
             return;
@@ -142,6 +141,17 @@ impl Entry {
     fn from(&self, position: u32) -> Self {
         let (_, after) = self.split(position);
         after.expect("it ends after the position")
+    }
+
+    /// The part that ends at `position` at the latest, with a payload of its own: a slice would keep
+    /// the rows that are forgotten in memory, where nobody counts them.
+    fn before(&self, position: u32) -> Self {
+        let (before, _) = self.split(position);
+        let before = before.expect("it begins before the position");
+        let payload = Bytes::copy_from_slice(before.hidden.payload());
+        let (dtype, shape) = (before.hidden.dtype(), before.hidden.shape().to_vec());
+        let hidden = Tensor::new(dtype, shape, payload).expect("the rows are those of a tensor");
+        Self { hidden, ..before }
     }
 
     /// The parts before and from `position`.

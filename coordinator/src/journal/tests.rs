@@ -1,5 +1,8 @@
 //! A journal against the plain list of the rows that it should hold.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use bytes::Bytes;
 use proptest::prelude::*;
 use umbel_protocol::DType;
@@ -74,6 +77,44 @@ proptest! {
         }
         prop_assert_eq!(position, end);
     }
+}
+
+/// A payload that is counted for as long as anybody holds some of it.
+struct Held {
+    bytes: Vec<u8>,
+    all: Arc<AtomicUsize>,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.bytes.len(), Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn rows_that_are_taken_back_are_not_held_in_memory() {
+    let all = Arc::new(AtomicUsize::new(0));
+    let mut journal = Journal::default();
+    for position in 0..20 {
+        let rows = vec![7; 100];
+        let mut recorded = step(position, &rows, false);
+        let bytes = recorded.hidden.payload().to_vec();
+        all.fetch_add(bytes.len(), Ordering::Relaxed);
+        let payload = Bytes::from_owner(Held { bytes, all: Arc::clone(&all) });
+        recorded.hidden = Tensor::new(DType::F32, vec![100, 1], payload).unwrap();
+        journal.record(&recorded);
+        drop(recorded);
+        // The last step is held as it came, of those before it one row each, which is a copy.
+        assert_eq!(all.load(Ordering::Relaxed), 400, "{position}");
+        assert_eq!(journal.bytes(), 400 + 4 * position as usize);
+    }
+    assert_eq!(values(&journal.replay(0, 119).unwrap()[0].hidden), [7; 119]);
 }
 
 #[test]
