@@ -99,8 +99,9 @@ impl Session {
         let SessionError { code, detail, .. } = error;
         let reason = FailureReason::Refused { code, detail };
         if code.retry() == Retry::Never {
-            let hop = self.places.remove(index).hop;
-            self.fail(SessionFailure::Hop(HopFailure { hop, reason }));
+            let place = self.places.remove(index);
+            self.leave(&place);
+            self.fail(SessionFailure::Hop(HopFailure { hop: place.hop, reason }));
         } else {
             self.drop_place(index, reason);
         }

@@ -399,6 +399,13 @@ fn what_every_server_would_refuse_ends_the_session() {
     let outputs = say(&mut session, 0, refusal(1, ErrorCode::ContextExceeded));
     let failed = |output: &Output| matches!(output, Output::Failed(SessionFailure::Hop(_)));
     assert!(outputs.iter().any(failed), "{outputs:?}");
+    // The one that refused it may still keep something of it.
+    for hop in 0..3 {
+        let farewell = |&(to, message): &(u32, &ClientMessage)| {
+            to == hop && matches!(message, ClientMessage::Close { .. })
+        };
+        assert!(sent(&outputs).iter().any(farewell), "{hop}: {outputs:?}");
+    }
 }
 
 /// Lets time pass, while all hops but some answer pings; when the last of these is left, which hops
