@@ -309,7 +309,7 @@ impl Server {
     pub fn handle(&mut self, input: Input, now: Time) -> Result<(), ProtocolViolation> {
         match input {
             Input::Received { link, from, message } => self.received(link, from, message, now)?,
-            Input::Pushed { from, step } => self.pushed(from, step, now)?,
+            Input::Pushed { from, step } => self.pushed(from, step, now),
             Input::Computed { job, results, compute } => self.computed(job, results, compute, now),
             Input::LinkClosed { link } => self.link_closed(link, now),
             Input::PushFailed { session, to, detail } => self.push_failed(session, to, detail),

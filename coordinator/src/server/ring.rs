@@ -36,8 +36,6 @@ pub(super) struct Thin {
     /// Its last block is here: tokens are drawn.
     pub(super) draws: bool,
     drawer: Option<PeerId>,
-    /// Who drew before: what it still had under way is dropped, and no fault.
-    former: Option<PeerId>,
     /// The highest number of a step that has entered.
     last_step: Option<StepId>,
     drawing: Option<Drawing>,
@@ -75,17 +73,14 @@ impl Thin {
             enters: open.blocks.start() == 0,
             draws: open.blocks.end() == config.block_count,
             drawer: open.drawer,
-            former: None,
             last_step: None,
             drawing: None,
         })
     }
 
     /// Another server draws from now on.
-    pub(super) fn adopt(&mut self, drawer: Option<PeerId>) {
-        if self.drawer != drawer {
-            self.former = std::mem::replace(&mut self.drawer, drawer);
-        }
+    pub(super) const fn adopt(&mut self, drawer: Option<PeerId>) {
+        self.drawer = drawer;
     }
 
     /// A step has entered the first block.
@@ -197,26 +192,17 @@ impl Server {
     }
 
     /// Takes a token that the last server has drawn.
-    pub(super) fn drawn_pushed(
-        &mut self,
-        from: PeerId,
-        step: Step,
-        now: Time,
-    ) -> Result<(), ProtocolViolation> {
+    pub(super) fn drawn_pushed(&mut self, from: PeerId, step: Step, now: Time) {
         let served = self.sessions.get(&step.session);
         let Some((served, thin)) = served.and_then(|of| Some((of, of.thin.as_ref()?))) else {
-            return Ok(());
+            return;
         };
-        if thin.drawer != Some(from) {
-            let late = thin.former == Some(from);
-            let violation = ProtocolViolation::NotAllowed { message: "Push" };
-            return if late { Ok(()) } else { Err(violation) };
-        }
+        let drew = thin.drawer == Some(from);
         // From before the client began anew, or for the second time.
         let old = thin.last_step.is_some_and(|last| step.step <= last);
-        if old || served.awaits_refill || step.position != served.received {
+        if !drew || old || served.awaits_refill || step.position != served.received {
             tracing::debug!(session = %step.session, step = step.step.0, "dropped a drawn token");
-            return Ok(());
+            return;
         }
         let link = served.link;
         let step = Step { replay: false, answer_rows: AnswerRows::Last, ..step };
@@ -225,7 +211,6 @@ impl Server {
             let (neighbour, code, detail) = (Neighbour::Previous, refusal.code, refusal.detail);
             self.send(link, ServerMessage::Trouble(Trouble { session, neighbour, code, detail }));
         }
-        Ok(())
     }
 
     /// What is to be drawn from a job, where it ends a step that is to be answered.
@@ -265,10 +250,7 @@ impl Server {
                 goes_on: false,
             };
             if first.peer == self.config.peer {
-                let own = self.config.peer;
-                if self.drawn_pushed(own, step, now).is_err() {
-                    tracing::info!(%session, "a token may not enter the session that was named");
-                }
+                self.drawn_pushed(self.config.peer, step, now);
             } else {
                 self.outputs.push_back(Output::Push { session, to: first.session, step });
             }

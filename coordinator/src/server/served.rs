@@ -24,8 +24,6 @@ pub(super) struct Served {
     /// How keys and values are kept.
     pub(super) cache: DType,
     pub(super) previous: Option<PeerId>,
-    /// Who pushed before: what it still had under way is dropped, and no fault.
-    pub(super) former: Option<PeerId>,
     /// Tokens in the cache once every waiting step is computed.
     pub(super) received: u32,
     /// Tokens in the cache.
@@ -103,7 +101,6 @@ impl Served {
             tokens_max: open.tokens_max,
             cache: open.cache,
             previous: open.previous,
-            former: None,
             received: kept,
             computed: kept,
             journal: Journal::default(),
