@@ -31,7 +31,7 @@ use crate::metrics::server::Counters;
 use adapters::Adapters;
 use dials::Dials;
 pub(crate) use links::EVENTS_WAITING_MAX;
-use links::{FRAMES_WAITING_MAX, Terms};
+use links::{Steps, Terms};
 
 /// Shards of which it is still to be heard that nobody uses them: a server holds two at once.
 const DRAINED_WAITING_MAX: usize = 8;
@@ -77,8 +77,8 @@ pub struct Driver {
     terms: Terms,
     dials: Dials,
     links: BTreeMap<LinkId, OpenLink>,
-    /// Whose the sessions are that are open.
-    clients: BTreeMap<SessionId, PeerId>,
+    /// Whose the sessions are that are open, and how many tokens they may have.
+    clients: BTreeMap<SessionId, (PeerId, u32)>,
     /// By the session's name here and at the next hop.
     pushes: BTreeMap<(SessionId, SessionId), PushLink>,
     push_links: u64,
@@ -110,7 +110,7 @@ struct PushLink {
     /// Which of all that there have been: what is said of an earlier one comes too late.
     number: u64,
     peer: PeerId,
-    steps: mpsc::Sender<Step>,
+    steps: Steps,
     task: AbortHandle,
 }
 
@@ -293,6 +293,8 @@ impl Driver {
         for _ in 0..EVENTS_WAITING_MAX {
             let Ok(event) = self.events.try_recv() else { break };
             self.handle(event);
+            // One small message may have a whole journal sent; those of many must not pile up.
+            self.drain();
         }
         self.server.begin_pass(self.clock.now());
         self.drain()
@@ -430,8 +432,8 @@ impl Driver {
         let Some(open) = self.links.get(&link) else {
             return;
         };
-        if let ServerMessage::Opened { session, .. } = &message {
-            self.clients.insert(*session, open.peer);
+        if let ServerMessage::Opened { session, tokens_max, .. } = &message {
+            self.clients.insert(*session, (open.peer, *tokens_max));
         }
         match open.answers.try_send(message) {
             Ok(()) => return,
@@ -446,12 +448,12 @@ impl Driver {
 
     fn connect(&mut self, session: SessionId, next: NextHop, packing: Packing) {
         // Without one its link has closed, and with it the session.
-        let Some(client) = self.clients.get(&session).copied() else {
+        let Some((client, tokens_max)) = self.clients.get(&session).copied() else {
             return;
         };
         let (number, to, peer) = (self.push_links, next.session, next.peer);
         self.push_links += 1;
-        let way = links::Way { session, number, next, packing, client };
+        let way = links::Way { session, number, next, packing, client, tokens_max };
         let (steps, task) = links::push((&self.network, &self.dials), way, self.tell.clone());
         self.pushes.insert((session, to), PushLink { number, peer, steps, task });
     }
@@ -463,8 +465,8 @@ impl Driver {
         if let Some(own) = step.trace.last_mut() {
             own.link_round_trip = self.network.round_trip(push.peer);
         }
-        if push.steps.try_send(step).is_err() {
-            let detail = format!("{} leaves {FRAMES_WAITING_MAX} steps unread", push.peer);
+        if !push.steps.push(step) {
+            let detail = format!("{} leaves what is pushed to it unread", push.peer);
             self.counters.push_failed();
             self.tell_server(Input::PushFailed { session, to, detail });
         }

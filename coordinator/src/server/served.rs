@@ -205,9 +205,13 @@ impl Served {
             redirected.complete = false;
             return redirected;
         };
-        // The client has what is settled; no step goes to it as a replay.
-        let delivery = if next == Next::Client { Delivery::Client } else { Delivery::Server };
-        redirected.deliveries = steps.into_iter().map(delivery).collect();
+        redirected.deliveries = if next == Next::Client {
+            // The client has what is settled.
+            let open = steps.into_iter().filter(|step| !step.replay);
+            open.map(Delivery::Client).collect()
+        } else {
+            steps.into_iter().map(Delivery::Server).collect()
+        };
         redirected
     }
 

@@ -382,6 +382,20 @@ fn a_next_hop_that_has_all_that_was_answered_gets_the_open_step_alone() {
 }
 
 #[test]
+fn nothing_goes_to_the_client_as_a_replay() {
+    let mut server = busy(next_hop(77));
+    let outputs = say(&mut server, LINK, redirect(Destination::Client, 0, 0, false));
+    let answer = |output: &Output| {
+        let Output::Send { message: ServerMessage::Output(step), .. } = output else {
+            return None;
+        };
+        Some((step.position, step.token_count()))
+    };
+    let answers: Vec<_> = outputs.iter().filter_map(answer).collect();
+    assert_eq!((answers.as_slice(), redirected(&outputs)), (&[(3, 2)][..], Some(true)));
+}
+
+#[test]
 fn a_journal_that_was_evicted_is_admitted_to_be() {
     let mut server = busy(next_hop(77));
     server.config.journal_bytes_max = 8;

@@ -1,9 +1,10 @@
 //! The tasks that read and write links.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use umbel_client::swarm::exchange::chain;
 use umbel_coordinator::server::{
@@ -133,6 +134,26 @@ pub(super) struct Way {
     pub(super) packing: Packing,
     /// The client that named it.
     pub(super) client: PeerId,
+    /// Tokens that the session may have.
+    pub(super) tokens_max: u32,
+}
+
+/// Steps on their way into a link to a next hop.
+#[derive(Debug)]
+pub(super) struct Steps {
+    send: mpsc::Sender<(Step, OwnedSemaphorePermit)>,
+    /// Tokens for which there is room.
+    room: Arc<Semaphore>,
+}
+
+impl Steps {
+    /// Lets a step wait for those before it. Whether there was room: for as many tokens as the waiting
+    /// steps of a session may have. Small messages of a client have its whole journal sent, again and
+    /// again if it likes; a next hop that does not read must not pile that up here.
+    pub(super) fn push(&self, step: Step) -> bool {
+        let room = Arc::clone(&self.room).try_acquire_many_owned(step.token_count());
+        room.is_ok_and(|room| self.send.try_send((step, room)).is_ok())
+    }
 }
 
 /// Opens a link to the next hop of a session; what is sent to the result goes over it. It closes
@@ -141,9 +162,10 @@ pub(super) fn push(
     (network, dials): (&Network, &Dials),
     way: Way,
     tell: mpsc::Sender<Event>,
-) -> (mpsc::Sender<Step>, AbortHandle) {
-    let Way { session, number, next, packing, client } = way;
-    let (send, mut steps) = mpsc::channel::<Step>(FRAMES_WAITING_MAX);
+) -> (Steps, AbortHandle) {
+    let Way { session, number, next, packing, client, tokens_max } = way;
+    let (send, mut steps) = mpsc::channel::<(Step, OwnedSemaphorePermit)>(FRAMES_WAITING_MAX);
+    let room = Arc::new(Semaphore::new(2 * tokens_max as usize));
     let (network, dials) = (network.clone(), dials.clone());
     let task = tokio::spawn(async move {
         let outcome = async {
@@ -155,9 +177,10 @@ pub(super) fn push(
             loop {
                 tokio::select! {
                     step = steps.recv() => match step {
-                        Some(step) => {
+                        Some((step, room)) => {
                             let frame = encode(PushMessage::Step(step), packing).await;
                             sender.send(frame).await.map_err(|error| chain(&error))?;
+                            drop(room);
                         }
                         None => return Ok(()),
                     },
@@ -173,7 +196,7 @@ pub(super) fn push(
             let _ended = tell.send(Event::PushFailed { session, to, link, detail }).await;
         }
     });
-    (send, task.abort_handle())
+    (Steps { send, room }, task.abort_handle())
 }
 
 async fn serve_client(

@@ -7,6 +7,7 @@ use umbel_net::{Identity, LinkProtocol, NetworkConfig, Role};
 use umbel_protocol::inference::{AnswerRows, Destination, OpenSession, PushMessage, Redirect};
 use umbel_protocol::{DType, ModelId, StepId, Tensor};
 
+use super::links::FRAMES_WAITING_MAX;
 use super::*;
 use crate::compute::Engine;
 
@@ -166,6 +167,28 @@ async fn dials_that_one_client_wants_leave_room_to_others() {
         }
         detail = failed => panic!("{detail}"),
     }
+}
+
+#[tokio::test]
+async fn no_more_waits_for_a_next_hop_than_twice_the_tokens_of_the_session() {
+    let mut driver = driver().await;
+    // Somebody who never answers.
+    let silent = UdpSocket::bind("127.0.0.1:0").expect("loopback has a free port");
+    let port = silent.local_addr().expect("it is bound").port();
+    let addresses = vec![format!("/ip4/127.0.0.1/udp/{port}/quic-v1")];
+    let (session, to) = (SessionId::new(1), SessionId::new(9));
+    let next = NextHop { peer: Identity::ephemeral().peer_id(), addresses, session: to };
+    let (mut answers, _closed) = driver.accept(LINK, CLIENT);
+    driver.hear(LINK, CLIENT, opening(1, 16, Destination::Server(next)));
+    let mut push = || {
+        driver.push(session, to, Step { hidden: Tensor::of_ids(&[1; 8]), ..step() });
+        driver.drain();
+        driver.pushes.contains_key(&(session, to))
+    };
+    assert!((0..4).all(|_| push()), "as many tokens as may wait");
+    assert!(!push());
+    let mut told = std::iter::from_fn(|| answers.try_recv().ok());
+    assert!(told.any(|message| matches!(message, ServerMessage::Trouble(_))), "to the client");
 }
 
 #[tokio::test]
