@@ -18,7 +18,10 @@ impl Balancer {
     ) -> Option<Input> {
         let why = pauses.borrow().to_string();
         tracing::info!(why, "paused: clients go elsewhere, and the blocks stay in memory");
-        let served = self.held.iter().find(|(held, _)| *held == self.current).cloned();
+        // A server that has left its blocks for others has nothing to go on with until those are here,
+        // also while the last sessions are still on them: there is no room for both.
+        let had_left = offer.borrow().draining;
+        let served = self.held.iter().find(|(held, _)| *held == self.current && !had_left).cloned();
         let mut intention = Default::default();
         offer.send_modify(|offer| {
             offer.draining = true;
@@ -39,19 +42,18 @@ impl Balancer {
                 }
                 Some(shard) = self.drained.recv() => {
                     self.held.retain(|(held, _)| *held != shard);
-                    former_is_gone |= shard != left;
+                    former_is_gone |= had_left || shard != left;
                 }
             }
         }
-        // A server that had left its blocks for others has nothing to go on with until those are here.
         if let Some((_, blocks)) = served {
             let (arena, ends) = (self.arena.beside(blocks.span()), self.ends.clone());
             self.hand_over(Shard { arena, blocks, ends }).await;
-            offer.send_modify(|offer| {
-                offer.draining = false;
-                offer.intention = intention;
-            });
         }
+        offer.send_modify(|offer| {
+            offer.draining = had_left;
+            offer.intention = intention;
+        });
         tracing::info!("going on");
         let only_current = self.held.iter().all(|(held, _)| *held == self.current);
         (former_is_gone && only_current).then_some(Input::Drained)
