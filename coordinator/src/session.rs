@@ -37,7 +37,7 @@ use patience::{Patience, Suspect};
 use place::Place;
 use prefix::Text;
 use ring::Ring;
-use spare::{Asked, Spare};
+use spare::Spare;
 
 pub use contact::Contacts;
 pub use failure::{FailureReason, HopFailure, SessionFailure};
@@ -112,11 +112,19 @@ pub struct HopId(pub u32);
 pub enum Input {
     /// Hops for the blocks of [`Output::Route`], in order.
     Routed {
+        /// Whether they were needed ([`RouteWanted::needed`]): a gap and a spare may be asked for at
+        /// once.
+        needed: bool,
         /// They tile those blocks, or those of neighbours as well.
         hops: Vec<RouteHop>,
     },
     /// Nobody serves all the blocks of [`Output::Route`], and waiting did not help.
-    NoRoute(NoRoute),
+    NoRoute {
+        /// Whether they were needed.
+        needed: bool,
+        /// What is missing.
+        no_route: NoRoute,
+    },
     /// A hop said something.
     Received {
         /// Which one.
@@ -271,8 +279,10 @@ pub struct Session {
     outlet: Outlet,
     /// The hop that the outlet leads to.
     fed: Option<HopId>,
-    /// What a route is being looked for.
-    asking: Option<Asked>,
+    /// Whether hops are being looked for where there are none.
+    gap_asked: bool,
+    /// Of which hop a spare is being looked for.
+    spare_asked: Option<HopId>,
     spares: Vec<Spare>,
     /// The spare of the first hop, which this side feeds, and the session's name there.
     mirror: Option<(HopId, SessionId, Outlet)>,
@@ -307,7 +317,8 @@ impl Session {
             journal: Journal::default(),
             outlet: Outlet::new(0, StepId::default()),
             fed: None,
-            asking: None,
+            gap_asked: false,
+            spare_asked: None,
             spares: Vec::new(),
             mirror: None,
             avoided: BTreeSet::new(),
@@ -336,8 +347,8 @@ impl Session {
         }
         let mut result = Ok(());
         match input {
-            Input::Routed { hops } => self.routed(hops, now),
-            Input::NoRoute(no_route) => self.not_routed(no_route, now),
+            Input::Routed { needed, hops } => self.routed(needed, hops, now),
+            Input::NoRoute { needed, no_route } => self.not_routed(needed, no_route, now),
             Input::Received { hop, message } => {
                 if let Some(index) = self.index_of(hop) {
                     result = self.received(index, message, now);

@@ -8,7 +8,6 @@ use umbel_protocol::inference::{Adopt, ClientMessage, Destination, OpenSession, 
 use umbel_protocol::{PeerId, Span, StepId};
 
 use super::place::{Fill, Opening, Place, Target};
-use super::spare::Asked;
 use super::{
     FailureReason, HopFailure, HopId, MENDS_MAX, Output, RouteHop, RouteWanted, Session,
     SessionFailure, State,
@@ -38,8 +37,10 @@ impl Session {
             self.ring_breaks();
             return;
         }
-        if let Some(blocks) = gap {
-            self.ask(Asked::Gap(blocks), now);
+        if let Some(blocks) = gap
+            && !std::mem::replace(&mut self.gap_asked, true)
+        {
+            self.ask(blocks, true, now);
         }
         self.tell_neighbours(now);
         if !self.is_mended() {
@@ -85,36 +86,36 @@ impl Session {
         is_not_served && self.config.adapter.is_some()
     }
 
-    pub(super) fn routed(&mut self, hops: Vec<RouteHop>, now: Time) {
-        match self.asking.take() {
-            None => {}
-            Some(Asked::Gap(_)) => {
-                // Where only a neighbour serves the gap too, it comes with its own blocks.
-                let replaced = |place: &Place| {
-                    let blocks = place.hop.blocks;
-                    hops.iter().any(|route| route.hop.blocks.intersection(blocks).is_some())
-                };
-                while let Some(index) = self.places.iter().position(replaced) {
-                    self.drop_place(index, FailureReason::Leaving);
-                }
-                for route in hops {
-                    let place = self.new_place(route, now);
-                    self.places.push(place);
-                }
-                self.sort_places();
+    pub(super) fn routed(&mut self, needed: bool, hops: Vec<RouteHop>, now: Time) {
+        if !needed {
+            if let Some(of) = self.spare_asked.take() {
+                self.spares_routed(of, hops, now);
             }
-            Some(Asked::Spare(of)) => self.spares_routed(of, hops, now),
+        } else if std::mem::take(&mut self.gap_asked) {
+            // Where only a neighbour serves the gap too, it comes with its own blocks.
+            let replaced = |place: &Place| {
+                let blocks = place.hop.blocks;
+                hops.iter().any(|route| route.hop.blocks.intersection(blocks).is_some())
+            };
+            while let Some(index) = self.places.iter().position(replaced) {
+                self.drop_place(index, FailureReason::Leaving);
+            }
+            for route in hops {
+                let place = self.new_place(route, now);
+                self.places.push(place);
+            }
+            self.sort_places();
         }
     }
 
-    pub(super) fn not_routed(&mut self, no_route: NoRoute, now: Time) {
-        match self.asking.take() {
-            None => {}
-            Some(Asked::Gap(_)) => {
-                let last = self.last_failure.take();
-                self.fail(SessionFailure::NoRoute { no_route, last });
+    pub(super) fn not_routed(&mut self, needed: bool, no_route: NoRoute, now: Time) {
+        if !needed {
+            if let Some(of) = self.spare_asked.take() {
+                self.put_off_spares(of, now);
             }
-            Some(Asked::Spare(of)) => self.put_off_spares(of, now),
+        } else if std::mem::take(&mut self.gap_asked) {
+            let last = self.last_failure.take();
+            self.fail(SessionFailure::NoRoute { no_route, last });
         }
     }
 
@@ -154,27 +155,19 @@ impl Session {
         Span::new(covered, self.config.block_count).ok()
     }
 
-    /// Asks for hops, unless it is asked already.
-    pub(super) fn ask(&mut self, asked: Asked, now: Time) {
-        let blocks = match asked {
-            Asked::Gap(blocks) => Some(blocks),
-            Asked::Spare(of) => self.index_of(of).map(|index| self.places[index].hop.blocks),
-        };
-        let Some(blocks) = blocks.filter(|_| self.asking.is_none()) else {
-            return;
-        };
+    /// Asks for hops for these blocks: for a gap, where they are needed, or else for a spare.
+    pub(super) fn ask(&mut self, blocks: Span, needed: bool, now: Time) {
         let before = self.places.iter().rfind(|place| place.hop.blocks.end() <= blocks.start());
         let after = self.places.iter().find(|place| place.hop.blocks.start() >= blocks.end());
         let on_route = self.places.iter().map(|place| place.hop.peer);
         let spares = self.spares.iter().map(|spare| spare.place.hop.peer);
         tracing::debug!(%blocks, at = ?now, "a route is wanted");
-        self.asking = Some(asked);
         self.outputs.push_back(Output::Route(RouteWanted {
             blocks,
             before: before.map(|place| place.hop),
             after: after.map(|place| place.hop),
             avoided: self.avoided.iter().copied().chain(on_route).chain(spares).collect(),
-            needed: matches!(asked, Asked::Gap(_)),
+            needed,
         }));
     }
 

@@ -3,25 +3,16 @@
 //! A spare is fed the same results as the hop whose place it may take, and computes them without
 //! sending anything on. So it takes the place without a replay.
 
+use umbel_protocol::StepId;
 use umbel_protocol::error::ProtocolViolation;
 use umbel_protocol::inference::{
     ClientMessage, Destination, OpenSession, Redirect, ServerMessage, Step,
 };
-use umbel_protocol::{Span, StepId};
 
 use super::place::{Fill, Opening, Place};
 use super::{FailureReason, HopId, Output, RELIEF_INTERVAL, RouteHop, Session, State};
 use crate::journal::Outlet;
 use crate::time::Time;
-
-/// What a route is being looked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Asked {
-    /// Blocks that nobody computes.
-    Gap(Span),
-    /// A hop that may take the place of this one.
-    Spare(HopId),
-}
 
 /// A hop beside the route.
 #[derive(Debug)]
@@ -50,14 +41,16 @@ impl Session {
         }
         self.feed_spares();
         let wanted = |place: &&Place| place.spare_at <= now && self.wants_spare(place);
-        if let Some(of) = self.places.iter().find(wanted).map(|place| place.id) {
-            self.ask(Asked::Spare(of), now);
+        let found = self.places.iter().find(wanted).map(|place| (place.id, place.hop.blocks));
+        if let Some((of, blocks)) = found.filter(|_| self.spare_asked.is_none()) {
+            self.spare_asked = Some(of);
+            self.ask(blocks, false, now);
         }
     }
 
     /// When to look for a spare next.
     pub(super) fn next_search(&self) -> Option<Time> {
-        if self.asking.is_some() || !self.is_mended() || matches!(self.state, State::Opening) {
+        if self.spare_asked.is_some() || !self.is_mended() || matches!(self.state, State::Opening) {
             return None;
         }
         let wanted = self.places.iter().filter(|place| self.wants_spare(place));
@@ -79,7 +72,11 @@ impl Session {
         let Some(index) = self.index_of(of) else {
             return;
         };
-        let Ok([route]) = <[RouteHop; 1]>::try_from(hops) else {
+        let route = <[RouteHop; 1]>::try_from(hops).ok();
+        // It may have come into the route since it was asked for.
+        let on_route =
+            |route: &RouteHop| self.places.iter().any(|place| place.hop.peer == route.hop.peer);
+        let Some([route]) = route.filter(|[route]| !on_route(route)) else {
             // Several hops in the place of one are no better; let it stay as long as it can.
             self.put_off_spares(of, now);
             return;

@@ -3,6 +3,7 @@
 
 mod adapter;
 mod contact;
+mod mend;
 mod prefix;
 mod progress;
 mod refusals;
@@ -132,7 +133,7 @@ fn ready_with(standby: bool) -> Session {
     let mut session = open_with(standby);
     drain(&mut session);
     let hops = vec![route_hop(1, 0, 2), route_hop(2, 2, 4), route_hop(3, 4, 6)];
-    session.handle(Input::Routed { hops }, at(0)).unwrap();
+    session.handle(Input::Routed { needed: true, hops }, at(0)).unwrap();
     drain(&mut session);
     say(&mut session, 0, opened(1));
     say(&mut session, 1, opened(2));
@@ -163,7 +164,7 @@ fn every_hop_learns_who_pushes_to_it_and_where_its_results_go() {
     let outputs = drain(&mut session);
     assert_eq!(wanted(&outputs).unwrap().blocks, Span::new(0, 6).unwrap());
     let hops = vec![route_hop(1, 0, 2), route_hop(2, 2, 6)];
-    session.handle(Input::Routed { hops }, at(0)).unwrap();
+    session.handle(Input::Routed { needed: true, hops }, at(0)).unwrap();
     let outputs = drain(&mut session);
     let [(0, ClientMessage::Open(first)), (1, ClientMessage::Open(second))] = sent(&outputs)[..]
     else {
@@ -204,7 +205,7 @@ fn a_middle_hop_is_replaced_and_only_the_one_before_it_replays() {
         (Span::new(2, 4).unwrap(), Some(peer(1)), Some(peer(3)))
     );
     assert!(gap.avoided.contains(&peer(2)) && gap.needed);
-    session.handle(Input::Routed { hops: vec![route_hop(4, 2, 4)] }, at(2)).unwrap();
+    session.handle(Input::Routed { needed: true, hops: vec![route_hop(4, 2, 4)] }, at(2)).unwrap();
     let outputs = drain(&mut session);
     let told: Vec<_> = sent(&outputs).into_iter().map(|(hop, _)| hop).collect();
     assert_eq!(told, [3, 2], "the new hop opens, the last one adopts it");
@@ -228,7 +229,7 @@ fn what_a_hop_says_of_its_former_neighbour_is_not_held_against_the_new_one() {
     };
     let mut session = stepping();
     session.handle(Input::LinkLost { hop: HopId(1), detail: String::new() }, at(1)).unwrap();
-    session.handle(Input::Routed { hops: vec![route_hop(4, 2, 4)] }, at(1)).unwrap();
+    session.handle(Input::Routed { needed: true, hops: vec![route_hop(4, 2, 4)] }, at(1)).unwrap();
     drain(&mut session);
     say(&mut session, 3, opened(4));
     let adopted = ServerMessage::Adopted { session: SessionId::new(3), position: 3 };
@@ -252,7 +253,7 @@ fn a_neighbour_that_takes_the_gap_as_well_gives_its_old_place_up() {
     session.handle(Input::LinkLost { hop: HopId(1), detail }, at(2)).unwrap();
     drain(&mut session);
     let wider = RouteHop { session: SessionId::new(7), ..route_hop(3, 2, 6) };
-    session.handle(Input::Routed { hops: vec![wider] }, at(2)).unwrap();
+    session.handle(Input::Routed { needed: true, hops: vec![wider] }, at(2)).unwrap();
     let outputs = drain(&mut session);
     assert!(blamed(&outputs).is_empty() && wanted(&outputs).is_none(), "{outputs:?}");
     let outputs = say(&mut session, 3, opened(7));
@@ -265,7 +266,7 @@ fn the_client_itself_replays_for_the_first_hop() {
     let mut session = stepping();
     let detail = "gone".to_owned();
     session.handle(Input::LinkLost { hop: HopId(0), detail }, at(2)).unwrap();
-    session.handle(Input::Routed { hops: vec![route_hop(4, 0, 2)] }, at(2)).unwrap();
+    session.handle(Input::Routed { needed: true, hops: vec![route_hop(4, 0, 2)] }, at(2)).unwrap();
     drain(&mut session);
     let adopted = ServerMessage::Adopted { session: SessionId::new(2), position: 3 };
     say(&mut session, 1, adopted);
@@ -335,7 +336,7 @@ fn whoever_takes_the_first_place_gets_all_that_is_under_way_and_the_rest_as_a_re
     let detail = "gone".to_owned();
     session.handle(Input::LinkLost { hop: HopId(0), detail }, at(2)).unwrap();
     session.handle(begin(9, 1), at(2)).unwrap();
-    session.handle(Input::Routed { hops: vec![route_hop(4, 0, 2)] }, at(2)).unwrap();
+    session.handle(Input::Routed { needed: true, hops: vec![route_hop(4, 0, 2)] }, at(2)).unwrap();
     drain(&mut session);
     say(&mut session, 1, ServerMessage::Adopted { session: SessionId::new(2), position: 9 });
     let outputs = say(&mut session, 3, opened(4));
@@ -381,13 +382,13 @@ fn an_answer_that_was_not_asked_for_costs_its_hop_the_place() {
 fn no_room_is_nobodys_fault_but_another_server_is_asked() {
     let mut session = open();
     drain(&mut session);
-    session.handle(Input::Routed { hops: vec![route_hop(1, 0, 6)] }, at(0)).unwrap();
+    session.handle(Input::Routed { needed: true, hops: vec![route_hop(1, 0, 6)] }, at(0)).unwrap();
     drain(&mut session);
     let outputs = say(&mut session, 0, refusal(1, ErrorCode::KvFull));
     assert!(blamed(&outputs).is_empty());
     assert!(wanted(&outputs).unwrap().avoided.contains(&peer(1)));
     let no_route = NoRoute { blocks: Span::new(0, 6).unwrap(), missing: Vec::new() };
-    session.handle(Input::NoRoute(no_route), at(2)).unwrap();
+    session.handle(Input::NoRoute { needed: true, no_route }, at(2)).unwrap();
     let outputs = drain(&mut session);
     let [Output::Failed(failure)] = outputs.as_slice() else { panic!("{outputs:?}") };
     assert!(failure.to_string().contains("why"), "{failure}");
@@ -454,7 +455,7 @@ fn second_patience(first_is_late: bool) -> Duration {
         let ends = |output: &Output| matches!(output, Output::Disconnect { hop: HopId(1) });
         assert!(outputs.iter().any(ends), "{outputs:?}");
     }
-    session.handle(Input::Routed { hops: vec![route_hop(4, 2, 4)] }, left).unwrap();
+    session.handle(Input::Routed { needed: true, hops: vec![route_hop(4, 2, 4)] }, left).unwrap();
     drain(&mut session);
     hear(&mut session, 3, opened(4));
     let (again, ..) = silence(&mut session, &[1, 3]);
@@ -487,7 +488,7 @@ fn a_hop_that_was_given_up_is_not_listened_to_for_ever() {
 fn a_silent_spare_has_longer_and_costs_the_hops_no_patience() {
     let (hop_left, ..) = silence(&mut stepping(), &[1]);
     let mut session = stepping_with(true);
-    session.handle(Input::Routed { hops: vec![route_hop(4, 0, 2)] }, at(1)).unwrap();
+    session.handle(Input::Routed { needed: false, hops: vec![route_hop(4, 0, 2)] }, at(1)).unwrap();
     drain(&mut session);
     say(&mut session, 3, opened(4));
     let (spare_left, asked, outputs) = silence(&mut session, &[3]);
@@ -504,7 +505,7 @@ fn another_spare_is_sought_at_once_where_the_first_is_not_there() {
     let mut session = stepping_with(true);
     // One for the first hop, and none for the others.
     for hops in [vec![route_hop(4, 0, 2)], Vec::new(), Vec::new()] {
-        session.handle(Input::Routed { hops }, at(1)).unwrap();
+        session.handle(Input::Routed { needed: false, hops }, at(1)).unwrap();
     }
     drain(&mut session);
     let lost = Input::LinkLost { hop: HopId(3), detail: "nobody is there".to_owned() };
@@ -532,7 +533,7 @@ fn a_hop_that_leaves_keeps_its_place_until_another_has_caught_up() {
     let draining = ServerMessage::Draining { session: SessionId::new(2) };
     let outputs = say(&mut session, 1, draining);
     assert!(!wanted(&outputs).unwrap().needed);
-    session.handle(Input::Routed { hops: vec![route_hop(4, 2, 4)] }, at(2)).unwrap();
+    session.handle(Input::Routed { needed: false, hops: vec![route_hop(4, 2, 4)] }, at(2)).unwrap();
     drain(&mut session);
     let outputs = say(&mut session, 3, opened(4));
     assert!(session.hops().iter().any(|hop| hop.peer == peer(4)), "nothing to catch up with");

@@ -46,7 +46,7 @@ impl World {
         if self.clients[client].sessions_begun != session {
             return;
         }
-        let waited = self.now.since(since);
+        let (waited, needed) = (self.now.since(since), wanted.needed);
         let forgiving = waited >= FORGIVEN;
         let hops = match self.settings.planner {
             Planner::Random => self.random_route(&wanted, forgiving),
@@ -54,13 +54,13 @@ impl World {
         };
         if let Some(hops) = hops {
             let hops = hops.into_iter().map(|hop| self.route_hop(client, hop)).collect();
-            self.tell_client(client, Input::Routed { hops });
-        } else if wanted.needed && waited < PATIENCE {
+            self.tell_client(client, Input::Routed { needed, hops });
+        } else if needed && waited < PATIENCE {
             let event = Event::Route { client, session, wanted, since };
             self.queue.plan(self.now + AGAIN, event);
         } else {
             let no_route = NoRoute { blocks: wanted.blocks, missing: vec![wanted.blocks] };
-            self.tell_client(client, Input::NoRoute(no_route));
+            self.tell_client(client, Input::NoRoute { needed, no_route });
         }
     }
 

@@ -74,7 +74,7 @@ pub(super) struct Stepped {
 pub(super) enum Event {
     Message { hop: HopId, message: ServerMessage },
     Lost { hop: HopId, detail: String },
-    Routed(Result<Vec<RouteHop>, NoRoute>),
+    Routed { needed: bool, found: Result<Vec<RouteHop>, NoRoute> },
 }
 
 pub(super) struct Driver {
@@ -230,8 +230,10 @@ impl Driver {
                 self.links.remove(&hop);
                 self.tell(Input::LinkLost { hop, detail });
             }
-            Event::Routed(Ok(hops)) => self.tell(Input::Routed { hops }),
-            Event::Routed(Err(no_route)) => self.tell(Input::NoRoute(no_route)),
+            Event::Routed { needed, found: Ok(hops) } => self.tell(Input::Routed { needed, hops }),
+            Event::Routed { needed, found: Err(no_route) } => {
+                self.tell(Input::NoRoute { needed, no_route });
+            }
         }
     }
 
@@ -300,7 +302,7 @@ impl Driver {
 
     fn search(&mut self, wanted: RouteWanted) {
         let (swarm, tell) = (Arc::clone(&self.swarm), self.tell.clone());
-        let (begun, now) = (self.ready.is_none(), Instant::now());
+        let (begun, needed, now) = (self.ready.is_none(), wanted.needed, Instant::now());
         let searched = self.searched.replace(now);
         let search = Search {
             model: self.model,
@@ -314,8 +316,8 @@ impl Driver {
             wanted,
         };
         tokio::spawn(async move {
-            let routed = swarm.search(search).await;
-            let _over = tell.send(Event::Routed(routed)).await;
+            let found = swarm.search(search).await;
+            let _over = tell.send(Event::Routed { needed, found }).await;
         });
     }
 

@@ -25,7 +25,7 @@ fn asked() -> Session {
     let mut session = Session::open(config, at(0));
     drain(&mut session);
     let hops = vec![route_hop(1, 0, 2), route_hop(2, 2, 6)];
-    session.handle(Input::Routed { hops }, at(0)).unwrap();
+    session.handle(Input::Routed { needed: true, hops }, at(0)).unwrap();
     let outputs = drain(&mut session);
     let named = sent(&outputs).into_iter().all(|(_, message)| {
         matches!(message, ClientMessage::Open(open) if open.adapter == Some(adapter()))

@@ -92,7 +92,7 @@ fn a_server_of_many_sessions_has_longer() {
                 session: SessionId::new(1_000 + u128::from(name)),
                 ..route_hop(2, 0, 6)
             };
-            other.handle(Input::Routed { hops: vec![named] }, Time::START).unwrap();
+            other.handle(Input::Routed { needed: true, hops: vec![named] }, Time::START).unwrap();
             for (_, message) in sent(&drain(&mut other)) {
                 contacts.says(Some(peer(2)), message);
             }
@@ -109,7 +109,7 @@ fn a_busy_server_may_take_its_time_to_open_a_session() {
     let opens_until = |hear: bool| {
         let (mut contacts, mut session) = (Contacts::default(), open());
         let hops = vec![route_hop(1, 0, 2), route_hop(2, 2, 4), route_hop(3, 4, 6)];
-        session.handle(Input::Routed { hops }, at(1)).unwrap();
+        session.handle(Input::Routed { needed: true, hops }, at(1)).unwrap();
         say(&mut session, 0, opened(1));
         say(&mut session, 2, opened(3));
         let mut now = at(1);

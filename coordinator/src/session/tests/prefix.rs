@@ -70,7 +70,7 @@ fn begun_as(config: SessionConfig, kept: [Option<u32>; 3]) -> Session {
     let mut session = Session::open(config, Time::START);
     drain(&mut session);
     let hops = vec![route_hop(1, 0, 2), route_hop(2, 2, 4), route_hop(3, 4, 6)];
-    session.handle(Input::Routed { hops }, at(0)).unwrap();
+    session.handle(Input::Routed { needed: true, hops }, at(0)).unwrap();
     drain(&mut session);
     for (hop, kept) in (0..).zip(kept) {
         say(&mut session, hop, opened_with(u8::try_from(hop).unwrap() + 1, kept));
@@ -100,13 +100,15 @@ fn hops_are_asked_for_all_pages_but_that_of_the_last_token() {
     for (tokens, pages) in [(0, 0), (1, 0), (16, 0), (17, 1), (96, 5), (97, 6), (100, 6)] {
         let mut session = Session::open(config(tokens, DType::F32, false), Time::START);
         drain(&mut session);
-        session.handle(Input::Routed { hops: vec![route_hop(1, 0, 6)] }, at(0)).unwrap();
+        session
+            .handle(Input::Routed { needed: true, hops: vec![route_hop(1, 0, 6)] }, at(0))
+            .unwrap();
         assert_eq!(opens(&drain(&mut session))[0].prefix.len(), pages, "{tokens}");
     }
     // Whoever pays for spares wants journals that reach back.
     let mut session = Session::open(config(100, DType::F32, true), Time::START);
     drain(&mut session);
-    session.handle(Input::Routed { hops: vec![route_hop(1, 0, 6)] }, at(0)).unwrap();
+    session.handle(Input::Routed { needed: true, hops: vec![route_hop(1, 0, 6)] }, at(0)).unwrap();
     assert!(opens(&drain(&mut session))[0].prefix.is_empty());
 }
 
@@ -116,7 +118,7 @@ fn names_differ_from_hop_to_hop_where_links_round_and_only_there() {
         let mut session = Session::open(config(100, wire, false), Time::START);
         drain(&mut session);
         let hops = vec![route_hop(1, 0, 2), route_hop(2, 2, 6)];
-        session.handle(Input::Routed { hops }, at(0)).unwrap();
+        session.handle(Input::Routed { needed: true, hops }, at(0)).unwrap();
         let outputs = drain(&mut session);
         let [first, second] = opens(&outputs)[..] else { panic!("{outputs:?}") };
         assert_eq!(first.prefix == second.prefix, alike, "{wire}");
@@ -146,7 +148,9 @@ fn a_hop_that_holds_what_it_was_not_asked_for_loses_its_place() {
     for kept in [112, 8] {
         let mut session = Session::open(config(100, DType::F32, false), Time::START);
         drain(&mut session);
-        session.handle(Input::Routed { hops: vec![route_hop(1, 0, 6)] }, at(0)).unwrap();
+        session
+            .handle(Input::Routed { needed: true, hops: vec![route_hop(1, 0, 6)] }, at(0))
+            .unwrap();
         drain(&mut session);
         let message = opened_with(1, Some(kept));
         let result = session.handle(Input::Received { hop: HopId(0), message }, at(1));
@@ -219,7 +223,9 @@ fn a_replacement_is_filled_from_where_it_holds_the_text() {
         let detail = "gone".to_owned();
         session.handle(Input::LinkLost { hop: HopId(1), detail }, at(2)).unwrap();
         drain(&mut session);
-        session.handle(Input::Routed { hops: vec![route_hop(4, 2, 4)] }, at(2)).unwrap();
+        session
+            .handle(Input::Routed { needed: true, hops: vec![route_hop(4, 2, 4)] }, at(2))
+            .unwrap();
         let outputs = drain(&mut session);
         assert_eq!(opens(&outputs)[0].prefix.len(), 6, "all that was answered");
         say(&mut session, 3, opened_with(4, Some(kept)));
@@ -253,7 +259,7 @@ fn a_hop_that_leaves_is_relieved_though_its_prefix_is_in_no_journal() {
     read(&mut session);
     let draining = ServerMessage::Draining { session: SessionId::new(2) };
     say(&mut session, 1, draining);
-    session.handle(Input::Routed { hops: vec![route_hop(4, 2, 4)] }, at(2)).unwrap();
+    session.handle(Input::Routed { needed: false, hops: vec![route_hop(4, 2, 4)] }, at(2)).unwrap();
     drain(&mut session);
     let outputs = say(&mut session, 3, opened_with(4, Some(16)));
     let [(0, ClientMessage::Redirect(redirect))] = sent(&outputs)[..] else {
@@ -284,6 +290,6 @@ fn over_links_that_round_nothing_is_shared_once_the_route_has_changed() {
     let detail = "gone".to_owned();
     session.handle(Input::LinkLost { hop: HopId(1), detail }, at(2)).unwrap();
     drain(&mut session);
-    session.handle(Input::Routed { hops: vec![route_hop(4, 2, 4)] }, at(2)).unwrap();
+    session.handle(Input::Routed { needed: true, hops: vec![route_hop(4, 2, 4)] }, at(2)).unwrap();
     assert!(opens(&drain(&mut session))[0].prefix.is_empty());
 }

@@ -15,7 +15,7 @@ fn a_hop_that_is_further_than_there_is_room_loses_its_place_whatever_it_said_of_
         assert_eq!(blamed(&drain(&mut session)), [peer(2)]);
     }
     let mut session = stepping_with(true);
-    session.handle(Input::Routed { hops: vec![route_hop(4, 0, 2)] }, at(1)).unwrap();
+    session.handle(Input::Routed { needed: false, hops: vec![route_hop(4, 0, 2)] }, at(1)).unwrap();
     say(&mut session, 3, opened(4));
     let outputs = say(&mut session, 3, pong(4, u32::MAX, 0));
     let ends = |output: &Output| matches!(output, Output::Disconnect { hop: HopId(3) });

@@ -12,7 +12,9 @@ fn refused_by_many(code: ErrorCode) -> (Session, Vec<Output>) {
     let mut outputs = drain(&mut session);
     for name in 0..REFUSING {
         assert!(wanted(&outputs[outputs.len() - 1..]).is_some(), "{name}: {outputs:?}");
-        session.handle(Input::Routed { hops: vec![route_hop(name, 0, 6)] }, at(0)).unwrap();
+        session
+            .handle(Input::Routed { needed: true, hops: vec![route_hop(name, 0, 6)] }, at(0))
+            .unwrap();
         drain(&mut session);
         outputs.extend(say(&mut session, name.into(), refusal(name, code)));
     }
@@ -31,7 +33,9 @@ fn however_many_have_no_room_the_next_one_may_open_the_session() {
         let (of_full, blamed) = (full(&outputs), blamed(&outputs).len());
         let all = usize::from(REFUSING);
         assert_eq!((of_full, blamed), if is_full { (all, 0) } else { (0, all) }, "{code}");
-        session.handle(Input::Routed { hops: vec![route_hop(99, 0, 6)] }, at(0)).unwrap();
+        session
+            .handle(Input::Routed { needed: true, hops: vec![route_hop(99, 0, 6)] }, at(0))
+            .unwrap();
         drain(&mut session);
         let outputs = say(&mut session, REFUSING.into(), opened(99));
         assert!(matches!(outputs.as_slice(), [Output::Ready]), "{code}: {outputs:?}");
@@ -45,7 +49,7 @@ fn those_that_are_asked_again_and_again_do_not_keep_a_session_for_ever() {
     let failed = |outputs: &[Output]| outputs.iter().any(|o| matches!(o, Output::Failed(_)));
     for hop in u32::from(REFUSING).. {
         let again = RouteHop { session: SessionId::new(7), ..route_hop(7, 0, 6) };
-        session.handle(Input::Routed { hops: vec![again] }, at(0)).unwrap();
+        session.handle(Input::Routed { needed: true, hops: vec![again] }, at(0)).unwrap();
         drain(&mut session);
         asked += 1;
         if failed(&say(&mut session, hop, refusal(7, ErrorCode::Busy))) {
@@ -60,7 +64,9 @@ fn a_server_that_takes_no_adapters_is_not_at_fault() {
     for (adapter, blames) in [(None, 1), (Some(adapter::adapter()), 0)] {
         let mut session = Session::open(SessionConfig { adapter, ..config(false) }, at(0));
         drain(&mut session);
-        session.handle(Input::Routed { hops: vec![route_hop(1, 0, 6)] }, at(0)).unwrap();
+        session
+            .handle(Input::Routed { needed: true, hops: vec![route_hop(1, 0, 6)] }, at(0))
+            .unwrap();
         drain(&mut session);
         let outputs = say(&mut session, 0, refusal(1, ErrorCode::BlocksNotServed));
         assert_eq!(blamed(&outputs).len(), blames);

@@ -45,7 +45,7 @@ fn asked() -> (Session, Vec<Output>) {
     let mut session = Session::open(config, Time::START);
     drain(&mut session);
     let hops = vec![route_hop(1, 0, 2), route_hop(2, 2, 4), route_hop(3, 4, 6)];
-    session.handle(Input::Routed { hops }, at(0)).unwrap();
+    session.handle(Input::Routed { needed: true, hops }, at(0)).unwrap();
     let outputs = drain(&mut session);
     let drawers: Vec<_> = sent(&outputs)
         .into_iter()
@@ -121,7 +121,7 @@ fn after_a_failure_the_last_token_begins_anew_under_a_number_of_its_own() {
         session.handle(Input::LinkLost { hop: HopId(lost), detail }, at(2)).unwrap();
         drain(&mut session);
         let hops = vec![route_hop(name + 10, first, first + 2)];
-        session.handle(Input::Routed { hops }, at(2)).unwrap();
+        session.handle(Input::Routed { needed: true, hops }, at(2)).unwrap();
         let outputs = drain(&mut session);
         // Whoever draws is told where tokens go, and the first hop who draws, where that is new.
         let told: Vec<_> = sent(&outputs)
@@ -228,7 +228,9 @@ fn a_hop_that_leaves_is_replaced_by_one_that_is_filled() {
     let outputs = say(&mut session, 1, draining);
     let asked = wanted(&outputs).expect("another is looked for");
     assert_eq!((asked.blocks, asked.needed), (Span::new(2, 4).unwrap(), false));
-    session.handle(Input::Routed { hops: vec![route_hop(12, 2, 4)] }, at(2)).unwrap();
+    session
+        .handle(Input::Routed { needed: false, hops: vec![route_hop(12, 2, 4)] }, at(2))
+        .unwrap();
     let outputs = drain(&mut session);
     assert!(blamed(&outputs).is_empty());
     assert!(

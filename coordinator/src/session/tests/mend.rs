@@ -1,0 +1,38 @@
+//! Several things that go wrong at once.
+
+use super::*;
+
+fn lose(session: &mut Session, hop: u32) -> Vec<Output> {
+    let detail = "gone".to_owned();
+    session.handle(Input::LinkLost { hop: HopId(hop), detail }, at(2)).unwrap();
+    drain(session)
+}
+
+fn route(session: &mut Session, needed: bool, hop: RouteHop) -> Vec<Output> {
+    session.handle(Input::Routed { needed, hops: vec![hop] }, at(2)).unwrap();
+    drain(session)
+}
+
+#[test]
+fn a_gap_waits_for_no_search_for_a_spare() {
+    let mut session = stepping_with(true);
+    let outputs = lose(&mut session, 1);
+    let asked = wanted(&outputs).expect("a spare is still looked for");
+    assert_eq!((asked.blocks, asked.needed), (Span::new(2, 4).unwrap(), true));
+    // Either answer is taken for what it is.
+    let none = NoRoute { blocks: Span::new(0, 2).unwrap(), missing: Vec::new() };
+    session.handle(Input::NoRoute { needed: false, no_route: none }, at(2)).unwrap();
+    let outputs = drain(&mut session);
+    assert!(outputs.is_empty(), "{outputs:?}");
+    route(&mut session, true, route_hop(4, 2, 4));
+    assert_eq!(session.hops().len(), 3);
+}
+
+#[test]
+fn a_hop_that_takes_the_gap_does_not_stand_by_too() {
+    let mut session = stepping_with(true);
+    lose(&mut session, 1);
+    route(&mut session, true, route_hop(4, 2, 4));
+    let outputs = route(&mut session, false, route_hop(4, 0, 2));
+    assert!(outputs.is_empty(), "{outputs:?}");
+}
