@@ -422,6 +422,18 @@ fn a_mirror_gets_everything_twice_and_takes_over_without_a_replay() {
 }
 
 #[test]
+fn a_mirror_that_is_not_wanted_any_more_gets_nothing_more() {
+    let mut server = busy(next_hop(77));
+    say(&mut server, LINK, redirect(next_hop(78), 0, 0, true));
+    let outputs = say(&mut server, LINK, redirect(Destination::Held, 0, 0, true));
+    let closes =
+        |output: &Output| matches!(output, Output::Disconnect { to, .. } if to.number() == 78);
+    assert!(outputs.iter().any(closes), "{outputs:?}");
+    let running = job(&say(&mut server, LINK, ClientMessage::Step(step(1, 2, 5, 1)))).unwrap();
+    assert_eq!(pushes(&compute(&mut server, running, 1)), [(77, 5, 1, false)]);
+}
+
+#[test]
 fn a_next_hop_that_is_lost_is_reported_and_its_results_wait_in_the_journal() {
     let mut server = busy(next_hop(77));
     let (session, to) = (SessionId::new(1), SessionId::new(77));

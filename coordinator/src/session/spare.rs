@@ -209,6 +209,12 @@ impl Session {
         self.leave(&spare.place);
         self.avoided.insert(spare.place.hop.peer);
         self.mirror.take_if(|(mirror, ..)| *mirror == hop);
+        if let Feeder::Hop(feeder) = spare.fed_by
+            && let Some(feeder) = self.index_of(feeder)
+        {
+            // Else it would go on sending everything twice.
+            self.reflect(feeder, Destination::Held, 0);
+        }
         match self.index_of(spare.of) {
             // It cost nobody anything, as servers that have left and are still announced: the next.
             Some(of) if spare.computed == 0 => self.places[of].spare_at = now,
@@ -258,20 +264,20 @@ impl Session {
             match before {
                 None => self.feed_own_spare(number),
                 Some(before) => {
-                    let place = &self.places[before];
-                    let redirect = Redirect {
-                        session: place.session,
-                        next: self.spares[number].place.as_destination(),
-                        next_position: self.spares[number].place.held,
-                        next_step: StepId::default(),
-                        settled: self.settled,
-                        mirror: true,
-                    };
-                    let (hop, message) = (place.id, ClientMessage::Redirect(redirect));
-                    self.outputs.push_back(Output::Send { hop, message });
+                    let place = &self.spares[number].place;
+                    let (next, held) = (place.as_destination(), place.held);
+                    self.reflect(before, next, held);
                 }
             }
         }
+    }
+
+    /// Tells the hop at `index` to send what it computes there too, where so many tokens are.
+    fn reflect(&mut self, index: usize, next: Destination, next_position: u32) {
+        let (hop, session) = (self.places[index].id, self.places[index].session);
+        let (next_step, settled) = (StepId::default(), self.settled);
+        let redirect = Redirect { session, next, next_position, next_step, settled, mirror: true };
+        self.outputs.push_back(Output::Send { hop, message: ClientMessage::Redirect(redirect) });
     }
 
     /// Feeds the spare of the first hop from this side's own journal.

@@ -1,5 +1,7 @@
 //! Several things that go wrong at once.
 
+use umbel_protocol::inference::{Destination, Redirect};
+
 use super::*;
 
 fn lose(session: &mut Session, hop: u32) -> Vec<Output> {
@@ -11,6 +13,42 @@ fn lose(session: &mut Session, hop: u32) -> Vec<Output> {
 fn route(session: &mut Session, needed: bool, hop: RouteHop) -> Vec<Output> {
     session.handle(Input::Routed { needed, hops: vec![hop] }, at(2)).unwrap();
     drain(session)
+}
+
+fn redirects(outputs: &[Output]) -> Vec<(u32, &Redirect)> {
+    fn redirect((hop, message): (u32, &ClientMessage)) -> Option<(u32, &Redirect)> {
+        let ClientMessage::Redirect(redirect) = message else { return None };
+        Some((hop, redirect))
+    }
+    sent(outputs).into_iter().filter_map(redirect).collect()
+}
+
+/// Where a spare of the second hop, named 5, is fed by the first.
+fn with_spare() -> Session {
+    let mut session = stepping_with(true);
+    route(&mut session, false, route_hop(4, 0, 2));
+    route(&mut session, false, route_hop(5, 2, 4));
+    say(&mut session, 3, opened(4));
+    let outputs = say(&mut session, 4, opened(5));
+    let [(0, redirect)] = redirects(&outputs)[..] else { panic!("{outputs:?}") };
+    assert!(redirect.mirror && matches!(redirect.next, Destination::Server(_)));
+    session
+}
+
+#[test]
+fn a_spare_that_is_gone_is_fed_no_more() {
+    let mut session = with_spare();
+    let outputs = lose(&mut session, 4);
+    let [(0, redirect)] = redirects(&outputs)[..] else { panic!("{outputs:?}") };
+    assert!(redirect.mirror && redirect.next == Destination::Held, "{redirect:?}");
+    // Of one that this side feeds nobody else need hear.
+    let outputs = lose(&mut session, 3);
+    assert!(redirects(&outputs).is_empty(), "{outputs:?}");
+    // Who fed it is gone too.
+    let mut session = with_spare();
+    lose(&mut session, 0);
+    let outputs = lose(&mut session, 4);
+    assert!(redirects(&outputs).is_empty(), "{outputs:?}");
 }
 
 #[test]
