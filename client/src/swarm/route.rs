@@ -152,6 +152,8 @@ impl Swarm {
             | FailureReason::NotOpened { .. }
             | FailureReason::Silent { .. }
             | FailureReason::Slow { .. }
+            | FailureReason::NotAgreed
+            | FailureReason::NotFilled { .. }
             | FailureReason::Leaving
             | FailureReason::Violation(_) => health.failed(failure.hop.peer, now, random),
         }

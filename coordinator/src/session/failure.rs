@@ -97,6 +97,15 @@ pub enum FailureReason {
         /// For how long.
         after: Duration,
     },
+    /// It does not say that it takes its neighbours, or how it is to draw.
+    #[error("it did not confirm in time what it was told")]
+    NotAgreed,
+    /// It has lost what it was filled with, again and again.
+    #[error("it was filled {times} times and still lacked tokens of the session")]
+    NotFilled {
+        /// How often it was filled anew before it was given up.
+        times: u32,
+    },
     /// It is about to leave, and another has taken its place.
     #[error("it is about to leave")]
     Leaving,
@@ -120,6 +129,8 @@ impl FailureReason {
             | Self::Silent { .. }
             | Self::Unreachable { .. }
             | Self::Slow { .. }
+            | Self::NotAgreed
+            | Self::NotFilled { .. }
             | Self::Violation(_) => true,
         }
     }

@@ -49,11 +49,10 @@ impl Session {
                 }
                 place.opening = Opening::Open;
                 place.watch.begin(now);
-                // What it was opened with is what it knows, unless that has changed since.
-                place.previous_known = true;
             }
             ServerMessage::Adopted { position, .. } => {
-                place.previous_known = true;
+                place.adopting = place.adopting.saturating_sub(1);
+                place.agrees();
                 if position < self.settled && place.fill == Fill::Full {
                     place.must_be_filled();
                 }
@@ -79,7 +78,10 @@ impl Session {
                 self.check_progress(now);
             }
             ServerMessage::Draining { .. } => place.leaving = true,
-            ServerMessage::DrawTaken { .. } => place.drawing = place.drawing.saturating_sub(1),
+            ServerMessage::DrawTaken { .. } => {
+                place.drawing = place.drawing.saturating_sub(1);
+                place.agrees();
+            }
             ServerMessage::Output(step) => return self.stepped(index, step, now),
             ServerMessage::Error(error) => self.refused(index, error),
             ServerMessage::Trouble(trouble) => self.trouble(index, trouble),

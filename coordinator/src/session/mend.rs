@@ -138,8 +138,8 @@ impl Session {
 
     /// Whether every block has a hop that is open and knows who feeds it.
     pub(super) fn is_mended(&self) -> bool {
-        let is_ready = |place: &Place| place.is_open() && place.previous_known;
-        self.is_whole() && self.places.iter().all(is_ready) && self.drawer_is_told()
+        let ready = self.places.iter().all(Place::knows_previous);
+        self.is_whole() && ready && self.drawer_is_told()
     }
 
     /// The first blocks that no hop has.
@@ -174,21 +174,22 @@ impl Session {
     /// Opens what is not open, and says who pushes to whom.
     fn tell_neighbours(&mut self, now: Time) {
         for index in 0..self.places.len() {
-            let previous = self.previous_of(index);
             match self.places[index].opening {
                 Opening::Wanted => self.open_place(index, now),
-                Opening::Open => self.introduce(index, previous),
-                Opening::Asked { .. } => {}
+                Opening::Open if self.follows(index) => self.introduce(index, now),
+                // Who feeds it is not known before the gap is closed.
+                Opening::Open | Opening::Asked { .. } => {}
             }
         }
         if self.is_whole() {
-            self.tell_drawer();
+            self.tell_drawer(now);
         }
     }
 
     /// Tells an open hop who feeds it, where that has changed, and that what it holds is of no use,
     /// where nobody knows what that is.
-    fn introduce(&mut self, index: usize, previous: Option<HopId>) {
+    fn introduce(&mut self, index: usize, now: Time) {
+        let previous = self.previous_of(index);
         let peer = index.checked_sub(1).map(|before| self.places[before].hop.peer);
         let (drawer, drawer_peer) = self.drawer_of(index);
         let place = &mut self.places[index];
@@ -202,7 +203,9 @@ impl Session {
         if !changed && !stale && !drawer_changed {
             return;
         }
-        (place.previous, place.previous_known) = (previous, false);
+        place.previous = previous;
+        place.adopting += 1;
+        place.watch.must_agree(self.patience, now);
         place.drawer = drawer.or(place.drawer);
         place.is_empty |= stale;
         let session = place.session;
@@ -351,6 +354,12 @@ impl Session {
     /// Who feeds the hop at `index`; `None` is the client.
     fn previous_of(&self, index: usize) -> Option<HopId> {
         index.checked_sub(1).map(|before| self.places[before].id)
+    }
+
+    /// Whether the hop before the one at `index` ends where that begins.
+    fn follows(&self, index: usize) -> bool {
+        let before = index.checked_sub(1).map_or(0, |before| self.places[before].hop.blocks.end());
+        before == self.places[index].hop.blocks.start()
     }
 
     /// Who draws tokens, for the hop at `index`, where it is the first of a thin session.

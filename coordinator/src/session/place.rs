@@ -27,8 +27,8 @@ pub(super) struct Place {
     pub(super) opening: Opening,
     /// Who feeds it, as it was told; `None` is the client.
     pub(super) previous: Option<HopId>,
-    /// Whether it has said that it takes steps from there.
-    pub(super) previous_known: bool,
+    /// How often it has been told so since it opened and has not said that it takes steps from there.
+    pub(super) adopting: u32,
     /// Where its results go, as it was told.
     pub(super) next: Target,
     /// How often it has been told so and has not confirmed it: until it does, what it says of its
@@ -103,7 +103,7 @@ impl Place {
             addresses: route.addresses,
             opening: Opening::Wanted,
             previous: None,
-            previous_known: false,
+            adopting: 0,
             next: Target::Held,
             redirecting: 0,
             fill: Fill::Wanted,
@@ -126,6 +126,20 @@ impl Place {
 
     pub(super) const fn is_open(&self) -> bool {
         matches!(self.opening, Opening::Open)
+    }
+
+    /// Whether it takes steps from where it was told last that they come from. What it was opened
+    /// with is what it knows at first.
+    pub(super) const fn knows_previous(&self) -> bool {
+        self.is_open() && self.adopting == 0
+    }
+
+    /// It has said that it takes a neighbour, or how tokens are drawn: nothing more is expected of it
+    /// once it has said so of all that it was told.
+    pub(super) const fn agrees(&mut self) {
+        if self.adopting == 0 && self.drawing == 0 {
+            self.watch.agreed();
+        }
     }
 
     /// Its cache is not what it should be.

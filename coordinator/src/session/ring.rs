@@ -184,7 +184,7 @@ impl Session {
     }
 
     /// Tells the hop that draws how to, and where tokens go, where that has changed.
-    pub(super) fn tell_drawer(&mut self) {
+    pub(super) fn tell_drawer(&mut self, now: Time) {
         let (Some(told), Some(last)) = (self.draw_to_tell(), self.drawer()) else {
             return;
         };
@@ -199,6 +199,7 @@ impl Session {
         }
         place.draw_told = Some(told);
         place.drawing += 1;
+        place.watch.must_agree(self.patience, now);
         let (hop, session) = (place.id, place.session);
         let wanted = self.ring.as_ref().and_then(|ring| ring.wanted.as_ref());
         let draw = wanted.expect("there is something to tell").to_message(session, first);

@@ -170,7 +170,6 @@ impl Session {
             ServerMessage::Opened { kept, .. } => {
                 if Self::opened_with(&mut spare.place, kept) {
                     spare.place.opening = Opening::Open;
-                    spare.place.previous_known = true;
                 } else {
                     let violation = ProtocolViolation::Unexpected { message: "Opened" };
                     self.drop_spare(hop, &FailureReason::Violation(violation), now);
@@ -252,8 +251,7 @@ impl Session {
             let feeder =
                 before.map_or(Feeder::Client, |before| Feeder::Hop(self.places[before].id));
             let spare = &self.spares[number];
-            let ready = spare.place.is_open() && spare.place.previous_known;
-            if !ready || spare.fed_by == feeder {
+            if !spare.place.knows_previous() || spare.fed_by == feeder {
                 continue;
             }
             if spare.place.previous != before.map(|before| self.places[before].id) {

@@ -37,9 +37,9 @@ const PATIENCE_MAX: Duration = Duration::from_secs(5);
 /// A timer that fires this late says more of this machine than of the hops: they are asked again.
 const LATE: Duration = Duration::from_millis(100);
 
-/// How long a hop has to open a session, or to answer a ping of its own session, while it is heard
-/// to answer others: it is there and has much to do, or only this link is lost. (A dial that comes to
-/// nothing is over by then too.)
+/// How long a hop has to open a session, to answer a ping of its own session, or to confirm what it
+/// was told, while it is heard to answer others: it is there and has much to do, or only this link is
+/// lost. (A dial that comes to nothing is over by then too.)
 const BUSY_PATIENCE: Duration = Duration::from_secs(10);
 
 /// After so long a hop that is heard by others is asked how far it has come: often enough for the
@@ -85,6 +85,9 @@ pub(super) struct Watch {
     bytes: usize,
     /// How many of them went before the ping that is under way.
     bytes_before_ping: usize,
+    /// Until when it has to say that it takes what it was told last of its neighbours, or of how
+    /// tokens are drawn.
+    agrees_until: Option<Time>,
 }
 
 impl Watch {
@@ -102,6 +105,7 @@ impl Watch {
             answer_bytes: 0,
             bytes: 0,
             bytes_before_ping: 0,
+            agrees_until: None,
         }
     }
 
@@ -125,6 +129,17 @@ impl Watch {
 
     pub(super) const fn heard(&mut self, now: Time) {
         self.heard = now;
+    }
+
+    /// It has been told something that it has to confirm: until then nothing flows, whatever else it
+    /// says.
+    pub(super) fn must_agree(&mut self, patience: Patience, now: Time) {
+        self.agrees_until = Some(now + self.patience(patience) + BUSY_PATIENCE);
+    }
+
+    /// It has confirmed all that it was told.
+    pub(super) const fn agreed(&mut self) {
+        self.agrees_until = None;
     }
 
     /// So many bytes are about to go over the link.
@@ -216,7 +231,7 @@ impl Watch {
         let own = self.pinged.map_or(self.heard + PROGRESS_AFTER.max(rest), |pinged| {
             pinged + patience + BUSY_PATIENCE
         });
-        peer.min(own)
+        peer.min(own).min(self.agrees_until.unwrap_or(own))
     }
 
     /// When the hop is given up, if it goes on saying nothing.
@@ -279,6 +294,13 @@ impl Place {
         }
         if let Opening::Asked { at } = self.opening {
             return Due::Fail(FailureReason::NotOpened { after: now.since(at) });
+        }
+        match self.watch.agrees_until {
+            Some(until) if until <= now && now < until + LATE => {
+                return Due::Fail(FailureReason::NotAgreed);
+            }
+            Some(until) if until <= now => self.watch.agrees_until = Some(now + BUSY_PATIENCE),
+            Some(_) | None => {}
         }
         match self.watch.given_up(patience) {
             Some(given_up) if given_up <= now && now < given_up + LATE => {

@@ -1,6 +1,6 @@
 //! Several things that go wrong at once.
 
-use umbel_protocol::inference::{Destination, Redirect};
+use umbel_protocol::inference::{Adopt, Destination, Redirect};
 
 use super::*;
 
@@ -15,12 +15,57 @@ fn route(session: &mut Session, needed: bool, hop: RouteHop) -> Vec<Output> {
     drain(session)
 }
 
+fn adopted(name: u8, position: u32) -> ServerMessage {
+    ServerMessage::Adopted { session: SessionId::new(name.into()), position }
+}
+
+fn adopts(outputs: &[Output]) -> Vec<(u32, &Adopt)> {
+    fn adopt((hop, message): (u32, &ClientMessage)) -> Option<(u32, &Adopt)> {
+        let ClientMessage::Adopt(adopt) = message else { return None };
+        Some((hop, adopt))
+    }
+    sent(outputs).into_iter().filter_map(adopt).collect()
+}
+
 fn redirects(outputs: &[Output]) -> Vec<(u32, &Redirect)> {
     fn redirect((hop, message): (u32, &ClientMessage)) -> Option<(u32, &Redirect)> {
         let ClientMessage::Redirect(redirect) = message else { return None };
         Some((hop, redirect))
     }
     sent(outputs).into_iter().filter_map(redirect).collect()
+}
+
+#[test]
+fn nobody_adopts_a_neighbour_across_a_gap() {
+    let mut session = stepping();
+    let outputs = lose(&mut session, 1);
+    assert!(adopts(&outputs).is_empty(), "{outputs:?}");
+    let outputs = route(&mut session, true, route_hop(4, 2, 4));
+    let [(2, adopt)] = adopts(&outputs)[..] else { panic!("{outputs:?}") };
+    assert_eq!(adopt.previous, Some(peer(4)));
+    // Nor does the hop behind a first one that is gone take steps of the client.
+    let mut session = stepping();
+    let outputs = lose(&mut session, 0);
+    assert!(adopts(&outputs).is_empty(), "{outputs:?}");
+    let outputs = route(&mut session, true, route_hop(4, 0, 2));
+    let [(1, adopt)] = adopts(&outputs)[..] else { panic!("{outputs:?}") };
+    assert_eq!(adopt.previous, Some(peer(4)));
+}
+
+#[test]
+fn nothing_flows_before_the_last_neighbour_of_which_a_hop_was_told_is_adopted() {
+    let mut session = stepping();
+    lose(&mut session, 1);
+    route(&mut session, true, route_hop(4, 2, 4));
+    say(&mut session, 3, opened(4));
+    lose(&mut session, 3);
+    route(&mut session, true, route_hop(5, 2, 4));
+    say(&mut session, 4, opened(5));
+    // This is of the one that is gone.
+    let outputs = say(&mut session, 2, adopted(3, 3));
+    assert!(sent(&outputs).is_empty(), "{outputs:?}");
+    let outputs = say(&mut session, 2, adopted(3, 3));
+    assert!(matches!(redirects(&outputs)[..], [(0, _)]), "{outputs:?}");
 }
 
 /// Where a spare of the second hop, named 5, is fed by the first.

@@ -58,3 +58,32 @@ fn stepping_on_word_of(compute: Duration) -> Session {
     drain(&mut session);
     session
 }
+
+#[test]
+fn a_hop_that_answers_pings_and_never_adopts_its_neighbour_loses_its_place() {
+    let mut session = stepping();
+    session.handle(Input::LinkLost { hop: HopId(1), detail: String::new() }, at(1)).unwrap();
+    let hops = vec![route_hop(4, 2, 4)];
+    session.handle(Input::Routed { needed: true, hops }, at(1)).unwrap();
+    drain(&mut session);
+    say(&mut session, 3, opened(4));
+    while let Some(now) = session.poll_timeout().filter(|now| *now < at(60_000)) {
+        session.handle_timeout(&mut Contacts::default(), now);
+        for (hop, message) in [(0, pong(1, 4, 4)), (3, pong(4, 0, 0)), (2, pong(3, 3, 3))] {
+            session.handle(Input::Received { hop: HopId(hop), message }, now).unwrap();
+        }
+        let outputs = drain(&mut session);
+        let blame = |output: &Output| {
+            let Output::Blame(failure) = output else { return None };
+            Some(failure.clone())
+        };
+        if let Some(failure) = outputs.iter().find_map(blame) {
+            assert_eq!((failure.hop.peer, failure.reason), (peer(3), FailureReason::NotAgreed));
+            let waited = now.since(at(1));
+            let most = Duration::from_secs(13);
+            assert!(waited > Duration::from_secs(10) && waited < most, "{waited:?}");
+            return;
+        }
+    }
+    panic!("the session stands still for ever");
+}

@@ -279,6 +279,8 @@ impl RemoteBlocks {
             | FailureReason::Unreachable { .. }
             | FailureReason::Silent { .. }
             | FailureReason::Slow { .. }
+            | FailureReason::NotAgreed
+            | FailureReason::NotFilled { .. }
             | FailureReason::Leaving
             | FailureReason::Violation(_) => None,
         };
