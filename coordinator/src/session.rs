@@ -57,6 +57,10 @@ pub const OPEN_TIMEOUT_MIN: Duration = Duration::from_millis(1_500);
 /// faster than it can be mended.
 pub const MENDS_MAX: u32 = 32;
 
+/// Most times in a row that a hop is filled anew because it lacks what it should hold. What it is sent
+/// grows with the text, and a hop that still lacks it is no better than one that fails.
+const REFILLS_MAX: u32 = 3;
+
 /// How often a client asks for another server in the place of one that is about to leave.
 const RELIEF_INTERVAL: Duration = Duration::from_secs(5);
 

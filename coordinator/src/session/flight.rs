@@ -119,11 +119,12 @@ impl Session {
             if let Fill::Filling { proof } = place.fill
                 && answer.step >= proof
             {
-                place.fill = Fill::Full;
+                (place.fill, place.refills) = (Fill::Full, 0);
             }
         }
         if self.is_whole() && self.places.iter().all(|place| place.fill == Fill::Full) {
             self.mends = 0;
+            self.last_failure = None;
             self.avoided.clear();
         }
         let (hidden, trace) = (answer.hidden, answer.trace);

@@ -5,7 +5,7 @@ use umbel_protocol::error::{ErrorCode, ProtocolViolation, Retry};
 use umbel_protocol::inference::{Neighbour, ServerMessage, SessionError, Trouble};
 
 use super::place::{Fill, Opening, Target};
-use super::{FailureReason, HopFailure, Session, SessionFailure};
+use super::{FailureReason, HopFailure, REFILLS_MAX, Session, SessionFailure};
 use crate::time::Time;
 
 impl Session {
@@ -62,10 +62,8 @@ impl Session {
             }
             ServerMessage::Redirected { mirror: false, complete: false, .. } => {
                 place.redirecting = place.redirecting.saturating_sub(1);
-                // Its journal is gone: it must compute everything once more. One that says so
-                // again and again is no better than one that fails.
-                self.mends += 1;
-                place.must_be_filled();
+                // Its journal is gone: it must compute everything once more.
+                self.refill(index);
             }
             ServerMessage::Redirected { mirror: true, complete: false, .. } => {
                 let feeder = place.id;
@@ -109,6 +107,21 @@ impl Session {
         }
     }
 
+    /// The hop at `index` lacks what it should hold: it is filled anew, unless that has been of no use.
+    fn refill(&mut self, index: usize) {
+        let place = &mut self.places[index];
+        if place.fill == Fill::Wanted {
+            // It is to be filled anyway, and says it of every step that was still under way.
+            return;
+        }
+        place.refills += 1;
+        if place.refills > REFILLS_MAX {
+            self.drop_place(index, FailureReason::NotFilled { times: REFILLS_MAX });
+        } else {
+            place.must_be_filled();
+        }
+    }
+
     fn trouble(&mut self, index: usize, trouble: Trouble) {
         let Trouble { neighbour, code, detail, .. } = trouble;
         match neighbour {
@@ -127,10 +140,7 @@ impl Session {
                 }
             }
             // Not what it expected, but maybe nobody's fault: it is filled anew.
-            Neighbour::Previous if code == ErrorCode::WrongPosition => {
-                self.places[index].must_be_filled();
-                self.mends += 1;
-            }
+            Neighbour::Previous if code == ErrorCode::WrongPosition => self.refill(index),
             Neighbour::Previous if index == 0 => {
                 self.drawn_refused(FailureReason::Refused { code, detail });
             }

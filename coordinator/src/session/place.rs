@@ -35,6 +35,8 @@ pub(super) struct Place {
     /// next hop is of an earlier one.
     pub(super) redirecting: u32,
     pub(super) fill: Fill,
+    /// How often its cache was not what it should be since an answer last proved that it was.
+    pub(super) refills: u32,
     /// It has nothing in its cache that could be of an earlier state.
     pub(super) is_empty: bool,
     /// It has not taken part in a whole route yet, so that its opening says all that it was told.
@@ -107,6 +109,7 @@ impl Place {
             next: Target::Held,
             redirecting: 0,
             fill: Fill::Wanted,
+            refills: 0,
             is_empty: true,
             is_new: true,
             leaving: false,

@@ -59,6 +59,57 @@ fn stepping_on_word_of(compute: Duration) -> Session {
     session
 }
 
+/// Hop 1 is emptied and adopts the same neighbour again; what is sent then.
+fn emptied(session: &mut Session) -> Vec<Output> {
+    say(session, 1, ServerMessage::Adopted { session: SessionId::new(2), position: 0 })
+}
+
+#[test]
+fn a_hop_that_lacks_what_it_was_filled_with_again_and_again_loses_its_place() {
+    let trouble = || {
+        ServerMessage::Trouble(Trouble {
+            session: SessionId::new(2),
+            neighbour: Neighbour::Previous,
+            code: ErrorCode::WrongPosition,
+            detail: "a gap".to_owned(),
+        })
+    };
+    let (mirror, complete) = (false, false);
+    let lost = || ServerMessage::Redirected { session: SessionId::new(2), mirror, complete };
+    for says in [&trouble as &dyn Fn() -> ServerMessage, &lost] {
+        let mut session = stepping();
+        for time in 0..REFILLS_MAX {
+            // It says so of each step that is under way.
+            for _ in 0..STEPS_IN_FLIGHT_MAX {
+                let outputs = say(&mut session, 1, says());
+                assert!(blamed(&outputs).is_empty(), "{time}: {outputs:?}");
+            }
+            let outputs = emptied(&mut session);
+            assert!(matches!(sent(&outputs)[..], [(0, ClientMessage::Redirect(_))]), "{outputs:?}");
+        }
+        assert_eq!(blamed(&say(&mut session, 1, says())), [peer(2)]);
+    }
+}
+
+#[test]
+fn an_answer_proves_that_a_hop_was_filled_and_its_losses_are_forgotten() {
+    let mut session = stepping();
+    let lost =
+        || ServerMessage::Redirected { session: SessionId::new(2), mirror: false, complete: false };
+    for step in 1..u64::from(REFILLS_MAX) + 4 {
+        let outputs = say(&mut session, 1, lost());
+        assert!(blamed(&outputs).is_empty(), "{step}: {outputs:?}");
+        emptied(&mut session);
+        // The step that was under way, and one that began behind it, which proves it.
+        let position = 1 + 2 * u32::try_from(step).unwrap();
+        session.handle(begin(position + 1, 1), at(1)).unwrap();
+        say(&mut session, 2, answer(3, 2 * step - 1, position, 1));
+        say(&mut session, 2, answer(3, 2 * step, position + 1, 1));
+        session.handle(begin(position + 2, 1), at(1)).unwrap();
+        drain(&mut session);
+    }
+}
+
 #[test]
 fn a_hop_that_answers_pings_and_never_adopts_its_neighbour_loses_its_place() {
     let mut session = stepping();
