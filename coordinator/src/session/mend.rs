@@ -266,7 +266,9 @@ impl Session {
             let next = self.target_of(index);
             let refill = self.places.get(index + 1).is_some_and(|after| after.fill == Fill::Wanted);
             let place = &self.places[index];
-            if place.next != next || (refill && !place.is_new) {
+            // Where both are new, the one was opened when the other had nothing.
+            let is_told = place.is_new && self.places.get(index + 1).is_some_and(|of| of.is_new);
+            if place.next != next || (refill && !is_told) {
                 self.redirect(index, next);
             }
         }

@@ -19,6 +19,10 @@ fn adopted(name: u8, position: u32) -> ServerMessage {
     ServerMessage::Adopted { session: SessionId::new(name.into()), position }
 }
 
+fn redirected(name: u8, complete: bool) -> ServerMessage {
+    ServerMessage::Redirected { session: SessionId::new(name.into()), mirror: false, complete }
+}
+
 fn adopts(outputs: &[Output]) -> Vec<(u32, &Adopt)> {
     fn adopt((hop, message): (u32, &ClientMessage)) -> Option<(u32, &Adopt)> {
         let ClientMessage::Adopt(adopt) = message else { return None };
@@ -33,6 +37,29 @@ fn redirects(outputs: &[Output]) -> Vec<(u32, &Redirect)> {
         Some((hop, redirect))
     }
     sent(outputs).into_iter().filter_map(redirect).collect()
+}
+
+#[test]
+fn a_new_hop_is_told_that_the_one_behind_it_has_lost_everything_since() {
+    let mut session = stepping();
+    lose(&mut session, 2);
+    route(&mut session, true, route_hop(4, 4, 6));
+    say(&mut session, 3, opened(4));
+    // The first hop is replaced before the second has said how far its journal reaches back.
+    lose(&mut session, 0);
+    let outputs = route(&mut session, true, route_hop(5, 0, 2));
+    let opened_for = |&(hop, message): &(u32, &ClientMessage)| {
+        let ClientMessage::Open(open) = message else { return None };
+        Some((hop, open.next_position))
+    };
+    assert_eq!(sent(&outputs).iter().find_map(opened_for), Some((4, 3)), "what was answered");
+    say(&mut session, 1, adopted(2, 3));
+    let outputs = say(&mut session, 1, redirected(2, false));
+    assert!(matches!(adopts(&outputs)[..], [(1, Adopt { empty: true, .. })]), "{outputs:?}");
+    say(&mut session, 4, opened(5));
+    let outputs = say(&mut session, 1, adopted(2, 0));
+    let [(4, redirect)] = redirects(&outputs)[..] else { panic!("{outputs:?}") };
+    assert_eq!((redirect.next_position, redirect.mirror), (0, false));
 }
 
 #[test]
