@@ -1,7 +1,8 @@
 //! Servers: what reaches them, and what they do.
 
 use umbel_coordinator::server::{Batch, Input, Job, Output};
-use umbel_protocol::inference::{ClientMessage, PushMessage, ServerMessage, Step};
+use umbel_protocol::error::ErrorCode;
+use umbel_protocol::inference::{ClientMessage, PushMessage, ServerMessage, SessionError, Step};
 use umbel_protocol::{PeerId, SessionId, Tensor};
 
 use super::links::{End, PushLink, SessionLink, link_id, session_link};
@@ -183,6 +184,12 @@ impl World {
     }
 
     fn answer(&mut self, server: usize, link: SessionLink, message: ServerMessage) {
+        if let ServerMessage::Error(SessionError { session, code: ErrorCode::LeaseEnded, .. }) =
+            &message
+        {
+            // No client here is idle for so long.
+            self.broken(format!("nobody told server {server} of the end of session {session}"));
+        }
         let frame = message.clone().encode();
         self.trace.sent(&frame);
         let bytes = self.frame_bytes(&frame);

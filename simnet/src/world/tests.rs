@@ -2,8 +2,9 @@
 
 mod thin;
 
-use umbel_protocol::Span;
-use umbel_protocol::inference::AnswerRows;
+use umbel_coordinator::session::HopId;
+use umbel_protocol::inference::{AnswerRows, Destination, OpenSession};
+use umbel_protocol::{DType, SessionId, Span, StepId};
 
 use super::*;
 use crate::oracle::{HIDDEN_SIZE, VOCABULARY};
@@ -191,6 +192,37 @@ fn halves(kv_tokens_max: u32) -> World {
 fn singles(count: u32) -> Plan {
     let steps = (0..count).map(|position| (position, vec![position])).collect();
     Plan { tokens_max: 100, steps, ..Plan::default() }
+}
+
+#[test]
+fn a_session_that_a_server_is_not_told_the_end_of_does_not_go_unnoticed() {
+    let mut world = halves(512);
+    world.join(Time::START, singles(2), 0);
+    let open = OpenSession {
+        session: SessionId::new(7),
+        model: MODEL,
+        blocks: Span::new(0, 3).unwrap(),
+        tokens_max: 16,
+        previous: None,
+        next: Destination::Client,
+        next_position: 0,
+        next_step: StepId::default(),
+        results: DType::F32,
+        compress: false,
+        cache: DType::F32,
+        prefix: Vec::new(),
+        thin: false,
+        drawer: None,
+        adapter: None,
+    };
+    // On a link that no client knows of.
+    let (link, from) = (links::link_id((0, HopId(99))), world.clients[0].peer);
+    let message = ClientMessage::Open(open);
+    world.tell_server(0, umbel_coordinator::server::Input::Received { link, from, message });
+    world.run();
+    assert_eq!(world.clients[0].answers.len(), 2);
+    let [broken] = world.totals.broken.as_slice() else { panic!("{:?}", world.totals.broken) };
+    assert!(broken.contains("nobody told server 0"), "{broken}");
 }
 
 #[test]
