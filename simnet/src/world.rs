@@ -97,10 +97,16 @@ pub enum Event {
         /// This one.
         link: SessionLink,
     },
-    /// A step arrives that another server pushed.
+    /// A step arrives that another server pushed, also where it has closed the link since.
     Pushed {
         /// On this link.
         link: PushLink,
+        /// Which of all that there have been.
+        number: u64,
+        /// To whom.
+        server: usize,
+        /// In which of its lives.
+        life: u32,
         /// The step.
         step: Step,
     },
@@ -120,6 +126,8 @@ pub enum Event {
     PushLost {
         /// This one.
         link: PushLink,
+        /// Which of all that there have been.
+        number: u64,
     },
     /// A server's thread has taken note of a message.
     Heard {
@@ -193,6 +201,8 @@ pub struct World {
     announcements: Announcements,
     /// Clients that have not come to their end.
     busy_clients: usize,
+    /// When something last failed, or ceased to.
+    last_fault: Time,
     queue: Queue<Event>,
     seed: Seed,
     routes: Random,
@@ -216,6 +226,7 @@ impl World {
             peers: BTreeMap::new(),
             announcements: Announcements::default(),
             busy_clients: 0,
+            last_fault: Time::START,
             queue: Queue::default(),
             seed,
             routes: seed.stream("routes"),
@@ -318,8 +329,10 @@ impl World {
             Event::Heard { server, life } => self.heard(server, life),
             Event::Session { link, message } => self.session_message(link, message),
             Event::SessionClosed { link } => self.session_closed(link),
-            Event::Pushed { link, step } => self.pushed(link, step),
-            Event::PushLost { link } => self.push_lost(link),
+            Event::Pushed { link, number, server, life, step } => {
+                self.pushed((link, number), End { server, life }, step);
+            }
+            Event::PushLost { link, number } => self.push_lost(link, number),
             Event::Computed { server, life } => self.computed(server, life),
             Event::ServerTimer { server, life } => self.server_timer(server, life),
             Event::Answer { link, message } => self.answered(link, message),

@@ -1,5 +1,7 @@
 //! What must hold at each step, and when everything has come to rest; and what is counted.
 
+use std::time::Duration;
+
 use umbel_coordinator::server::STEPS_QUEUED_PER_SESSION_MAX;
 use umbel_protocol::inference::Step;
 use umbel_protocol::{SessionId, Span};
@@ -98,8 +100,16 @@ impl World {
         }
     }
 
-    /// What does not hold now that nothing more happens; `idle`: whether every server had the
-    /// time to notice that its clients are gone.
+    /// The longest that a client has waited for an answer since something last failed, or ceased to.
+    #[must_use]
+    pub fn longest_calm(&self) -> Duration {
+        let answers = self.clients.iter().flat_map(|client| &client.answers);
+        let waited = answers.map(|answer| answer.took.min(answer.at.since(self.last_fault)));
+        waited.max().unwrap_or_default()
+    }
+
+    /// What does not hold now that nothing more happens. (Sessions of which servers were not told that
+    /// they had ended are over by then: their leases have run out, each of which is a broken invariant.)
     #[must_use]
     pub fn unsettled(&self) -> Vec<String> {
         let mut unsettled = Vec::new();

@@ -78,6 +78,8 @@ pub struct Hazard {
 
 impl World {
     pub(super) fn fail(&mut self, fault: Fault) {
+        let over = if let Fault::Part { until, .. } = fault { until } else { self.now };
+        self.last_fault = self.last_fault.max(over);
         match fault {
             Fault::Crash { server, noticed } => self.crash(server, noticed),
             Fault::Freeze { server } if self.hosts[server].condition == Condition::Up => {
@@ -123,8 +125,8 @@ impl World {
         for link in sessions {
             self.send(place, Place::Client(link.0), 0, Event::LinkLost { link });
         }
-        for link in pushes {
-            self.send(place, Place::Server(link.0), 0, Event::PushLost { link });
+        for (link, number) in pushes {
+            self.send(place, Place::Server(link.0), 0, Event::PushLost { link, number });
         }
     }
 
@@ -163,9 +165,9 @@ impl World {
             Event::Session { link, .. } | Event::SessionClosed { link } => {
                 self.links.session(*link).map(|end| end.server)
             }
-            Event::Pushed { link, .. } => self.links.push(*link).map(|end| end.server),
-            Event::PushLost { link } => Some(link.0),
-            Event::Heard { server, .. }
+            Event::PushLost { link, .. } => Some(link.0),
+            Event::Pushed { server, .. }
+            | Event::Heard { server, .. }
             | Event::Computed { server, .. }
             | Event::ServerTimer { server, .. }
             | Event::Announce { server, .. } => Some(*server),

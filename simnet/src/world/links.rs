@@ -47,6 +47,15 @@ pub(super) struct End {
     pub(super) life: u32,
 }
 
+/// A push link, as the server has it that pushes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Push {
+    /// Which of all that there have been: what is said of an earlier one comes too late.
+    pub(super) number: u64,
+    /// `None` where it cannot be opened.
+    pub(super) end: Option<End>,
+}
+
 /// A place in one of its lives.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Seat {
@@ -69,7 +78,9 @@ pub(super) struct Links {
     random: Random,
     ways: BTreeMap<(Place, Place), Way>,
     sessions: BTreeMap<SessionLink, End>,
-    pushes: BTreeMap<PushLink, End>,
+    pushes: BTreeMap<PushLink, Push>,
+    /// Push links that there have been.
+    push_count: u64,
     /// By server, the links that end there.
     ends: Vec<(BTreeSet<SessionLink>, BTreeSet<PushLink>)>,
     /// Groups that are parted from one another, and until when.
@@ -84,6 +95,7 @@ impl Links {
             ways: BTreeMap::new(),
             sessions: BTreeMap::new(),
             pushes: BTreeMap::new(),
+            push_count: 0,
             ends: Vec::new(),
             parted: BTreeMap::new(),
         }
@@ -148,28 +160,40 @@ impl Links {
         self.sessions.range(links).map(|(_, end)| *end)
     }
 
-    pub(super) fn open_push(&mut self, link: PushLink, end: End) {
-        self.pushes.insert(link, end);
-        self.ends[end.server].1.insert(link);
+    /// Its number.
+    pub(super) fn open_push(&mut self, link: PushLink, end: Option<End>) -> u64 {
+        let number = self.push_count;
+        self.push_count += 1;
+        self.close_push(link);
+        self.pushes.insert(link, Push { number, end });
+        if let Some(end) = end {
+            self.ends[end.server].1.insert(link);
+        }
+        number
     }
 
-    pub(super) fn push(&self, link: PushLink) -> Option<End> {
+    pub(super) fn push(&self, link: PushLink) -> Option<Push> {
         self.pushes.get(&link).copied()
     }
 
+    /// Nothing more is sent on it; what is under way arrives.
     pub(super) fn close_push(&mut self, link: PushLink) {
-        if let Some(end) = self.pushes.remove(&link) {
+        if let Some(end) = self.pushes.remove(&link).and_then(|push| push.end) {
             self.ends[end.server].1.remove(&link);
         }
     }
 
-    /// The links that end at a server.
-    pub(super) fn ends_at(&self, end: End) -> (Vec<SessionLink>, Vec<PushLink>) {
+    /// The links that end at a server, those of pushes with their numbers.
+    pub(super) fn ends_at(&self, end: End) -> (Vec<SessionLink>, Vec<(PushLink, u64)>) {
         let (sessions, pushes) = &self.ends[end.server];
-        let of_life = |other: Option<&End>| other == Some(&end);
+        let numbered = |link: &PushLink| {
+            let push = self.pushes.get(link).filter(|push| push.end == Some(end))?;
+            Some((*link, push.number))
+        };
+        let of_life = |link: &&SessionLink| self.sessions.get(link) == Some(&end);
         (
-            sessions.iter().filter(|link| of_life(self.sessions.get(link))).copied().collect(),
-            pushes.iter().filter(|link| of_life(self.pushes.get(link))).copied().collect(),
+            sessions.iter().filter(of_life).copied().collect(),
+            pushes.iter().filter_map(numbered).collect(),
         )
     }
 

@@ -9,7 +9,7 @@ use umbel_coordinator::{Hop, route};
 use umbel_protocol::{PeerId, SessionId, Span};
 
 use super::{Event, World};
-use crate::host::Condition;
+use crate::host::{Condition, Host};
 
 /// How often a client that needs a route asks again.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -49,7 +49,13 @@ impl World {
         let (waited, needed) = (self.now.since(since), wanted.needed);
         let forgiving = waited >= FORGIVEN;
         let hops = match self.settings.planner {
-            Planner::Random => self.random_route(&wanted, forgiving),
+            Planner::Random => {
+                // Where all hops have failed at once, one after another is looked for.
+                let is_up = |host: &Host<_>| host.condition == Condition::Up;
+                let calm = self.now.since(self.last_fault) >= FORGIVEN;
+                let forgiving = forgiving || (calm && self.hosts.iter().all(is_up));
+                self.random_route(&wanted, forgiving)
+            }
             Planner::Announced => self.planned_route(client, &wanted, forgiving),
         };
         if let Some(hops) = hops {

@@ -5,7 +5,7 @@ use umbel_protocol::error::ErrorCode;
 use umbel_protocol::inference::{ClientMessage, PushMessage, ServerMessage, SessionError, Step};
 use umbel_protocol::{PeerId, SessionId, Tensor};
 
-use super::links::{End, PushLink, SessionLink, link_id, session_link};
+use super::links::{End, Push, PushLink, SessionLink, link_id, session_link};
 use super::{Event, Place, World};
 use crate::host::{Condition, Row};
 use crate::oracle::{draw, embed};
@@ -15,8 +15,8 @@ impl World {
     pub(super) fn queue_for_thread(&mut self, event: Event) -> Option<Event> {
         let end = if let Event::Session { link, .. } | Event::SessionClosed { link } = &event {
             self.links.session(*link)
-        } else if let Event::Pushed { link, .. } = &event {
-            self.links.push(*link)
+        } else if let &Event::Pushed { server, life, .. } = &event {
+            Some(End { server, life })
         } else {
             None
         };
@@ -71,32 +71,35 @@ impl World {
         }
     }
 
-    pub(super) fn pushed(&mut self, link: PushLink, step: Step) {
-        let Some(end) = self.links.push(link) else {
-            return;
-        };
-        if self.stands(end) {
+    pub(super) fn pushed(&mut self, (link, number): (PushLink, u64), to: End, step: Step) {
+        let server = to.server;
+        let refused = if self.stands(to) {
             let from = self.hosts[link.0].peer;
-            // A push that comes after its session was given to another is dropped with its link.
-            let input = Input::Pushed { from, step };
-            let violation = self.hosts[end.server].server.handle(input, self.now).is_err();
-            self.drive_server(end.server);
-            if violation {
-                self.push_lost(link);
+            let result = self.hosts[server].server.handle(Input::Pushed { from, step }, self.now);
+            self.drive_server(server);
+            if let Err(violation) = &result {
+                self.totals.violations += 1;
+                if self.totals.lies == 0 {
+                    self.broken(format!(
+                        "server {server} has a push of an honest one: {violation}"
+                    ));
+                }
             }
-        } else if self.hosts[end.server].condition == Condition::Up {
-            self.send(
-                Place::Server(end.server),
-                Place::Server(link.0),
-                0,
-                Event::PushLost { link },
-            );
+            result.is_err()
+        } else {
+            // It runs again, and knows nothing of the link.
+            self.hosts[server].condition == Condition::Up
+        };
+        if refused {
+            let lost = Event::PushLost { link, number };
+            self.send(Place::Server(server), Place::Server(link.0), 0, lost);
         }
     }
 
-    pub(super) fn push_lost(&mut self, link: PushLink) {
+    pub(super) fn push_lost(&mut self, link: PushLink, number: u64) {
         let (server, session, to) = link;
-        if self.hosts[server].condition == Condition::Up {
+        let is_open = self.links.push(link).is_some_and(|push| push.number == number);
+        if is_open && self.hosts[server].condition == Condition::Up {
             let detail = "the link closed".to_owned();
             self.tell_server(server, Input::PushFailed { session, to, detail });
         }
@@ -174,12 +177,12 @@ impl World {
     fn connect_push(&mut self, link: PushLink, peer: PeerId) {
         let end = self.end_of(peer);
         let class = self.links.class(self.hosts[link.0].group, self.hosts[end.server].group);
+        let number = self.links.open_push(link, class.dialable.then_some(end));
         if class.dialable {
             let ends = (self.seat(Place::Server(link.0)), self.seat(Place::Server(end.server)));
             self.links.dial(ends.0, ends.1, self.now);
-            self.links.open_push(link, end);
         } else {
-            self.queue.plan(self.now + class.delay * 2, Event::PushLost { link });
+            self.queue.plan(self.now + class.delay * 2, Event::PushLost { link, number });
         }
     }
 
@@ -197,17 +200,17 @@ impl World {
         self.send(Place::Server(server), Place::Client(link.0), bytes, event);
     }
 
-    fn push(&mut self, server: usize, session: SessionId, to: SessionId, step: Step) {
-        let link = (server, session, to);
-        let Some(end) = self.links.push(link) else {
+    fn push(&mut self, server: usize, session: SessionId, name: SessionId, step: Step) {
+        let link = (server, session, name);
+        let Some(Push { number, end: Some(to) }) = self.links.push(link) else {
             return;
         };
         self.note_step(&step);
         let frame = PushMessage::Step(step.clone()).encode();
         self.trace.sent(&frame);
         let bytes = self.frame_bytes(&frame);
-        let event = Event::Pushed { link, step };
-        self.send(Place::Server(server), Place::Server(end.server), bytes, event);
+        let event = Event::Pushed { link, number, server: to.server, life: to.life, step };
+        self.send(Place::Server(server), Place::Server(to.server), bytes, event);
     }
 
     fn compute(&mut self, server: usize, batch: &Batch) {

@@ -10,6 +10,11 @@ use super::*;
 use crate::oracle::{HIDDEN_SIZE, VOCABULARY};
 use crate::workload::tokens;
 
+/// The longest that an answer may take once nothing fails any more: two seconds in which all servers
+/// have failed the session lately, and then the replay. (The longest of 900 runs takes 3.0 s, and who
+/// waits for what does not come is found out after 5 s.)
+const CALM_MAX: Duration = Duration::from_secs(5);
+
 pub(super) const BLOCKS: u32 = 6;
 pub(super) const MODEL: ModelId = ModelId::from_bytes([9; 32]);
 
@@ -148,6 +153,13 @@ fn check(seed: u64, make_plan: MakePlan, standby: bool) {
     }
     assert_eq!(world.totals.broken, [""; 0], "replay with Seed({seed}), standby {standby}");
     assert_eq!(world.unsettled(), [""; 0], "replay with Seed({seed}), standby {standby}");
+    calm(&world, seed);
+}
+
+/// Nobody waits for long once nothing fails any more.
+fn calm(world: &World, seed: u64) {
+    let longest = world.longest_calm();
+    assert!(longest < CALM_MAX, "replay with Seed({seed}): {longest:?}");
 }
 
 #[test]

@@ -40,10 +40,10 @@ fn numbers(event: &Event) -> (u8, usize, u64) {
     match event {
         Event::Session { link, .. } => (0, link.0, link.1.0.into()),
         Event::SessionClosed { link } => (1, link.0, link.1.0.into()),
-        Event::Pushed { link, step } => (2, link.0, step.step.0),
+        Event::Pushed { link, step, .. } => (2, link.0, step.step.0),
         Event::Answer { link, .. } => (3, link.0, link.1.0.into()),
         Event::LinkLost { link } => (4, link.0, link.1.0.into()),
-        Event::PushLost { link } => (5, link.0, 0),
+        Event::PushLost { link, number } => (5, link.0, *number),
         Event::Computed { server, life } => (6, *server, (*life).into()),
         Event::ServerTimer { server, life } => (7, *server, (*life).into()),
         Event::ClientTimer { client } => (8, *client, 0),

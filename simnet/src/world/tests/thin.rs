@@ -43,6 +43,7 @@ fn check_talk(seed: u64) {
     assert_eq!(world.totals.broken, [""; 0], "replay with Seed({seed})");
     assert_eq!(world.totals.violations, 0, "replay with Seed({seed})");
     assert_eq!(world.unsettled(), [""; 0], "replay with Seed({seed})");
+    calm(&world, seed);
 }
 
 #[test]
