@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use umbel_engine::Device;
 use umbel_engine::kernel::{
     Arithmetic, Attending, AttentionShape, InstructionSet, KvPage, KvPages, PAGE_TOKENS,
-    PackedMatrix, Side, WeightView, attention, matmul_refined,
+    PackedMatrix, Side, attention,
 };
 use umbel_engine::limits::{Reader, Unit, operations_per_second};
 use umbel_shard::{Weight, WeightType};
@@ -152,50 +152,41 @@ fn clock(threads: NonZeroUsize) -> Duration {
     START.elapsed()
 }
 
-/// Prints two lines for each number of threads: matrices as they are packed, and as files have them.
+/// Prints a line for each number of threads, and for quantized weights another with activations that are
+/// rounded carefully.
 fn measure(boards: &[Board], kind: WeightType) {
     let bytes = ROWS * COLUMNS / kind.block_values() * kind.block_bytes();
     let copies = STREAM_BYTES.div_ceil(bytes);
     let stored = weights(kind, bytes * copies);
-    let stored: Vec<_> = stored
-        .chunks_exact(bytes)
-        .map(|bytes| WeightView { kind, bytes, rows: ROWS, columns: COLUMNS })
-        .collect();
-    let packed: Vec<_> = stored.iter().map(packed).collect();
+    let packed: Vec<_> = stored.chunks_exact(bytes).map(|bytes| packed(kind, bytes)).collect();
     for board in boards {
         let name = format!("{} x{}", kind.name(), board.threads);
         for (way, arithmetic) in [("packed", Arithmetic::Usual), ("careful", Arithmetic::Careful)] {
             if arithmetic == Arithmetic::Usual || !kind.is_float() {
-                line(board, &name, way, kind, &packed, |matrix, input, output| {
-                    matrix.multiply(arithmetic, input, output);
-                });
+                line(board, &name, (way, arithmetic), kind, &packed);
             }
         }
-        line(board, &name, "stored", kind, &stored, |weight, input, output| {
-            matmul_refined(*weight, input, output);
-        });
     }
 }
 
-fn packed(view: &WeightView<'_>) -> PackedMatrix {
-    let weight = Weight::new(view.kind, vec![view.rows, view.columns], view.bytes);
+fn packed(kind: WeightType, bytes: &[u8]) -> PackedMatrix {
+    let weight = Weight::new(kind, vec![ROWS, COLUMNS], bytes);
     PackedMatrix::pack(&weight.expect("type, shape and length fit each other"))
 }
 
-fn line<T: Sync>(
+fn line(
     board: &Board,
     name: &str,
-    way: &str,
+    (way, arithmetic): (&str, Arithmetic),
     kind: WeightType,
-    matrices: &[T],
-    multiply: impl Fn(&T, &[f32], &mut [f32]) + Sync,
+    matrices: &[PackedMatrix],
 ) {
-    let seconds = |runs, matrices: &[T], tokens| {
+    let seconds = |runs, matrices: &[PackedMatrix], tokens| {
         let input: Vec<f32> =
             (0..tokens * COLUMNS).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
         let mut output = vec![0.0; tokens * ROWS];
         board.best(runs, matrices, |matrix| {
-            multiply(matrix, &input, &mut output);
+            matrix.multiply(arithmetic, &input, &mut output);
             black_box(&output);
         })
     };

@@ -10,20 +10,17 @@
 //!
 //! | module | what it computes |
 //! |---|---|
-//! | [`mod@matmul`] | a weight matrix times rows of activations, the weights as their file has them |
-//! | [`mod@refined`] | the same with activations that are rounded twice |
+//! | [`mod@packed`] | a weight matrix, packed as this machine multiplies it fastest, times rows of activations |
 //! | `transposed` | rows of gradients times a weight matrix itself |
 //! | [`mod@dequantize`] | a row of weights in binary32 |
 //! | [`mod@attention`] | attention to a paged cache |
 //! | [`mod@rope`] | rotary positions |
 //! | `normalize`, `swiglu` | what is computed value by value |
-//! | `format`, `numbers`, `activation` | how weights are written; activations as integers |
-//! | [`mod@packed`] | weights as this machine multiplies them fastest: what models are computed with |
+//! | `format`, `numbers` | how weights are written |
 //! | `portable`, `x86`, `avx512`, `amx`, `neon` | the inner loops: on any machine; with AVX2, FMA and F16C; with AVX-512; with AMX beside it; with NEON |
 //! | `limits` | loops that measure the machine |
 //! | `parallel` | work that is divided among threads |
 
-mod activation;
 #[cfg(target_arch = "x86_64")]
 mod amx;
 pub mod attention;
@@ -34,7 +31,6 @@ mod exponential;
 mod format;
 pub mod instruction;
 pub(crate) mod limits;
-pub mod matmul;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod normalize;
@@ -42,7 +38,6 @@ mod numbers;
 pub mod packed;
 pub(crate) mod parallel;
 mod portable;
-pub mod refined;
 pub mod rope;
 #[cfg(test)]
 pub(crate) mod specimen;
@@ -58,12 +53,10 @@ pub use attention::{
 pub use dequantize::dequantize_row;
 pub(crate) use exponential::exponential;
 pub use instruction::{ChooseInstructionsError, InstructionSet};
-pub use matmul::{WeightView, matmul, matmul_with};
 pub use normalize::rms_norm;
 pub(crate) use numbers::{NumberGroup, number_groups};
 pub use packed::{Arithmetic, PackedMatrix};
 pub(crate) use parallel::Pool;
-pub use refined::matmul_refined;
 pub use rope::{RopeTable, rope, rope_at};
 pub use swiglu::{add, swiglu, swiglu_with};
 pub(crate) use transposed::add_transposed;

@@ -2,7 +2,7 @@
 //!
 //! The formats are those of GGML (`ggml-common.h` and `ggml-quants.c` in
 //! <https://github.com/ggml-org/ggml>). Each function here reads one block into small integers and
-//! the factors that they stand for; the kernels for x86 do the same in registers.
+//! the factors that they stand for.
 
 use half::f16;
 
@@ -18,14 +18,14 @@ pub(super) const GROUP_VALUES: usize = 16;
 /// Groups in a block of a K-quant.
 pub(super) const GROUPS: usize = SUPER_VALUES / GROUP_VALUES;
 
-pub(super) const Q4_0_BYTES: usize = 2 + 16;
-pub(super) const Q4_1_BYTES: usize = 2 + 2 + 16;
-pub(super) const Q5_0_BYTES: usize = 2 + 4 + 16;
-pub(super) const Q5_1_BYTES: usize = 2 + 2 + 4 + 16;
-pub(super) const Q8_0_BYTES: usize = 2 + 32;
-pub(super) const Q4_K_BYTES: usize = 2 + 2 + 12 + 128;
-pub(super) const Q5_K_BYTES: usize = 2 + 2 + 12 + 32 + 128;
-pub(super) const Q6_K_BYTES: usize = 128 + 64 + 16 + 2;
+const Q4_0_BYTES: usize = 2 + 16;
+const Q4_1_BYTES: usize = 2 + 2 + 16;
+const Q5_0_BYTES: usize = 2 + 4 + 16;
+const Q5_1_BYTES: usize = 2 + 2 + 4 + 16;
+const Q8_0_BYTES: usize = 2 + 32;
+const Q4_K_BYTES: usize = 2 + 2 + 12 + 128;
+const Q5_K_BYTES: usize = 2 + 2 + 12 + 32 + 128;
+const Q6_K_BYTES: usize = 128 + 64 + 16 + 2;
 
 /// 32 weights: each is `scale * value + minimum`.
 pub(super) struct Block {
@@ -126,8 +126,7 @@ pub(super) fn q6_k(block: &[u8; Q6_K_BYTES]) -> SuperBlock {
 ///
 /// Bytes 0 to 3 and 4 to 7 have the first four scales and minima in their lower 6 bits; bytes 8 to
 /// 11 have the lower 4 bits of the last four of both, whose upper 2 bits are above the first ones.
-#[inline]
-pub(super) fn six_bit_factors(bytes: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
+fn six_bit_factors(bytes: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
     let word = |index: usize| u32::from_le_bytes(*part(bytes, index * 4));
     let (first, second, third) = (word(0), word(1), word(2));
     let joined = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
@@ -138,8 +137,7 @@ pub(super) fn six_bit_factors(bytes: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
 }
 
 /// The `N` items of a block from `start` on.
-#[inline]
-pub(super) const fn part<T, const N: usize, const LENGTH: usize>(
+const fn part<T, const N: usize, const LENGTH: usize>(
     block: &[T; LENGTH],
     start: usize,
 ) -> &[T; N] {

@@ -3,8 +3,8 @@
 use half::{bf16, f16};
 use umbel_shard::WeightType;
 
+use super::dequantize_row;
 use super::format::BLOCK_VALUES;
-use super::{InstructionSet, dequantize_row};
 
 pub(crate) const ALL_TYPES: [WeightType; 11] = [
     WeightType::F32,
@@ -19,11 +19,6 @@ pub(crate) const ALL_TYPES: [WeightType; 11] = [
     WeightType::Q5K,
     WeightType::Q6K,
 ];
-
-/// What this machine can run: its own instructions, and the portable ones.
-pub(crate) fn instruction_sets() -> [InstructionSet; 2] {
-    [InstructionSet::Portable, InstructionSet::detected()]
-}
 
 /// Numbers from a seed (`SplitMix64`, <https://prng.di.unimi.it/splitmix64.c>).
 pub(crate) struct Numbers(pub(crate) u64);

@@ -3,30 +3,19 @@
 //! Everything below is safe Rust in functions that ask for these instructions, but for three things:
 //! the loads (`load`), which read references to arrays; VNNI's product (`products`), which needs a value of
 //! [`Vnni`]; and the calls into those functions, which only a value of [`Avx2`] can make.
-//!
-//! Each dot product has one register of 8 sums over its columns. A single sum would wait for its own
-//! additions; several rows and tokens side by side (a tile) do not, and share what they load.
 
 mod attention;
-mod dense;
 mod limits;
 mod load;
 mod packed_dense;
 mod packed_quantized;
 mod products;
-mod quantized;
-mod super_quantized;
 mod unpack;
 
 use std::ops::Range;
 
-use umbel_shard::WeightType;
-
 use self::products::Vnni;
-use super::activation::{self, Factors, Integers, SuperIntegers};
 use super::attention::{PageHead, Row, Widening};
-use super::format::{BLOCK_VALUES, SUPER_VALUES};
-use super::matmul::Panel;
 use super::packed::dense::{self as panels, Format, Tile};
 use super::packed::quantized::tokens::{Prepared, TokenTile, Unprepared};
 use super::packed::quantized::{self as packed, Sums};
@@ -59,12 +48,6 @@ impl Avx2 {
     /// Whether products of bytes are summed by AVX-VNNI.
     pub(super) const fn has_vnni(self) -> bool {
         self.vnni.is_some()
-    }
-
-    /// Multiplies the rows of `panel` with its tokens; there is an output for each.
-    pub(super) fn multiply(self, panel: Panel<'_>, outputs: &mut [&mut [f32]]) {
-        // SAFETY: `self` exists only where the processor has the instructions.
-        unsafe { multiply(panel, outputs) }
     }
 
     /// Adds the products of `tile` to the sums of its tokens.
@@ -111,27 +94,6 @@ impl Avx2 {
         unsafe { prepare_tokens(input, tile, in_pairs) }
     }
 
-    /// As [`activation::quantize`].
-    pub(super) fn quantize(
-        self,
-        input: &[[f32; BLOCK_VALUES]],
-        values: &mut [Integers],
-        factors: &mut [Factors],
-    ) {
-        // SAFETY: `self` exists only where the processor has the instructions.
-        unsafe { quantize(input, values, factors) }
-    }
-
-    /// As [`activation::quantize_super`].
-    pub(super) fn quantize_super(
-        self,
-        input: &[[f32; SUPER_VALUES]],
-        blocks: &mut [SuperIntegers],
-    ) {
-        // SAFETY: `self` exists only where the processor has the instructions.
-        unsafe { quantize_super(input, blocks) }
-    }
-
     /// As [`swiglu::gate`].
     pub(super) fn gate(self, gate: &mut [f32], up: &[f32]) {
         // SAFETY: `self` exists only where the processor has the instructions.
@@ -149,33 +111,6 @@ impl Avx2 {
         // SAFETY: `self` exists only where the processor has the instructions.
         unsafe { attention::attend(page, &slots, rows) }
     }
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-fn multiply(panel: Panel<'_>, outputs: &mut [&mut [f32]]) {
-    match panel.kind {
-        WeightType::F32 => dense::binary32(panel, outputs),
-        WeightType::F16 => dense::binary16(panel, outputs),
-        WeightType::BF16 => dense::bfloat16(panel, outputs),
-        WeightType::Q4_0 => quantized::q4_0(panel, outputs),
-        WeightType::Q4_1 => quantized::q4_1(panel, outputs),
-        WeightType::Q5_0 => quantized::q5_0(panel, outputs),
-        WeightType::Q5_1 => quantized::q5_1(panel, outputs),
-        WeightType::Q8_0 => quantized::q8_0(panel, outputs),
-        WeightType::Q4K => super_quantized::q4_k(panel, outputs),
-        WeightType::Q5K => super_quantized::q5_k(panel, outputs),
-        WeightType::Q6K => super_quantized::q6_k(panel, outputs),
-    }
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-fn quantize(input: &[[f32; BLOCK_VALUES]], values: &mut [Integers], factors: &mut [Factors]) {
-    activation::quantize(input, values, factors);
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-fn quantize_super(input: &[[f32; SUPER_VALUES]], blocks: &mut [SuperIntegers]) {
-    activation::quantize_super(input, blocks);
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
