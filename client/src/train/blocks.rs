@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use umbel_engine::train::prompt::{self, put_before};
-use umbel_engine::train::{Loss, LossError, Sequence, TrainingState};
+use umbel_engine::train::{LossError, Sequence, TrainingState};
 use umbel_engine::{Ends, EndsError, HiddenStates};
 use umbel_protocol::training::{SEQUENCES_MAX, TrainingSequence};
 use umbel_protocol::{PeerId, Span};
@@ -61,6 +61,14 @@ pub(super) struct Microbatch {
     loss: Option<f64>,
     /// The route that it takes through servers.
     route: Option<usize>,
+}
+
+/// How badly a microbatch was foretold.
+struct Foretold {
+    /// The sum of the losses.
+    sum: f64,
+    /// By what left the last block, where that is wanted.
+    gradient: Option<HiddenStates>,
 }
 
 /// A step of the optimizer that is to be taken everywhere.
@@ -125,30 +133,41 @@ impl Microbatch {
         self.sequences.iter().map(|sequence| sequence.tokens as usize)
     }
 
-    /// What computes the loss of what left the last block.
+    /// What computes the loss of what left the last block; with a weight, its gradient too.
     fn loss(
         &self,
         model: &Arc<ClientModel>,
-        weight: f32,
-    ) -> impl FnOnce() -> Result<Loss, LossError> + Send + use<> {
+        weight: Option<f32>,
+    ) -> impl FnOnce() -> Result<Foretold, LossError> + Send + use<> {
         let last = model.config().block_count;
         let hidden = self.entering.get(&last).expect("it has gone forward").clone();
         let (model, targets) = (Arc::clone(model), self.targets.clone());
-        move || model.ends().loss(&hidden, &targets, weight)
+        move || {
+            let Some(weight) = weight else {
+                let sum = model.ends().loss_sum(&hidden, &targets)?;
+                return Ok(Foretold { sum, gradient: None });
+            };
+            let loss = model.ends().loss(&hidden, &targets, weight)?;
+            Ok(Foretold { sum: loss.sum, gradient: Some(loss.gradient) })
+        }
     }
 
-    fn foretold(&mut self, loss: Loss) {
-        let (last, _) = self.entering.last_key_value().expect("it has gone forward");
-        self.gradients.insert(*last, loss.gradient);
-        self.loss = Some(loss.sum);
+    fn foretold(&mut self, Foretold { sum, gradient }: Foretold) {
+        let (&last, _) = self.entering.last_key_value().expect("it has gone forward");
+        self.gradients.extend(gradient.map(|gradient| (last, gradient)));
+        self.loss = Some(sum);
     }
 
     /// Computes the loss apart from the network.
-    async fn foretell(&mut self, model: &Arc<ClientModel>, weight: f32) -> Result<f64, TrainError> {
+    async fn foretell(
+        &mut self,
+        model: &Arc<ClientModel>,
+        weight: Option<f32>,
+    ) -> Result<f64, TrainError> {
         let work = tokio::task::spawn_blocking(self.loss(model, weight));
-        let loss = work.await.expect("arithmetic does not panic")?;
-        let sum = loss.sum;
-        self.foretold(loss);
+        let foretold = work.await.expect("arithmetic does not panic")?;
+        let sum = foretold.sum;
+        self.foretold(foretold);
         Ok(sum)
     }
 

@@ -67,7 +67,7 @@ impl LocalBlocks {
             let last = self.span().end();
             let (inputs, output) = self.forward(state, microbatch, true).await?;
             microbatch.entering.insert(last, output);
-            sum += microbatch.foretell(model, weight).await?;
+            sum += microbatch.foretell(model, Some(weight)).await?;
             let gradient = microbatch.gradients[&last].clone();
             let back = self.backward(state, microbatch, inputs, gradient).await?;
             // The passes have let go of the state, so that nothing is copied.
@@ -86,7 +86,7 @@ impl LocalBlocks {
         let mut sum = 0.0;
         for microbatch in microbatches {
             self.answer(state, microbatch).await?;
-            sum += microbatch.foretell(model, 0.0).await?;
+            sum += microbatch.foretell(model, None).await?;
         }
         Ok(sum)
     }

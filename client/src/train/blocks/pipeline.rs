@@ -19,12 +19,12 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use umbel_coordinator::session::FailureReason;
 use umbel_engine::HiddenStates;
-use umbel_engine::train::{Loss, LossError};
+use umbel_engine::train::LossError;
 use umbel_protocol::training::{TrainerMessage, TrainingAnswer};
 use umbel_protocol::{Span, Tensor};
 
 use super::hop::{Fault, HopLink, OpenHop, PIPELINED, Progress, read_answer, unexpected};
-use super::{Microbatch, TrainingRoute};
+use super::{Foretold, Microbatch, TrainingRoute};
 use crate::model::ClientModel;
 use crate::swarm::Swarm;
 use crate::train::TrainError;
@@ -34,8 +34,8 @@ pub(super) use sum::GradientSum;
 /// What a pass is for.
 pub(super) struct Pass<'a> {
     pub(super) swarm: &'a Swarm,
-    /// Where the loss is wanted: the model, and what each token counts.
-    pub(super) loss: Option<(&'a Arc<ClientModel>, f32)>,
+    /// Where the loss is wanted: the model, and what each token counts where its gradient is too.
+    pub(super) loss: Option<(&'a Arc<ClientModel>, Option<f32>)>,
     pub(super) way: Way<'a>,
 }
 
@@ -137,7 +137,7 @@ struct Conductor<'a> {
     failed: Vec<(usize, usize, FailureReason)>,
     stopped: Option<TrainError>,
     /// The microbatch whose loss is computed.
-    foretelling: Option<(usize, JoinHandle<Result<Loss, LossError>>)>,
+    foretelling: Option<(usize, JoinHandle<Result<Foretold, LossError>>)>,
 }
 
 impl Conductor<'_> {
@@ -253,9 +253,9 @@ impl Conductor<'_> {
         self.foretelling = Some((index, tokio::task::spawn_blocking(work)));
     }
 
-    fn foretold(&mut self, index: usize, loss: Result<Loss, LossError>) {
-        match loss {
-            Ok(loss) => self.microbatches[index].foretold(loss),
+    fn foretold(&mut self, index: usize, foretold: Result<Foretold, LossError>) {
+        match foretold {
+            Ok(foretold) => self.microbatches[index].foretold(foretold),
             Err(error) => self.stopped = Some(error.into()),
         }
     }

@@ -124,7 +124,7 @@ impl RemoteBlocks {
         let mut sum = apart.then(|| GradientSum::new(values, count, microbatches.len()));
         loop {
             let way = sum.as_mut().map_or(Way::Together, Way::Apart);
-            let pass = Pass { swarm: &self.swarm, loss: Some((model, weight)), way };
+            let pass = Pass { swarm: &self.swarm, loss: Some((model, Some(weight))), way };
             let mut passed = pipeline::run(pass, &mut self.routes, microbatches).await;
             if passed.is_ok() && sum.is_none() {
                 passed = self.read(state, loss(microbatches)).await;
@@ -216,7 +216,7 @@ impl RemoteBlocks {
         self.begin(state).await?;
         self.unfinished = true;
         loop {
-            let loss = model.map(|model| (model, 0.0));
+            let loss = model.map(|model| (model, None));
             let pass = Pass { swarm: &self.swarm, loss, way: Way::Forward };
             match pipeline::run(pass, &mut self.routes, microbatches).await {
                 Ok(()) => break,

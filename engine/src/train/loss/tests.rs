@@ -75,6 +75,54 @@ fn a_row_without_a_target_has_no_gradient() {
 }
 
 #[test]
+fn rows_with_a_target_have_the_bits_that_they_have_alone() {
+    let (ends, _) = ends();
+    let (hidden, targets) = (model::hidden(TOKENS, 8), targets());
+    let loss = ends.loss(&hidden, &targets, 0.25).unwrap();
+    let rows = (0..TOKENS).filter(|row| targets[*row].is_some());
+    let taught: Vec<_> = rows.map(|row| hidden.rows(row..row + 1).unwrap()).collect();
+    let taught = HiddenStates::concat(&taught).unwrap();
+    let alone: Vec<_> = targets.iter().copied().filter(Option::is_some).collect();
+    let alone = ends.loss(&taught, &alone, 0.25).unwrap();
+
+    assert_eq!((loss.sum.to_bits(), loss.targets), (alone.sum.to_bits(), alone.targets));
+    let bits = |row: &[f32]| row.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+    let (found, expected) = (loss.gradient.to_values(), alone.gradient.to_values());
+    let mut expected = expected.chunks(256).map(bits);
+    for (row, target) in found.chunks(256).zip(&targets) {
+        let zeros = || bits(&[0.0; 256]);
+        assert_eq!(bits(row), target.map_or_else(zeros, |_| expected.next().unwrap()));
+    }
+}
+
+#[test]
+fn what_a_row_without_a_target_holds_makes_no_difference() {
+    let (ends, _) = ends();
+    let hidden = model::hidden(TOKENS, 8);
+    let mut values = hidden.to_values();
+    let masked = values.chunks_mut(256).zip(targets()).filter(|(_, target)| target.is_none());
+    masked.for_each(|(row, _)| row.fill(f32::NAN));
+    let wild = HiddenStates::from_values(values, 256).unwrap();
+    let loss = |hidden| ends.loss(hidden, &targets(), 1.0).unwrap();
+    let (calm, wild) = (loss(&hidden), loss(&wild));
+    assert_eq!(calm.sum.to_bits(), wild.sum.to_bits());
+    assert_eq!(calm.gradient.to_values(), wild.gradient.to_values());
+}
+
+#[test]
+fn the_sum_alone_has_the_bits_of_that_with_a_gradient() {
+    let (ends, _) = ends();
+    let hidden = model::hidden(TOKENS, 8);
+    for targets in [targets(), vec![Some(3); TOKENS], vec![None; TOKENS]] {
+        let loss = ends.loss(&hidden, &targets, 0.25).unwrap();
+        let sum = ends.loss_sum(&hidden, &targets).unwrap();
+        assert_eq!(sum.to_bits(), loss.sum.to_bits());
+    }
+    let refused = ends.loss_sum(&hidden, &targets()[1..]).unwrap_err();
+    assert!(matches!(refused, LossError::Shape { .. }));
+}
+
+#[test]
 fn targets_that_do_not_fit_are_refused() {
     let (ends, _) = ends();
     let hidden = model::hidden(TOKENS, 8);
