@@ -69,6 +69,13 @@ impl HiddenStates {
             .expect("the values fill the shape")
     }
 
+    /// Whether all values are finite numbers. Where they are not, whoever computed them did so wrongly, or
+    /// from what was none before.
+    #[must_use]
+    pub fn are_finite(&self) -> bool {
+        self.with_values(|values| values.iter().all(|value| value.is_finite()))
+    }
+
     /// How many tokens there are: at least one.
     #[must_use]
     pub fn token_count(&self) -> usize {

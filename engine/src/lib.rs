@@ -58,5 +58,5 @@ pub use kv::PAGE_TOKENS;
 pub use kv::arena::{KvArena, OpenTableError};
 pub use kv::kept::{KeptPage, WrongPrefixError};
 pub use kv::table::{KvTable, TruncateError};
-pub use sample::{InvalidSampling, Sampler, Sampling, top_logits};
+pub use sample::{InvalidSampling, NotNumbers, Sampler, Sampling, check_numbers, top_logits};
 pub use span::{ForwardError, GpuError, HostedSpan, LoadSpanError};

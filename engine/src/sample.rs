@@ -95,31 +95,52 @@ impl Sampler {
     /// `logits` has one value for each token of the vocabulary and is worked on in place. A logit
     /// that is not a number counts as impossible.
     ///
+    /// # Errors
+    /// [`NotNumbers`] where all are such.
+    ///
     /// # Panics
     /// Where `logits` is empty: a model without a vocabulary is a bug of ours.
-    pub fn sample(&self, logits: &mut [f32], history: &[u32]) -> u32 {
+    pub fn sample(&self, logits: &mut [f32], history: &[u32]) -> Result<u32, NotNumbers> {
         self.sample_at(history.len() as u64, logits, history)
     }
 
     /// The token at `position`, as [`Sampler::sample`] gives it after so many tokens. What these
     /// were matters only where repetition is penalized; else `history` may lack them.
     ///
+    /// # Errors
+    /// As [`Sampler::sample`].
+    ///
     /// # Panics
     /// As [`Sampler::sample`].
-    pub fn sample_at(&self, position: u64, logits: &mut [f32], history: &[u32]) -> u32 {
+    pub fn sample_at(
+        &self,
+        position: u64,
+        logits: &mut [f32],
+        history: &[u32],
+    ) -> Result<u32, NotNumbers> {
         assert!(!logits.is_empty(), "a model has a vocabulary");
+        check_numbers(logits)?;
         filter::replace_nan(logits);
         filter::penalize_repetition(logits, history, self.sampling.repetition_penalty);
         let first = likeliest(logits.iter().copied());
         if self.sampling.temperature == 0.0 || logits[first] == f32::NEG_INFINITY {
-            return id(first);
+            return Ok(id(first));
         }
         filter::divide_by_temperature(logits, self.sampling.temperature);
         let kept = filter::keep(logits, &self.sampling);
         let noise = Noise::at(self.sampling.seed, position);
         let best = likeliest(kept.iter().map(|&(token, logit)| logit + noise.gumbel(token)));
-        kept[best].0
+        Ok(kept[best].0)
     }
+}
+
+/// Whether a model says anything with these logits: before some are made impossible, which are numbers
+/// then.
+///
+/// # Errors
+/// [`NotNumbers`] where none is a number.
+pub fn check_numbers(logits: &[f32]) -> Result<(), NotNumbers> {
+    if logits.iter().all(|logit| logit.is_nan()) { Err(NotNumbers) } else { Ok(()) }
 }
 
 /// The `count` largest logits as (token, logit), largest first, equal ones by smaller token.
@@ -127,10 +148,10 @@ impl Sampler {
 /// A logit that is not a number counts as the smallest.
 #[must_use]
 pub fn top_logits(logits: &[f32], count: usize) -> Vec<(u32, f32)> {
-    let mut ranked: Vec<(u32, f32)> = filter::numbered(logits);
     if count == 0 {
         return Vec::new();
     }
+    let mut ranked: Vec<(u32, f32)> = filter::numbered(logits);
     if count < ranked.len() {
         ranked.select_nth_unstable_by(count - 1, larger_first);
         ranked.truncate(count);
@@ -161,6 +182,14 @@ fn likeliest(values: impl Iterator<Item = f32>) -> usize {
 fn id(index: usize) -> u32 {
     u32::try_from(index).expect("token ids have 32 bits")
 }
+
+/// Logits of which none is a number: what they were computed from was none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "what the model says of the next token is no number: whoever computed its blocks did so wrongly, \
+     or its files are broken"
+)]
+pub struct NotNumbers;
 
 /// A sampling parameter out of its range.
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]

@@ -273,7 +273,8 @@ impl Shards {
             let outputs = shard.blocks.forward_batch(&mut batch);
             let (mut drawing, mut draws, mut rows) = (Vec::new(), Vec::new(), Vec::new());
             for (job, output) in ready.into_iter().zip(outputs) {
-                match (&jobs[job.index].draw, output) {
+                let output = output.map_err(|error| self.failed(&error));
+                match (&jobs[job.index].draw, output.and_then(|left| numbers(&job.input, left))) {
                     (Some(draw), Ok(hidden)) => {
                         drawing.push(job.index);
                         draws.push(draw);
@@ -281,7 +282,6 @@ impl Shards {
                     }
                     (_, output) => {
                         let result = output.map(|hidden| hidden.to_wire_as(job.results));
-                        let result = result.map_err(|error| self.failed(&error));
                         results[job.index] = Some(result);
                     }
                 }
@@ -386,6 +386,16 @@ struct Ready {
     /// How what comes out is written.
     results: DType,
     input: HiddenStates,
+}
+
+/// What has `left` the blocks, where it is numbers, or what entered them was none: then who handed that in
+/// is at fault, and sees what it comes to.
+fn numbers(entered: &HiddenStates, left: HiddenStates) -> Result<HiddenStates, ComputeFailure> {
+    if left.are_finite() || !entered.are_finite() {
+        return Ok(left);
+    }
+    tracing::warn!("numbers have become none in the blocks; the session goes on elsewhere");
+    Err(internal("what left its blocks is no number, though what entered them was".to_owned()))
 }
 
 fn internal(detail: String) -> ComputeFailure {

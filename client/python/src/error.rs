@@ -42,6 +42,7 @@ pub(crate) fn not_generated(error: GenerateError) -> PyErr {
         GenerateError::NoWeights
         | GenerateError::NoLogits
         | GenerateError::Grammar(_)
+        | GenerateError::NotNumbers(_)
         | GenerateError::Ends(_) => failed(&error),
     }
 }

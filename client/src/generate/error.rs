@@ -1,6 +1,6 @@
 //! Why a generation does not begin, or ends too early.
 
-use umbel_engine::{EndsError, InvalidSampling};
+use umbel_engine::{EndsError, InvalidSampling, NotNumbers};
 
 use crate::chain::StepError;
 use crate::text::grammar::GrammarError;
@@ -43,6 +43,9 @@ pub enum GenerateError {
     /// The form that the answer is held to cannot be followed any further.
     #[error(transparent)]
     Grammar(#[from] GrammarError),
+    /// What came back from the blocks says nothing of the next token.
+    #[error(transparent)]
+    NotNumbers(#[from] NotNumbers),
     /// The embedding or the head failed.
     #[error("the ends of the model could not be computed")]
     Ends(#[from] EndsError),

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use umbel_engine::Device;
 use umbel_shard::{Cache, Model, ModelSource, PartsNeeded, Silent};
 
@@ -14,11 +14,20 @@ const WORD: u32 = 7;
 
 /// A tiny Llama with two words, which are written as Llama 2 writes them.
 fn open() -> (Arc<ClientModel>, Arc<LocalModel>) {
+    open_changed(|_| ())
+}
+
+/// The same after a change to the file of its weights.
+fn open_changed(change: impl FnOnce(&mut [u8])) -> (Arc<ClientModel>, Arc<LocalModel>) {
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/checkpoints/llama");
     let folder = tempfile::tempdir().unwrap();
     for file in ["config.json", "model.safetensors"] {
         fs::copy(fixture.join(file), folder.path().join(file)).unwrap();
     }
+    let weights = folder.path().join("model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    change(&mut bytes);
+    fs::write(weights, bytes).unwrap();
     let decoders = json!([
         { "type": "Replace", "pattern": { "String": "▁" }, "content": " " },
         { "type": "ByteFallback" },
@@ -39,6 +48,17 @@ fn open() -> (Arc<ClientModel>, Arc<LocalModel>) {
     let model = Arc::new(ClientModel::from_shard(shard).unwrap());
     let blocks = LocalModel::load(model.shard(), 64, Device::shared()).unwrap();
     (model, Arc::new(blocks))
+}
+
+/// Leaves no number in a tensor of a file of weights.
+fn spoil(weights: &mut [u8], name: &str) {
+    let (length, rest) = weights.split_first_chunk_mut().unwrap();
+    let size = |bytes: u64| usize::try_from(bytes).unwrap();
+    let (header, data) = rest.split_at_mut(size(u64::from_le_bytes(*length)));
+    let header: Value = serde_json::from_slice(header).unwrap();
+    let offset = |index: usize| size(header[name]["data_offsets"][index].as_u64().unwrap());
+    // All bits set are no number, whatever the type.
+    data[offset(0)..offset(1)].fill(0xff);
 }
 
 /// What is shown of the word, twice, behind another.
@@ -65,4 +85,17 @@ async fn a_text_that_goes_on_has_the_space_before_its_next_word() {
     assert!(Generate::new(vec![6]).continues, "unless it is told otherwise");
     assert_eq!(said(true).await, " Paris Paris");
     assert_eq!(said(false).await, "Paris Paris");
+}
+
+#[tokio::test]
+async fn a_chain_that_answers_what_is_no_number_ends_the_generation_with_an_error() {
+    let norm = "model.layers.3.input_layernorm.weight";
+    let (model, blocks) = open_changed(|weights| spoil(weights, norm));
+    for sampling in [Sampling::greedy(), Sampling::with_temperature(1.0, 3)] {
+        let request = Generate { sampling, ..Generate::new(vec![6]) };
+        let chain = Chain::Local(blocks.open(8).unwrap());
+        let mut generation = request.start(Arc::clone(&model), chain).unwrap();
+        let failed = generation.next().await.unwrap_err();
+        assert!(matches!(failed, GenerateError::NotNumbers(_)), "{failed}");
+    }
 }

@@ -9,7 +9,7 @@
 use std::time::Instant;
 
 use umbel_coordinator::session::speculation::StepSample;
-use umbel_engine::{HiddenStates, top_logits};
+use umbel_engine::{HiddenStates, check_numbers, top_logits};
 
 use super::{Generation, Logprobs, embed};
 use crate::chain::StepTime;
@@ -102,13 +102,15 @@ impl Generation {
         let rows = self.model.logits(leaving).await?;
         let (mut text, mut time) = (self.tokens.clone(), time);
         for (index, mut logits) in rows.into_iter().enumerate() {
+            // Before a grammar makes numbers of some of them.
+            check_numbers(&logits)?;
             let largest = top_logits(&logits, self.request.top_logits);
             let given = self.request.top_logprobs.map(|count| (count, logits.clone()));
             self.request.adjust.apply(&mut logits, &text[self.request.prompt.len()..]);
             if let Some(grammar) = &mut self.request.grammar {
                 grammar.restrict(&mut logits)?;
             }
-            let id = self.sampler.sample(&mut logits, &text);
+            let id = self.sampler.sample(&mut logits, &text)?;
             if let Some(grammar) = &mut self.request.grammar {
                 grammar.accept(id)?;
             }

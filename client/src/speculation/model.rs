@@ -128,7 +128,7 @@ impl DraftSession {
             let leaving = self.step(at, &text[at..]).await?;
             let mut rows = self.model.logits(leaving.last_row()).await?;
             let mut logits = rows.pop().expect("hidden states have a token");
-            text.push(self.sampler.sample(&mut logits, &text));
+            text.push(self.sampler.sample(&mut logits, &text)?);
         }
         Ok((text.split_off(tokens.len()), overhead))
     }

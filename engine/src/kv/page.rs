@@ -141,13 +141,18 @@ impl<'a> SideMut<'a> {
         let Place { start, step, scale } = place;
         match self {
             Self::Binary32(to) => put(&mut to[start..], step, from, |value| value),
-            Self::Binary16(to) => put(&mut to[start..], step, from, f16::from_f32),
-            Self::Bfloat16(to) => put(&mut to[start..], step, from, bf16::from_f32),
+            // What is beyond the type becomes the largest that it has, as on the wire: attention to
+            // an infinity is no number.
+            Self::Binary16(to) => put(&mut to[start..], step, from, |value| {
+                f16::from_f32(value.clamp(f16::MIN.to_f32(), f16::MAX.to_f32()))
+            }),
+            Self::Bfloat16(to) => put(&mut to[start..], step, from, |value| {
+                bf16::from_f32(value.clamp(bf16::MIN.to_f32(), bf16::MAX.to_f32()))
+            }),
             Self::Bytes { quants, scales } => {
                 for (block, from) in from.chunks(KV_BLOCK_VALUES).enumerate() {
                     let largest = from.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
-                    // What is beyond binary16 becomes the largest that it has, and a block whose
-                    // scale vanishes becomes zeros.
+                    // A scale alike, and a block whose scale vanishes becomes zeros.
                     let step_size = f16::from_f32((largest / STEPS).min(f16::MAX.to_f32()));
                     scales[scale + block * PAGE_TOKENS] = step_size;
                     let size = step_size.to_f32();
@@ -236,6 +241,24 @@ mod tests {
         assert_eq!(scales[3], f16::MAX);
         assert_eq!((quants[SHAPE.key(0, 3)], quants[SHAPE.key(0, 3) + PAGE_TOKENS]), (127, 0));
         assert!(scales.iter().all(|scale| scale.is_finite()));
+    }
+
+    #[test]
+    fn what_is_beyond_a_narrow_type_becomes_the_largest_that_it_has() {
+        for (dtype, largest) in [(DType::F16, f16::MAX.to_f32()), (DType::BF16, bf16::MAX.to_f32())]
+        {
+            let mut page = Page::zeroed(&Arc::default(), SHAPE, dtype);
+            let mut wild = token(3, 1.0);
+            wild[..4].copy_from_slice(&[f32::MAX, f32::MIN, f32::INFINITY, f32::NAN]);
+            page.write(3, &wild, &wild);
+            let KvPage { keys, values } = page.view();
+            let key = |index: usize| read(keys, SHAPE.key(0, 3) + index * PAGE_TOKENS, 0);
+            let value = |index: usize| read(values, SHAPE.value(0, 3).start + index, 0);
+            for (index, expected) in [largest, -largest, largest].into_iter().enumerate() {
+                assert_eq!((key(index), value(index)), (expected, expected), "{dtype}");
+            }
+            assert!(key(3).is_nan() && value(3).is_nan(), "{dtype}: what is none shows");
+        }
     }
 
     #[test]

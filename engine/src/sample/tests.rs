@@ -16,26 +16,33 @@ fn counts(sampling: Sampling, logits: &[f32], draws: u32) -> Vec<u32> {
     let mut counts = vec![0; logits.len()];
     let history = vec![u32::MAX; draws as usize];
     for position in 0..draws as usize {
-        counts[sampler.sample(&mut logits.to_vec(), &history[..position]) as usize] += 1;
+        let token = sampler.sample(&mut logits.to_vec(), &history[..position]).unwrap();
+        counts[token as usize] += 1;
     }
     counts
 }
 
 #[test]
 fn greedy_takes_the_smallest_of_equal_tokens() {
-    assert_eq!(sampler(Sampling::greedy()).sample(&mut LOGITS.to_vec(), &[]), 1);
+    assert_eq!(sampler(Sampling::greedy()).sample(&mut LOGITS.to_vec(), &[]), Ok(1));
 }
 
 #[test]
 fn what_is_not_a_number_is_never_chosen() {
     let logits = [f32::NAN, -5.0, f32::NAN, f32::NEG_INFINITY];
-    assert_eq!(sampler(Sampling::greedy()).sample(&mut logits.to_vec(), &[]), 1);
+    assert_eq!(sampler(Sampling::greedy()).sample(&mut logits.to_vec(), &[]), Ok(1));
     assert_eq!(counts(Sampling::with_temperature(100.0, 1), &logits, 50)[1], 50);
-    let nothing = [f32::NAN; 4];
-    for sampling in [Sampling::greedy(), Sampling::with_temperature(1.0, 1)] {
-        assert_eq!(sampler(sampling).sample(&mut nothing.to_vec(), &[]), 0);
-    }
     assert_eq!(top_logits(&logits, 1), [(1, -5.0)]);
+}
+
+#[test]
+fn where_nothing_is_a_number_nothing_is_chosen() {
+    for sampling in [Sampling::greedy(), Sampling::with_temperature(1.0, 1)] {
+        let sample = |logits: [f32; 4]| sampler(sampling.clone()).sample(&mut logits.to_vec(), &[]);
+        assert_eq!(sample([f32::NAN; 4]), Err(NotNumbers));
+        // A form that an answer is held to may leave one token, which the model thinks impossible.
+        assert_eq!(sample([f32::NEG_INFINITY; 4]), Ok(0));
+    }
 }
 
 #[test]
@@ -61,7 +68,8 @@ fn draws_follow_the_softmax() {
 #[test]
 fn a_draw_depends_on_seed_and_position_alone() {
     let draw = |seed, history: &[u32]| {
-        sampler(Sampling::with_temperature(5.0, seed)).sample(&mut LOGITS.to_vec(), history)
+        let sampler = sampler(Sampling::with_temperature(5.0, seed));
+        sampler.sample(&mut LOGITS.to_vec(), history).unwrap()
     };
     for position in 0..40 {
         assert_eq!(draw(3, &vec![0; position]), draw(3, &vec![4; position]));
@@ -118,8 +126,8 @@ fn repetition_makes_a_token_less_likely_once() {
     };
     assert_eq!(penalized(&[1, 2, 1, 1, 99]), [1.0, 1.5, -4.0, 3.0, 0.5, 2.0]);
     let greedy = sampler(Sampling { repetition_penalty: 2.0, ..Sampling::greedy() });
-    assert_eq!(greedy.sample(&mut LOGITS.to_vec(), &[1]), 3);
-    assert_eq!(greedy.sample(&mut LOGITS.to_vec(), &[1, 3]), 5);
+    assert_eq!(greedy.sample(&mut LOGITS.to_vec(), &[1]), Ok(3));
+    assert_eq!(greedy.sample(&mut LOGITS.to_vec(), &[1, 3]), Ok(5));
 }
 
 #[test]
@@ -154,8 +162,9 @@ proptest! {
         history in proptest::collection::vec(0..50u32, 0..20),
     ) {
         let sampling = Sampling { temperature, top_k, top_p, min_p, repetition_penalty, seed };
+        prop_assume!(check_numbers(&logits).is_ok());
         let vocabulary = logits.len();
-        let token = sampler(sampling).sample(&mut logits, &history);
+        let token = sampler(sampling).sample(&mut logits, &history).unwrap();
         prop_assert!((token as usize) < vocabulary);
     }
 

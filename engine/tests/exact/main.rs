@@ -104,7 +104,7 @@ fn generate(fixture: &Fixture, split: &[Span]) -> (Vec<u32>, Vec<Vec<u32>>) {
         let mut logits = ends.logits(&hidden).unwrap();
         bits.push(logits.iter().map(|logit| logit.to_bits()).collect());
         let likeliest = top_logits(&logits, 1)[0].0;
-        let token = sampler.sample(&mut logits, &tokens);
+        let token = sampler.sample(&mut logits, &tokens).unwrap();
         assert_eq!(token, likeliest);
         tokens.push(token);
         next = vec![token];

@@ -86,7 +86,8 @@ impl ShardEnds {
             let mut logits = rows.pop().ok_or_else(|| internal("no row of logits".to_owned()))?;
             let sampler = sampler(draw).map_err(|error| internal(error.to_string()))?;
             let position = u64::from(draw.position);
-            Ok(Tensor::of_ids(&[sampler.sample_at(position, &mut logits, &draw.text)]))
+            let drawn = sampler.sample_at(position, &mut logits, &draw.text);
+            Ok(Tensor::of_ids(&[drawn.map_err(|error| internal(error.to_string()))?]))
         });
         drawn.collect()
     }

@@ -180,6 +180,7 @@ impl From<GenerateError> for ApiError {
             // A gateway has the ends and no thin sessions, so the first two are mistakes of its own.
             GenerateError::NoWeights
             | GenerateError::NoLogits
+            | GenerateError::NotNumbers(_)
             | GenerateError::Ends(_)
             | GenerateError::Step(_) => Self::unavailable(&error.into()),
         }

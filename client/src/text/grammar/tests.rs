@@ -43,7 +43,7 @@ fn draw(tokenizer: &Tokenizer, mut grammar: Grammar, seed: u64) -> String {
         assert!(ids.len() < 2_000, "an answer ends");
         let mut logits = vec![0.0; size];
         grammar.restrict(&mut logits).unwrap();
-        let id = sampler.sample(&mut logits, &ids);
+        let id = sampler.sample(&mut logits, &ids).unwrap();
         grammar.accept(id).unwrap();
         if id == 2 {
             return tokenizer.decode(&ids).unwrap();
