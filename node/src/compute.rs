@@ -2,10 +2,10 @@
 
 mod ends;
 pub mod floor;
-#[cfg(test)]
-mod tests;
-
 mod pages;
+mod prepare;
+#[cfg(test)]
+pub(crate) mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,7 +16,7 @@ use tokio::sync::{Notify, mpsc};
 use umbel_coordinator::server::{
     Batch, ComputeFailure, Job, JobId, PageId, PageOrder, SESSIONS_MAX, ShardId,
 };
-use umbel_engine::train::{Adapter, TrainError};
+use umbel_engine::train::TrainError;
 use umbel_engine::{ForwardError, GpuError, HiddenStates, HostedSpan, KvArena, KvTable};
 use umbel_protocol::error::ErrorCode;
 use umbel_protocol::{DType, SessionId, Span, Tensor};
@@ -24,7 +24,10 @@ use umbel_protocol::{DType, SessionId, Span, Tensor};
 use crate::driver::EVENTS_WAITING_MAX;
 use ends::DrawError;
 pub use ends::{ServedHead, ShardEnds};
+use floor::Floor;
 use pages::Pages;
+pub use prepare::OpenAdapter;
+use prepare::Preparer;
 
 /// Commands beyond which no client opens a session: every session that there can be, opened and freed
 /// again while one pass runs.
@@ -72,7 +75,7 @@ pub enum Command {
         /// Pages with which it begins.
         prefix: Vec<PageId>,
         /// What is added to the matrices for its tokens.
-        adapter: Option<Arc<Adapter>>,
+        adapter: Option<OpenAdapter>,
     },
     /// Keep pages, or drop them.
     Pages(Vec<PageOrder>),
@@ -191,18 +194,23 @@ pub struct Shards {
     shards: BTreeMap<ShardId, Shard>,
     tables: BTreeMap<SessionId, (ShardId, KvTable, DType)>,
     pages: Pages,
+    preparer: Preparer,
     lost: Arc<Notify>,
 }
 
 impl Shards {
     /// The first blocks, and no session yet; and what says that their GPU is lost, after which no
-    /// pass is computed any more.
+    /// pass is computed any more. Adapters are prepared where the `floor` is free.
+    ///
+    /// # Panics
+    /// If the system cannot start a thread.
     #[must_use]
-    pub fn new(first: Shard) -> (Self, Arc<Notify>) {
+    pub fn new(first: Shard, floor: Floor) -> (Self, Arc<Notify>) {
         let shards = BTreeMap::from([(ShardId::default(), first)]);
         let lost = Arc::new(Notify::new());
         let (tables, pages) = (BTreeMap::new(), Pages::default());
-        (Self { shards, tables, pages, lost: Arc::clone(&lost) }, lost)
+        let preparer = Preparer::start(floor);
+        (Self { shards, tables, pages, preparer, lost: Arc::clone(&lost) }, lost)
     }
 
     fn order_pages(&mut self, orders: Vec<PageOrder>) {
@@ -226,15 +234,15 @@ impl Shards {
         session: SessionId,
         wanted: TableWanted,
         results: DType,
-        (prefix, adapter): (&[PageId], Option<Arc<Adapter>>),
+        (prefix, adapter): (&[PageId], Option<OpenAdapter>),
     ) {
         let TableWanted { shard: id, blocks, tokens, cache } = wanted;
         self.pages.uncharge(prefix);
         let shard = self.shards.get(&id).expect("blocks are held as long as sessions use them");
         match shard.arena.open_as(cache, blocks, tokens as usize) {
             Ok(mut table) => {
-                if let Some(adapter) = adapter
-                    && let Err(error) = shard.blocks.adapt(&mut table, adapter)
+                if let Some(open) = &adapter
+                    && let Err(error) = shard.blocks.adapt(&mut table, Arc::clone(&open.adapter))
                 {
                     // The session's first step reports it.
                     if let TrainError::Gpu(reason) = error {
@@ -246,6 +254,9 @@ impl Shards {
                     }
                     shard.arena.close(table);
                     return;
+                }
+                if let Some(open) = adapter {
+                    self.preparer.prepare(&shard.blocks, blocks, open);
                 }
                 self.pages.begin(&mut table, prefix);
                 self.tables.insert(session, (id, table, results));

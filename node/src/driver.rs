@@ -52,6 +52,8 @@ enum Event {
     PushFailed { session: SessionId, to: SessionId, link: u64, detail: String },
     Serve { id: ShardId, span: Span, shard: Box<Shard> },
     Drain,
+    Preparing { session: SessionId },
+    Prepared { session: SessionId },
 }
 
 /// What a server has to spare, for its announcements.
@@ -357,6 +359,16 @@ impl Driver {
                 self.tell_server(Input::Serve { shard: id, span });
             }
             Event::Drain => self.tell_server(Input::Drain),
+            Event::Preparing { session } => {
+                if let Some((link, message)) = self.adapters.still_preparing(session) {
+                    self.send(link, message);
+                }
+            }
+            Event::Prepared { session } => {
+                if let Some((link, message)) = self.adapters.prepared(session) {
+                    self.send(link, message);
+                }
+            }
         }
     }
 
@@ -396,7 +408,8 @@ impl Driver {
                 } => {
                     self.counters.session_opened();
                     let table = TableWanted { shard, blocks, tokens, cache };
-                    let adapter = adapter.map(|adapter| self.adapters.of_session(adapter));
+                    let adapter =
+                        adapter.map(|adapter| self.adapters.open(session, adapter, &self.tell));
                     let open = Command::Open { session, table, results, prefix, adapter };
                     self.compute.tell(open);
                 }
@@ -415,6 +428,7 @@ impl Driver {
                     computed |= self.compute(Command::Pass(batch));
                 }
                 Output::Forget { session } => {
+                    let _never_heard = self.adapters.prepared(session);
                     self.clients.remove(&session);
                     self.compute.tell(Command::Forget { session });
                 }
@@ -435,7 +449,7 @@ impl Driver {
         if let ServerMessage::Opened { session, tokens_max, .. } = &message {
             self.clients.insert(*session, (open.peer, *tokens_max));
         }
-        match open.answers.try_send(message) {
+        match open.answers.try_send(self.adapters.withhold(link, message)) {
             Ok(()) => return,
             Err(TrySendError::Full(_)) => {
                 tracing::warn!(link = link.0, "a client leaves its answers unread");

@@ -235,7 +235,7 @@ impl Serving {
         let can_train = shard.blocks.can_train();
         let device = shard.blocks.gpu().is_none().then(Device::shared);
         let blocks = shard.blocks.clone();
-        let (shards, lost) = Shards::new(shard);
+        let (shards, lost) = Shards::new(shard, floor.clone());
         let (training, trainings) = TrainingDriver::new(
             (&model, blocks),
             network.clone(),

@@ -11,6 +11,8 @@
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use umbel_protocol::Span;
+
 use super::TrainError;
 use super::adapter::{Adapter, LoraMatrices, TargetModule};
 use super::block::linear_of;
@@ -44,6 +46,18 @@ pub(crate) struct RowScales {
 pub(super) struct Computed(Mutex<Option<(Weak<PackedMatrix>, Arc<RowScales>)>>);
 
 impl Computed {
+    fn of(&self, linear: &Linear) -> Option<Arc<RowScales>> {
+        let computed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (weights, scales) = computed.as_ref()?;
+        let are_same = std::ptr::eq(weights.as_ptr(), Arc::as_ptr(linear.shared_weight()));
+        are_same.then(|| Arc::clone(scales))
+    }
+
+    fn hold(&self, linear: &Linear, scales: &Arc<RowScales>) {
+        let computed = (Arc::downgrade(linear.shared_weight()), Arc::clone(scales));
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(computed);
+    }
+
     /// Forgets them: a value has changed.
     pub(super) fn forget(&mut self) {
         *self.0.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
@@ -80,18 +94,21 @@ impl LoraMatrices {
         if self.magnitudes.is_empty() {
             return None;
         }
-        let mut computed = self.computed.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((weights, scales)) = &*computed
-            && std::ptr::eq(weights.as_ptr(), Arc::as_ptr(linear.shared_weight()))
-        {
-            return Some(Arc::clone(scales));
+        if let Some(scales) = self.computed.of(linear) {
+            return Some(scales);
         }
+        // Nobody waits for it here: a pass that the pause lets go first would never come to an end.
         let mut norms = row_norms(linear.weight(), Some((self, scale)), pause);
         norms.iter_mut().for_each(|norm| *norm = norm.max(f32::MIN_POSITIVE));
         let factors = self.magnitudes.iter().zip(&norms).map(|(m, norm)| m / norm).collect();
         let scales = Arc::new(RowScales { norms, factors });
-        *computed = Some((Arc::downgrade(linear.shared_weight()), Arc::clone(&scales)));
+        self.computed.hold(linear, &scales);
         Some(scales)
+    }
+
+    /// Whether what rows are scaled by is computed, where they have magnitudes.
+    fn has_row_scales(&self, linear: &Linear) -> bool {
+        self.magnitudes.is_empty() || self.computed.of(linear).is_some()
     }
 }
 
@@ -229,7 +246,7 @@ impl HostedSpan {
         pause: &dyn Fn(),
     ) -> Result<Vec<f32>, TrainError> {
         if !self.span().contains(block) {
-            let blocks = umbel_protocol::Span::new(block, block.saturating_add(1));
+            let blocks = Span::new(block, block.saturating_add(1));
             let blocks = blocks.unwrap_or(self.span());
             return Err(TrainError::NotHosted { blocks, hosted: self.span() });
         }
@@ -238,6 +255,46 @@ impl HostedSpan {
         }
         let parts = self.parts(block);
         Ok(self.device().run(|| row_norms(linear_of(&parts, module).weight(), None, pause)))
+    }
+
+    /// Computes what passes with `adapter` need of a block beside its values, so that none has to: the norms
+    /// by which magnitudes (DoRA) are divided. They take as many multiplications as a prompt of as many
+    /// tokens as the adapter has ranks; `pause` is called between parts of the work. On a GPU it is done
+    /// when a session takes the adapter up.
+    ///
+    /// # Panics
+    /// Where the block is not here: [`HostedSpan::adapt`] says so.
+    pub fn prepare(&self, block: u32, adapter: &Adapter, pause: &dyn Fn()) {
+        let scale = adapter.config().scale();
+        self.device().run(|| {
+            for (matrices, linear) in self.pairs(block, adapter) {
+                matrices.row_scales(linear, scale, pause);
+            }
+        });
+    }
+
+    /// Whether all of that is computed for some blocks.
+    ///
+    /// # Panics
+    /// As [`HostedSpan::prepare`].
+    #[must_use]
+    pub fn is_prepared(&self, blocks: Span, adapter: &Adapter) -> bool {
+        let mut pairs = blocks.blocks().flat_map(|block| self.pairs(block, adapter));
+        pairs.all(|(matrices, linear)| matrices.has_row_scales(linear))
+    }
+
+    /// The matrices that an adapter has for a block, and those that they add to, on the processor.
+    fn pairs<'a>(
+        &'a self,
+        block: u32,
+        adapter: &'a Adapter,
+    ) -> impl Iterator<Item = (&'a LoraMatrices, &'a Linear)> {
+        let parts = self.gpu_blocks().is_none().then(|| self.parts(block));
+        parts.into_iter().flat_map(move |parts| {
+            TargetModule::ALL.into_iter().filter_map(move |module| {
+                Some((adapter.parameters().at(block, module)?, linear_of(&parts, module)))
+            })
+        })
     }
 
     /// As many norms as `range` has, of those that the magnitudes of `adapter` begin with, in the order of

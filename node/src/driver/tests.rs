@@ -2,14 +2,19 @@
 
 use std::net::UdpSocket;
 
-use umbel_coordinator::server::ServerConfig;
+use umbel_coordinator::server::{AdapterRoom, ServerConfig};
 use umbel_net::{Identity, LinkProtocol, NetworkConfig, Role};
-use umbel_protocol::inference::{AnswerRows, Destination, OpenSession, PushMessage, Redirect};
-use umbel_protocol::{DType, ModelId, StepId, Tensor};
+use umbel_protocol::inference::{
+    AdapterPart, AnswerRows, Destination, OpenSession, PushMessage, Redirect, SessionAdapter,
+};
+use umbel_protocol::training::{AdapterSettings, TargetModule};
+use umbel_protocol::{AdapterId, DType, ModelId, StepId, Tensor};
 
 use super::links::FRAMES_WAITING_MAX;
 use super::*;
-use crate::compute::Engine;
+use crate::compute::tests::llama;
+use crate::compute::{Engine, OpenAdapter};
+use crate::training::module_shapes;
 
 const MODEL: ModelId = ModelId::from_bytes([3; 32]);
 const CLIENT: PeerId = PeerId::from_public_key([1; 32]);
@@ -38,6 +43,10 @@ async fn client() -> Network {
 }
 
 async fn driver() -> Driver {
+    driver_of(Idle, None).await
+}
+
+async fn driver_of(engine: impl Engine, adapters: Option<AdapterRoom>) -> Driver {
     let network = listening().await;
     let server = Server::new(ServerConfig {
         peer: network.peer_id(),
@@ -52,9 +61,9 @@ async fn driver() -> Driver {
         cache: None,
         journal_bytes_max: 1 << 20,
         keeps_pages: false,
-        adapters: None,
+        adapters,
     });
-    let compute = Compute::start(Idle, |_| {});
+    let compute = Compute::start(engine, |_| {});
     Driver::new(server, network, compute, Events::new()).0
 }
 
@@ -248,6 +257,91 @@ async fn a_frame_that_no_step_of_the_model_needs_closes_its_link() {
     assert!(matches!(accepted, Some(Event::Accepted { .. })));
     let closed = driver.events.recv().await;
     assert!(matches!(closed, Some(Event::LinkClosed { .. })));
+}
+
+/// It hands on the adapters with which sessions open, and computes nothing.
+struct Preparing(mpsc::UnboundedSender<OpenAdapter>);
+
+impl Engine for Preparing {
+    fn run(&mut self, command: Command) -> Option<Computed> {
+        if let Command::Open { adapter: Some(adapter), .. } = command {
+            self.0.send(adapter).expect("the test listens");
+        }
+        None
+    }
+}
+
+/// A session with magnitudes (DoRA).
+fn opening_with_magnitudes(session: u128) -> ClientMessage {
+    let ClientMessage::Open(open) = opening(session, 16, Destination::Client) else {
+        panic!("it opens a session")
+    };
+    let settings = AdapterSettings {
+        rank: 1,
+        alpha: 1.0,
+        rank_stabilized: false,
+        dropout: 0.0,
+        target_modules: vec![TargetModule::Key],
+        block_prompt_tokens: 0,
+        weight_decomposed: true,
+    };
+    let adapter = Some(SessionAdapter { id: AdapterId::from_bytes([5; 32]), settings });
+    ClientMessage::Open(OpenSession { adapter, ..open })
+}
+
+/// A session whose adapter has come and is being prepared, and what its client hears.
+async fn preparing() -> (Driver, Unread, OpenAdapter) {
+    let (model, _) = llama();
+    let config = model.config().clone();
+    let room = AdapterRoom {
+        bytes_max: 1 << 20,
+        module_shapes: module_shapes(&config),
+        hidden_size: config.hidden_size as u64,
+    };
+    let (open, mut opened) = mpsc::unbounded_channel();
+    let mut driver = driver_of(Preparing(open), Some(room)).await.adapting(config);
+    let mut unread = driver.accept(LINK, CLIENT);
+    driver.hear(LINK, CLIENT, opening_with_magnitudes(1));
+    assert_eq!(unread.0.try_recv(), Ok(wanted(Some(0))));
+    // 32 rows and as many magnitudes, 64 columns, four blocks.
+    let count = 4 * (2 * 32 + 64);
+    let values = Tensor::from_f32(vec![count], &vec![0.5; count as usize]);
+    let values = values.expect("it has as many");
+    let part = AdapterPart { session: SessionId::new(1), offset: 0, values };
+    driver.hear(LINK, CLIENT, ClientMessage::Adapter(part));
+    let adapter = opened.recv().await.expect("the engine opens it");
+    (driver, unread, adapter)
+}
+
+fn wanted(offset: Option<u64>) -> ServerMessage {
+    ServerMessage::AdapterWanted { session: SessionId::new(1), offset }
+}
+
+#[tokio::test]
+async fn a_client_hears_that_its_session_is_open_when_its_adapter_is_prepared() {
+    let (mut driver, (mut heard, _closed), adapter) = preparing().await;
+    assert_eq!(heard.try_recv(), Ok(wanted(None)), "it waits");
+    driver.handle(Event::Preparing { session: SessionId::new(1) });
+    assert_eq!(heard.try_recv(), Ok(wanted(None)), "it waits on");
+    assert!(heard.try_recv().is_err());
+
+    drop(adapter);
+    let event = driver.events.recv().await.expect("the driver holds a sender");
+    assert!(matches!(event, Event::Prepared { .. }));
+    driver.handle(event);
+    let opened = heard.try_recv();
+    assert!(matches!(opened, Ok(ServerMessage::Opened { adapter: true, .. })), "{opened:?}");
+    driver.handle(Event::Preparing { session: SessionId::new(1) });
+    assert!(heard.try_recv().is_err(), "it has heard all");
+}
+
+#[tokio::test]
+async fn nothing_is_prepared_for_a_session_that_has_ended() {
+    let (mut driver, _unread, adapter) = preparing().await;
+    let mut prepared = adapter.prepared.expect("it is to be prepared");
+    assert!(!prepared.is_closed());
+    driver.hear(LINK, CLIENT, ClientMessage::Close { session: SessionId::new(1) });
+    prepared.closed().await;
 }
 
 fn step() -> Step {

@@ -1,5 +1,6 @@
 //! Sessions with adapters: each row has its own, and no other's.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use super::batch::assert_the_same_with;
@@ -121,6 +122,34 @@ fn assert_session_trains_alike(world: &World, adapter: Arc<Adapter>, what: &str)
     let mut plain = world.open(span(0, 3));
     let without = hosted.forward(&mut plain, &input).unwrap();
     assert!(away(&without) > 0.01, "{what}: the adapter changes something");
+}
+
+#[test]
+fn what_was_prepared_is_what_passes_compute_with_and_none_waits_for_it() {
+    let world = World::new(Family::Llama, WeightType::Q4_1);
+    let (hosted, input) = (world.host(span(0, 3)), model::hidden(7, 5));
+    let forward = |adapter: &Arc<Adapter>| {
+        let mut table = world.open(span(0, 3));
+        hosted.adapt(&mut table, Arc::clone(adapter)).unwrap();
+        hidden_bits(&hosted.forward(&mut table, &input).unwrap())
+    };
+    let expected = forward(&decomposed(&world, 4, 3));
+    let prepared = decomposed(&world, 4, 3);
+    for block in 0..3 {
+        assert!(!hosted.is_prepared(span(block, block + 1), &prepared));
+        hosted.prepare(block, &prepared, &|| ());
+        assert!(hosted.is_prepared(span(0, block + 1), &prepared));
+    }
+    assert_eq!(forward(&prepared), expected);
+    assert!(!world.host(span(0, 3)).is_prepared(span(0, 3), &prepared), "of other weights");
+    assert!(hosted.is_prepared(span(0, 3), &adapter(&world, 4, 3)), "it has no magnitudes");
+    // A pass with the same adapter, between two parts of the work.
+    let (early, passes) = (decomposed(&world, 4, 3), Cell::new(0));
+    hosted.prepare(0, &early, &|| {
+        assert_eq!(forward(&early), expected);
+        passes.set(passes.get() + 1);
+    });
+    assert!(passes.get() > 0);
 }
 
 #[test]
