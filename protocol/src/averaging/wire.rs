@@ -10,9 +10,15 @@ use crate::error::ProtocolViolation;
 use crate::frame::Frame;
 use crate::generated as v1;
 use crate::generated::member_message::Message as Wire;
+use crate::version::{LinkProtocol, Side};
 use crate::{PeerId, wire};
 
 const MESSAGE: &str = "member's message";
+
+/// Most bytes of a hello: a header of its link, without the kind and the length that go before it, which
+/// take four.
+const HELLO_BYTES_MAX: usize =
+    LinkProtocol::Averaging.limits(Side::Opener).header_bytes_max as usize - 4;
 
 impl MemberMessage {
     /// The message as it travels.
@@ -21,16 +27,7 @@ impl MemberMessage {
         let mut payload = Bytes::new();
         let message = match self {
             Self::Hello { run, addresses, members } => {
-                let named = members.into_iter().take(MEMBERS_NAMED_MAX);
-                let member = |(peer, addresses)| v1::MemberAddresses {
-                    peer: wire::peer_bytes(peer),
-                    addresses: wire::addresses_to_wire(addresses),
-                };
-                Wire::Hello(v1::MemberHello {
-                    run: Bytes::copy_from_slice(&run),
-                    addresses: wire::addresses_to_wire(addresses),
-                    members: named.map(member).collect(),
-                })
+                Wire::Hello(hello_to_wire(run, addresses, members))
             }
             Self::Stand(stand) => Wire::Stand(v1::MemberStand { stand: stand.map(stand_to_wire) }),
             Self::Contribution { start, author, scales, steps } => {
@@ -130,6 +127,33 @@ impl MemberMessage {
             }
         }
     }
+}
+
+/// A hello that names as many members as its link has room for: all that it may name, with as many
+/// addresses as each may have, would take four such headers.
+fn hello_to_wire(
+    run: [u8; 32],
+    addresses: Vec<String>,
+    members: BTreeMap<PeerId, Vec<String>>,
+) -> v1::MemberHello {
+    let mut hello = v1::MemberHello {
+        run: Bytes::copy_from_slice(&run),
+        addresses: wire::addresses_to_wire(addresses),
+        members: Vec::new(),
+    };
+    let mut bytes = hello.encoded_len();
+    for (peer, addresses) in members {
+        let peer = wire::peer_bytes(peer);
+        let member = v1::MemberAddresses { peer, addresses: wire::addresses_to_wire(addresses) };
+        let length = member.encoded_len();
+        // A byte for the field's number.
+        let more = 1 + prost::length_delimiter_len(length) + length;
+        if hello.members.len() < MEMBERS_NAMED_MAX && bytes + more <= HELLO_BYTES_MAX {
+            bytes += more;
+            hello.members.push(member);
+        }
+    }
+    hello
 }
 
 fn contribution(

@@ -61,3 +61,26 @@ fn values_that_are_no_numbers_and_payloads_of_another_length_are_violations() {
         assert!(MemberMessage::decode(state.encode()).is_err());
     }
 }
+
+#[test]
+fn the_largest_hello_fits_its_link() {
+    let hello = |addresses: &[String]| {
+        let peer = |name| PeerId::from_public_key([name; 32]);
+        let members = (0..200).map(|name| (peer(name), addresses.to_vec())).collect();
+        let frame =
+            MemberMessage::Hello { run: [0xab; 32], addresses: addresses.to_vec(), members }
+                .encode();
+        let limits =
+            umbel_protocol::LinkProtocol::Averaging.limits(umbel_protocol::version::Side::Opener);
+        umbel_protocol::frame::encode_prefix(&frame, limits).unwrap();
+        let MemberMessage::Hello { addresses, members, .. } = MemberMessage::decode(frame).unwrap()
+        else {
+            panic!("a hello is read as one")
+        };
+        (addresses.len(), members.len())
+    };
+    // 16 addresses of 259 bytes with what is around them, and 34 of a key: of such members, and the
+    // sender itself, a header has room for 15.
+    assert_eq!(hello(&vec!["/".repeat(256); 20]), (16, 14));
+    assert_eq!(hello(&["/ip4/127.0.0.1/udp/4001/quic-v1".to_owned()]), (1, 64));
+}
