@@ -44,7 +44,8 @@ fn obtain_with(
         return Ok(target);
     }
     // Processes that start together wait here for the first of them.
-    let _lock = FileLock::wait(&beside(&folder, "lock")).map_err(io_error(&folder))?;
+    let _lock = FileLock::wait_for_fetch(&beside(&folder, "lock"), file.name, progress)
+        .map_err(io_error(&folder))?;
     if is_verified(&target, file, cache, progress)? {
         return Ok(target);
     }

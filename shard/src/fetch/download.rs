@@ -1,5 +1,6 @@
 //! One file of the hub, fetched into the cache: resumed, verified, renamed.
 
+use std::borrow::Cow;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::Path;
@@ -41,7 +42,8 @@ pub(super) fn download(
     if wanted.remote.bytes.is_some_and(|bytes| bytes > wanted.bytes_max) {
         return Err(FetchError::TooLarge { url: wanted.url.clone(), max: wanted.bytes_max });
     }
-    let _lock = FileLock::wait(&beside(target, "lock")).map_err(write_error(target))?;
+    let _lock = FileLock::wait_for_fetch(&beside(target, "lock"), &name_of(target), progress)
+        .map_err(write_error(target))?;
     if target.is_file() {
         return Ok(None);
     }
@@ -153,8 +155,8 @@ fn fetch_once(
         }
     }
     let total = wanted.remote.bytes;
-    let name = wanted.target.file_name().unwrap_or_default().to_string_lossy();
-    let work = Work::start(progress, total, &format!("fetching {name}"));
+    let label = format!("fetching {}", name_of(wanted.target));
+    let work = Work::start(progress, total, &label);
     work.advance(have);
     let mut reader = response.into_body().into_reader();
     let limit = total.unwrap_or(wanted.bytes_max);
@@ -182,6 +184,11 @@ fn read(reader: &mut BodyReader<'static>, chunk: &mut [u8]) -> io::Result<usize>
             other => return other,
         }
     }
+}
+
+/// What a file is called in what people are told.
+fn name_of(target: &Path) -> Cow<'_, str> {
+    target.file_name().unwrap_or_default().to_string_lossy()
 }
 
 /// Where the bytes of a partial answer begin: `bytes 100-199/200`.

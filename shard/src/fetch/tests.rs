@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Mutex, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use umbel_protocol::Span;
 
@@ -13,7 +14,7 @@ use crate::model::{Model, OpenModelError};
 use crate::part::{Part, PartsNeeded};
 use crate::progress::{Progress, Silent};
 use crate::source::ModelSource;
-use crate::store::Cache;
+use crate::store::{Cache, FileLock};
 
 mod hub;
 mod refused;
@@ -218,6 +219,40 @@ fn processes_that_start_together_fetch_a_file_once() {
     let requests = hub.take_requests();
     let fetched = requests.iter().filter(|request| request.contains("GET /storage")).count();
     assert_eq!(fetched, 2, "{requests:?}");
+}
+
+/// Passes on what each piece of work is called.
+struct Labels(mpsc::Sender<String>);
+
+impl Progress for Labels {
+    fn start(&self, _total: Option<u64>, label: &str) {
+        // Nobody listens any more to what follows.
+        let _unheard = self.0.send(label.to_owned());
+    }
+
+    fn advance(&self, _bytes: u64) {}
+
+    fn finish(&self) {}
+}
+
+#[test]
+fn who_waits_for_what_another_process_fetches_says_so() {
+    let root = tempfile::tempdir().unwrap();
+    let (behaviour, local) = checkpoint(root.path());
+    let hub = Hub::start(behaviour);
+    let cache = cache(root.path(), &hub);
+    open(&cache, PartsNeeded::nothing()).unwrap();
+    let source = ModelSource::parse(&format!("hf:{REPOSITORY}")).unwrap();
+    let (told, labels) = mpsc::channel();
+    let progress = Labels(told);
+    thread::scope(|scope| {
+        let held = FileLock::wait(&snapshot(&cache).join("blocks-b.safetensors.lock")).unwrap();
+        let opening = scope.spawn(|| Model::open(&source, &cache, span(1, 2), &progress).unwrap());
+        let label = labels.recv_timeout(Duration::from_secs(60)).unwrap();
+        assert_eq!(label, "waiting for blocks-b.safetensors, which another process fetches");
+        drop(held);
+        assert_eq!(opening.join().unwrap().id(), local.id());
+    });
 }
 
 /// Counts what it is told.

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
+use crate::progress::{Progress, Work};
+
 /// How long a process sleeps before it asks for a lock again.
 const RETRY_EVERY: Duration = Duration::from_millis(20);
 
@@ -21,6 +23,21 @@ impl FileLock {
         let file = open(path)?;
         file.lock()?;
         Ok(Self(file))
+    }
+
+    /// Waits as [`Self::wait`] does, and says so where another process holds the lock: it fetches `name`,
+    /// which may take it an hour.
+    pub(crate) fn wait_for_fetch(
+        path: &Path,
+        name: &str,
+        progress: &dyn Progress,
+    ) -> io::Result<Self> {
+        if let Some(lock) = Self::try_for(path, 1)? {
+            return Ok(lock);
+        }
+        let label = format!("waiting for {name}, which another process fetches");
+        let _work = Work::start(progress, None, &label);
+        Self::wait(path)
     }
 
     /// Asks for the lock up to `attempts` times; `None` where another process holds it all along.
