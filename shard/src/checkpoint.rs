@@ -12,11 +12,13 @@ use crate::store::read_text;
 
 /// The configuration.
 pub(crate) const CONFIG_FILE: &str = "config.json";
+/// How an answer is begun and ended, where the configuration does not say it all.
+pub(crate) const GENERATION_FILE: &str = "generation_config.json";
 /// The weights of a checkpoint that is not sharded.
 pub(crate) const SINGLE_FILE: &str = "model.safetensors";
 /// Which file holds which tensor, of a checkpoint that is.
 pub(crate) const INDEX_FILE: &str = "model.safetensors.index.json";
-/// Largest `config.json`; the longest known have 10 kB.
+/// Largest `config.json` or `generation_config.json`; the longest known have 10 kB.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
 /// Largest index: a hundred thousand tensors take some 10 MB.
 const INDEX_BYTES_MAX: u64 = 64 << 20;
@@ -41,11 +43,18 @@ pub(crate) struct Shard {
     pub(crate) bytes: Option<u64>,
 }
 
-/// Reads `config.json`.
-pub(crate) fn read_config(path: &Path) -> Result<ModelConfig, OpenModelError> {
-    let text = read_text(path, CONFIG_BYTES_MAX)?;
-    ModelConfig::from_json(&text)
-        .map_err(|source| OpenModelError::Config { path: path.to_owned(), source })
+/// Reads `config.json`, and `generation_config.json` where there is one.
+pub(crate) fn read_config(folder: &Path) -> Result<ModelConfig, OpenModelError> {
+    let path = folder.join(CONFIG_FILE);
+    let text = read_text(&path, CONFIG_BYTES_MAX)?;
+    let config =
+        ModelConfig::from_json(&text).map_err(|source| OpenModelError::Config { path, source })?;
+    let path = folder.join(GENERATION_FILE);
+    if !path.is_file() {
+        return Ok(config);
+    }
+    let text = read_text(&path, CONFIG_BYTES_MAX)?;
+    config.with_generation_json(&text).map_err(|source| OpenModelError::Config { path, source })
 }
 
 /// Reads `model.safetensors.index.json`.

@@ -10,6 +10,9 @@ pub enum ConfigError {
     /// Not JSON, or a field of the wrong type.
     #[error("the configuration is not the JSON that a model's config.json has")]
     Json(#[source] serde_json::Error),
+    /// The same of the file beside it that says what ends an answer.
+    #[error("the file is not the JSON that a model's generation_config.json has")]
+    GenerationJson(#[source] serde_json::Error),
     /// A field that is needed is absent.
     #[error("the configuration has no {field}")]
     Missing {

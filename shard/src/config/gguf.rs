@@ -4,7 +4,14 @@
 use super::check::check_block_count;
 use super::json::{attention_scale, narrow};
 use super::{ConfigError, Family, ModelConfig, Rope, RopeScaling};
-use crate::gguf::{GgufHeader, Value};
+use crate::gguf::{GgufHeader, Texts, Value};
+
+/// What `tokenizer.ggml.token_type` has for a token that is no text but a sign.
+const CONTROL_TOKEN: i64 = 3;
+/// Control tokens that end an answer wherever they are found: of those that `special_eog_ids` in
+/// `src/llama-vocab.cpp` of llama.cpp gathers, the ones that models of these families have.
+const END_TEXTS: [&str; 5] =
+    ["<|eot_id|>", "<|im_end|>", "<|end_of_text|>", "<|endoftext|>", "<|eom_id|>"];
 
 impl ModelConfig {
     /// Reads the metadata of a GGUF file.
@@ -188,10 +195,21 @@ impl Keys<'_> {
         })
     }
 
+    /// The tokens that have keys, and those that are known by how they are spelled: most files name one.
     fn end_tokens(&self) -> Result<Vec<u32>, ConfigError> {
         let mut ids = Vec::new();
-        for key in ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"] {
-            ids.extend(self.token(key)?.filter(|id| !ids.contains(id)));
+        for name in ["eos", "eot", "eom"] {
+            let id = self.token(&format!("tokenizer.ggml.{name}_token_id"))?;
+            ids.extend(id.filter(|id| !ids.contains(id)));
+        }
+        let get = |key: &str| self.header.metadata().get(key);
+        let tokens = get("tokenizer.ggml.tokens").and_then(Value::as_texts);
+        let kinds = get("tokenizer.ggml.token_type").and_then(Value::as_numbers);
+        let tokens = tokens.into_iter().flat_map(Texts::iter).zip(kinds.unwrap_or_default());
+        for (id, (text, kind)) in (0..).zip(tokens) {
+            if kind == CONTROL_TOKEN && END_TEXTS.contains(&text) && !ids.contains(&id) {
+                ids.push(id);
+            }
         }
         Ok(ids)
     }

@@ -25,6 +25,27 @@ impl ModelConfig {
         let wire: Wire = serde_json::from_str(text).map_err(ConfigError::Json)?;
         wire.into_config(family)?.checked()
     }
+
+    /// The same with the tokens that the text of a `generation_config.json` names beside those of the
+    /// configuration: of the two or three with which models for chats end an answer, some stand there alone.
+    ///
+    /// # Errors
+    /// [`ConfigError`] where the text is broken or names too many.
+    pub fn with_generation_json(mut self, text: &str) -> Result<Self, ConfigError> {
+        let wire: WireGeneration =
+            serde_json::from_str(text).map_err(ConfigError::GenerationJson)?;
+        for id in OneOrMany::into_ids(wire.eos_token_id) {
+            if !self.eos_token_ids.contains(&id) {
+                self.eos_token_ids.push(id);
+            }
+        }
+        self.checked()
+    }
+}
+
+#[derive(Deserialize)]
+struct WireGeneration {
+    eos_token_id: Option<OneOrMany>,
 }
 
 #[derive(Deserialize)]
@@ -115,6 +136,16 @@ enum OneOrMany {
     Many(Vec<u32>),
 }
 
+impl OneOrMany {
+    fn into_ids(these: Option<Self>) -> Vec<u32> {
+        match these {
+            None => Vec::new(),
+            Some(Self::One(id)) => vec![id],
+            Some(Self::Many(ids)) => ids,
+        }
+    }
+}
+
 #[derive(Deserialize)]
 struct WireQuantization {
     quant_method: Option<String>,
@@ -156,11 +187,7 @@ impl Wire {
             mlp_bias: family == Family::Llama && self.mlp_bias.unwrap_or(false),
             tied_embeddings: self.tie_word_embeddings.unwrap_or(false),
             bos_token_id: self.bos_token_id,
-            eos_token_ids: match self.eos_token_id {
-                None => Vec::new(),
-                Some(OneOrMany::One(id)) => vec![id],
-                Some(OneOrMany::Many(ids)) => ids,
-            },
+            eos_token_ids: OneOrMany::into_ids(self.eos_token_id),
         })
     }
 

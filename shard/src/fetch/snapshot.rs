@@ -10,7 +10,8 @@ use super::client::{Client, RemoteFile};
 use super::download::{Wanted, download};
 use super::{FetchError, HubRepository};
 use crate::checkpoint::{
-    CONFIG_FILE, Checkpoint, INDEX_FILE, SINGLE_FILE, Shard, read_config, read_index, weight_files,
+    CONFIG_FILE, Checkpoint, GENERATION_FILE, INDEX_FILE, SINGLE_FILE, Shard, read_config,
+    read_index, weight_files,
 };
 use crate::config::ModelConfig;
 use crate::manifest::Sha256Digest;
@@ -37,12 +38,15 @@ pub(crate) fn checkpoint(
 ) -> Result<Checkpoint, OpenModelError> {
     let client = Client::new(cache.hub())?;
     let root = cache.hub_folder(repository.owner(), repository.name());
-    let commit = resolve(&client, repository, &root)?;
+    let Resolved { commit, in_reach } = resolve(&client, repository, &root)?;
     let folder = root.join(&commit);
     let snapshot = Snapshot { client, repository, commit, folder, cache, progress };
     snapshot.small_files(&[CONFIG_FILE])?;
-    let config_path = snapshot.here(CONFIG_FILE).ok_or_else(|| snapshot.no(CONFIG_FILE))?;
-    let config = read_config(&config_path)?;
+    snapshot.here(CONFIG_FILE).ok_or_else(|| snapshot.no(CONFIG_FILE))?;
+    if in_reach {
+        snapshot.generation_file()?;
+    }
+    let config = read_config(&snapshot.folder)?;
     // Blocks that do not exist are refused before anything is fetched for them.
     plan::tensors(&config, parts)?;
     snapshot.small_files(&[INDEX_FILE])?;
@@ -57,13 +61,20 @@ pub(crate) fn checkpoint(
     Ok(Checkpoint { folder: snapshot.folder, config, index, shards })
 }
 
+/// What a revision stands for.
+struct Resolved {
+    commit: String,
+    /// Whether the hub said so now.
+    in_reach: bool,
+}
+
 /// The commit that the revision stands for; the last one seen, where the hub cannot be reached or does
 /// not answer for now.
 fn resolve(
     client: &Client,
     repository: &HubRepository,
     root: &Path,
-) -> Result<String, OpenModelError> {
+) -> Result<Resolved, OpenModelError> {
     let seen_path = root.join("refs").join(repository.revision().replace('/', "%2F"));
     let seen = fs::read_to_string(&seen_path).ok();
     let seen = seen.filter(|commit| commit.bytes().all(|byte| byte.is_ascii_alphanumeric()));
@@ -72,7 +83,7 @@ fn resolve(
             if seen.as_ref() != Some(&commit) {
                 write_whole(&seen_path, &commit)?;
             }
-            Ok(commit)
+            Ok(Resolved { commit, in_reach: true })
         }
         Ok(None) => {
             let (repository, file) = (repository.to_string(), CONFIG_FILE.to_owned());
@@ -81,7 +92,7 @@ fn resolve(
         Err(error) if error.is_passing() => match seen {
             Some(commit) => {
                 warn!(%repository, %error, "the hub cannot be reached; using what was fetched before");
-                Ok(commit)
+                Ok(Resolved { commit, in_reach: false })
             }
             None => Err(error.into()),
         },
@@ -124,6 +135,19 @@ impl Snapshot<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Fetches `generation_config.json`, if the repository has one. It changes no number of the model, and
+    /// what was fetched before anybody asked for it is of use without it, until the hub can give it.
+    fn generation_file(&self) -> Result<(), OpenModelError> {
+        match self.small_files(&[GENERATION_FILE]) {
+            Err(OpenModelError::Fetch(error)) if error.is_passing() => {
+                let repository = self.repository;
+                warn!(%repository, %error, "the hub does not say now what else ends an answer; going on without");
+                Ok(())
+            }
+            done => done,
+        }
     }
 
     fn shards(

@@ -126,6 +126,34 @@ fn a_model_that_was_fetched_opens_while_the_hub_has_too_much_to_do() {
 }
 
 #[test]
+fn a_cached_model_asks_once_for_the_file_that_says_what_ends_an_answer() {
+    const FILE: &str = "generation_config.json";
+    let root = tempfile::tempdir().unwrap();
+    let (mut behaviour, local) = checkpoint(root.path());
+    behaviour.files.insert(FILE.to_owned(), br#"{"eos_token_id": [2, 7]}"#.to_vec());
+    // As the cache of a version that did not know the file.
+    let hub = Hub::start(Behaviour { withheld: Some(FILE), ..behaviour });
+    let cache = cache(root.path(), &hub);
+    let before = open(&cache, PartsNeeded::everything()).unwrap();
+    assert_eq!((before.id(), &before.config().eos_token_ids[..]), (local.id(), &[2][..]));
+
+    hub.behaviour().withheld = None;
+    hub.take_requests();
+    let after = open(&cache, PartsNeeded::everything()).unwrap();
+    assert_eq!((after.id(), &after.config().eos_token_ids[..]), (local.id(), &[2, 7][..]));
+    let (head, get) = (format!("HEAD /{REPOSITORY}"), format!("GET /{REPOSITORY}"));
+    let first = format!("{head}/resolve/main/config.json");
+    let file = format!("/resolve/{COMMIT}/{FILE}");
+    let asked = [first.clone(), format!("{head}{file}"), format!("{get}{file}")];
+    assert_eq!(hub.take_requests(), asked);
+    open(&cache, PartsNeeded::everything()).unwrap();
+    assert_eq!(hub.take_requests(), [first]);
+    drop(hub);
+    let alone = open(&cache, PartsNeeded::everything()).unwrap();
+    assert_eq!(alone.config().eos_token_ids, [2, 7]);
+}
+
+#[test]
 fn a_download_that_breaks_off_goes_on_from_there() {
     let root = tempfile::tempdir().unwrap();
     let (behaviour, local) = checkpoint(root.path());

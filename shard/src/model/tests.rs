@@ -218,6 +218,59 @@ fn the_tokenizer_of_a_gguf_file_comes_as_it_is() {
 }
 
 #[test]
+fn answers_end_with_the_tokens_of_the_generation_configuration_too() {
+    let root = tempfile::tempdir().unwrap();
+    let original = open(root.path(), &fixture_folder("llama")).unwrap();
+    let folder = root.path().join("copy");
+    fs::create_dir(&folder).unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(fixture_folder("llama").join(file), folder.join(file)).unwrap();
+    }
+    let with = |text: &str| {
+        fs::write(folder.join("generation_config.json"), text).unwrap();
+        open(root.path(), &folder)
+    };
+    for (text, ids) in [
+        (r#"{"eos_token_id": [7, 2, 9], "temperature": 0.7}"#, vec![2, 7, 9]),
+        (r#"{"eos_token_id": 5}"#, vec![2, 5]),
+        (r#"{"eos_token_id": null}"#, vec![2]),
+        ("{}", vec![2]),
+    ] {
+        let model = with(text).unwrap();
+        assert_eq!(model.config().eos_token_ids, ids, "{text}");
+        assert_eq!(model.id(), original.id(), "what ends an answer changes no number");
+    }
+    for text in ["{", r#"{"eos_token_id": "</s>"}"#] {
+        let error = with(text).unwrap_err();
+        assert!(error.to_string().contains("generation_config.json"), "{error}");
+    }
+    let many: Vec<u32> = (0..100).collect();
+    assert!(with(&format!(r#"{{"eos_token_id": {many:?}}}"#)).is_err());
+}
+
+#[test]
+fn the_tokens_that_end_an_answer_are_known_in_a_gguf_file_by_keys_and_by_spelling() {
+    let root = tempfile::tempdir().unwrap();
+    let original = open(root.path(), &fixture_folder("llama")).unwrap();
+    let mut writer = GgufWriter::of_model(original.config(), &all_weights(&original)).unwrap();
+    let mut tokens: Vec<String> = (0..288).map(|id| format!("token {id}")).collect();
+    let mut kinds = vec![1; 288];
+    for (id, text) in [(2, "<|eot_id|>"), (5, "<|end_of_text|>"), (6, "<|eom_id|>"), (8, "<s>")] {
+        (tokens[id], kinds[id]) = (text.to_owned(), 3);
+    }
+    // Of a token that is text the spelling says nothing.
+    tokens[7] = "<|im_end|>".to_owned();
+    writer
+        .value("tokenizer.ggml.model", "gpt2")
+        .value("tokenizer.ggml.tokens", WriteValue::Texts(tokens))
+        .value("tokenizer.ggml.token_type", WriteValue::I32s(kinds))
+        .value("tokenizer.ggml.eom_token_id", WriteValue::U32(6));
+    let path = root.path().join("ends.gguf");
+    fs::write(&path, writer.to_bytes()).unwrap();
+    assert_eq!(open(root.path(), &path).unwrap().config().eos_token_ids, [2, 6, 5]);
+}
+
+#[test]
 fn the_bytes_of_a_part_are_known_before_it_is_loaded() {
     let root = tempfile::tempdir().unwrap();
     let model = open(root.path(), &fixture_folder("llama")).unwrap();

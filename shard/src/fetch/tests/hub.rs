@@ -37,6 +37,8 @@ pub(super) struct Behaviour {
     pub(super) plain: bool,
     /// Knows no HEAD.
     pub(super) no_head: bool,
+    /// Answers with 503 whatever is asked of this file.
+    pub(super) withheld: Option<&'static str>,
     /// Answers everything with this status.
     pub(super) status: Option<u16>,
     /// Names no commit.
@@ -199,6 +201,9 @@ fn respond(request: &Request, behaviour: &mut Behaviour, address: SocketAddr) ->
     };
     if revision != "main" && revision != COMMIT {
         return error(404, "RevisionNotFound");
+    }
+    if behaviour.withheld == Some(name) {
+        return error(503, "");
     }
     let Some(bytes) = behaviour.files.get(name).cloned() else {
         return error(404, "EntryNotFound");

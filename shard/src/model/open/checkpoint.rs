@@ -24,11 +24,10 @@ pub(super) fn in_folder(
     cache: &Cache,
     progress: &dyn Progress,
 ) -> Result<Checkpoint, OpenModelError> {
-    let config_path = folder.join(CONFIG_FILE);
-    if !config_path.is_file() {
+    if !folder.join(CONFIG_FILE).is_file() {
         return Err(OpenModelError::NoConfig { folder: folder.to_owned() });
     }
-    let config = read_config(&config_path)?;
+    let config = read_config(folder)?;
     let index_path = folder.join(INDEX_FILE);
     let index = if index_path.is_file() {
         Some(read_index(&index_path)?)
