@@ -44,6 +44,7 @@ impl ModelConfig {
             // llama.cpp reads the key for no other of these architectures.
             Family::Llama | Family::Qwen2 | Family::Qwen3 => None,
         };
+        let rope = keys.rope(rope_factors)?;
         let has = |name: &str| header.tensors().contains_key(name);
         ModelConfig {
             family,
@@ -56,12 +57,12 @@ impl ModelConfig {
             kv_head_count: keys.per_block("attention.head_count_kv")?.unwrap_or(head_count),
             head_size,
             vocabulary_size: keys.vocabulary_size()?,
-            context_tokens: keys.needed("context_length")?,
+            context_tokens: keys.context_tokens(&rope)?,
             rms_norm_eps: keys
                 .float("attention.layer_norm_rms_epsilon")?
                 .map(narrow)
                 .ok_or_else(|| keys.missing("attention.layer_norm_rms_epsilon"))?,
-            rope: keys.rope(rope_factors)?,
+            rope,
             attention_windows: vec![window; block_count as usize],
             attention_bias: has("blk.0.attn_q.bias"),
             output_bias: has("blk.0.attn_output.bias"),
@@ -119,6 +120,12 @@ impl Keys<'_> {
             return Err(ConfigError::unsupported(self.key("rope.dimension_count"), other));
         }
         Ok(head_size)
+    }
+
+    fn context_tokens(&self, rope: &Rope) -> Result<usize, ConfigError> {
+        let tokens = self.needed("context_length")?;
+        let original = self.unsigned("rope.scaling.original_context_length")?;
+        Ok(original.map_or(tokens, |_| rope.scaling.stretched_context(tokens)))
     }
 
     fn vocabulary_size(&self) -> Result<usize, ConfigError> {

@@ -164,6 +164,7 @@ impl Wire {
         let block_count = u32::try_from(blocks)
             .map_err(|_| ConfigError::invalid("num_hidden_layers", blocks, "a smaller number"))?;
         check_block_count(block_count)?;
+        let rope = self.rope(context_tokens)?;
         let attention_bias = match family {
             Family::Llama | Family::Qwen3 => self.attention_bias.unwrap_or(false),
             Family::Qwen2 => true,
@@ -178,9 +179,13 @@ impl Wire {
             kv_head_count: self.kv_head_count(family, head_count)?,
             head_size: self.head_size(family, hidden_size, head_count)?,
             vocabulary_size: required("vocab_size", self.vocab_size)?,
-            context_tokens,
+            context_tokens: if self.says_original_context() {
+                rope.scaling.stretched_context(context_tokens)
+            } else {
+                context_tokens
+            },
             rms_norm_eps: narrow(self.rms_norm_eps.unwrap_or(1e-6)),
-            rope: self.rope(context_tokens)?,
+            rope,
             attention_windows: self.attention_windows(family, block_count)?,
             attention_bias,
             output_bias: attention_bias && family != Family::Qwen2,
@@ -231,10 +236,20 @@ impl Wire {
         }
     }
 
+    /// What is said of the rotary embedding, in the order in which transformers 5 looks: an old file's field
+    /// first.
+    fn wire_rope(&self) -> Option<&WireRope> {
+        self.rope_scaling.as_ref().or(self.rope_parameters.as_ref())
+    }
+
+    fn says_original_context(&self) -> bool {
+        self.original_max_position_embeddings.is_some()
+            || self.wire_rope().is_some_and(WireRope::says_original)
+    }
+
     fn rope(&self, context_tokens: usize) -> Result<Rope, ConfigError> {
         let nothing = WireRope::default();
-        // The order in which transformers 5 looks: an old file's field first.
-        let wire = self.rope_scaling.as_ref().or(self.rope_parameters.as_ref()).unwrap_or(&nothing);
+        let wire = self.wire_rope().unwrap_or(&nothing);
         if let Some(factor) = self.partial_rotary_factor.filter(|&factor| factor != 1.0) {
             return Err(ConfigError::unsupported("partial_rotary_factor", factor));
         }

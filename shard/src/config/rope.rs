@@ -10,6 +10,27 @@ pub struct Rope {
     pub scaling: RopeScaling,
 }
 
+impl RopeScaling {
+    /// The context that is reached where a file says that it is `tokens` long, and how long it was before it
+    /// was stretched. Who adds YaRN to a file, as the cards of Qwen's models say how to, leaves the length
+    /// from before in it; who releases a model that is stretched writes the whole one. The other kinds are
+    /// released with the whole one, or not known to be.
+    pub(super) fn stretched_context(&self, tokens: usize) -> usize {
+        match self {
+            Self::Yarn { factor, original_context_tokens, .. } => {
+                let reached = f64::from(*factor) * *original_context_tokens as f64;
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    reason = "what no context has becomes the largest number, and is refused as that"
+                )]
+                let reached = reached.round() as usize;
+                tokens.max(reached)
+            }
+            Self::None | Self::Linear { .. } | Self::Llama3 { .. } | Self::Factors(_) => tokens,
+        }
+    }
+}
+
 /// What is done to the inverse frequencies; each as `modeling_rope_utils.py` of transformers does it.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RopeScaling {

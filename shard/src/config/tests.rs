@@ -145,6 +145,43 @@ fn every_supported_rope_type_is_read() {
 }
 
 #[test]
+fn yarn_reaches_further_than_the_file_to_which_it_was_added() {
+    let context = |original: Value, rope: Value, tokens: usize| {
+        let mut changes = json!({"rope_parameters": rope, "max_position_embeddings": tokens});
+        changes["original_max_position_embeddings"] = original;
+        changed("qwen2", changes).map(|config| config.context_tokens)
+    };
+    let yarn = |original: Value| {
+        let mut yarn = json!({"rope_type": "yarn", "factor": 4.0});
+        yarn["original_max_position_embeddings"] = original;
+        yarn
+    };
+    let nowhere = Value::Null;
+    // Added by hand, as Qwen's cards have it, and released with it, as others' models are.
+    assert_eq!(context(nowhere.clone(), yarn(json!(64)), 64).unwrap(), 256);
+    assert_eq!(context(nowhere.clone(), yarn(json!(64)), 256).unwrap(), 256);
+    assert_eq!(context(json!(64), yarn(nowhere.clone()), 64).unwrap(), 256);
+    // Where the file does not say which length is the original one, its length is taken for the whole.
+    assert_eq!(context(nowhere.clone(), yarn(nowhere.clone()), 256).unwrap(), 256);
+    // A factor that follows from the two lengths stretches to the longer one.
+    let without = json!({"rope_type": "yarn", "original_max_position_embeddings": 96});
+    assert_eq!(context(nowhere.clone(), without, 1000).unwrap(), 1000);
+    let old = json!({"rope_parameters": null, "max_position_embeddings": 64, "rope_scaling":
+        {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}});
+    assert_eq!(changed("qwen2", old).unwrap().context_tokens, 256);
+    // Others are released with the length that they reach.
+    for rope_type in ["linear", "llama3"] {
+        let rope = json!({"rope_type": rope_type, "factor": 4.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 64});
+        assert_eq!(context(nowhere.clone(), rope, 64).unwrap(), 64, "{rope_type}");
+    }
+    let mut beyond = yarn(json!(64));
+    beyond["factor"] = json!(1e30);
+    let refused = context(nowhere, beyond, 64).unwrap_err().to_string();
+    assert!(refused.contains("max_position_embeddings"), "{refused}");
+}
+
+#[test]
 fn what_is_not_supported_is_named() {
     for (name, found) in [
         ("mixtral", "MixtralForCausalLM"),

@@ -271,6 +271,27 @@ fn the_tokens_that_end_an_answer_are_known_in_a_gguf_file_by_keys_and_by_spellin
 }
 
 #[test]
+fn yarn_lengthens_the_context_of_a_gguf_file_too() {
+    let root = tempfile::tempdir().unwrap();
+    let original = open(root.path(), &fixture_folder("qwen2")).unwrap();
+    let mut config = original.config().clone();
+    config.context_tokens = 64;
+    config.rope.scaling = RopeScaling::Yarn {
+        factor: 4.0,
+        original_context_tokens: 64,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        attention_factor: 1.138_629_4,
+        truncate: true,
+    };
+    let path = root.path().join("yarn.gguf");
+    let writer = GgufWriter::of_model(&config, &all_weights(&original)).unwrap();
+    fs::write(&path, writer.to_bytes()).unwrap();
+    config.context_tokens = 256;
+    assert_eq!(open(root.path(), &path).unwrap().config(), &config);
+}
+
+#[test]
 fn the_bytes_of_a_part_are_known_before_it_is_loaded() {
     let root = tempfile::tempdir().unwrap();
     let model = open(root.path(), &fixture_folder("llama")).unwrap();

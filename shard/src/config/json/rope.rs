@@ -33,6 +33,11 @@ pub(super) struct WireRope {
 }
 
 impl WireRope {
+    /// Whether it says how long the context was before it was stretched.
+    pub(super) const fn says_original(&self) -> bool {
+        self.original_max_position_embeddings.is_some()
+    }
+
     /// The scaling; `original_context` is what the configuration says outside of this object, which
     /// transformers lets win, and `context_tokens` stands in where nothing says it.
     pub(super) fn scaling(
