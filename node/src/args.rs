@@ -146,7 +146,7 @@ pub enum Command {
 #[derive(Debug, Clone, Args)]
 pub struct ModelArguments {
     /// A name from the catalogue (smollm2-135m), hf:OWNER/NAME[@REVISION], a folder with
-    /// config.json and safetensors, or a .gguf file.
+    /// config.json and safetensors, or a .gguf file, one of its parts where there are several.
     #[arg(value_name = "MODEL")]
     model: Option<String>,
 

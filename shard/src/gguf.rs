@@ -58,6 +58,16 @@ impl GgufHeader {
     pub const fn tensors(&self) -> &BTreeMap<String, GgufTensor> {
         &self.tensors
     }
+
+    /// Takes in the tensors of another part of the model, which is in its file number `part`; whether none
+    /// of them was there already.
+    pub(crate) fn join(&mut self, other: Self, part: usize) -> bool {
+        let before = self.tensors.len();
+        let count = other.tensors.len();
+        let others = other.tensors.into_iter();
+        self.tensors.extend(others.map(|(name, tensor)| (name, GgufTensor { part, ..tensor })));
+        self.tensors.len() == before + count
+    }
 }
 
 /// One tensor in a GGUF file; its bytes lie wholly in the file.
@@ -71,4 +81,6 @@ pub struct GgufTensor {
     pub offset: u64,
     /// How many they are.
     pub bytes: u64,
+    /// The file that it is in, of a model in several; 0 in a header that is read alone.
+    pub part: usize,
 }

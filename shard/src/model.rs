@@ -63,12 +63,10 @@ impl Model {
         self.manifest.id()
     }
 
-    /// The one file of the model, where it is a GGUF file and is here.
+    /// The GGUF file of the model, where it is one and is here; the first, where it is in parts.
     #[must_use]
     pub fn gguf_path(&self) -> Option<&Path> {
-        let [Some(path)] = self.paths.as_slice() else {
-            return None;
-        };
+        let path = self.paths.first()?.as_deref()?;
         path.extension()?.eq_ignore_ascii_case("gguf").then_some(path)
     }
 

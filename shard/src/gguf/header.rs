@@ -171,5 +171,5 @@ fn place(
     if end > file_bytes {
         return Err(GgufError::OutOfFile { tensor: name, file_bytes });
     }
-    Ok((name, GgufTensor { weight_type, shape, offset, bytes }))
+    Ok((name, GgufTensor { weight_type, shape, offset, bytes, part: 0 }))
 }

@@ -10,6 +10,8 @@ use crate::weight::WeightType;
 /// A metadata value with the width in which it is written.
 #[derive(Debug, Clone, PartialEq)]
 pub enum WriteValue {
+    /// 16 bits without a sign.
+    U16(u16),
     /// 32 bits without a sign.
     U32(u32),
     /// 64 bits without a sign.
@@ -127,6 +129,24 @@ impl GgufWriter {
         self
     }
 
+    /// The same in `count` files, as `llama-gguf-split` of llama.cpp cuts one: the first has the metadata.
+    #[must_use]
+    pub fn into_parts(self, count: u16) -> Vec<Self> {
+        let Self { mut metadata, tensors } = self;
+        let total = i32::try_from(tensors.len()).expect("no model has so many tensors");
+        let each = tensors.len().div_ceil(usize::from(count).max(1));
+        let mut tensors = tensors.into_iter();
+        let part = |number| {
+            let metadata = std::mem::take(&mut metadata);
+            let mut part = Self { metadata, tensors: tensors.by_ref().take(each).collect() };
+            part.value("split.no", WriteValue::U16(number))
+                .value("split.count", WriteValue::U16(count))
+                .value("split.tensors.count", WriteValue::I32(total));
+            part
+        };
+        (0..count).map(part).collect()
+    }
+
     /// The whole file.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
@@ -190,6 +210,10 @@ fn write_value(out: &mut Vec<u8>, value: &WriteValue) {
         number(out, count);
     };
     match value {
+        WriteValue::U16(value) => {
+            kind(out, 2);
+            out.extend(value.to_le_bytes());
+        }
         WriteValue::U32(value) => {
             kind(out, 4);
             out.extend(value.to_le_bytes());

@@ -36,6 +36,37 @@ pub enum OpenModelError {
         #[source]
         source: GgufError,
     },
+    /// A part of a GGUF model is not beside the one that was named.
+    #[error(
+        "there is no {}, one of the {count} parts of the model in {}: put them all into one folder",
+        .part.display(), .named.display()
+    )]
+    MissingPart {
+        /// The part that is missing.
+        part: PathBuf,
+        /// The one that was named.
+        named: PathBuf,
+        /// How many there are.
+        count: u64,
+    },
+    /// A part of a GGUF model whose name does not lead to the others.
+    #[error(
+        "{} is one of several parts of a model, but is not called NAME-00001-of-00003.gguf, by which the \
+         others would be found: give the parts their names back", .path.display()
+    )]
+    PartName {
+        /// The part.
+        path: PathBuf,
+    },
+    /// Files whose names say that they are parts of one GGUF model, and which are not.
+    #[error(
+        "{} is not the part of its model that its name says, or the parts are of several models: get \
+         them once more", .path.display()
+    )]
+    OtherPart {
+        /// The file.
+        path: PathBuf,
+    },
     /// A safetensors file is broken.
     #[error("cannot use the safetensors file {}", .path.display())]
     Safetensors {

@@ -34,7 +34,7 @@ impl Model {
                 let found = checkpoint::in_folder(folder, cache, progress)?;
                 checkpoint::open(folder_name(folder), found, parts)
             }
-            ModelSource::GgufFile(path) => file(file_name(path), path),
+            ModelSource::GgufFile(path) => file(gguf::model_name(path), path),
             ModelSource::Hub(repository) => {
                 let found = fetch::checkpoint(repository, cache, parts, progress)?;
                 checkpoint::open(repository.to_string(), found, parts)
@@ -49,10 +49,6 @@ impl Model {
             }
         }
     }
-}
-
-fn file_name(path: &Path) -> String {
-    path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
 fn folder_name(folder: &Path) -> String {

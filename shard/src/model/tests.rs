@@ -16,6 +16,7 @@ use crate::tokenizer::TokenizerSource;
 use crate::weight::WeightType;
 
 mod broken;
+mod parts;
 pub(crate) mod support;
 
 use support::{all_weights, fixture_folder, open, write_safetensors};
