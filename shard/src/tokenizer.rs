@@ -25,13 +25,15 @@ pub enum TokenizerSource {
     Gguf(Box<GgufTokenizer>),
 }
 
-/// A tokenizer as the metadata `tokenizer.ggml.*` of a GGUF file has it, unchanged.
+/// A tokenizer as the metadata of a GGUF file has it under `tokenizer.ggml.*`, unchanged.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct GgufTokenizer {
     /// The kind: `gpt2` is byte-level byte pair encoding, `llama` is SentencePiece.
     pub model: String,
     /// How text is split before byte pair encoding: `smollm`, `llama-bpe`, `qwen2`.
     pub pre: Option<String>,
+    /// The model's `general.architecture`: `llama`, `qwen2`, `qwen3`.
+    pub architecture: Option<String>,
     /// The text of each token, by id.
     pub tokens: Vec<String>,
     /// The score of each token; empty for byte pair encoding.

@@ -27,7 +27,7 @@ pub(crate) fn read_gguf(
 /// `None` where the file has no tokenizer, as tiny checkpoints have none.
 fn read_tokenizer(metadata: &BTreeMap<String, Value>) -> Option<GgufTokenizer> {
     let model = metadata.get("tokenizer.ggml.model")?.as_text()?.to_owned();
-    let pre = metadata.get("tokenizer.ggml.pre").and_then(Value::as_text).map(str::to_owned);
+    let text = |key: &str| metadata.get(key).and_then(Value::as_text).map(str::to_owned);
     let get = |name: &str| metadata.get(&format!("tokenizer.ggml.{name}"));
     let id = |name: &str| u32::try_from(get(name)?.as_unsigned()?).ok();
     let flag = |name: &str| get(name)?.as_flag();
@@ -37,7 +37,8 @@ fn read_tokenizer(metadata: &BTreeMap<String, Value>) -> Option<GgufTokenizer> {
     };
     Some(GgufTokenizer {
         model,
-        pre,
+        pre: text("tokenizer.ggml.pre"),
+        architecture: text("general.architecture"),
         tokens: texts("tokens")?,
         scores: scores(get("scores")),
         token_types: token_types(get("token_type")),

@@ -108,10 +108,35 @@ fn other_names_mean_the_same_pre_tokenizer() {
     };
     let named = |pre: &str| encode(vocabulary.metadata("gpt2", pre));
     assert_eq!(named("default"), named("gpt-2"));
-    assert_eq!(named("llama3"), named("llama-bpe"));
+    for other in ["llama3", "llama-v3", "falcon3", "pixtral"] {
+        assert_eq!(named(other), named("llama-bpe"), "{other}");
+    }
     assert_eq!(named("deepseek-r1-qwen"), named("qwen2"));
     let silent = GgufTokenizer { pre: None, ..vocabulary.metadata("gpt2", "") };
     assert_eq!(encode(silent), named("gpt-2"));
+}
+
+#[test]
+fn the_model_tells_how_text_is_split_where_its_file_does_not() {
+    let vocabulary = byte_level_vocabulary();
+    let encode = |metadata: GgufTokenizer| {
+        load(metadata).encode_prompt("  2000 TwoThings don't e\u{301}\n\n x").unwrap()
+    };
+    let named = |pre: &str| encode(vocabulary.metadata("gpt2", pre));
+    assert!(named("gpt-2") != named("qwen2") && named("qwen2") != named("llama-bpe"));
+    let silent = |architecture: &str| GgufTokenizer {
+        pre: None,
+        architecture: Some(architecture.to_owned()),
+        ..vocabulary.metadata("gpt2", "")
+    };
+    assert_eq!(encode(silent("qwen2")), named("qwen2"));
+    assert_eq!(encode(silent("qwen3")), named("qwen2"));
+    assert_eq!(encode(silent("llama")), named("gpt-2"), "it may be any of many models");
+    let mut llama3 = silent("llama");
+    llama3.tokens[0] = "<|begin_of_text|>".to_owned();
+    assert_eq!(encode(llama3), named("llama-bpe"));
+    let said = GgufTokenizer { pre: Some("gpt-2".to_owned()), ..silent("qwen2") };
+    assert_eq!(encode(said), named("gpt-2"));
 }
 
 #[test]

@@ -8,6 +8,7 @@ use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::tokenizer::SplitDelimiterBehavior;
+use tracing::warn;
 use umbel_shard::GgufTokenizer;
 
 use super::super::decoding::Decoding;
@@ -58,39 +59,63 @@ impl Before {
     const PLAIN: Self =
         Self { words: Words::Gpt2, compose: false, whole_words: false, add_bos: false };
 
-    /// What a name in `tokenizer.ggml.pre` means; files from before that key had GPT-2's way.
-    fn named(name: Option<&str>) -> Result<Self, LoadTokenizerError> {
+    /// What a file says of it. In files from before there was a word for it the model tells, where its
+    /// family splits text in one way; llama.cpp takes a way of its own there, and warns.
+    fn of(metadata: &GgufTokenizer) -> Result<Self, LoadTokenizerError> {
+        match metadata.pre.as_deref().or_else(|| implied(metadata)) {
+            Some(name) => Self::named(name),
+            None => {
+                warn!(
+                    architecture = metadata.architecture,
+                    "the file does not say how its text is split into words (tokenizer.ggml.pre); taking \
+                     GPT-2's way, which is wrong for most models: a newer file of this model says it"
+                );
+                Ok(Self::PLAIN)
+            }
+        }
+    }
+
+    /// What a name in `tokenizer.ggml.pre` means.
+    fn named(name: &str) -> Result<Self, LoadTokenizerError> {
         Ok(match name {
-            None | Some("default" | "gpt-2") => Self::PLAIN,
-            Some("smollm" | "starcoder" | "refact" | "command-r") => {
+            "default" | "gpt-2" => Self::PLAIN,
+            "smollm" | "starcoder" | "refact" | "command-r" => {
                 Self { words: Words::Gpt2Digits, ..Self::PLAIN }
             }
-            Some("llama3" | "llama-v3" | "llama-bpe") => Self {
+            "llama3" | "llama-v3" | "llama-bpe" | "falcon3" | "pixtral" => Self {
                 words: Words::Pattern(LLAMA3_WORDS),
                 whole_words: true,
                 add_bos: true,
                 ..Self::PLAIN
             },
-            Some("qwen2") => {
-                Self { words: Words::Pattern(QWEN2_WORDS), compose: true, ..Self::PLAIN }
-            }
-            Some("deepseek-r1-qwen") => Self { words: Words::Pattern(QWEN2_WORDS), ..Self::PLAIN },
-            Some("tekken") => Self {
+            "qwen2" => Self { words: Words::Pattern(QWEN2_WORDS), compose: true, ..Self::PLAIN },
+            "deepseek-r1-qwen" => Self { words: Words::Pattern(QWEN2_WORDS), ..Self::PLAIN },
+            "tekken" => Self {
                 words: Words::Pattern(TEKKEN_WORDS),
                 whole_words: true,
                 add_bos: true,
                 ..Self::PLAIN
             },
-            Some(name) => {
-                return Err(LoadTokenizerError::UnknownPreTokenizer { name: name.to_owned() });
-            }
+            name => return Err(LoadTokenizerError::UnknownPreTokenizer { name: name.to_owned() }),
         })
+    }
+}
+
+/// The name that a file would have if it were newer. Of those of the architecture `llama` only Llama 3's
+/// has this token.
+fn implied(metadata: &GgufTokenizer) -> Option<&'static str> {
+    match metadata.architecture.as_deref()? {
+        "qwen2" | "qwen3" => Some("qwen2"),
+        "llama" if metadata.tokens.iter().any(|token| token == "<|begin_of_text|>") => {
+            Some("llama-bpe")
+        }
+        _ => None,
     }
 }
 
 /// A tokenizer of the kind `gpt2`.
 pub(super) fn load(metadata: &GgufTokenizer) -> Result<Parts, LoadTokenizerError> {
-    let before = Before::named(metadata.pre.as_deref())?;
+    let before = Before::of(metadata)?;
     let build = |source| LoadTokenizerError::Build { source };
     let vocabulary = super::vocabulary(metadata);
     let merges = super::listed_merges(metadata, &vocabulary)?;
