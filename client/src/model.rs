@@ -6,14 +6,16 @@ use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
+use tracing::warn;
 use umbel_engine::{Arithmetic, Ends, EndsError, HiddenStates};
 use umbel_protocol::ModelId;
 use umbel_shard::{
     Cache, LoadError, Model, ModelConfig, ModelSource, OpenModelError, Part, PartsNeeded, Progress,
 };
 
+use crate::swarm::exchange::chain;
 use crate::text::chat_template::{
-    ChatTemplate, Conversation, InvalidTool, Message, RenderChatError, Tool,
+    ChatTemplate, Conversation, InvalidChatTemplate, InvalidTool, Message, RenderChatError, Tool,
 };
 use crate::text::grammar::{GrammarError, Grammars};
 use crate::text::tokenizer::{EncodeError, LoadTokenizerError, Tokenizer};
@@ -26,7 +28,7 @@ pub struct ClientModel {
     /// Absent where servers embed and draw.
     head: Option<Arc<Head>>,
     tokenizer: Option<Tokenizer>,
-    chat_template: Option<ChatTemplate>,
+    templates: Option<Templates>,
     /// Made when the first answer is held to a form: it takes a moment and some megabytes.
     grammars: OnceLock<Result<Grammars, GrammarError>>,
 }
@@ -82,11 +84,14 @@ impl ClientModel {
 
     fn without_head(shard: Model) -> Result<Self, OpenClientModelError> {
         let tokenizer = shard.tokenizer().map(Tokenizer::load).transpose()?;
-        let chat_template = match shard.chat_template() {
-            Some(source) => Some(ChatTemplate::new(source, shard.special_tokens())?),
+        let templates = match shard.chat_template() {
+            Some(source) => Some(Templates {
+                plain: ChatTemplate::new(source, shard.special_tokens())?,
+                with_tools: with_tools(&shard),
+            }),
             None => None,
         };
-        Ok(Self { head: None, tokenizer, chat_template, shard, grammars: OnceLock::new() })
+        Ok(Self { head: None, tokenizer, templates, shard, grammars: OnceLock::new() })
     }
 
     /// The hash of its manifest, by which servers of the same model are found.
@@ -146,8 +151,8 @@ impl ClientModel {
 
     /// The chat template, if the model has one.
     #[must_use]
-    pub const fn chat_template(&self) -> Option<&ChatTemplate> {
-        self.chat_template.as_ref()
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.templates.as_ref().map(|templates| &templates.plain)
     }
 
     /// The forms that answers can be held to. The first call takes a moment: call it apart from the
@@ -212,20 +217,40 @@ impl ClientModel {
         is_begun: bool,
     ) -> Result<Vec<u32>, PromptError> {
         let tokenizer = self.tokenizer.as_ref().ok_or(PromptError::NoTokenizer)?;
-        let template = self.chat_template.as_ref().ok_or(PromptError::NoChatTemplate)?;
+        let templates = self.templates.as_ref().ok_or(PromptError::NoChatTemplate)?;
         // The template writes the special tokens itself.
-        Ok(tokenizer.encode(&told(template, messages, tools, is_begun)?, false)?)
+        Ok(tokenizer.encode(&told(templates, messages, tools, is_begun)?, false)?)
     }
 }
 
-/// A conversation as the model is told it. Where its template knows nothing of functions, these, calls
+/// The chat templates of a model.
+struct Templates {
+    plain: ChatTemplate,
+    /// For conversations with functions, where that is another one.
+    with_tools: Option<ChatTemplate>,
+}
+
+/// The template for conversations with functions. Others have no need of it, so that a broken one is no
+/// reason not to open the model.
+fn with_tools(shard: &Model) -> Option<ChatTemplate> {
+    match ChatTemplate::new(shard.tool_template()?, shard.special_tokens()) {
+        Ok(template) => Some(template),
+        Err(error) => {
+            warn!(error = chain(&error), "the model's template for functions cannot be used");
+            None
+        }
+    }
+}
+
+/// A conversation as the model is told it. Where the template knows nothing of functions, these, calls
 /// and results are text, also where a conversation that had functions goes on without.
 fn told(
-    template: &ChatTemplate,
+    templates: &Templates,
     messages: &[Message],
     tools: Option<&Tools>,
     is_begun: bool,
 ) -> Result<String, PromptError> {
+    let template = tools.and(templates.with_tools.as_ref()).unwrap_or(&templates.plain);
     let mut messages = Cow::Borrowed(messages);
     let mut described = Vec::new();
     if template.takes_tools() {
@@ -286,7 +311,7 @@ pub enum OpenClientModelError {
     Tokenizer(#[from] LoadTokenizerError),
     /// The chat template is malformed.
     #[error(transparent)]
-    ChatTemplate(#[from] crate::text::chat_template::InvalidChatTemplate),
+    ChatTemplate(#[from] InvalidChatTemplate),
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use crate::manifest::{Manifest, ManifestTensor};
 use crate::mapping::Mapping;
 use crate::part::Part;
 use crate::plan::SpanOutside;
-use crate::tokenizer::{SpecialTokens, TokenizerSource};
+use crate::tokenizer::{SpecialTokens, TextParts, TokenizerSource};
 use crate::weight::{Weight, Weights};
 
 mod error;
@@ -33,9 +33,7 @@ pub struct Model {
     manifest: Manifest,
     /// The path of each file of the manifest; `None` where it is not here.
     paths: Vec<Option<PathBuf>>,
-    tokenizer: Option<TokenizerSource>,
-    chat_template: Option<String>,
-    special_tokens: SpecialTokens,
+    text: TextParts,
 }
 
 impl Model {
@@ -73,19 +71,26 @@ impl Model {
     /// Where the tokenizer is; `None` where there is none, or it was not asked for.
     #[must_use]
     pub const fn tokenizer(&self) -> Option<&TokenizerSource> {
-        self.tokenizer.as_ref()
+        self.text.tokenizer.as_ref()
     }
 
     /// The chat template, in the language of Jinja.
     #[must_use]
     pub fn chat_template(&self) -> Option<&str> {
-        self.chat_template.as_deref()
+        self.text.chat_template.as_deref()
+    }
+
+    /// The chat template for conversations in which the model may ask for functions, where it has one for
+    /// these alone.
+    #[must_use]
+    pub fn tool_template(&self) -> Option<&str> {
+        self.text.tool_template.as_deref()
     }
 
     /// The texts of the special tokens.
     #[must_use]
     pub const fn special_tokens(&self) -> &SpecialTokens {
-        &self.special_tokens
+        &self.text.special_tokens
     }
 
     /// Maps the tensors of one part into memory.

@@ -8,8 +8,18 @@ mod folder;
 mod gguf;
 
 pub use folder::OpenTokenizerError;
-pub(crate) use folder::{FolderTokenizer, read_folder};
+pub(crate) use folder::read_folder;
 pub(crate) use gguf::read_gguf;
+
+/// What a model's files say of text.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct TextParts {
+    pub(crate) tokenizer: Option<TokenizerSource>,
+    pub(crate) chat_template: Option<String>,
+    /// The template for a chat in which the model may ask for functions, where that is another one.
+    pub(crate) tool_template: Option<String>,
+    pub(crate) special_tokens: SpecialTokens,
+}
 
 /// A tokenizer as the model's files have it.
 #[derive(Debug, Clone, PartialEq)]

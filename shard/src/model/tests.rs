@@ -197,7 +197,8 @@ fn the_tokenizer_of_a_gguf_file_comes_as_it_is() {
         .value("tokenizer.ggml.scores", WriteValue::F32s(vec![-0.5; 288]))
         .value("tokenizer.ggml.merges", WriteValue::Texts(vec!["a b".into()]))
         .value("tokenizer.ggml.add_bos_token", WriteValue::Flag(false))
-        .value("tokenizer.chat_template", "{{ messages }}");
+        .value("tokenizer.chat_template", "{{ messages }}")
+        .value("tokenizer.chat_template.tool_use", "{{ tools }}");
     let path = root.path().join("with tokenizer.gguf");
     fs::write(&path, writer.to_bytes()).unwrap();
     let model = open(root.path(), &path).unwrap();
@@ -211,6 +212,7 @@ fn the_tokenizer_of_a_gguf_file_comes_as_it_is() {
     );
     assert_eq!(model.special_tokens().eos.as_deref(), Some("token 2"));
     assert_eq!(model.chat_template(), Some("{{ messages }}"));
+    assert_eq!(model.tool_template(), Some("{{ tools }}"));
     let source = ModelSource::GgufFile(path);
     let span = PartsNeeded::span(Span::new(0, 1).unwrap());
     let server = Model::open(&source, &Cache::new(root.path()), span, &Silent).unwrap();

@@ -5,21 +5,13 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::{SpecialTokens, TokenizerSource};
+use super::{SpecialTokens, TextParts, TokenizerSource};
 use crate::store::{ReadFileError, read_text};
 
 /// Largest `tokenizer_config.json`; those that list a thousand added tokens have 200 kB.
 const CONFIG_BYTES_MAX: u64 = 16 << 20;
 /// Largest chat template; the longest known have 20 kB.
 const TEMPLATE_BYTES_MAX: u64 = 1 << 20;
-
-/// What a folder says of the tokenizer.
-#[derive(Default)]
-pub(crate) struct FolderTokenizer {
-    pub(crate) source: Option<TokenizerSource>,
-    pub(crate) chat_template: Option<String>,
-    pub(crate) special_tokens: SpecialTokens,
-}
 
 /// The tokenizer's files could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +31,7 @@ pub enum OpenTokenizerError {
 }
 
 /// Reads what there is: a checkpoint without a tokenizer is no error.
-pub(crate) fn read_folder(folder: &Path) -> Result<FolderTokenizer, OpenTokenizerError> {
+pub(crate) fn read_folder(folder: &Path) -> Result<TextParts, OpenTokenizerError> {
     let file = |name: &str| Some(folder.join(name)).filter(|path| path.is_file());
     let config_json = file("tokenizer_config.json");
     let config = match &config_json {
@@ -47,9 +39,9 @@ pub(crate) fn read_folder(folder: &Path) -> Result<FolderTokenizer, OpenTokenize
         None => WireConfig::default(),
     };
     // A template in a file of its own wins over one in the configuration, as in transformers.
-    let chat_template = match file("chat_template.jinja") {
-        Some(path) => Some(read_text(&path, TEMPLATE_BYTES_MAX)?),
-        None => config.chat_template.and_then(WireTemplate::into_default),
+    let (chat_template, tool_template) = match file("chat_template.jinja") {
+        Some(path) => (Some(read_text(&path, TEMPLATE_BYTES_MAX)?), None),
+        None => config.chat_template.map(WireTemplate::into_parts).unwrap_or_default(),
     };
     let text = |token: Option<WireToken>| token.map(WireToken::into_text);
     let special_tokens = SpecialTokens {
@@ -58,9 +50,9 @@ pub(crate) fn read_folder(folder: &Path) -> Result<FolderTokenizer, OpenTokenize
         unknown: text(config.unk_token),
         padding: text(config.pad_token),
     };
-    let source = file("tokenizer.json")
+    let tokenizer = file("tokenizer.json")
         .map(|tokenizer_json| TokenizerSource::HuggingFace { tokenizer_json, config_json });
-    Ok(FolderTokenizer { source, chat_template, special_tokens })
+    Ok(TextParts { tokenizer, chat_template, tool_template, special_tokens })
 }
 
 fn read_config(path: &Path) -> Result<WireConfig, OpenTokenizerError> {
@@ -93,13 +85,15 @@ struct WireNamedTemplate {
 }
 
 impl WireTemplate {
-    /// The template for a plain chat.
-    fn into_default(self) -> Option<String> {
+    /// The template for a plain chat, and the one for a chat with functions.
+    fn into_parts(self) -> (Option<String>, Option<String>) {
         match self {
-            Self::One(template) => Some(template),
-            Self::Named(mut named) => {
-                let default = named.iter().position(|one| one.name == "default").unwrap_or(0);
-                (default < named.len()).then(|| named.swap_remove(default).template)
+            Self::One(template) => (Some(template), None),
+            Self::Named(named) => {
+                let find = |name: &str| named.iter().find(|one| one.name == name);
+                let template = |one: &WireNamedTemplate| one.template.clone();
+                let default = find("default").or(named.first()).map(template);
+                (default, find("tool_use").map(template))
             }
         }
     }
@@ -136,16 +130,18 @@ mod tests {
         fs::write(folder.path().join("tokenizer_config.json"), config).unwrap();
         let read = read_folder(folder.path()).unwrap();
         assert_eq!(read.chat_template.as_deref(), Some("D"));
+        assert_eq!(read.tool_template.as_deref(), Some("T"));
         assert_eq!(read.special_tokens.bos.as_deref(), Some("<s>"));
         assert_eq!(read.special_tokens.eos.as_deref(), Some("</s>"));
         assert_eq!(read.special_tokens.unknown, None);
-        assert!(read.source.is_none(), "there is no tokenizer.json");
+        assert!(read.tokenizer.is_none(), "there is no tokenizer.json");
 
         fs::write(folder.path().join("chat_template.jinja"), "J").unwrap();
         fs::write(folder.path().join("tokenizer.json"), "{}").unwrap();
         let read = read_folder(folder.path()).unwrap();
         assert_eq!(read.chat_template.as_deref(), Some("J"));
-        assert!(read.source.is_some());
+        assert_eq!(read.tool_template, None, "the file stands for all that is said elsewhere");
+        assert!(read.tokenizer.is_some());
     }
 
     #[test]

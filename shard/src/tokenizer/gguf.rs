@@ -2,26 +2,29 @@
 
 use std::collections::BTreeMap;
 
-use super::{GgufTokenizer, SpecialTokens, TokenizerSource};
+use super::{GgufTokenizer, SpecialTokens, TextParts, TokenizerSource};
 use crate::gguf::{Array, Value};
 
-/// The tokenizer, the chat template and the special tokens that the metadata has.
-pub(crate) fn read_gguf(
-    metadata: &BTreeMap<String, Value>,
-) -> (Option<TokenizerSource>, Option<String>, SpecialTokens) {
-    let template = metadata.get("tokenizer.chat_template").and_then(Value::as_text);
-    let template = template.map(str::to_owned);
+/// The tokenizer, the chat templates and the special tokens that the metadata has.
+pub(crate) fn read_gguf(metadata: &BTreeMap<String, Value>) -> TextParts {
+    let template = |key: &str| metadata.get(key).and_then(Value::as_text).map(str::to_owned);
+    let templates = TextParts {
+        chat_template: template("tokenizer.chat_template"),
+        tool_template: template("tokenizer.chat_template.tool_use"),
+        ..TextParts::default()
+    };
     let Some(tokenizer) = read_tokenizer(metadata) else {
-        return (None, template, SpecialTokens::default());
+        return templates;
     };
     let text = |id: Option<u32>| tokenizer.tokens.get(usize::try_from(id?).ok()?).cloned();
-    let special = SpecialTokens {
+    let special_tokens = SpecialTokens {
         bos: text(tokenizer.bos_id),
         eos: text(tokenizer.eos_id),
         unknown: text(tokenizer.unknown_id),
         padding: text(tokenizer.padding_id),
     };
-    (Some(TokenizerSource::Gguf(Box::new(tokenizer))), template, special)
+    let tokenizer = Some(TokenizerSource::Gguf(Box::new(tokenizer)));
+    TextParts { tokenizer, special_tokens, ..templates }
 }
 
 /// `None` where the file has no tokenizer, as tiny checkpoints have none.

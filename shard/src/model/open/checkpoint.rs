@@ -16,7 +16,7 @@ use crate::plan;
 use crate::progress::Progress;
 use crate::safetensors::{self, SafetensorsHeader, StoredType, WeightIndex};
 use crate::store::{Cache, ReadFileError};
-use crate::tokenizer::{self, FolderTokenizer};
+use crate::tokenizer::{self, TextParts};
 
 /// The checkpoint in a folder, all of whose files must be there.
 pub(super) fn in_folder(
@@ -72,17 +72,10 @@ pub(super) fn open(
     let manifest = Manifest::build(&config, files.collect(), &Quantization::AsTrained, |wanted| {
         carriers.find(wanted, &numbers)
     })?;
-    let tokenizer =
-        if parts.tokenizer { tokenizer::read_folder(&folder)? } else { FolderTokenizer::default() };
-    Ok(Model {
-        name,
-        config,
-        manifest,
-        paths: shards.into_iter().map(|shard| shard.path).collect(),
-        tokenizer: tokenizer.source,
-        chat_template: tokenizer.chat_template,
-        special_tokens: tokenizer.special_tokens,
-    })
+    let text =
+        if parts.tokenizer { tokenizer::read_folder(&folder)? } else { TextParts::default() };
+    let paths = shards.into_iter().map(|shard| shard.path).collect();
+    Ok(Model { name, config, manifest, paths, text })
 }
 
 fn read_header(path: &Path) -> Result<SafetensorsHeader, OpenModelError> {

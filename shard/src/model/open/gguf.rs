@@ -14,10 +14,10 @@ use crate::part::PartsNeeded;
 use crate::plan;
 use crate::progress::Progress;
 use crate::store::Cache;
-use crate::tokenizer;
+use crate::tokenizer::{self, TextParts};
 
-pub(super) use files::model_name;
 use files::GgufFiles;
+pub(super) use files::model_name;
 
 /// Opens a GGUF file as the model `name`, with those beside it where it is one part of several.
 pub(super) fn open(
@@ -51,8 +51,7 @@ pub(super) fn open(
         let stored = Some(FoundInFile { weight_type, shape, offset });
         Ok(FoundTensor { file: found.part, stored, permuted })
     })?;
-    let (tokenizer, chat_template, special_tokens) =
-        if parts.tokenizer { tokenizer::read_gguf(metadata) } else { Default::default() };
+    let text = if parts.tokenizer { tokenizer::read_gguf(metadata) } else { TextParts::default() };
     let paths = paths.into_iter().map(Some).collect();
-    Ok(Model { name, config, manifest, paths, tokenizer, chat_template, special_tokens })
+    Ok(Model { name, config, manifest, paths, text })
 }
