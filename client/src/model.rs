@@ -15,7 +15,8 @@ use umbel_shard::{
 
 use crate::swarm::exchange::chain;
 use crate::text::chat_template::{
-    ChatTemplate, Conversation, InvalidChatTemplate, InvalidTool, Message, RenderChatError, Tool,
+    ChatTemplate, Conversation, InvalidChatTemplate, InvalidTool, Message, RenderChatError,
+    TemplateValues, Tool,
 };
 use crate::text::grammar::{GrammarError, Grammars};
 use crate::text::tokenizer::{EncodeError, LoadTokenizerError, Tokenizer};
@@ -183,19 +184,20 @@ impl ClientModel {
     /// # Errors
     /// [`PromptError`] where the model has no tokenizer or chat template, or the template refuses.
     pub fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>, PromptError> {
-        self.encode_conversation(messages, None, false)
+        self.encode_conversation(messages, None, &TemplateValues::default(), false)
     }
 
-    /// The same where the model may ask for functions.
+    /// The same where the model may ask for functions, or its template is told more.
     ///
     /// # Errors
     /// As [`ClientModel::encode_chat`].
     pub fn encode_chat_with(
         &self,
         messages: &[Message],
-        tools: &Tools,
+        tools: Option<&Tools>,
+        values: &TemplateValues,
     ) -> Result<Vec<u32>, PromptError> {
-        self.encode_conversation(messages, Some(tools), false)
+        self.encode_conversation(messages, tools, values, false)
     }
 
     /// The token ids of a conversation whose last message is the beginning of the model's answer.
@@ -207,19 +209,20 @@ impl ClientModel {
         messages: &[Message],
         tools: Option<&Tools>,
     ) -> Result<Vec<u32>, PromptError> {
-        self.encode_conversation(messages, tools, true)
+        self.encode_conversation(messages, tools, &TemplateValues::default(), true)
     }
 
     fn encode_conversation(
         &self,
         messages: &[Message],
         tools: Option<&Tools>,
+        values: &TemplateValues,
         is_begun: bool,
     ) -> Result<Vec<u32>, PromptError> {
         let tokenizer = self.tokenizer.as_ref().ok_or(PromptError::NoTokenizer)?;
         let templates = self.templates.as_ref().ok_or(PromptError::NoChatTemplate)?;
         // The template writes the special tokens itself.
-        Ok(tokenizer.encode(&told(templates, messages, tools, is_begun)?, false)?)
+        Ok(tokenizer.encode(&told(templates, messages, tools, values, is_begun)?, false)?)
     }
 }
 
@@ -248,6 +251,7 @@ fn told(
     templates: &Templates,
     messages: &[Message],
     tools: Option<&Tools>,
+    values: &TemplateValues,
     is_begun: bool,
 ) -> Result<String, PromptError> {
     let template = tools.and(templates.with_tools.as_ref()).unwrap_or(&templates.plain);
@@ -264,6 +268,7 @@ fn told(
         messages: &messages,
         tools: &described,
         add_generation_prompt: !is_begun,
+        values,
         now: SystemTime::now(),
     };
     let text = if is_begun {

@@ -456,6 +456,11 @@ pub struct ChatArguments {
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
 
+    /// Ask a model that thinks before it answers, as Qwen3, for the answer alone: its chat template is told
+    /// that enable_thinking is false.
+    #[arg(long)]
+    pub no_thinking: bool,
+
     /// Keep nothing of what is typed for later chats; at a terminal the arrow keys bring it back.
     #[arg(long)]
     pub no_history: bool,

@@ -54,7 +54,7 @@ use axum::middleware;
 use axum::routing::{get, post};
 use tokio::net::TcpListener;
 use umbel_client::chain::remote::OpenChainError;
-use umbel_client::text::chat_template::Message;
+use umbel_client::text::chat_template::{Message, TemplateValues};
 use umbel_client::text::tokenizer::Tokenizer;
 use umbel_client::text::tools::Tools;
 use umbel_client::{Chain, Generate, GenerateError, Generation, NamedAdapter, Speculate};
@@ -321,9 +321,25 @@ impl Gateway {
             let model = &gateway.opened.model;
             Ok(match &tools {
                 tools if is_begun => model.encode_begun(&messages, tools.as_ref())?,
-                None => model.encode_chat(&messages)?,
-                Some(tools) => model.encode_chat_with(&messages, tools)?,
+                tools => {
+                    model.encode_chat_with(&messages, tools.as_ref(), &TemplateValues::default())?
+                }
             })
+        })
+        .await
+    }
+
+    /// The tokens of a conversation whose template is told more than the conversation.
+    async fn encode_chat_with(
+        self: &Arc<Self>,
+        messages: Vec<Message>,
+        tools: Option<Tools>,
+        values: TemplateValues,
+    ) -> Result<Vec<u32>, ApiError> {
+        let gateway = Arc::clone(self);
+        apart(move || {
+            let model = &gateway.opened.model;
+            Ok(model.encode_chat_with(&messages, tools.as_ref(), &values)?)
         })
         .await
     }

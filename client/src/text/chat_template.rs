@@ -8,6 +8,7 @@ mod json;
 mod tag;
 mod time;
 mod tojson;
+mod values;
 
 use std::time::SystemTime;
 
@@ -16,7 +17,9 @@ use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
 use sha2::{Digest as _, Sha256};
 use umbel_shard::SpecialTokens;
 
+use json::json_bytes;
 pub use json::{InvalidTool, Tool};
+pub use values::{InvalidTemplateValues, TemplateValues};
 
 /// Largest template; the longest known have 20 kB.
 const TEMPLATE_BYTES_MAX: usize = 1 << 20;
@@ -117,7 +120,7 @@ impl Message {
 
 impl ToolCall {
     fn to_value(&self) -> Value {
-        let arguments = json::ordered(self.arguments.clone());
+        let arguments = json::value(serde_json::Value::Object(self.arguments.clone()));
         let function = [("name", Value::from(self.name.as_str())), ("arguments", arguments)];
         Value::from_pairs([
             ("id", Value::from(self.id.as_deref().map(call_id))),
@@ -138,11 +141,6 @@ fn call_id(id: &str) -> String {
     digest.iter().filter_map(character).take(CALL_ID_CHARACTERS).collect()
 }
 
-/// How long it is as text.
-fn json_bytes(arguments: &serde_json::Map<String, serde_json::Value>) -> usize {
-    serde_json::to_string(arguments).map_or(0, |text| text.len())
-}
-
 /// Everything that a template is given.
 #[derive(Debug, Clone, Copy)]
 pub struct Conversation<'a> {
@@ -152,6 +150,8 @@ pub struct Conversation<'a> {
     pub tools: &'a [Tool],
     /// Whether to end with what begins the model's answer.
     pub add_generation_prompt: bool,
+    /// What else it is told; nothing for most conversations.
+    pub values: &'a TemplateValues,
     /// What the template's `strftime_now` shows, in UTC.
     pub now: SystemTime,
 }
@@ -216,8 +216,13 @@ impl ChatTemplate {
         messages: &[Message],
         add_generation_prompt: bool,
     ) -> Result<String, RenderChatError> {
-        let now = SystemTime::now();
-        self.render_conversation(Conversation { messages, tools: &[], add_generation_prompt, now })
+        self.render_conversation(Conversation {
+            messages,
+            tools: &[],
+            add_generation_prompt,
+            values: &TemplateValues::default(),
+            now: SystemTime::now(),
+        })
     }
 
     /// The text of a conversation.
@@ -228,7 +233,7 @@ impl ChatTemplate {
         &self,
         conversation: Conversation<'_>,
     ) -> Result<String, RenderChatError> {
-        let Conversation { messages, tools, add_generation_prompt, now } = conversation;
+        let Conversation { messages, tools, add_generation_prompt, values, now } = conversation;
         // Only the limit differs between renderings; the compiled template is shared.
         let mut environment = self.environment.clone();
         environment.set_fuel(Some(fuel(&conversation)));
@@ -246,6 +251,7 @@ impl ChatTemplate {
             ("strftime_now", Value::from_function(strftime_now)),
         ];
         let variables = variables.into_iter().chain(self.specials.iter().cloned());
+        let variables = variables.chain(values.iter());
         environment
             .get_template(NAME)
             .and_then(|template| template.render(Value::from_pairs(variables)))
@@ -279,9 +285,10 @@ impl std::fmt::Debug for ChatTemplate {
 }
 
 fn fuel(conversation: &Conversation<'_>) -> u64 {
-    let Conversation { messages, tools, .. } = conversation;
+    let Conversation { messages, tools, values, .. } = conversation;
     let said = messages.iter().map(Message::text_bytes);
-    let bytes = said.chain(tools.iter().map(Tool::text_bytes)).sum::<usize>() as u64;
+    let said = said.chain(tools.iter().map(Tool::text_bytes)).chain([values.text_bytes()]);
+    let bytes = said.sum::<usize>() as u64;
     let items = (messages.len() + tools.len()) as u64;
     FUEL_BASE + FUEL_PER_ITEM * items + FUEL_PER_BYTE * bytes
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
-use umbel_client::text::chat_template::Message;
+use umbel_client::text::chat_template::{Message, TemplateValues};
 use umbel_client::{Chain, Generate, NamedAdapter, Sampling, Speculate};
 
 use super::session::{Opened, sampling};
@@ -42,6 +42,9 @@ pub(super) async fn run(arguments: ChatArguments, config: &Config) -> anyhow::Re
     let mut conversation =
         Conversation::new(&opened, sampling, arguments.max_tokens, arguments.system)?;
     (conversation.speculate, conversation.adapter) = (speculate, adapter);
+    if arguments.no_thinking {
+        conversation.values = TemplateValues::without_thinking();
+    }
     conversation.history = (!arguments.no_history).then(|| config.data_dir.join(HISTORY));
     conversation.converse().await?;
     conversation.close().await;
@@ -65,6 +68,8 @@ pub(super) struct Conversation<'a> {
     adapter: Option<NamedAdapter>,
     /// Where what is typed is kept, if it is.
     history: Option<PathBuf>,
+    /// What the chat template is told beside the messages.
+    values: TemplateValues,
     messages: Vec<Message>,
     chain: Option<(Chain, Vec<u32>)>,
 }
@@ -92,6 +97,7 @@ impl<'a> Conversation<'a> {
             speculate: Speculate::Auto,
             adapter: None,
             history: None,
+            values: TemplateValues::default(),
             messages,
             chain: None,
         })
@@ -154,7 +160,7 @@ impl<'a> Conversation<'a> {
         self.messages.push(Message::user(question));
         // From here on, so that one that comes while a route is looked for counts too.
         let mut interrupt = std::pin::pin!(tokio::signal::ctrl_c());
-        let prompt = self.opened.model.encode_chat(&self.messages)?;
+        let prompt = self.opened.model.encode_chat_with(&self.messages, None, &self.values)?;
         let (chain, cached) = tokio::select! {
             chain = self.chain_for(&prompt) => chain?,
             _ = &mut interrupt => {

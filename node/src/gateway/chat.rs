@@ -42,7 +42,8 @@ pub(super) async fn complete(
     } else if let Some(format) = request.response_format() {
         options.grammar = gateway.grammar(format, "response_format").await?;
     }
-    let prompt = gateway.encode_chat(request.messages()?, tools.clone(), false).await?;
+    let (messages, values) = (request.messages()?, request.template_values()?);
+    let prompt = gateway.encode_chat_with(messages, tools.clone(), values).await?;
     let mut requests = options.requests(&gateway, &prompt)?;
     if let Some(expected) = request.prediction() {
         let expected = gateway.encode_plain(expected).await?;

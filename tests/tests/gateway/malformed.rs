@@ -32,6 +32,7 @@ fn good() -> Vec<(&'static str, Value)> {
         "seed": 3, "stop": ["x", "y"], "logprobs": true, "top_logprobs": 2, "stream": true,
         "stream_options": { "include_usage": true }, "logit_bias": { "5": 1.5 }, "trace": true,
         "presence_penalty": 0.1, "prediction": { "type": "content", "content": "Hello" },
+        "chat_template_kwargs": { "enable_thinking": false },
         "messages": [
             { "role": "system", "content": "Be brief." },
             { "role": "user", "content": [{ "type": "text", "text": "Hi" }] },

@@ -360,6 +360,13 @@ fn bad_requests_are_refused_and_say_why() {
         (json!({ "presence_penalty": 3 }), 400, "presence_penalty", "from -2 to 2"),
         (json!({ "response_format": { "type": "xml" } }), 400, "response_format.type", "xml"),
         (schema(&json!({ "type": "colour" })), 400, "response_format", "form"),
+        (json!({ "chat_template_kwargs": 3 }), 400, "chat_template_kwargs", "expected a map"),
+        (
+            json!({ "chat_template_kwargs": { "bos_token": "" } }),
+            400,
+            "chat_template_kwargs",
+            "bos_token",
+        ),
         (json!({ "tools": [{ "type": "function" }] }), 400, "tools[0]", "missing field"),
         (tool_choice(&json!("required"), &[]), 400, "tool_choice", "no tools"),
         (tool_choice(&json!("required"), &["a b"]), 400, "tools", "no name"),

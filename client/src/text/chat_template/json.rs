@@ -53,11 +53,16 @@ impl fmt::Debug for Tool {
     }
 }
 
-/// A JSON object as a value of a template.
-pub(super) fn ordered(object: serde_json::Map<String, serde_json::Value>) -> Value {
-    let Ordered(value) = Ordered::deserialize(serde_json::Value::Object(object))
-        .expect("all that JSON can say is a value of a template");
+/// Anything of JSON as a value of a template.
+pub(super) fn value(json: serde_json::Value) -> Value {
+    let Ordered(value) =
+        Ordered::deserialize(json).expect("all that JSON can say is a value of a template");
     value
+}
+
+/// How long an object is as text.
+pub(super) fn json_bytes(object: &serde_json::Map<String, serde_json::Value>) -> usize {
+    serde_json::to_string(object).map_or(0, |text| text.len())
 }
 
 /// A value of a template, read from JSON.

@@ -166,6 +166,7 @@ fn llama_3_shows_the_date_and_the_tools() {
         messages: &conversation()[..2],
         tools: &[Tool::from_json(TOOL).unwrap()],
         add_generation_prompt: true,
+        values: &TemplateValues::default(),
         now: UNIX_EPOCH + Duration::from_secs(1_709_210_096),
     };
     let rendered = template(LLAMA3).render_conversation(conversation).unwrap();
@@ -343,14 +344,64 @@ fn qwen_3_forgets_the_thoughts_of_earlier_turns() {
     );
 }
 
+fn given(source: &str, values: &TemplateValues) -> String {
+    let conversation = Conversation {
+        messages: &[Message::user("q")],
+        tools: &[],
+        add_generation_prompt: true,
+        values,
+        now: UNIX_EPOCH,
+    };
+    template(source).render_conversation(conversation).unwrap()
+}
+
+fn values(json: serde_json::Value) -> Result<TemplateValues, InvalidTemplateValues> {
+    TemplateValues::from_json(json.as_object().unwrap().clone())
+}
+
+#[test]
+fn qwen_3_can_be_told_not_to_think() {
+    let asked = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n";
+    let thoughtless = format!("{asked}<think>\n\n</think>\n\n");
+    assert_eq!(given(QWEN3, &TemplateValues::default()), asked);
+    assert_eq!(given(QWEN3, &TemplateValues::without_thinking()), thoughtless);
+    let said = |thinks: bool| values(serde_json::json!({ "enable_thinking": thinks })).unwrap();
+    assert_eq!(given(QWEN3, &said(false)), thoughtless);
+    assert_eq!(given(QWEN3, &said(true)), asked);
+    // Who knows no such name takes no notice of it.
+    let plain = given(SMOLLM2, &TemplateValues::default());
+    assert_eq!(given(SMOLLM2, &said(false)), plain);
+    let more =
+        serde_json::json!({ "date_string": "1 May", "depth": [1, null, { "b": 2, "a": 1.5 }] });
+    let text = given("{{ date_string }} {{ depth | tojson }}", &values(more).unwrap());
+    assert!(text.starts_with("1 May [1, null, {"), "{text}");
+}
+
+#[test]
+fn values_are_few_and_stand_for_nothing_else() {
+    for name in ["messages", "tools", "add_generation_prompt", "bos_token", "raise_exception"] {
+        let error = values(serde_json::json!({ "fine": 1, name: 1 })).unwrap_err();
+        assert!(error.to_string().contains(name), "{error}");
+    }
+    let many: serde_json::Map<_, _> =
+        (0..100).map(|number| (format!("v{number}"), number.into())).collect();
+    let error = TemplateValues::from_json(many).unwrap_err();
+    assert!(matches!(error, InvalidTemplateValues::TooMany { found: 100 }));
+    let error = values(serde_json::json!({ "v": "x".repeat(100_000) })).unwrap_err();
+    assert!(matches!(error, InvalidTemplateValues::TooLong { .. }));
+}
+
 #[test]
 fn an_answer_that_is_begun_is_not_closed() {
     let begun = |source: &str, answer: &str| {
         let messages = [Message::user("q"), Message::assistant(answer)];
-        let now = UNIX_EPOCH;
-        let conversation =
-            Conversation { messages: &messages, tools: &[], add_generation_prompt: true, now };
-        template(source).render_begun(conversation)
+        template(source).render_begun(Conversation {
+            messages: &messages,
+            tools: &[],
+            add_generation_prompt: true,
+            values: &TemplateValues::default(),
+            now: UNIX_EPOCH,
+        })
     };
     for answer in ["The answer", "", "The q", "It is: "] {
         for source in [SMOLLM2, CHATML] {

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use serde_json::Value;
-use umbel_client::text::chat_template::{Message, ToolCall};
+use serde_json::{Map, Value};
+use umbel_client::text::chat_template::{InvalidTemplateValues, Message, TemplateValues, ToolCall};
 use umbel_client::text::tools::Tools;
 
 use crate::gateway::content::Content;
@@ -54,6 +54,8 @@ pub(super) struct ChatRequest {
     tool_choice: Option<ToolChoice>,
     /// Whether each chunk of a stream says where its time went: no part of OpenAI's interface.
     trace: Option<bool>,
+    /// What the chat template is told beside the conversation, as vLLM and others have it.
+    chat_template_kwargs: Option<Map<String, Value>>,
     // What changes no answer here.
     #[serde(rename = "user")]
     _user: Option<String>,
@@ -222,6 +224,15 @@ impl ChatRequest {
     /// Whether chunks say where their time went.
     pub(super) fn traces(&self) -> bool {
         self.trace.unwrap_or(false)
+    }
+
+    /// What the chat template is told beside the conversation.
+    pub(super) fn template_values(&self) -> Result<TemplateValues, ApiError> {
+        let values = self.chat_template_kwargs.clone().unwrap_or_default();
+        let invalid = |error: InvalidTemplateValues| {
+            ApiError::invalid("chat_template_kwargs", error.to_string())
+        };
+        TemplateValues::from_json(values).map_err(invalid)
     }
 
     /// The form of the answer, if one was asked for.
