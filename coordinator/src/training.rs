@@ -31,9 +31,9 @@ pub const SESSIONS_MAX: usize = 64;
 /// may still be there.
 pub const SESSIONS_PER_TRAINER_MAX: usize = 8;
 
-/// Messages of one session that wait: one that is being computed does not count, so a trainer may have
-/// three under way, which fill a link.
-pub const MESSAGES_WAITING_MAX: usize = 2;
+/// Messages of one session that have no answer yet: three fill a link. While the work of others is
+/// computed all of them wait.
+pub const MESSAGES_UNANSWERED_MAX: usize = 3;
 
 /// How long a session is kept whose link is gone: a trainer comes back within seconds, or has found
 /// another server.

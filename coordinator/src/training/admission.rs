@@ -3,7 +3,7 @@
 use umbel_protocol::training::{OpenTraining, STATE_VALUES_MAX};
 use umbel_protocol::{ErrorCode, Span};
 
-use super::{HostConfig, MESSAGES_WAITING_MAX, SESSIONS_MAX, SESSIONS_PER_TRAINER_MAX};
+use super::{HostConfig, MESSAGES_UNANSWERED_MAX, SESSIONS_MAX, SESSIONS_PER_TRAINER_MAX};
 
 /// Rows of values that a session keeps of each of its values: the adapter's own, two of the optimizer,
 /// and the gradients of a step.
@@ -75,7 +75,8 @@ pub(super) fn bytes(config: &HostConfig, open: &OpenTraining) -> u64 {
     let scales = open.adapter.block_scales(&config.module_shapes).saturating_mul(blocks);
     let state = state.saturating_add(scales.saturating_mul(VALUE_BYTES));
     let kept = row_bytes(config, open).saturating_mul(blocks);
-    let waiting = message_bytes_max(config, open).saturating_mul(MESSAGES_WAITING_MAX as u64);
+    // While others' work is computed all of its messages wait.
+    let waiting = message_bytes_max(config, open).saturating_mul(MESSAGES_UNANSWERED_MAX as u64);
     state.saturating_add(kept).saturating_add(waiting)
 }
 

@@ -8,7 +8,7 @@ use umbel_protocol::training::{
 use umbel_protocol::{ErrorCode, PeerId, ProtocolViolation, Tensor};
 
 use super::admission::{magnitudes, message_bytes_max, values};
-use super::{HostConfig, IDLE_LEASE, MESSAGES_WAITING_MAX, ORPHAN_LEASE, Work};
+use super::{HostConfig, IDLE_LEASE, MESSAGES_UNANSWERED_MAX, ORPHAN_LEASE, Work};
 use crate::server::{LinkId, ShardId};
 use crate::time::Time;
 
@@ -124,9 +124,10 @@ impl Held {
         message: TrainerMessage,
         now: Time,
     ) -> Result<(), ProtocolViolation> {
-        if self.waiting.len() >= MESSAGES_WAITING_MAX {
-            let (field, max) = ("messages that wait", MESSAGES_WAITING_MAX);
-            return Err(ProtocolViolation::TooMany { field, max, found: max + 1 });
+        let unanswered = self.waiting.len() + usize::from(self.running);
+        if unanswered >= MESSAGES_UNANSWERED_MAX {
+            let (field, max) = ("messages without an answer", MESSAGES_UNANSWERED_MAX);
+            return Err(ProtocolViolation::TooMany { field, max, found: unanswered + 1 });
         }
         if payload_bytes(&message) > message_bytes_max(config, &self.open) {
             return Err(ProtocolViolation::OutOfBounds { field: "the size of a message" });

@@ -45,9 +45,9 @@ fn opening(session: u128) -> OpenTraining {
     }
 }
 
-/// Of the session above: 4 rows of 2 * (4 + 8) * 2 values, 10 tokens in 2 blocks, and 2 messages of a
+/// Of the session above: 4 rows of 2 * (4 + 8) * 2 values, 10 tokens in 2 blocks, and 3 messages of a
 /// state.
-const BYTES: u64 = 4 * 4 * 48 + 10 * 2 * 4 * 2 + 2 * 4 * (1 << 18);
+const BYTES: u64 = 4 * 4 * 48 + 10 * 2 * 4 * 2 + 3 * 4 * (1 << 18);
 
 fn rows(tokens: u32) -> Tensor {
     let bytes = vec![0; (tokens * HIDDEN * 4) as usize];
@@ -381,11 +381,30 @@ fn a_trainer_that_does_not_wait_for_answers_is_cut_off() {
     let mut world = World::new(BYTES * 2);
     world.say(ANNA, 1, TrainerMessage::Open(opening(5)));
     world.holds = true;
-    for _ in 0..=MESSAGES_WAITING_MAX {
+    for _ in 0..MESSAGES_UNANSWERED_MAX {
         world.say(ANNA, 1, TrainerMessage::Write(state(0)));
     }
     let violation = world.refused(ANNA, 1, TrainerMessage::Write(state(0)));
     assert!(matches!(violation, ProtocolViolation::TooMany { .. }));
+}
+
+#[test]
+fn a_trainer_has_no_less_without_an_answer_while_the_work_of_another_is_computed() {
+    let mut world = World::new(BYTES * 4);
+    world.say(ANNA, 1, TrainerMessage::Open(opening(5)));
+    world.say(BEN, 2, TrainerMessage::Open(opening(6)));
+    world.holds = true;
+    world.say(BEN, 2, TrainerMessage::Write(state(0)));
+    for _ in 0..MESSAGES_UNANSWERED_MAX {
+        world.say(ANNA, 1, TrainerMessage::Write(state(0)));
+    }
+    let violation = world.refused(ANNA, 1, TrainerMessage::Write(state(0)));
+    assert!(matches!(violation, ProtocolViolation::TooMany { .. }));
+    for _ in 0..=MESSAGES_UNANSWERED_MAX {
+        world.finish(Some(TrainingAnswer::Written));
+    }
+    let answered = world.sent.iter().filter(|sent| **sent == (1, TrainingAnswer::Written));
+    assert_eq!(answered.count(), MESSAGES_UNANSWERED_MAX);
 }
 
 #[test]

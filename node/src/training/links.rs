@@ -6,7 +6,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use umbel_client::swarm::exchange::chain;
 use umbel_coordinator::server::LinkId;
-use umbel_coordinator::training::{MESSAGES_WAITING_MAX, SESSIONS_MAX, SESSIONS_PER_TRAINER_MAX};
+use umbel_coordinator::training::{MESSAGES_UNANSWERED_MAX, SESSIONS_MAX, SESSIONS_PER_TRAINER_MAX};
 use umbel_net::{AcceptError, Link, LinkProtocol, LinkReceiver, LinkSender, Network};
 use umbel_protocol::PeerId;
 use umbel_protocol::training::{TrainerMessage, TrainingAnswer};
@@ -14,9 +14,8 @@ use umbel_protocol::training::{TrainerMessage, TrainingAnswer};
 use super::Event;
 use crate::links::{self, Room};
 
-/// Answers that wait for one link: to the messages that wait, to the one that is computed, and what is
-/// said at the end.
-const ANSWERS_WAITING_MAX: usize = MESSAGES_WAITING_MAX + 4;
+/// Answers that wait for one link: to messages, that the session is open, and what is said at the end.
+const ANSWERS_WAITING_MAX: usize = MESSAGES_UNANSWERED_MAX + 3;
 
 /// Links that are open at once: one for each session, and some that are about to end.
 const LINKS_MAX: usize = 2 * SESSIONS_MAX;

@@ -239,7 +239,7 @@ fn a_training_that_no_server_has_room_for_says_what_takes_less() {
     let scratch = tempfile::tempdir().unwrap();
     let folder = scratch.path();
     texts(&folder.join("data.jsonl"), 4, 0);
-    let server = serve(&[&checkpoint(MODEL), "--memory-bytes", "64000000"]);
+    let server = serve(&[&checkpoint(MODEL), "--memory-bytes", "96000000"]);
     let join = ["--join", server.address(), "--epochs", "1"];
     let large = [&join[..], &["--microbatch-tokens", "65536"]].concat();
     let output = train(folder, "large", &large);

@@ -128,7 +128,7 @@ async fn a_server_with_little_room_is_given_one_microbatch_after_the_other() {
     let lesson = long_lesson();
     let expected = lesson.steps(&mut lesson.local()).await.unwrap();
     // A session may have a sixteenth of this, in which four times as many tokens do not fit.
-    let server = serve(&[&checkpoint("llama"), "--memory-bytes", "64000000"]);
+    let server = serve(&[&checkpoint("llama"), "--memory-bytes", "96000000"]);
     let narrow = RemoteSettings { tokens_max: 1_500, ..RemoteSettings::default() };
     let Lesson { model, state, settings, .. } = &lesson;
     let swarm = join(&server).await.unwrap();

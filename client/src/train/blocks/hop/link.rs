@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use umbel_coordinator::session::FailureReason;
+use umbel_coordinator::training::MESSAGES_UNANSWERED_MAX;
 use umbel_net::{LinkReceiver, LinkSender};
 use umbel_protocol::error::Retry;
 use umbel_protocol::training::{TrainerMessage, TrainingAnswer};
@@ -22,8 +23,8 @@ const PROBE_INTERVAL: Duration = Duration::from_millis(250);
 /// one that is gone is noticed by its link.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Messages under way: a server lets two wait behind the one that it computes.
-pub(crate) const PIPELINED: usize = 3;
+/// Messages under way: a server closes the link of who has more without an answer.
+pub(crate) const PIPELINED: usize = MESSAGES_UNANSWERED_MAX;
 
 /// A link on which there is a session.
 pub(crate) struct HopLink {
