@@ -88,6 +88,30 @@ async fn microbatches_that_go_along_several_routes_teach_the_same_bits() {
     [whole].iter().chain(&halves).for_each(|server| server.assert_no_errors());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_route_that_is_lost_leaves_its_microbatches_to_another_with_little_room() {
+    let lesson = long_lesson();
+    let expected = lesson.steps(&mut lesson.local()).await.unwrap();
+    let first = start("0..4", None);
+    let doomed = start("0..4", Some(&first));
+    let remote = RemoteSettings { tokens_max: TOKENS_MAX, under_way: 1, routes: 2, seed: 0 };
+    let Lesson { model, state, settings, .. } = &lesson;
+    let swarm = join_all(&[&first, &doomed]).await.unwrap();
+    let opened = remote_as(remote, &swarm, model, state.clone(), *settings).await;
+    let (mut trainer, mut answers) = opened.unwrap();
+    assert_eq!(trainer.routes().len(), 2);
+    let goal = *answers.borrow() + 5;
+    let kill = tokio::spawn(async move {
+        answers.wait_for(|count| *count >= goal).await.unwrap();
+        doomed.kill();
+    });
+    assert_eq!(lesson.steps(&mut trainer).await.unwrap(), expected);
+    assert_eq!((trainer.routes().len(), trainer.replaced()), (1, 1));
+    kill.await.unwrap();
+    trainer.close().await;
+    first.assert_no_errors();
+}
+
 /// How often, and how many times, it is looked whether a server that has come is used: the others are
 /// asked every ten seconds, and a machine may be five times as slow as it should be.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);

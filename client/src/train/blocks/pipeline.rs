@@ -34,10 +34,12 @@ pub(super) use sum::GradientSum;
 /// What a pass is for.
 pub(super) struct Pass<'a> {
     pub(super) swarm: &'a Swarm,
-    /// Where the loss is wanted: the model, and what each token counts where its gradient is too.
-    pub(super) loss: Option<(&'a Arc<ClientModel>, Option<f32>)>,
+    pub(super) loss: WantedLoss<'a>,
     pub(super) way: Way<'a>,
 }
+
+/// Where the loss is wanted: the model, and what each token counts where its gradient is too.
+type WantedLoss<'a> = Option<(&'a Arc<ClientModel>, Option<f32>)>;
 
 /// Which way microbatches take.
 pub(super) enum Way<'a> {
@@ -85,8 +87,7 @@ pub(super) async fn run(
             });
         }
     }
-    let (failed, stopped, foretelling) = (Vec::new(), None, None);
-    let conductor = Conductor { pass, stages, microbatches, failed, stopped, foretelling };
+    let conductor = Conductor::new((pass.loss, pass.way), stages, microbatches);
     let carrying = async {
         futures::future::join_all(workers).await;
         // The conductor ends the pass: it has yet to hear of the last events.
@@ -131,7 +132,8 @@ struct Stage<'a> {
 }
 
 struct Conductor<'a> {
-    pass: Pass<'a>,
+    loss: WantedLoss<'a>,
+    way: Way<'a>,
     stages: Vec<Stage<'a>>,
     microbatches: &'a mut [Microbatch],
     failed: Vec<(usize, usize, FailureReason)>,
@@ -140,7 +142,16 @@ struct Conductor<'a> {
     foretelling: Option<(usize, JoinHandle<Result<Foretold, LossError>>)>,
 }
 
-impl Conductor<'_> {
+impl<'a> Conductor<'a> {
+    fn new(
+        (loss, way): (WantedLoss<'a>, Way<'a>),
+        stages: Vec<Stage<'a>>,
+        microbatches: &'a mut [Microbatch],
+    ) -> Self {
+        let (failed, stopped, foretelling) = (Vec::new(), None, None);
+        Self { loss, way, stages, microbatches, failed, stopped, foretelling }
+    }
+
     async fn conduct(mut self, mut events: mpsc::Receiver<Event>) -> Result<(), Halt> {
         self.forget_routes();
         loop {
@@ -213,7 +224,7 @@ impl Conductor<'_> {
                 let microbatch = &mut self.microbatches[at];
                 let hidden = rows(microbatch, of, &hidden)?;
                 microbatch.entering.insert(stage.blocks.end(), hidden);
-                if !matches!(self.pass.way, Way::Forward) {
+                if !matches!(self.way, Way::Forward) {
                     stage.progress.forwarded.insert(microbatch.number);
                 }
             }
@@ -224,12 +235,12 @@ impl Conductor<'_> {
                 let microbatch = &mut self.microbatches[at];
                 let gradient = rows(microbatch, of, &gradient)?;
                 microbatch.gradients.insert(stage.blocks.start(), gradient);
-                if matches!(self.pass.way, Way::Together) {
+                if matches!(self.way, Way::Together) {
                     stage.progress.done.insert(microbatch.number);
                 }
             }
             Job::Read { at, part, start, is_last } => {
-                let Way::Apart(sum) = &mut self.pass.way else { return Ok(()) };
+                let Way::Apart(sum) = &mut self.way else { return Ok(()) };
                 sum.read(at, part.start, &read_answer(&part, start, answer)?);
                 if is_last {
                     sum.add(at, stage.blocks);
@@ -242,7 +253,7 @@ impl Conductor<'_> {
 
     /// Computes the loss of the next microbatch that has left the last block, apart from the network.
     fn foretell(&mut self) {
-        let Some((model, weight)) = self.pass.loss else { return };
+        let Some((model, weight)) = self.loss else { return };
         if self.foretelling.is_some() || self.stops() {
             return;
         }

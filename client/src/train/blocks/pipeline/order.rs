@@ -72,10 +72,12 @@ impl Conductor<'_> {
         false
     }
 
-    /// The next microbatch to bring back through a server, or to take forward.
+    /// The next microbatch to bring back through a server, or to take forward: the first of those that
+    /// have come so far.
     ///
-    /// Both go in the order of the microbatches, so that what a server keeps of later ones is never in
-    /// the way of an earlier one.
+    /// Along one route they come in their order, in which a server adds their gradients. Those of a route
+    /// that was given up follow later ones along another. These go on as they come, since a server may
+    /// have room for an earlier one only once it has brought them back.
     fn choose(&self, index: usize) -> Option<Job> {
         let stage = &self.stages[index];
         let [forward, back] = &stage.sent;
@@ -83,33 +85,35 @@ impl Conductor<'_> {
             let of_route = |at: &usize| self.microbatches[*at].route == Some(stage.route);
             (0..self.microbatches.len()).filter(of_route)
         };
-        if !matches!(self.pass.way, Way::Forward) {
-            let next = mine().find(|&at| !back.contains(&at) && !self.is_done(stage, at));
-            if let Some(at) = next {
-                let microbatch = &self.microbatches[at];
-                let is_there = stage.progress.forwarded.contains(&microbatch.number);
-                if is_there && microbatch.gradients.contains_key(&stage.blocks.end()) {
-                    return Some(Job::Backward(at));
-                }
+        if !matches!(self.way, Way::Forward) {
+            let comes_back = |at: &usize| {
+                let microbatch = &self.microbatches[*at];
+                stage.progress.forwarded.contains(&microbatch.number)
+                    && microbatch.gradients.contains_key(&stage.blocks.end())
+            };
+            let lacks_back = |at: &usize| !back.contains(at) && !self.is_done(stage, *at);
+            if let Some(at) = mine().find(|at| comes_back(at) && lacks_back(at)) {
+                return Some(Job::Backward(at));
             }
         }
-        let at = mine().find(|&at| !forward.contains(&at) && self.lacks_forward(stage, at))?;
-        let microbatch = &self.microbatches[at];
+        let enters =
+            |at: &usize| self.microbatches[*at].entering.contains_key(&stage.blocks.start());
+        let lacks_forward = |at: &usize| !forward.contains(at) && self.lacks_forward(stage, *at);
+        let at = mine().find(|at| enters(at) && lacks_forward(at))?;
         let tokens = |at: usize| u64::from(self.microbatches[at].tokens());
         let is_kept = |at: &usize| {
             let number = self.microbatches[*at].number;
             let was_sent = forward.contains(at) || stage.progress.forwarded.contains(&number);
             was_sent && !back.contains(at) && !stage.progress.done.contains(&number)
         };
-        let kept: u64 = match self.pass.way {
+        let kept: u64 = match self.way {
             Way::Forward => 0,
             Way::Together | Way::Apart(_) => {
                 (0..self.microbatches.len()).filter(is_kept).map(tokens).sum()
             }
         };
         let has_room = kept + tokens(at) <= u64::from(stage.progress.tokens_max);
-        let is_there = microbatch.entering.contains_key(&stage.blocks.start());
-        (has_room && is_there).then_some(Job::Forward(at))
+        has_room.then_some(Job::Forward(at))
     }
 
     fn send(&mut self, index: usize, job: Job) {
@@ -121,14 +125,14 @@ impl Conductor<'_> {
                 TrainerMessage::Forward(ForwardMicrobatch {
                     microbatch: microbatch.number,
                     sequences: microbatch.sequences.clone(),
-                    evaluate: matches!(self.pass.way, Way::Forward),
+                    evaluate: matches!(self.way, Way::Forward),
                     hidden: microbatch.entering[&stage.blocks.start()].to_wire(),
                 })
             }
             Job::Backward(at) => {
                 stage.sent[1].insert(*at);
                 let microbatch = &self.microbatches[*at];
-                let apart = match &self.pass.way {
+                let apart = match &self.way {
                     Way::Apart(sum) => {
                         // Before the gradients of another microbatch take their place.
                         let stretch = sum.stretch(stage.blocks);
@@ -160,18 +164,16 @@ impl Conductor<'_> {
     pub(super) fn is_complete(&self, at: usize) -> bool {
         let microbatch = &self.microbatches[at];
         let mut mine = self.stages.iter().filter(|stage| Some(stage.route) == microbatch.route);
-        let passed = match self.pass.way {
+        let passed = match self.way {
             Way::Forward => mine.all(|stage| !self.lacks_forward(stage, at)),
             Way::Together | Way::Apart(_) => mine.all(|stage| self.is_done(stage, at)),
         };
-        passed
-            && microbatch.route.is_some()
-            && (microbatch.loss.is_some() || self.pass.loss.is_none())
+        passed && microbatch.route.is_some() && (microbatch.loss.is_some() || self.loss.is_none())
     }
 
     fn lacks_forward(&self, stage: &Stage<'_>, at: usize) -> bool {
         let microbatch = &self.microbatches[at];
-        match self.pass.way {
+        match self.way {
             Way::Forward => !microbatch.entering.contains_key(&stage.blocks.end()),
             Way::Together | Way::Apart(_) => {
                 let is_there = stage.progress.forwarded.contains(&microbatch.number);
@@ -180,12 +182,14 @@ impl Conductor<'_> {
         }
     }
 
-    /// Whether a microbatch has come back through a server, or through others that had its blocks.
+    /// Whether a microbatch has come back through a server, or through others that had its blocks. One
+    /// that the server keeps has yet to come back, whoever had it before: it takes room there until then.
     fn is_done(&self, stage: &Stage<'_>, at: usize) -> bool {
         let microbatch = &self.microbatches[at];
-        let was_elsewhere = match &self.pass.way {
+        let was_elsewhere = match &self.way {
             Way::Apart(sum) => {
-                sum.covers(at, stage.blocks)
+                !stage.progress.forwarded.contains(&microbatch.number)
+                    && sum.covers(at, stage.blocks)
                     && microbatch.gradients.contains_key(&stage.blocks.start())
                     && microbatch.entering.contains_key(&stage.blocks.end())
             }
@@ -194,3 +198,6 @@ impl Conductor<'_> {
         was_elsewhere || stage.progress.done.contains(&microbatch.number)
     }
 }
+
+#[cfg(test)]
+mod tests;
