@@ -36,6 +36,7 @@ use umbel_coordinator::route::NoRoute;
 use umbel_engine::train::optimizer::clip_factor;
 use umbel_engine::train::{Adapter, LossError, StepError, TrainError as PassError, TrainingState};
 use umbel_protocol::ErrorCode;
+use umbel_protocol::frame::FrameError;
 use umbel_protocol::training::{StateKind, TrainingSequence};
 
 use crate::model::ClientModel;
@@ -78,7 +79,8 @@ pub struct TrainerSettings {
     pub clip: f64,
     /// What dropout is drawn from.
     pub seed: u64,
-    /// Tokens that go through the blocks together, those of prompts among them: memory and the length of a replay grow with them.
+    /// Tokens that go through the blocks together, those of prompts among them: memory and the length of a
+    /// replay grow with them. There are no more than a message to a server holds, wherever the blocks are.
     pub microbatch_tokens: usize,
 }
 
@@ -286,23 +288,25 @@ impl Trainer {
         let mut parts: Vec<Microbatch> = Vec::new();
         let mut sequences = self.sequences;
         let prompt_tokens = self.state.adapter().config().prompt_tokens;
-        let mut room = 0;
+        // The bits of a sum follow from its parts, so that these are the same in one process.
+        let message_max = RemoteBlocks::tokens_max(&self.model);
+        let together = u32::try_from(self.settings.microbatch_tokens).unwrap_or(u32::MAX);
+        let tokens_max = together.min(message_max);
         for example in batch {
             if example.target_count() == 0 {
                 continue;
             }
-            let tokens = prompt_tokens + example.input_count();
-            if tokens > room || parts.is_empty() {
+            let tokens = u32::try_from(prompt_tokens + example.input_count());
+            let tokens =
+                tokens.map_err(|_| TrainError::TooLong { tokens: u32::MAX, max: message_max })?;
+            // A text that is longer than those that go together goes alone.
+            if parts.last().is_none_or(|part| !part.has_room(tokens, tokens_max)) {
                 self.microbatches += 1;
                 parts.push(Microbatch::new(self.microbatches).behind(prompt_tokens));
-                room = self.settings.microbatch_tokens.max(tokens);
             }
-            room -= tokens;
             sequences += 1;
-            let sequence = TrainingSequence {
-                tokens: u32::try_from(tokens).map_err(|_| TrainError::NothingToLearn { step })?,
-                dropout_seed: self.settings.seed.wrapping_add(sequences.wrapping_mul(SEED_STEP)),
-            };
+            let dropout_seed = self.settings.seed.wrapping_add(sequences.wrapping_mul(SEED_STEP));
+            let sequence = TrainingSequence { tokens, dropout_seed };
             let part = parts.last_mut().expect("one was pushed");
             part.add(sequence, example.inputs(), example.targets());
         }
@@ -337,6 +341,17 @@ pub enum TrainError {
         /// Which step.
         step: u64,
     },
+    /// A text that no server takes, alone or with others: it can be shorter, or the blocks in this process.
+    #[error("{tokens} tokens go through together; servers are sent {max} at most")]
+    TooLong {
+        /// With those of prompts.
+        tokens: u32,
+        /// The most, as servers were told, or as a message holds.
+        max: u32,
+    },
+    /// Something was to be sent to a server that is no message.
+    #[error("a message to a server is larger than any may be")]
+    Message(#[source] FrameError),
     /// The loss or a gradient is infinite or no number: go back to a state that is [`Proven`], with a
     /// lower learning rate.
     #[error("the training has diverged (loss {loss}, gradient norm {gradient_norm})")]

@@ -12,7 +12,8 @@ use umbel_engine::train::prompt::{self, put_before};
 use umbel_engine::train::{LossError, Sequence, TrainingState};
 use umbel_engine::{Ends, EndsError, HiddenStates};
 use umbel_protocol::training::{SEQUENCES_MAX, TrainingSequence};
-use umbel_protocol::{PeerId, Span};
+use umbel_protocol::version::Side;
+use umbel_protocol::{LinkProtocol, PeerId, Span};
 
 use super::TrainError;
 use crate::model::ClientModel;
@@ -35,6 +36,13 @@ pub struct TrainingHop {
     pub peer: Option<PeerId>,
     /// Which.
     pub blocks: Span,
+}
+
+/// Tokens of the largest microbatch that a message to a server holds: each has so many values of binary32.
+fn message_tokens_max(hidden_size: usize) -> u32 {
+    let bytes = LinkProtocol::Training.limits(Side::Opener).payload_bytes_max;
+    let of_token = u32::try_from(hidden_size.saturating_mul(size_of::<f32>()));
+    bytes / of_token.unwrap_or(u32::MAX).max(1)
 }
 
 /// Servers for all blocks.
@@ -176,7 +184,7 @@ impl Microbatch {
         self.sequences.iter().map(|sequence| sequence.tokens).sum()
     }
 
-    /// Whether another sequence may go with it.
+    /// Whether another sequence may go with it, where so many tokens go together.
     pub(super) fn has_room(&self, tokens: u32, tokens_max: u32) -> bool {
         let fits = self.tokens().checked_add(tokens).is_some_and(|sum| sum <= tokens_max);
         fits && self.sequences.len() < SEQUENCES_MAX
@@ -289,3 +297,6 @@ impl Blocks {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -53,8 +53,8 @@ impl Passed {
 }
 
 impl FrozenBlocks {
-    /// Opens a route of servers for `blocks`, through which `tokens_max` tokens go together at most:
-    /// no sequence can be longer, and their memory grows with it.
+    /// Opens a route of servers for `blocks`, through which `tokens_max` tokens go together at most, and no
+    /// more than [`RemoteBlocks::tokens_max`]: no sequence can be longer, and their memory grows with it.
     ///
     /// With an adapter, which must have these blocks, they compute as it says.
     ///
@@ -76,6 +76,7 @@ impl FrozenBlocks {
                 TrainingState::new(adapter, AdamW::default())
             }
         };
+        let tokens_max = tokens_max.min(RemoteBlocks::tokens_max(model));
         let settings = RemoteSettings { tokens_max, ..RemoteSettings::default() };
         let hidden_size = model.config().hidden_size;
         let blocks = RemoteBlocks::open(swarm, model, &state, settings).await?;
@@ -201,7 +202,8 @@ fn check_shape(tensor: &HiddenStates, expected: [usize; 2]) -> Result<(), Frozen
 pub enum FrozenError {
     /// A sequence that is empty or too long.
     #[error(
-        "a sequence of {tokens} tokens: 1 to {max} go through together here; open the blocks for more"
+        "a sequence of {tokens} tokens: 1 to {max} go through together here, as many as the blocks were \
+         opened for and a message holds"
     )]
     Length {
         /// Its tokens.

@@ -188,6 +188,31 @@ async fn a_training_whose_servers_are_split_otherwise_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn more_texts_than_a_message_holds_are_several_microbatches() {
+    let text = |number: u32| Example::of_text(vec![number % 190, (number + 3) % 190]);
+    let lesson = Lesson::new();
+    let settings = TrainerSettings { microbatch_tokens: 2_048, ..lesson.settings };
+    let lesson = Lesson { settings, texts: (0..1_100).map(text).collect(), ..lesson };
+    let batch = lesson.batch();
+    let expected = lesson.local().step(&batch, 0.01).await.unwrap();
+    let server = start("0..4", None);
+    let remote = RemoteSettings { tokens_max: 2_048, ..RemoteSettings::default() };
+    let swarm = join(&server).await.unwrap();
+    let opened = remote_as(remote, &swarm, &lesson.model, lesson.state.clone(), settings).await;
+    let (mut trainer, _) = opened.unwrap();
+    assert_eq!(trainer.step(&batch, 0.01).await.unwrap(), expected);
+    // As the servers were told, and no more.
+    let long = Example::of_text(vec![7; 2_050]);
+    for refused in [trainer.step(&[&long], 0.01).await, trainer.evaluate(&[&long]).await] {
+        let too_long = TrainError::TooLong { tokens: 2_049, max: 2_048 }.to_string();
+        assert_eq!(refused.unwrap_err().to_string(), too_long);
+    }
+    assert_eq!(trainer.replaced(), 0);
+    trainer.close().await;
+    server.assert_no_errors();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_step_that_fails_leaves_nothing_behind() {
     let lesson = Lesson::new();
     let expected = lesson.steps(&mut lesson.local()).await.unwrap();

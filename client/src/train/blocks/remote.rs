@@ -14,7 +14,7 @@ use umbel_protocol::{PeerId, Span};
 
 use super::hop::{Fault, OpenHop, Terms};
 use super::pipeline::{self, GradientSum, Halt, Pass, Way};
-use super::{Microbatch, Taken, TrainingHop, TrainingRoute};
+use super::{Microbatch, Taken, TrainingHop, TrainingRoute, message_tokens_max};
 use crate::model::ClientModel;
 use crate::swarm::Swarm;
 use crate::train::TrainError;
@@ -48,7 +48,7 @@ pub struct RemoteBlocks {
 pub struct RemoteSettings {
     /// What dropout is drawn from.
     pub seed: u64,
-    /// Tokens of the longest microbatch.
+    /// Tokens of the longest microbatch; no more than [`RemoteBlocks::tokens_max`] count.
     pub tokens_max: u32,
     /// Microbatches that a server keeps between their way forward and their way back. Where it lacks the
     /// room for them it keeps one.
@@ -76,6 +76,7 @@ impl RemoteBlocks {
         settings: RemoteSettings,
     ) -> Result<Self, TrainError> {
         let RemoteSettings { seed, tokens_max, under_way, routes } = settings;
+        let tokens_max = tokens_max.min(Self::tokens_max(model));
         let hidden_size = model.config().hidden_size;
         let (answers, under_way) = (watch::Sender::new(0), under_way.max(1));
         let terms = Terms { model: model.id(), seed, tokens_max, under_way, answers };
@@ -100,6 +101,13 @@ impl RemoteBlocks {
         Ok(blocks)
     }
 
+    /// Tokens of the longest microbatch that can be sent to a server: no text of a training over a swarm
+    /// may be longer.
+    #[must_use]
+    pub fn tokens_max(model: &ClientModel) -> u32 {
+        message_tokens_max(model.config().hidden_size)
+    }
+
     /// How many answers of servers there have been, as it grows: how far a step has come.
     #[must_use]
     pub fn answers(&self) -> watch::Receiver<u64> {
@@ -113,6 +121,7 @@ impl RemoteBlocks {
         microbatches: &mut [Microbatch],
         weight: f32,
     ) -> Result<f64, TrainError> {
+        self.check(microbatches)?;
         self.begin(state).await?;
         self.unfinished = true;
         self.hops().for_each(|(_, hop)| hop.begin_step());
@@ -213,6 +222,7 @@ impl RemoteBlocks {
         state: &TrainingState,
         microbatches: &mut [Microbatch],
     ) -> Result<(), TrainError> {
+        self.check(microbatches)?;
         self.begin(state).await?;
         self.unfinished = true;
         loop {
@@ -225,6 +235,16 @@ impl RemoteBlocks {
         }
         self.unfinished = false;
         Ok(())
+    }
+
+    /// Whether servers take these microbatches, as they were told when they were opened.
+    fn check(&self, microbatches: &[Microbatch]) -> Result<(), TrainError> {
+        let max = self.terms.tokens_max;
+        let longest = microbatches.iter().map(Microbatch::tokens).max();
+        match longest.filter(|tokens| *tokens > max) {
+            Some(tokens) => Err(TrainError::TooLong { tokens, max }),
+            None => Ok(()),
+        }
     }
 
     /// Reads the gradients that the servers of one route have added.

@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
 use umbel_client::ClientModel;
+use umbel_client::train::RemoteBlocks;
 use umbel_client::train::checkpoint::Checkpoint;
 use umbel_client::train::data::{DataSet, Example, TextReader};
 use umbel_client::train::prompt;
@@ -66,10 +67,33 @@ pub(super) fn read_texts(arguments: &TrainArguments, model: &ClientModel) -> any
         Some(others) => (data.examples, read(others)?.examples),
         None => data.split(learning.validation, learning.seed),
     };
+    if !arguments.local {
+        let prompt_tokens = arguments.adapter.prompt_tokens().into();
+        check_lengths(&texts, prompt_tokens, RemoteBlocks::tokens_max(model) as usize)?;
+    }
     if learning.patience.is_some() && texts.1.is_empty() {
         bail!("--patience looks at texts that are not learned: give more of them, or --validation");
     }
     Ok(texts)
+}
+
+/// Whether each text is short enough to be sent to a server.
+fn check_lengths(
+    (learned, validation): &Texts,
+    prompt_tokens: usize,
+    max: usize,
+) -> anyhow::Result<()> {
+    let texts = learned.iter().chain(validation);
+    let longest = texts.map(|text| prompt_tokens + text.input_count()).max().unwrap_or_default();
+    if longest > max {
+        bail!(
+            "a text of {longest} tokens, with those of a prompt, is longer than the {max} that a message \
+             to a server holds of this model: cut texts with --max-tokens {}",
+            // Behind its last token nothing is foretold.
+            (max + 1).saturating_sub(prompt_tokens)
+        );
+    }
+    Ok(())
 }
 
 pub(super) fn begin(
@@ -207,3 +231,6 @@ pub(super) fn schedule(arguments: &TrainArguments, texts: &Texts) -> Schedule {
         decay: learning.schedule,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use umbel_coordinator::session::FailureReason;
 use umbel_coordinator::training::MESSAGES_UNANSWERED_MAX;
-use umbel_net::{LinkReceiver, LinkSender};
+use umbel_net::{LinkReceiver, LinkSender, SendError};
 use umbel_protocol::error::Retry;
 use umbel_protocol::training::{TrainerMessage, TrainingAnswer};
 use umbel_protocol::{PeerId, ProtocolViolation};
@@ -99,7 +99,9 @@ impl HopLink {
 async fn send(sender: &mut LinkSender, message: TrainerMessage) -> Result<(), Fault> {
     match tokio::time::timeout(ANSWER_TIMEOUT, sender.send(message.encode())).await {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(lost(chain(&error))),
+        // No other server would be sent it.
+        Ok(Err(SendError::Frame(error))) => Err(TrainError::Message(error).into()),
+        Ok(Err(error @ (SendError::Closed | SendError::Io(_)))) => Err(lost(chain(&error))),
         Err(_) => Err(Fault::Hop(FailureReason::Silent { after: ANSWER_TIMEOUT })),
     }
 }
