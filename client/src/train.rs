@@ -391,12 +391,12 @@ pub enum TrainError {
         /// What the last one said.
         detail: String,
     },
-    /// A server refuses what every server would refuse.
+    /// Two servers refuse it with a code that says that every server would.
     #[error("{code}: {detail}")]
     Refused {
         /// What kind of error it is.
         code: ErrorCode,
-        /// The server's own words.
+        /// The second server's own words.
         detail: String,
     },
     /// Servers fail faster than they can be replaced.

@@ -11,12 +11,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use serde_json::Value;
 use umbel_client::adapter::fetch::{FetchAdapterError, fetch};
 use umbel_client::adapter::publish::{Publication, PublishSettings};
-use umbel_client::swarm::{exchange, unix_time};
 use umbel_client::train::RemoteSettings;
 use umbel_client::train::checkpoint::Checkpoint;
 use umbel_engine::train::{Adapter, PeftFiles};
-use umbel_net::{Identity, LinkProtocol, Network, NetworkConfig, Role};
-use umbel_protocol::announcement::{Announcement, LIFETIME_MAX, Throughput};
+use umbel_net::Network;
 use umbel_protocol::training::{TrainerMessage, TrainingAnswer};
 use umbel_protocol::{Span, Tensor};
 use umbel_tests::process::Output;
@@ -24,6 +22,8 @@ use umbel_tests::swarm::{Server, checkpoint, report, umbel};
 use umbel_tests::training::peft::{prompt, step_over_three_servers, stored};
 use umbel_tests::training::{Kills, Lesson, TOKENS_MAX, join, join_all, remote_as, start};
 use umbel_tests::workload::client_model;
+
+use super::fakes::fake;
 
 const LISTEN: &str = "/ip4/127.0.0.1/udp/0/quic-v1";
 
@@ -89,64 +89,18 @@ impl Lie {
     }
 }
 
-/// A peer that says it has the second half of the blocks; how often it was asked for norms.
+/// A peer that says this of magnitudes; how often it was asked for norms.
 async fn liar(server: &Server, lesson: &Lesson, lie: Lie) -> (Network, Arc<AtomicUsize>) {
-    let network = Network::start(NetworkConfig {
-        listen: vec![LISTEN.parse().unwrap()],
-        ..NetworkConfig::new(Identity::ephemeral(), Role::Server)
-    });
-    let network = network.await.unwrap();
-    let mut incoming = network.accept(LinkProtocol::Training).unwrap();
-    let met = network.join(&[server.address().parse().unwrap()]).await.unwrap();
-    let now = unix_time();
-    let half = Span::new(2, 4).unwrap();
-    let announcement = Announcement {
-        peer: network.peer_id(),
-        model: lesson.model.id(),
-        model_name: "llama".to_owned(),
-        span: half,
-        block_count: lesson.model.config().block_count,
-        addresses: vec![network.preferred_address().to_string()],
-        version: "0".to_owned(),
-        throughput: Throughput::default(),
-        kv_tokens_free: 1_000_000,
-        queue_depth: 0,
-        draining: false,
-        issued: now,
-        expires: now + LIFETIME_MAX,
-        next_hops: Vec::new(),
-        adapters: Vec::new(),
-        moving_to: None,
-        held_blocks_max: 0,
-        proposal: None,
-        joined: None,
-        holds_ends: false,
-    };
-    let signed = announcement.sign(network.signing_key());
-    exchange::announce(&network, met[0], &[], signed).await.unwrap();
-    let stretch = lesson.state.stretch(half);
-    let value_count = stretch.end - stretch.start;
     let asked = Arc::new(AtomicUsize::new(0));
     let count_of_asked = Arc::clone(&asked);
-    tokio::spawn(async move {
-        while let Some((_, link)) = incoming.next().await {
-            let (mut sender, mut receiver) = link.split();
-            while let Ok(Some(frame)) = receiver.receive().await {
-                let message = TrainerMessage::decode(frame).unwrap();
-                let answer = if let TrainerMessage::RowNorms { offset, count } = message {
-                    count_of_asked.fetch_add(1, Ordering::Relaxed);
-                    lie.answer(offset, count)
-                } else {
-                    assert!(matches!(message, TrainerMessage::Open(_)), "{message:?}");
-                    TrainingAnswer::Opened { steps: 0, resumed: false, value_count }
-                };
-                if sender.send(answer.encode()).await.is_err() {
-                    break;
-                }
-            }
-        }
-    });
-    (network, asked)
+    let answer = move |message| {
+        let TrainerMessage::RowNorms { offset, count } = message else {
+            panic!("it has no magnitudes yet: {message:?}");
+        };
+        count_of_asked.fetch_add(1, Ordering::Relaxed);
+        lie.answer(offset, count)
+    };
+    (fake(server, lesson, answer).await, asked)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,12 +3,14 @@
 mod command;
 mod dora;
 mod endings;
+mod fakes;
 mod frozen;
 mod heads;
 mod kept;
 mod prompts;
 mod prompts_command;
 mod published;
+mod refusals;
 mod steps;
 mod tenants;
 mod together;

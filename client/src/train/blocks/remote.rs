@@ -10,7 +10,7 @@ use std::time::Instant;
 use tokio::sync::watch;
 use umbel_engine::train::TrainingState;
 use umbel_protocol::training::{OptimizerStep, StateKind};
-use umbel_protocol::{PeerId, Span};
+use umbel_protocol::{ErrorCode, PeerId, Span};
 
 use super::hop::{Fault, OpenHop, Terms};
 use super::pipeline::{self, GradientSum, Halt, Pass, Way};
@@ -41,6 +41,8 @@ pub struct RemoteBlocks {
     unfinished: bool,
     failures: usize,
     avoided: BTreeSet<PeerId>,
+    /// What servers have refused in this step as no server would do it, and who did so first.
+    refused: BTreeMap<ErrorCode, PeerId>,
 }
 
 /// How a training uses the servers of a swarm.
@@ -96,6 +98,7 @@ impl RemoteBlocks {
             unfinished: false,
             failures: 0,
             avoided: BTreeSet::new(),
+            refused: BTreeMap::new(),
         };
         blocks.begin(state).await?;
         Ok(blocks)

@@ -6,7 +6,6 @@ use tokio::sync::{mpsc, watch};
 use umbel_coordinator::session::FailureReason;
 use umbel_coordinator::training::MESSAGES_UNANSWERED_MAX;
 use umbel_net::{LinkReceiver, LinkSender, SendError};
-use umbel_protocol::error::Retry;
 use umbel_protocol::training::{TrainerMessage, TrainingAnswer};
 use umbel_protocol::{PeerId, ProtocolViolation};
 
@@ -126,9 +125,6 @@ async fn answer(
     let frame = frame.map_err(silent)?.map_err(|error| lost(chain(&error)))?;
     let frame = frame.ok_or_else(|| lost("the link closed".to_owned()))?;
     match TrainingAnswer::decode(frame) {
-        Ok(TrainingAnswer::Error { code, detail }) if code.retry() == Retry::Never => {
-            Err(TrainError::Refused { code, detail }.into())
-        }
         Ok(TrainingAnswer::Error { code, detail }) => {
             Err(Fault::Hop(FailureReason::Refused { code, detail }))
         }

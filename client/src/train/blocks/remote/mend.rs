@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use umbel_coordinator::route::NoRoute;
 use umbel_coordinator::session::{FailureReason, HopFailure, RouteHop, RouteWanted};
 use umbel_engine::train::TrainingState;
-use umbel_protocol::{ErrorCode, PeerId, Span};
+use umbel_protocol::{ErrorCode, PeerId, Retry, Span};
 
 use super::super::TrainingRoute;
 use super::super::hop::{Fault, OpenHop};
@@ -60,6 +60,7 @@ impl RemoteBlocks {
     pub(super) async fn begin(&mut self, state: &TrainingState) -> Result<(), TrainError> {
         self.failures = 0;
         self.avoided.clear();
+        self.refused.clear();
         if self.unfinished {
             // What servers have gathered, and what they have yet to say, is of something else.
             self.routes.clear();
@@ -287,6 +288,15 @@ impl RemoteBlocks {
         let detail = format!("{}: {}", failure.hop.peer, failure.reason);
         tracing::warn!(peer = %failure.hop.peer, blocks = %failure.hop.blocks,
             reason = %failure.reason, "a server that trains has failed");
+        if let FailureReason::Refused { code, detail } = &failure.reason
+            && code.retry() == Retry::Never
+        {
+            // One alone may say so of what others would do.
+            let first = *self.refused.entry(*code).or_insert(failure.hop.peer);
+            if first != failure.hop.peer {
+                return Err(TrainError::Refused { code: *code, detail: detail.clone() });
+            }
+        }
         self.failures += 1;
         if self.failures > FAILURES_MAX {
             let (count, last_failure) = (self.failures, detail);
