@@ -22,8 +22,14 @@ use umbel_tests::workload::client_model;
 
 /// Texts with a pattern that can be learned: each id is followed by the one that is 3 larger.
 fn texts(path: &Path) {
+    texts_from(path, 0);
+}
+
+/// Others that are as many and as long.
+fn texts_from(path: &Path, first: usize) {
     let line = |start: usize| {
-        let ids: Vec<_> = (0..10 + start % 3).map(|place| (start * 7 + place * 3) % 190).collect();
+        let ids: Vec<_> =
+            (0..10 + start % 3).map(|place| (first + start * 7 + place * 3) % 190).collect();
         json!({ "token_ids": ids }).to_string()
     };
     let lines: Vec<_> = (0..20).map(line).collect();
@@ -95,6 +101,11 @@ fn a_swarm_learns_what_one_process_does_and_a_finished_training_is_not_begun_aga
     train(folder, "alone", &["--local"]).refused("--resume goes on with it");
     let other = train(folder, "alone", &["--local", "--resume", "--seed", "4"]);
     other.refused("another seed");
+    let other = train(folder, "alone", &["--local", "--resume", "--rank-stabilized"]);
+    other.refused("another rank stabilized");
+    texts_from(&folder.join("data.jsonl"), 1);
+    train(folder, "alone", &["--local", "--resume"]).refused("another data set");
+    texts(&folder.join("data.jsonl"));
     train(folder, "alone", &["--local", "--resume"]).succeeded();
     assert!(files("alone") == before, "there was no step left");
 }

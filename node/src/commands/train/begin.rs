@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use umbel_client::ClientModel;
 use umbel_client::train::RemoteBlocks;
 use umbel_client::train::checkpoint::Checkpoint;
@@ -31,6 +32,12 @@ pub(super) const METHOD: &str = "method";
 
 /// Under which key it is that a LoRA has magnitudes.
 pub(super) const DORA: &str = "dora";
+
+/// Under which key it is whether a LoRA is scaled by the root of its rank.
+const RANK_STABILIZED: &str = "rank stabilized";
+
+/// Under which key the digest of all texts is.
+pub(super) const DATA_SET: &str = "data set";
 
 /// Where a training begins.
 pub(super) struct Begun {
@@ -152,9 +159,18 @@ fn resume(
     let path = arguments.out.join(CHECKPOINT_FILE);
     let checkpoint = Checkpoint::read(&path, model.config())
         .with_context(|| format!("cannot go on from {}", path.display()))?;
-    let Checkpoint { state, sequences, other, .. } = checkpoint;
-    let may_differ: &[&str] = if other[DIVERGED] == true { &STRIDE } else { &[] };
-    if let Some(key) = difference(&other, &identity, may_differ) {
+    let Checkpoint { state, sequences, mut other, .. } = checkpoint;
+    if let Some(other) = other.as_object_mut() {
+        // Others have not always said it; the state has.
+        let rank_stabilized = state.adapter().config().rank_stabilized;
+        other.insert(RANK_STABILIZED.to_owned(), rank_stabilized.into());
+    }
+    let mut may_differ = if other[DIVERGED] == true { STRIDE.to_vec() } else { Vec::new() };
+    if other[DATA_SET].is_null() {
+        // One from before this was written.
+        may_differ.push(DATA_SET);
+    }
+    if let Some(key) = difference(&other, &identity, &may_differ) {
         bail!("{} is of a training with another {key}", path.display());
     }
     let watch = Watch::read(&other).with_context(|| format!("{} is broken", path.display()))?;
@@ -162,11 +178,8 @@ fn resume(
 }
 
 /// What decides which step comes after which.
-fn identity(
-    arguments: &TrainArguments,
-    model: &ClientModel,
-    (learned, validation): &Texts,
-) -> Value {
+fn identity(arguments: &TrainArguments, model: &ClientModel, texts: &Texts) -> Value {
+    let (learned, validation) = texts;
     let (adapter, learning) = (&arguments.adapter, &arguments.learning);
     let tokens =
         |examples: &[Example]| -> usize { examples.iter().map(Example::input_count).sum() };
@@ -187,6 +200,7 @@ fn identity(
         Method::Lora => vec![
             ("rank", json!(adapter.rank)),
             ("alpha", json!(adapter.alpha)),
+            (RANK_STABILIZED, json!(adapter.rank_stabilized)),
             ("dropout", json!(adapter.dropout)),
             ("target modules", json!(modules)),
         ],
@@ -202,11 +216,29 @@ fn identity(
     let of_texts = [
         ("texts", json!([learned.len(), validation.len()])),
         ("tokens", json!([tokens(learned), tokens(validation)])),
+        (DATA_SET, json!(digest(texts))),
     ];
     for (key, value) in of_adapter.into_iter().chain(dora).chain(of_texts) {
         identity[key] = value;
     }
     identity
+}
+
+/// A digest of all texts in their order, and of what is learned of each.
+fn digest((learned, validation): &Texts) -> String {
+    let mut hash = Sha256::new();
+    for texts in [learned, validation] {
+        hash.update((texts.len() as u64).to_le_bytes());
+        for text in texts {
+            hash.update((text.input_count() as u64).to_le_bytes());
+            text.inputs().iter().for_each(|id| hash.update(id.to_le_bytes()));
+            for target in text.targets() {
+                // No token has the number of those that are not learned.
+                hash.update(target.map_or(u64::MAX, u64::from).to_le_bytes());
+            }
+        }
+    }
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The first thing in which two trainings differ, and may not.
@@ -217,8 +249,8 @@ fn difference(one: &Value, other: &Value, may_differ: &[&str]) -> Option<String>
     keys.find(|key| !is_same(&one[key], &other[key])).map(str::to_owned)
 }
 
-/// Whether two values are the same. A fraction that was written and read may have another last bit: that of
-/// 0.03 in binary32 has, in the 17 digits of a binary64.
+/// Whether two values are the same. A fraction that was written and read may have another last bit, as the 17
+/// digits have in which 0.03 in binary32 is written.
 fn is_same(one: &Value, other: &Value) -> bool {
     let fraction = |value: &Value| value.as_f64().filter(|_| value.is_f64());
     match (fraction(one), fraction(other)) {

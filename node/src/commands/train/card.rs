@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use umbel_shard::ModelSource;
 
-use super::begin::{DORA, METHOD};
+use super::begin::{DATA_SET, DORA, METHOD};
 use super::metrics::{History, METRICS_FILE};
 use super::plot::PLOT_FILE;
 
@@ -79,7 +79,9 @@ impl Card<'_> {
              {what}; the model's own weights are not in them.\n\n\
              ## How it was trained\n\n- steps: {of} of {taken} that were taken\n"
         );
-        for (key, value) in identity.as_object().into_iter().flatten() {
+        // Of a digest nobody learns anything who has not the data.
+        let said = identity.as_object().into_iter().flatten().filter(|(key, _)| *key != DATA_SET);
+        for (key, value) in said {
             text.push_str(&format!("- {key}: {}\n", shown(value)));
         }
         text.push_str(
