@@ -104,7 +104,14 @@ impl Swarm {
     /// # Errors
     /// [`JoinSwarmError`] where none of the addresses can be reached.
     pub async fn join(config: SwarmConfig) -> Result<Self, JoinSwarmError> {
-        let identity = Identity::ephemeral();
+        Self::join_as(Identity::ephemeral(), config).await
+    }
+
+    /// Comes into the swarm as a client that others may know from before, without listening.
+    ///
+    /// # Errors
+    /// As [`Swarm::join`].
+    pub async fn join_as(identity: Identity, config: SwarmConfig) -> Result<Self, JoinSwarmError> {
         let patience = config.patience;
         let network = Network::start(NetworkConfig {
             mdns: config.mdns,

@@ -49,7 +49,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Command::Chat(arguments) => chat::run(arguments, &config).await,
             Command::Generate(arguments) => generate::run(arguments, &config).await,
             Command::Train(arguments) => return train::run(*arguments, &config).await,
-            Command::Adapter(arguments) => adapter::run(arguments).await,
+            Command::Adapter(arguments) => adapter::run(arguments, &config).await,
             Command::Gateway(arguments) => gateway::run(arguments, &config).await,
             Command::Inspect(arguments) => inspect::run(arguments, &config).await,
             Command::Status(arguments) => status::run(arguments, &config).await,

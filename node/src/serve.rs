@@ -43,7 +43,7 @@ use keeping::Keeper;
 use loading::{Held, Loaded, Loader};
 use sockets::Sockets;
 
-/// Servers of one user on one machine that find an identity without being given one.
+/// Servers of one user on one machine, and publishers likewise, that find an identity without being given one.
 const IDENTITIES_MAX: usize = 64;
 
 /// Serves until a signal, and prints `ready MULTIADDR` once it does.
@@ -331,7 +331,8 @@ async fn enter(
     arguments: &ServeArguments,
     config: &Config,
 ) -> anyhow::Result<(Announcer, Option<SwarmKey>, Control)> {
-    let (identity, file) = identity(arguments.identity.as_deref(), &config.data_dir)?;
+    let named = arguments.identity.as_deref();
+    let (identity, file) = identity(named, &config.data_dir, "identity")?;
     let control = Control::listen(&file);
     rest::keep(&arguments.rest, control.pauses())?;
     let named = arguments.swarm.as_deref().map(SwarmKey::load).transpose()?;
@@ -348,21 +349,25 @@ async fn enter(
     Ok((announcer, swarm_key, control))
 }
 
-/// The identity in the named file, or the first of the user's own that no running server has, and its
-/// file.
-fn identity(named: Option<&Path>, data_dir: &Path) -> anyhow::Result<(Identity, PathBuf)> {
+/// The identity in the named file, or the first of the user's own of this kind that no running process has,
+/// and its file.
+pub(crate) fn identity(
+    named: Option<&Path>,
+    data_dir: &Path,
+    kind: &str,
+) -> anyhow::Result<(Identity, PathBuf)> {
     if let Some(path) = named {
         return Ok((Identity::load_or_create(path)?, path.to_owned()));
     }
     for number in 1..=IDENTITIES_MAX {
         let suffix = if number == 1 { String::new() } else { format!("-{number}") };
-        let path = data_dir.join(format!("identity{suffix}.pem"));
+        let path = data_dir.join(format!("{kind}{suffix}.pem"));
         match Identity::load_or_create(&path) {
             Err(LoadIdentityError::InUse { .. }) => {}
             result => return Ok((result?, path)),
         }
     }
-    bail!("{IDENTITIES_MAX} servers of this user run already: name a file with --identity")
+    bail!("{IDENTITIES_MAX} identities of this user are in use: name a file with --identity")
 }
 
 /// What each thing may take of the memory where it is.

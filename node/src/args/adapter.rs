@@ -43,6 +43,11 @@ pub struct PublishArguments {
     #[arg(long, conflicts_with = "listen")]
     pub leave: bool,
 
+    /// The key by which servers know who left an adapter, made if it is missing: what is left with one key has
+    /// a share of a server's room [default: in the user's data folder].
+    #[arg(long, value_name = "FILE", requires = "leave")]
+    pub identity: Option<PathBuf>,
+
     /// Where to listen for those who fetch it; may be given several times [default: every interface, QUIC
     /// and TCP, free ports].
     #[arg(long, value_name = "ADDR")]

@@ -10,12 +10,13 @@ use umbel_client::adapter::{fetch, leave};
 use umbel_client::swarm::exchange::chain;
 use umbel_client::{NamedAdapter, Swarm, SwarmConfig};
 use umbel_engine::train::PeftFiles;
-use umbel_net::Way;
+use umbel_net::{Identity, Way};
 use umbel_protocol::AdapterId;
 
 use super::session::{Blocks, Opened};
 use crate::args::{AdapterArguments, AdapterCommand, PublishArguments};
 use crate::config::Config;
+use crate::serve;
 use crate::shutdown::Shutdown;
 
 /// The largest file of weights that is published: it is in memory as long as it is.
@@ -24,23 +25,24 @@ const WEIGHTS_BYTES_MAX: u64 = 1 << 30;
 /// Servers with which an adapter is left: two may go before it is lost.
 const COPIES: usize = 3;
 
-pub(super) async fn run(arguments: AdapterArguments) -> anyhow::Result<()> {
+/// What the files of identities are called with which adapters are left.
+const PUBLISHER: &str = "publisher";
+
+pub(super) async fn run(arguments: AdapterArguments, config: &Config) -> anyhow::Result<()> {
     match arguments.what {
-        AdapterCommand::Publish(arguments) => publish(arguments).await,
+        AdapterCommand::Publish(arguments) => publish(arguments, config).await,
     }
 }
 
-async fn publish(arguments: PublishArguments) -> anyhow::Result<()> {
-    let PublishArguments { folder, join, leave, listen } = arguments;
+async fn publish(arguments: PublishArguments, config: &Config) -> anyhow::Result<()> {
+    let PublishArguments { folder, join, leave, identity, listen } = arguments;
     let read = PeftFiles::read_within(&folder, WEIGHTS_BYTES_MAX);
     let files = read.with_context(|| folder.display().to_string())?;
     let Way { addresses, swarm_key } = Way::new(&join, None)?;
     if leave {
-        return leave_with_servers(
-            files,
-            SwarmConfig { join: addresses, swarm_key, ..SwarmConfig::default() },
-        )
-        .await;
+        let identity = serve::identity(identity.as_deref(), &config.data_dir, PUBLISHER)?.0;
+        let join = SwarmConfig { join: addresses, swarm_key, ..SwarmConfig::default() };
+        return leave_with_servers(files, identity, join).await;
     }
     let anywhere = ["/ip4/0.0.0.0/tcp/0", "/ip4/0.0.0.0/udp/0/quic-v1"];
     // The peers of a private swarm speak TCP alone.
@@ -63,9 +65,13 @@ async fn publish(arguments: PublishArguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Leaves an adapter with some servers.
-async fn leave_with_servers(files: PeftFiles, join: SwarmConfig) -> anyhow::Result<()> {
-    let (id, swarm) = (files.id(), Swarm::join(join).await?);
+/// Leaves an adapter with some servers, which know by the identity what else is this publisher's.
+async fn leave_with_servers(
+    files: PeftFiles,
+    identity: Identity,
+    join: SwarmConfig,
+) -> anyhow::Result<()> {
+    let (id, swarm) = (files.id(), Swarm::join_as(identity, join).await?);
     let left = leave::leave(&swarm, files, COPIES).await;
     swarm.leave().await;
     let (mut said, mut reasons) = (format!("{id}\n"), Vec::new());

@@ -48,9 +48,20 @@ fn keeper(each: u64, cache: &Path, more: &[&str]) -> Server {
     serve(&[&fixed[..], &[cache.to_str().unwrap()], more].concat())
 }
 
-fn publish(server: &Server, folder: &Path) -> Output {
-    let folder = folder.to_str().unwrap();
-    umbel(&["adapter", "publish", "--leave", folder, "--join", server.address()])
+fn publish(server: &Server, folder: &Path, identity: &Path) -> Output {
+    let [folder, identity] = [folder, identity].map(|path| path.to_str().unwrap());
+    let join = ["--join", server.address(), "--identity", identity];
+    umbel(&[&["adapter", "publish", "--leave", folder][..], &join].concat())
+}
+
+/// The names of what is kept by the one server that has this cache.
+fn kept(cache: &Path) -> Vec<String> {
+    let folder = cache.join("kept-adapters");
+    let server = std::fs::read_dir(folder).unwrap().next().unwrap().unwrap().path();
+    let names = std::fs::read_dir(server).unwrap();
+    let mut names: Vec<_> = names.map(|one| one.unwrap().file_name()).collect();
+    names.sort();
+    names.into_iter().map(|name| name.into_string().unwrap()).collect()
 }
 
 /// Fetches one as soon as it is known who has it.
@@ -71,7 +82,7 @@ async fn what_is_left_outlives_who_published_it_and_a_restart() {
     let cache = tempfile::tempdir().unwrap();
     let first = keeper(2, cache.path(), &[]);
     let other = serve(&[&checkpoint("llama"), "--blocks", "0..4", "--join", first.address()]);
-    let left = publish(&first, &folder());
+    let left = publish(&first, &folder(), &cache.path().join("publisher.pem"));
     assert!(left.status.success(), "{}", left.stderr);
     let first_name = first.address().rsplit('/').next().unwrap().to_owned();
     let expected = format!("{}\nkept by {first_name}\n", files(0).id());
@@ -97,14 +108,7 @@ async fn what_is_left_outlives_who_published_it_and_a_restart() {
 async fn an_owner_has_a_share_and_what_is_in_use_stays() {
     let cache = tempfile::tempdir().unwrap();
     let server = keeper(1, cache.path(), &[]);
-    let kept = || {
-        let folder = cache.path().join("kept-adapters");
-        let server = std::fs::read_dir(folder).unwrap().next().unwrap().unwrap().path();
-        let names = std::fs::read_dir(server).unwrap();
-        let mut names: Vec<_> = names.map(|one| one.unwrap().file_name()).collect();
-        names.sort();
-        names.into_iter().map(|name| name.into_string().unwrap()).collect::<Vec<_>>()
-    };
+    let kept = || kept(cache.path());
     let owner = join(&server).await.unwrap();
     assert!(leave(&owner, files(0), 1).await[0].1.is_ok());
     assert!(leave(&owner, files(1), 1).await[0].1.is_ok());
@@ -123,9 +127,28 @@ async fn an_owner_has_a_share_and_what_is_in_use_stays() {
 }
 
 #[test]
+fn who_leaves_adapters_with_one_key_has_one_share() {
+    let (cache, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let server = keeper(1, cache.path(), &[]);
+    let leave = |number: usize, publisher: &str| {
+        let folder = scratch.path().join(number.to_string());
+        files(number).write(&folder).unwrap();
+        let left = publish(&server, &folder, &scratch.path().join(publisher));
+        assert!(left.status.success(), "{}", left.stderr);
+    };
+    leave(0, "one.pem");
+    leave(1, "one.pem");
+    assert_eq!(kept(cache.path()), [files(1).id().to_string()], "its own oldest made room");
+    leave(2, "other.pem");
+    assert_eq!(kept(cache.path()).len(), 2);
+    server.assert_no_errors();
+}
+
+#[test]
 fn servers_that_keep_none_say_so() {
     let server = serve(&[&checkpoint("llama"), "--blocks", "0..4"]);
-    let refused = publish(&server, &folder());
+    let scratch = tempfile::tempdir().unwrap();
+    let refused = publish(&server, &folder(), &scratch.path().join("publisher.pem"));
     assert_eq!(refused.status.code(), Some(1));
     let stderr = refused.stderr;
     assert!(stderr.contains("no server keeps the adapter"), "{stderr}");
