@@ -35,6 +35,19 @@ struct Held {
     used: u64,
 }
 
+/// An adapter that was kept before a restart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kept {
+    /// Who asked to keep it.
+    pub owner: PeerId,
+    /// Which it is.
+    pub id: AdapterId,
+    /// The room that it takes.
+    pub bytes: u64,
+    /// Somebody else has asked for it.
+    pub wanted: bool,
+}
+
 /// What becomes of an adapter that is to be kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Offered {
@@ -127,17 +140,26 @@ impl Shelf {
         by != held.owner && !std::mem::replace(&mut held.wanted, true)
     }
 
-    /// One that was kept before, of which somebody may have asked for it; those used longest ago come first.
-    /// What does not fit is not taken.
-    pub fn restore(&mut self, owner: PeerId, id: AdapterId, bytes: u64, wanted: bool) -> bool {
-        let fits = self.bytes().saturating_add(bytes) <= self.bytes_max;
-        if !fits || self.held.len() >= KEPT_MAX {
-            return false;
+    /// Takes up those that were kept before, of which that used longest ago comes first. Returns those for
+    /// which there is no room: of all the same that would have gone for others.
+    pub fn restore(&mut self, mut kept: Vec<Kept>) -> Vec<AdapterId> {
+        kept.sort_by_key(|kept| kept.wanted);
+        let (mut bytes, mut fitting, mut left) = (self.bytes(), Vec::new(), Vec::new());
+        for kept in kept.into_iter().rev() {
+            let with_it = bytes.saturating_add(kept.bytes);
+            if with_it <= self.bytes_max && self.held.len() + fitting.len() < KEPT_MAX {
+                bytes = with_it;
+                fitting.push(kept);
+            } else {
+                left.push(kept.id);
+            }
         }
-        self.uses += 1;
-        let held = Held { owner, bytes, whole: true, wanted, used: self.uses };
-        self.held.insert(id, held);
-        true
+        for Kept { owner, id, bytes, wanted } in fitting.into_iter().rev() {
+            self.uses += 1;
+            let held = Held { owner, bytes, whole: true, wanted, used: self.uses };
+            self.held.insert(id, held);
+        }
+        left
     }
 
     /// Drops the oldest of some until the rest of them takes no more than `bytes_max`, or says that what is

@@ -77,9 +77,34 @@ fn small_ones_are_bounded_by_their_number() {
     }
     assert_eq!(shelf.held.len(), KEPT_MAX);
     assert!(shelf.held.contains_key(&id(99)) && !shelf.held.contains_key(&id(51)));
-    let mut again = Shelf::new(3);
-    let fit = (0..5).filter(|number| again.restore(peer(1), id(*number), 1, false)).count();
-    assert_eq!(fit, 3);
+}
+
+#[test]
+fn what_is_used_most_stays_where_there_is_less_room_than_before() {
+    let kept = |number, bytes, wanted| Kept { owner: peer(1), id: id(number), bytes, wanted };
+    let mut shelf = Shelf::new(6);
+    let before = vec![
+        kept(1, 2, true),
+        kept(2, 2, false),
+        kept(3, 2, true),
+        kept(4, 2, false),
+        kept(5, 2, false),
+    ];
+    assert_eq!(shelf.restore(before), [id(4), id(2)], "those that are wanted, and the last used");
+    assert_eq!(shelf.bytes(), 6);
+    let order: Vec<_> = std::iter::from_fn(|| {
+        let next = shelf.oldest(&[], |_| true)?;
+        shelf.failed(next);
+        Some(next)
+    })
+    .collect();
+    assert_eq!(order, [id(5), id(1), id(3)], "they go in the order of before");
+
+    let mut shelf = Shelf::new(3);
+    let small = (0..60).map(|number| kept(number, 0, false)).chain([kept(99, 4, true)]);
+    let left = shelf.restore(small.collect());
+    assert_eq!((left.len(), left[0]), (61 - KEPT_MAX, id(99)), "no more room than there is");
+    assert!(shelf.has(id(59)) && !shelf.has(id(0)));
 }
 
 proptest! {

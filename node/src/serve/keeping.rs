@@ -58,11 +58,14 @@ impl Keeper {
         let files = files.with_context(|| format!("--keep-adapters: {}", folder.display()))?;
         let incoming = network.accept(LinkProtocol::Adapter)?;
         let mut shelf = Shelf::new(bytes_max);
-        for kept in files.kept() {
-            if shelf.restore(kept.owner, kept.id, kept.bytes, kept.wanted) {
-                network.provide(*kept.id.as_bytes()).await;
+        let kept = files.kept();
+        let left = shelf.restore(kept.clone());
+        for id in kept.into_iter().map(|kept| kept.id) {
+            if left.contains(&id) {
+                tracing::info!(%id, "an adapter is kept no more");
+                files.remove(id);
             } else {
-                files.remove(kept.id);
+                network.provide(*id.as_bytes()).await;
             }
         }
         let (shelf, sent) = (Mutex::new(shelf), Mutex::default());
@@ -119,9 +122,8 @@ impl Keeper {
         if !self.shelf().has(id) {
             return None;
         }
-        if self.shelf().asked(id, by) {
-            self.files.note_wanted(id);
-        }
+        let wanted = self.shelf().asked(id, by);
+        self.files.note_used(id, wanted);
         if let Some(sent) = self.sent().get(&id).and_then(Weak::upgrade) {
             return Some(sent);
         }
@@ -228,7 +230,10 @@ impl Coming<'_> {
         }
         let offered = keeper.shelf().offer(self.peer, self.id, total);
         match offered {
-            Offered::Held => return Ok(()),
+            Offered::Held => {
+                keeper.files.note_used(self.id, false);
+                return Ok(());
+            }
             Offered::Refused(why) => return Err(why.into()),
             Offered::Taken { drop } => {
                 self.taken = true;

@@ -42,7 +42,7 @@ fn bytes(files: &PeftFiles) -> u64 {
 
 /// A server with room for so many adapters of one owner, or four times as many of several.
 fn keeper(each: u64, cache: &Path, more: &[&str]) -> Server {
-    // What is kept has a few bytes more on the disk, and blanks.
+    // Blanks are bytes too.
     let room = (4 * each * (bytes(&files(0)) + 200)).to_string();
     let fixed = [&checkpoint("llama"), "--blocks", "0..4", "--keep-adapters", &room, "--cache-dir"];
     serve(&[&fixed[..], &[cache.to_str().unwrap()], more].concat())

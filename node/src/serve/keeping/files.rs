@@ -1,15 +1,17 @@
 //! The files of kept adapters: a folder for each, with whose it is beside it.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use umbel_coordinator::shelf::Kept;
 use umbel_engine::train::PeftFiles;
+use umbel_engine::train::adapter::{PEFT_CONFIG_FILE, PEFT_WEIGHTS_FILE};
 use umbel_protocol::{AdapterId, PeerId};
 use umbel_shard::ModelConfig;
 
-/// Who asked to keep it.
+/// Who asked to keep it. It was changed when the adapter was used last.
 const OWNER: &str = "owner";
 
 /// There where somebody else has asked for it.
@@ -18,27 +20,18 @@ const WANTED: &str = "wanted";
 /// The folder.
 pub(super) struct Files(PathBuf);
 
-/// One that lies there.
-pub(super) struct KeptFiles {
-    pub(super) id: AdapterId,
-    pub(super) owner: PeerId,
-    pub(super) bytes: u64,
-    pub(super) wanted: bool,
-    used: SystemTime,
-}
-
 impl Files {
     pub(super) fn new(folder: &Path) -> io::Result<Self> {
         fs::create_dir_all(folder)?;
         Ok(Self(folder.to_owned()))
     }
 
-    /// What is there whole, the oldest first.
-    pub(super) fn kept(&self) -> Vec<KeptFiles> {
+    /// What is there whole, that used longest ago first.
+    pub(super) fn kept(&self) -> Vec<Kept> {
         let Ok(entries) = fs::read_dir(&self.0) else { return Vec::new() };
         let mut kept: Vec<_> = entries.flatten().filter_map(|entry| kept(&entry.path())).collect();
-        kept.sort_by_key(|kept| kept.used);
-        kept
+        kept.sort_by_key(|(used, _)| *used);
+        kept.into_iter().map(|(_, kept)| kept).collect()
     }
 
     /// Writes one, whole or not at all.
@@ -62,8 +55,17 @@ impl Files {
         tokio::task::spawn_blocking(read).await.expect("reading does not panic")
     }
 
-    pub(super) fn note_wanted(&self, id: AdapterId) {
-        if let Err(error) = fs::write(self.at(id).join(WANTED), []) {
+    /// That one is used now outlives a restart, and that somebody else has asked for it.
+    pub(super) fn note_used(&self, id: AdapterId, wanted: bool) {
+        let note = || -> io::Result<()> {
+            let folder = self.at(id);
+            if wanted {
+                File::create(folder.join(WANTED))?;
+            }
+            let owner = File::options().write(true).open(folder.join(OWNER))?;
+            owner.set_modified(SystemTime::now())
+        };
+        if let Err(error) = note() {
             tracing::debug!(%error, "that an adapter was asked for is not noted");
         }
     }
@@ -79,8 +81,8 @@ impl Files {
     }
 }
 
-/// What a folder holds; what a process that was killed has left of one is removed.
-fn kept(folder: &Path) -> Option<KeptFiles> {
+/// What a folder holds, and when it was used last; what a process that was killed has left of one is removed.
+fn kept(folder: &Path) -> Option<(SystemTime, Kept)> {
     let name = folder.file_name()?.to_str()?;
     let Ok(id) = name.parse() else {
         if name.ends_with(".new") {
@@ -88,12 +90,37 @@ fn kept(folder: &Path) -> Option<KeptFiles> {
         }
         return None;
     };
-    let owner = fs::read_to_string(folder.join(OWNER)).ok()?.parse().ok()?;
-    let (mut bytes, mut used) = (0, SystemTime::UNIX_EPOCH);
-    for file in fs::read_dir(folder).ok()?.flatten() {
-        let file = file.metadata().ok()?;
-        bytes += file.len();
-        used = used.max(file.modified().unwrap_or(used));
+    let owner: PeerId = fs::read_to_string(folder.join(OWNER)).ok()?.parse().ok()?;
+    let used = fs::metadata(folder.join(OWNER)).and_then(|file| file.modified()).ok()?;
+    // As many as were offered: what is beside them is the server's own.
+    let bytes = |file| fs::metadata(folder.join(file)).map(|file| file.len());
+    let bytes = bytes(PEFT_CONFIG_FILE).ok()? + bytes(PEFT_WEIGHTS_FILE).ok()?;
+    Some((used, Kept { owner, id, bytes, wanted: folder.join(WANTED).exists() }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_used_last_comes_last_and_has_the_bytes_of_its_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = Files::new(folder.path()).unwrap();
+        let owner = PeerId::from_public_key([7; 32]);
+        let adapter = |number| PeftFiles { config: vec![number; 5], weights: vec![number; 9] };
+        let ids = [1, 2, 3].map(|number| adapter(number).id());
+        for (number, seconds) in (1..).zip([10, 20, 30]) {
+            let adapter = adapter(number);
+            let owner_file = files.at(adapter.id()).join(OWNER);
+            files.write(adapter, owner).await.unwrap();
+            let past = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+            File::options().write(true).open(owner_file).unwrap().set_modified(past).unwrap();
+        }
+        files.note_used(ids[0], true);
+        let kept = |id, wanted| Kept { owner, id, bytes: 14, wanted };
+        let expected = [kept(ids[1], false), kept(ids[2], false), kept(ids[0], true)];
+        assert_eq!(files.kept(), expected);
+        files.note_used(ids[1], false);
+        assert_eq!(files.kept().last(), Some(&kept(ids[1], false)));
     }
-    Some(KeptFiles { id, owner, bytes, wanted: folder.join(WANTED).exists(), used })
 }
