@@ -67,9 +67,10 @@ pub(crate) fn not_stepped(error: &StepError) -> PyErr {
 
 pub(crate) fn not_passed(error: FrozenError) -> PyErr {
     match error {
-        FrozenError::Length { .. } | FrozenError::Shape { .. } | FrozenError::Blocks(_) => {
-            wrong(&error)
-        }
+        FrozenError::Length { .. }
+        | FrozenError::Shape { .. }
+        | FrozenError::Prompt { .. }
+        | FrozenError::Blocks(_) => wrong(&error),
         FrozenError::Train(TrainError::NoRoute { .. }) => NotServedError::new_err(line(&error)),
         FrozenError::Train(_) => failed(&error),
     }

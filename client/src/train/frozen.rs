@@ -56,10 +56,12 @@ impl FrozenBlocks {
     /// Opens a route of servers for `blocks`, through which `tokens_max` tokens go together at most, and no
     /// more than [`RemoteBlocks::tokens_max`]: no sequence can be longer, and their memory grows with it.
     ///
-    /// With an adapter, which must have these blocks, they compute as it says.
+    /// With an adapter, which must have these blocks and no prompt, they compute as it says. A part of an
+    /// adapter ([`Adapter::part`]) has no prompt: then its vectors are the caller's to put before the texts.
     ///
     /// # Errors
-    /// [`FrozenError`] where the model has no such blocks or no route of servers covers them.
+    /// [`FrozenError`] where the model has no such blocks, the adapter has a prompt, or no route of servers
+    /// covers them.
     pub async fn open(
         swarm: Arc<Swarm>,
         model: &ClientModel,
@@ -67,6 +69,11 @@ impl FrozenBlocks {
         adapter: Option<&Adapter>,
         tokens_max: u32,
     ) -> Result<Self, FrozenError> {
+        if let Some(tokens) = adapter.map(|adapter| adapter.config().prompt_tokens)
+            && tokens > 0
+        {
+            return Err(FrozenError::Prompt { tokens });
+        }
         let state = match adapter {
             Some(adapter) => TrainingState::new(adapter.part(blocks)?, AdamW::default()),
             None => {
@@ -218,6 +225,15 @@ pub enum FrozenError {
         expected: [usize; 2],
         /// Those of the tensor.
         found: [usize; 2],
+    },
+    /// Without its vectors before the text, the adapter would say something else.
+    #[error(
+        "the adapter has {tokens} learned vectors before each text, which blocks do not add: only one without \
+         a prompt will do"
+    )]
+    Prompt {
+        /// How many.
+        tokens: usize,
     },
     /// The model has no such blocks, or the adapter lacks them.
     #[error(transparent)]

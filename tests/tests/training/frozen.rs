@@ -14,7 +14,7 @@ use umbel_engine::{HiddenStates, HostedSpan};
 use umbel_protocol::Span;
 use umbel_shard::Part;
 use umbel_tests::swarm::checkpoint;
-use umbel_tests::training::{TOKENS_MAX, join, start};
+use umbel_tests::training::{Lesson, PROMPT_TOKENS, TOKENS_MAX, join, start};
 use umbel_tests::workload::client_model;
 
 /// What implementations in binary32 differ by after a few blocks, beside values of about 1.
@@ -153,6 +153,12 @@ async fn what_cannot_be_computed_is_refused_with_its_reason() {
     // It is of use after all that.
     frozen.backward(&passed, &values(1)).await.unwrap();
 
+    for deep in [false, true] {
+        let lesson = Lesson::of_prompt(deep);
+        let (all, prompt) = (span(0, 4), Some(lesson.state.adapter()));
+        let unsaid = FrozenBlocks::open(Arc::clone(&swarm), &model, all, prompt, 8).await;
+        assert!(matches!(unsaid, Err(FrozenError::Prompt { tokens: PROMPT_TOKENS })));
+    }
     let missing = FrozenBlocks::open(swarm, &model, span(4, 5), None, 8).await;
     assert!(matches!(missing, Err(FrozenError::Blocks(_))));
     let join = vec![first.address().parse().unwrap()];
