@@ -6,7 +6,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use umbel_client::swarm::exchange::chain;
 use umbel_coordinator::server::LinkId;
-use umbel_coordinator::training::{MESSAGES_UNANSWERED_MAX, SESSIONS_MAX, SESSIONS_PER_TRAINER_MAX};
+use umbel_coordinator::training::{
+    MESSAGES_UNANSWERED_MAX, SESSIONS_MAX, SESSIONS_PER_TRAINER_MAX,
+};
 use umbel_net::{AcceptError, Link, LinkProtocol, LinkReceiver, LinkSender, Network};
 use umbel_protocol::PeerId;
 use umbel_protocol::training::{TrainerMessage, TrainingAnswer};

@@ -228,6 +228,32 @@ async fn a_step_that_fails_leaves_nothing_behind() {
     first.assert_no_errors();
 }
 
+/// As long as a server has to forget a part: far less than what it has yet to answer may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(20);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_closes_in_the_middle_of_an_evaluation_waits_for_no_answer_to_it() {
+    let lesson = long_lesson();
+    let mut server = start("0..4", None);
+    let swarm = join(&server).await.unwrap();
+    let (mut trainer, mut answers) = lesson.remote(&swarm).await.unwrap();
+    let goal = *answers.borrow() + 1;
+    let batch = lesson.batch();
+    let begun = async {
+        answers.wait_for(|count| *count >= goal).await.unwrap();
+        server.freeze();
+    };
+    tokio::select! {
+        biased;
+        () = begun => {}
+        evaluated = trainer.evaluate(&batch) => panic!("it was not interrupted: {evaluated:?}"),
+    }
+    let closed = tokio::time::timeout(CLOSE_TIMEOUT, trainer.close()).await;
+    server.thaw();
+    assert!(closed.is_ok(), "what was asked for before was waited for");
+    server.assert_no_errors();
+}
+
 /// How often a step is begun that is to be dropped: where others use the processors, what is left of it may
 /// be answered before this side gets to run again, one time in ten.
 const DROPS_TRIED_MAX: usize = 20;

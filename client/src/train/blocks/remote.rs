@@ -176,6 +176,12 @@ impl RemoteBlocks {
     /// Gives every server its part of other values. A server takes values before the first step alone, so
     /// that each is asked to forget its part, and then given it anew.
     pub(super) async fn adopt(&mut self, state: &TrainingState) -> Result<(), TrainError> {
+        self.let_go().await;
+        self.begin(state).await
+    }
+
+    /// Asks servers to forget their parts.
+    async fn let_go(&mut self) {
         let routes = std::mem::take(&mut self.routes);
         let hops = routes.into_iter().flat_map(|route| route.hops);
         if std::mem::replace(&mut self.unfinished, false) {
@@ -185,7 +191,6 @@ impl RemoteBlocks {
             let closes = hops.map(|hop| hop.close(&self.swarm));
             futures::future::join_all(closes).await;
         }
-        self.begin(state).await
     }
 
     pub(super) async fn evaluate(
@@ -296,10 +301,8 @@ impl RemoteBlocks {
         self.replaced
     }
 
-    pub(in crate::train) async fn close(self) {
-        for hop in self.routes.into_iter().flat_map(|route| route.hops) {
-            hop.close(&self.swarm).await;
-        }
+    pub(in crate::train) async fn close(mut self) {
+        self.let_go().await;
     }
 }
 
