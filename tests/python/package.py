@@ -3,7 +3,7 @@
     python package.py PART ADDRESS FOLDER...
 
 The first thing that is not as it should be ends it with an AssertionError. Where a part wants a server
-killed it prints a line, and goes on when it has read one.
+killed or frozen it prints a line, and goes on when it has read one.
 """
 
 import array
@@ -162,6 +162,38 @@ def blocks(model, golden, folder, ids):
 
         slope = (loss_along(1) - loss_along(-1)) / (2 * step)
         assert abs(slope / norm**2 - 1) < 0.01, (slope, norm)
+
+
+def closing(address, folder):
+    golden = stored(f"{folder}/golden.safetensors")
+    entering = floats(golden["hidden_states.0"][0], golden["hidden_states.0"][1][1], 64)
+    with umbel.Swarm(address) as swarm:
+        blocks = swarm.model(folder).blocks()
+        expected, _ = blocks.forward(entering)
+        found = []
+
+        def call():
+            found.append(flat(blocks.forward(entering)[0]))
+
+        def is_in_use():
+            try:
+                blocks.route
+            except RuntimeError as error:
+                return "another thread" in str(error)
+
+        harness("freeze")
+        thread = threading.Thread(target=call)
+        thread.start()
+        while thread.is_alive() and not is_in_use():
+            pass
+        raises(RuntimeError, "another thread", lambda: blocks.forward(entering))
+        blocks.close()
+        raises(RuntimeError, "closed", lambda: blocks.forward(entering))
+        harness("thaw")
+        thread.join()
+        assert found == [flat(expected)], "the call under way has its answer"
+        raises(RuntimeError, "closed", lambda: blocks.forward(entering))
+        raises(RuntimeError, "closed", lambda: blocks.route)
 
 
 def errors(swarm, model, ids, embedded):

@@ -122,6 +122,18 @@ fn servers_that_are_killed_are_replaced_until_there_is_none() {
 }
 
 #[test]
+fn blocks_that_are_closed_while_a_thread_uses_them_stay_closed() {
+    let Some(python) = python("umbel") else { return };
+    let mut server = start("0..4", None);
+    let arguments = ["closing", server.address(), &checkpoint("llama")];
+    let mut script = Script::start(python, &arguments);
+    script.asks("freeze", || server.freeze());
+    script.asks("thaw", || server.thaw());
+    script.ends_well();
+    server.assert_no_errors();
+}
+
+#[test]
 fn an_autograd_function_of_pytorch_wraps_remote_blocks() {
     let Some(python) = python("umbel, torch, numpy") else { return };
     let (small, default) = (thirds(), default_thirds());

@@ -1,6 +1,6 @@
 //! Remote blocks, forward and back: what an autograd function of `PyTorch` wraps.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
@@ -15,8 +15,15 @@ use crate::waiting::{give_up, wait};
 pub(crate) struct Blocks {
     hidden_size: usize,
     span: (u32, u32),
-    /// Absent while a thread uses them, and once they are closed.
-    frozen: Mutex<Option<FrozenBlocks>>,
+    state: Mutex<State>,
+}
+
+/// Who has the blocks.
+enum State {
+    Free(Box<FrozenBlocks>),
+    /// One thread, which gives them back.
+    InUse,
+    Closed,
 }
 
 /// What has gone forward, and can be brought back any number of times. It holds no memory of servers.
@@ -40,7 +47,7 @@ impl Blocks {
         let Rows { hidden, shape } = rows;
         let mut frozen = self.borrow()?;
         let passed = wait(py, frozen.forward(&lengths, &hidden));
-        self.give_back(frozen);
+        self.give_back(py, frozen)?;
         let passed = passed?.map_err(not_passed)?;
         let left = view(py, &passed.output().to_values(), &shape)?;
         Ok((left, Passed { passed, shape }))
@@ -62,7 +69,7 @@ impl Blocks {
         }
         let mut frozen = self.borrow()?;
         let back = wait(py, frozen.backward(passed, &gradient));
-        self.give_back(frozen);
+        self.give_back(py, frozen)?;
         let back = back?.map_err(not_passed)?;
         view(py, &back.to_values(), &shape)
     }
@@ -76,8 +83,11 @@ impl Blocks {
     /// Who computes which blocks: pairs of a peer and its blocks.
     #[getter]
     fn route(&self) -> PyResult<Vec<(String, (u32, u32))>> {
-        let frozen = self.frozen.lock().unwrap_or_else(PoisonError::into_inner);
-        let route = frozen.as_ref().ok_or_else(not_there)?.route();
+        let route = match &*self.state() {
+            State::Free(frozen) => frozen.route(),
+            State::InUse => return Err(in_use()),
+            State::Closed => return Err(closed()),
+        };
         let hop = |hop: umbel_client::train::TrainingHop| {
             let peer = hop.peer.map_or_else(String::new, |peer| peer.to_string());
             (peer, (hop.blocks.start(), hop.blocks.end()))
@@ -85,11 +95,11 @@ impl Blocks {
         Ok(route.into_iter().map(hop).collect())
     }
 
-    /// Lets servers forget what they hold for them.
+    /// Lets servers forget what they hold for them, as soon as the thread that uses them has its answer.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        match self.take() {
-            Some(frozen) => wait(py, frozen.close()),
-            None => Ok(()),
+        match self.end() {
+            State::Free(frozen) => wait(py, frozen.close()),
+            State::InUse | State::Closed => Ok(()),
         }
     }
 
@@ -106,29 +116,54 @@ impl Blocks {
 impl Blocks {
     pub(crate) fn new(frozen: FrozenBlocks) -> Self {
         let span = (frozen.span().start(), frozen.span().end());
-        Self { hidden_size: frozen.hidden_size(), span, frozen: Mutex::new(Some(frozen)) }
+        let (hidden_size, state) = (frozen.hidden_size(), State::Free(Box::new(frozen)));
+        Self { hidden_size, span, state: Mutex::new(state) }
     }
 
-    fn take(&self) -> Option<FrozenBlocks> {
-        self.frozen.lock().unwrap_or_else(PoisonError::into_inner).take()
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nobody uses them any more; what they were before.
+    fn end(&self) -> State {
+        std::mem::replace(&mut *self.state(), State::Closed)
     }
 
     /// Takes them for one thread, so that no lock is held while it waits.
-    fn borrow(&self) -> PyResult<FrozenBlocks> {
-        self.take().ok_or_else(not_there)
+    fn borrow(&self) -> PyResult<Box<FrozenBlocks>> {
+        let mut state = self.state();
+        match std::mem::replace(&mut *state, State::InUse) {
+            State::Free(frozen) => Ok(frozen),
+            State::InUse => Err(in_use()),
+            State::Closed => {
+                *state = State::Closed;
+                Err(closed())
+            }
+        }
     }
 
-    fn give_back(&self, frozen: FrozenBlocks) {
-        *self.frozen.lock().unwrap_or_else(PoisonError::into_inner) = Some(frozen);
+    /// Gives them back, or closes them where that was asked for meanwhile.
+    fn give_back(&self, py: Python<'_>, frozen: Box<FrozenBlocks>) -> PyResult<()> {
+        let mut state = self.state();
+        if matches!(*state, State::Closed) {
+            drop(state);
+            return wait(py, frozen.close());
+        }
+        *state = State::Free(frozen);
+        Ok(())
     }
 }
 
 impl Drop for Blocks {
     fn drop(&mut self) {
-        give_up(self.take());
+        give_up(self.end());
     }
 }
 
-fn not_there() -> PyErr {
-    PyRuntimeError::new_err("the blocks are closed, or another thread uses them")
+fn in_use() -> PyErr {
+    PyRuntimeError::new_err("another thread uses the blocks")
+}
+
+fn closed() -> PyErr {
+    PyRuntimeError::new_err("the blocks are closed")
 }
