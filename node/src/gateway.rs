@@ -9,6 +9,7 @@
 //! | `body`, `error` | what comes in, and what a request that fails is answered |
 //! | `keys`, `sites` | who may ask, and how much |
 //! | `admission` | turns, and how many may wait for them |
+//! | `encoding` | texts as tokens, before a request has its turn |
 //! | `options`, `format` | what requests may ask of an answer, and the form that it is held to |
 //! | `answer` | answers under way |
 //! | `chat`, `completions`, `embeddings`, `messages`, `models`, `responses` | the endpoints |
@@ -24,6 +25,7 @@ mod chat;
 mod completions;
 mod content;
 mod embeddings;
+mod encoding;
 mod error;
 mod events;
 mod format;
@@ -46,7 +48,7 @@ mod tuning;
 mod usage;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use axum::Router;
 use axum::http::{Method, StatusCode, Uri};
@@ -54,9 +56,7 @@ use axum::middleware;
 use axum::routing::{get, post};
 use tokio::net::TcpListener;
 use umbel_client::chain::remote::OpenChainError;
-use umbel_client::text::chat_template::{Message, TemplateValues};
 use umbel_client::text::tokenizer::Tokenizer;
-use umbel_client::text::tools::Tools;
 use umbel_client::{Chain, Generate, GenerateError, Generation, NamedAdapter, Speculate};
 use umbel_coordinator::session::SessionFailure;
 use umbel_engine::OpenTableError;
@@ -81,6 +81,8 @@ pub struct Limits {
     pub answers: usize,
     /// Requests that wait for their turn; more are told to come back later.
     pub waiting: usize,
+    /// Requests whose texts become tokens at once.
+    pub encoding: usize,
 }
 
 /// What a request asks for.
@@ -90,12 +92,12 @@ struct Asked {
     adapter: AskedAdapter,
 }
 
-/// Which answer to a request a session is for.
+/// Which part of a request something is for.
 #[derive(Debug, Clone, Copy)]
 enum Turn {
     /// The first, which counts as waiting while it waits: it can be refused.
     First,
-    /// One of those that follow, to a request that has been let in.
+    /// One of those that follow, of a request that has been let in.
     Further,
 }
 
@@ -120,6 +122,8 @@ pub(crate) struct Gateway {
     counters: Counters,
     picture: Picture,
     published: Published,
+    /// Bytes of the longest token, once a text was measured by it.
+    longest_token: OnceLock<usize>,
     started: u64,
     /// Where it learns adapters, if it does.
     tuning: Option<Arc<Tuning>>,
@@ -135,7 +139,7 @@ impl Gateway {
         counters: Counters,
         cache: &Path,
     ) -> Self {
-        let admission = Admission::new(limits.answers, limits.waiting);
+        let admission = Admission::new(&limits);
         let anybody = Arc::new(Holder::anybody());
         let started = reply::unix_seconds();
         Self {
@@ -147,6 +151,7 @@ impl Gateway {
             counters,
             picture: Picture::default(),
             published: Published::new(cache),
+            longest_token: OnceLock::new(),
             started,
             tuning: None,
             guarded: false,
@@ -306,71 +311,6 @@ impl Gateway {
 
     fn hidden_size(&self) -> usize {
         self.opened.model.config().hidden_size
-    }
-
-    /// The tokens of a conversation, in which the model may ask for functions, and whose last turn may
-    /// be the beginning of its answer.
-    async fn encode_chat(
-        self: &Arc<Self>,
-        messages: Vec<Message>,
-        tools: Option<Tools>,
-        is_begun: bool,
-    ) -> Result<Vec<u32>, ApiError> {
-        let gateway = Arc::clone(self);
-        apart(move || {
-            let model = &gateway.opened.model;
-            Ok(match &tools {
-                tools if is_begun => model.encode_begun(&messages, tools.as_ref())?,
-                tools => {
-                    model.encode_chat_with(&messages, tools.as_ref(), &TemplateValues::default())?
-                }
-            })
-        })
-        .await
-    }
-
-    /// The tokens of a conversation whose template is told more than the conversation.
-    async fn encode_chat_with(
-        self: &Arc<Self>,
-        messages: Vec<Message>,
-        tools: Option<Tools>,
-        values: TemplateValues,
-    ) -> Result<Vec<u32>, ApiError> {
-        let gateway = Arc::clone(self);
-        apart(move || {
-            let model = &gateway.opened.model;
-            Ok(model.encode_chat_with(&messages, tools.as_ref(), &values)?)
-        })
-        .await
-    }
-
-    async fn encode_prompt(self: &Arc<Self>, text: String) -> Result<Vec<u32>, ApiError> {
-        let gateway = Arc::clone(self);
-        apart(move || Ok(gateway.opened.model.encode(&text)?)).await
-    }
-
-    /// The tokens of a text in the middle of another.
-    async fn encode_plain(self: &Arc<Self>, text: String) -> Result<Vec<u32>, ApiError> {
-        let gateway = Arc::clone(self);
-        apart(move || match gateway.opened.model.tokenizer() {
-            Some(tokenizer) => {
-                let encoded = tokenizer.encode(&text, false);
-                encoded.map_err(|error| ApiError::invalid("prediction", error.to_string()))
-            }
-            None => Ok(Vec::new()),
-        })
-        .await
-    }
-
-    fn decode(&self, ids: &[u32]) -> Result<String, ApiError> {
-        let vocabulary = self.opened.model.config().vocabulary_size;
-        if let Some(&id) = ids.iter().find(|id| **id as usize >= vocabulary) {
-            return Err(GenerateError::UnknownToken { id, vocabulary }.into());
-        }
-        let text = self.opened.model.tokenizer().map(|tokenizer| tokenizer.decode(ids));
-        text.transpose()
-            .map_err(|error| ApiError::invalid("prompt", error.to_string()))
-            .map(|text| text.unwrap_or_default())
     }
 
     fn tokenizer(&self) -> Option<&Tokenizer> {

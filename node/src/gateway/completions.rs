@@ -18,7 +18,7 @@ use super::keys::Holder;
 use super::logprobs::Lists;
 use super::reply::{Reply, Stream};
 use super::usage::Usage;
-use super::{Gateway, body};
+use super::{Gateway, Turn, body};
 use request::CompletionRequest;
 
 pub(super) async fn complete(
@@ -30,10 +30,11 @@ pub(super) async fn complete(
     let asked = gateway.asked(&request.model, &holder)?;
     let options = request.options()?;
     let (mut requests, mut choices, mut usage) = (Vec::new(), Vec::new(), Usage::default());
+    let own = |error: ApiError| error.renamed("messages", "prompt");
     for prompt in request.prompts()? {
-        let (ids, text) = prompt.encode(&gateway).await?;
+        let (ids, text) = prompt.encode(&gateway, Turn::First).await.map_err(own)?;
         usage.prompt += ids.len();
-        requests.extend(options.requests(&gateway, &ids)?);
+        requests.extend(options.requests(&gateway, &ids).map_err(own)?);
         let echo = if request.echo() { text } else { String::new() };
         choices.extend((0..options.answers()).map(|_| Choice::beginning(echo.clone())));
     }

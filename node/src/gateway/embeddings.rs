@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::error::ApiError;
 use super::keys::{Holder, Taken};
 use super::prompts::{Prompt, Prompts};
-use super::{Gateway, body};
+use super::{Gateway, Turn, body};
 
 /// Texts of a request, as OpenAI has it.
 const TEXTS_MAX: usize = 2048;
@@ -80,10 +80,11 @@ async fn read(
     holder: &Arc<Holder>,
     text: Prompt,
 ) -> Result<(usize, Vec<f32>), ApiError> {
-    let (ids, _) = text.encode(gateway).await?;
-    let taken = Taken::from(holder, ids.len());
+    let own = |error: ApiError| error.renamed("messages", "input").renamed("prompt", "input");
     let _turn = gateway.admission.further_turn().await;
-    let vector = gateway.embedding(&ids, taken).await?;
+    let (ids, _) = text.encode(gateway, Turn::Further).await.map_err(own)?;
+    let taken = Taken::from(holder, ids.len());
+    let vector = gateway.embedding(&ids, taken).await.map_err(own)?;
     Ok((ids.len(), vector))
 }
 

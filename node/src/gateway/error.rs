@@ -12,6 +12,9 @@ use umbel_client::model::PromptError;
 /// Seconds after which a client that was turned away may come back: a short answer takes as long.
 const RETRY_AFTER_SECONDS: u16 = 2;
 
+/// What OpenAI calls a prompt that leaves no room.
+const TOO_LONG: &str = "context_length_exceeded";
+
 /// A request that is not answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ApiError {
@@ -95,6 +98,16 @@ impl ApiError {
         }
     }
 
+    /// A text cannot fit, whatever its tokens are.
+    pub(super) fn too_long(param: &str, bytes: usize, context: usize) -> Self {
+        let message = format!(
+            "{param} has {bytes} bytes, more than the {context} tokens of the context can hold: \
+             shorten it"
+        );
+        let code = Some(TOO_LONG);
+        Self { code, ..Self::invalid(param, message) }
+    }
+
     /// The swarm cannot answer now.
     pub(super) fn unavailable(error: &anyhow::Error) -> Self {
         let message = format!("the swarm cannot answer: {}", chain(error.as_ref()));
@@ -167,8 +180,7 @@ impl From<GenerateError> for ApiError {
         let message = chain(&error);
         match error {
             GenerateError::PromptTooLong { .. } => {
-                let code = Some("context_length_exceeded");
-                Self { code, ..Self::invalid("messages", message) }
+                Self { code: Some(TOO_LONG), ..Self::invalid("messages", message) }
             }
             GenerateError::EmptyPrompt | GenerateError::UnknownToken { .. } => {
                 Self::invalid("prompt", message)

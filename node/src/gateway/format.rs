@@ -7,7 +7,7 @@ use serde_json::Value;
 use umbel_client::text::grammar::Grammar;
 
 use super::error::ApiError;
-use super::{Gateway, apart};
+use super::{Gateway, Turn};
 
 /// The form of the answer.
 #[derive(Debug, Clone, Deserialize)]
@@ -51,8 +51,7 @@ impl Gateway {
         format: ResponseFormat,
         param: &'static str,
     ) -> Result<Option<Grammar>, ApiError> {
-        let gateway = Arc::clone(self);
-        apart(move || {
+        let work = move |gateway: &Self| {
             let made = match &format {
                 ResponseFormat::Text => return Ok(None),
                 ResponseFormat::JsonObject => {
@@ -64,7 +63,7 @@ impl Gateway {
                 }
             };
             made.map(Some).map_err(|error| ApiError::invalid(param, error.to_string()))
-        })
-        .await
+        };
+        self.prepare(Turn::First, work).await
     }
 }

@@ -1,6 +1,7 @@
 //! Where a gateway listens, and who may ask there: found out before anything else is begun.
 
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -46,6 +47,8 @@ impl Front {
         let limits = Limits {
             answers: usize::from(arguments.answers),
             waiting: usize::from(arguments.waiting),
+            // More at once would be no faster, and each holds what it reads.
+            encoding: std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
         };
         let counters = Counters::default();
         let guarded = keys.is_none() && !arguments.allow_anyone && listen.ip().is_loopback();

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::Gateway;
 use super::error::ApiError;
+use super::{Gateway, Turn};
 
 /// One prompt or several, as text or as token ids.
 #[derive(Debug, Clone, Deserialize)]
@@ -43,13 +43,15 @@ impl Prompt {
     pub(super) async fn encode(
         self,
         gateway: &Arc<Gateway>,
+        turn: Turn,
     ) -> Result<(Vec<u32>, String), ApiError> {
-        match self {
-            Self::Text(text) => Ok((gateway.encode_prompt(text.clone()).await?, text)),
+        let work = move |gateway: &Gateway| match self {
+            Self::Text(text) => Ok((gateway.encode_prompt(&text)?, text)),
             Self::Ids(ids) => {
                 let text = gateway.decode(&ids)?;
                 Ok((ids, text))
             }
-        }
+        };
+        gateway.prepare(turn, work).await
     }
 }

@@ -30,8 +30,9 @@ pub(super) async fn create(
     if let Some(format) = request.format() {
         options.grammar = gateway.grammar(format, "text").await?;
     }
-    let prompt = gateway.encode_chat(request.messages()?, None, false).await?;
-    let requests = options.requests(&gateway, &prompt)?;
+    let own = |error: ApiError| error.renamed("messages", "input");
+    let prompt = gateway.encode_chat(request.messages()?, None, false).await.map_err(own)?;
+    let requests = options.requests(&gateway, &prompt).map_err(own)?;
     let usage = Usage { prompt: prompt.len(), completion: 0 };
     let answers = Answers::begin(&gateway, &holder, (&asked, requests), usage.prompt).await?;
     let grown = Grown::new(&asked, &request, usage);

@@ -1,6 +1,10 @@
 //! What a gateway does where room, turns or budgets are short.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use umbel_tests::gateway::{Answer, Gateway};
@@ -10,6 +14,11 @@ const MODEL: &str = "smollm2-135m";
 const CHAT: &str = "/v1/chat/completions";
 const COMPLETIONS: &str = "/v1/completions";
 const EMBEDDINGS: &str = "/v1/embeddings";
+const RESPONSES: &str = "/v1/responses";
+const MESSAGES: &str = "/v1/messages";
+
+/// How long an answer may take on a machine that runs many tests at once.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A request that is answered for longer than a test takes, and leaves little of the context's 8,192.
 fn long() -> Value {
@@ -96,5 +105,74 @@ fn who_is_told_to_come_back_has_spent_nothing() {
         let busy = gateway.post_with(CHAT, ANN, body.as_bytes());
         assert_eq!(busy.status, 429, "{}", busy.json);
         assert!(message(&busy).contains("wait already"), "{}", busy.json);
+    }
+}
+
+/// Asks for an answer to a text, by each interface, whose field for it is given too.
+fn asked_by_each(text: &str) -> [(&'static str, &'static str, Value); 5] {
+    let turns = json!([{ "role": "user", "content": text }]);
+    [
+        (CHAT, "messages", json!({ "model": MODEL, "messages": turns })),
+        (MESSAGES, "messages", json!({ "model": MODEL, "messages": turns, "max_tokens": 1 })),
+        (COMPLETIONS, "prompt", json!({ "model": MODEL, "prompt": text })),
+        (EMBEDDINGS, "input", json!({ "model": MODEL, "input": text })),
+        (RESPONSES, "input", json!({ "model": MODEL, "input": text })),
+    ]
+}
+
+#[test]
+fn a_text_that_is_too_long_is_refused_by_the_name_of_its_field() {
+    let gateway = Gateway::start(&["--local"]);
+    // The one has more tokens than there is room for; the other has so many bytes that it must have.
+    for (text, words) in [("word ".repeat(9_000), "tokens"), ("word ".repeat(600_000), "bytes")] {
+        for (path, param, body) in asked_by_each(&text) {
+            let answer = gateway.post(path, body.to_string().as_bytes());
+            assert_eq!(answer.status, 400, "{path} {}", answer.json);
+            assert!(message(&answer).contains(words), "{path} {}", answer.json);
+            if path != MESSAGES {
+                let error = &answer.json["error"];
+                let expected = (json!("context_length_exceeded"), json!(param));
+                assert_eq!((&error["code"], &error["param"]), (&expected.0, &expected.1), "{path}");
+            }
+        }
+    }
+    let ids = json!({ "model": MODEL, "prompt": vec![7; 9_000] }).to_string();
+    let answer = gateway.post(COMPLETIONS, ids.as_bytes());
+    assert_eq!(answer.json["error"]["param"], "prompt", "{}", answer.json);
+}
+
+#[test]
+fn who_comes_while_others_texts_are_read_and_nobody_may_wait_is_told_to_come_back() {
+    let gateway = Gateway::start(&["--local", "--waiting", "0"]);
+    let [(path, _, body), ..] = asked_by_each(&"word ".repeat(120_000));
+    let body = body.to_string();
+    let head = format!("POST {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close");
+    let request = format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    let address = gateway.url("").trim_start_matches("http://").to_owned();
+    let ask = |_| {
+        let mut stream = TcpStream::connect(&address).expect("the gateway listens");
+        stream.write_all(request.as_bytes()).expect("the gateway reads");
+        stream
+    };
+    let answer = |mut stream: TcpStream| {
+        let mut answer = String::new();
+        stream.set_read_timeout(Some(ANSWER_TIMEOUT)).expect("a timeout");
+        stream.read_to_string(&mut answer).expect("the gateway answers and closes");
+        answer
+    };
+    // Texts are read by as many at once as there are processors, and these take a moment each.
+    let at_once = 8 * thread::available_parallelism().expect("it is known here").get();
+    let deadline = Instant::now() + ANSWER_TIMEOUT;
+    loop {
+        let asked: Vec<_> = (0..at_once).map(ask).collect();
+        let answers: Vec<_> = asked.into_iter().map(answer).collect();
+        let (busy, read): (Vec<_>, Vec<_>) =
+            answers.iter().partition(|answer| answer.starts_with("HTTP/1.1 429"));
+        assert!(read.iter().all(|answer| answer.starts_with("HTTP/1.1 400")), "{read:?}");
+        if let Some(busy) = busy.first() {
+            assert!(busy.contains("wait already"), "{busy}");
+            return;
+        }
+        assert!(Instant::now() < deadline, "all of their texts are read at once");
     }
 }
