@@ -1,6 +1,7 @@
 //! What a request that fails is answered, in the shape that clients of OpenAI's interface read.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -9,8 +10,8 @@ use serde_json::{Value, json};
 use umbel_client::GenerateError;
 use umbel_client::model::PromptError;
 
-/// Seconds after which a client that was turned away may come back: a short answer takes as long.
-const RETRY_AFTER_SECONDS: u16 = 2;
+/// When a client may come back that was turned away by others: a short answer takes as long.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
 
 /// What OpenAI calls a prompt that leaves no room.
 const TOO_LONG: &str = "context_length_exceeded";
@@ -24,6 +25,8 @@ pub(super) struct ApiError {
     /// The field that is at fault.
     param: Option<String>,
     message: String,
+    /// When who was turned away may come back.
+    retry_after: Duration,
 }
 
 impl ApiError {
@@ -42,7 +45,8 @@ impl ApiError {
     /// The request as a whole cannot be read.
     pub(super) fn refused(status: StatusCode, message: impl Into<String>) -> Self {
         let kind = "invalid_request_error";
-        Self { status, kind, code: None, param: None, message: message.into() }
+        let (message, retry_after) = (message.into(), RETRY_AFTER);
+        Self { status, kind, code: None, param: None, message, retry_after }
     }
 
     pub(super) fn unknown_model(asked: &str, served: &str) -> Self {
@@ -68,10 +72,11 @@ impl ApiError {
         }
     }
 
-    /// The holder of a key has used up what it may.
-    pub(super) fn over_budget(name: &str, what: &str) -> Self {
+    /// The holder of a key has used up what it may, for so long.
+    pub(super) fn over_budget(name: &str, what: &str, retry_after: Duration) -> Self {
         let message = format!("{name} has used up the {what} of this minute");
         Self {
+            retry_after,
             kind: "rate_limit_error",
             code: Some("rate_limit_exceeded"),
             ..Self::refused(StatusCode::TOO_MANY_REQUESTS, message)
@@ -209,7 +214,7 @@ impl ApiError {
     fn respond(self, body: Value) -> Response {
         let mut response = (self.status, Json(body)).into_response();
         if self.status == StatusCode::TOO_MANY_REQUESTS {
-            let after = HeaderValue::from(RETRY_AFTER_SECONDS);
+            let after = HeaderValue::from(self.retry_after.as_secs());
             response.headers_mut().insert(header::RETRY_AFTER, after);
         }
         if matches!(self.status, StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT) {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use axum::extract::{Request, State};
@@ -106,6 +106,9 @@ fn digest(key: &str) -> [u8; 32] {
     Sha256::digest(key.as_bytes()).into()
 }
 
+/// The longest time that is told to who has used up a budget: one of nothing never fills.
+const WAIT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// So many in a minute, of which a minute's worth may be spent at once. It may be overdrawn, by what
 /// turns out only when an answer is there, and is of no use then until it is filled again.
 #[derive(Debug, Clone, Copy)]
@@ -127,6 +130,13 @@ impl Budget {
             self.left = (self.left + self.per_minute * minutes).min(self.per_minute);
         }
     }
+
+    /// How long it takes until there is one of them, in whole seconds, of which a header has one at least.
+    fn until_one(&self) -> Duration {
+        let seconds = (1.0 - self.left) / self.per_minute * 60.0;
+        let wait = Duration::try_from_secs_f64(seconds.ceil()).unwrap_or(WAIT_MAX);
+        wait.clamp(Duration::from_secs(1), WAIT_MAX)
+    }
 }
 
 impl Holder {
@@ -141,10 +151,10 @@ impl Holder {
         budgets.iter_mut().for_each(|budget| budget.fill(now));
         let [requests, tokens] = &mut *budgets;
         if requests.left < 1.0 {
-            return Err(ApiError::over_budget(&self.name, "requests"));
+            return Err(ApiError::over_budget(&self.name, "requests", requests.until_one()));
         }
         if tokens.left <= 0.0 {
-            return Err(ApiError::over_budget(&self.name, "tokens"));
+            return Err(ApiError::over_budget(&self.name, "tokens", tokens.until_one()));
         }
         requests.left -= 1.0;
         Ok(())
@@ -227,8 +237,6 @@ fn admit(gateway: &Gateway, headers: &HeaderMap, spends: bool) -> Result<Arc<Hol
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use axum::http::header;
 
     use super::*;
@@ -283,6 +291,26 @@ mod tests {
         let bob = keys.0.get(&digest("another-key-of-some-length")).unwrap();
         bob.spend(usize::MAX);
         assert!((0..1_000).all(|_| bob.request(start).is_ok()), "without a budget there is no end");
+    }
+
+    #[test]
+    fn who_has_used_up_a_budget_is_told_when_it_is_filled() {
+        let keys = Keys::parse(FILE).unwrap();
+        let ann = keys.0.get(&digest("a-key-of-some-length")).unwrap();
+        let start = Instant::now();
+        let after = |millis| start + Duration::from_millis(millis);
+        let told = |millis| {
+            let refused = ann.request(after(millis)).unwrap_err().into_response();
+            refused.headers()[header::RETRY_AFTER].to_str().unwrap().to_owned()
+        };
+        assert!(ann.request(start).is_ok() && ann.request(start).is_ok());
+        assert_eq!([told(0), told(12_500), told(29_500)], ["30", "18", "1"], "two a minute");
+        assert!(ann.request(after(30_500)).is_ok());
+        ann.spend(250);
+        assert_eq!(told(60_500), "61", "100 a minute, and 101 are missing");
+        assert!(ann.request(after(121_500)).is_ok());
+        let none = Budget { left: 0.0, ..Budget::new(Some(0)) };
+        assert_eq!(none.until_one(), WAIT_MAX);
     }
 
     #[test]
