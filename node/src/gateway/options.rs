@@ -13,7 +13,7 @@ use super::error::ApiError;
 const ANSWERS_MAX: u32 = 8;
 
 /// Texts at which an answer ends, as OpenAI has it.
-const STOPS_MAX: usize = 4;
+pub(super) const STOPS_MAX: usize = 4;
 
 /// Tokens of an answer whose request sets no limit: servers keep room for them from the start.
 const TOKENS_DEFAULT: u32 = 1024;
@@ -139,8 +139,8 @@ impl Options {
     }
 
     /// # Errors
-    /// Where a value is out of its range, or two contradict each other.
-    pub(super) fn check(&self) -> Result<(), ApiError> {
+    /// Where a value is out of its range, two contradict each other, or more than so many texts end it.
+    pub(super) fn check(&self, stops_max: usize) -> Result<(), ApiError> {
         let between = |name: &str, value: Option<f32>, low: f32, high: f32| match value {
             Some(value) if !(low..=high).contains(&value) => {
                 let message = format!("{name} is {value}; it is from {low} to {high}");
@@ -172,8 +172,8 @@ impl Options {
             return Err(ApiError::invalid("stream_options", message));
         }
         let stops = self.stop.clone().map_or_else(Vec::new, Texts::into_vec);
-        if stops.len() > STOPS_MAX || stops.iter().any(String::is_empty) {
-            let message = format!("stop has at most {STOPS_MAX} texts, none of them empty");
+        if stops.len() > stops_max || stops.iter().any(String::is_empty) {
+            let message = format!("stop has at most {stops_max} texts, none of them empty");
             return Err(ApiError::invalid("stop", message));
         }
         Ok(())

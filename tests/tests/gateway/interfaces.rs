@@ -78,6 +78,7 @@ fn the_newer_interfaces_answer_as_the_older_one_does() {
         ),
         (json!({ "messages": use_by_user }), "the assistant asks"),
         (json!({ "messages": [{ "role": "user", "content": [{ "type": "image" }] }] }), "content"),
+        (json!({ "stop_sequences": vec!["x"; 65] }), "stop_sequences has at most 64"),
     ] {
         refused(&gateway.post(MESSAGES, message(change).to_string().as_bytes()), param);
     }
@@ -155,8 +156,9 @@ fn functions(gateway: &Gateway) {
 fn answers_that_are_begun(gateway: &Gateway) {
     let text = |answer: &Value| answer["content"][0]["text"].as_str().unwrap().to_owned();
     let question = json!({ "role": "user", "content": "How is the weather in Oslo?" });
-    let whole = gateway.ask(MESSAGES, &message(json!({ "max_tokens": 12 })));
-    let said = text(&whole);
+    let never: Vec<_> = (0..64).map(|number| format!("never {number}")).collect();
+    let plain = json!({ "max_tokens": 12, "stop_sequences": never });
+    let said = text(&gateway.ask(MESSAGES, &message(plain)));
     let (begin, _) = said.match_indices(' ').nth(2).unwrap();
     let turns = json!([question, { "role": "assistant", "content": said[..begin] }]);
     let begun = message(json!({ "max_tokens": 6, "messages": turns }));

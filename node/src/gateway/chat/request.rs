@@ -10,7 +10,7 @@ use umbel_client::text::tools::Tools;
 use crate::gateway::content::Content;
 use crate::gateway::error::ApiError;
 use crate::gateway::format::ResponseFormat;
-use crate::gateway::options::{self, Options, StreamOptions, Texts};
+use crate::gateway::options::{self, Options, STOPS_MAX, StreamOptions, Texts};
 
 /// Turns of a conversation.
 const MESSAGES_MAX: usize = 4096;
@@ -214,7 +214,7 @@ impl ChatRequest {
             _ => None,
         };
         let options = Options { max_tokens, top_logprobs, ..options::alike!(self) };
-        options.check()?;
+        options.check(STOPS_MAX)?;
         if self.traces() && !options.stream {
             return Err(ApiError::invalid("trace", "trace is for requests with stream: true"));
         }

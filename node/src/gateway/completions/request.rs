@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use crate::gateway::error::ApiError;
-use crate::gateway::options::{self, Options, StreamOptions, Texts};
+use crate::gateway::options::{self, Options, STOPS_MAX, StreamOptions, Texts};
 use crate::gateway::prompts::{Prompt, Prompts};
 
 /// Answers to all prompts of a request together.
@@ -71,7 +71,7 @@ impl CompletionRequest {
             top_logprobs: self.logprobs,
             ..options::alike!(self)
         };
-        options.check()?;
+        options.check(STOPS_MAX)?;
         Ok(options)
     }
 }

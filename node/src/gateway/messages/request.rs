@@ -11,6 +11,9 @@ use crate::gateway::error::ApiError;
 use crate::gateway::format::ResponseFormat;
 use crate::gateway::options::{Options, Texts};
 
+/// Texts at which an answer ends: Anthropic sets no limit, and each is looked for behind every token.
+const STOP_SEQUENCES_MAX: usize = 64;
+
 /// As Anthropic's reference has it.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -227,7 +230,8 @@ impl MessagesRequest {
             stream: self.stream.unwrap_or(false),
             ..Options::default()
         };
-        options.check()?;
+        let checked = options.check(STOP_SEQUENCES_MAX);
+        checked.map_err(|error| error.renamed("stop", "stop_sequences"))?;
         Ok(options)
     }
 }

@@ -7,7 +7,7 @@ use umbel_client::text::chat_template::Message;
 use crate::gateway::content::Content;
 use crate::gateway::error::ApiError;
 use crate::gateway::format::ResponseFormat;
-use crate::gateway::options::Options;
+use crate::gateway::options::{Options, STOPS_MAX};
 
 /// Items of a request.
 const ITEMS_MAX: usize = 4096;
@@ -175,7 +175,8 @@ impl ResponsesRequest {
             stream: self.stream.unwrap_or(false),
             ..Options::default()
         };
-        options.check().map_err(|error| error.renamed("max_tokens", "max_output_tokens"))?;
+        let checked = options.check(STOPS_MAX);
+        checked.map_err(|error| error.renamed("max_tokens", "max_output_tokens"))?;
         Ok(options)
     }
 
