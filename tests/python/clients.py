@@ -49,6 +49,10 @@ def chat(client):
         model=MODEL, messages=HELLO, temperature=1, seed=3, n=3, max_tokens=8
     )
     assert len({choice.message.content for choice in several.choices}) > 1, several
+
+    turns = [*HELLO, whole.choices[0].message.model_dump(), *HELLO]
+    more = client.chat.completions.create(model=MODEL, messages=turns, temperature=0, max_tokens=2)
+    assert more.usage.prompt_tokens > whole.usage.prompt_tokens, more
     return text
 
 
@@ -92,10 +96,15 @@ def functions(client):
     (call,) = answer.message.tool_calls
     assert answer.finish_reason == "tool_calls" and call.function.name == "weather", answer
     assert isinstance(json.loads(call.function.arguments)["city"], str), call
-    result = {"role": "tool", "tool_call_id": call.id, "content": "rain"}
-    turns = [*request["messages"], answer.message, result]
-    said = client.chat.completions.create(**{**request, "messages": turns, "tool_choice": "none"})
-    assert said.choices[0].message.content, said
+    stream = client.chat.completions.create(**request, tool_choice="required", stream=True)
+    deltas = [choice.delta for chunk in stream for choice in chunk.choices]
+    (piece,) = [piece for delta in deltas for piece in delta.tool_calls or []]
+    streamed = {"role": "assistant", "content": None, "tool_calls": [piece.model_dump()]}
+    for turn, id in ((answer.message, call.id), (answer.message.model_dump(), call.id), (streamed, piece.id)):
+        result = {"role": "tool", "tool_call_id": id, "content": "rain"}
+        turns = [*request["messages"], turn, result]
+        said = client.chat.completions.create(**{**request, "messages": turns, "tool_choice": "none"})
+        assert said.choices[0].message.content, said
 
 
 def completions(client):

@@ -219,6 +219,15 @@ fn functions(gateway: &Gateway) {
     }
     assert_eq!((calls.len(), text.as_str(), last), (1, "", json!("tool_calls")));
     assert_eq!(calls[0]["function"]["name"], "time");
+    // As clients send back what they had in a stream, with every field of a message that they know.
+    let mut again = chat(question, tool_choice(&json!("none"), &["weather", "time"]));
+    let turns = again["messages"].as_array_mut().unwrap();
+    turns.push(json!({
+        "role": "assistant", "content": null, "refusal": null, "annotations": null,
+        "audio": null, "function_call": null, "tool_calls": [calls[0]],
+    }));
+    turns.push(json!({ "role": "tool", "tool_call_id": calls[0]["id"], "content": "noon" }));
+    assert!(gateway.ask(CHAT, &again)["choices"][0]["message"]["content"].is_string());
 
     let mut told = chat(question, tool_choice(&json!("auto"), &["weather", "time"]));
     let turns = told["messages"].as_array_mut().unwrap();
@@ -372,6 +381,12 @@ fn bad_requests_are_refused_and_say_why() {
         (tool_choice(&json!("required"), &["a b"]), 400, "tools", "no name"),
         (tool_choice(&named("other"), &["weather"]), 400, "tool_choice", "other"),
         (broken, 400, "tools", "form"),
+        (
+            json!({ "messages": [{ "role": "assistant", "content": "", "function_call": {} }] }),
+            400,
+            "messages[0].function_call",
+            "not supported",
+        ),
     ];
     for (change, status, param, message) in cases {
         let answer = gateway.post(CHAT, chat("Hi", change.clone()).to_string().as_bytes());

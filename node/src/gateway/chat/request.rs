@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 use umbel_client::text::chat_template::{InvalidTemplateValues, Message, TemplateValues, ToolCall};
 use umbel_client::text::tools::Tools;
@@ -84,8 +85,13 @@ struct Turn {
     tool_call_id: Option<String>,
     #[serde(rename = "name")]
     _name: Option<String>,
+    // As answers have them that are sent back.
     #[serde(rename = "refusal")]
     _refusal: Option<String>,
+    #[serde(rename = "annotations")]
+    _annotations: Option<IgnoredAny>,
+    audio: Option<Value>,
+    function_call: Option<Value>,
 }
 
 /// Who speaks.
@@ -103,7 +109,13 @@ enum Role {
 #[derive(Debug, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 enum Call {
-    Function { id: String, function: CalledFunction },
+    Function {
+        id: String,
+        function: CalledFunction,
+        /// As calls have it that come in a stream.
+        #[serde(rename = "index")]
+        _index: Option<IgnoredAny>,
+    },
 }
 
 /// Which, and with what.
@@ -249,6 +261,14 @@ impl ChatRequest {
 impl Turn {
     fn message(&self, index: usize) -> Result<Message, ApiError> {
         let field = |name: &str| format!("messages[{index}].{name}");
+        for (name, what, said) in [
+            ("audio", "sound", &self.audio),
+            ("function_call", "a call outside tool_calls", &self.function_call),
+        ] {
+            if said.is_some() {
+                return Err(ApiError::unsupported(&field(name), what));
+            }
+        }
         let calls = self.tool_calls.as_deref().unwrap_or_default();
         let content = match &self.content {
             Some(content) => content.text(),
@@ -264,7 +284,7 @@ impl Turn {
             Role::User => Message::user(content),
             Role::Tool => Message::tool(self.tool_call_id.clone(), content),
             Role::Assistant => {
-                let call = |Call::Function { id, function }: &Call| {
+                let call = |Call::Function { id, function, .. }: &Call| {
                     let arguments = serde_json::from_str(&function.arguments).map_err(|error| {
                         let message = format!("the arguments are no object of JSON: {error}");
                         ApiError::invalid(field("tool_calls"), message)
