@@ -51,7 +51,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use axum::Router;
-use axum::http::{Method, StatusCode, Uri};
+use axum::http::{HeaderValue, Method, StatusCode, Uri};
 use axum::middleware;
 use axum::routing::{get, post};
 use tokio::net::TcpListener;
@@ -118,6 +118,8 @@ pub(crate) struct Gateway {
     admission: Admission,
     /// `None` where anybody may ask who reaches it.
     keys: Option<Keys>,
+    /// Whose pages may ask besides its own.
+    origins: Vec<HeaderValue>,
     anybody: Arc<Holder>,
     counters: Counters,
     picture: Picture,
@@ -147,6 +149,7 @@ impl Gateway {
             speculate,
             admission,
             keys,
+            origins: Vec::new(),
             anybody,
             counters,
             picture: Picture::default(),
@@ -161,6 +164,11 @@ impl Gateway {
     /// The same, which learns adapters as well.
     pub(crate) fn with_tuning(self, tuning: Option<Arc<Tuning>>) -> Self {
         Self { tuning, ..self }
+    }
+
+    /// The same, which pages of these origins may ask.
+    pub(crate) fn open_to(self, origins: Vec<HeaderValue>) -> Self {
+        Self { origins, ..self }
     }
 
     /// The same, which is asked by nobody's name where that is all that keeps others away.
@@ -344,6 +352,11 @@ fn router(gateway: Arc<Gateway>) -> Router {
         .merge(tuning::router())
         .method_not_allowed_fallback(other_method)
         .layer(middleware::from_fn_with_state(Arc::clone(&gateway), keys::check));
+    // Outside, since what a browser asks first has no key, and a page is to read why it is refused.
+    let interface = match sites::cors(&gateway.origins) {
+        Some(cors) => interface.layer(cors),
+        None => interface,
+    };
     Router::new()
         .route("/", get(page::page))
         .route("/page/{file}", get(page::file))

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use axum::http::HeaderValue;
 use clap::Args;
 
 use super::place::host_port;
@@ -61,6 +62,11 @@ pub struct FrontArguments {
     #[arg(long, conflicts_with = "keys")]
     pub allow_anyone: bool,
 
+    /// An origin, as https://chat.example, whose pages may ask in their visitors' browsers, with the keys
+    /// of these; give it several times for several. Needs --keys.
+    #[arg(long, value_name = "ORIGIN", value_parser = origin)]
+    pub allow_origin: Vec<HeaderValue>,
+
     /// Answers at once; further requests wait for their turn.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub answers: u16,
@@ -68,4 +74,40 @@ pub struct FrontArguments {
     /// Requests that wait for their turn; further ones are told to come back later (429).
     #[arg(long, value_name = "N", default_value_t = 128)]
     pub waiting: u16,
+}
+
+/// The origin of a page, as browsers write it.
+fn origin(text: &str) -> Result<HeaderValue, String> {
+    let wrong = "an origin is SCHEME://HOST or SCHEME://HOST:PORT, and nothing behind it";
+    let is_plain = |text: &str, more: &str| {
+        !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || more.contains(c))
+    };
+    match text.split_once("://") {
+        Some((scheme, host)) if is_plain(scheme, "+-.") && is_plain(host, "-._:[]") => {
+            HeaderValue::from_str(&text.to_ascii_lowercase()).map_err(|_| wrong.to_owned())
+        }
+        _ => Err(wrong.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::origin;
+
+    #[test]
+    fn an_origin_is_what_browsers_say_and_no_address_of_a_page() {
+        for (typed, sent) in [
+            ("https://chat.example", "https://chat.example"),
+            ("HTTP://Chat.Example:8080", "http://chat.example:8080"),
+            ("http://[::1]:3000", "http://[::1]:3000"),
+            ("tauri://localhost", "tauri://localhost"),
+        ] {
+            assert_eq!(origin(typed).unwrap(), sent);
+        }
+        for wrong in
+            ["*", "null", "chat.example", "https://", "https://chat.example/", "https://*.example"]
+        {
+            assert!(origin(wrong).is_err(), "{wrong}");
+        }
+    }
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
+use axum::http::HeaderValue;
 use tokio::net::TcpListener;
 use umbel_client::Speculate;
 
@@ -19,6 +20,8 @@ pub(crate) struct Front {
     listener: TcpListener,
     address: SocketAddr,
     keys: Option<Keys>,
+    /// Whose pages may ask besides its own.
+    origins: Vec<HeaderValue>,
     limits: Limits,
     counters: Counters,
     tuning: Option<Arc<Tuning>>,
@@ -39,6 +42,13 @@ impl Front {
                  who may with --keys FILE, or say --allow-anyone"
             );
         }
+        if let (None, Some(origin)) = (&keys, arguments.allow_origin.first()) {
+            let origin = origin.to_str().unwrap_or_default();
+            bail!(
+                "without keys the pages of {origin} would ask in the name of whoever looks at them: \
+                 --allow-origin needs --keys FILE"
+            );
+        }
         let listener = TcpListener::bind(listen).await;
         let listener = listener.with_context(|| {
             format!("cannot listen on {listen}: name another port, or 0 for any")
@@ -52,7 +62,8 @@ impl Front {
         };
         let counters = Counters::default();
         let guarded = keys.is_none() && !arguments.allow_anyone && listen.ip().is_loopback();
-        Ok(Self { listener, address, keys, limits, counters, tuning: None, guarded })
+        let origins = arguments.allow_origin.clone();
+        Ok(Self { listener, address, keys, origins, limits, counters, tuning: None, guarded })
     }
 
     /// The same, where adapters are learned as well.
@@ -79,8 +90,9 @@ impl Front {
         cache: &Path,
         stop: impl Future<Output = ()>,
     ) -> Option<Opened> {
-        let Self { listener, keys, limits, counters, tuning, guarded, .. } = self;
+        let Self { listener, keys, origins, limits, counters, tuning, guarded, .. } = self;
         let gateway = Gateway::new(opened, speculate, (limits, keys), counters, cache);
-        gateway.with_tuning(tuning).guarded(guarded).serve(listener, stop).await
+        let gateway = gateway.open_to(origins).with_tuning(tuning).guarded(guarded);
+        gateway.serve(listener, stop).await
     }
 }

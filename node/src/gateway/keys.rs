@@ -212,7 +212,7 @@ pub(super) async fn check(
     let is_anthropic = request.uri().path() == "/v1/messages";
     // Who looks at the swarm asks the model for nothing.
     let spends = request.uri().path() != "/swarm";
-    let checked = foreign(request.headers(), gateway.guarded)
+    let checked = foreign(request.headers(), gateway.guarded, &gateway.origins)
         .map_or_else(|| admit(&gateway, request.headers(), spends), Err);
     match checked {
         Ok(holder) => {

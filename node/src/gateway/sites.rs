@@ -1,20 +1,48 @@
-//! What pages in the browsers of others may have asked: nothing.
+//! What pages in the browsers of others may have asked: nothing, but those whose origins were named.
 //!
 //! A page reaches whatever its visitor's browser does, this machine among it. Browsers say whose page asks,
 //! and name the host that it was asked as: the name of a page's own site may have been pointed at this
 //! machine behind its back (DNS rebinding), after which the browser takes the two for one site.
+//!
+//! A page of an origin that was named asks with its visitor's key. Its browser first asks, without the key,
+//! whether it may send that at all (a preflight, as <https://fetch.spec.whatwg.org/#http-cors-protocol> has
+//! it), and lets the page read what it is told it may.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, HeaderName, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use super::error::ApiError;
 
-/// Refuses what a page of another site has its visitor's browser ask. Where nothing else tells who may
-/// ask than that they are on this machine (`guarded`), the host has to be one that no site can be
-/// called, and the page the gateway's own.
-pub(super) fn foreign(headers: &HeaderMap, guarded: bool) -> Option<ApiError> {
+/// How long a browser may remember that it may ask, which is the most that Chrome does.
+const ALLOWED_FOR: Duration = Duration::from_secs(2 * 60 * 60);
+
+/// Answers browsers whether pages of these origins may ask; nothing where there are none.
+pub(super) fn cors(origins: &[HeaderValue]) -> Option<CorsLayer> {
+    let cors = CorsLayer::new()
+        .allow_origin(AllowOrigin::list(origins.iter().cloned()))
+        .allow_methods([Method::GET, Method::POST, Method::DELETE])
+        // Clients send many of their own, and none but the key says anything here.
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers([header::RETRY_AFTER])
+        .max_age(ALLOWED_FOR);
+    (!origins.is_empty()).then_some(cors)
+}
+
+/// Refuses what a page of another site has its visitor's browser ask, unless it is of one of `origins`.
+/// Where nothing else tells who may ask than that they are on this machine (`guarded`), the host has to
+/// be one that no site can be called, and the page the gateway's own.
+pub(super) fn foreign(
+    headers: &HeaderMap,
+    guarded: bool,
+    origins: &[HeaderValue],
+) -> Option<ApiError> {
+    if headers.get(header::ORIGIN).is_some_and(|origin| origins.contains(origin)) {
+        return None;
+    }
     let sent = |name: HeaderName| headers.get(name).map(|value| value.to_str().unwrap_or_default());
     let refused = |message| Some(ApiError::refused(StatusCode::FORBIDDEN, message));
     let site = sent(HeaderName::from_static("sec-fetch-site"));
@@ -57,7 +85,8 @@ mod tests {
         let headers = headers
             .iter()
             .map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap()));
-        foreign(&headers.collect(), guarded).is_none()
+        let named = HeaderValue::from_static("https://named.example");
+        foreign(&headers.collect(), guarded, &[named]).is_none()
     }
 
     #[test]
@@ -95,6 +124,8 @@ mod tests {
         }
         assert!(from(false, "same-site", "https://chat.example"), "keys tell who asks");
         assert!(!from(false, "cross-site", "https://chat.example"));
+        assert!(from(false, "cross-site", "https://named.example"));
+        assert!(!from(false, "cross-site", "https://named.example:8443"), "another origin");
         // Who is no browser says nothing of pages.
         assert!(passes(true, &[("host", "127.0.0.1:8080")]));
         // The page is another's, whose name was pointed at this machine.

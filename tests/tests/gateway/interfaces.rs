@@ -5,7 +5,7 @@
 use serde_json::{Value, json};
 use umbel_tests::gateway::{Answer, Gateway};
 use umbel_tests::process::UmbelProcess;
-use umbel_tests::swarm::{Server, cache, serve};
+use umbel_tests::swarm::{Server, cache, serve, umbel};
 
 const MODEL: &str = "smollm2-135m";
 const RESPONSES: &str = "/v1/responses";
@@ -214,6 +214,47 @@ fn pages_of_other_sites_ask_in_vain() {
     };
     assert_eq!(swarm(&gateway), "HTTP/1.1 403");
     assert_eq!(swarm(&Gateway::start(&["--local", "--allow-anyone"])), "HTTP/1.1 200");
+}
+
+#[test]
+fn pages_of_an_origin_that_was_named_ask_with_a_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys.toml");
+    std::fs::write(&file, "[[key]]\nname = 'ann'\nkey = 'a-key-of-some-length'\n").unwrap();
+    let named = "https://chat.example";
+    let keys = ["--keys", file.to_str().unwrap(), "--allow-origin", named];
+    let gateway = Gateway::start(&[&["--local"], &keys[..]].concat());
+    let body = message(json!({ "max_tokens": 1 })).to_string();
+    let ask = |method: &str, origin: &str, more: &str| {
+        let (length, from) =
+            (body.len(), format!("origin: {origin}\r\nsec-fetch-site: cross-site"));
+        let head = format!("{method} {MESSAGES} HTTP/1.1\r\nhost: x\r\n{from}\r\n{more}");
+        let head = format!("{head}connection: close\r\ncontent-length: {length}\r\n\r\n");
+        gateway.raw(format!("{head}{body}").as_bytes()).to_lowercase()
+    };
+    let preflight = "access-control-request-method: POST\r\n\
+                     access-control-request-headers: authorization,content-type\r\n";
+    let key = "authorization: Bearer a-key-of-some-length\r\n";
+    let allowed = format!("access-control-allow-origin: {named}\r\n");
+
+    let may = ask("OPTIONS", named, preflight);
+    assert!(may.starts_with("http/1.1 200") && may.contains(&allowed), "{may}");
+    assert!(may.contains("access-control-allow-headers: authorization,content-type\r\n"), "{may}");
+    assert!(may.contains("access-control-allow-methods: get,post,delete\r\n"), "{may}");
+    let answer = ask("POST", named, key);
+    assert!(answer.starts_with("http/1.1 200") && answer.contains(&allowed), "{answer}");
+    assert!(answer.contains("vary: origin"), "{answer}");
+    let unknown = ask("POST", named, "");
+    assert!(unknown.starts_with("http/1.1 401") && unknown.contains(&allowed), "{unknown}");
+
+    let other = "https://evil.example";
+    let may_not = ask("OPTIONS", other, preflight);
+    assert!(!may_not.contains("access-control-allow-origin"), "{may_not}");
+    let refused = ask("POST", other, key);
+    assert!(refused.starts_with("http/1.1 403"), "{refused}");
+    assert!(!refused.contains("access-control-allow-origin"), "{refused}");
+
+    umbel(&["gateway", "--local", "--allow-origin", named]).refused("--allow-origin needs --keys");
 }
 
 #[test]
