@@ -239,7 +239,11 @@ fn refusals(ann: &Asker<'_>) {
         assert_eq!((status, &answer["error"]["param"]), (400, &json!(param)), "{answer}");
     }
     let (status, answer) = ann.send("POST", "/v1/files", ("application/json", b"{}"));
-    assert!((400..500).contains(&status), "{status} {answer}");
+    assert_eq!(status, 400, "{answer}");
+    assert!(
+        answer["error"]["message"].is_string(),
+        "no form is refused in the usual shape: {answer}"
+    );
     let file = ann.file("{}");
     for (change, param) in [
         (json!({ "training_file": "file-0" }), "training_file"),
@@ -263,6 +267,19 @@ fn refusals(ann: &Asker<'_>) {
     }
     assert_eq!(ann.get("/v1/fine_tuning/jobs/ftjob-0").0, 404);
     assert_eq!(ann.get("/v1/files/..%2f..%2fkeys.toml").0, 404);
+}
+
+#[test]
+fn a_gateway_that_learns_nothing_says_so_whatever_is_sent() {
+    let gateway = Gateway::start(&[&checkpoint("llama"), "--local"]);
+    let asker = Asker::new(&gateway, "none");
+    let form = asker.upload(&[("purpose", "fine-tune"), ("file", "{}")]);
+    let no_form = asker.send("POST", "/v1/files", ("application/json", b"{}"));
+    for (status, answer) in [form, no_form] {
+        assert_eq!(status, 404, "{answer}");
+        let message = answer["error"]["message"].as_str().unwrap();
+        assert!(message.contains("--fine-tuning DIR"), "{answer}");
+    }
 }
 
 #[test]

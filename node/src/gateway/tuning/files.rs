@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::multipart::{Multipart, MultipartError};
+use axum::extract::multipart::{Multipart, MultipartError, MultipartRejection};
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
@@ -33,14 +33,14 @@ const PURPOSE: &str = "fine-tune";
 pub(super) async fn upload(
     State(gateway): State<Arc<Gateway>>,
     Extension(holder): Extension<Arc<Holder>>,
-    multipart: Multipart,
+    multipart: Result<Multipart, MultipartRejection>,
 ) -> Result<Json<Value>, ApiError> {
     let tuning = tuning(&gateway)?;
-    let files = tuning.store.files(holder.name());
-    // Each result is of one of the jobs, of which there is a limit too.
-    if files.iter().filter(|file| file.purpose == Purpose::FineTune).count() >= FILES_MAX {
-        let message = format!("you have {FILES_MAX} files already: delete one");
-        return Err(ApiError::refused(StatusCode::BAD_REQUEST, message));
+    let multipart = multipart.map_err(|error| ApiError::refused(error.status(), error.body_text()));
+    let multipart = multipart?;
+    // Before it is read; others may come until it is, so that it is found out again then.
+    if tuning.store.count(holder.name(), Purpose::FineTune) >= FILES_MAX {
+        return Err(too_many());
     }
     let _turn = tuning.uploads.acquire().await.expect("nobody closes it");
     let (filename, lines) = timeout(UPLOAD_TIMEOUT, read(multipart)).await.map_err(|_| {
@@ -56,9 +56,16 @@ pub(super) async fn upload(
         purpose: Purpose::FineTune,
     };
     let (tuning, kept) = (Arc::clone(tuning), file.clone());
-    let keep = move || tuning.store.keep_file(kept, &lines).map_err(not_kept);
-    super::super::apart(keep).await?;
+    let keep = move || tuning.store.keep_file(kept, &lines, FILES_MAX).map_err(not_kept);
+    if !super::super::apart(keep).await? {
+        return Err(too_many());
+    }
     Ok(Json(object(&file)))
+}
+
+fn too_many() -> ApiError {
+    let message = format!("you have {FILES_MAX} files already: delete one");
+    ApiError::refused(StatusCode::BAD_REQUEST, message)
 }
 
 async fn read(mut multipart: Multipart) -> Result<(String, Vec<u8>), ApiError> {

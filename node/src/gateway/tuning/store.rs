@@ -104,6 +104,13 @@ struct Records {
     jobs: BTreeMap<String, JobRecord>,
 }
 
+impl Records {
+    fn count(&self, owner: &str, purpose: Purpose) -> usize {
+        let files = self.files.values();
+        files.filter(|file| file.owner == owner && file.purpose == purpose).count()
+    }
+}
+
 impl Store {
     /// Reads the records. Jobs that were not over when their gateway ended have failed; so no other may be
     /// using the folder.
@@ -156,12 +163,31 @@ impl Store {
         self.records().jobs.get(id).cloned()
     }
 
-    /// Keeps a file with its lines.
-    pub(super) fn keep_file(&self, file: FileRecord, lines: &[u8]) -> io::Result<()> {
-        write_for_owner(&self.lines_of(&file.id), lines)?;
+    /// How many files somebody has for a purpose.
+    pub(super) fn count(&self, owner: &str, purpose: Purpose) -> usize {
+        self.records().count(owner, purpose)
+    }
+
+    /// Keeps a file with its lines, unless its owner has as many for its purpose already as there may be;
+    /// says whether it is kept.
+    pub(super) fn keep_file(
+        &self,
+        file: FileRecord,
+        lines: &[u8],
+        at_most: usize,
+    ) -> io::Result<bool> {
+        let path = self.lines_of(&file.id);
+        write_for_owner(&path, lines)?;
+        // From here on nobody else adds one. The record is small, as the lines need not be.
+        let mut records = self.records();
+        if records.count(&file.owner, file.purpose) >= at_most {
+            drop(records);
+            fs::remove_file(path)?;
+            return Ok(false);
+        }
         write(&self.folder.join("files").join(format!("{}.json", file.id)), &file)?;
-        self.records().files.insert(file.id.clone(), file);
-        Ok(())
+        records.files.insert(file.id.clone(), file);
+        Ok(true)
     }
 
     pub(super) fn forget_file(&self, id: &str) -> io::Result<()> {
@@ -272,6 +298,44 @@ pub(super) mod tests {
         }
     }
 
+    fn file(id: &str) -> FileRecord {
+        FileRecord {
+            id: id.to_owned(),
+            owner: "ann".to_owned(),
+            filename: "a.jsonl".to_owned(),
+            bytes: 2,
+            created_at: 3,
+            purpose: Purpose::FineTune,
+        }
+    }
+
+    /// How many files there are in a folder, whatever they are.
+    fn in_folder(folder: &Path) -> usize {
+        fs::read_dir(folder).unwrap().count()
+    }
+
+    #[test]
+    fn who_has_as_many_files_as_there_may_be_has_no_more_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let kept = std::thread::scope(|scope| {
+            let keep = |number: usize| {
+                let store = &store;
+                let file = file(&format!("file-{number}"));
+                scope.spawn(move || store.keep_file(file, b"{}", 3).unwrap())
+            };
+            let uploads: Vec<_> = (0..16).map(keep).collect();
+            let kept = uploads.into_iter().map(|upload| upload.join().unwrap());
+            kept.filter(|kept| *kept).count()
+        });
+        assert_eq!(kept, 3, "all came at once");
+        assert_eq!(in_folder(&folder.path().join("files")), 6, "a record and lines of each");
+        let result = FileRecord { purpose: Purpose::FineTuneResults, ..file("file-99") };
+        assert!(store.keep_file(result, b"", usize::MAX).unwrap(), "it is for something else");
+        let other = FileRecord { owner: "bob".to_owned(), ..file("file-98") };
+        assert!(store.keep_file(other, b"{}", 3).unwrap(), "it is somebody else's");
+    }
+
     #[test]
     fn files_are_needed_until_their_job_is_over() {
         let running = job("ftjob-1", "ann", Status::Running);
@@ -299,15 +363,7 @@ pub(super) mod tests {
     fn what_is_kept_is_there_again_and_unfinished_jobs_have_failed() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).unwrap();
-        let file = FileRecord {
-            id: "file-1".to_owned(),
-            owner: "ann".to_owned(),
-            filename: "a.jsonl".to_owned(),
-            bytes: 2,
-            created_at: 3,
-            purpose: Purpose::FineTune,
-        };
-        store.keep_file(file, b"{}").unwrap();
+        assert!(store.keep_file(file("file-1"), b"{}", 1).unwrap());
         store.keep_job(job("ftjob-1", "ann", Status::Running)).unwrap();
         store.keep_job(job("ftjob-2", "bob", Status::Succeeded)).unwrap();
         assert!(!store.change("ftjob-2", |job| job.status = Status::Cancelled), "it is over");

@@ -79,7 +79,8 @@ fn keep_result(store: &Store, job: &JobRecord) -> Option<String> {
             purpose: Purpose::FineTuneResults,
         };
         let id = file.id.clone();
-        store.keep_file(file, lines.as_bytes())?;
+        // Each is of one of the jobs, of which there is a limit.
+        store.keep_file(file, lines.as_bytes(), usize::MAX)?;
         Ok(id)
     };
     kept().inspect_err(|error| tracing::warn!(error = format!("{error:#}"), "no result")).ok()
