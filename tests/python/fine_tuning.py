@@ -66,6 +66,8 @@ def main(url, data):
     assert job.fine_tuned_model in {model.id for model in client.models.list()}
     learned = answer(client, job.fine_tuned_model)
     assert learned and learned != answer(client, MODEL), learned
+    assert client.models.delete(job.fine_tuned_model).deleted
+    assert job.fine_tuned_model not in {model.id for model in client.models.list()}
 
     assert client.files.delete(file.id).deleted and client.files.delete(others.id).deleted
     assert [one.purpose for one in client.files.list()] == ["fine-tune-results"]

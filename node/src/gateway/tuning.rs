@@ -23,7 +23,8 @@ use super::error::ApiError;
 use super::keys::Holder;
 use crate::args::ChainArguments;
 use crate::config::Config;
-use store::{Status, Store};
+pub(super) use jobs::delete_model;
+use store::{JobRecord, Status, Store};
 
 /// Jobs that wait: each takes minutes at least, so that the last of more would wait for hours.
 const JOBS_WAITING_MAX: usize = 16;
@@ -78,10 +79,14 @@ impl Tuning {
 
     /// The folder of the adapter that this model of a holder's is.
     pub(super) fn adapter(&self, model: &str, holder: &Holder) -> Option<PathBuf> {
-        let job = self.store.jobs(holder.name()).into_iter().find(|job| {
+        Some(self.store.adapter_of(&self.learned(model, holder)?.id))
+    }
+
+    /// The job of a holder's that this model has come of.
+    fn learned(&self, model: &str, holder: &Holder) -> Option<JobRecord> {
+        self.store.jobs(holder.name()).into_iter().find(|job| {
             job.status == Status::Succeeded && job.fine_tuned_model.as_deref() == Some(model)
-        })?;
-        Some(self.store.adapter_of(&job.id))
+        })
     }
 
     /// The models that a holder has, and since when.

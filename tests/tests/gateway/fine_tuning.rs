@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -267,6 +268,70 @@ fn refusals(ann: &Asker<'_>) {
     }
     assert_eq!(ann.get("/v1/fine_tuning/jobs/ftjob-0").0, 404);
     assert_eq!(ann.get("/v1/files/..%2f..%2fkeys.toml").0, 404);
+}
+
+/// The name of the model that a job of this number has left.
+fn learned(number: usize) -> String {
+    format!("ft:m:umbel::{number}")
+}
+
+/// A folder in which `ann` has as many jobs as a key may have, all with models, the adapters of which
+/// somebody has taken away.
+fn with_models(kept: &Path, count: usize) {
+    std::fs::create_dir_all(kept.join("jobs")).unwrap();
+    for number in 0..count {
+        let id = format!("ftjob-{number}");
+        let job = json!({
+            "id": id, "owner": "ann", "model": "m", "training_file": "file-0", "suffix": null,
+            "epochs": 1, "batch": 1, "learning_rate_multiplier": 1.0, "seed": 0,
+            "status": "succeeded", "created_at": number, "finished_at": number, "error": null,
+            "fine_tuned_model": learned(number),
+        });
+        std::fs::write(kept.join(format!("jobs/{id}.json")), job.to_string()).unwrap();
+        std::fs::create_dir(kept.join("jobs").join(id)).unwrap();
+    }
+}
+
+#[test]
+fn a_model_that_was_learned_is_its_owners_to_delete() {
+    let folder = tempfile::tempdir().unwrap();
+    let (kept, keys) = (folder.path().join("kept"), folder.path().join("keys.toml"));
+    with_models(&kept, 100);
+    let key = |name: &str| format!("[[key]]\nname = '{name}'\nkey = 'the-key-of-{name}-here'\n");
+    std::fs::write(&keys, key("ann") + &key("bob")).unwrap();
+    let places = [&keys, &kept].map(|path| path.to_str().unwrap());
+    let model = checkpoint("llama");
+    let gateway =
+        Gateway::start(&[&model, "--local", "--keys", places[0], "--fine-tuning", places[1]]);
+    let ann = Asker::new(&gateway, "the-key-of-ann-here");
+    let bob = Asker::new(&gateway, "the-key-of-bob-here");
+
+    let broken = ann.file("{\"text\": 5}\n");
+    let job = json!({ "model": ann.model, "training_file": broken });
+    let (status, full) = ann.post("/v1/fine_tuning/jobs", &job);
+    assert_eq!(status, 400, "{full}");
+    assert!(full["error"]["message"].as_str().unwrap().contains("delete a model"), "{full}");
+
+    let path = format!("/v1/models/{}", learned(3));
+    let delete = |who: &Asker<'_>, path: &str| who.send("DELETE", path, ("application/json", b""));
+    assert_eq!(delete(&bob, &path).0, 404);
+    assert_eq!(delete(&ann, &format!("/v1/models/{}", ann.model)).0, 404, "it was not learned");
+    let deleted = json!({ "id": learned(3), "object": "model", "deleted": true });
+    assert_eq!(delete(&ann, &path), (200, deleted));
+    assert_eq!((delete(&ann, &path).0, ann.get(&path).0), (404, 404), "it is gone");
+    let (_, models) = ann.get("/v1/models");
+    assert_eq!(models["data"].as_array().unwrap().len(), 1 + 99);
+    let (_, job_of_it) = ann.get("/v1/fine_tuning/jobs/ftjob-3");
+    assert_eq!(job_of_it["status"], "succeeded", "the job stays until there is no room");
+
+    // One after the other, each of which takes the place of the one before.
+    for _ in 0..3 {
+        let failed = ann.wait(&ann.begin(&broken, &json!({})));
+        assert_eq!(failed["status"], "failed", "{failed}");
+        let (_, jobs) = ann.get("/v1/fine_tuning/jobs");
+        assert_eq!(jobs["data"].as_array().unwrap().len(), 100);
+    }
+    assert_eq!(ann.get("/v1/fine_tuning/jobs/ftjob-3").0, 404);
 }
 
 #[test]

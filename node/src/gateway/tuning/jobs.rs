@@ -17,7 +17,8 @@ use super::store::{FileRecord, JobRecord, Purpose, Status};
 use super::{JOBS_WAITING_MAX, Tuning, tuning};
 use crate::commands::train::metrics::History;
 
-/// Jobs that one key may have had, whose adapters are kept.
+/// Jobs that one key may have: those that wait, those under way, those whose adapters are kept, and of the
+/// others the newest.
 const JOBS_MAX: usize = 100;
 
 /// The longest suffix, as OpenAI has it.
@@ -108,12 +109,16 @@ pub(super) async fn create(
     let request: JobRequest = body::json(body).await?;
     gateway.check_model(&request.model)?;
     let job = job(tuning, request, &holder)?;
-    if tuning.store.jobs(holder.name()).len() >= JOBS_MAX {
-        let message = format!("you have had {JOBS_MAX} jobs: that is all this gateway keeps");
+    let place = tuning.queue.try_reserve().map_err(|_| ApiError::busy(JOBS_WAITING_MAX))?;
+    let (keeper, kept) = (Arc::clone(tuning), job.clone());
+    let begin = move || keeper.store.begin_job(kept, JOBS_MAX).map_err(not_kept);
+    if !super::super::apart(begin).await? {
+        let message = format!(
+            "you have {JOBS_MAX} models and jobs that are not over: delete a model, by DELETE \
+             /v1/models/NAME"
+        );
         return Err(ApiError::refused(StatusCode::BAD_REQUEST, message));
     }
-    let place = tuning.queue.try_reserve().map_err(|_| ApiError::busy(JOBS_WAITING_MAX))?;
-    tuning.store.keep_job(job.clone()).map_err(not_kept)?;
     place.send(job.id.clone());
     Ok(Json(object(&job)))
 }
@@ -199,6 +204,21 @@ pub(super) async fn cancel(
     }
     tuning.stop(&id);
     Ok(Json(object(&find(tuning, &id, &holder)?)))
+}
+
+/// `DELETE /v1/models/NAME` of a model that was learned here: its adapter goes, and the job stays.
+pub(in super::super) async fn delete_model(
+    State(gateway): State<Arc<Gateway>>,
+    Extension(holder): Extension<Arc<Holder>>,
+    Path(name): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    let tuning = tuning(&gateway)?;
+    let unknown = || ApiError::no_model(format!("you have had no model {name:?} learned"));
+    let job = tuning.learned(&name, &holder).ok_or_else(unknown)?;
+    let keeper = Arc::clone(tuning);
+    let forget = move || keeper.store.forget_adapter(&job.id).map_err(not_kept);
+    super::super::apart(forget).await?;
+    Ok(Json(json!({ "id": name, "object": "model", "deleted": true })))
 }
 
 /// The losses so far, the newest first.

@@ -76,6 +76,11 @@ impl JobRecord {
         let is_named = self.training_file == file || self.validation_file.as_deref() == Some(file);
         is_named && !self.status.is_over()
     }
+
+    /// Whether it is over and there is no adapter of it.
+    fn has_left_nothing(&self) -> bool {
+        self.status.is_over() && self.fine_tuned_model.is_none()
+    }
 }
 
 impl Status {
@@ -204,6 +209,50 @@ impl Store {
         Ok(())
     }
 
+    /// Keeps a new job, unless its owner has so many already; says whether it does. Of those that ended and
+    /// have left no adapter the oldest is forgotten, if it is in the way.
+    pub(super) fn begin_job(&self, job: JobRecord, at_most: usize) -> io::Result<bool> {
+        let _alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let jobs = self.jobs(&job.owner);
+        if jobs.len() >= at_most {
+            let Some(oldest) = jobs.iter().rev().find(|job| job.has_left_nothing()) else {
+                return Ok(false);
+            };
+            self.forget_job(oldest)?;
+        }
+        self.keep_job(job)?;
+        Ok(true)
+    }
+
+    fn forget_job(&self, job: &JobRecord) -> io::Result<()> {
+        self.records().jobs.remove(&job.id);
+        fs::remove_file(self.folder.join("jobs").join(format!("{}.json", job.id)))?;
+        remove_folder(&self.adapter_of(&job.id))?;
+        match &job.result_file {
+            // Its owner may have deleted it.
+            Some(result) if self.files(&job.owner).iter().any(|file| file.id == *result) => {
+                self.forget_file(result)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes the adapter that a job has left, if it still has one. The job stays.
+    pub(super) fn forget_adapter(&self, id: &str) -> io::Result<()> {
+        let _alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(mut job) = self.job(id) else { return Ok(()) };
+        if job.fine_tuned_model.take().is_some() {
+            self.keep_job(job)?;
+            remove_folder(&self.adapter_of(id))?;
+        }
+        Ok(())
+    }
+
+    /// Removes what a job has written that was forgotten while it came to its end.
+    pub(super) fn clear(&self, id: &str) -> io::Result<()> {
+        if self.job(id).is_some() { Ok(()) } else { remove_folder(&self.adapter_of(id)) }
+    }
+
     /// Changes a job that is not over, and says whether there is such a one.
     pub(super) fn change(&self, id: &str, change: impl FnOnce(&mut JobRecord)) -> bool {
         let _alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -256,6 +305,14 @@ fn records_in<T: DeserializeOwned>(folder: &Path) -> anyhow::Result<Vec<T>> {
         }
     }
     Ok(records)
+}
+
+/// Removes a folder with all that is in it, if it is there.
+fn remove_folder(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 /// Whole or not at all.
@@ -334,6 +391,44 @@ pub(super) mod tests {
         assert!(store.keep_file(result, b"", usize::MAX).unwrap(), "it is for something else");
         let other = FileRecord { owner: "bob".to_owned(), ..file("file-98") };
         assert!(store.keep_file(other, b"{}", 3).unwrap(), "it is somebody else's");
+    }
+
+    #[test]
+    fn jobs_that_left_nothing_make_room_and_adapters_do_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let begin = |id: &str, created_at| {
+            let job = JobRecord { created_at, ..job(id, "ann", Status::Queued) };
+            store.begin_job(job, 3).unwrap()
+        };
+        assert!(begin("ftjob-1", 1) && begin("ftjob-2", 2) && begin("ftjob-3", 3));
+        assert!(!begin("ftjob-4", 4), "all of them wait");
+        assert!(store.change("ftjob-1", |job| {
+            job.status = Status::Succeeded;
+            job.fine_tuned_model = Some("ft:m".to_owned());
+            job.result_file = Some("file-1".to_owned());
+        }));
+        let result = FileRecord { purpose: Purpose::FineTuneResults, ..file("file-1") };
+        assert!(store.keep_file(result, b"", usize::MAX).unwrap());
+        assert!(!begin("ftjob-4", 4), "one has an adapter");
+        assert!(store.change("ftjob-3", |job| job.status = Status::Failed));
+        assert!(store.change("ftjob-2", |job| job.status = Status::Cancelled));
+        assert!(begin("ftjob-4", 4));
+        let ids: Vec<_> = store.jobs("ann").into_iter().map(|job| job.id).collect();
+        assert_eq!(ids, ["ftjob-4", "ftjob-3", "ftjob-1"], "the oldest of those made room");
+        assert!(!store.adapter_of("ftjob-2").exists() && store.adapter_of("ftjob-3").exists());
+        // It was at work until now.
+        fs::create_dir(store.adapter_of("ftjob-2")).unwrap();
+        store.clear("ftjob-2").unwrap();
+        store.clear("ftjob-3").unwrap();
+        assert!(!store.adapter_of("ftjob-2").exists() && store.adapter_of("ftjob-3").exists());
+        assert!(begin("ftjob-5", 5) && !begin("ftjob-6", 6));
+        store.forget_adapter("ftjob-1").unwrap();
+        assert!(!store.adapter_of("ftjob-1").exists());
+        assert_eq!(store.job("ftjob-1").unwrap().status, Status::Succeeded, "it is remembered");
+        assert!(begin("ftjob-6", 6) && store.job("ftjob-1").is_none());
+        assert!(store.files("ann").is_empty(), "its result goes with it");
+        assert_eq!(in_folder(&folder.path().join("jobs")), 6, "a record and a folder of each");
     }
 
     #[test]

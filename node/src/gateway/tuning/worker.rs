@@ -50,6 +50,9 @@ pub(super) async fn work(tuning: Weak<Tuning>, mut jobs: mpsc::Receiver<String>,
         {
             tracing::warn!(%error, "the result of a job that was cancelled stays");
         }
+        if let Err(error) = tuning.store.clear(&id) {
+            tracing::warn!(%error, id, "what a job that was forgotten has left stays");
+        }
         tracing::info!(job = id, ended, learned = trained.is_ok(), "the job is over");
     }
 }
