@@ -23,10 +23,7 @@ const LEARNING_RATE: f64 = 1e-3;
 pub(super) async fn work(tuning: Weak<Tuning>, mut jobs: mpsc::Receiver<String>, trains: Trains) {
     while let Some(id) = jobs.recv().await {
         let Some(tuning) = tuning.upgrade() else { return };
-        let begun = tuning.store.change(&id, |job| job.status = Status::Running);
-        let Some(job) = tuning.store.job(&id).filter(|_| begun) else { continue };
-        let (stop, stopped) = oneshot::channel();
-        *tuning.running.lock().unwrap_or_else(PoisonError::into_inner) = Some((id.clone(), stop));
+        let Some((job, stopped)) = begin(&tuning, &id) else { continue };
         tracing::info!(job = id, "learning an adapter");
         let trained = match arguments(&job, &tuning.store, &trains) {
             Ok(arguments) => train(arguments, &trains.config, stopped).await,
@@ -55,6 +52,20 @@ pub(super) async fn work(tuning: Weak<Tuning>, mut jobs: mpsc::Receiver<String>,
         }
         tracing::info!(job = id, ended, learned = trained.is_ok(), "the job is over");
     }
+}
+
+/// Says that a job is under way, unless it was cancelled before, and gives what tells that it is cancelled
+/// from now on: whoever sees that it runs can end it.
+fn begin(tuning: &Tuning, id: &str) -> Option<(JobRecord, oneshot::Receiver<()>)> {
+    let (stop, stopped) = oneshot::channel();
+    let running = || tuning.running.lock().unwrap_or_else(PoisonError::into_inner);
+    *running() = Some((id.to_owned(), stop));
+    let begun = tuning.store.change(id, |job| job.status = Status::Running);
+    let job = tuning.store.job(id).filter(|_| begun);
+    if job.is_none() {
+        running().take();
+    }
+    Some((job?, stopped))
 }
 
 /// What the model with the adapter is called, as OpenAI does.
