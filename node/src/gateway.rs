@@ -243,7 +243,12 @@ impl Gateway {
             AskedAdapter::None => Ok(None),
             AskedAdapter::Learned(folder) => {
                 let read = self.opened.adapter(folder).await;
-                Ok(Some(read.map_err(|error| ApiError::unavailable(&error))?))
+                Ok(Some(read.map_err(|error| {
+                    // Where it lies is no matter of who asks.
+                    let error = format!("{error:#}");
+                    tracing::warn!(error, model = asked.name, "a learned adapter cannot be read");
+                    ApiError::unreadable()
+                })?))
             }
             AskedAdapter::Published(id) => {
                 self.published.adapter(&self.opened, *id).await.map(Some)

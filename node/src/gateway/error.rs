@@ -113,6 +113,12 @@ impl ApiError {
         Self { code, ..Self::invalid(param, message) }
     }
 
+    /// An adapter that was learned here is not as it was left.
+    pub(super) fn unreadable() -> Self {
+        let message = "the adapter of this model cannot be read: tell whoever runs this gateway";
+        Self { kind: "server_error", ..Self::refused(StatusCode::SERVICE_UNAVAILABLE, message) }
+    }
+
     /// The swarm cannot answer now.
     pub(super) fn unavailable(error: &anyhow::Error) -> Self {
         let message = format!("the swarm cannot answer: {}", chain(error.as_ref()));

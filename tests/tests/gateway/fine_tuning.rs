@@ -306,6 +306,14 @@ fn a_model_that_was_learned_is_its_owners_to_delete() {
     let ann = Asker::new(&gateway, "the-key-of-ann-here");
     let bob = Asker::new(&gateway, "the-key-of-bob-here");
 
+    let body = json!({ "model": learned(3), "prompt": [1, 2, 3], "max_tokens": 1 });
+    let (status, answer) = ann.post("/v1/completions", &body);
+    assert_eq!(status, 503, "{answer}");
+    assert!(answer["error"]["message"].as_str().unwrap().contains("cannot be read"), "{answer}");
+    assert!(!answer.to_string().contains(places[1]), "where it lies is not told: {answer}");
+    let logged = gateway.process().stderr();
+    assert!(logged.contains(places[1]), "who runs it is told where it lies: {logged}");
+
     let broken = ann.file("{\"text\": 5}\n");
     let job = json!({ "model": ann.model, "training_file": broken });
     let (status, full) = ann.post("/v1/fine_tuning/jobs", &job);
@@ -328,6 +336,7 @@ fn a_model_that_was_learned_is_its_owners_to_delete() {
     for _ in 0..3 {
         let failed = ann.wait(&ann.begin(&broken, &json!({})));
         assert_eq!(failed["status"], "failed", "{failed}");
+        assert!(!failed.to_string().contains(places[1]), "{failed}");
         let (_, jobs) = ann.get("/v1/fine_tuning/jobs");
         assert_eq!(jobs["data"].as_array().unwrap().len(), 100);
     }

@@ -268,6 +268,11 @@ impl Store {
         true
     }
 
+    /// What an error says, but for where on this machine the folder is, which is no matter of who asks.
+    pub(super) fn told(&self, error: &anyhow::Error) -> String {
+        format!("{error:#}").replace(&format!("{}/", self.folder.display()), "")
+    }
+
     /// Where the lines of a file are.
     pub(super) fn lines_of(&self, id: &str) -> PathBuf {
         self.folder.join("files").join(format!("{id}.jsonl"))

@@ -39,7 +39,7 @@ pub(super) async fn work(tuning: Weak<Tuning>, mut jobs: mpsc::Receiver<String>,
             }
             Err(error) => {
                 job.status = Status::Failed;
-                job.error = Some(format!("{error:#}"));
+                job.error = Some(tuning.store.told(error));
             }
         });
         if let Some(result) = result.filter(|_| !ended)
