@@ -4,6 +4,8 @@ use std::io::Write as _;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use futures::FutureExt as _;
+use tokio::sync::oneshot;
 use umbel_client::{SessionOptions, Speculate, Swarm, SwarmConfig};
 use umbel_shard::{ModelSource, PartsNeeded};
 
@@ -40,10 +42,21 @@ pub(super) async fn run(arguments: DemoArguments, config: &Config) -> anyhow::Re
     let opened = Opened { model, blocks: Blocks::Swarm(swarm, SessionOptions::default()) };
     let result = match front {
         Some(front) => answer(front, opened, config).await,
-        None => converse(&arguments, opened).await,
+        None => converse(&arguments, opened).await.map(|()| End::InOrder),
     };
-    servers.stop().await;
-    result
+    match result {
+        // They are killed as they are dropped, and have sessions that nobody waits for.
+        Ok(End::AtOnce) => drop(servers),
+        Ok(End::InOrder) | Err(_) => servers.stop().await,
+    }
+    result.map(drop)
+}
+
+/// How it is to end.
+#[derive(Debug)]
+enum End {
+    InOrder,
+    AtOnce,
 }
 
 async fn converse(arguments: &DemoArguments, opened: Opened) -> anyhow::Result<()> {
@@ -58,16 +71,26 @@ async fn converse(arguments: &DemoArguments, opened: Opened) -> anyhow::Result<(
     result
 }
 
-/// Answers over HTTP until a signal.
-async fn answer(front: Front, opened: Opened, config: &Config) -> anyhow::Result<()> {
+/// Answers over HTTP until a signal, and those answers that are under way then until the next.
+async fn answer(front: Front, opened: Opened, config: &Config) -> anyhow::Result<End> {
     let mut stop = Shutdown::listen().context("signals cannot be caught")?;
     writeln!(std::io::stdout(), "ready {}", front.url()).context("stdout is closed")?;
     say("Ctrl-C stops it");
-    let told = async {
-        stop.requested().await;
-    };
-    if let Some(opened) = front.serve(opened, Speculate::Auto, &config.cache_dir, told).await {
-        opened.leave().await;
+    let (tell, told) = oneshot::channel::<()>();
+    let serving = front.serve(opened, Speculate::Auto, &config.cache_dir, told.map(drop));
+    let mut serving = std::pin::pin!(serving);
+    tokio::select! {
+        _ = &mut serving => return Ok(End::InOrder),
+        _ = stop.requested() => {
+            say("stopping when the answers are over; Ctrl-C once more stops at once");
+            drop(tell);
+        }
     }
-    Ok(())
+    tokio::select! {
+        opened = serving => if let Some(opened) = opened {
+            opened.leave().await;
+        },
+        _ = stop.requested() => return Ok(End::AtOnce),
+    }
+    Ok(End::InOrder)
 }

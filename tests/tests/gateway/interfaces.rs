@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 use umbel_tests::gateway::{Answer, Gateway};
 use umbel_tests::process::UmbelProcess;
@@ -11,6 +13,9 @@ const MODEL: &str = "smollm2-135m";
 const RESPONSES: &str = "/v1/responses";
 const MESSAGES: &str = "/v1/messages";
 const CHAT: &str = "/v1/chat/completions";
+
+/// How long a gateway that stops waits for answers under way.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
 
 fn body(fields: Value, more: Value) -> Value {
     let mut body = json!({ "model": MODEL, "temperature": 0 });
@@ -291,13 +296,34 @@ fn a_server_answers_over_http_as_well_and_ends_in_good_order() {
     assert!(stopped.status.success(), "{}", stopped.stderr);
 }
 
-#[test]
-fn a_demo_answers_over_http() {
+/// A demo of two servers with a gateway.
+fn demo() -> Gateway {
     let cache = cache().to_str().unwrap().to_owned();
     let arguments = ["--cache-dir", &cache, "demo", "--servers", "2", "--gateway", "127.0.0.1:0"];
     let process = UmbelProcess::start(&arguments).unwrap();
     let url = process.address().to_owned();
-    let gateway = Gateway::of(process, url);
+    Gateway::of(process, url)
+}
+
+#[test]
+fn a_demo_that_is_told_twice_to_stop_stops_in_the_middle_of_an_answer() {
+    let gateway = demo();
+    let long = response(json!({ "stream": true, "max_output_tokens": 8_000 }));
+    let mut events = gateway.stream(RESPONSES, &long);
+    events.next().unwrap();
+    let mut process = gateway.into_process();
+    process.interrupt();
+    assert!(process.wait_for_stderr("once more stops at once"));
+    assert!(process.is_running(), "an answer is under way");
+    let told = Instant::now();
+    process.interrupt();
+    process.wait().unwrap().succeeded();
+    assert!(told.elapsed() < DRAIN_TIMEOUT / 2, "{:?}", told.elapsed());
+}
+
+#[test]
+fn a_demo_answers_over_http() {
+    let gateway = demo();
     let whole = gateway.ask(RESPONSES, &response(json!({})));
     assert_eq!(whole["usage"]["output_tokens"], 12);
     let stopped = gateway.into_process().terminate().unwrap();
