@@ -7,7 +7,6 @@ use std::time::Duration;
 use libp2p::core::muxing::StreamMuxerBox;
 use libp2p::core::transport::Boxed;
 use libp2p::core::upgrade::Version;
-use libp2p::kad::store::{MemoryStore, MemoryStoreConfig};
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::{
@@ -19,7 +18,7 @@ use umbel_protocol::version::SOFTWARE;
 
 use crate::address::innermost;
 use crate::config::{NetworkConfig, Reach, RelayLimits, Role};
-use crate::driver::{ASKED_AT_ONCE, Shared};
+use crate::driver::{ASKED_AT_ONCE, Providers, Shared};
 use crate::error::StartNetworkError;
 use crate::links;
 use crate::passing::Muxer;
@@ -88,9 +87,6 @@ const PROVIDER_RECORD_INTERVAL: Duration = Duration::from_secs(5 * 60);
 /// at other addresses. libp2p's 16 KiB would do for 18 servers with 16 usual addresses each.
 const KAD_MESSAGE_BYTES_MAX: usize = 256 << 10;
 
-/// Keys whose providers this peer remembers for others, each with 20: some MiB.
-const PROVIDED_KEYS_MAX: usize = 4096;
-
 /// Circuits of a relay that one peer has opened: a session of a route of 16 hops behind relays, twice over
 /// while it is mended, and those that announce themselves.
 const CIRCUITS_PER_PEER_MAX: usize = 64;
@@ -113,7 +109,7 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) struct Behaviour {
     limits: connection_limits::Behaviour,
     pub(crate) links: links::Behaviour,
-    pub(crate) kad: kad::Behaviour<MemoryStore>,
+    pub(crate) kad: kad::Behaviour<Providers>,
     identify: identify::Behaviour,
     ping: ping::Behaviour,
     mdns: Toggle<mdns::tokio::Behaviour>,
@@ -259,14 +255,8 @@ fn relay_config(limits: RelayLimits) -> relay::Config {
         .circuit_src_per_ip(few(of_address), per_address)
 }
 
-/// Kademlia for provider records only: values of others find no room here.
-fn hash_table(peer: libp2p::PeerId, role: Role) -> kad::Behaviour<MemoryStore> {
-    let store = MemoryStoreConfig {
-        max_records: 0,
-        max_value_bytes: 0,
-        max_provided_keys: PROVIDED_KEYS_MAX,
-        ..MemoryStoreConfig::default()
-    };
+/// Kademlia for provider records only.
+fn hash_table(peer: libp2p::PeerId, role: Role) -> kad::Behaviour<Providers> {
     let mut config = kad::Config::new(KAD_PROTOCOL);
     config
         .set_max_packet_size(KAD_MESSAGE_BYTES_MAX)
@@ -277,8 +267,7 @@ fn hash_table(peer: libp2p::PeerId, role: Role) -> kad::Behaviour<MemoryStore> {
         .set_parallelism(NonZeroUsize::new(ASKED_AT_ONCE).expect("it is not zero"))
         .set_provider_record_ttl(Some(PROVIDER_RECORD_LIFETIME))
         .set_provider_publication_interval(Some(PROVIDER_RECORD_INTERVAL));
-    let store = MemoryStore::with_config(peer, store);
-    let mut kad = kad::Behaviour::with_config(peer, store, config);
+    let mut kad = kad::Behaviour::with_config(peer, Providers::new(peer), config);
     kad.set_mode(Some(match role {
         Role::Server => kad::Mode::Server,
         Role::Client => kad::Mode::Client,

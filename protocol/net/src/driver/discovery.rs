@@ -1,12 +1,13 @@
 //! Questions to the hash table, and what this peer provides.
 
+mod providers;
 mod settling;
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use libp2p::Multiaddr;
-use libp2p::kad::store::{MemoryStore, RecordStore as _};
+use libp2p::kad::store::RecordStore as _;
 use libp2p::kad::{
     self, GetProvidersOk, InboundRequest, QueryId, QueryRef, QueryResult, RecordKey,
 };
@@ -16,10 +17,11 @@ use umbel_protocol::PeerId;
 
 use super::peers::own_name;
 use crate::address::{ADDRESSES_MAX, to_keep};
+pub(crate) use providers::Providers;
 pub(crate) use settling::ASKED_AT_ONCE;
 use settling::{Counts, Settling};
 
-type Kad = kad::Behaviour<MemoryStore>;
+type Kad = kad::Behaviour<Providers>;
 
 /// Questions at once; those beyond it are answered with nothing.
 const QUERIES_MAX: usize = 64;
