@@ -119,7 +119,10 @@ impl Driver {
     fn on_listening_no_more(&mut self, address: &Multiaddr) {
         self.sockets.retain(|known| known != address);
         self.publish();
-        self.swarm.remove_external_address(address);
+        // What its operator has named stays what others are told, whatever this machine's interfaces do.
+        if !self.shared.announce.contains(address) {
+            self.swarm.remove_external_address(address);
+        }
     }
 
     /// Servers become part of the hash table by saying that they are, and where they listen.
@@ -212,5 +215,37 @@ impl Driver {
                 tracing::debug!(%peer, %error, "not dialled");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::behaviour;
+    use crate::config::{NetworkConfig, Role};
+    use crate::driver::Shared;
+    use crate::identity::Identity;
+    use crate::rates::RateLimits;
+
+    #[tokio::test]
+    async fn an_address_that_is_announced_outlives_its_interface() {
+        let [named, other]: [Multiaddr; 2] =
+            ["/ip4/203.0.113.7/tcp/4001", "/ip4/203.0.113.8/tcp/4001"]
+                .map(|text| text.parse().unwrap());
+        let config = NetworkConfig::new(Identity::ephemeral(), Role::Server);
+        let shared = Arc::new(Shared::new(vec![named.clone()], RateLimits::default()));
+        let swarm = behaviour::build(&config, &shared).unwrap();
+        let (_commands, receiver) = mpsc::channel(1);
+        let mut driver = Driver::new(swarm, receiver, shared, &config);
+        driver.listen(&[]).await.unwrap();
+        driver.swarm.add_external_address(other.clone());
+        for address in [&named, &other] {
+            driver.on_listening_no_more(address);
+        }
+        assert_eq!(driver.swarm.external_addresses().collect::<Vec<_>>(), [&named]);
     }
 }
