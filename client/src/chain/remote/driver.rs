@@ -261,10 +261,10 @@ impl Driver {
                 }
                 Output::Disconnect { hop } => {
                     if let Some(link) = self.links.remove(&hop) {
-                        let writer = link.close();
+                        let mut writer = link.close();
                         self.closing.spawn(async move {
-                            // A server that reads no more must not be waited for.
-                            let _late = tokio::time::timeout(FAREWELL, writer).await;
+                            // A server that reads no more must not be waited for: the task ends here, too.
+                            let _late = tokio::time::timeout(FAREWELL, writer.ended()).await;
                         });
                     }
                 }

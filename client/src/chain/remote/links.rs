@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
-use tokio::task::{AbortHandle, JoinHandle};
+use tokio::task::JoinHandle;
 use umbel_coordinator::session::HopId;
 use umbel_net::{LinkProtocol, LinkReceiver, LinkSender};
 use umbel_protocol::PeerId;
@@ -19,19 +19,35 @@ use crate::swarm::exchange::chain;
 /// 32 steps that are under way at most, and the messages around them.
 const FRAMES_WAITING_MAX: usize = 128;
 
-/// A link to a hop, open or about to be.
+/// A link to a hop, open or about to be. Where it is dropped, what waits to be sent goes with it.
 pub(super) struct HopLink {
     pub(super) peer: PeerId,
     pub(super) messages: mpsc::Sender<ClientMessage>,
-    writer: JoinHandle<()>,
-    reader: AbortHandle,
+    writer: Task,
+    _reader: Task,
 }
 
 impl HopLink {
     /// Lets what waits be sent; the task ends when it is. What comes back interests nobody.
-    pub(super) fn close(self) -> JoinHandle<()> {
-        self.reader.abort();
+    pub(super) fn close(self) -> Task {
         self.writer
+    }
+}
+
+/// A task that ends with its handle at the latest.
+pub(super) struct Task(JoinHandle<()>);
+
+impl Task {
+    /// Waits until it has ended by itself.
+    pub(super) async fn ended(&mut self) {
+        // One that panicked has said so.
+        let _panicked = (&mut self.0).await;
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
@@ -68,7 +84,7 @@ pub(super) fn open(
             let _over = tell.send(Event::Lost { hop, detail }).await;
         }
     });
-    HopLink { peer, messages, writer, reader: reader.abort_handle() }
+    HopLink { peer, messages, writer: Task(writer), _reader: Task(reader) }
 }
 
 async fn write(
@@ -132,5 +148,87 @@ async fn read(
             }
             Err(detail) => return detail,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use umbel_net::{Identity, Network, NetworkConfig, Role};
+    use umbel_protocol::inference::{AnswerRows, Step};
+    use umbel_protocol::{SessionId, StepId, Tensor};
+
+    use super::*;
+    use crate::swarm::SwarmConfig;
+
+    /// How long a link may take to end.
+    const END_TIMEOUT: Duration = Duration::from_secs(30);
+
+    /// Steps of 4 MiB, more of them than all windows and buffers between the peers hold.
+    const STEPS: u32 = 16;
+
+    fn step(number: u32) -> ClientMessage {
+        ClientMessage::Step(Step {
+            session: SessionId::new(1),
+            step: StepId(number.into()),
+            position: number,
+            hidden: Tensor::from_f32(vec![1, 1 << 20], &vec![0.5; 1 << 20]).unwrap(),
+            trace: Vec::new(),
+            answer_rows: AnswerRows::default(),
+            replay: false,
+            goes_on: false,
+        })
+    }
+
+    /// A server that accepts links, a client, and a link on which more is to be sent than is read.
+    async fn unread() -> ((Network, Arc<Swarm>), HopLink, LinkReceiver) {
+        let listen = vec!["/ip4/127.0.0.1/udp/0/quic-v1".parse().unwrap()];
+        let config = NetworkConfig::new(Identity::ephemeral(), Role::Server);
+        let server = Network::start(NetworkConfig { listen, ..config }).await.unwrap();
+        let mut incoming = server.accept(LinkProtocol::Session).unwrap();
+        let join = server.named_addresses();
+        let swarm = Swarm::join(SwarmConfig { join, ..SwarmConfig::default() }).await.unwrap();
+        let (swarm, (tell, _events)) = (Arc::new(swarm), mpsc::channel(1));
+        let link = open(Arc::clone(&swarm), HopId(0), server.peer_id(), Vec::new(), tell);
+        for number in 0..STEPS {
+            link.messages.try_send(step(number)).unwrap();
+        }
+        let (_, accepted) = incoming.next().await.unwrap();
+        ((server, swarm), link, accepted.split().1)
+    }
+
+    /// Steps that come until the link ends.
+    async fn read_to_the_end(mut receiver: LinkReceiver) -> u32 {
+        let read = async {
+            let mut steps = 0;
+            while let Ok(Some(_)) = receiver.receive().await {
+                steps += 1;
+            }
+            steps
+        };
+        tokio::time::timeout(END_TIMEOUT, read).await.expect("the link ends")
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_waits_for_a_server_that_does_not_read_goes_with_the_link() {
+        let (_peers, link, receiver) = unread().await;
+        drop(link);
+        assert!(read_to_the_end(receiver).await < STEPS);
+
+        // The farewell of one that is closed is waited for, for a while.
+        let (_peers, link, receiver) = unread().await;
+        let mut writer = link.close();
+        assert!(tokio::time::timeout(Duration::from_millis(50), writer.ended()).await.is_err());
+        drop(writer);
+        assert!(read_to_the_end(receiver).await < STEPS);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_waits_is_sent_before_a_link_is_closed() {
+        let (_peers, link, receiver) = unread().await;
+        let mut writer = link.close();
+        let (steps, ()) = tokio::join!(read_to_the_end(receiver), writer.ended());
+        assert_eq!(steps, STEPS);
     }
 }
