@@ -6,11 +6,12 @@ pub(crate) mod route;
 mod warm;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
+use tokio::task::JoinSet;
 use umbel_coordinator::random::Random;
 use umbel_coordinator::session::{Contacts, Sharing};
 use umbel_coordinator::swarm::Directory;
@@ -39,6 +40,9 @@ const GRACE: Duration = Duration::from_millis(500);
 /// How long a peer that did not answer is used last: by then its announcement has expired if it is
 /// gone.
 const DOUBT: Duration = Duration::from_secs(60);
+
+/// How long nobody may have answered until the addresses by which the client came in are tried again.
+const UNANSWERED: Duration = Duration::from_secs(2);
 
 /// How long a client without an address waits for servers on the local network to show up.
 const MDNS_WAIT: Duration = Duration::from_secs(5);
@@ -73,7 +77,10 @@ pub struct Swarm {
     view: Mutex<View>,
     /// What the links of all sessions hear, by `clock`.
     contacts: Mutex<Contacts>,
-    joined: Vec<PeerId>,
+    /// The addresses by which the client came in.
+    way: Vec<Multiaddr>,
+    /// Those who have answered there.
+    joined: Arc<Mutex<Vec<PeerId>>>,
     patience: Duration,
     clock: Clock,
     /// Goes into the names by which servers find what they have kept for this client, so that these
@@ -96,6 +103,10 @@ struct View {
     random: Random,
     /// Which servers hold what of this client's sessions.
     warm: Warm,
+    /// Since when others have been asked and nobody has answered.
+    unanswered: Option<Time>,
+    /// The task that comes in again, if there is one.
+    returning: JoinSet<()>,
 }
 
 impl Swarm {
@@ -133,12 +144,15 @@ impl Swarm {
             unreachable: BTreeMap::new(),
             random: Random::new(getrandom::u64().unwrap_or_default()),
             warm: Warm::default(),
+            unanswered: None,
+            returning: JoinSet::new(),
         };
         let (view, clock) = (Mutex::new(view), Clock::start());
+        let (way, joined) = (config.join, Arc::new(Mutex::new(joined)));
         let mut secret = [0; 32];
         getrandom::fill(&mut secret).map_err(JoinSwarmError::Random)?;
         let contacts = Mutex::new(Contacts::default());
-        Ok(Self { network, view, contacts, joined, patience, clock, secret })
+        Ok(Self { network, view, contacts, way, joined, patience, clock, secret })
     }
 
     /// What a session that begins with these tokens shares with others of this client that have the
@@ -169,6 +183,7 @@ impl Swarm {
     /// reached knows of a server.
     pub async fn announcements(&self, model: Option<ModelId>) -> Vec<Announcement> {
         let (mut asked, mut answered) = (BTreeSet::new(), false);
+        self.come_back();
         // First those that were named, then those that they named.
         for _ in 0..2 {
             let mut known = self.known(model);
@@ -178,7 +193,8 @@ impl Swarm {
                 let server = known.iter().find(|server| server.peer == peer);
                 server.map(|server| server.addresses.clone()).unwrap_or_default()
             };
-            let joined: Vec<_> = self.joined.iter().map(|peer| (*peer, addresses(*peer))).collect();
+            let joined = lock(&self.joined).clone();
+            let joined: Vec<_> = joined.into_iter().map(|peer| (peer, addresses(peer))).collect();
             let peers: Vec<_> = joined
                 .into_iter()
                 .chain(known.into_iter().map(|server| (server.peer, server.addresses)))
@@ -246,6 +262,27 @@ impl Swarm {
         view.directory.announcements(model).cloned().collect()
     }
 
+    /// Comes in again by the addresses of the beginning where nobody has answered for a while: who was known
+    /// may be gone, or have been away for so long that it is known no more. Whoever asks next finds them.
+    fn come_back(&self) {
+        let now = self.clock.now();
+        let mut view = self.view();
+        let since = *view.unanswered.get_or_insert(now);
+        while view.returning.try_join_next().is_some() {}
+        let is_time = now.since(since) >= UNANSWERED && view.returning.is_empty();
+        if !is_time || self.way.is_empty() {
+            return;
+        }
+        let (network, way) = (self.network.clone(), self.way.clone());
+        let joined = Arc::clone(&self.joined);
+        view.returning.spawn(async move {
+            match network.join(&way).await {
+                Ok(peers) => *lock(&joined) = peers,
+                Err(error) => tracing::debug!(%error, "nobody is where this client came in"),
+            }
+        });
+    }
+
     /// Asks peers at once, and waits for all of them, but not long once one has answered, or if others
     /// have before: some may be gone, which takes seconds to find out. Says whether one answered.
     async fn ask_some(
@@ -287,7 +324,9 @@ impl Swarm {
         match lookup(&self.network, peer, &addresses, model).await {
             Ok(found) => {
                 self.take_up(peer, found);
-                self.view().doubtful.remove(&peer);
+                let mut view = self.view();
+                view.doubtful.remove(&peer);
+                view.unanswered = None;
                 true
             }
             Err(error) => {
@@ -330,8 +369,12 @@ impl Swarm {
     }
 
     fn view(&self) -> MutexGuard<'_, View> {
-        self.view.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.view)
     }
+}
+
+fn lock<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
+    value.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn wait_for_neighbours(network: &Network) -> Result<Vec<PeerId>, JoinSwarmError> {

@@ -1,11 +1,13 @@
 //! Telling the swarm who serves what: one's own announcement, and those of others handed on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use futures::future::join_all;
-use tokio::sync::watch;
+use futures::stream::FuturesUnordered;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use umbel_client::swarm::exchange::{announce, lookup};
 use umbel_client::swarm::unix_time;
@@ -13,7 +15,7 @@ use umbel_coordinator::random::Random;
 use umbel_coordinator::swarm::Directory;
 use umbel_coordinator::swarm::directory::RefusedAnnouncement;
 use umbel_coordinator::swarm::placement::Intention;
-use umbel_net::{AcceptError, Link, LinkProtocol, Network};
+use umbel_net::{AcceptError, JoinError, Link, LinkProtocol, Multiaddr, Network, named_peer};
 use umbel_protocol::announcement::{Announcement, NextHopLatency, SignedAnnouncement, Throughput};
 use umbel_protocol::directory::{DirectoryAnswer, DirectoryRequest};
 use umbel_protocol::{ModelId, PeerId, Span};
@@ -75,14 +77,34 @@ pub struct Offer {
 pub struct Announcer {
     network: Network,
     directory: Arc<Mutex<Directory>>,
+    /// Where it comes in.
+    doors: Arc<Mutex<Vec<Door>>>,
+    /// Somebody has come back who was away.
+    returned: Arc<Notify>,
+}
+
+/// An address by which the server comes into the swarm.
+#[derive(Debug, Clone)]
+struct Door {
+    address: Multiaddr,
+    /// Who is there: who is named in it, or has answered last.
+    peer: Option<PeerId>,
 }
 
 impl Announcer {
-    /// An announcer that knows nobody yet.
+    /// An announcer that knows nobody yet, and comes into the swarm by these addresses. Those of this peer
+    /// are passed over, so that all servers of a swarm may be given the same.
     #[must_use]
-    pub fn new(network: Network) -> Self {
-        let directory = Directory::of_server(network.peer_id());
-        Self { network, directory: Arc::new(Mutex::new(directory)) }
+    pub fn new(network: Network, join: &[Multiaddr]) -> Self {
+        let own = network.peer_id();
+        let here = [network.listen_addresses(), network.announced_addresses()].concat();
+        let doors = join.iter().filter_map(|address| {
+            let door = Door { address: address.clone(), peer: named_peer(address) };
+            (door.peer != Some(own) && !here.contains(address)).then_some(door)
+        });
+        let doors = Arc::new(Mutex::new(doors.collect()));
+        let directory = Arc::new(Mutex::new(Directory::of_server(own)));
+        Self { network, directory, doors, returned: Arc::default() }
     }
 
     /// The network in which it announces.
@@ -91,9 +113,17 @@ impl Announcer {
         &self.network
     }
 
-    /// Asks peers whom they know.
-    pub async fn ask_all(&self, peers: &[PeerId]) {
-        join_all(peers.iter().map(|peer| self.ask(*peer, &[]))).await;
+    /// Comes into the swarm, and asks there who else is in it.
+    ///
+    /// # Errors
+    /// [`JoinError`] where there are addresses to come in by, and nobody answers.
+    pub async fn join(&self) -> Result<(), JoinError> {
+        let addresses: Vec<_> = self.doors().iter().map(|door| door.address.clone()).collect();
+        if !addresses.is_empty() {
+            let joined = self.network.join(&addresses).await?;
+            join_all(joined.iter().map(|peer| self.ask(*peer, &[]))).await;
+        }
+        Ok(())
     }
 
     /// The announcements of a model's servers that are known.
@@ -121,8 +151,17 @@ impl Announcer {
         Ok(())
     }
 
-    /// Announces `offer` again and again, and at once when it changes, until the future is dropped.
-    pub async fn run(self, mut offer: watch::Receiver<Offer>, load: watch::Receiver<Load>) {
+    /// Announces `offer` again and again, and at once when it changes, until the future is dropped. Those by
+    /// whom the server has come in are sought again when they are gone.
+    pub async fn run(self, offer: watch::Receiver<Offer>, load: watch::Receiver<Load>) {
+        tokio::join!(self.stay(), self.keep_announcing(offer, load));
+    }
+
+    async fn keep_announcing(
+        &self,
+        mut offer: watch::Receiver<Offer>,
+        load: watch::Receiver<Load>,
+    ) {
         let model = *offer.borrow().model.as_bytes();
         self.network.provide(model).await;
         // A relay that is gone leads nobody here for up to the lifetime of what was announced.
@@ -134,11 +173,42 @@ impl Announcer {
                 _ = ticks.tick() => {}
                 Ok(()) = offer.changed() => {}
                 Ok(()) = addresses.changed() => {}
+                () = self.returned.notified() => {}
             }
             let current = offer.borrow_and_update().clone();
             let load = *load.borrow();
             self.announce(&current, load).await;
             self.ask_one().await;
+        }
+    }
+
+    /// Comes in again, now and then, by the addresses of those who are neither known nor connected: they
+    /// were away for longer than this server was told of them, or this server was, and nobody else might
+    /// tell them of each other.
+    async fn stay(&self) {
+        let mut ticks = tokio::time::interval(INTERVAL);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let mut there: BTreeSet<_> = self.network.connected_peers().await.into_iter().collect();
+            there.extend(self.directory().announcements(None).map(|known| known.peer));
+            let is_there = |door: &Door| door.peer.is_some_and(|peer| there.contains(&peer));
+            let gone: Vec<_> =
+                self.doors().iter().filter(|door| !is_there(door)).cloned().collect();
+            join_all(gone.into_iter().map(|door| self.come_back(door.address))).await;
+        }
+    }
+
+    async fn come_back(&self, address: Multiaddr) {
+        match self.network.join(std::slice::from_ref(&address)).await {
+            Ok(joined) => {
+                tracing::info!(%address, "in touch with a peer by which this server comes in");
+                if let Some(door) = self.doors().iter_mut().find(|door| door.address == address) {
+                    door.peer = joined.first().copied();
+                }
+                self.returned.notify_one();
+            }
+            Err(error) => tracing::debug!(%error, "nobody answers yet"),
         }
     }
 
@@ -153,23 +223,40 @@ impl Announcer {
                 tracing::error!(%error, "the announcement of this server is not valid");
             }
         }
-        let told = self.others().await;
-        let mut tellings = JoinSet::new();
-        for (peer, addresses) in told {
-            let (this, signed, model) = (self.clone(), signed.clone(), offer.model);
-            tellings.spawn(async move {
-                if let Err(error) = announce(&this.network, peer, &addresses, signed).await {
-                    tracing::debug!(%peer, %error, "a peer was not told");
-                    // Whoever is there says so again within ten seconds; the others should not
-                    // hear of one that is not.
-                    this.directory().remove(peer, model);
-                }
-            });
-        }
-        let told = async { while tellings.join_next().await.is_some() {} };
+        let others = self.others().await;
+        let telling = tokio::spawn(self.clone().tell(others, signed, offer.model));
         // Who is gone takes longer to find out, and nobody is to wait for that.
-        let _not_by_all = tokio::time::timeout(TELLING, told).await;
-        tellings.detach_all();
+        let _not_by_all = tokio::time::timeout(TELLING, telling).await;
+    }
+
+    /// Tells peers of a server of a model, and forgets what it had heard of those that do not answer.
+    async fn tell(
+        self,
+        peers: Vec<(PeerId, Vec<String>)>,
+        signed: SignedAnnouncement,
+        model: ModelId,
+    ) {
+        let (network, signed) = (&self.network, &signed);
+        let tell = |(peer, addresses): (PeerId, Vec<String>)| async move {
+            (peer, announce(network, peer, &addresses, signed.clone()).await)
+        };
+        let mut tellings: FuturesUnordered<_> = peers.into_iter().map(tell).collect();
+        let (mut one_has_answered, mut silent) = (false, Vec::new());
+        while let Some((peer, told)) = tellings.next().await {
+            match told {
+                Ok(()) => one_has_answered = true,
+                Err(error) => {
+                    tracing::debug!(%peer, %error, "a peer was not told");
+                    silent.push(peer);
+                }
+            }
+            // Where nobody answers, that says more of this side. Else whoever is there says so again
+            // within ten seconds, and the others should not hear of one that is not.
+            if one_has_answered {
+                let mut directory = self.directory();
+                silent.drain(..).for_each(|peer| directory.remove(peer, model));
+            }
+        }
     }
 
     fn sign(&self, offer: &Offer, load: Load) -> SignedAnnouncement {
@@ -297,6 +384,10 @@ impl Announcer {
 
     fn directory(&self) -> MutexGuard<'_, Directory> {
         self.directory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn doors(&self) -> MutexGuard<'_, Vec<Door>> {
+        self.doors.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -329,7 +329,8 @@ pub struct ServeArguments {
     #[command(flatten)]
     pub model: ModelArguments,
 
-    /// Address of any peer of the swarm, or an invite; may be given several times.
+    /// Address of any peer of the swarm, or an invite; may be given several times. This server's own is
+    /// passed over, and where nobody answers yet it begins alone and goes on trying.
     #[arg(long, value_name = "ADDR")]
     pub join: Vec<Join>,
 

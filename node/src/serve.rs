@@ -338,14 +338,16 @@ async fn enter(
     let named = arguments.swarm.as_deref().map(SwarmKey::load).transpose()?;
     let Way { addresses, swarm_key } = Way::new(&arguments.join, named)?;
     let network = reach::start_network(arguments, identity, swarm_key.clone()).await?;
-    let joined = match addresses.as_slice() {
-        [] => Vec::new(),
-        addresses => network.join(addresses).await?,
-    };
-    reach::await_place(arguments, &network).await?;
-    let announcer = Announcer::new(network);
+    let announcer = Announcer::new(network, &addresses);
     tokio::spawn(announcer.clone().answer());
-    announcer.ask_all(&joined).await;
+    if let Err(error) = announcer.join().await {
+        // Of servers that name each other one is the first, and a network may be up later than a machine.
+        if !error.may_pass() {
+            return Err(error.into());
+        }
+        tracing::warn!(%error, "nobody is there yet: this server begins, and goes on trying");
+    }
+    reach::await_place(arguments, announcer.network()).await?;
     Ok((announcer, swarm_key, control))
 }
 

@@ -221,7 +221,7 @@ impl Swarm {
         let Search { wanted, .. } = search;
         let (now, unix_now) = (self.clock.now(), unix_time());
         let mut view = self.view();
-        let View { directory, health, doubtful, full, unreachable, random, warm } = &mut *view;
+        let View { directory, health, doubtful, full, unreachable, random, warm, .. } = &mut *view;
         directory.expire(unix_now);
         unreachable.retain(|_, since| now.since(*since) < UNREACHABLE);
         // Where nobody else is left, a server that has failed is better than none, and so are two of

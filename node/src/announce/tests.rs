@@ -1,7 +1,10 @@
 //! Who is told of an announcement, and asked for those of others.
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
 
+use umbel_client::{Swarm, SwarmConfig};
 use umbel_net::{Identity, NetworkConfig, Role};
 
 use super::*;
@@ -46,13 +49,67 @@ fn where_few_servers_are_known_those_who_are_connected_are_told_too() {
     assert_eq!(choose(BTreeMap::new(), Vec::new(), &mut random), []);
 }
 
+const ANYWHERE: &str = "/ip4/127.0.0.1/udp/0/quic-v1";
+
 async fn server() -> Announcer {
-    let listen = vec!["/ip4/127.0.0.1/udp/0/quic-v1".parse().unwrap()];
-    let config = NetworkConfig::new(Identity::ephemeral(), Role::Server);
-    let network = Network::start(NetworkConfig { listen, ..config }).await.unwrap();
-    let announcer = Announcer::new(network);
+    joining(&[]).await
+}
+
+/// A server that comes in by these addresses.
+async fn joining(join: &[Multiaddr]) -> Announcer {
+    server_at(&ANYWHERE.parse().unwrap(), Identity::ephemeral, join).await
+}
+
+/// A server that listens there as soon as it can.
+async fn server_at(
+    listen: &Multiaddr,
+    identity: impl Fn() -> Identity,
+    join: &[Multiaddr],
+) -> Announcer {
+    let start = async {
+        loop {
+            let config = NetworkConfig::new(identity(), Role::Server);
+            let listen = vec![listen.clone()];
+            match Network::start(NetworkConfig { listen, ..config }).await {
+                Ok(network) => return network,
+                // Who was there before may not have left it yet.
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    };
+    let network = tokio::time::timeout(HEARD_TIMEOUT, start).await.expect("the address is free");
+    let announcer = Announcer::new(network, join);
     tokio::spawn(announcer.clone().answer());
     announcer
+}
+
+const IDLE: Load =
+    Load { kv_tokens_free: 0, queue_depth: 0, decode_per_block: None, pages_kept: 0 };
+
+fn knows(server: &Announcer, other: PeerId) -> bool {
+    server.servers(offer().model).iter().any(|known| known.peer == other)
+}
+
+/// Waits until a server knows another.
+async fn hears_of(server: &Announcer, other: PeerId) {
+    let heard = async {
+        while !knows(server, other) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(HEARD_TIMEOUT, heard).await.expect("it hears of the other");
+}
+
+/// The identity in a file, of which each process has a copy, since a file is for one at a time.
+fn of_copy(file: &Path) -> Identity {
+    let copy = tempfile::tempdir().unwrap();
+    let copied = copy.path().join("identity.pem");
+    if file.exists() {
+        fs::copy(file, &copied).unwrap();
+    }
+    let identity = Identity::load_or_create(&copied).unwrap();
+    fs::copy(&copied, file).unwrap();
+    identity
 }
 
 fn offer() -> Offer {
@@ -70,7 +127,7 @@ fn offer() -> Offer {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_of_many_clients_tells_the_other_servers() {
-    let load = Load { kv_tokens_free: 0, queue_depth: 0, decode_per_block: None, pages_kept: 0 };
+    let load = IDLE;
     let hub = server().await;
     let (mut servers, mut clients) = (Vec::new(), Vec::new());
     for _ in 0..4 {
@@ -98,4 +155,91 @@ async fn a_server_of_many_clients_tells_the_other_servers() {
         let known = server.servers(offer().model);
         assert!(known.iter().any(|of| of.peer == hub.network.peer_id()), "{known:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_nobody_answers_nobody_is_forgotten() {
+    let (hub, other) = (server().await, server().await);
+    let lone = joining(&hub.network.named_addresses()).await;
+    let peer = hub.network.peer_id();
+    hub.announce(&offer(), IDLE).await;
+    lone.join().await.unwrap();
+    hears_of(&lone, peer).await;
+    hub.network.shutdown().await;
+    lone.announce(&offer(), IDLE).await;
+    assert!(knows(&lone, peer), "it may be this side that is cut off");
+
+    lone.network.join(&other.network.named_addresses()).await.unwrap();
+    let forgotten = async {
+        while knows(&lone, peer) {
+            lone.announce(&offer(), IDLE).await;
+        }
+    };
+    tokio::time::timeout(HEARD_TIMEOUT, forgotten).await.expect("another has answered");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hub_that_was_away_hears_of_its_servers_who_have_each_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let identity = || of_copy(&folder.path().join("hub.pem"));
+    let hub = server_at(&ANYWHERE.parse().unwrap(), identity, &[]).await;
+    let (peer, at) = (hub.network.peer_id(), hub.network.listen_addresses());
+    let (first, second) = (
+        joining(&hub.network.named_addresses()).await,
+        joining(&hub.network.named_addresses()).await,
+    );
+    hub.announce(&offer(), IDLE).await;
+    for server in [&first, &second] {
+        server.join().await.unwrap();
+        server.announce(&offer(), IDLE).await;
+    }
+    hears_of(&first, second.network.peer_id()).await;
+    hub.network.shutdown().await;
+    drop(hub);
+    let forgotten = async {
+        while knows(&first, peer) {
+            first.announce(&offer(), IDLE).await;
+        }
+    };
+    tokio::time::timeout(HEARD_TIMEOUT, forgotten).await.expect("the second has answered");
+
+    let hub = server_at(&at[0], identity, &[]).await;
+    assert_eq!(hub.network.peer_id(), peer);
+    let (offers, loads) = (watch::Sender::new(offer()), watch::Sender::new(IDLE));
+    let running = tokio::spawn(first.clone().run(offers.subscribe(), loads.subscribe()));
+    hears_of(&hub, first.network.peer_id()).await;
+    running.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_hub_in_its_place_is_found_by_servers_and_clients_that_have_nobody_else() {
+    let hub = server().await;
+    // Without a name, as people type it.
+    let at = hub.network.listen_addresses();
+    let (lone, config) =
+        (joining(&at).await, SwarmConfig { join: at.clone(), ..Default::default() });
+    lone.join().await.unwrap();
+    let client = Swarm::join(config).await.unwrap();
+    hub.network.shutdown().await;
+    drop(hub);
+    assert_eq!(client.announcements(None).await, []);
+
+    let hub = server_at(&at[0], Identity::ephemeral, &[]).await;
+    let (offers, loads) = (watch::Sender::new(offer()), watch::Sender::new(IDLE));
+    let running = tokio::spawn(lone.clone().run(offers.subscribe(), loads.subscribe()));
+    hears_of(&hub, lone.network.peer_id()).await;
+    running.abort();
+    let found = async { while client.announcements(None).await.is_empty() {} };
+    tokio::time::timeout(HEARD_TIMEOUT, found).await.expect("the client comes in again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_does_not_come_in_by_itself() {
+    let server = server().await;
+    let own = [server.network.named_addresses(), server.network.listen_addresses()].concat();
+    let same = Announcer::new(server.network.clone(), &own);
+    same.join().await.unwrap();
+    let nobody = "/ip4/127.0.0.1/tcp/1".parse().unwrap();
+    let error = Announcer::new(server.network.clone(), &[nobody]).join().await.unwrap_err();
+    assert!(error.may_pass(), "{error}");
 }

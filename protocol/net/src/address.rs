@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
+use umbel_protocol::PeerId;
 
 use crate::error::{AddressFailure, StartNetworkError};
 
@@ -159,6 +160,12 @@ pub(crate) fn split_peer(mut address: Multiaddr) -> (Multiaddr, Option<libp2p::P
     }
 }
 
+/// The peer that an address names at its end.
+pub fn named_peer(address: &Multiaddr) -> Option<PeerId> {
+    let (_, named) = split_peer(address.clone());
+    PeerId::from_multihash(&named?.to_bytes()).ok()
+}
+
 /// The addresses of `peer` among `addresses`, without its name.
 pub(crate) fn of_peer(peer: libp2p::PeerId, addresses: &[Multiaddr]) -> Vec<Multiaddr> {
     let of_peer = addresses.iter().cloned().map(split_peer);
@@ -169,15 +176,16 @@ pub(crate) fn of_peer(peer: libp2p::PeerId, addresses: &[Multiaddr]) -> Vec<Mult
 /// What Noise says where the two sides do not begin with the same secret.
 const NOT_THE_SAME_SECRET: &str = "decrypt error";
 
-/// A reason that says what to do about it.
-fn explained(reason: String) -> String {
+/// A reason that says what to do about it, and whether it lasts.
+fn explained(reason: String) -> (String, bool) {
     if reason == NOT_THE_SAME_SECRET {
-        return format!(
+        let explained = format!(
             "one side is in a private swarm and the other is not in it: come with an invite from there, \
              or its key ({reason})"
         );
+        return (explained, true);
     }
-    reason
+    (reason, false)
 }
 
 /// Why a dial led nowhere, one entry for each address that was tried.
@@ -185,11 +193,12 @@ pub(crate) fn failures(error: &libp2p::swarm::DialError) -> Vec<AddressFailure> 
     use libp2p::core::transport::TransportError;
     use libp2p::swarm::DialError;
 
-    let failure = |address: Option<&Multiaddr>, reason: String| AddressFailure {
+    let failure = |address: Option<&Multiaddr>, (reason, lasts)| AddressFailure {
         address: address.cloned(),
         reason,
+        lasts,
     };
-    let one = |address, reason: &str| vec![failure(address, reason.to_owned())];
+    let one = |address, reason: &str| vec![failure(address, (reason.to_owned(), false))];
     match error {
         DialError::Transport(errors) => errors
             .iter()
@@ -200,15 +209,15 @@ pub(crate) fn failures(error: &libp2p::swarm::DialError) -> Vec<AddressFailure> 
                     failure(Some(address), explained(innermost(error)))
                 }
                 TransportError::MultiaddrNotSupported(_) | TransportError::Other(_) => {
-                    failure(Some(address), NOT_DIALABLE.to_owned())
+                    failure(Some(address), (NOT_DIALABLE.to_owned(), true))
                 }
             })
             .collect(),
         DialError::WrongPeerId { obtained, address } => {
-            vec![failure(Some(address), format!("another peer answers there, {obtained}"))]
+            one(Some(address), &format!("another peer answers there, {obtained}"))
         }
         DialError::LocalPeerId { address } => one(Some(address), "this is the peer itself"),
-        DialError::Denied { cause } => vec![failure(None, innermost(cause))],
+        DialError::Denied { cause } => one(None, &innermost(cause)),
         DialError::NoAddresses => one(None, "no address is known"),
         DialError::Aborted => one(None, "the attempt was given up"),
         DialError::DialPeerConditionFalse(_) => one(None, "an attempt is under way already"),

@@ -61,6 +61,9 @@ pub struct AddressFailure {
     pub address: Option<Multiaddr>,
     /// The reason, in one line.
     pub reason: String,
+    /// Whether it will be the same later: nobody can be dialled by such an address, or the two sides are in
+    /// different swarms.
+    pub lasts: bool,
 }
 
 impl fmt::Display for AddressFailure {
@@ -172,6 +175,17 @@ pub enum ReceiveError {
     /// The link broke.
     #[error("the link broke while a frame was received")]
     Io(#[source] io::Error),
+}
+
+impl JoinError {
+    /// Whether somebody may answer later.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Unreachable { failures } => failures.iter().all(|failure| !failure.lasts),
+            Self::NoAddress | Self::ShutDown => false,
+        }
+    }
 }
 
 fn list(failures: &[AddressFailure]) -> String {

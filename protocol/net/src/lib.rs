@@ -57,7 +57,7 @@ mod reachability;
 mod swarm_key;
 mod way;
 
-pub use address::relayed_by;
+pub use address::{named_peer, relayed_by};
 pub use config::{NetworkConfig, Reach, RelayLimits, Role};
 pub use error::{
     AcceptError, AddressFailure, JoinError, OpenLinkError, ReceiveError, SendError,

@@ -318,7 +318,7 @@ impl Network {
             let known = self.ask(|reply| Command::KnownAddresses { peer: name, reply }).await;
             addresses = of_peer(name, &known.ok_or(OpenLinkError::ShutDown)?);
         }
-        let Err(mut failures) = self.connect_at(name, addresses).await? else {
+        let Err(mut failures) = self.connect_at(Some(name), addresses).await? else {
             return Ok(());
         };
         if nowhere {
@@ -327,7 +327,7 @@ impl Network {
             if found.is_empty() {
                 return Err(OpenLinkError::NoAddress { peer });
             }
-            match self.connect_at(name, found).await? {
+            match self.connect_at(Some(name), found).await? {
                 Ok(_) => return Ok(()),
                 Err(later) => failures = later,
             }
@@ -335,18 +335,20 @@ impl Network {
         Err(OpenLinkError::Unreachable { peer, failures })
     }
 
-    /// Connects to a peer at some addresses, or not where their systems say that nobody is there.
+    /// Connects to a peer at some addresses, or to whoever answers at the one, or not where their systems
+    /// say that nobody is there.
     async fn connect_at(
         &self,
-        name: libp2p::PeerId,
+        name: Option<libp2p::PeerId>,
         addresses: Vec<Multiaddr>,
     ) -> Result<Result<libp2p::PeerId, Vec<AddressFailure>>, OpenLinkError> {
         tokio::select! {
-            connected = self.connect(Some(name), addresses.clone()) => connected,
+            connected = self.connect(name, addresses.clone()) => connected,
             () = all_refused(&addresses) => {
                 let failure = |address| AddressFailure {
                     address: Some(address),
                     reason: "Connection refused".to_owned(),
+                    lasts: false,
                 };
                 Ok(Err(addresses.into_iter().map(failure).collect()))
             }

@@ -1,5 +1,7 @@
 //! Swarms of real server processes: many clients, servers that come and go, discovery.
 
+use std::net::TcpListener;
+
 use serde_json::Value;
 use umbel_tests::process::Output;
 use umbel_tests::swarm::{checkpoint, report, serve, serve_on, umbel};
@@ -87,6 +89,25 @@ fn a_swarm_is_found_through_a_server_of_another_model() {
     let other = serve(&[&qwen]);
     let _server = serve(&[&llama, "--join", other.address()]);
     assert_eq!(tokens(&llama, &["--join", other.address()]), tokens(&llama, &["--local"]));
+}
+
+#[test]
+fn servers_that_name_each_other_begin_one_after_the_other() {
+    let model = llama();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let at = format!("/ip4/127.0.0.1/tcp/{port}");
+    let nobody = umbel(&["status", "--join", &at]);
+    nobody.refused("no peer answers");
+    let first = serve(&[&model, "--blocks", "0..2", "--join", &at]);
+    assert!(first.stderr().contains("nobody is there yet"), "{}", first.stderr());
+    // A list for all servers has the address of each.
+    let list = ["--join", &at, "--join", first.address()];
+    let second = serve_on(&[&at], &[&[&model, "--blocks", "2..4"], &list[..]].concat());
+    assert!(!second.stderr().contains("nobody is there yet"), "{}", second.stderr());
+    let alone = tokens(&model, &["--local"]);
+    for address in [first.address(), &at] {
+        assert_eq!(tokens(&model, &["--join", address]), alone);
+    }
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! Whom a plan takes of those that are known.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
+use tokio::task::JoinSet;
 use umbel_coordinator::random::Random;
 use umbel_coordinator::session::Contacts;
 use umbel_coordinator::swarm::Directory;
@@ -26,12 +27,15 @@ async fn swarm() -> Swarm {
         unreachable: BTreeMap::new(),
         random: Random::new(1),
         warm: Warm::default(),
+        unanswered: None,
+        returning: JoinSet::new(),
     };
     Swarm {
         network: Network::start(config).await.unwrap(),
         view: Mutex::new(view),
         contacts: Mutex::new(Contacts::default()),
-        joined: Vec::new(),
+        way: Vec::new(),
+        joined: Arc::default(),
         patience: PATIENCE,
         clock: Clock::start(),
         secret: [0; 32],

@@ -54,19 +54,21 @@ impl Network {
     }
 
     async fn join_by(&self, address: &Multiaddr) -> Result<PeerId, JoinError> {
-        let failed = |reason: String| {
-            let failure = AddressFailure { address: Some(address.clone()), reason };
+        let failed_for = |reason: String, lasts: bool| {
+            let failure = AddressFailure { address: Some(address.clone()), reason, lasts };
             JoinError::Unreachable { failures: vec![failure] }
         };
+        let failed = |reason: String| failed_for(reason, false);
         let join = async {
             let (bare, peer) = split_peer(address.clone());
             if peer == Some(foreign_name(self.peer_id())) {
                 return Err(failed("this is the peer itself".to_owned()));
             }
-            let connected = self.connect(peer, vec![bare]).await;
+            let connected = self.connect_at(peer, vec![bare]).await;
             let peer = connected.map_err(|_| JoinError::ShutDown)?.map_err(|failures| {
+                let lasts = failures.iter().any(|failure| failure.lasts);
                 let reasons: Vec<_> = failures.into_iter().map(|failure| failure.reason).collect();
-                failed(reasons.join(", "))
+                failed_for(reasons.join(", "), lasts)
             })?;
             // Only now is the peer part of this one's hash table.
             match self.ask(|reply| Command::Identify { peer, reply }).await {

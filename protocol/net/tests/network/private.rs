@@ -26,7 +26,9 @@ async fn members_come_in_and_nobody_else_does() {
     let friend = member(Role::Client, &[], &ours).await.unwrap();
     assert_eq!(friend.join(&addresses).await.unwrap(), [server.peer_id()]);
     for stranger in [client().await, member(Role::Client, &[], &others).await.unwrap()] {
-        let error = stranger.join(&addresses).await.unwrap_err().to_string();
+        let error = stranger.join(&addresses).await.unwrap_err();
+        assert!(!error.may_pass(), "{error}");
+        let error = error.to_string();
         assert!(error.contains(&addresses[0].to_string()), "{error}");
         assert!(error.contains("private swarm"), "{error}");
         assert_eq!(stranger.connected_peers().await, []);
