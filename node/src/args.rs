@@ -347,8 +347,8 @@ pub struct ServeArguments {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub block_count: Option<u32>,
 
-    /// Where to listen; may be given several times [default: every interface, QUIC and TCP, free
-    /// ports].
+    /// Where to listen; may be given several times [default: every interface over IPv4, QUIC and TCP,
+    /// free ports].
     #[arg(long, value_name = "ADDR", value_parser = parse_address)]
     pub listen: Vec<Multiaddr>,
 

@@ -14,6 +14,7 @@ mod probes;
 mod round_trips;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -22,6 +23,7 @@ use futures::{FutureExt as _, StreamExt as _};
 use libp2p::core::transport::ListenerId;
 use libp2p::swarm::SwarmEvent;
 use libp2p::{Multiaddr, TransportError};
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::{mpsc, oneshot, watch};
 use umbel_protocol::PeerId;
 
@@ -345,9 +347,23 @@ impl Driver {
 /// user that does so too, and each of two servers would then be handed half of the connections.
 fn check_free(address: &Multiaddr) -> std::io::Result<()> {
     match tcp_socket(address).filter(|_| !is_relayed(address)) {
-        Some(socket) if socket.port() != 0 => std::net::TcpListener::bind(socket).map(drop),
+        Some(socket) if socket.port() != 0 => bind_alone(socket),
         Some(_) | None => Ok(()),
     }
+}
+
+/// Listens on a port and leaves it again. A socket of IPv6 is for IPv6 alone, as those of libp2p are: else
+/// who listens on one port for both would be in its own way.
+fn bind_alone(address: SocketAddr) -> std::io::Result<()> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    // On Windows it would let several processes have the port.
+    #[cfg(unix)]
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(1)
 }
 
 /// Takes note of a listener that has begun, or failed.

@@ -5,6 +5,7 @@ mod discovery;
 mod hidden;
 mod limits;
 mod links;
+mod listening;
 #[cfg(target_os = "linux")]
 mod local;
 mod private;
