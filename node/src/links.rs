@@ -1,12 +1,12 @@
 //! What holds for links of every kind that others open: how many each peer may have, and how long a frame
-//! may stand still.
+//! may stand still, or wait to be read.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::timeout;
-use umbel_net::{LinkReceiver, ReceiveError};
+use umbel_net::{LinkReceiver, LinkSender, ReceiveError};
 use umbel_protocol::PeerId;
 use umbel_protocol::frame::Frame;
 
@@ -69,6 +69,14 @@ impl Drop for Place {
     }
 }
 
+/// Sends a frame to a peer that has so long to take it, and says whether it has: where it has not, it only
+/// keeps what was to be sent in memory, and the link is of no more use.
+pub(crate) async fn send_within(sender: &mut LinkSender, frame: Frame, within: Duration) -> bool {
+    // Where this side's own rate has a limit, what waits for its turn is nobody else's fault.
+    sender.turn_of(&frame).await;
+    matches!(timeout(within, sender.send(frame)).await, Ok(Ok(())))
+}
+
 /// A frame, or why there is none.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NoFrame {
@@ -128,8 +136,8 @@ mod tests {
         assert!(room.taken().is_empty());
     }
 
-    #[tokio::test(flavor = "multi_thread")]
-    async fn a_link_whose_frame_does_not_go_on_ends() {
+    /// A server, a client, and the two ends of a link between them.
+    async fn linked() -> ([Network; 2], (LinkSender, LinkReceiver), (LinkSender, LinkReceiver)) {
         let listen = vec!["/ip4/127.0.0.1/udp/0/quic-v1".parse().expect("it is an address")];
         let config = |role| NetworkConfig::new(Identity::ephemeral(), role);
         let server = Network::start(NetworkConfig { listen, ..config(Role::Server) }).await;
@@ -138,12 +146,29 @@ mod tests {
         let mut incoming = server.accept(LinkProtocol::Session).expect("nobody does so yet");
         let addresses = server.listen_addresses();
         let link = client.open_link(server.peer_id(), &addresses, LinkProtocol::Session).await;
-        let (mut sender, _answers) = link.expect("the server accepts it").split();
+        let opened = link.expect("the server accepts it").split();
         let (_, accepted) = incoming.next().await.expect("the client has opened it");
-        let (_answers, mut receiver) = accepted.split();
+        ([server, client], opened, accepted.split())
+    }
 
+    fn frame(bytes: usize) -> Frame {
+        Frame { header: vec![1].into(), payload: vec![0; bytes].into() }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_peer_that_does_not_read_is_not_waited_for() {
+        let (_networks, (mut sender, _answers), (_sender, mut receiver)) = linked().await;
+        let within = Duration::from_secs(60);
+        assert!(send_within(&mut sender, frame(1), within).await);
+        assert!(receiver.receive().await.is_ok_and(|received| received.is_some()));
         // More than the connection takes before it is read.
-        let frame = |bytes| Frame { header: vec![1].into(), payload: vec![0; bytes].into() };
+        assert!(!send_within(&mut sender, frame(48 << 20), Duration::from_millis(50)).await);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_link_whose_frame_does_not_go_on_ends() {
+        let (_networks, (mut sender, _answers), (_sender, mut receiver)) = linked().await;
+        // More than the connection takes before it is read.
         assert!(sender.send(frame(48 << 20)).now_or_never().is_none(), "some of it is sent");
         let received = receive_looking(&mut receiver, Duration::from_millis(50)).await;
         assert!(matches!(received, Err(NoFrame::StoodStill)), "{received:?}");

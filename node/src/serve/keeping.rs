@@ -21,7 +21,7 @@ use umbel_protocol::published::{AdapterAnswer, AdapterRequest, KeepAdapter, Keep
 use umbel_protocol::{AdapterId, PeerId, ProtocolViolation, Span};
 use umbel_shard::ModelConfig;
 
-use crate::links::Room;
+use crate::links::{Room, send_within};
 use files::Files;
 
 /// Links that are served at once.
@@ -110,7 +110,7 @@ impl Keeper {
                     }
                 }
             };
-            if sender.send(answer.encode()).await.is_err() {
+            if !send_within(&mut sender, answer.encode(), SILENCE_MAX).await {
                 break;
             }
         }
@@ -275,7 +275,9 @@ impl Coming<'_> {
             let offset = before as u64;
             let want = AdapterAnswer::Keeping(Keeping::Send { offset });
             // A link that ends has nobody who hears why.
-            sender.send(want.encode()).await.map_err(|_| KeepRefusal::Full)?;
+            if !send_within(sender, want.encode(), SILENCE_MAX).await {
+                return Err(KeepRefusal::Full.into());
+            }
             let Some(AdapterRequest::Keep(part)) = next(receiver).await? else {
                 return Err(KeepRefusal::Full.into());
             };
