@@ -422,6 +422,10 @@ pub struct ServeArguments {
     #[arg(long, hide = true)]
     pub stop_with_stdin: bool,
 
+    /// Address of another server on this machine, which is joined beside what --join says.
+    #[arg(long, hide = true, value_name = "ADDR", value_parser = parse_address)]
+    pub beside: Vec<Multiaddr>,
+
     /// How others reach this server, and whom it helps.
     #[command(flatten, next_help_heading = "Behind routers")]
     pub reach: ReachArguments,

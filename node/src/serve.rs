@@ -336,7 +336,8 @@ async fn enter(
     let control = Control::listen(&file);
     rest::keep(&arguments.rest, control.pauses())?;
     let named = arguments.swarm.as_deref().map(SwarmKey::load).transpose()?;
-    let Way { addresses, swarm_key } = Way::new(&arguments.join, named)?;
+    let Way { mut addresses, swarm_key } = Way::new(&arguments.join, named)?;
+    addresses.extend_from_slice(&arguments.beside);
     let network = reach::start_network(arguments, identity, swarm_key.clone()).await?;
     let announcer = Announcer::new(network, &addresses);
     tokio::spawn(announcer.clone().answer());

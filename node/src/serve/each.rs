@@ -78,7 +78,8 @@ impl Servers {
     async fn run(&mut self, arguments: &ServeArguments, count: usize) -> anyhow::Result<()> {
         let mut known: Option<String> = None;
         for number in 0..count {
-            let mut command = command(arguments, number, known.as_deref())?;
+            let typed = std::env::args_os().skip(1);
+            let mut command = command(arguments, number, known.as_deref(), typed)?;
             let mut child = command.spawn().context("a server cannot be started")?;
             self.stdins.extend(child.stdin.take());
             let ready = forward(child.stdout.take().context("stdout is piped")?);
@@ -146,14 +147,17 @@ fn forward(stdout: ChildStdout) -> mpsc::Receiver<String> {
     ready
 }
 
-/// The server of a GPU: what was typed, but for what each has to itself.
+/// The server of a GPU: what was typed, but for what each has to itself, and an earlier one's address. That
+/// is no `--join`, which would take the place of what a file of settings says there; and an invite in such
+/// a file stays out of the command line, which others on the machine can see.
 fn command(
     arguments: &ServeArguments,
     number: usize,
-    join: Option<&str>,
+    beside: Option<&str>,
+    typed: impl Iterator<Item = OsString>,
 ) -> anyhow::Result<Command> {
     let mut command = Command::new(std::env::current_exe().context("where is this program?")?);
-    command.args(without(&OWN_FLAGS, std::env::args_os().skip(1)));
+    command.args(without(&OWN_FLAGS, typed));
     command.args(["--device", &DeviceWish::Cuda(number).to_string(), "--stop-with-stdin"]);
     for address in &arguments.listen {
         command.args(["--listen", &further(address, number)?.to_string()]);
@@ -165,8 +169,8 @@ fn command(
         metrics.set_port(port(metrics.port(), number)?);
         command.args(["--metrics", &metrics.to_string()]);
     }
-    if let Some(address) = join {
-        command.args(["--join", address]);
+    if let Some(address) = beside {
+        command.args(["--beside", address]);
     }
     // In a group of its own: a Ctrl-C reaches this process, which asks all to stop.
     command.process_group(0).kill_on_drop(true).stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -228,7 +232,47 @@ fn port(first: u16, number: usize) -> anyhow::Result<u16> {
 
 #[cfg(test)]
 mod tests {
+    use tempfile::{NamedTempFile, TempDir};
+    use umbel_net::{Invite, Join, SwarmKey};
+
     use super::*;
+    use crate::args::Command as Asked;
+    use crate::settings;
+
+    const FIRST: &str = "/ip4/10.0.0.8/tcp/4001";
+
+    fn serve(words: Vec<OsString>) -> ServeArguments {
+        let words = [vec!["umbel".into()], words].concat();
+        let read = settings::read(words).unwrap_or_else(|error| panic!("{error}"));
+        let Asked::Serve(arguments) = read.arguments.command else { panic!("no server") };
+        arguments
+    }
+
+    fn invite(folder: &TempDir) -> String {
+        let key = SwarmKey::create(&folder.path().join("key")).unwrap();
+        let addresses = vec!["/ip4/10.0.0.7/tcp/4001".parse().unwrap()];
+        Invite { key, addresses }.to_string()
+    }
+
+    #[test]
+    fn an_invite_in_a_file_of_settings_is_every_servers_and_in_no_command_line() {
+        let (folder, mut file) = (TempDir::new().unwrap(), NamedTempFile::new().unwrap());
+        let invite = invite(&folder);
+        write!(file, "[serve]\njoin = ['{invite}']\n").unwrap();
+        let typed = ["--config", file.path().to_str().unwrap(), "serve", "--device", "all"];
+        let typed = typed.map(OsString::from);
+        let arguments = serve(typed.to_vec());
+        for (number, beside) in [(0, None), (1, Some(FIRST))] {
+            let command = command(&arguments, number, beside, typed.iter().cloned()).unwrap();
+            let words: Vec<_> = command.as_std().get_args().map(OsString::from).collect();
+            assert!(words.iter().all(|word| *word != *invite), "{words:?}");
+            let server = serve(words);
+            assert!(matches!(server.join.as_slice(), [Join::Invite(_)]), "{:?}", server.join);
+            let beside: Vec<Multiaddr> =
+                beside.iter().map(|address| address.parse().unwrap()).collect();
+            assert_eq!(server.beside, beside);
+        }
+    }
 
     #[test]
     fn each_server_has_ports_of_its_own() {
