@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use futures::future::join;
 use tokio::sync::{Notify, watch};
 use umbel_client::SwarmConfig;
 use umbel_coordinator::server::{AdapterRoom, Server, ServerConfig};
@@ -37,6 +38,7 @@ use crate::device;
 use crate::driver::{Driver, Events, Load};
 use crate::shutdown::Shutdown;
 use crate::training::{self, TrainingDriver};
+use attached::Attached;
 use balance::Balancer;
 use control::Control;
 use keeping::Keeper;
@@ -95,23 +97,24 @@ pub async fn serve(arguments: ServeArguments, config: &Config) -> anyhow::Result
             () = stop.requested() => {}
         }
     }
-    if let Some(attached) = attached {
-        tokio::select! {
-            () = attached.stop() => {}
-            () = stop.requested() => {}
-        }
-    }
     let leaving = leave(&offer);
-    handle.drain().await;
-    balancer.drain_trainings().await;
     let load = *load.borrow();
-    tokio::select! {
-        () = async { _ = tokio::join!(announcer.announce(&leaving, load), balancer.drained()) } => {}
-        () = tokio::time::sleep(drain_timeout) => {
+    let said = async {
+        handle.drain().await;
+        balancer.drain_trainings().await;
+        tokio::join!(announcer.announce(&leaving, load), balancer.drained());
+    };
+    let left = async {
+        if tokio::time::timeout(drain_timeout, said).await.is_err() {
             tracing::warn!("sessions were still open: nobody else serves their blocks");
         }
+    };
+    tokio::select! {
+        // Answers over HTTP end meanwhile, whoever serves their sessions.
+        _ = join(left, Attached::stop(&mut attached)) => {}
         () = stop.requested() => {}
     }
+    drop(attached);
     driving.abort();
     training.abort();
     network.shutdown().await;

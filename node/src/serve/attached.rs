@@ -13,10 +13,11 @@ use crate::commands::session::{Blocks, Opened, open_ends};
 use crate::config::Config;
 use crate::gateway::Front;
 
-/// A gateway that runs.
+/// A gateway that runs, until this is dropped.
 pub(super) struct Attached {
     task: JoinHandle<()>,
-    tell: oneshot::Sender<()>,
+    /// Dropped to stop it.
+    tell: Option<oneshot::Sender<()>>,
 }
 
 impl Attached {
@@ -34,14 +35,22 @@ impl Attached {
                 tracing::warn!(error, "the gateway has ended; the server goes on");
             }
         });
-        Self { task, tell }
+        Self { task, tell: Some(tell) }
     }
 
     /// Takes no more requests, and waits for the answers under way, but not long.
-    pub(super) async fn stop(self) {
-        drop(self.tell);
-        // A task that panicked has said so.
-        let _ended = self.task.await;
+    pub(super) async fn stop(attached: &mut Option<Self>) {
+        if let Some(attached) = attached {
+            attached.tell = None;
+            // A task that panicked has said so.
+            let _ended = (&mut attached.task).await;
+        }
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        self.task.abort();
     }
 }
 

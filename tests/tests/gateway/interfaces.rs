@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use umbel_tests::gateway::{Answer, Gateway};
 use umbel_tests::process::UmbelProcess;
-use umbel_tests::swarm::{Server, cache, serve, umbel};
+use umbel_tests::swarm::{Server, cache, report, serve, umbel};
 
 const MODEL: &str = "smollm2-135m";
 const RESPONSES: &str = "/v1/responses";
@@ -294,6 +294,24 @@ fn a_server_answers_over_http_as_well_and_ends_in_good_order() {
     first.assert_no_errors();
     let stopped = first.terminate();
     assert!(stopped.status.success(), "{}", stopped.stderr);
+}
+
+#[test]
+fn a_server_says_at_once_that_it_leaves_and_a_second_signal_ends_the_answer_under_way() {
+    let mut server = serve(&[MODEL, "--gateway", "127.0.0.1:0", "--drain-timeout", "300"]);
+    let (url, address) = (attached(&mut server), server.address().to_owned());
+    let gateway = Gateway::of(server.into_process(), url);
+    let long = json!({ "model": MODEL, "prompt": "Once", "max_tokens": 8_000, "stream": true });
+    let mut events = gateway.stream("/v1/completions", &long);
+    events.next().unwrap();
+    let mut process = gateway.into_process();
+    process.interrupt();
+    assert!(process.wait_for_stderr("stopping"), "{}", process.stderr());
+    let status = report(&umbel(&["status", "--json", "--join", &address]));
+    assert_eq!(status["servers"][0]["draining"], true, "{status}");
+    assert!(process.is_running(), "{}", process.stderr());
+    process.interrupt();
+    process.wait().unwrap().succeeded();
 }
 
 /// A demo of two servers with a gateway.
