@@ -111,7 +111,7 @@ pub enum Command {
     /// Start a small swarm on this machine and chat with it.
     Demo(DemoArguments),
     /// Serve blocks of a model to a swarm.
-    Serve(ServeArguments),
+    Serve(Box<ServeArguments>),
     /// Let servers on this machine stop for a while: clients go elsewhere, the blocks stay in memory.
     Pause(PauseArguments),
     /// Let servers that pause go on.

@@ -45,7 +45,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let work = runtime.spawn(async move {
         match arguments.command {
             Command::Demo(arguments) => demo::run(arguments, &config).await,
-            Command::Serve(arguments) => serve::run(arguments, &config).await,
+            Command::Serve(arguments) => serve::run(*arguments, &config).await,
             Command::Chat(arguments) => chat::run(arguments, &config).await,
             Command::Generate(arguments) => generate::run(arguments, &config).await,
             Command::Train(arguments) => return train::run(*arguments, &config).await,

@@ -62,7 +62,7 @@ pub struct FrontArguments {
     #[arg(long, conflicts_with = "keys")]
     pub allow_anyone: bool,
 
-    /// An origin, as https://chat.example, whose pages may ask in their visitors' browsers, with the keys
+    /// An origin, as `https://chat.example`, whose pages may ask in their visitors' browsers, with the keys
     /// of these; give it several times for several. Needs --keys.
     #[arg(long, value_name = "ORIGIN", value_parser = origin)]
     pub allow_origin: Vec<HeaderValue>,

@@ -245,7 +245,7 @@ mod tests {
         let words = [vec!["umbel".into()], words].concat();
         let read = settings::read(words).unwrap_or_else(|error| panic!("{error}"));
         let Asked::Serve(arguments) = read.arguments.command else { panic!("no server") };
-        arguments
+        *arguments
     }
 
     fn invite(folder: &TempDir) -> String {

@@ -24,7 +24,7 @@ fn serve(text: &str, words: &[&str]) -> ServeArguments {
     let read = typed(text, &[&["serve"], words].concat());
     let arguments = read.unwrap_or_else(|error| panic!("{error}")).arguments;
     let Asked::Serve(arguments) = arguments.command else { panic!("{arguments:?}") };
-    arguments
+    *arguments
 }
 
 const FILE: &str = "

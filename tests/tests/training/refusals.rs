@@ -1,7 +1,5 @@
 //! Servers that refuse what others do.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::sync::Arc;
 use std::time::Duration;
 
