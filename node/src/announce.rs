@@ -21,7 +21,7 @@ use umbel_protocol::directory::{DirectoryAnswer, DirectoryRequest};
 use umbel_protocol::{ModelId, PeerId, Span};
 
 use crate::driver::Load;
-use crate::links::{Room, send_within};
+use crate::links::Room;
 use crate::measure;
 
 /// How often a server announces itself anew and asks another peer for news.
@@ -356,7 +356,7 @@ impl Announcer {
                 }
             };
             let Some(answer) = answer else { return };
-            if !send_within(&mut sender, answer.encode(), SILENCE_MAX).await {
+            if !sender.send_within(answer.encode(), SILENCE_MAX).await {
                 return;
             }
         }

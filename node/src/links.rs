@@ -1,12 +1,12 @@
 //! What holds for links of every kind that others open: how many each peer may have, and how long a frame
-//! may stand still, or wait to be read.
+//! may stand still.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::timeout;
-use umbel_net::{LinkReceiver, LinkSender, ReceiveError};
+use umbel_net::{LinkReceiver, ReceiveError};
 use umbel_protocol::PeerId;
 use umbel_protocol::frame::Frame;
 
@@ -69,14 +69,6 @@ impl Drop for Place {
     }
 }
 
-/// Sends a frame to a peer that has so long to take it, and says whether it has: where it has not, it only
-/// keeps what was to be sent in memory, and the link is of no more use.
-pub(crate) async fn send_within(sender: &mut LinkSender, frame: Frame, within: Duration) -> bool {
-    // Where this side's own rate has a limit, what waits for its turn is nobody else's fault.
-    sender.turn_of(&frame).await;
-    matches!(timeout(within, sender.send(frame)).await, Ok(Ok(())))
-}
-
 /// A frame, or why there is none.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NoFrame {
@@ -114,7 +106,7 @@ async fn receive_looking(
 #[cfg(test)]
 mod tests {
     use futures::FutureExt as _;
-    use umbel_net::{Identity, LinkProtocol, Network, NetworkConfig, Role};
+    use umbel_net::{Identity, LinkProtocol, LinkSender, Network, NetworkConfig, Role};
 
     use super::*;
 
@@ -153,16 +145,6 @@ mod tests {
 
     fn frame(bytes: usize) -> Frame {
         Frame { header: vec![1].into(), payload: vec![0; bytes].into() }
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn a_peer_that_does_not_read_is_not_waited_for() {
-        let (_networks, (mut sender, _answers), (_sender, mut receiver)) = linked().await;
-        let within = Duration::from_secs(60);
-        assert!(send_within(&mut sender, frame(1), within).await);
-        assert!(receiver.receive().await.is_ok_and(|received| received.is_some()));
-        // More than the connection takes before it is read.
-        assert!(!send_within(&mut sender, frame(48 << 20), Duration::from_millis(50)).await);
     }
 
     #[tokio::test(flavor = "multi_thread")]

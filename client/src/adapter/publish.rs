@@ -18,7 +18,7 @@ use crate::swarm::enter::{Entered, enter};
 /// Links that are served at once: each keeps one part of a megabyte under way.
 const LINKS_MAX: usize = 64;
 
-/// How long a link may stay silent.
+/// How long a link may stay silent, or an answer unread.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 
 /// Where an adapter is published.
@@ -145,7 +145,8 @@ impl Provided {
         Some(self.bytes.slice(offset..end))
     }
 
-    /// Answers what is asked on a link until it closes, is silent for too long, or breaks the protocol.
+    /// Answers what is asked on a link until it closes, is silent or does not read for too long, or breaks the
+    /// protocol.
     async fn answer(self: Arc<Self>, link: Link) {
         let (mut sender, mut receiver) = link.split();
         while let Ok(Ok(Some(frame))) = tokio::time::timeout(SILENCE_MAX, receiver.receive()).await
@@ -159,7 +160,7 @@ impl Provided {
                 }
                 Err(_) => return,
             };
-            if sender.send(answer.encode()).await.is_err() {
+            if !sender.send_within(answer.encode(), SILENCE_MAX).await {
                 return;
             }
         }

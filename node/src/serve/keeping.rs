@@ -21,7 +21,7 @@ use umbel_protocol::published::{AdapterAnswer, AdapterRequest, KeepAdapter, Keep
 use umbel_protocol::{AdapterId, PeerId, ProtocolViolation, Span};
 use umbel_shard::ModelConfig;
 
-use crate::links::{Room, send_within};
+use crate::links::Room;
 use files::Files;
 
 /// Links that are served at once.
@@ -110,7 +110,7 @@ impl Keeper {
                     }
                 }
             };
-            if !send_within(&mut sender, answer.encode(), SILENCE_MAX).await {
+            if !sender.send_within(answer.encode(), SILENCE_MAX).await {
                 break;
             }
         }
@@ -275,7 +275,7 @@ impl Coming<'_> {
             let offset = before as u64;
             let want = AdapterAnswer::Keeping(Keeping::Send { offset });
             // A link that ends has nobody who hears why.
-            if !send_within(sender, want.encode(), SILENCE_MAX).await {
+            if !sender.send_within(want.encode(), SILENCE_MAX).await {
                 return Err(KeepRefusal::Full.into());
             }
             let Some(AdapterRequest::Keep(part)) = next(receiver).await? else {

@@ -142,6 +142,14 @@ impl LinkSender {
         self.write_unsent().await
     }
 
+    /// Sends a frame to a peer that has so long to take it, and says whether it has. Where it has not, the
+    /// link is of no more use and is to be dropped: it only keeps what was to be sent in memory.
+    pub async fn send_within(&mut self, frame: Frame, within: Duration) -> bool {
+        // Where this side's own rate has a limit, what waits for its turn is nobody else's fault.
+        self.turn_of(&frame).await;
+        matches!(tokio::time::timeout(within, self.send(frame)).await, Ok(Ok(())))
+    }
+
     /// Waits for the turn of a frame, where the rate has a limit. It need not be waited for, but what
     /// has to go first can be sent meanwhile. A call that is dropped before it ends loses nothing.
     pub async fn turn_of(&mut self, frame: &Frame) {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use umbel_net::{AcceptError, LinkProtocol, LinkReceiver, LinkSender, SendError};
 
@@ -127,6 +128,16 @@ async fn a_sender_waits_for_a_reader_over_tcp() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sender_waits_for_a_reader_within_the_machine() {
     a_sender_waits_for_a_reader(local_pair().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_does_not_read_is_not_waited_for() {
+    let Pair { server: _server, client: _client, accepted, opened } = pair(QUIC).await;
+    let ((mut sender, _up), (_down, mut receiver)) = (opened.split(), accepted.split());
+    assert!(sender.send_within(frame(1, 1), Duration::from_secs(60)).await);
+    assert_eq!(receiver.receive().await.unwrap(), Some(frame(1, 1)));
+    // More than the connection takes before it is read.
+    assert!(!sender.send_within(frame(2, 48 << 20), Duration::from_millis(50)).await);
 }
 
 /// Polls a future once.
