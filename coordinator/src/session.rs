@@ -52,10 +52,14 @@ pub const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 /// The least that a hop has to open a session, however near it is.
 pub const OPEN_TIMEOUT_MIN: Duration = Duration::from_millis(1_500);
 
-/// Most replacements between two answers, servers that refuse the session when they are first asked
-/// left out. Every one excludes a server, so a session that needs more is in a swarm that fails
+/// Most replacements between two answers, left out servers that refuse the session when they are first
+/// asked, and those waited for that are not back yet. Every one excludes a server, so a session that needs more is in a swarm that fails
 /// faster than it can be mended.
 pub const MENDS_MAX: u32 = 32;
+
+/// How long after a route the next one may bring back, uncounted, servers that have failed: a session
+/// that waits for one of them to be started again asks so often at most.
+const RETRY_PACE: Duration = Duration::from_millis(250);
 
 /// Most times in a row that a hop is filled anew because it lacks what it should hold. What it is sent
 /// grows with the text, and a hop that still lacks it is no better than one that fails.
@@ -292,6 +296,9 @@ pub struct Session {
     mirror: Option<(HopId, SessionId, Outlet)>,
     avoided: BTreeSet<PeerId>,
     mends: u32,
+    /// When the last route was found, and whether that was soon after the one before.
+    routed_at: Option<Time>,
+    is_hasty: bool,
     /// When the route was last not whole.
     mended_at: Time,
     patience: Patience,
@@ -327,6 +334,8 @@ impl Session {
             mirror: None,
             avoided: BTreeSet::new(),
             mends: 0,
+            routed_at: None,
+            is_hasty: false,
             mended_at: now,
             patience: Patience::new(),
             suspects: Vec::new(),
@@ -417,7 +426,7 @@ impl Session {
         self.config.tokens_max
     }
 
-    /// How many hops have lost their place since the last answer, those left out that would not have it.
+    /// How many hops have lost their place since the last answer, those left out that never had it.
     #[must_use]
     pub const fn mends(&self) -> u32 {
         self.mends

@@ -9,8 +9,8 @@ use umbel_protocol::{PeerId, Span, StepId};
 
 use super::place::{Fill, Opening, Place, Target};
 use super::{
-    FailureReason, HopFailure, HopId, MENDS_MAX, Output, RouteHop, RouteWanted, Session,
-    SessionFailure, State,
+    FailureReason, HopFailure, HopId, MENDS_MAX, Output, RETRY_PACE, RouteHop, RouteWanted,
+    Session, SessionFailure, State,
 };
 use crate::journal::Outlet;
 use crate::route::NoRoute;
@@ -67,7 +67,10 @@ impl Session {
         let is_first =
             self.avoided.len() < ANNOUNCEMENTS_MAX && self.avoided.insert(place.hop.peer);
         let is_refusal = matches!(failure.reason, FailureReason::Refused { .. });
-        if place.is_open() || !is_refusal || !is_first {
+        // One that has failed is brought back where nobody else is left. How long it is waited for is
+        // a matter of patience, and not of how often it was looked for.
+        let is_free = if is_first { is_refusal } else { !self.is_hasty };
+        if place.is_open() || !is_free {
             self.mends += 1;
         }
         if failure.reason.is_full() {
@@ -92,6 +95,8 @@ impl Session {
                 self.spares_routed(of, hops, now);
             }
         } else if std::mem::take(&mut self.gap_asked) {
+            let before = self.routed_at.replace(now);
+            self.is_hasty = before.is_some_and(|before| now.since(before) < RETRY_PACE);
             // Where only a neighbour serves the gap too, it comes with its own blocks.
             let replaced = |place: &Place| {
                 let blocks = place.hop.blocks;

@@ -60,6 +60,23 @@ fn those_that_are_asked_again_and_again_do_not_keep_a_session_for_ever() {
 }
 
 #[test]
+fn one_that_is_not_back_yet_is_waited_for_as_long_as_the_patience_of_the_route_lasts() {
+    let mut session = open();
+    drain(&mut session);
+    let gone = |hop| Input::LinkLost { hop: HopId(hop), detail: "refused".into() };
+    for tried in 0..4 * MENDS_MAX {
+        let now = at(1_000 * u64::from(tried));
+        let again = route_hop(7, 0, 6);
+        session.handle(Input::Routed { needed: true, hops: vec![again] }, now).unwrap();
+        drain(&mut session);
+        session.handle(gone(tried), now).unwrap();
+        let outputs = drain(&mut session);
+        assert!(wanted(&outputs).is_some(), "{tried}: {outputs:?}");
+    }
+    assert_eq!(session.mends(), 1);
+}
+
+#[test]
 fn a_server_that_takes_no_adapters_is_not_at_fault() {
     for (adapter, blames) in [(None, 1), (Some(adapter::adapter()), 0)] {
         let mut session = Session::open(SessionConfig { adapter, ..config(false) }, at(0));
