@@ -355,4 +355,6 @@ def autograd(address, folder, smol_address, cache, examples):
 
 
 if __name__ == "__main__":
+    # Whoever was started in the background has been told to ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     globals()[sys.argv[1]](*sys.argv[2:])

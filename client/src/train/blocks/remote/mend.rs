@@ -16,7 +16,7 @@ use crate::swarm::route::Search;
 use crate::train::TrainError;
 
 /// Failures in one step before the training gives up: a route of some ten servers that are all
-/// replaced, and replaced again.
+/// replaced, and replaced again. Those waited for that are not back yet are left out.
 const FAILURES_MAX: usize = 32;
 
 /// Room in a server's cache that routes ask for; a training needs none.
@@ -93,7 +93,7 @@ impl RemoteBlocks {
             if lacking == 0 {
                 break;
             }
-            let mut search = self.search(self.blocks);
+            let mut search = self.search(self.blocks, Instant::now());
             search.wanted.avoided.extend(self.peers());
             search.wanted.avoided.extend(self.passed_over.keys());
             let laid_out = self.swarm.plan_apart(&search, lacking);
@@ -190,8 +190,9 @@ impl RemoteBlocks {
         state: &TrainingState,
         mut last_failure: LastFailure,
     ) -> Result<(), TrainError> {
+        let mut since = Instant::now();
         while let Some((place, gap)) = self.gap(route) {
-            let mut search = self.search(gap);
+            let mut search = self.search(gap, since);
             if self.routes.len() > 1 {
                 // Whoever is on two routes does no more than on one.
                 search.wanted.avoided.extend(self.peers());
@@ -205,7 +206,10 @@ impl RemoteBlocks {
             let found = found.map_err(|source| last_failure.clone().nobody_left(source))?;
             for (index, hop) in found.iter().enumerate() {
                 match self.open_hop(hop, state).await? {
-                    Ok(open) => self.routes[route].hops.insert(place + index, open),
+                    Ok(open) => {
+                        self.routes[route].hops.insert(place + index, open);
+                        since = Instant::now();
+                    }
                     Err(failure) => {
                         last_failure = failure;
                         break;
@@ -224,7 +228,14 @@ impl RemoteBlocks {
         match OpenHop::open(&self.swarm, hop, &self.terms, state).await {
             Ok(open) => Ok(Ok(open)),
             Err(Fault::Training(error)) => Err(error),
-            Err(Fault::Hop(reason)) => Ok(Err(self.blame(HopFailure { hop: hop.hop, reason })?)),
+            Err(Fault::Hop(reason)) => {
+                // How long one that has failed is waited for is a matter of patience, and not of how
+                // often it was looked for.
+                if self.avoided.contains(&hop.hop.peer) {
+                    self.failures = self.failures.saturating_sub(1);
+                }
+                Ok(Err(self.blame(HopFailure { hop: hop.hop, reason })?))
+            }
         }
     }
 
@@ -246,7 +257,7 @@ impl RemoteBlocks {
         self.routes.iter().flat_map(|route| &route.hops).map(|hop| hop.hop.peer)
     }
 
-    fn search(&self, gap: Span) -> Search {
+    fn search(&self, gap: Span, since: Instant) -> Search {
         // A server of the route already may have a second place in it, but not one that has failed.
         let wanted = RouteWanted {
             blocks: gap,
@@ -262,7 +273,7 @@ impl RemoteBlocks {
             wanted,
             prefix: Vec::new(),
             thin: false,
-            since: Instant::now(),
+            since,
             forgiving_from: Instant::now() + FORGIVEN_AFTER,
             urgent: self.failures > 0,
         }
