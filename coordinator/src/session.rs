@@ -57,10 +57,6 @@ pub const OPEN_TIMEOUT_MIN: Duration = Duration::from_millis(1_500);
 /// faster than it can be mended.
 pub const MENDS_MAX: u32 = 32;
 
-/// How long after a route the next one may bring back, uncounted, servers that have failed: a session
-/// that waits for one of them to be started again asks so often at most.
-const RETRY_PACE: Duration = Duration::from_millis(250);
-
 /// Most times in a row that a hop is filled anew because it lacks what it should hold. What it is sent
 /// grows with the text, and a hop that still lacks it is no better than one that fails.
 const REFILLS_MAX: u32 = 3;
@@ -251,7 +247,8 @@ pub struct RouteWanted {
     pub before: Option<Hop>,
     /// The hop that takes the results; `None`: the client. Hops for its blocks too take its place.
     pub after: Option<Hop>,
-    /// Servers that have failed this session lately, or are on its route already.
+    /// Servers that have failed this session lately, or are on its route already. Where there is nobody
+    /// else they may be tried again: now and then, and until the patience of whoever looks is over.
     pub avoided: BTreeSet<PeerId>,
     /// Whether the session cannot go on without: then it is worth waiting for a server.
     pub needed: bool,
@@ -296,9 +293,6 @@ pub struct Session {
     mirror: Option<(HopId, SessionId, Outlet)>,
     avoided: BTreeSet<PeerId>,
     mends: u32,
-    /// When the last route was found, and whether that was soon after the one before.
-    routed_at: Option<Time>,
-    is_hasty: bool,
     /// When the route was last not whole.
     mended_at: Time,
     patience: Patience,
@@ -334,8 +328,6 @@ impl Session {
             mirror: None,
             avoided: BTreeSet::new(),
             mends: 0,
-            routed_at: None,
-            is_hasty: false,
             mended_at: now,
             patience: Patience::new(),
             suspects: Vec::new(),

@@ -26,7 +26,7 @@ const REFRESH: Duration = Duration::from_secs(2);
 const FORGIVEN: Duration = Duration::from_secs(2);
 
 /// How long after one search the next one may take such a server again: one whose ports nobody holds
-/// fails at once, and the replacements of a session are counted.
+/// fails at once, and is tried until patience runs out.
 pub(crate) const FORGIVEN_AGAIN: Duration = Duration::from_secs(1);
 
 /// How long a server that had no room is used last: by then it has announced twice how much it has.

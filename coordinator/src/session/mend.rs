@@ -9,8 +9,8 @@ use umbel_protocol::{PeerId, Span, StepId};
 
 use super::place::{Fill, Opening, Place, Target};
 use super::{
-    FailureReason, HopFailure, HopId, MENDS_MAX, Output, RETRY_PACE, RouteHop, RouteWanted,
-    Session, SessionFailure, State,
+    FailureReason, HopFailure, HopId, MENDS_MAX, Output, RouteHop, RouteWanted, Session,
+    SessionFailure, State,
 };
 use crate::journal::Outlet;
 use crate::route::NoRoute;
@@ -62,15 +62,13 @@ impl Session {
         let failure = HopFailure { hop: place.hop, reason };
         tracing::info!(%failure, "a hop loses its place");
         self.leave(&place);
-        // One that does not let the session in costs it nothing but the question, and is not asked
-        // again while there are others: there are no more of them than servers.
         let is_first =
             self.avoided.len() < ANNOUNCEMENTS_MAX && self.avoided.insert(place.hop.peer);
         let is_refusal = matches!(failure.reason, FailureReason::Refused { .. });
-        // One that has failed is brought back where nobody else is left. How long it is waited for is
-        // a matter of patience, and not of how often it was looked for.
-        let is_free = if is_first { is_refusal } else { !self.is_hasty };
-        if place.is_open() || !is_free {
+        // One that does not let the session in costs it nothing but the question, and there are no more
+        // of them than servers. One that is brought back because nobody else is left is waited for as
+        // long as whoever looks for it has patience.
+        if place.is_open() || is_first && !is_refusal {
             self.mends += 1;
         }
         if failure.reason.is_full() {
@@ -95,8 +93,6 @@ impl Session {
                 self.spares_routed(of, hops, now);
             }
         } else if std::mem::take(&mut self.gap_asked) {
-            let before = self.routed_at.replace(now);
-            self.is_hasty = before.is_some_and(|before| now.since(before) < RETRY_PACE);
             // Where only a neighbour serves the gap too, it comes with its own blocks.
             let replaced = |place: &Place| {
                 let blocks = place.hop.blocks;

@@ -5,7 +5,7 @@
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use umbel_client::{
     Chain, ClientModel, Generate, GenerateError, LocalModel, RemoteChain, SessionOptions, Swarm,
@@ -241,6 +241,36 @@ async fn a_session_that_is_asked_for_while_the_only_server_restarts_waits_for_it
     while generation.next().await.unwrap().is_some() {}
     assert_eq!(generation.tokens(), expected);
     back.await.unwrap().assert_no_errors();
+}
+
+/// Nobody waits while nothing is asked, so that no patience is lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_was_idle_while_its_server_restarted_waits_as_long_as_any_other() {
+    let folder = checkpoint("llama");
+    let first = serve(&[&folder, "--blocks", "0..2"]);
+    // It does not wait for the session, which stays open.
+    let arguments = ["--blocks", "2..4", "--join", first.address(), "--drain-timeout", "1"];
+    let mut second = serve(&[&[folder.as_str()], &arguments[..]].concat());
+    let model = model(&folder);
+    let patience = Duration::from_secs(3);
+    let join = vec![first.address().parse().unwrap()];
+    let config = SwarmConfig { join, patience, ..SwarmConfig::default() };
+    let swarm = Arc::new(Swarm::join(config).await.unwrap());
+    let chain = RemoteChain::open(swarm, &model, 64).await.unwrap();
+    let mut failures = chain.watch_failures();
+    let mut generation =
+        request().start(Arc::clone(&model), Chain::Remote(Box::new(chain))).unwrap();
+    generation.next().await.unwrap();
+    // The client hears at once that it is gone, and asks for nothing.
+    second = tokio::task::spawn_blocking(|| second.restart(&[])).await.unwrap();
+    failures.wait_for(|failures| !failures.is_empty()).await.unwrap();
+    let heard = Instant::now();
+    while heard.elapsed() <= patience {
+        second = tokio::task::spawn_blocking(|| second.restart(&[])).await.unwrap();
+    }
+    while generation.next().await.unwrap().is_some() {}
+    assert_eq!(generation.tokens(), undisturbed(&model).await);
+    second.assert_no_errors();
 }
 
 /// The log of the client says what has happened, and nothing that has not.

@@ -111,8 +111,10 @@ pub(super) struct Driver {
     started: Instant,
     /// When a route was last looked for.
     searched: Option<Instant>,
-    /// Since when there has been no answer after a failure.
-    troubled: Option<Instant>,
+    /// Since when the steps under way have waited for a server.
+    waiting: Option<Instant>,
+    /// Whether a server has failed since the last answer.
+    troubled: bool,
     /// Whether a step was answered.
     stepped: bool,
     over: bool,
@@ -161,7 +163,8 @@ impl Driver {
             clock,
             started: Instant::now(),
             searched: None,
-            troubled: None,
+            waiting: None,
+            troubled: false,
             stepped: false,
             over: false,
         };
@@ -217,6 +220,10 @@ impl Driver {
         let accepts = |next: &mut NextStep| self.session.accepts(next.position);
         if let Some(next) = self.next.take_if(accepts) {
             let NextStep { position, hidden, ids, answer_rows, answer } = next;
+            if self.answers.is_empty() {
+                // What was waited for before is no patience lost to this one.
+                self.waiting = None;
+            }
             self.answers.extend(answer);
             self.tell(Input::Step { position, hidden, ids, answer_rows });
             self.drain();
@@ -304,11 +311,12 @@ impl Driver {
         let (swarm, tell) = (Arc::clone(&self.swarm), self.tell.clone());
         let (begun, needed, now) = (self.ready.is_none(), wanted.needed, Instant::now());
         let searched = self.searched.replace(now);
+        let waiting = if begun && needed { *self.waiting.get_or_insert(now) } else { now };
         let search = Search {
             model: self.model,
             tokens_max: self.room_tokens,
             token_bytes: self.token_bytes,
-            since: if begun { self.troubled.unwrap_or(now) } else { self.started },
+            since: if begun { waiting } else { self.started },
             forgiving_from: searched.map_or(now, |searched| searched + FORGIVEN_AGAIN),
             urgent: begun,
             prefix: if begun { Vec::new() } else { self.prefix.clone() },
@@ -345,7 +353,7 @@ impl Driver {
     }
 
     fn blame(&mut self, failure: HopFailure) {
-        self.troubled.get_or_insert_with(Instant::now);
+        self.troubled = true;
         tracing::warn!(%failure, "a server has failed");
         self.swarm.blame(&failure);
         self.failures.send_modify(|failures| {
@@ -358,7 +366,8 @@ impl Driver {
 
     /// An answer has come through all hops.
     fn recover(&mut self) {
-        if self.troubled.take().is_some() {
+        self.waiting = None;
+        if std::mem::take(&mut self.troubled) {
             let hops = self.session.hops();
             let hops: Vec<_> =
                 hops.iter().map(|hop| format!("{} ({})", hop.peer, hop.blocks)).collect();
