@@ -194,7 +194,9 @@ impl Session {
             Some(Destination::Client | Destination::Held) | None => None,
         };
         let place = &mut self.places[last];
-        if place.draw_told == Some(told) {
+        // One that waits for an adapter has no session to draw in yet.
+        let waits = self.config.adapter.is_some() && !place.is_open();
+        if waits || place.draw_told == Some(told) {
             return;
         }
         place.draw_told = Some(told);

@@ -41,7 +41,11 @@ fn draw_taken(name: u8) -> ServerMessage {
 
 /// Hops 0, 1 and 2 that know how to draw, and the prompt of three tokens under way; the outputs.
 fn asked() -> (Session, Vec<Output>) {
-    let config = SessionConfig { thin_vocabulary: Some(VOCABULARY), ..config(false) };
+    asked_with(None)
+}
+
+fn asked_with(adapter: Option<SessionAdapter>) -> (Session, Vec<Output>) {
+    let config = SessionConfig { thin_vocabulary: Some(VOCABULARY), adapter, ..config(false) };
     let mut session = Session::open(config, Time::START);
     drain(&mut session);
     let hops = vec![route_hop(1, 0, 2), route_hop(2, 2, 4), route_hop(3, 4, 6)];
@@ -57,7 +61,8 @@ fn asked() -> (Session, Vec<Output>) {
         .collect();
     assert_eq!(drawers, [Some(peer(3)), None, None]);
     for (hop, name) in [(0, 1), (1, 2), (2, 3)] {
-        say(&mut session, hop, opened(name));
+        let opened = opened_by(&session, name);
+        say(&mut session, hop, opened);
     }
     session.handle(draw(3, 40, &[7, 8, 9]), at(1)).unwrap();
     let outputs = drain(&mut session);
@@ -68,6 +73,16 @@ fn asked() -> (Session, Vec<Output>) {
     assert!(sent(&drain(&mut session)).is_empty(), "the hop that draws has not agreed yet");
     let outputs = say(&mut session, 2, draw_taken(3));
     (session, outputs)
+}
+
+/// A hop's word that the session is open, with its adapter where there is one.
+fn opened_by(session: &Session, name: u8) -> ServerMessage {
+    ServerMessage::Opened {
+        session: SessionId::new(name.into()),
+        tokens_max: 100,
+        kept: None,
+        adapter: session.config.adapter.is_some(),
+    }
 }
 
 /// The steps that are sent to a hop: number, position, ids, and whether they are a replay.
@@ -111,6 +126,25 @@ fn a_token_that_goes_round_is_watched_as_a_step_is() {
     let pinged =
         |(_, message): &(u32, &ClientMessage)| matches!(message, ClientMessage::Ping { .. });
     assert_eq!(sent(&outputs).iter().filter(|sent| pinged(sent)).count(), 3);
+}
+
+#[test]
+fn a_last_hop_that_lacks_the_adapter_is_told_how_to_draw_once_it_has_it() {
+    let (mut session, outputs) = asked_with(Some(adapter::adapter()));
+    assert_eq!(steps(&outputs, 0).len(), 1, "the prompt is under way");
+    session.handle(Input::LinkLost { hop: HopId(2), detail: "gone".into() }, at(10)).unwrap();
+    drain(&mut session);
+    let hops = vec![route_hop(4, 4, 6)];
+    session.handle(Input::Routed { needed: true, hops }, at(11)).unwrap();
+    let draws = |outputs: &[Output]| {
+        let is_draw = |(hop, message): &(u32, &ClientMessage)| {
+            *hop == 3 && matches!(message, ClientMessage::Draw(_))
+        };
+        sent(outputs).iter().filter(|sent| is_draw(sent)).count()
+    };
+    assert_eq!(draws(&drain(&mut session)), 0, "it has no session to draw in yet");
+    let opened = opened_by(&session, 4);
+    assert_eq!(draws(&say(&mut session, 3, opened)), 1);
 }
 
 #[test]
