@@ -27,6 +27,8 @@ pub struct FrozenBlocks {
     state: Arc<TrainingState>,
     hidden_size: usize,
     tokens_max: u32,
+    /// Tokens of the longest sequence.
+    length_max: u32,
     /// Microbatches so far, each of which has its own number.
     microbatches: u64,
 }
@@ -54,7 +56,8 @@ impl Passed {
 
 impl FrozenBlocks {
     /// Opens a route of servers for `blocks`, through which `tokens_max` tokens go together at most, and no
-    /// more than [`RemoteBlocks::tokens_max`]: no sequence can be longer, and their memory grows with it.
+    /// more than [`RemoteBlocks::tokens_max`]: no sequence can be longer, nor than the model's context, and
+    /// their memory grows with it.
     ///
     /// With an adapter, which must have these blocks and no prompt, they compute as it says. A part of an
     /// adapter ([`Adapter::part`]) has no prompt: then its vectors are the caller's to put before the texts.
@@ -84,10 +87,13 @@ impl FrozenBlocks {
             }
         };
         let tokens_max = tokens_max.min(RemoteBlocks::tokens_max(model));
+        let context = u32::try_from(model.config().context_tokens).unwrap_or(u32::MAX);
         let settings = RemoteSettings { tokens_max, ..RemoteSettings::default() };
         let hidden_size = model.config().hidden_size;
         let blocks = RemoteBlocks::open(swarm, model, &state, settings).await?;
-        Ok(Self { blocks, state: Arc::new(state), hidden_size, tokens_max, microbatches: 0 })
+        let length_max = tokens_max.min(context);
+        let state = Arc::new(state);
+        Ok(Self { blocks, state, hidden_size, tokens_max, length_max, microbatches: 0 })
     }
 
     /// Takes sequences of these lengths through the blocks, the first token of each at position 0.
@@ -176,8 +182,8 @@ impl FrozenBlocks {
         let start = self.state.adapter().blocks().start();
         let (mut parts, mut row) = (Vec::<Microbatch>::new(), 0);
         for &length in lengths {
-            if length == 0 || length > self.tokens_max {
-                return Err(FrozenError::Length { tokens: length, max: self.tokens_max });
+            if length == 0 || length > self.length_max {
+                return Err(FrozenError::Length { tokens: length, max: self.length_max });
             }
             if parts.last().is_none_or(|part| !part.has_room(length, self.tokens_max)) {
                 parts.push(self.next_microbatch());

@@ -133,6 +133,30 @@ async fn a_server_that_is_gone_on_the_way_back_is_replaced() {
     [first].iter().chain(&others).for_each(|server| server.assert_no_errors());
 }
 
+/// A pass over the servers that were found, and not over the others, would have numbers too.
+#[tokio::test(flavor = "multi_thread")]
+async fn blocks_for_which_nobody_was_there_are_looked_for_again() {
+    let model = model();
+    let first = start("0..2", None);
+    let second = start("2..4", Some(&first));
+    let join = vec![first.address().parse().unwrap()];
+    let patience = Duration::from_secs(3);
+    let swarm = Swarm::join(SwarmConfig { join, patience, ..SwarmConfig::default() });
+    let swarm = Arc::new(swarm.await.unwrap());
+    let mut frozen = open(&swarm, &model, span(0, 4)).await;
+    second.kill();
+    for _ in 0..2 {
+        let nobody = frozen.forward(&LENGTHS, &values(0)).await.err().unwrap();
+        let is_missing = matches!(nobody, FrozenError::Train(TrainError::NoRoute { .. }));
+        assert!(is_missing, "{nobody}");
+    }
+    let third = start("2..4", Some(&first));
+    let passed = frozen.forward(&LENGTHS, &values(0)).await.unwrap();
+    let (expected, _) = alone(&model, span(0, 4), None);
+    assert_eq!(passed.output().to_values(), expected.to_values());
+    [first, third].iter().for_each(|server| server.assert_no_errors());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_computed_is_refused_with_its_reason() {
     let first = start("0..2", None);
@@ -147,6 +171,11 @@ async fn what_cannot_be_computed_is_refused_with_its_reason() {
         let length = frozen.forward(lengths, &hidden).await.err().unwrap();
         assert!(matches!(length, FrozenError::Length { max: TOKENS_MAX, .. }), "{length}");
     }
+    let context = u32::try_from(model.config().context_tokens).unwrap();
+    let all = FrozenBlocks::open(Arc::clone(&swarm), &model, span(0, 2), None, 2 * context);
+    let long = HiddenStates::from_values(vec![0.0; (context as usize + 1) * 64], 64).unwrap();
+    let length = all.await.unwrap().forward(&[context + 1], &long).await.err().unwrap();
+    assert!(matches!(length, FrozenError::Length { max, .. } if max == context), "{length}");
     let passed = frozen.forward(&LENGTHS, &hidden).await.unwrap();
     let short = hidden.rows(0..3).unwrap();
     assert!(matches!(frozen.backward(&passed, &short).await, Err(FrozenError::Shape { .. })));

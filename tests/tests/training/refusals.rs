@@ -36,7 +36,7 @@ async fn a_server_that_refuses_what_others_do_is_replaced() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_is_believed_when_another_server_says_the_same() {
+async fn a_refusal_is_believed_when_another_server_says_the_same_or_there_is_no_other() {
     let lesson = Lesson::new();
     let first = start("0..2", None);
     let alone = fake(&first, &lesson, refuse).await;
@@ -50,6 +50,13 @@ async fn a_refusal_is_believed_when_another_server_says_the_same() {
     let nobody = trainer.step(&lesson.batch(), 0.01).await.unwrap_err();
     assert!(matches!(nobody, TrainError::NoRoute { .. }), "{nobody}");
     assert!(nobody.to_string().contains("not with me"), "{nobody}");
+
+    // With more patience it is asked again, as there is nobody else.
+    let patient = join(&first).await.unwrap();
+    let (mut trainer, _) = lesson.remote(&patient).await.unwrap();
+    let refused = trainer.step(&lesson.batch(), 0.01).await.unwrap_err();
+    let is_believed = matches!(&refused, TrainError::Refused { code: ErrorCode::WrongShape, .. });
+    assert!(is_believed, "{refused}");
 
     let other = fake(&first, &lesson, refuse).await;
     let (mut trainer, _) = lesson.remote(&join(&first).await.unwrap()).await.unwrap();

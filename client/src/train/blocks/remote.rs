@@ -41,7 +41,7 @@ pub struct RemoteBlocks {
     unfinished: bool,
     failures: usize,
     avoided: BTreeSet<PeerId>,
-    /// What servers have refused in this step as no server would do it, and who did so first.
+    /// What servers have refused in this step as no server would do it, and who did so last.
     refused: BTreeMap<ErrorCode, PeerId>,
 }
 

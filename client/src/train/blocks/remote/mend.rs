@@ -61,8 +61,10 @@ impl RemoteBlocks {
         self.failures = 0;
         self.avoided.clear();
         self.refused.clear();
-        if self.unfinished {
-            // What servers have gathered, and what they have yet to say, is of something else.
+        let has_gap = (0..self.routes.len()).any(|route| self.gap(route).is_some());
+        if self.unfinished || has_gap {
+            // What servers have gathered, and what they have yet to say, is of something else; and a
+            // route that was never opened as a whole is none.
             self.routes.clear();
             self.unfinished = false;
         }
@@ -205,11 +207,14 @@ impl RemoteBlocks {
             let found = self.swarm.search(search).await;
             let found = found.map_err(|source| last_failure.clone().nobody_left(source))?;
             for (index, hop) in found.iter().enumerate() {
-                match self.open_hop(hop, state).await? {
-                    Ok(open) => {
-                        self.routes[route].hops.insert(place + index, open);
-                        since = Instant::now();
-                    }
+                let waited_for = self.avoided.contains(&hop.hop.peer);
+                let opened = self.open_hop(hop, state).await?;
+                if opened.is_ok() || !waited_for {
+                    // Sending it the state may have taken long, which was no waiting.
+                    since = Instant::now();
+                }
+                match opened {
+                    Ok(open) => self.routes[route].hops.insert(place + index, open),
                     Err(failure) => {
                         last_failure = failure;
                         break;
@@ -302,9 +307,10 @@ impl RemoteBlocks {
         if let FailureReason::Refused { code, detail } = &failure.reason
             && code.retry() == Retry::Never
         {
-            // One alone may say so of what others would do.
-            let first = *self.refused.entry(*code).or_insert(failure.hop.peer);
-            if first != failure.hop.peer {
+            // One alone may say so of what others would do, unless there are no others.
+            let peer = failure.hop.peer;
+            let before = self.refused.insert(*code, peer);
+            if before.is_some_and(|before| before != peer || self.avoided.contains(&peer)) {
                 return Err(TrainError::Refused { code: *code, detail: detail.clone() });
             }
         }
