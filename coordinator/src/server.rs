@@ -561,7 +561,7 @@ impl Server {
         if let Some((adapter, _)) = served.adapter {
             self.adapters.release(adapter, now);
         }
-        self.report_drained();
+        self.report_left(served.shard);
         Some(served)
     }
 

@@ -131,7 +131,21 @@ impl Server {
         }
     }
 
-    /// Says once of each shard that is given up that nobody uses it any more.
+    /// Says of a shard that is given up that its last session has ended.
+    pub(super) fn report_left(&mut self, id: ShardId) {
+        if self.is_used(id) {
+            return;
+        }
+        let former = self.shards.former.len();
+        self.shards.former.retain(|shard| shard.id != id);
+        let current = &self.shards.current;
+        let leaves = current.id == id && current.leave_by.is_some();
+        if leaves || self.shards.former.len() < former {
+            self.outputs.push_back(Output::Drained { shard: id });
+        }
+    }
+
+    /// Says of each shard that is given up that nobody uses it any more: once of former ones.
     pub(super) fn report_drained(&mut self) {
         let former = std::mem::take(&mut self.shards.former);
         let (kept, empty): (Vec<_>, Vec<_>) =

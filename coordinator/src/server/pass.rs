@@ -58,10 +58,15 @@ impl Server {
             for job in &mut batch.jobs {
                 job.draw = self.draw_job(job);
             }
-            self.outputs.push_back(Output::Compute(batch));
             for (session, position) in begins {
                 self.cut_pages(session, position, now);
             }
+            // The pass may need the room of what is given up. What it only lets go of counts behind it.
+            let drops = self.pages.drops();
+            if !drops.is_empty() {
+                self.outputs.push_back(Output::Pages(drops));
+            }
+            self.outputs.push_back(Output::Compute(batch));
         }
         if !self.schedule.is_running() {
             self.order_pages();

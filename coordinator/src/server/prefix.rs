@@ -178,6 +178,11 @@ impl Pages {
         orders
     }
 
+    /// Those of the orders that are to give pages up.
+    pub(super) fn drops(&mut self) -> Vec<PageOrder> {
+        self.orders.extract_if(.., |order| matches!(order, PageOrder::Drop(_))).collect()
+    }
+
     #[cfg(test)]
     pub(super) const fn idle_bytes(&self) -> u64 {
         self.idle_bytes

@@ -552,6 +552,27 @@ fn a_server_that_has_drained_waits_for_nothing_and_says_so_again_when_asked() {
     assert_eq!(refusal(&outputs), None, "{outputs:?}");
 }
 
+#[test]
+fn each_shard_that_is_given_up_is_said_to_be_left_once_however_many_sessions_end() {
+    let mut server = server(1_024);
+    for session in 1..=12 {
+        say(&mut server, LINK, ClientMessage::Open(opening(session)));
+    }
+    let (shard, span) = (ShardId(1), Span::new(6, 8).unwrap());
+    server.handle(Input::Serve { shard, span }, Time::START).unwrap();
+    server.handle(Input::Drain, Time::START).unwrap();
+    let left = |outputs: &[Output]| -> Vec<ShardId> {
+        let shard = |output: &Output| match output {
+            Output::Drained { shard } => Some(*shard),
+            _ => None,
+        };
+        outputs.iter().filter_map(shard).collect()
+    };
+    assert_eq!(left(&drain(&mut server)), [shard]);
+    server.handle_timeout(Time::START + DRAIN_TIMEOUT);
+    assert_eq!(left(&drain(&mut server)), [ShardId(0)]);
+}
+
 proptest! {
     /// Whatever clients do, what is reserved is what open sessions have reserved.
     #[test]

@@ -188,6 +188,23 @@ fn idle_pages_make_room_for_whoever_comes() {
 }
 
 #[test]
+fn what_a_session_lets_go_of_is_gone_before_the_pass_where_there_is_no_room_beside_it() {
+    let mut server = server(128);
+    say(&mut server, LINK, ClientMessage::Open(opening(1)));
+    read(&mut server, 1, 0, 0, 64);
+    say(&mut server, LINK, keep(1, 1, 0, pages(1, 4)));
+    let outputs = say_as(&mut server, OTHER, ClientMessage::Open(opening(2)));
+    assert_eq!((refusal(&outputs), server.kv_tokens_free()), (None, 0));
+    let outputs = say(&mut server, LINK, ClientMessage::Step(step(1, 1, 0, 1)));
+    let dropped = orders(&outputs);
+    assert!(dropped.iter().all(|order| matches!(order, PageOrder::Drop(_))), "{dropped:?}");
+    assert_eq!((dropped.len(), server.pages_kept()), (4, 0));
+    let is = |wanted: fn(&Output) -> bool| outputs.iter().position(wanted).unwrap();
+    let dropped = is(|output| matches!(output, Output::Pages(_)));
+    assert!(dropped < is(|output| matches!(output, Output::Compute(_))), "first they go");
+}
+
+#[test]
 fn pages_go_with_the_blocks_and_after_a_while() {
     let mut moving = server(256);
     left_by(CLIENT, &mut moving);
