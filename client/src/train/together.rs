@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use umbel_coordinator::training::round::{Input, RunSettings, RunState};
 use umbel_net::{Identity, LinkProtocol, Multiaddr, Network, NetworkConfig, Role, SwarmKey};
 use umbel_protocol::ModelId;
@@ -72,7 +72,8 @@ pub struct Together {
     network: Network,
     tell: mpsc::Sender<Input>,
     asked: Arc<Asked>,
-    task: JoinHandle<()>,
+    /// What carries the words of members, which ends with this.
+    task: JoinSet<()>,
 }
 
 /// What the machine has asked the trainer for. Of a state only the last counts.
@@ -139,8 +140,9 @@ impl Together {
         let state = if joins { None } else { RunState::begin(values) };
         let (tell, told) = mpsc::channel(TOLD_WAITING_MAX);
         let asked = Arc::new(Asked::default());
-        let task = Task::new(network.clone(), name, (settings.run, state), Arc::clone(&asked));
-        let task = tokio::spawn(task.run(incoming, met, told));
+        let carrier = Task::new(network.clone(), name, (settings.run, state), Arc::clone(&asked));
+        let mut task = JoinSet::new();
+        task.spawn(carrier.run(incoming, met, told));
         let together = Self { network, tell, asked, task };
         if let Some(named) = &settings.named {
             together.network.provide(named.name.key(model)).await;
@@ -190,19 +192,29 @@ impl Together {
         trainer: &mut Trainer,
     ) -> Result<Option<RoundBegun>, TrainError> {
         let Wanted { begin, learned, refused: _ } = wanted;
-        if let Some(round) = learned {
-            let told = self.tell.send(Input::Learned { round, values: trainer.values() });
-            // Where the task has ended, there is nobody any more to learn together with.
-            let _alone = told.await;
-        }
-        let Some((state, members)) = begin else { return Ok(None) };
+        let Some((state, members)) = begin else {
+            if let Some(round) = learned {
+                let told = self.tell.send(Input::Learned { round, values: trainer.values() });
+                // Where the task has ended, there is nobody any more to learn together with.
+                let _alone = told.await;
+            }
+            return Ok(None);
+        };
         trainer.adopt(state.values()).await?;
+        if learned.is_some() {
+            // Nothing was learned from this state yet: what comes of the next step is told.
+            self.asked.change(|wanted| {
+                if wanted.begin.is_none() {
+                    wanted.learned = wanted.learned.or(learned);
+                }
+            });
+        }
         Ok(Some(RoundBegun { stand: state.stand(), members }))
     }
 
     /// Leaves the run: the others go on.
-    pub async fn leave(self) {
-        self.task.abort();
+    pub async fn leave(mut self) {
+        self.task.abort_all();
         self.network.shutdown().await;
     }
 }
@@ -255,3 +267,6 @@ pub enum TogetherError {
     #[error(transparent)]
     Train(#[from] TrainError),
 }
+
+#[cfg(test)]
+mod tests;
