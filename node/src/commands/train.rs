@@ -234,7 +234,7 @@ impl Training {
         ended: Result<Ended, TrainError>,
     ) -> anyhow::Result<Ended> {
         let trainer = self.run.trainer();
-        let (steps, saving) = (trainer.state().steps(), &self.saving);
+        let (steps, saving) = (trainer.state().steps(), &mut self.saving);
         let stepped = steps > first_step;
         let saved = match &ended {
             Err(TrainError::Diverged { .. }) if stepped => saving.before_last(trainer, true),

@@ -2,7 +2,7 @@
 //! it.
 //!
 //! A disk that is full ends no training. What was written before stays whole, and what could not be
-//! written is tried again at the end.
+//! written is tried again with the next checkpoint, and at the end.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -74,31 +74,36 @@ impl Saving {
     }
 
     /// Writes the last state, which was taken as a whole whatever ended the training.
-    pub(super) fn last(&self, trainer: &Trainer) -> Result<(), CheckpointError> {
-        self.write((trainer.state(), trainer.sequences()), &self.watch, false)
+    pub(super) fn last(&mut self, trainer: &Trainer) -> Result<(), CheckpointError> {
+        self.write((trainer.state(), trainer.sequences()), &self.watch.clone(), false)
     }
 
     /// Writes the state before the last step, which is known to be good.
     pub(super) fn before_last(
-        &self,
+        &mut self,
         trainer: &Trainer,
         diverged: bool,
     ) -> Result<(), CheckpointError> {
         let Some(proven) = trainer.proven() else { return Ok(()) };
-        self.write((&proven.state, proven.sequences), &self.proven_watch, diverged)
+        self.write((&proven.state, proven.sequences), &self.proven_watch.clone(), diverged)
     }
 
     /// Says of the state that the training was resumed from that what follows has diverged.
-    pub(super) fn diverged_at_once(&self, trainer: &Trainer) -> Result<(), CheckpointError> {
-        self.write((trainer.state(), trainer.sequences()), &self.watch, true)
+    pub(super) fn diverged_at_once(&mut self, trainer: &Trainer) -> Result<(), CheckpointError> {
+        self.write((trainer.state(), trainer.sequences()), &self.watch.clone(), true)
     }
 
+    /// A checkpoint names the best adapter, so that one is there before it.
     fn write(
-        &self,
+        &mut self,
         (state, sequences): (&TrainingState, u64),
         watch: &Watch,
         diverged: bool,
     ) -> Result<(), CheckpointError> {
+        if let Some(files) = &self.unwritten {
+            files.write(&self.folder)?;
+            self.unwritten = None;
+        }
         let mut other = self.identity.clone();
         other[WATCH] = serde_json::to_value(watch).expect("numbers are JSON");
         other[DIVERGED] = diverged.into();
@@ -155,5 +160,59 @@ impl Saving {
             Card { base, identity, steps: (steps, of), history: &history }.write(&self.folder)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use umbel_engine::train::{AdamW, AdapterConfig, TargetModule};
+    use umbel_protocol::Span;
+    use umbel_shard::{Cache, Model, ModelSource, PartsNeeded, Silent};
+
+    use super::*;
+
+    /// The beginning of a training of the small random model.
+    fn state(seed: u64) -> TrainingState {
+        let folder =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/checkpoints/llama");
+        let source = ModelSource::parse(folder.to_str().unwrap()).unwrap();
+        let nothing_is_fetched = Cache::new(folder);
+        let model =
+            Model::open(&source, &nothing_is_fetched, PartsNeeded::everything(), &Silent).unwrap();
+        let config = AdapterConfig {
+            rank: 2,
+            alpha: 4.0,
+            target_modules: vec![TargetModule::Value],
+            ..AdapterConfig::default()
+        };
+        let blocks = Span::new(0, 4).unwrap();
+        let adapter = Adapter::begin(config, model.config(), blocks, seed).unwrap();
+        TrainingState::new(adapter, AdamW::default())
+    }
+
+    #[test]
+    fn a_checkpoint_never_names_a_best_adapter_that_is_not_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let (best, last) = (state(1), state(2));
+        let mut saving =
+            Saving::new(folder.path(), json!({ "model": "a model" }), Watch::default());
+        // As good as a full disk.
+        let weights = folder.path().join(PEFT_WEIGHTS_FILE);
+        fs::create_dir(&weights).unwrap();
+        saving.watch.early_stop.validated(3, 0.5);
+        saving.best(best.adapter());
+        let watch = saving.watch.clone();
+        saving.write((&last, 4), &watch, false).unwrap_err();
+        assert!(!saving.checkpoint_path().exists(), "it would name what is not there");
+
+        fs::remove_dir(&weights).unwrap();
+        saving.write((&last, 4), &watch, false).unwrap();
+        let resumed = Saving::new(folder.path(), json!({ "model": "a model" }), watch);
+        assert_eq!(resumed.finish(&last, true).unwrap(), 3);
+        let kept = fs::read(&weights).unwrap();
+        fs::remove_file(&weights).unwrap();
+        best.adapter().to_peft().write(folder.path()).unwrap();
+        assert_eq!(kept, fs::read(&weights).unwrap());
     }
 }
