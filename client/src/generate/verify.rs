@@ -28,6 +28,8 @@ pub(super) struct Verified {
 impl Generation {
     /// Computes the next token, or several.
     pub(super) async fn step(&mut self) -> Result<(), GenerateError> {
+        // A step that was dropped, or failed at the head, is taken once more.
+        self.computed = self.computed.min(self.tokens.len() - 1);
         // It is away while it works: where the caller drops this future, no drafts follow.
         let mut speculator = self.speculator.take();
         let decodes = self.tokens.len() - self.computed == 1 && self.new_count > 0;

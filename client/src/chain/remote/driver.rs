@@ -324,8 +324,13 @@ impl Driver {
             wanted,
         };
         tokio::spawn(async move {
-            let found = swarm.search(search).await;
-            let _over = tell.send(Event::Routed { needed, found }).await;
+            // A session that is over waits for no server.
+            tokio::select! {
+                found = swarm.search(search) => {
+                    let _over = tell.send(Event::Routed { needed, found }).await;
+                }
+                () = tell.closed() => {}
+            }
         });
     }
 
