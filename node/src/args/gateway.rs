@@ -1,6 +1,6 @@
 //! What `umbel gateway` takes.
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use axum::http::HeaderValue;
@@ -79,15 +79,45 @@ pub struct FrontArguments {
 /// The origin of a page, as browsers write it.
 fn origin(text: &str) -> Result<HeaderValue, String> {
     let wrong = "an origin is SCHEME://HOST or SCHEME://HOST:PORT, and nothing behind it";
+    let origin = sent_by_browsers(&text.to_ascii_lowercase()).ok_or(wrong)?;
+    HeaderValue::from_str(&origin).map_err(|_| wrong.to_owned())
+}
+
+/// An origin as <https://html.spec.whatwg.org/#ascii-serialisation-of-an-origin> has it: the port that is
+/// usual for its scheme is left out.
+fn sent_by_browsers(text: &str) -> Option<String> {
     let is_plain = |text: &str, more: &str| {
         !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || more.contains(c))
     };
-    match text.split_once("://") {
-        Some((scheme, host)) if is_plain(scheme, "+-.") && is_plain(host, "-._:[]") => {
-            HeaderValue::from_str(&text.to_ascii_lowercase()).map_err(|_| wrong.to_owned())
-        }
-        _ => Err(wrong.to_owned()),
+    let (scheme, rest) = text.split_once("://")?;
+    let (host, port) = match rest.rsplit_once(':') {
+        // The colons of an IPv6 address are within brackets.
+        Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
+        _ => (rest, None),
+    };
+    let is_host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(address) => address.parse::<Ipv6Addr>().is_ok(),
+        None => is_plain(host, "-._"),
+    };
+    if !is_plain(scheme, "+-.") || !is_host {
+        return None;
     }
+    let usual = match scheme {
+        "http" => Some(80),
+        "https" => Some(443),
+        _ => None,
+    };
+    let port = match port {
+        Some(port) if port.bytes().all(|byte| byte.is_ascii_digit()) => {
+            Some(port.parse::<u16>().ok()?)
+        }
+        Some(_) => return None,
+        None => None,
+    };
+    Some(match port.filter(|port| Some(*port) != usual) {
+        Some(port) => format!("{scheme}://{host}:{port}"),
+        None => format!("{scheme}://{host}"),
+    })
 }
 
 #[cfg(test)]
@@ -100,13 +130,31 @@ mod tests {
             ("https://chat.example", "https://chat.example"),
             ("HTTP://Chat.Example:8080", "http://chat.example:8080"),
             ("http://[::1]:3000", "http://[::1]:3000"),
+            ("http://[::1]", "http://[::1]"),
             ("tauri://localhost", "tauri://localhost"),
+            ("https://chat.example:443", "https://chat.example"),
+            ("http://[::1]:80", "http://[::1]"),
+            ("http://chat.example:443", "http://chat.example:443"),
+            ("tauri://localhost:80", "tauri://localhost:80"),
         ] {
             assert_eq!(origin(typed).unwrap(), sent);
         }
-        for wrong in
-            ["*", "null", "chat.example", "https://", "https://chat.example/", "https://*.example"]
-        {
+        for wrong in [
+            "*",
+            "null",
+            "chat.example",
+            "https://",
+            "https://chat.example/",
+            "https://*.example",
+            "https://:8080",
+            "https://chat.example:",
+            "https://chat.example:+443",
+            "https://chat.example:65536",
+            "https://chat.example:8080:8080",
+            "http://[]:3000",
+            "http://[::1",
+            "http://::1",
+        ] {
             assert!(origin(wrong).is_err(), "{wrong}");
         }
     }
