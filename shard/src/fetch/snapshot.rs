@@ -138,12 +138,17 @@ impl Snapshot<'_> {
     }
 
     /// Fetches `generation_config.json`, if the repository has one. It changes no number of the model, and
-    /// what was fetched before anybody asked for it is of use without it, until the hub can give it.
+    /// what was fetched before anybody asked for it is of use without it, until the hub can give it and the
+    /// cache can take it.
     fn generation_file(&self) -> Result<(), OpenModelError> {
+        let is_forgiven = |error: &FetchError| {
+            error.is_passing()
+                || matches!(error, FetchError::BrokeOff { .. } | FetchError::Write { .. })
+        };
         match self.small_files(&[GENERATION_FILE]) {
-            Err(OpenModelError::Fetch(error)) if error.is_passing() => {
+            Err(OpenModelError::Fetch(error)) if is_forgiven(&error) => {
                 let repository = self.repository;
-                warn!(%repository, %error, "the hub does not say now what else ends an answer; going on without");
+                warn!(%repository, %error, "what else ends an answer is not known for now; going on without");
                 Ok(())
             }
             done => done,

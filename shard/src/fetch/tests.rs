@@ -154,6 +154,33 @@ fn a_cached_model_asks_once_for_the_file_that_says_what_ends_an_answer() {
 }
 
 #[test]
+fn a_cached_model_opens_without_the_file_that_says_what_ends_an_answer_where_it_cannot_be_kept() {
+    const FILE: &str = "generation_config.json";
+    let root = tempfile::tempdir().unwrap();
+    let (mut behaviour, local) = checkpoint(root.path());
+    behaviour.files.insert(FILE.to_owned(), br#"{"eos_token_id": [2, 7]}"#.to_vec());
+    let hub = Hub::start(Behaviour { withheld: Some(FILE), ..behaviour });
+    let cache = cache(root.path(), &hub);
+    let ends_with = |tokens: &[u32]| {
+        let model = open(&cache, PartsNeeded::everything()).unwrap();
+        assert_eq!((model.id(), &model.config().eos_token_ids[..]), (local.id(), tokens));
+    };
+    ends_with(&[2]);
+    hub.behaviour().withheld = None;
+
+    // As in a cache that may not be written, which a test that runs as root cannot have.
+    let lock = snapshot(&cache).join(format!("{FILE}.lock"));
+    fs::create_dir(&lock).unwrap();
+    ends_with(&[2]);
+    fs::remove_dir(&lock).unwrap();
+
+    hub.behaviour().cuts = usize::MAX;
+    ends_with(&[2]);
+    hub.behaviour().cuts = 0;
+    ends_with(&[2, 7]);
+}
+
+#[test]
 fn a_download_that_breaks_off_goes_on_from_there() {
     let root = tempfile::tempdir().unwrap();
     let (behaviour, local) = checkpoint(root.path());
