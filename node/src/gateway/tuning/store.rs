@@ -270,7 +270,9 @@ impl Store {
 
     /// What an error says, but for where on this machine the folder is, which is no matter of who asks.
     pub(super) fn told(&self, error: &anyhow::Error) -> String {
-        format!("{error:#}").replace(&format!("{}/", self.folder.display()), "")
+        // Ends in a slash, whether the folder was typed with one or without.
+        let prefix = self.folder.join("");
+        format!("{error:#}").replace(&*prefix.to_string_lossy(), "")
     }
 
     /// Where the lines of a file are.
@@ -444,6 +446,18 @@ pub(super) mod tests {
             [true, true, false]
         );
         assert!(!job("ftjob-1", "ann", Status::Failed).needs("file-1"));
+    }
+
+    #[test]
+    fn nobody_who_asks_is_told_where_the_folder_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let typed = folder.path().to_str().unwrap();
+        for typed in [typed.to_owned(), format!("{typed}/")] {
+            let store = Store::open(Path::new(&typed)).unwrap();
+            let lines = store.lines_of("file-1");
+            let error = anyhow::anyhow!("no text").context(format!("{}, line 1", lines.display()));
+            assert_eq!(store.told(&error), "files/file-1.jsonl, line 1: no text", "{typed}");
+        }
     }
 
     #[test]
