@@ -348,7 +348,8 @@ fn router(gateway: Arc<Gateway>) -> Router {
     let interface = Router::new()
         .route("/swarm", get(picture::show))
         .route("/v1/models", get(models::list))
-        .route("/v1/models/{name}", get(models::one).delete(tuning::delete_model))
+        // Names of models have slashes where they come from the hub.
+        .route("/v1/models/{*name}", get(models::one).delete(tuning::delete_model))
         .route("/v1/chat/completions", post(chat::complete))
         .route("/v1/completions", post(completions::complete))
         .route("/v1/responses", post(responses::create))

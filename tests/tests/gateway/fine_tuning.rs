@@ -270,9 +270,9 @@ fn refusals(ann: &Asker<'_>) {
     assert_eq!(ann.get("/v1/files/..%2f..%2fkeys.toml").0, 404);
 }
 
-/// The name of the model that a job of this number has left.
+/// The name of the model that a job of this number has left: with a slash, as models of the hub have it.
 fn learned(number: usize) -> String {
-    format!("ft:m:umbel::{number}")
+    format!("ft:owner/m:umbel::{number}")
 }
 
 /// A folder in which `ann` has as many jobs as a key may have, all with models, the adapters of which
@@ -282,7 +282,7 @@ fn with_models(kept: &Path, count: usize) {
     for number in 0..count {
         let id = format!("ftjob-{number}");
         let job = json!({
-            "id": id, "owner": "ann", "model": "m", "training_file": "file-0", "suffix": null,
+            "id": id, "owner": "ann", "model": "owner/m", "training_file": "file-0", "suffix": null,
             "epochs": 1, "batch": 1, "learning_rate_multiplier": 1.0, "seed": 0,
             "status": "succeeded", "created_at": number, "finished_at": number, "error": null,
             "fine_tuned_model": learned(number),
@@ -327,8 +327,14 @@ fn a_model_that_was_learned_is_its_owners_to_delete() {
     let deleted = json!({ "id": learned(3), "object": "model", "deleted": true });
     assert_eq!(delete(&ann, &path), (200, deleted));
     assert_eq!((delete(&ann, &path).0, ann.get(&path).0), (404, 404), "it is gone");
+    let encoded = format!("/v1/models/{}", learned(4).replace('/', "%2F"));
+    for path in [&encoded, &format!("/v1/models/{}", learned(4))] {
+        assert_eq!(ann.get(path).0, 503, "it is found, and cannot be read: {path}");
+    }
+    let deleted = json!({ "id": learned(4), "object": "model", "deleted": true });
+    assert_eq!(delete(&ann, &encoded), (200, deleted));
     let (_, models) = ann.get("/v1/models");
-    assert_eq!(models["data"].as_array().unwrap().len(), 1 + 99);
+    assert_eq!(models["data"].as_array().unwrap().len(), 1 + 98);
     let (_, job_of_it) = ann.get("/v1/fine_tuning/jobs/ftjob-3");
     assert_eq!(job_of_it["status"], "succeeded", "the job stays until there is no room");
 
