@@ -70,7 +70,7 @@ impl Admission {
         let before = self.waiting.fetch_add(1, Ordering::Relaxed);
         let waiting = Waiting(&self.waiting);
         if before >= self.waiting_max {
-            return Err(ApiError::busy(before));
+            return Err(ApiError::busy(before, "requests"));
         }
         Ok(waiting)
     }

@@ -62,9 +62,9 @@ impl ApiError {
         }
     }
 
-    /// More requests wait than may.
-    pub(super) fn busy(waiting: usize) -> Self {
-        let message = format!("{waiting} requests wait already: come back later");
+    /// As many of `what` wait already as may.
+    pub(super) fn busy(waiting: usize, what: &str) -> Self {
+        let message = format!("{waiting} {what} wait already: come back later");
         Self {
             kind: "rate_limit_error",
             code: Some("rate_limit_exceeded"),

@@ -89,7 +89,7 @@ impl Published {
         id: AdapterId,
     ) -> Result<Shared<BoxFuture<'static, Fetched>>, ApiError> {
         let fetches = Arc::clone(&self.fetches).try_acquire_owned();
-        let turn = fetches.map_err(|_| ApiError::busy(FETCHES_MAX))?;
+        let turn = fetches.map_err(|_| ApiError::busy(FETCHES_MAX, "requests"))?;
         let (all, model) = (Arc::clone(&self.known), Arc::clone(&opened.model));
         let swarm = match &opened.blocks {
             Blocks::Swarm(swarm, _) => Some(Arc::clone(swarm)),

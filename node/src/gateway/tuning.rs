@@ -16,7 +16,7 @@ use anyhow::Context as _;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, post};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 use super::Gateway;
 use super::error::ApiError;
@@ -52,7 +52,8 @@ pub(crate) struct Trains {
 /// Files, jobs, and the adapters that came of them.
 pub(crate) struct Tuning {
     store: Store,
-    queue: mpsc::Sender<String>,
+    /// Tells the worker that jobs may wait, and by its end that there is no gateway any more.
+    begun: watch::Sender<()>,
     uploads: Semaphore,
     /// The job under way, and how it is ended.
     running: Mutex<Option<(String, oneshot::Sender<()>)>>,
@@ -66,10 +67,10 @@ impl Tuning {
     pub(crate) fn start(folder: &Path, trains: Trains) -> anyhow::Result<Arc<Self>> {
         let store = Store::open(folder);
         let store = store.with_context(|| format!("--fine-tuning {}", folder.display()))?;
-        let (queue, jobs) = mpsc::channel(JOBS_WAITING_MAX);
+        let (begun, jobs) = watch::channel(());
         let tuning = Arc::new(Self {
             store,
-            queue,
+            begun,
             uploads: Semaphore::new(UPLOADS_MAX),
             running: Mutex::new(None),
         });

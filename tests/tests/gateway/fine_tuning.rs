@@ -80,12 +80,22 @@ impl<'a> Asker<'a> {
         file["id"].as_str().unwrap().to_owned()
     }
 
-    fn begin(&self, file: &str, more: &Value) -> Value {
+    fn ask_for_job(&self, file: &str, more: &Value) -> (u16, Value) {
         let mut body = json!({ "model": self.model, "training_file": file });
         body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        let (status, job) = self.post("/v1/fine_tuning/jobs", &body);
+        self.post("/v1/fine_tuning/jobs", &body)
+    }
+
+    fn begin(&self, file: &str, more: &Value) -> Value {
+        let (status, job) = self.ask_for_job(file, more);
         assert_eq!(status, 200, "{job}");
         job
+    }
+
+    fn cancel(&self, job: &Value) {
+        let path = format!("/v1/fine_tuning/jobs/{}/cancel", job["id"].as_str().unwrap());
+        let (status, cancelled) = self.post(&path, &json!({}));
+        assert_eq!((status, &cancelled["status"]), (200, &json!("cancelled")), "{cancelled}");
     }
 
     fn wait(&self, job: &Value) -> Value {
@@ -218,14 +228,30 @@ fn failing(ann: &Asker<'_>, server: Server) {
         let busy = ann.send("DELETE", &format!("/v1/files/{needed}"), ("application/json", b""));
         assert_eq!(busy.0, 409, "{busy:?}");
     }
-    for job in [&second, &first] {
-        let path = format!("/v1/fine_tuning/jobs/{}/cancel", job["id"].as_str().unwrap());
-        let (status, cancelled) = ann.post(&path, &json!({}));
-        assert_eq!((status, &cancelled["status"]), (200, &json!("cancelled")), "{cancelled}");
-    }
+    full_queue(ann, &file, &long);
+    ann.cancel(&second);
+    ann.cancel(&first);
     server.kill();
     let gone = ann.wait(&ann.begin(&file, &long));
     assert_eq!(gone["status"], "failed", "{gone}");
+}
+
+/// Behind a job that takes long as many wait as may: whoever cancels one makes room for another.
+fn full_queue(ann: &Asker<'_>, file: &str, long: &Value) {
+    let mut waiting = Vec::new();
+    let (status, refused) = loop {
+        let (status, job) = ann.ask_for_job(file, long);
+        if status != 200 {
+            break (status, job);
+        }
+        waiting.push(job);
+        assert!(waiting.len() <= 16, "more wait than may");
+    };
+    let message = refused["error"]["message"].as_str().unwrap();
+    assert_eq!((status, message), (429, "16 jobs wait already: come back later"));
+    ann.cancel(&waiting.pop().unwrap());
+    waiting.push(ann.begin(file, long));
+    waiting.iter().for_each(|job| ann.cancel(job));
 }
 
 fn refusals(ann: &Asker<'_>) {

@@ -13,7 +13,7 @@ use super::super::error::ApiError;
 use super::super::keys::Holder;
 use super::super::{Gateway, body, reply};
 use super::files::{self, not_kept, whole_list};
-use super::store::{FileRecord, JobRecord, Purpose, Status};
+use super::store::{Begun, FileRecord, JobLimits, JobRecord, Purpose, Status};
 use super::{JOBS_WAITING_MAX, Tuning, tuning};
 use crate::commands::train::metrics::History;
 
@@ -109,18 +109,31 @@ pub(super) async fn create(
     let request: JobRequest = body::json(body).await?;
     gateway.check_model(&request.model)?;
     let job = job(tuning, request, &holder)?;
-    let place = tuning.queue.try_reserve().map_err(|_| ApiError::busy(JOBS_WAITING_MAX))?;
-    let (keeper, kept) = (Arc::clone(tuning), job.clone());
-    let begin = move || keeper.store.begin_job(kept, JOBS_MAX).map_err(not_kept);
-    if !super::super::apart(begin).await? {
-        let message = format!(
-            "you have {JOBS_MAX} models and jobs that are not over: delete a model, by DELETE \
-             /v1/models/NAME"
-        );
-        return Err(ApiError::refused(StatusCode::BAD_REQUEST, message));
-    }
-    place.send(job.id.clone());
+    begin(tuning, job.clone()).await?;
     Ok(Json(object(&job)))
+}
+
+/// Has a job learned, if it may be. Whoever asked may be gone before this is done: what is kept by then is
+/// learned all the same.
+pub(super) async fn begin(tuning: &Arc<Tuning>, job: JobRecord) -> Result<(), ApiError> {
+    let keeper = Arc::clone(tuning);
+    let keep = move || {
+        let limits = JobLimits { of_owner: JOBS_MAX, waiting: JOBS_WAITING_MAX };
+        let begun = keeper.store.begin_job(job, limits).map_err(not_kept)?;
+        keeper.begun.send_replace(());
+        Ok(begun)
+    };
+    match super::super::apart(keep).await? {
+        Begun::Queued => Ok(()),
+        Begun::QueueFull => Err(ApiError::busy(JOBS_WAITING_MAX, "jobs")),
+        Begun::OwnerFull => {
+            let message = format!(
+                "you have {JOBS_MAX} models and jobs that are not over: delete a model, by DELETE \
+                 /v1/models/NAME"
+            );
+            Err(ApiError::refused(StatusCode::BAD_REQUEST, message))
+        }
+    }
 }
 
 fn job(tuning: &Tuning, request: JobRequest, holder: &Holder) -> Result<JobRecord, ApiError> {

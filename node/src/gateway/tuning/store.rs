@@ -77,6 +77,10 @@ impl JobRecord {
         is_named && !self.status.is_over()
     }
 
+    fn waits(&self) -> bool {
+        self.status == Status::Queued
+    }
+
     /// Whether it is over and there is no adapter of it.
     fn has_left_nothing(&self) -> bool {
         self.status.is_over() && self.fine_tuned_model.is_none()
@@ -88,6 +92,25 @@ impl Status {
     pub(super) const fn is_over(self) -> bool {
         matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
     }
+}
+
+/// How many jobs there may be.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct JobLimits {
+    pub(super) of_owner: usize,
+    /// Of all owners together.
+    pub(super) waiting: usize,
+}
+
+/// What has become of a new job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Begun {
+    /// It is kept, and waits.
+    Queued,
+    /// As many wait as may.
+    QueueFull,
+    /// Its owner has as many as there may be.
+    OwnerFull,
 }
 
 /// The folder, with all records in memory.
@@ -107,12 +130,24 @@ const LOCK_FILE: &str = "lock";
 struct Records {
     files: BTreeMap<String, FileRecord>,
     jobs: BTreeMap<String, JobRecord>,
+    /// The jobs that wait, in the order in which they came, and some that have waited.
+    queue: Vec<String>,
 }
 
 impl Records {
     fn count(&self, owner: &str, purpose: Purpose) -> usize {
         let files = self.files.values();
         files.filter(|file| file.owner == owner && file.purpose == purpose).count()
+    }
+
+    /// The jobs that wait, the one that came first at the front.
+    fn waiting(&self) -> impl Iterator<Item = &JobRecord> {
+        self.queue.iter().filter_map(|id| self.jobs.get(id)).filter(|job| job.waits())
+    }
+
+    fn line_up(&mut self, id: String) {
+        self.queue.retain(|id| self.jobs.get(id).is_some_and(JobRecord::waits));
+        self.queue.push(id);
     }
 }
 
@@ -209,19 +244,29 @@ impl Store {
         Ok(())
     }
 
-    /// Keeps a new job, unless its owner has so many already; says whether it does. Of those that ended and
-    /// have left no adapter the oldest is forgotten, if it is in the way.
-    pub(super) fn begin_job(&self, job: JobRecord, at_most: usize) -> io::Result<bool> {
+    /// Keeps a new job, which waits from now on, unless there are as many as there may be. Of those of its
+    /// owner that ended and have left no adapter the oldest is forgotten, if it is in the way.
+    pub(super) fn begin_job(&self, job: JobRecord, limits: JobLimits) -> io::Result<Begun> {
         let _alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.records().waiting().count() >= limits.waiting {
+            return Ok(Begun::QueueFull);
+        }
         let jobs = self.jobs(&job.owner);
-        if jobs.len() >= at_most {
+        if jobs.len() >= limits.of_owner {
             let Some(oldest) = jobs.iter().rev().find(|job| job.has_left_nothing()) else {
-                return Ok(false);
+                return Ok(Begun::OwnerFull);
             };
             self.forget_job(oldest)?;
         }
+        let id = job.id.clone();
         self.keep_job(job)?;
-        Ok(true)
+        self.records().line_up(id);
+        Ok(Begun::Queued)
+    }
+
+    /// The job whose turn it is, if one waits.
+    pub(super) fn next_job(&self) -> Option<String> {
+        self.records().waiting().next().map(|job| job.id.clone())
     }
 
     fn forget_job(&self, job: &JobRecord) -> io::Result<()> {
@@ -373,6 +418,11 @@ pub(super) mod tests {
         }
     }
 
+    /// Keeps everybody from changing a job.
+    pub(in super::super) fn hold(store: &Store) -> MutexGuard<'_, ()> {
+        store.changing.lock().unwrap()
+    }
+
     /// How many files there are in a folder, whatever they are.
     fn in_folder(folder: &Path) -> usize {
         fs::read_dir(folder).unwrap().count()
@@ -406,7 +456,12 @@ pub(super) mod tests {
         let store = Store::open(folder.path()).unwrap();
         let begin = |id: &str, created_at| {
             let job = JobRecord { created_at, ..job(id, "ann", Status::Queued) };
-            store.begin_job(job, 3).unwrap()
+            let limits = JobLimits { of_owner: 3, waiting: usize::MAX };
+            match store.begin_job(job, limits).unwrap() {
+                Begun::Queued => true,
+                Begun::OwnerFull => false,
+                Begun::QueueFull => panic!("any number may wait"),
+            }
         };
         assert!(begin("ftjob-1", 1) && begin("ftjob-2", 2) && begin("ftjob-3", 3));
         assert!(!begin("ftjob-4", 4), "all of them wait");
@@ -436,6 +491,33 @@ pub(super) mod tests {
         assert!(begin("ftjob-6", 6) && store.job("ftjob-1").is_none());
         assert!(store.files("ann").is_empty(), "its result goes with it");
         assert_eq!(in_folder(&folder.path().join("jobs")), 6, "a record and a folder of each");
+    }
+
+    #[test]
+    fn jobs_wait_in_the_order_in_which_they_came_until_they_are_cancelled() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let begin = |id: &str, owner: &str| {
+            let limits = JobLimits { of_owner: 9, waiting: 3 };
+            store.begin_job(job(id, owner, Status::Queued), limits).unwrap()
+        };
+        let becomes = |id: &str, status| assert!(store.change(id, |job| job.status = status));
+        assert_eq!(store.next_job(), None);
+        for (id, owner) in [("ftjob-7", "ann"), ("ftjob-2", "bob"), ("ftjob-5", "ann")] {
+            assert_eq!(begin(id, owner), Begun::Queued, "{id}");
+        }
+        assert_eq!(begin("ftjob-1", "bob"), Begun::QueueFull);
+        assert!(store.job("ftjob-1").is_none(), "it is not kept");
+        assert_eq!(store.next_job().unwrap(), "ftjob-7");
+        becomes("ftjob-7", Status::Running);
+        assert_eq!(store.next_job().unwrap(), "ftjob-2");
+        assert_eq!(begin("ftjob-1", "bob"), Begun::Queued, "one is under way, and waits no more");
+        becomes("ftjob-2", Status::Cancelled);
+        assert_eq!(store.next_job().unwrap(), "ftjob-5");
+        assert_eq!(begin("ftjob-3", "bob"), Begun::Queued, "one was cancelled");
+        assert_eq!(begin("ftjob-4", "bob"), Begun::QueueFull);
+        becomes("ftjob-5", Status::Cancelled);
+        assert_eq!(store.next_job().unwrap(), "ftjob-1");
     }
 
     #[test]

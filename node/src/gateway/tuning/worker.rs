@@ -6,7 +6,7 @@ use std::sync::{PoisonError, Weak};
 
 use anyhow::Context as _;
 use clap::Parser as _;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 
 use super::super::reply;
 use super::store::{FileRecord, JobRecord, Purpose, Status, Store};
@@ -19,39 +19,51 @@ use crate::config::Config;
 /// What `umbel train` learns by, which a request multiplies.
 const LEARNING_RATE: f64 = 1e-3;
 
-/// Takes jobs from the queue as long as there is a gateway.
-pub(super) async fn work(tuning: Weak<Tuning>, mut jobs: mpsc::Receiver<String>, trains: Trains) {
-    while let Some(id) = jobs.recv().await {
-        let Some(tuning) = tuning.upgrade() else { return };
-        let Some((job, stopped)) = begin(&tuning, &id) else { continue };
-        tracing::info!(job = id, "learning an adapter");
-        let trained = match arguments(&job, &tuning.store, &trains) {
-            Ok(arguments) => train(arguments, &trains.config, stopped).await,
-            Err(error) => Err(error),
-        };
-        let result = trained.as_ref().ok().and_then(|()| keep_result(&tuning.store, &job));
-        tuning.running.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let ended = tuning.store.change(&id, |job| match &trained {
-            Ok(()) => {
-                job.status = Status::Succeeded;
-                job.fine_tuned_model = Some(name(job));
-                job.result_file.clone_from(&result);
-            }
-            Err(error) => {
-                job.status = Status::Failed;
-                job.error = Some(tuning.store.told(error));
-            }
-        });
-        if let Some(result) = result.filter(|_| !ended)
-            && let Err(error) = tuning.store.forget_file(&result)
-        {
-            tracing::warn!(%error, "the result of a job that was cancelled stays");
+/// Works on the jobs that wait, as long as there is a gateway.
+pub(super) async fn work(tuning: Weak<Tuning>, mut begun: watch::Receiver<()>, trains: Trains) {
+    while let Some(tuning) = tuning.upgrade() {
+        if let Some(id) = tuning.store.next_job() {
+            learn(&tuning, &id, &trains).await;
+            continue;
         }
-        if let Err(error) = tuning.store.clear(&id) {
-            tracing::warn!(%error, id, "what a job that was forgotten has left stays");
+        // Nobody else may be left who has it.
+        drop(tuning);
+        if begun.changed().await.is_err() {
+            return;
         }
-        tracing::info!(job = id, ended, learned = trained.is_ok(), "the job is over");
     }
+}
+
+/// Learns what a job is for, unless it was cancelled before.
+async fn learn(tuning: &Tuning, id: &str, trains: &Trains) {
+    let Some((job, stopped)) = begin(tuning, id) else { return };
+    tracing::info!(job = id, "learning an adapter");
+    let trained = match arguments(&job, &tuning.store, trains) {
+        Ok(arguments) => train(arguments, &trains.config, stopped).await,
+        Err(error) => Err(error),
+    };
+    let result = trained.as_ref().ok().and_then(|()| keep_result(&tuning.store, &job));
+    tuning.running.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let ended = tuning.store.change(id, |job| match &trained {
+        Ok(()) => {
+            job.status = Status::Succeeded;
+            job.fine_tuned_model = Some(name(job));
+            job.result_file.clone_from(&result);
+        }
+        Err(error) => {
+            job.status = Status::Failed;
+            job.error = Some(tuning.store.told(error));
+        }
+    });
+    if let Some(result) = result.filter(|_| !ended)
+        && let Err(error) = tuning.store.forget_file(&result)
+    {
+        tracing::warn!(%error, "the result of a job that was cancelled stays");
+    }
+    if let Err(error) = tuning.store.clear(id) {
+        tracing::warn!(%error, id, "what a job that was forgotten has left stays");
+    }
+    tracing::info!(job = id, ended, learned = trained.is_ok(), "the job is over");
 }
 
 /// Says that a job is under way, unless it was cancelled before, and gives what tells that it is cancelled
@@ -158,17 +170,48 @@ async fn train(
 
 #[cfg(test)]
 mod tests {
-    use super::super::store::tests::job;
+    use std::time::Duration;
+
+    use futures::FutureExt as _;
+
+    use super::super::jobs;
+    use super::super::store::tests::{hold, job};
     use super::*;
+
+    /// What a gateway learns with that was started with these flags.
+    fn trains(model: &str, flags: &[&str]) -> Trains {
+        let typed = [&["umbel", "gateway", "--model", model][..], flags].concat();
+        let typed = Arguments::try_parse_from(typed).unwrap();
+        let config = Config::resolve(&typed).unwrap();
+        let Command::Gateway(gateway) = typed.command else { panic!("it says gateway") };
+        Trains { model: model.to_owned(), chain: gateway.chain, config }
+    }
+
+    #[tokio::test]
+    async fn a_job_is_learned_though_whoever_asked_for_it_went_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let nowhere = folder.path().join("nowhere");
+        let trains = trains(nowhere.to_str().unwrap(), &["--local"]);
+        let tuning = Tuning::start(&folder.path().join("kept"), trains).unwrap();
+        {
+            let _held = hold(&tuning.store);
+            let asked = jobs::begin(&tuning, job("ftjob-1", "ann", Status::Queued));
+            assert!(asked.now_or_never().is_none(), "it is not kept before whoever asked is gone");
+        }
+        let over = async {
+            while !tuning.store.job("ftjob-1").is_some_and(|job| job.status.is_over()) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), over).await.unwrap();
+        let job = tuning.store.job("ftjob-1").unwrap();
+        assert_eq!(job.status, Status::Failed, "it was tried with a model that is not there");
+    }
 
     /// Where a job of a gateway that was started with these flags learns.
     fn learns_at(flags: &[&str]) -> (usize, bool, bool) {
         let folder = tempfile::tempdir().unwrap();
-        let typed = [&["umbel", "gateway", "--model", "m"][..], flags].concat();
-        let typed = Arguments::try_parse_from(typed).unwrap();
-        let config = Config::resolve(&typed).unwrap();
-        let Command::Gateway(gateway) = typed.command else { panic!("it says gateway") };
-        let trains = Trains { model: "m".to_owned(), chain: gateway.chain, config };
+        let trains = trains("m", flags);
         let store = Store::open(folder.path()).unwrap();
         let job = job("ftjob-1", "ann", Status::Running);
         let TrainArguments { join, mdns, local, .. } = arguments(&job, &store, &trains).unwrap();
