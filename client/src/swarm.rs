@@ -227,6 +227,12 @@ impl Swarm {
         self.network.round_trip(peer)
     }
 
+    /// Uses a server also once it says that it leaves: one that waits until this client has ended what it
+    /// has begun.
+    pub fn stay_with(&self, server: PeerId) {
+        self.view().directory.stay_with(server);
+    }
+
     /// Leaves the swarm.
     pub async fn leave(self) {
         self.network.shutdown().await;

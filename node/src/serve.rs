@@ -74,7 +74,6 @@ pub async fn serve(arguments: ServeArguments, config: &Config) -> anyhow::Result
     } = serving;
     let load = driver.load();
     sockets.measure(&driver, &offer, (training.waits(), &network));
-    let handle = balancer.handle();
     tokio::spawn(memory::give_back(load.clone()));
     let mut driving = tokio::spawn(driver.run());
     let training = tokio::spawn(training.run());
@@ -83,7 +82,7 @@ pub async fn serve(arguments: ServeArguments, config: &Config) -> anyhow::Result
         let announced = offer.subscribe();
         let announcing = announce_and_say_so(&announcer, announced, &load, &network, |at| {
             let join = SwarmConfig { join: vec![at], swarm_key, ..SwarmConfig::default() };
-            attached = sockets.attach(source, join, config);
+            attached = sockets.attach(source, (network.peer_id(), join), config);
         });
         tokio::select! {
             () = announcing => {}
@@ -97,21 +96,9 @@ pub async fn serve(arguments: ServeArguments, config: &Config) -> anyhow::Result
             () = stop.requested() => {}
         }
     }
-    let leaving = leave(&offer);
     let load = *load.borrow();
-    let said = async {
-        handle.drain().await;
-        balancer.drain_trainings().await;
-        tokio::join!(announcer.announce(&leaving, load), balancer.drained());
-    };
-    let left = async {
-        if tokio::time::timeout(drain_timeout, said).await.is_err() {
-            tracing::warn!("sessions were still open: nobody else serves their blocks");
-        }
-    };
     tokio::select! {
-        // Answers over HTTP end meanwhile, whoever serves their sessions.
-        _ = join(left, Attached::stop(&mut attached)) => {}
+        () = leave(&announcer, (&offer, load), &mut balancer, (&mut attached, drain_timeout)) => {}
         () = stop.requested() => {}
     }
     drop(attached);
@@ -121,13 +108,30 @@ pub async fn serve(arguments: ServeArguments, config: &Config) -> anyhow::Result
     Ok(())
 }
 
-/// Whoever asks from now on hears that this server leaves.
-fn leave(offer: &watch::Sender<Offer>) -> Offer {
+/// Says to all that this server leaves, so that who comes from now on goes elsewhere, and waits until the
+/// gateway has ended its answers and the sessions have moved, for so long at most.
+async fn leave(
+    announcer: &Announcer,
+    (offer, load): (&watch::Sender<Offer>, Load),
+    balancer: &mut Balancer,
+    (attached, drain_timeout): (&mut Option<Attached>, Duration),
+) {
+    let had_left = offer.borrow().draining;
     offer.send_modify(|offer| {
         offer.draining = true;
         offer.intention = Intention::default();
     });
-    offer.borrow().clone()
+    let leaving = offer.borrow().clone();
+    let left = async {
+        balancer.drain_trainings().await;
+        // Of requests that were let in some have sessions still to open, and nobody else may serve these blocks.
+        Attached::stop(attached, !had_left).await;
+        balancer.handle().drain().await;
+        if tokio::time::timeout(drain_timeout, balancer.drained()).await.is_err() {
+            tracing::warn!("sessions were still open: nobody else serves their blocks");
+        }
+    };
+    join(announcer.announce(&leaving, load), left).await;
 }
 
 /// What ends a server.

@@ -284,7 +284,8 @@ impl Swarm {
 /// What a server can be used for: in a thin session, one that does not hold the ends of the model only
 /// for blocks between.
 fn usable(server: &Announcement, thin: bool) -> Option<Announcement> {
-    let mut usable = server.clone();
+    // A candidate that leaves waits for this client.
+    let mut usable = Announcement { draining: false, ..server.clone() };
     if thin && !server.holds_ends {
         let (start, end) = (server.span.start().max(1), server.span.end());
         usable.span = Span::new(start, end.min(server.block_count.saturating_sub(1))).ok()?;

@@ -20,6 +20,8 @@ pub const MODELS_PER_PEER_MAX: usize = 16;
 pub struct Directory {
     /// Whose directory it is, if it announces itself.
     own: Option<PeerId>,
+    /// A server that waits for whoever has this directory before it leaves.
+    stays: Option<PeerId>,
     entries: BTreeMap<(PeerId, ModelId), Entry>,
 }
 
@@ -81,8 +83,14 @@ impl Directory {
         Ok(inserted)
     }
 
-    /// The servers of `model` that a route may use: announced, not expired, not about to leave,
-    /// and not failing. Whoever plans a route takes its servers from here and nowhere else, so
+    /// Counts a server among the candidates also while it says that it leaves: it waits for whoever has this
+    /// directory.
+    pub const fn stay_with(&mut self, server: PeerId) {
+        self.stays = Some(server);
+    }
+
+    /// The servers of `model` that a route may use: announced, not expired, not about to leave
+    /// (but see [`Directory::stay_with`]), and not failing. Whoever plans a route takes its servers from here and nowhere else, so
     /// that a peer which failed is gone for all in the same moment.
     pub fn candidates<'a>(
         &'a self,
@@ -92,7 +100,8 @@ impl Directory {
         unix_now: UnixTime,
     ) -> impl Iterator<Item = &'a Announcement> {
         self.announcements(Some(model)).filter(move |server| {
-            server.expires > unix_now && !server.draining && health.is_usable(server.peer, now)
+            let leaves = server.draining && self.stays != Some(server.peer);
+            server.expires > unix_now && !leaves && health.is_usable(server.peer, now)
         })
     }
 

@@ -5,6 +5,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use umbel_client::SwarmConfig;
 use umbel_net::Network;
+use umbel_protocol::PeerId;
 use umbel_shard::ModelSource;
 
 use super::attached::Attached;
@@ -60,13 +61,13 @@ impl Sockets {
         tokio::spawn(metrics::serve(listener, registry));
     }
 
-    /// Begins to answer over HTTP by the swarm, if that was asked for.
+    /// Begins to answer over HTTP by the swarm, if that was asked for; this process is that server.
     pub(super) fn attach(
         self,
         source: ModelSource,
-        join: SwarmConfig,
+        way: (PeerId, SwarmConfig),
         config: &Config,
     ) -> Option<Attached> {
-        self.front.map(|front| Attached::start(front, source, join, config.clone()))
+        self.front.map(|front| Attached::start(front, source, way, config.clone()))
     }
 }

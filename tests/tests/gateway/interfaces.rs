@@ -2,12 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use umbel_tests::gateway::{Answer, Gateway};
 use umbel_tests::process::UmbelProcess;
-use umbel_tests::swarm::{Server, cache, report, serve, umbel};
+use umbel_tests::prometheus;
+use umbel_tests::swarm::{Server, cache, checkpoint, report, serve, umbel};
 
 const MODEL: &str = "smollm2-135m";
 const RESPONSES: &str = "/v1/responses";
@@ -16,6 +20,9 @@ const CHAT: &str = "/v1/chat/completions";
 
 /// How long a gateway that stops waits for answers under way.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long a request may take on a machine that runs many tests at once.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
 
 fn body(fields: Value, more: Value) -> Value {
     let mut body = json!({ "model": MODEL, "temperature": 0 });
@@ -312,6 +319,39 @@ fn a_server_says_at_once_that_it_leaves_and_a_second_signal_ends_the_answer_unde
     assert!(process.is_running(), "{}", process.stderr());
     process.interrupt();
     process.wait().unwrap().succeeded();
+}
+
+#[test]
+fn a_server_that_stops_is_there_for_the_answers_that_its_gateway_has_begun() {
+    /// Texts of the request, each of which is read in a session of its own.
+    const TEXTS: usize = 200;
+    let more = ["--gateway", "127.0.0.1:0", "--answers", "1", "--metrics", "127.0.0.1:0"];
+    let mut server = serve(&[&[&*checkpoint("llama")], &more[..]].concat());
+    let (gateway, metrics) = (attached(&mut server), prometheus::url(&server.stderr()));
+    let models: Value =
+        serde_json::from_str(&prometheus::get(&format!("{gateway}/v1/models")).1).unwrap();
+    let texts = vec![vec![7; 100]; TEXTS];
+    let body = json!({ "model": models["data"][0]["id"], "input": texts }).to_string();
+    let head = "POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\nconnection: close";
+    let mut stream = TcpStream::connect(gateway.trim_start_matches("http://")).unwrap();
+    write!(stream, "{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).unwrap();
+
+    let opened = || prometheus::metric(&prometheus::get(&metrics).1, "umbel_sessions_opened_total");
+    let deadline = Instant::now() + READ_TIMEOUT;
+    while opened() < 4.0 {
+        assert!(Instant::now() < deadline, "no text is read");
+    }
+    assert!(opened() < TEXTS as f64, "all texts are read");
+    let stopping = thread::spawn(move || server.terminate());
+    let mut answer = String::new();
+    stream.set_read_timeout(Some(READ_TIMEOUT)).unwrap();
+    stream.read_to_string(&mut answer).expect("it is answered whole");
+    let stopped = stopping.join().unwrap();
+    stopped.succeeded();
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+    assert!(head.starts_with("HTTP/1.1 200"), "{answer}\n{}", stopped.stderr);
+    let answer: Value = serde_json::from_str(body).expect("it is answered whole");
+    assert_eq!(answer["data"].as_array().map(Vec::len), Some(TEXTS));
 }
 
 /// A demo of two servers with a gateway.

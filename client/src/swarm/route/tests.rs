@@ -44,6 +44,11 @@ async fn swarm() -> Swarm {
 
 /// A server of the whole model, as fast as it says, that the client knows.
 fn server(swarm: &Swarm, decode_tokens_per_second: f32) -> PeerId {
+    known(swarm, decode_tokens_per_second, false)
+}
+
+/// The same, which may be leaving.
+fn known(swarm: &Swarm, decode_tokens_per_second: f32, draining: bool) -> PeerId {
     let (identity, now) = (Identity::ephemeral(), unix_time());
     let announcement = Announcement {
         peer: identity.peer_id(),
@@ -56,7 +61,7 @@ fn server(swarm: &Swarm, decode_tokens_per_second: f32) -> PeerId {
         throughput: Throughput { decode_tokens_per_second, ..Throughput::default() },
         kv_tokens_free: 1_000,
         queue_depth: 0,
-        draining: false,
+        draining,
         issued: now,
         expires: now + Duration::from_secs(60),
         next_hops: Vec::new(),
@@ -104,4 +109,13 @@ async fn a_server_that_had_no_room_is_used_last() {
     assert_eq!(planned(&swarm), [fast], "there is no other");
     let slow = server(&swarm, 1.0);
     assert_eq!(planned(&swarm), [slow]);
+}
+
+#[tokio::test]
+async fn a_server_that_leaves_is_used_by_whom_it_waits_for() {
+    let swarm = swarm().await;
+    let (leaving, slow) = (known(&swarm, 1_000.0, true), server(&swarm, 1.0));
+    assert_eq!(planned(&swarm), [slow]);
+    swarm.stay_with(leaving);
+    assert_eq!(planned(&swarm), [leaving]);
 }

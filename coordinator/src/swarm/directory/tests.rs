@@ -130,3 +130,22 @@ fn a_route_may_use_whom_nothing_speaks_against() {
         0
     );
 }
+
+#[test]
+fn a_server_that_leaves_and_waits_is_a_candidate_for_whom_it_waits_for() {
+    let mut directory = Directory::new();
+    for seed in 1..=2 {
+        let mut server = announcement(seed, 0);
+        server.draining = true;
+        let signed = server.sign(&SigningKey::from_bytes(&[seed; 32]));
+        directory.insert(signed, unix(0)).unwrap();
+    }
+    let usable = |directory: &Directory| -> Vec<PeerId> {
+        let health = Health::new();
+        let candidates = directory.candidates(&health, MODEL, Time::START, unix(10));
+        candidates.map(|server| server.peer).collect()
+    };
+    assert_eq!(usable(&directory), []);
+    directory.stay_with(announcement(1, 0).peer);
+    assert_eq!(usable(&directory), [announcement(1, 0).peer]);
+}
