@@ -98,11 +98,15 @@ impl Announcer {
     pub fn new(network: Network, join: &[Multiaddr]) -> Self {
         let own = network.peer_id();
         let here = [network.listen_addresses(), network.announced_addresses()].concat();
-        let doors = join.iter().filter_map(|address| {
+        let mut doors: Vec<Door> = Vec::new();
+        for address in join {
             let door = Door { address: address.clone(), peer: named_peer(address) };
-            (door.peer != Some(own) && !here.contains(address)).then_some(door)
-        });
-        let doors = Arc::new(Mutex::new(doors.collect()));
+            let is_known = doors.iter().any(|known| known.address == door.address);
+            if !is_known && door.peer != Some(own) && !here.contains(address) {
+                doors.push(door);
+            }
+        }
+        let doors = Arc::new(Mutex::new(doors));
         let directory = Arc::new(Mutex::new(Directory::of_server(own)));
         Self { network, directory, doors, returned: Arc::default() }
     }
@@ -116,14 +120,44 @@ impl Announcer {
     /// Comes into the swarm, and asks there who else is in it.
     ///
     /// # Errors
-    /// [`JoinError`] where there are addresses to come in by, and nobody answers.
+    /// [`JoinError`] where there are addresses of others to come in by, and nobody answers.
     pub async fn join(&self) -> Result<(), JoinError> {
         let addresses: Vec<_> = self.doors().iter().map(|door| door.address.clone()).collect();
-        if !addresses.is_empty() {
-            let joined = self.network.join(&addresses).await?;
-            join_all(joined.iter().map(|peer| self.ask(*peer, &[]))).await;
+        if addresses.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        match self.come_in(&addresses).await {
+            Ok(peers) => {
+                join_all(peers.into_iter().map(|peer| self.ask(peer, &[]))).await;
+                Ok(())
+            }
+            Err(_) if self.doors().is_empty() => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Comes in by these doors, and takes note of who is there. Those behind which is this peer itself, by a
+    /// name or by the way round a router, lead nowhere and are forgotten.
+    async fn come_in(&self, addresses: &[Multiaddr]) -> Result<BTreeSet<PeerId>, JoinError> {
+        let joined = self.network.join_each(addresses).await;
+        let mut doors = self.doors();
+        match &joined {
+            Ok(joined) => {
+                for (address, peer) in joined {
+                    let doors = doors.iter_mut().filter(|door| door.address == *address);
+                    doors.for_each(|door| door.peer = Some(*peer));
+                }
+            }
+            Err(JoinError::Unreachable { failures }) => {
+                let own: Vec<_> = failures.iter().filter(|failure| failure.is_own).collect();
+                doors.retain(|door| {
+                    !own.iter().any(|failure| failure.address.as_ref() == Some(&door.address))
+                });
+            }
+            Err(JoinError::NoAddress | JoinError::ShutDown) => {}
+        }
+        drop(doors);
+        Ok(joined?.into_iter().map(|(_, peer)| peer).collect())
     }
 
     /// The announcements of a model's servers that are known.
@@ -200,12 +234,9 @@ impl Announcer {
     }
 
     async fn come_back(&self, address: Multiaddr) {
-        match self.network.join(std::slice::from_ref(&address)).await {
-            Ok(joined) => {
+        match self.come_in(std::slice::from_ref(&address)).await {
+            Ok(_) => {
                 tracing::info!(%address, "in touch with a peer by which this server comes in");
-                if let Some(door) = self.doors().iter_mut().find(|door| door.address == address) {
-                    door.peer = joined.first().copied();
-                }
                 self.returned.notify_one();
             }
             Err(error) => tracing::debug!(%error, "nobody answers yet"),

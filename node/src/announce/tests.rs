@@ -243,3 +243,36 @@ async fn a_server_does_not_come_in_by_itself() {
     let error = Announcer::new(server.network.clone(), &[nobody]).join().await.unwrap_err();
     assert!(error.may_pass(), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_answered_at_an_address_without_a_name_is_known_there() {
+    let hub = server().await;
+    let at = hub.network.listen_addresses();
+    let lone = joining(&[at.clone(), at].concat()).await;
+    lone.join().await.unwrap();
+    let peers: Vec<_> = lone.doors().iter().map(|door| door.peer).collect();
+    assert_eq!(peers, [Some(hub.network.peer_id())], "and no address is tried twice");
+}
+
+/// All of 127.0.0.0/8 leads to this machine on Linux alone.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_does_not_come_in_by_itself_by_an_address_that_it_does_not_know_as_its_own() {
+    let anywhere = "/ip4/0.0.0.0/tcp/0".parse().unwrap();
+    let server = server_at(&anywhere, Identity::ephemeral, &[]).await;
+    let listens = server.network.listen_addresses()[0].to_string();
+    let port = listens.split('/').nth(4).unwrap();
+    let own: Multiaddr = format!("/ip4/127.0.0.77/tcp/{port}").parse().unwrap();
+    let nobody: Multiaddr = "/ip4/127.0.0.1/tcp/1".parse().unwrap();
+    let of = |announcer: &Announcer| -> Vec<_> {
+        announcer.doors().iter().map(|door| door.address.clone()).collect()
+    };
+    let same = Announcer::new(server.network.clone(), std::slice::from_ref(&own));
+    assert_eq!(of(&same), std::slice::from_ref(&own));
+    same.join().await.unwrap();
+    assert_eq!(of(&same), []);
+
+    let same = Announcer::new(server.network.clone(), &[own, nobody.clone()]);
+    assert!(same.join().await.unwrap_err().may_pass(), "another may come");
+    assert_eq!(of(&same), [nobody]);
+}

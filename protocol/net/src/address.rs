@@ -29,6 +29,9 @@ pub(crate) fn is_quic(address: &Multiaddr) -> bool {
     address.iter().any(|part| part == Protocol::QuicV1)
 }
 
+/// What is said of an address that leads to whoever dials it.
+pub(crate) const OWN: &str = "this is the peer itself";
+
 /// What is said of an address that leads over neither.
 pub(crate) const NOT_DIALABLE: &str = "neither a QUIC nor a TCP address";
 
@@ -197,6 +200,7 @@ pub(crate) fn failures(error: &libp2p::swarm::DialError) -> Vec<AddressFailure> 
         address: address.cloned(),
         reason,
         lasts,
+        is_own: false,
     };
     let one = |address, reason: &str| vec![failure(address, (reason.to_owned(), false))];
     match error {
@@ -216,7 +220,10 @@ pub(crate) fn failures(error: &libp2p::swarm::DialError) -> Vec<AddressFailure> 
         DialError::WrongPeerId { obtained, address } => {
             one(Some(address), &format!("another peer answers there, {obtained}"))
         }
-        DialError::LocalPeerId { address } => one(Some(address), "this is the peer itself"),
+        DialError::LocalPeerId { address } => {
+            let failure = failure(Some(address), (OWN.to_owned(), false));
+            vec![AddressFailure { is_own: true, ..failure }]
+        }
         DialError::Denied { cause } => one(None, &innermost(cause)),
         DialError::NoAddresses => one(None, "no address is known"),
         DialError::Aborted => one(None, "the attempt was given up"),

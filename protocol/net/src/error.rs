@@ -64,6 +64,8 @@ pub struct AddressFailure {
     /// Whether it will be the same later: nobody can be dialled by such an address, or the two sides are in
     /// different swarms.
     pub lasts: bool,
+    /// Whether it is this peer itself that answers there.
+    pub is_own: bool,
 }
 
 impl fmt::Display for AddressFailure {

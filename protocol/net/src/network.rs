@@ -349,6 +349,7 @@ impl Network {
                     address: Some(address),
                     reason: "Connection refused".to_owned(),
                     lasts: false,
+                    is_own: false,
                 };
                 Ok(Err(addresses.into_iter().map(failure).collect()))
             }

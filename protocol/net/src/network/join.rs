@@ -8,7 +8,7 @@ use libp2p::Multiaddr;
 use umbel_protocol::PeerId;
 
 use super::{Network, foreign_name};
-use crate::address::split_peer;
+use crate::address::{OWN, split_peer};
 use crate::driver::Command;
 use crate::error::{AddressFailure, JoinError};
 
@@ -25,50 +25,71 @@ impl Network {
     /// # Errors
     /// [`JoinError`] where none answers within 10 s.
     pub async fn join(&self, addresses: &[Multiaddr]) -> Result<Vec<PeerId>, JoinError> {
+        let mut peers = Vec::new();
+        for (_, peer) in self.join_each(addresses).await? {
+            if !peers.contains(&peer) {
+                peers.push(peer);
+            }
+        }
+        Ok(peers)
+    }
+
+    /// The same, with the addresses at which they have answered.
+    ///
+    /// # Errors
+    /// As [`Network::join`].
+    pub async fn join_each(
+        &self,
+        addresses: &[Multiaddr],
+    ) -> Result<Vec<(Multiaddr, PeerId)>, JoinError> {
         if addresses.is_empty() {
             return Err(JoinError::NoAddress);
         }
-        let mut joining: FuturesUnordered<_> =
-            addresses.iter().map(|address| self.join_by(address)).collect();
-        let (mut peers, mut failures) = (Vec::new(), Vec::new());
+        let join = |address: &Multiaddr| {
+            let address = address.clone();
+            async move { self.join_by(&address).await.map(|peer| (address, peer)) }
+        };
+        let mut joining: FuturesUnordered<_> = addresses.iter().map(join).collect();
+        let (mut joined, mut failures) = (Vec::new(), Vec::new());
         while let Some(result) = joining.next().await {
             match result {
                 Ok(peer) => {
-                    peers.push(peer);
+                    joined.push(peer);
                     break;
                 }
                 Err(JoinError::Unreachable { failures: more }) => failures.extend(more),
                 Err(error) => return Err(error),
             }
         }
-        if peers.is_empty() {
+        if joined.is_empty() {
             return Err(JoinError::Unreachable { failures });
         }
         let others = async {
             while let Some(result) = joining.next().await {
-                peers.extend(result.ok().filter(|peer| !peers.contains(peer)));
+                joined.extend(result.ok());
             }
         };
         let _late = tokio::time::timeout(OTHERS_TIMEOUT, others).await;
-        Ok(peers)
+        Ok(joined)
     }
 
     async fn join_by(&self, address: &Multiaddr) -> Result<PeerId, JoinError> {
-        let failed_for = |reason: String, lasts: bool| {
-            let failure = AddressFailure { address: Some(address.clone()), reason, lasts };
+        let failed_for = |reason: String, lasts: bool, is_own: bool| {
+            let failure = AddressFailure { address: Some(address.clone()), reason, lasts, is_own };
             JoinError::Unreachable { failures: vec![failure] }
         };
-        let failed = |reason: String| failed_for(reason, false);
+        let failed = |reason: String| failed_for(reason, false, false);
         let join = async {
             let (bare, peer) = split_peer(address.clone());
             if peer == Some(foreign_name(self.peer_id())) {
-                return Err(failed("this is the peer itself".to_owned()));
+                return Err(failed_for(OWN.to_owned(), false, true));
             }
             let connected = self.connect_at(peer, vec![bare]).await;
             let peer = connected.map_err(|_| JoinError::ShutDown)?.map_err(|failures| {
                 let lasts = failures.iter().any(|failure| failure.lasts);
+                let is_own = failures.iter().any(|failure| failure.is_own);
                 let reasons: Vec<_> = failures.into_iter().map(|failure| failure.reason).collect();
-                failed_for(reasons.join(", "), lasts)
+                failed_for(reasons.join(", "), lasts, is_own)
             })?;
             // Only now is the peer part of this one's hash table.
             match self.ask(|reply| Command::Identify { peer, reply }).await {
