@@ -44,6 +44,8 @@ struct Inner {
     commands: mpsc::Sender<Command>,
     shared: Arc<Shared>,
     local_links: bool,
+    /// Whether the swarm is private, so that TCP alone leads to others.
+    is_private: bool,
 }
 
 impl Network {
@@ -75,8 +77,10 @@ impl Network {
         }
         let span = tracing::info_span!(parent: None, "network", %peer);
         tokio::spawn(driver.run().instrument(span));
-        let NetworkConfig { identity, reach, local_links, .. } = config;
-        Ok(Self(Arc::new(Inner { identity, peer, reach, commands, shared, local_links })))
+        let NetworkConfig { identity, reach, local_links, swarm_key, .. } = config;
+        let is_private = swarm_key.is_some();
+        let inner = Inner { identity, peer, reach, commands, shared, local_links, is_private };
+        Ok(Self(Arc::new(inner)))
     }
 
     /// The name of this peer.

@@ -8,12 +8,15 @@ use libp2p::Multiaddr;
 use umbel_protocol::PeerId;
 
 use super::{Network, foreign_name};
-use crate::address::{OWN, split_peer};
+use crate::address::{OWN, is_quic, split_peer};
 use crate::driver::Command;
 use crate::error::{AddressFailure, JoinError};
 
 /// How long each address is given.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What is said of an address of QUIC in a private swarm.
+const QUIC_IN_PRIVATE: &str = "the peers of a private swarm speak TCP alone: give a TCP address";
 
 /// How long the other addresses are given once one has answered.
 const OTHERS_TIMEOUT: Duration = Duration::from_millis(500);
@@ -79,6 +82,10 @@ impl Network {
             JoinError::Unreachable { failures: vec![failure] }
         };
         let failed = |reason: String| failed_for(reason, false, false);
+        if self.0.is_private && is_quic(address) {
+            // Whoever listens there, or will: no socket of this peer leads there.
+            return Err(failed_for(QUIC_IN_PRIVATE.to_owned(), true, false));
+        }
         let join = async {
             let (bare, peer) = split_peer(address.clone());
             if peer == Some(foreign_name(self.peer_id())) {

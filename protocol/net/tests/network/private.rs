@@ -1,5 +1,7 @@
 //! Private swarms: who has the secret comes in, and nobody else.
 
+use std::net::UdpSocket;
+
 use umbel_net::{
     Identity, Network, NetworkConfig, Role, StartNetworkError, SwarmKey, SwarmKeyError,
 };
@@ -44,6 +46,20 @@ async fn a_member_does_not_connect_to_strangers() {
         let stranger = server(listen).await;
         assert!(member.join(&stranger.named_addresses()).await.is_err(), "{listen}");
         assert_eq!(stranger.connected_peers().await, [], "{listen}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_in_a_private_swarm_will_ever_be_reached_over_quic() {
+    let folder = tempfile::tempdir().unwrap();
+    let member = member(Role::Client, &[], &key(&folder, "ours")).await.unwrap();
+    let held = server(QUIC).await;
+    let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let free = address(&format!("/ip4/127.0.0.1/udp/{port}/quic-v1"));
+    for at in [held.listen_addresses().remove(0), free] {
+        let error = member.join(&[at]).await.unwrap_err();
+        assert!(!error.may_pass(), "{error}");
+        assert!(error.to_string().contains("TCP alone"), "{error}");
     }
 }
 
