@@ -219,7 +219,7 @@ impl Announcer {
     /// Comes in again, now and then, by the addresses of those who are neither known nor connected: they
     /// were away for longer than this server was told of them, or this server was, and nobody else might
     /// tell them of each other.
-    async fn stay(&self) {
+    pub(crate) async fn stay(&self) {
         let mut ticks = tokio::time::interval(INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {

@@ -355,7 +355,11 @@ async fn enter(
         }
         tracing::warn!(%error, "nobody is there yet: this server begins, and goes on trying");
     }
-    reach::await_place(arguments, announcer.network()).await?;
+    tokio::select! {
+        placed = reach::await_place(arguments, announcer.network()) => placed?,
+        // Whoever gives a place may be one of those who were not there yet.
+        () = announcer.stay() => {}
+    }
     Ok((announcer, swarm_key, control))
 }
 

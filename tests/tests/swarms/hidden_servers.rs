@@ -2,12 +2,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
 use umbel_client::{Chain, ClientModel, Generate, RemoteChain, SessionOptions, Swarm, SwarmConfig};
 use umbel_net::{Identity, Network, NetworkConfig, RelayLimits, Role};
 use umbel_shard::{Cache, Model, ModelSource, PartsNeeded, Silent};
+use umbel_tests::process::UmbelProcess;
 use umbel_tests::prometheus::{get, metric, url};
 use umbel_tests::swarm::{Server, cache, checkpoint, report, serve, serve_on, umbel};
 
@@ -157,6 +159,26 @@ fn who_tells_nobody_where_it_listens_is_met_by_a_relay_and_then_directly() {
     let answers: Vec<_> = asked.collect();
     assert!(!answers.is_empty() && answers.iter().all(|answer| *answer == of_one_process));
     assert!(met(), "{}", hidden.stderr());
+    hidden.assert_no_errors();
+    relay.assert_no_errors();
+}
+
+#[test]
+fn who_is_reached_by_relays_alone_may_be_there_before_the_first_of_them() {
+    let model = checkpoint("llama");
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let at = format!("/ip4/127.0.0.1/tcp/{port}");
+    let folder = tempfile::tempdir().unwrap();
+    let identity = folder.path().join("identity.pem");
+    let (identity, cache) = (identity.to_str().unwrap(), cache());
+    let place = ["--cache-dir", cache.to_str().unwrap(), "serve", "--no-mdns", "--identity"];
+    let served = [identity, "--listen", TCP[0], "--device", "cpu", &model, "--blocks", "1..4"];
+    let by = ["--reach", "relayed", "--join", &at];
+    let mut hidden = UmbelProcess::begin(&[&place[..], &served, &by].concat()).unwrap();
+    assert!(hidden.wait_for_stderr("nobody is there yet"), "{}", hidden.stderr());
+    let relay = serve_on(&[&at], &[&model, "--blocks", "0..1", "--relay"]);
+    let address = hidden.wait_for_line("ready ").unwrap_or_else(|| panic!("{}", hidden.stderr()));
+    assert!(address.contains("/p2p-circuit/p2p/"), "{address}");
     hidden.assert_no_errors();
     relay.assert_no_errors();
 }
