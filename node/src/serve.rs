@@ -124,7 +124,8 @@ async fn leave(
     let leaving = offer.borrow().clone();
     let left = async {
         balancer.drain_trainings().await;
-        // Of requests that were let in some have sessions still to open, and nobody else may serve these blocks.
+        // Of requests that were let in some have sessions still to open, and nobody else may serve these
+        // blocks.
         Attached::stop(attached, !had_left).await;
         balancer.handle().drain().await;
         if tokio::time::timeout(drain_timeout, balancer.drained()).await.is_err() {

@@ -562,9 +562,9 @@ fn each_shard_that_is_given_up_is_said_to_be_left_once_however_many_sessions_end
     server.handle(Input::Serve { shard, span }, Time::START).unwrap();
     server.handle(Input::Drain, Time::START).unwrap();
     let left = |outputs: &[Output]| -> Vec<ShardId> {
-        let shard = |output: &Output| match output {
-            Output::Drained { shard } => Some(*shard),
-            _ => None,
+        let shard = |output: &Output| {
+            let Output::Drained { shard } = output else { return None };
+            Some(*shard)
         };
         outputs.iter().filter_map(shard).collect()
     };

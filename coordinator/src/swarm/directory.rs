@@ -90,8 +90,8 @@ impl Directory {
     }
 
     /// The servers of `model` that a route may use: announced, not expired, not about to leave
-    /// (but see [`Directory::stay_with`]), and not failing. Whoever plans a route takes its servers from here and nowhere else, so
-    /// that a peer which failed is gone for all in the same moment.
+    /// (but see [`Directory::stay_with`]), and not failing. Whoever plans a route takes its servers
+    /// from here and nowhere else, so that a peer which failed is gone for all in the same moment.
     pub fn candidates<'a>(
         &'a self,
         health: &'a Health,
