@@ -80,14 +80,15 @@ pub enum Input {
         /// Which one.
         link: LinkId,
     },
-    /// Sessions open on other blocks from now on, and those that are open end.
+    /// Sessions open on these blocks from now on, also where none opened any more, and those that are
+    /// open end.
     Serve {
         /// The name of the blocks.
         shard: ShardId,
         /// Which they are.
         span: Span,
     },
-    /// No session opens any more, and those that are open end.
+    /// No session opens until blocks are served again, and those that are open end.
     Drain,
 }
 
@@ -183,6 +184,7 @@ impl Host {
             Input::Serve { shard, span } => {
                 self.admission.span = span;
                 self.shard = shard;
+                self.draining = false;
                 self.end_all("the server has gone to other blocks");
             }
             Input::Drain => {

@@ -255,12 +255,14 @@ impl Serving {
         let (driver, drained) = Driver::new(server, network.clone(), compute, events);
         let driver = driver.adapting(model.config().clone()).rousing(device);
         let peer = network.peer_id();
-        let balancer =
+        let mut balancer =
             Balancer::new(peer, &arguments, &model, (held, held_max), loader, (handle, drained));
-        let balancer = balancer.with(trainings);
-        if !can_train {
+        if can_train {
+            balancer = balancer.with(trainings);
+        } else {
             tracing::info!("the GPU has no kernels to train heads of this size; others will");
-            balancer.drain_trainings().await;
+            // The balancer would have trainings open again on the blocks that it moves to.
+            trainings.drain().await;
         }
         Ok(Self { network, announcer, offer, driver, training, balancer, swarm_key, lost, control })
     }

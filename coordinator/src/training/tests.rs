@@ -377,6 +377,19 @@ fn a_server_that_leaves_ends_all_trainings() {
 }
 
 #[test]
+fn a_server_that_goes_on_takes_trainings_again() {
+    for span in [Span::new(2, 6).unwrap(), Span::new(3, 8).unwrap()] {
+        let mut world = World::new(BYTES * 2);
+        world.host.handle(Input::Drain, world.now).unwrap();
+        world.say(ANNA, 1, TrainerMessage::Open(opening(5)));
+        assert_eq!(world.error(1), Some(ErrorCode::Draining));
+        world.host.handle(Input::Serve { shard: ShardId(1), span }, world.now).unwrap();
+        world.say(ANNA, 2, TrainerMessage::Open(opening(5)));
+        assert_eq!((world.opened(2), world.error(2)), (Some((0, false)), None));
+    }
+}
+
+#[test]
 fn a_trainer_that_does_not_wait_for_answers_is_cut_off() {
     let mut world = World::new(BYTES * 2);
     world.say(ANNA, 1, TrainerMessage::Open(opening(5)));

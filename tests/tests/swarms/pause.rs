@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use umbel_tests::process::Output;
 use umbel_tests::swarm::{Server, checkpoint, report, serve, umbel};
+use umbel_tests::training::{Lesson, join, start};
 
 /// How long the swarm may take to hear of it, on a machine that runs many tests at once.
 const HEARD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -85,4 +86,20 @@ fn a_server_that_pauses_takes_no_session_until_it_goes_on() {
     let nobody = umbel(&["pause", "--identity", copy.to_str().unwrap()]);
     assert!(!nobody.status.success() && nobody.stderr.contains("no server"), "{nobody:?}");
     first.assert_no_errors();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_goes_on_takes_trainings_again() {
+    let lesson = Lesson::new();
+    let expected = lesson.steps(&mut lesson.local()).await.unwrap();
+    let server = start("0..4", None);
+    assert!(tell("pause", &server).status.success());
+    wait_until(&server, &server, true);
+    assert!(tell("resume", &server).status.success());
+    wait_until(&server, &server, false);
+    let swarm = join(&server).await.unwrap();
+    let (mut trainer, _) = lesson.remote(&swarm).await.unwrap();
+    assert_eq!(lesson.steps(&mut trainer).await.unwrap(), expected);
+    trainer.close().await;
+    server.assert_no_errors();
 }
