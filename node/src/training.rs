@@ -44,13 +44,13 @@ enum Event {
 pub struct TrainingHandle(mpsc::Sender<Event>);
 
 impl TrainingHandle {
-    /// Opens sessions on other blocks from now on.
+    /// Opens sessions on these blocks from now on.
     pub async fn serve(&self, shard: ShardId, blocks: HostedSpan) {
         // A driver that has ended serves nothing any more.
         let _ended = self.0.send(Event::Serve { shard, blocks }).await;
     }
 
-    /// Opens no session any more, and ends those that are open.
+    /// Opens no session until blocks are served again, ends those that are open, and lets go of the blocks.
     pub async fn drain(&self) {
         let _ended = self.0.send(Event::Drain).await;
     }
@@ -147,7 +147,10 @@ impl TrainingDriver {
                 self.command(engine::Command::Serve { shard, blocks });
                 self.tell_host(Input::Serve { shard, span });
             }
-            Event::Drain => self.tell_host(Input::Drain),
+            Event::Drain => {
+                self.command(engine::Command::Leave);
+                self.tell_host(Input::Drain);
+            }
         }
     }
 
@@ -200,4 +203,30 @@ impl TrainingDriver {
 #[must_use]
 pub fn module_shapes(config: &ModelConfig) -> ModuleShapes {
     TargetModule::ALL.map(|module| module_shape(module, config).map(|size| size as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    use umbel_net::{Identity, NetworkConfig, Role};
+    use umbel_protocol::Span;
+
+    use super::*;
+    use crate::compute::tests::llama;
+
+    #[tokio::test]
+    async fn a_server_that_leaves_its_blocks_holds_none_for_trainings() {
+        let (model, weights) = llama();
+        let span = Span::new(0, 4).unwrap();
+        let blocks = HostedSpan::load(model.config(), &weights, span).unwrap();
+        let network = Network::start(NetworkConfig::new(Identity::ephemeral(), Role::Client));
+        let network = network.await.unwrap();
+        let floor = (Floor::default(), Arc::default());
+        let (driver, _) = TrainingDriver::new((&model, blocks.clone()), network, floor, 1 << 20);
+        let (engine, mut told) = mpsc::channel(2);
+        let mut driver = TrainingDriver { engine, ..driver };
+        driver.handle(Event::Drain);
+        assert!(matches!(told.try_recv(), Ok(engine::Command::Leave)));
+        driver.handle(Event::Serve { shard: ShardId(1), blocks });
+        assert!(matches!(told.try_recv(), Ok(engine::Command::Serve { .. })));
+    }
 }

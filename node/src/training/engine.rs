@@ -18,7 +18,7 @@ use umbel_shard::ModelConfig;
 
 use crate::compute::floor::Floor;
 
-/// Commands that wait: other blocks, and one piece of work.
+/// Commands that wait: other blocks or none, and one piece of work.
 const COMMANDS_WAITING_MAX: usize = 16;
 
 /// What came of a piece of work.
@@ -28,6 +28,8 @@ pub(super) type Worked = Result<Option<TrainingAnswer>, ComputeFailure>;
 pub(super) enum Command {
     /// Sessions open on these blocks from now on, and none uses those before.
     Serve { shard: ShardId, blocks: HostedSpan },
+    /// Let go of the blocks: whoever gives them up may need their memory for others.
+    Leave,
     /// Compute; the answer is the work's result.
     Work { session: SessionId, work: Work },
 }
@@ -41,25 +43,22 @@ pub(super) fn start(
 ) -> mpsc::Sender<Command> {
     let (send, mut commands) = mpsc::channel(COMMANDS_WAITING_MAX);
     let (shard, sessions) = (ShardId::default(), BTreeMap::new());
-    let mut engine = Engine { config, shard, blocks, sessions };
+    let mut engine = Engine { config, shard, blocks: Some(blocks), sessions };
     std::thread::Builder::new()
         .name("training".to_owned())
         .spawn(move || {
             while let Some(command) = commands.blocking_recv() {
-                match command {
-                    Command::Serve { shard, blocks } => {
-                        (engine.shard, engine.blocks) = (shard, blocks)
-                    }
-                    Command::Work { session, work } => {
-                        let worked = floor.patiently(|pause| engine.work(session, work, pause));
-                        done(worked.map_err(|failure| failure.said(&lost)));
-                    }
+                if let Some(worked) = engine.obey(command, &floor) {
+                    done(worked.map_err(|failure| failure.said(&lost)));
                 }
             }
         })
         .expect("the system can start a thread");
     send
 }
+
+/// What came of a piece of work, before the trainer hears of it.
+type Done = Result<Option<TrainingAnswer>, Failure>;
 
 /// Why a piece of work was not done.
 enum Failure {
@@ -111,7 +110,8 @@ impl From<TrainError> for Failure {
 struct Engine {
     config: ModelConfig,
     shard: ShardId,
-    blocks: HostedSpan,
+    /// `None` where they were left.
+    blocks: Option<HostedSpan>,
     sessions: BTreeMap<SessionId, Session>,
 }
 
@@ -131,12 +131,24 @@ struct Kept {
 }
 
 impl Engine {
-    fn work(
-        &mut self,
-        session: SessionId,
-        work: Work,
-        pause: &dyn Fn(),
-    ) -> Result<Option<TrainingAnswer>, Failure> {
+    /// Does what it is told, and gives what came of it where that was work.
+    fn obey(&mut self, command: Command, floor: &Floor) -> Option<Done> {
+        match command {
+            Command::Serve { shard, blocks } => {
+                (self.shard, self.blocks) = (shard, Some(blocks));
+                None
+            }
+            Command::Leave => {
+                self.blocks = None;
+                None
+            }
+            Command::Work { session, work } => {
+                Some(floor.patiently(|pause| self.work(session, work, pause)))
+            }
+        }
+    }
+
+    fn work(&mut self, session: SessionId, work: Work, pause: &dyn Fn()) -> Done {
         match work {
             Work::Begin { shard, open } => {
                 let begun = self.begin(shard, *open)?;
@@ -155,10 +167,11 @@ impl Engine {
             }
             Work::Message(message) => {
                 let held = self.sessions.get_mut(&session).ok_or_else(not_held)?;
-                if held.shard != self.shard {
-                    return Err(failure(ErrorCode::Draining, "its blocks are not here any more"));
-                }
-                held.compute(&self.blocks, message, pause).map(Some)
+                let hosted = self.blocks.as_ref().filter(|_| held.shard == self.shard);
+                let hosted = hosted.ok_or_else(|| {
+                    failure(ErrorCode::Draining, "its blocks are not here any more")
+                })?;
+                held.compute(hosted, message, pause).map(Some)
             }
         }
     }
@@ -289,9 +302,82 @@ fn refused(code: ErrorCode, detail: impl std::fmt::Display) -> ComputeFailure {
 
 #[cfg(test)]
 mod tests {
+    use umbel_protocol::ModelId;
     use umbel_protocol::error::Retry;
+    use umbel_protocol::training::{AdamWSettings, AdapterSettings, StateKind, TargetModule};
 
     use super::*;
+    use crate::compute::tests::llama;
+
+    const SESSION: SessionId = SessionId::new(1);
+
+    /// The answer to what every session may be asked.
+    fn ask(engine: &mut Engine) -> Result<TrainingAnswer, ErrorCode> {
+        let message = TrainerMessage::Write(StateValues {
+            kind: StateKind::Values,
+            offset: 0,
+            values: Tensor::from_f32(vec![1], &[0.0]).unwrap(),
+        });
+        told(engine, Work::Message(message)).map(|answer| answer.expect("it has an answer"))
+    }
+
+    fn told(engine: &mut Engine, work: Work) -> Result<Option<TrainingAnswer>, ErrorCode> {
+        let command = Command::Work { session: SESSION, work };
+        match engine.obey(command, &Floor::default()).expect("it was work") {
+            Ok(answer) => Ok(answer),
+            Err(Failure::Refused(ComputeFailure { code, .. })) => Err(code),
+            Err(Failure::Gpu(_)) => panic!("no GPU was asked"),
+        }
+    }
+
+    #[test]
+    fn blocks_that_are_left_are_held_no_more_until_they_are_served_again() {
+        let (model, weights) = llama();
+        let span = Span::new(0, 4).unwrap();
+        let blocks = || HostedSpan::load(model.config(), &weights, span).unwrap();
+        let (shard, sessions) = (ShardId::default(), BTreeMap::new());
+        let config = model.config().clone();
+        let mut engine = Engine { config, shard, blocks: Some(blocks()), sessions };
+        let begin = |shard| {
+            let open = OpenTraining {
+                session: SESSION,
+                model: ModelId::from_bytes([3; 32]),
+                blocks: span,
+                adapter: AdapterSettings {
+                    rank: 2,
+                    alpha: 4.0,
+                    rank_stabilized: false,
+                    dropout: 0.0,
+                    target_modules: vec![TargetModule::Query],
+                    block_prompt_tokens: 0,
+                    weight_decomposed: false,
+                },
+                optimizer: AdamWSettings {
+                    beta1: 0.9,
+                    beta2: 0.999,
+                    epsilon: 1e-8,
+                    weight_decay: 0.0,
+                },
+                seed: 1,
+                steps: 0,
+                tokens_max: 10,
+            };
+            Work::Begin { shard, open: Box::new(open) }
+        };
+        assert_eq!(told(&mut engine, begin(shard)), Ok(None));
+        assert_eq!(ask(&mut engine), Ok(TrainingAnswer::Written));
+
+        assert!(engine.obey(Command::Leave, &Floor::default()).is_none());
+        assert!(engine.blocks.is_none(), "nothing else here holds their weights");
+        assert_eq!(ask(&mut engine), Err(ErrorCode::Draining));
+
+        let again = ShardId(1);
+        let serve = Command::Serve { shard: again, blocks: blocks() };
+        assert!(engine.obey(serve, &Floor::default()).is_none());
+        assert_eq!(ask(&mut engine), Err(ErrorCode::Draining), "its session was on the others");
+        assert_eq!(told(&mut engine, begin(again)), Ok(None));
+        assert_eq!(ask(&mut engine), Ok(TrainingAnswer::Written));
+    }
 
     /// A trainer is told to look elsewhere where another server may do what this one cannot, and to give up
     /// where its own words are at fault.
