@@ -146,13 +146,9 @@ impl Balancer {
         }
     }
 
-    /// Waits until no session uses the blocks on which sessions were opened last.
+    /// Waits until no session uses any of the blocks, also of those that were left before.
     pub(super) async fn drained(&mut self) {
-        while let Some(shard) = self.drained.recv().await {
-            if shard == self.current {
-                return;
-            }
-        }
+        all_drained(&mut self.held, &mut self.drained).await;
     }
 
     async fn act(&mut self, output: Output, announcer: &Announcer, offer: &watch::Sender<Offer>) {
@@ -256,6 +252,14 @@ impl Balancer {
     }
 }
 
+/// Waits until nobody uses any of what is held.
+async fn all_drained<B>(held: &mut Vec<(ShardId, B)>, drained: &mut mpsc::Receiver<ShardId>) {
+    while !held.is_empty() {
+        let Some(shard) = drained.recv().await else { return };
+        held.retain(|(held, _)| *held != shard);
+    }
+}
+
 /// Waits until the server is to pause.
 async fn wished(pauses: &mut watch::Receiver<Pauses>) {
     if pauses.wait_for(|pauses| pauses.any()).await.is_err() {
@@ -270,5 +274,27 @@ async fn finished(
     match loading {
         Some(task) => task.await?,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_stops_waits_for_the_sessions_on_the_blocks_before_too() {
+        let (former, current) = (ShardId(3), ShardId(4));
+        let (drain, mut drained) = mpsc::channel(2);
+        let mut held = vec![(former, ()), (current, ())];
+        // The new blocks have no session yet, and are said to be free at once.
+        drain.try_send(current).unwrap();
+        {
+            let mut waiting = std::pin::pin!(all_drained(&mut held, &mut drained));
+            assert!(futures::poll!(&mut waiting).is_pending(), "sessions are on the others");
+            drain.try_send(former).unwrap();
+            waiting.await;
+        }
+        assert!(held.is_empty());
+        all_drained(&mut held, &mut drained).await;
     }
 }
