@@ -89,9 +89,10 @@ impl Floor {
             let mut state = self.state();
             state.parts += of_training;
             if state.gives_way(haste) {
-                drop(state);
-                self.free();
-                std::mem::forget(self.take(haste));
+                // It waits from the moment when the floor is free, or a training might go before it.
+                state.taken = false;
+                self.0.changed.notify_all();
+                drop(self.wait(state, haste));
             }
         };
         let result = work(&pause);
@@ -102,14 +103,20 @@ impl Floor {
 
     /// Waits for the floor; gives the parts of trainings that ended meanwhile, too.
     fn take(&self, haste: Haste) -> (Taken<'_>, u64) {
-        let mut state = self.state();
+        let state = self.state();
         let before = state.parts;
+        let state = self.wait(state, haste);
+        (Taken(self), state.parts - before)
+    }
+
+    /// Has the floor when it returns.
+    fn wait<'a>(&'a self, mut state: MutexGuard<'a, State>, haste: Haste) -> MutexGuard<'a, State> {
         state.waiting[haste as usize] += 1;
         let waits = |state: &mut State| state.taken || state.gives_way(haste);
         state = self.0.changed.wait_while(state, waits).unwrap_or_else(PoisonError::into_inner);
         state.waiting[haste as usize] -= 1;
         state.taken = true;
-        (Taken(self), state.parts - before)
+        state
     }
 
     fn free(&self) {
