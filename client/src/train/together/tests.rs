@@ -15,9 +15,8 @@ use crate::train::{Blocks, LocalBlocks, TrainerSettings};
 fn trainer() -> Trainer {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/checkpoints/llama");
     let source = ModelSource::parse(folder.to_str().unwrap()).unwrap();
-    let nothing_is_fetched = Cache::new(folder);
-    let model =
-        Model::open(&source, &nothing_is_fetched, PartsNeeded::everything(), &Silent).unwrap();
+    let cache = Cache::new(tempfile::tempdir().unwrap().path());
+    let model = Model::open(&source, &cache, PartsNeeded::everything(), &Silent).unwrap();
     let model = Arc::new(ClientModel::from_shard(model).unwrap());
     let config = AdapterConfig {
         rank: 2,

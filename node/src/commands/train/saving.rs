@@ -168,18 +168,13 @@ mod tests {
     use serde_json::json;
     use umbel_engine::train::{AdamW, AdapterConfig, TargetModule};
     use umbel_protocol::Span;
-    use umbel_shard::{Cache, Model, ModelSource, PartsNeeded, Silent};
 
     use super::*;
+    use crate::compute::tests::llama;
 
     /// The beginning of a training of the small random model.
     fn state(seed: u64) -> TrainingState {
-        let folder =
-            Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/checkpoints/llama");
-        let source = ModelSource::parse(folder.to_str().unwrap()).unwrap();
-        let nothing_is_fetched = Cache::new(folder);
-        let model =
-            Model::open(&source, &nothing_is_fetched, PartsNeeded::everything(), &Silent).unwrap();
+        let (model, _) = llama();
         let config = AdapterConfig {
             rank: 2,
             alpha: 4.0,
