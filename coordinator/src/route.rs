@@ -18,7 +18,7 @@ use umbel_protocol::{PeerId, Span};
 pub use apart::plan_routes_apart;
 pub use cost::Costs;
 pub use held::HeldPrefix;
-pub use plan::{NoRoute, RouteRequest, plan_route, route_time};
+pub use plan::{NoRoute, RouteRequest, plan_route};
 pub use throughput::plan_throughput_route;
 
 /// A peer and the blocks that it computes on a route.

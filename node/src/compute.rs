@@ -252,7 +252,6 @@ impl Shards {
                         // It was made for this model.
                         tracing::error!(%session, %error, "an adapter that was made here does not fit");
                     }
-                    shard.arena.close(table);
                     return;
                 }
                 if let Some(open) = adapter {
@@ -377,11 +376,7 @@ impl Engine for Shards {
                 return Some(Computed { job: batch.id, results, compute: started.elapsed() });
             }
             Command::Forget { session } => {
-                if let Some((shard, table, _)) = self.tables.remove(&session)
-                    && let Some(shard) = self.shards.get(&shard)
-                {
-                    shard.arena.close(table);
-                }
+                self.tables.remove(&session);
             }
         }
         None

@@ -123,7 +123,6 @@ fn runs(
         blocks.forward(&mut table, &hidden)?;
         durations.push(started.elapsed());
     }
-    arena.close(table);
     Ok(Some(durations))
 }
 

@@ -1,4 +1,4 @@
-//! What a part of a model needs: tensors, files, and ranges of bytes. Pure.
+//! What a part of a model needs: tensors and files. Pure.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,6 @@ use umbel_protocol::Span;
 
 use crate::config::ModelConfig;
 use crate::layout::{self, LayoutTensor};
-use crate::manifest::{Manifest, ManifestTensor};
 use crate::part::{BlocksNeeded, PartsNeeded};
 
 /// The tensors that `parts` need.
@@ -37,51 +36,6 @@ pub fn files<'a>(
     file_of: impl Fn(&str) -> Option<&'a str>,
 ) -> Result<BTreeSet<&'a str>, SpanOutside> {
     Ok(tensors(config, parts)?.iter().filter_map(|tensor| file_of(&tensor.name)).collect())
-}
-
-/// Consecutive bytes of one file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ByteRange {
-    /// The file, by its index in [`Manifest::files`].
-    pub file: usize,
-    /// The first byte.
-    pub start: u64,
-    /// The byte after the last one.
-    pub end: u64,
-}
-
-/// The bytes that `parts` need, as few ranges as they allow; tensors whose place is not known yet
-/// are left out.
-///
-/// # Errors
-/// [`SpanOutside`] where the model has not all of the blocks.
-pub fn byte_ranges(manifest: &Manifest, parts: PartsNeeded) -> Result<Vec<ByteRange>, SpanOutside> {
-    let block_count = u32::try_from(manifest.blocks_bytes().len()).unwrap_or(u32::MAX);
-    let mut wanted: Vec<&ManifestTensor> = Vec::new();
-    if parts.embedding {
-        wanted.extend(manifest.embedding());
-    }
-    for index in blocks(block_count, parts.blocks)? {
-        wanted.extend(manifest.block(index).unwrap_or_default());
-    }
-    if parts.head {
-        wanted.extend(manifest.head());
-    }
-    let range = |tensor: &ManifestTensor| {
-        let start = tensor.place?.offset;
-        Some(ByteRange { file: tensor.file, start, end: start + tensor.bytes })
-    };
-    let sorted: BTreeSet<ByteRange> = wanted.into_iter().filter_map(range).collect();
-    let mut joined: Vec<ByteRange> = Vec::new();
-    for range in sorted {
-        match joined.last_mut() {
-            Some(last) if last.file == range.file && last.end >= range.start => {
-                last.end = last.end.max(range.end);
-            }
-            Some(_) | None => joined.push(range),
-        }
-    }
-    Ok(joined)
 }
 
 fn blocks(block_count: u32, needed: BlocksNeeded) -> Result<std::ops::Range<u32>, SpanOutside> {

@@ -14,10 +14,6 @@ pub const HOP_UNKNOWN: Duration = Duration::from_millis(18);
 /// figure beyond it is a clock that jumped or a lie.
 pub const DELAY_MAX: Duration = Duration::from_secs(5);
 
-/// What a hop costs wherever it is: encoding, decoding and wake-ups, which took half a millisecond
-/// on loopback, and that it is one thing more that may fail.
-pub const HOP_OVERHEAD: Duration = Duration::from_millis(2);
-
 /// What a server without room for the session's tokens costs: so much that it is taken only where
 /// nobody else serves the block, since its figure may be out of date (Petals' penalty).
 pub const NO_ROOM: Duration = Duration::from_secs(10);

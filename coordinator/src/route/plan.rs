@@ -3,7 +3,6 @@
 mod no_route;
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use umbel_protocol::announcement::Announcement;
 use umbel_protocol::{PeerId, Span};
@@ -83,20 +82,6 @@ pub fn plan_route<'a>(
     let best = best_visits(&graph).ok_or_else(|| NoRoute::of(request, &servers))?;
     let held = request.held.as_ref().and_then(|held| held.worthwhile(&graph, &best));
     Ok(route(&graph, &held.unwrap_or(best)))
-}
-
-/// Time that one token is expected to take along `route`, or `None` where the request excludes
-/// one of its servers, or one cannot be reached, or is not among `servers`.
-#[must_use]
-pub fn route_time<'a>(
-    request: &RouteRequest,
-    servers: impl IntoIterator<Item = &'a Announcement>,
-    route: &Route,
-) -> Option<Duration> {
-    let servers: Vec<_> = servers.into_iter().collect();
-    let graph = Graph::new(request, &servers, 0.0, &mut Random::new(0));
-    let visits = visits_of(&graph, route)?;
-    Duration::try_from_secs_f64(graph.seconds(&visits)).ok()
 }
 
 /// What a route visits; `None` where one of its servers is not there or serves other blocks by now.

@@ -111,11 +111,6 @@ impl KvArena {
         Ok(KvTable::on_device(tokens, self.page, (blocks, cache), kept, reservation))
     }
 
-    /// Gives back the room of `table`; dropping it does the same.
-    pub fn close(&self, table: KvTable) {
-        drop(table);
-    }
-
     /// The blocks whose caches live here.
     #[must_use]
     pub const fn hosted(&self) -> Span {
@@ -125,13 +120,7 @@ impl KvArena {
     /// Tokens for which a session through all the hosted blocks could be opened now.
     #[must_use]
     pub fn free_tokens(&self) -> usize {
-        self.free_tokens_for(self.hosted)
-    }
-
-    /// Tokens for which a session through `blocks` could be opened now.
-    #[must_use]
-    pub fn free_tokens_for(&self, blocks: Span) -> usize {
-        self.free_tokens_as(DType::F32, blocks)
+        self.free_tokens_as(DType::F32, self.hosted)
     }
 
     /// The pages that all sessions share, where they are in a device's memory.
