@@ -18,6 +18,7 @@
 //! | `block`, `model` | the trait of a block; one file for each family |
 //! | `operation` | what a block is made of, as candle's custom operations |
 //! | [`kernel`] | the arithmetic beneath, on slices |
+//! | `noise` | random bits as a function of seeds and places |
 //! | [`heap`] | giving freed memory back to the system |
 //! | `large_pages` | memory for what is read all the time: weights, keys and values |
 //! | [`limits`] | what this machine can do at best, by measurement |
@@ -42,6 +43,7 @@ pub mod kv;
 mod large_pages;
 pub mod limits;
 mod model;
+mod noise;
 mod operation;
 pub mod reference;
 pub mod sample;

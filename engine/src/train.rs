@@ -363,5 +363,10 @@ pub enum TrainError {
     },
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "gradients and adapters are binary32")]
+const fn narrow(value: f64) -> f32 {
+    value as f32
+}
+
 #[cfg(test)]
 mod tests;

@@ -198,3 +198,8 @@ pub(crate) const fn dtype_to_wire(dtype: DType) -> v1::DType {
         DType::Id => v1::DType::Id,
     }
 }
+
+/// Refuses what is out of its bounds.
+pub(crate) fn within(holds: bool, field: &'static str) -> Result<(), ProtocolViolation> {
+    if holds { Ok(()) } else { Err(ProtocolViolation::OutOfBounds { field }) }
+}

@@ -1,23 +1,15 @@
 //! Noise that is a pure function of seed, position and token.
 
-/// The increment of SplitMix64: 2^64 divided by the golden ratio, made odd.
-const GOLDEN_GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
+use crate::noise::Stream;
 
 /// The noise of one position: independent values for each token of the vocabulary.
-///
-/// The generator is SplitMix64 (Steele, Lea and Flood 2014, <https://doi.org/10.1145/2660193.2660195>)
-/// read at an index instead of in sequence: `mix(start + (token + 1) * GAMMA)`, where `start` is the
-/// mix of the mixed seed and the position. It is fixed: another one would change what a seed gives.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Noise {
-    start: u64,
-}
+pub(super) struct Noise(Stream);
 
 impl Noise {
     /// The noise at `position` of the generation with `seed`.
     pub(super) const fn at(seed: u64, position: u64) -> Self {
-        let of_seed = mix(seed.wrapping_add(GOLDEN_GAMMA));
-        Self { start: mix(of_seed ^ position.wrapping_mul(GOLDEN_GAMMA)) }
+        Self(Stream::of(seed, position))
     }
 
     /// A value of the standard Gumbel distribution for `token`.
@@ -30,34 +22,14 @@ impl Noise {
 
     /// A value of the uniform distribution over (0, 1), both ends excluded.
     fn uniform(self, token: u32) -> f64 {
-        let index = u64::from(token).wrapping_add(1);
-        let bits = mix(self.start.wrapping_add(index.wrapping_mul(GOLDEN_GAMMA)));
         // The middle of one of 2^52 equal intervals, exact in binary64.
-        ((bits >> 12) as f64 + 0.5) / (1u64 << 52) as f64
+        ((self.0.bits(token.into()) >> 12) as f64 + 0.5) / (1u64 << 52) as f64
     }
-}
-
-/// The finalizer of SplitMix64 (Stafford's variant 13): a bijection whose bits all depend on all.
-const fn mix(value: u64) -> u64 {
-    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    value ^ (value >> 31)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_finalizer_is_that_of_the_reference_implementation() {
-        // The first outputs of https://prng.di.unimi.it/splitmix64.c for the seed 1234567.
-        let outputs: Vec<u64> = (1..=3u64)
-            .map(|index| mix(1_234_567u64.wrapping_add(index.wrapping_mul(GOLDEN_GAMMA))))
-            .collect();
-        let expected =
-            [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423];
-        assert_eq!(outputs, expected);
-    }
 
     #[test]
     fn what_a_seed_gives_never_changes() {

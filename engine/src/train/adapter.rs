@@ -8,7 +8,8 @@ mod values;
 use umbel_protocol::Span;
 use umbel_shard::ModelConfig;
 
-use super::dropout::{bits_at, stream_of};
+use super::dropout::stream_of;
+use crate::noise::Stream;
 pub use error::AdapterError;
 pub use parameters::{LoraMatrices, Parameters, Place};
 pub use peft::{PEFT_CONFIG_FILE, PEFT_WEIGHTS_FILE, PeftFiles};
@@ -168,12 +169,9 @@ impl Adapter {
         for (&(block, module), matrices) in &mut blank.parameters.matrices {
             let [_, columns] = module_shape(module, model);
             let bound = 1.0 / (columns as f32).sqrt();
-            let stream = stream_of(block, module);
-            let value = |index| {
-                let bits = bits_at(seed, stream, index) >> 40;
-                (bits as f32 / (1 << 23) as f32 - 1.0) * bound
-            };
-            (0..).zip(&mut matrices.a).for_each(|(index, place)| *place = value(index));
+            let noise = Stream::of(seed, stream_of(block, module));
+            let places = (0..).zip(&mut matrices.a);
+            places.for_each(|(index, place)| *place = noise.signed(index) * bound);
         }
         Ok(blank)
     }

@@ -13,10 +13,10 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use umbel_protocol::Span;
 
-use super::TrainError;
 use super::adapter::{Adapter, LoraMatrices, TargetModule};
 use super::block::linear_of;
 use super::dense::add_scaled;
+use super::{TrainError, narrow};
 use crate::kernel::PackedMatrix;
 use crate::kernel::packed::unpack::{TILE_COLUMNS, TILE_ROWS};
 use crate::kernel::parallel::for_each;
@@ -225,11 +225,6 @@ fn norms_of_panel(
     for (norm, sums) in norms.iter_mut().zip(&sums) {
         *norm = narrow(sums.iter().sum::<f64>().sqrt());
     }
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "adapters are computed in binary32")]
-fn narrow(value: f64) -> f32 {
-    value as f32
 }
 
 impl HostedSpan {

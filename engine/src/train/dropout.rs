@@ -1,30 +1,14 @@
 //! Which inputs of an adapter are dropped: a pure function of seeds and places.
 //!
 //! A replay after a failure draws the same mask, on whatever server, and a sequence's mask does not
-//! depend on the sequences beside it. The generator is SplitMix64 (Steele, Lea and Flood 2014,
-//! <https://doi.org/10.1145/2660193.2660195>) read at an index instead of in sequence.
+//! depend on the sequences beside it.
 
 use super::{Sequence, TargetModule};
-
-/// The increment of SplitMix64: 2^64 divided by the golden ratio, made odd.
-const GOLDEN_GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
-
-/// 64 bits that are one function of the seed and of the numbers of the place.
-pub(super) const fn bits_at(seed: u64, stream: u64, index: u64) -> u64 {
-    let stream = mix(mix(seed.wrapping_add(GOLDEN_GAMMA)) ^ stream.wrapping_mul(GOLDEN_GAMMA));
-    mix(stream.wrapping_add(index.wrapping_add(1).wrapping_mul(GOLDEN_GAMMA)))
-}
+use crate::noise::Stream;
 
 /// The number of the stream that belongs to one module of one block.
 pub(crate) fn stream_of(block: u32, module: TargetModule) -> u64 {
     u64::from(block) * TargetModule::ALL.len() as u64 + module as u64
-}
-
-/// The finalizer of SplitMix64 (Stafford's variant 13).
-const fn mix(value: u64) -> u64 {
-    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    value ^ (value >> 31)
 }
 
 /// The mask of one module's input.
@@ -59,9 +43,9 @@ impl<'a> Mask<'a> {
             let values = rest
                 .split_off_mut(..sequence.tokens * columns)
                 .expect("the sequences have as many tokens as there are rows");
+            let stream = Stream::of(sequence.dropout_seed, self.stream);
             for (index, value) in (0..).zip(values) {
-                let bits = bits_at(sequence.dropout_seed, self.stream, index) >> 40;
-                let dropped = (bits as f64) < threshold;
+                let dropped = ((stream.bits(index) >> 40) as f64) < threshold;
                 *value = if dropped { 0.0 } else { *value * kept };
             }
         }

@@ -1,6 +1,6 @@
 //! Cross-entropy at the ends of a model, which the client computes, and its gradient.
 
-use super::norm;
+use super::{narrow, norm};
 use crate::ends::Ends;
 use crate::hidden::HiddenStates;
 use crate::kernel::add_transposed;
@@ -161,11 +161,6 @@ fn cross_entropy(logits: &mut [f32], target: usize, weight: Option<f32>) -> f64 
         logits[target] -= weight;
     }
     total.ln() - of_target
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "gradients are binary32")]
-fn narrow(value: f64) -> f32 {
-    value as f32
 }
 
 /// Targets that do not fit.

@@ -1,6 +1,7 @@
 //! AdamW (Loshchilov and Hutter 2019, <https://arxiv.org/abs/1711.05101>), as PyTorch computes it.
 
 use super::adapter::{Adapter, Parameters};
+use super::narrow;
 
 /// What is added to a norm that is divided by, as `clip_grad_norm_` of PyTorch does.
 const NORM_MIN: f64 = 1e-6;
@@ -223,11 +224,6 @@ impl Rule {
             *value = *value * self.kept - self.step * *mean / root;
         }
     }
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "adapters are computed in binary32")]
-fn narrow(value: f64) -> f32 {
-    value as f32
 }
 
 /// A step that was not taken.

@@ -10,6 +10,7 @@ use umbel_shard::{Family, ModelConfig, WeightType, Weights};
 
 use super::*;
 use crate::kernel::Arithmetic;
+use crate::noise::Stream;
 use crate::span::tests::model;
 
 const TOKENS: usize = 26;
@@ -81,11 +82,9 @@ fn adapter(config: &ModelConfig, dropout: f32) -> Adapter {
     };
     let mut adapter = Adapter::begin(settings, config, span(0, config.block_count), 5).unwrap();
     for (place, matrices) in &mut adapter.parameters.matrices {
-        let seed = dropout::stream_of(place.0, place.1);
-        for (index, value) in (0..).zip(&mut matrices.b) {
-            let bits = dropout::bits_at(seed, 77, index) >> 40;
-            *value = (bits as f32 / (1 << 23) as f32 - 1.0) * 0.1;
-        }
+        let noise = Stream::of(dropout::stream_of(place.0, place.1), 77);
+        let places = (0..).zip(&mut matrices.b);
+        places.for_each(|(index, place)| *place = noise.signed(index) * 0.1);
     }
     adapter
 }
@@ -100,11 +99,9 @@ fn prompts(config: &ModelConfig, tokens: usize) -> Adapter {
     };
     let mut adapter = Adapter::blank(settings, config, span(0, config.block_count)).unwrap();
     let count = adapter.parameters().value_count();
-    let value = |index| {
-        let bits = dropout::bits_at(3, 8, index) >> 40;
-        (bits as f32 / (1 << 23) as f32 - 1.0) * 0.5
-    };
-    adapter.write(0, &(0..count).map(value).collect::<Vec<_>>()).unwrap();
+    let noise = Stream::of(3, 8);
+    let values: Vec<_> = (0..count).map(|index| noise.signed(index) * 0.5).collect();
+    adapter.write(0, &values).unwrap();
     adapter
 }
 

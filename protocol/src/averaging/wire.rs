@@ -11,6 +11,7 @@ use crate::frame::Frame;
 use crate::generated as v1;
 use crate::generated::member_message::Message as Wire;
 use crate::version::{LinkProtocol, Side};
+use crate::wire::within;
 use crate::{PeerId, wire};
 
 const MESSAGE: &str = "member's message";
@@ -178,10 +179,6 @@ fn contribution(
 fn as_long(payload: &Bytes, bytes: usize) -> Result<&[u8], ProtocolViolation> {
     within(payload.len() == bytes, "the bytes of the values")?;
     Ok(payload)
-}
-
-fn within(holds: bool, field: &'static str) -> Result<(), ProtocolViolation> {
-    if holds { Ok(()) } else { Err(ProtocolViolation::OutOfBounds { field }) }
 }
 
 /// Numbers of binary32, none of which is infinite or no number.

@@ -2,7 +2,7 @@
 
 use crate::error::ProtocolViolation;
 use crate::generated as v1;
-use crate::wire;
+use crate::wire::{self, within};
 
 /// The largest rank that is taken: adapters have 4 to 256, and the memory of a server is bounded by
 /// it.
@@ -142,11 +142,6 @@ pub enum StateKind {
     MeanSquares,
     /// The sum of the gradients since the last step, which may be written at any time.
     Gradients,
-}
-
-/// Refuses what is out of its bounds.
-pub(super) fn within(holds: bool, field: &'static str) -> Result<(), ProtocolViolation> {
-    if holds { Ok(()) } else { Err(ProtocolViolation::OutOfBounds { field }) }
 }
 
 impl From<AdapterSettings> for v1::AdapterSettings {

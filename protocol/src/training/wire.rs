@@ -3,7 +3,6 @@
 use bytes::Bytes;
 use prost::Message;
 
-use super::settings::within;
 use super::{
     ForwardMicrobatch, OpenTraining, OptimizerStep, SEQUENCES_MAX, STATE_VALUES_MAX, StateKind,
     StateValues, TrainerMessage, TrainingAnswer, TrainingSequence,
@@ -14,6 +13,7 @@ use crate::frame::Frame;
 use crate::generated as v1;
 use crate::generated::{trainer_message, training_answer};
 use crate::inference::DETAIL_BYTES_MAX;
+use crate::wire::within;
 use crate::{DType, Tensor, wire};
 
 impl TrainerMessage {

@@ -14,10 +14,9 @@ use crate::train::state::WriteError;
 pub(super) fn decomposed(world: &World, dropout: f32) -> Adapter {
     let mut adapter = begun(world, dropout);
     let magnitudes: Vec<f32> = magnitudes(&adapter);
-    let beside = magnitudes.iter().zip(0_u64..).map(|(magnitude, index)| {
-        let bits = dropout::bits_at(9, 6, index) >> 40;
-        magnitude * (1.0 + (bits as f32 / (1 << 23) as f32 - 1.0) * 0.2)
-    });
+    let noise = Stream::of(9, 6);
+    let beside = magnitudes.iter().zip(0..);
+    let beside = beside.map(|(magnitude, index)| magnitude * (1.0 + noise.signed(index) * 0.2));
     adapter.set_magnitudes(&beside.collect::<Vec<_>>()).unwrap();
     adapter
 }

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::super::super::narrow;
 use super::super::{AdapterConfig, AdapterError, RANK_MAX, TargetModule};
 
 /// Settings of a LoRA that are read.
@@ -199,9 +200,4 @@ fn shown(value: &Value) -> String {
 /// The number with the fewest digits that is this one in binary32.
 fn shortest(value: f32) -> f64 {
     value.to_string().parse().unwrap_or_else(|_| value.into())
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "adapters are computed in binary32")]
-fn narrow(value: f64) -> f32 {
-    value as f32
 }
