@@ -28,10 +28,17 @@ pub struct HostedSpan {
     span: Span,
     hidden_size: usize,
     page: PageShape,
-    /// In the processor's memory; none where they are in a GPU's.
-    blocks: Vec<Arc<dyn Block>>,
+    blocks: Blocks,
     device: Device,
-    gpu: Option<GpuSpan>,
+}
+
+/// The blocks, by whose memory they are in.
+#[derive(Clone)]
+enum Blocks {
+    /// The processor's.
+    Host(Vec<Arc<dyn Block>>),
+    /// A GPU's.
+    Gpu(GpuSpan),
 }
 
 impl HostedSpan {
@@ -70,14 +77,12 @@ impl HostedSpan {
             None => model::load_block(checkpoint, index, &rope).map(Arc::from),
         };
         let blocks = span.blocks().map(load).collect::<Result<_, _>>()?;
-        Ok(Self {
-            span,
-            hidden_size: config.hidden_size,
-            page: PageShape::of(config),
-            blocks,
-            device: Device::shared(),
-            gpu: None,
-        })
+        Ok(Self::of(config, span, Blocks::Host(blocks)))
+    }
+
+    fn of(config: &ModelConfig, span: Span, blocks: Blocks) -> Self {
+        let (hidden_size, page) = (config.hidden_size, PageShape::of(config));
+        Self { span, hidden_size, page, blocks, device: Device::shared() }
     }
 
     /// As [`HostedSpan::load`], with activations multiplied as `arithmetic` says.
@@ -111,28 +116,21 @@ impl HostedSpan {
         }
         let rope = Arc::new(RopeTable::new(&config.rope, config.head_size));
         let checkpoint = Checkpoint { config, weights, arithmetic: Arithmetic::default() };
-        let held: Vec<_> = held.iter().filter_map(|held| held.gpu.as_ref()).collect();
+        let held: Vec<_> = held.iter().filter_map(Self::gpu_blocks).collect();
         let blocks = GpuSpan::load(gpu, &held, checkpoint, span, &rope)?;
-        Ok(Self {
-            span,
-            hidden_size: config.hidden_size,
-            page: PageShape::of(config),
-            blocks: Vec::new(),
-            device: Device::shared(),
-            gpu: Some(blocks),
-        })
+        Ok(Self::of(config, span, Blocks::Gpu(blocks)))
     }
 
     /// The GPU that the blocks are on, if they are on one.
     #[must_use]
     pub fn gpu(&self) -> Option<&Gpu> {
-        self.gpu.as_ref().map(GpuSpan::gpu)
+        self.gpu_blocks().map(GpuSpan::gpu)
     }
 
     /// Whether gradients can go back through the blocks: a GPU has kernels for usual heads alone.
     #[must_use]
     pub fn can_train(&self) -> bool {
-        self.gpu.as_ref().is_none_or(|blocks| blocks.head_size() <= GPU_HEAD_SIZE_MAX)
+        self.gpu_blocks().is_none_or(|blocks| blocks.head_size() <= GPU_HEAD_SIZE_MAX)
     }
 
     /// Room for the keys and values of `tokens_max` tokens, in binary32, where the blocks are.
@@ -140,9 +138,9 @@ impl HostedSpan {
     /// # Errors
     /// [`CudaError`] where a GPU has not so much memory.
     pub fn arena(&self, config: &ModelConfig, tokens_max: usize) -> Result<KvArena, CudaError> {
-        match &self.gpu {
-            None => Ok(KvArena::new(config, self.span, tokens_max)),
-            Some(blocks) => {
+        match &self.blocks {
+            Blocks::Host(_) => Ok(KvArena::new(config, self.span, tokens_max)),
+            Blocks::Gpu(blocks) => {
                 let (gpu, dtype) = (blocks.gpu(), blocks.cache_type());
                 KvArena::on_device(gpu, config, self.span, tokens_max, dtype)
             }
@@ -159,13 +157,21 @@ impl HostedSpan {
     #[must_use]
     pub fn part(&self, span: Span) -> Option<Self> {
         let span = self.span.intersection(span)?;
-        let blocks = span.blocks().filter_map(|index| self.block(index)).map(Arc::clone);
-        let gpu = self.gpu.as_ref().map(|blocks| blocks.part(span));
-        Some(Self { span, blocks: blocks.collect(), gpu, ..self.clone() })
+        let blocks = match &self.blocks {
+            Blocks::Host(_) => {
+                Blocks::Host(span.blocks().filter_map(|index| self.block(index)).cloned().collect())
+            }
+            Blocks::Gpu(blocks) => Blocks::Gpu(blocks.part(span)),
+        };
+        Some(Self { span, blocks, ..self.clone() })
     }
 
+    /// The block of this index, where it is one of the hosted ones and in the processor's memory.
     fn block(&self, index: u32) -> Option<&Arc<dyn Block>> {
-        self.blocks.get(index.checked_sub(self.span.start())? as usize)
+        match &self.blocks {
+            Blocks::Host(blocks) => blocks.get(index.checked_sub(self.span.start())? as usize),
+            Blocks::Gpu(_) => None,
+        }
     }
 
     /// The blocks that are here.
@@ -182,7 +188,10 @@ impl HostedSpan {
 
     /// The blocks on a GPU, if they are on one.
     pub(crate) const fn gpu_blocks(&self) -> Option<&GpuSpan> {
-        self.gpu.as_ref()
+        match &self.blocks {
+            Blocks::Host(_) => None,
+            Blocks::Gpu(blocks) => Some(blocks),
+        }
     }
 
     /// Where the blocks are computed.
@@ -195,14 +204,14 @@ impl HostedSpan {
     /// # Panics
     /// Where the blocks are on a GPU.
     pub(crate) fn parts(&self, index: u32) -> BlockParts<'_> {
-        self.blocks[(index - self.span.start()) as usize].parts()
+        self.block(index).expect("the processor has the block").parts()
     }
 
     /// Rows and columns of a module's matrix in a block, which is one of the hosted ones.
     pub(crate) fn module_shape(&self, block: u32, module: TargetModule) -> [usize; 2] {
-        match &self.gpu {
-            Some(blocks) => blocks.module_shape(module),
-            None => {
+        match &self.blocks {
+            Blocks::Gpu(blocks) => blocks.module_shape(module),
+            Blocks::Host(_) => {
                 let linear = linear_of(&self.parts(block), module);
                 [linear.rows(), linear.columns()]
             }
@@ -221,7 +230,7 @@ impl HostedSpan {
             return Err(TrainError::NotHosted { blocks, hosted });
         }
         check_adapter(self, blocks, &adapter)?;
-        if let Some(on_gpu) = &self.gpu {
+        if let Blocks::Gpu(on_gpu) = &self.blocks {
             table.device_cache_mut().set_adapter(on_gpu.adapter(&adapter)?);
         }
         table.set_adapter(adapter);
@@ -258,7 +267,7 @@ impl HostedSpan {
         let checks: Vec<_> = batch.iter().map(|(table, input)| self.check(table, input)).collect();
         let sound = batch.iter_mut().zip(&checks).filter(|(_, check)| check.is_ok());
         let mut parts: Vec<_> = sound.map(|((table, input), _)| Part::new(table, input)).collect();
-        if let Some(blocks) = &self.gpu {
+        if let Blocks::Gpu(blocks) = &self.blocks {
             return on_gpu(blocks, checks, parts);
         }
         let failure = self.device.run(|| self.pass(&mut parts)).err();
@@ -322,7 +331,7 @@ impl HostedSpan {
         let positions: Arc<[usize]> = parts.iter().flat_map(|part| part.positions()).collect();
         let mut hidden = join(parts).map_err(|source| (blocks.start, source.into()))?;
         for index in blocks.clone() {
-            let block = &self.blocks[(index - self.span.start()) as usize];
+            let block = self.block(index).expect("the processor has the block");
             let stretches = parts.iter_mut().map(|part| part.stretch(index)).collect();
             let positions = Arc::clone(&positions);
             let mut pass = Pass { block: index, positions, stretches };
