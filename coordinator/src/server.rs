@@ -30,6 +30,7 @@ use umbel_protocol::{DType, ModelId, PeerId, SessionId, Span, StepId, Tensor};
 use crate::session::STEPS_IN_FLIGHT_MAX;
 use crate::time::Time;
 use adapters::Adapters;
+use admission::Refusal;
 use drain::Shards;
 use prefix::Pages;
 use ring::Thin;
@@ -339,7 +340,7 @@ impl Server {
             self.sessions.iter().filter(|(_, served)| idle(served)).map(|(id, _)| *id).collect();
         for session in ended {
             let detail = format!("no step for {} minutes", SESSION_LEASE.as_secs() / 60);
-            self.fail(session, None, (ErrorCode::LeaseEnded, detail), now);
+            self.fail(session, None, Refusal::new(ErrorCode::LeaseEnded, detail), now);
         }
         self.end_drain(now);
         self.pages.expire(now);
@@ -418,13 +419,13 @@ impl Server {
         match self.adapter_for(link, client, &open, now) {
             Ok(Some(adapter)) => self.open_with(link, client, open, Some(adapter), now),
             Ok(None) => {}
-            Err(refusal) => self.send_error(link, session, None, refusal.code, refusal.detail),
+            Err(refusal) => self.refuse(link, session, None, refusal),
         }
         Ok(())
     }
 
     /// Whether a session could be opened now.
-    fn check(&self, client: PeerId, open: &OpenSession) -> Result<(), admission::Refusal> {
+    fn check(&self, client: PeerId, open: &OpenSession) -> Result<(), Refusal> {
         let [waiting, waiting_of_client] = self.adapters.waiting(client);
         let of_client = self.sessions.values().filter(|served| served.client == client).count();
         let counts = (self.sessions.len() + waiting, of_client + waiting_of_client);
@@ -443,7 +444,7 @@ impl Server {
     ) {
         let session = open.session;
         if let Err(refusal) = self.check(client, &open) {
-            self.send_error(link, session, None, refusal.code, refusal.detail);
+            self.refuse(link, session, None, refusal);
             return;
         }
         self.shards.reserve(&open);
@@ -484,16 +485,14 @@ impl Server {
         now: Time,
     ) -> Result<(), ProtocolViolation> {
         let Some(served) = self.sessions.get(&step.session) else {
-            // It may have ended here while the step was on its way.
-            let detail = "the session is not open here".to_owned();
-            self.send_error(link, step.session, Some(step.step), ErrorCode::UnknownSession, detail);
+            self.refuse(link, step.session, Some(step.step), Refusal::not_open());
             return Ok(());
         };
         if served.link != link || served.previous.is_some() {
             return Err(ProtocolViolation::NotAllowed { message: "Step" });
         }
         if let Err((session, step, refusal)) = self.enqueue(step, now) {
-            self.fail(session, Some(step), (refusal.code, refusal.detail), now);
+            self.fail(session, Some(step), refusal, now);
         }
         Ok(())
     }
@@ -532,18 +531,13 @@ impl Server {
         }
     }
 
-    fn fail(
-        &mut self,
-        session: SessionId,
-        step: Option<StepId>,
-        (code, detail): (ErrorCode, String),
-        now: Time,
-    ) {
+    fn fail(&mut self, session: SessionId, step: Option<StepId>, reason: Refusal, now: Time) {
         let Some(served) = self.forget(session, now) else {
             return;
         };
+        let Refusal { code, detail } = &reason;
         tracing::info!(%session, client = %served.client, %code, detail, "session failed");
-        self.send_error(served.link, session, step, code, detail);
+        self.refuse(served.link, session, step, reason);
     }
 
     fn forget(&mut self, session: SessionId, now: Time) -> Option<Served> {
@@ -569,13 +563,13 @@ impl Server {
         self.outputs.push_back(Output::Send { link, message });
     }
 
-    fn send_error(
+    /// Says to whoever is behind `link` why a session, or its step, is not taken.
+    fn refuse(
         &mut self,
         link: LinkId,
         session: SessionId,
         step: Option<StepId>,
-        code: ErrorCode,
-        detail: String,
+        Refusal { code, detail }: Refusal,
     ) {
         self.send(link, ServerMessage::Error(SessionError { session, step, code, detail }));
     }

@@ -52,9 +52,9 @@ pub const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 /// The least that a hop has to open a session, however near it is.
 pub const OPEN_TIMEOUT_MIN: Duration = Duration::from_millis(1_500);
 
-/// Most replacements between two answers, left out servers that refuse the session when they are first
-/// asked, and those waited for that are not back yet. Every one excludes a server, so a session that needs more is in a swarm that fails
-/// faster than it can be mended.
+/// Most replacements between two answers. Servers that refuse the session when they are first asked do
+/// not count, nor do those that are waited for and are not back yet. Each excludes a server, so a session
+/// that needs more is in a swarm that fails faster than it can be mended.
 pub const MENDS_MAX: u32 = 32;
 
 /// Most times in a row that a hop is filled anew because it lacks what it should hold. What it is sent

@@ -191,7 +191,7 @@ impl Adapters {
             let Some(key) = idle.min_by_key(|(_, held)| held.last_used).map(|(key, _)| *key) else {
                 let allowed = own_left.min(left);
                 let detail = format!("the adapter takes {bytes} bytes, and may take {allowed}");
-                return Err(Refusal { code: ErrorCode::KvFull, detail });
+                return Err(Refusal::new(ErrorCode::KvFull, detail));
             };
             dropped.push(key);
         }
@@ -212,8 +212,8 @@ impl Server {
     ) -> Result<Option<AdapterKey>, Refusal> {
         let adapter = open.adapter.as_ref().expect("the session has one");
         let Some(room) = self.config.adapters.clone() else {
-            let detail = "with an adapter, which this server takes none of".to_owned();
-            return Err(Refusal { code: ErrorCode::BlocksNotServed, detail });
+            let detail = "with an adapter, which this server takes none of";
+            return Err(Refusal::new(ErrorCode::BlocksNotServed, detail));
         };
         self.check(client, open)?;
         let found = self.adapters.find(client, open, adapter);
@@ -270,8 +270,9 @@ impl Server {
         let AdapterPart { session, offset, values } = part;
         let Some(waiting) = self.adapters.waiting.get(&session) else {
             // It may have ended here while the values were on their way.
-            let detail = "the session waits for no adapter".to_owned();
-            self.send_error(link, session, None, ErrorCode::UnknownSession, detail);
+            let refusal =
+                Refusal::new(ErrorCode::UnknownSession, "the session waits for no adapter");
+            self.refuse(link, session, None, refusal);
             return Ok(());
         };
         if waiting.link != link {
@@ -340,8 +341,8 @@ impl Server {
                 continue;
             };
             let link = self.adapters.waiting[&session].link;
-            let detail = "its adapter did not come".to_owned();
-            self.send_error(link, session, None, ErrorCode::LeaseEnded, detail);
+            let refusal = Refusal::new(ErrorCode::LeaseEnded, "its adapter did not come");
+            self.refuse(link, session, None, refusal);
             self.give_up_waiting(session, now);
         }
     }

@@ -5,7 +5,9 @@ use umbel_protocol::inference::OpenSession;
 use umbel_protocol::keeping::SharedPages;
 use umbel_protocol::{DType, Span};
 
-use super::{SESSIONS_LEFT_TO_OTHERS, SESSIONS_MAX, SESSIONS_PER_CLIENT, ServerConfig};
+use super::{
+    ComputeFailure, SESSIONS_LEFT_TO_OTHERS, SESSIONS_MAX, SESSIONS_PER_CLIENT, ServerConfig,
+};
 
 /// Tokens of a page, the unit in which KV cache is allocated: what a session reserves is rounded
 /// up to whole pages here, so that the arena beneath can always give what was admitted.
@@ -26,6 +28,23 @@ pub(super) struct Admission {
 pub(super) struct Refusal {
     pub(super) code: ErrorCode,
     pub(super) detail: String,
+}
+
+impl Refusal {
+    pub(super) fn new(code: ErrorCode, detail: impl Into<String>) -> Self {
+        Self { code, detail: detail.into() }
+    }
+
+    /// Of a session that may have ended here while a message was on its way.
+    pub(super) fn not_open() -> Self {
+        Self::new(ErrorCode::UnknownSession, "the session is not open here")
+    }
+}
+
+impl From<ComputeFailure> for Refusal {
+    fn from(ComputeFailure { code, detail }: ComputeFailure) -> Self {
+        Self { code, detail }
+    }
 }
 
 impl Admission {

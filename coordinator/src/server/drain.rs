@@ -125,8 +125,8 @@ impl Server {
             let of_shard = self.sessions.iter().filter(|(_, served)| served.shard == shard);
             let sessions: Vec<_> = of_shard.map(|(id, _)| *id).collect();
             for session in sessions {
-                let detail = "the server gives up these blocks".to_owned();
-                self.fail(session, None, (ErrorCode::Draining, detail), now);
+                let reason = Refusal::new(ErrorCode::Draining, "the server gives up these blocks");
+                self.fail(session, None, reason, now);
             }
         }
     }

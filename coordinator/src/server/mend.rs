@@ -4,6 +4,7 @@ use umbel_protocol::error::{ErrorCode, ProtocolViolation};
 use umbel_protocol::inference::{Adopt, Neighbour, Redirect, ServerMessage, Step, Trouble};
 use umbel_protocol::{PeerId, SessionId};
 
+use super::admission::Refusal;
 use super::served::{Delivery, Served};
 use super::{LinkId, Output, Server};
 use crate::time::Time;
@@ -25,10 +26,21 @@ impl Server {
         }
         let link = served.link;
         if let Err((session, _, refusal)) = self.enqueue(step, now) {
-            tracing::info!(%session, %from, code = %refusal.code, "refused a push");
-            let (neighbour, code, detail) = (Neighbour::Previous, refusal.code, refusal.detail);
-            self.send(link, ServerMessage::Trouble(Trouble { session, neighbour, code, detail }));
+            self.refuse_push(link, session, from, refusal);
         }
+    }
+
+    /// Tells the client behind `link` that its session does not take what the hop before has sent.
+    pub(super) fn refuse_push(
+        &mut self,
+        link: LinkId,
+        session: SessionId,
+        from: PeerId,
+        Refusal { code, detail }: Refusal,
+    ) {
+        tracing::info!(%session, %from, %code, "refused a push");
+        let neighbour = Neighbour::Previous;
+        self.send(link, ServerMessage::Trouble(Trouble { session, neighbour, code, detail }));
     }
 
     pub(super) fn redirect(
@@ -157,9 +169,7 @@ impl Server {
             Some(owner) if owner != link => Err(ProtocolViolation::NotAllowed { message }),
             Some(_) => Ok(self.sessions.get_mut(&session)),
             None => {
-                // It may have ended here while the message was on its way.
-                let detail = "the session is not open here".to_owned();
-                self.send_error(link, session, None, ErrorCode::UnknownSession, detail);
+                self.refuse(link, session, None, Refusal::not_open());
                 Ok(None)
             }
         }

@@ -93,7 +93,7 @@ impl Server {
                     served.computed = position;
                 }
                 Finished::Failed { session, step, failure } => {
-                    self.fail(session, Some(step), (failure.code, failure.detail), now);
+                    self.fail(session, Some(step), failure.into(), now);
                 }
             }
         }

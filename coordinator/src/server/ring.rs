@@ -7,7 +7,7 @@
 
 use umbel_protocol::error::{ErrorCode, ProtocolViolation};
 use umbel_protocol::inference::{
-    AnswerRows, Draw, Neighbour, NextHop, OpenSession, Sampling, ServerMessage, Step, Trouble,
+    AnswerRows, Draw, NextHop, OpenSession, Sampling, ServerMessage, Step,
 };
 use umbel_protocol::{DType, PeerId, SessionId, StepId, Tensor};
 
@@ -162,8 +162,8 @@ impl Server {
             return Err(ProtocolViolation::Unexpected { message: "Draw" });
         };
         if draw.text.len() > tokens_max {
-            let (code, detail) = (ErrorCode::ContextExceeded, "the text is too long".to_owned());
-            self.fail(session, None, (code, detail), now);
+            let reason = Refusal::new(ErrorCode::ContextExceeded, "the text is too long");
+            self.fail(session, None, reason, now);
             return Ok(());
         }
         let Draw { sampling, from, until, end_ids, mut text, first, .. } = draw;
@@ -207,9 +207,7 @@ impl Server {
         let link = served.link;
         let step = Step { replay: false, answer_rows: AnswerRows::Last, ..step };
         if let Err((session, _, refusal)) = self.enqueue(step, now) {
-            tracing::info!(%session, %from, code = %refusal.code, "refused a drawn token");
-            let (neighbour, code, detail) = (Neighbour::Previous, refusal.code, refusal.detail);
-            self.send(link, ServerMessage::Trouble(Trouble { session, neighbour, code, detail }));
+            self.refuse_push(link, session, from, refusal);
         }
     }
 
