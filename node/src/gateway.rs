@@ -71,7 +71,8 @@ use picture::Picture;
 use published::Published;
 pub(crate) use tuning::{Trains, Tuning};
 
-pub(crate) use front::Front;
+use front::Terms;
+pub(crate) use front::{End, Front};
 pub use keys::Keys;
 
 /// How many requests a gateway takes.
@@ -134,54 +135,27 @@ pub(crate) struct Gateway {
 }
 
 impl Gateway {
-    pub(crate) fn new(
-        opened: Opened,
-        speculate: Speculate,
-        (limits, keys): (Limits, Option<Keys>),
-        counters: Counters,
-        cache: &Path,
-    ) -> Self {
-        let admission = Admission::new(&limits);
-        let anybody = Arc::new(Holder::anybody());
-        let started = reply::unix_seconds();
+    fn new(opened: Opened, speculate: Speculate, terms: Terms, cache: &Path) -> Self {
+        let Terms { keys, origins, guarded, limits, counters, tuning } = terms;
         Self {
             opened,
             speculate,
-            admission,
+            admission: Admission::new(&limits),
             keys,
-            origins: Vec::new(),
-            anybody,
+            origins,
+            guarded,
+            anybody: Arc::new(Holder::anybody()),
             counters,
             picture: Picture::default(),
             published: Published::new(cache),
             longest_token: OnceLock::new(),
-            started,
-            tuning: None,
-            guarded: false,
+            started: reply::unix_seconds(),
+            tuning,
         }
     }
 
-    /// The same, which learns adapters as well.
-    pub(crate) fn with_tuning(self, tuning: Option<Arc<Tuning>>) -> Self {
-        Self { tuning, ..self }
-    }
-
-    /// The same, which pages of these origins may ask.
-    pub(crate) fn open_to(self, origins: Vec<HeaderValue>) -> Self {
-        Self { origins, ..self }
-    }
-
-    /// The same, which is asked by nobody's name where that is all that keeps others away.
-    pub(crate) fn guarded(self, guarded: bool) -> Self {
-        Self { guarded, ..self }
-    }
-
     /// Answers requests until `stop`; gives back what it was made of, to be left in good order.
-    pub(crate) async fn serve(
-        self,
-        listener: TcpListener,
-        stop: impl Future<Output = ()>,
-    ) -> Option<Opened> {
+    async fn serve(self, listener: TcpListener, stop: impl Future<Output = ()>) -> Option<Opened> {
         let gateway = Arc::new(self);
         listen::serve(listener, router(Arc::clone(&gateway)), stop).await;
         Arc::into_inner(gateway).map(|gateway| gateway.opened)

@@ -4,8 +4,6 @@ use std::io::Write as _;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use futures::FutureExt as _;
-use tokio::sync::oneshot;
 use umbel_client::{SessionOptions, Speculate, Swarm, SwarmConfig};
 use umbel_shard::{ModelSource, PartsNeeded};
 
@@ -14,7 +12,7 @@ use super::local_swarm::{LocalSwarm, ServerOptions};
 use super::session::{Blocks, Opened, open_ends, sampling};
 use crate::args::DemoArguments;
 use crate::config::Config;
-use crate::gateway::Front;
+use crate::gateway::{End, Front};
 use crate::shutdown::Shutdown;
 use crate::telemetry::say;
 
@@ -52,13 +50,6 @@ pub(super) async fn run(arguments: DemoArguments, config: &Config) -> anyhow::Re
     result.map(drop)
 }
 
-/// How it is to end.
-#[derive(Debug)]
-enum End {
-    InOrder,
-    AtOnce,
-}
-
 async fn converse(arguments: &DemoArguments, opened: Opened) -> anyhow::Result<()> {
     let sampling = sampling(&arguments.sampling, chat::SAMPLING)?;
     let mut conversation = Conversation::new(&opened, sampling, arguments.max_tokens, None)?;
@@ -76,21 +67,7 @@ async fn answer(front: Front, opened: Opened, config: &Config) -> anyhow::Result
     let mut stop = Shutdown::listen().context("signals cannot be caught")?;
     writeln!(std::io::stdout(), "ready {}", front.url()).context("stdout is closed")?;
     say("Ctrl-C stops it");
-    let (tell, told) = oneshot::channel::<()>();
-    let serving = front.serve(opened, Speculate::Auto, &config.cache_dir, told.map(drop));
-    let mut serving = std::pin::pin!(serving);
-    tokio::select! {
-        _ = &mut serving => return Ok(End::InOrder),
-        _ = stop.requested() => {
-            say("stopping when the answers are over; Ctrl-C once more stops at once");
-            drop(tell);
-        }
-    }
-    tokio::select! {
-        opened = serving => if let Some(opened) = opened {
-            opened.leave().await;
-        },
-        _ = stop.requested() => return Ok(End::AtOnce),
-    }
-    Ok(End::InOrder)
+    let stopping = |_| say("stopping when the answers are over; Ctrl-C once more stops at once");
+    let cache = &config.cache_dir;
+    Ok(front.serve_until_stopped(opened, Speculate::Auto, cache, &mut stop, stopping).await)
 }

@@ -5,8 +5,6 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use futures::FutureExt as _;
-use tokio::sync::oneshot;
 use umbel_engine::heap;
 
 use super::session::Opened;
@@ -57,29 +55,14 @@ pub(super) async fn run(arguments: GatewayArguments, config: &Config) -> anyhow:
     if let Err(error) = writeln!(std::io::stdout(), "ready {url}") {
         tracing::warn!(%error, "nobody reads stdout");
     }
-    let (tell, told) = oneshot::channel::<()>();
-    let serving = async {
-        tokio::select! {
-            // Whether it is said or who would say it is gone: both are the end.
-            opened = front.serve(opened, speculate, &config.cache_dir, told.map(drop)) => opened,
-            never = give_back() => match never {},
-        }
+    let stopping = |signal| {
+        tracing::info!(%signal, "stopping when the answers are over; once more stops at once");
     };
-    let mut serving = std::pin::pin!(serving);
+    let cache = &config.cache_dir;
     tokio::select! {
-        _ = &mut serving => return Ok(()),
-        signal = stop.requested() => {
-            tracing::info!(%signal, "stopping when the answers are over; once more stops at once");
-            drop(tell);
-        }
+        _ = front.serve_until_stopped(opened, speculate, cache, &mut stop, stopping) => Ok(()),
+        never = give_back() => match never {},
     }
-    tokio::select! {
-        opened = serving => if let Some(opened) = opened {
-            opened.leave().await;
-        },
-        _ = stop.requested() => {}
-    }
-    Ok(())
 }
 
 /// Gives freed memory back to the system now and then.

@@ -7,26 +7,45 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use axum::http::HeaderValue;
+use futures::FutureExt as _;
 use tokio::net::TcpListener;
+use tokio::sync::oneshot;
 use umbel_client::Speculate;
 
 use super::{Gateway, Keys, Limits, Tuning};
 use crate::args::FrontArguments;
 use crate::commands::session::Opened;
 use crate::metrics::gateway::Counters;
+use crate::shutdown::{Shutdown, StopSignal};
 
 /// A socket on which requests wait already.
 pub(crate) struct Front {
     listener: TcpListener,
     address: SocketAddr,
-    keys: Option<Keys>,
+    terms: Terms,
+}
+
+/// Who may ask for what, and how much at once.
+pub(super) struct Terms {
+    /// `None` where anybody may ask who reaches it.
+    pub(super) keys: Option<Keys>,
     /// Whose pages may ask besides its own.
-    origins: Vec<HeaderValue>,
-    limits: Limits,
-    counters: Counters,
-    tuning: Option<Arc<Tuning>>,
-    /// Without keys, for those on this machine.
-    guarded: bool,
+    pub(super) origins: Vec<HeaderValue>,
+    /// Nothing but that it is reached from this machine alone keeps others away.
+    pub(super) guarded: bool,
+    pub(super) limits: Limits,
+    pub(super) counters: Counters,
+    /// Where it learns adapters, if it does.
+    pub(super) tuning: Option<Arc<Tuning>>,
+}
+
+/// How a gateway has ended.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// With its last answer.
+    InOrder,
+    /// Before it.
+    AtOnce,
 }
 
 impl Front {
@@ -60,15 +79,21 @@ impl Front {
             // More at once would be no faster, and each holds what it reads.
             encoding: std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
         };
-        let counters = Counters::default();
-        let guarded = keys.is_none() && !arguments.allow_anyone && listen.ip().is_loopback();
-        let origins = arguments.allow_origin.clone();
-        Ok(Self { listener, address, keys, origins, limits, counters, tuning: None, guarded })
+        let terms = Terms {
+            guarded: keys.is_none() && !arguments.allow_anyone && listen.ip().is_loopback(),
+            keys,
+            origins: arguments.allow_origin.clone(),
+            limits,
+            counters: Counters::default(),
+            tuning: None,
+        };
+        Ok(Self { listener, address, terms })
     }
 
     /// The same, where adapters are learned as well.
-    pub(crate) fn with_tuning(self, tuning: Option<Arc<Tuning>>) -> Self {
-        Self { tuning, ..self }
+    pub(crate) fn with_tuning(mut self, tuning: Option<Arc<Tuning>>) -> Self {
+        self.terms.tuning = tuning;
+        self
     }
 
     /// Where it is.
@@ -78,7 +103,7 @@ impl Front {
 
     /// What it counts.
     pub(crate) fn counters(&self) -> Counters {
-        self.counters.clone()
+        self.terms.counters.clone()
     }
 
     /// Answers until `stop`; gives back what it was made of, to be left in good order. Adapters that are
@@ -90,9 +115,35 @@ impl Front {
         cache: &Path,
         stop: impl Future<Output = ()>,
     ) -> Option<Opened> {
-        let Self { listener, keys, origins, limits, counters, tuning, guarded, .. } = self;
-        let gateway = Gateway::new(opened, speculate, (limits, keys), counters, cache);
-        let gateway = gateway.open_to(origins).with_tuning(tuning).guarded(guarded);
-        gateway.serve(listener, stop).await
+        let gateway = Gateway::new(opened, speculate, self.terms, cache);
+        gateway.serve(self.listener, stop).await
+    }
+
+    /// Answers until a signal, which `stopping` is told, and what is under way then until the next one.
+    pub(crate) async fn serve_until_stopped(
+        self,
+        opened: Opened,
+        speculate: Speculate,
+        cache: &Path,
+        stop: &mut Shutdown,
+        stopping: impl FnOnce(StopSignal),
+    ) -> End {
+        let (tell, told) = oneshot::channel::<()>();
+        // Whether it is said or who would say it is gone: both are the end.
+        let mut serving = std::pin::pin!(self.serve(opened, speculate, cache, told.map(drop)));
+        tokio::select! {
+            _ = &mut serving => return End::InOrder,
+            signal = stop.requested() => {
+                stopping(signal);
+                drop(tell);
+            }
+        }
+        tokio::select! {
+            opened = serving => if let Some(opened) = opened {
+                opened.leave().await;
+            },
+            _ = stop.requested() => return End::AtOnce,
+        }
+        End::InOrder
     }
 }
