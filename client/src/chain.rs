@@ -28,6 +28,22 @@ pub enum Chain {
     Remote(Box<RemoteChain>),
 }
 
+/// Tokens as they enter the first block.
+#[derive(Debug, Clone)]
+pub struct Entering {
+    /// Their embedding, `[tokens, hidden]`.
+    pub hidden: HiddenStates,
+    /// The tokens themselves, one for each row, so that servers may keep what they compute for later
+    /// sessions of this client. Empty where they are not told.
+    pub ids: Vec<u32>,
+}
+
+impl From<HiddenStates> for Entering {
+    fn from(hidden: HiddenStates) -> Self {
+        Self { hidden, ids: Vec::new() }
+    }
+}
+
 /// A step that was handed in.
 #[must_use = "a step is over when its answer has come"]
 pub struct StepUnderWay {
@@ -106,30 +122,16 @@ impl StepTime {
 }
 
 impl Chain {
-    /// Takes `hidden` (`[tokens, hidden]`) through every block, after cutting the cache to
-    /// `position`.
+    /// Takes tokens through every block, after cutting the cache to `position`.
     ///
     /// # Errors
     /// [`StepError`]; the chain is then of no use until it is reopened.
     pub async fn step(
         &mut self,
         position: u32,
-        hidden: HiddenStates,
+        entering: impl Into<Entering>,
     ) -> Result<(HiddenStates, StepTime), StepError> {
-        self.begin(position, hidden, AnswerRows::All).await.finish().await
-    }
-
-    /// The same for tokens that are told, so that servers may keep what they compute for later
-    /// sessions of this client.
-    ///
-    /// # Errors
-    /// As [`Chain::step`].
-    pub async fn step_of(
-        &mut self,
-        position: u32,
-        (hidden, ids): (HiddenStates, Vec<u32>),
-    ) -> Result<(HiddenStates, StepTime), StepError> {
-        self.begin_of(position, (hidden, ids), AnswerRows::All).await.finish().await
+        self.begin(position, entering, AnswerRows::All).await.finish().await
     }
 
     /// Hands tokens in without waiting for their result, of which these rows are wanted. The next
@@ -137,27 +139,20 @@ impl Chain {
     pub async fn begin(
         &mut self,
         position: u32,
-        hidden: HiddenStates,
+        entering: impl Into<Entering>,
         answer_rows: AnswerRows,
     ) -> StepUnderWay {
-        self.begin_of(position, (hidden, Vec::new()), answer_rows).await
-    }
-
-    /// The same for tokens that are told: `ids` has one for each of `hidden`, whose embedding that
-    /// is.
-    pub async fn begin_of(
-        &mut self,
-        position: u32,
-        (hidden, ids): (HiddenStates, Vec<u32>),
-        answer_rows: AnswerRows,
-    ) -> StepUnderWay {
-        let (mut position, mut tokens, mut skipped) = (position, (hidden, ids), 0);
+        let (mut position, mut entering, mut skipped) = (position, entering.into(), 0);
         if let Some(lead) = self.lead() {
-            (position, tokens, skipped) = lead.before(position, tokens);
+            (position, entering, skipped) = lead.before(position, entering);
         }
         let under_way = match self {
-            Self::Local(chain) => UnderWay::Done(Box::new(chain.step(position, tokens.0).await)),
-            Self::Remote(chain) => UnderWay::Sent(chain.begin(position, tokens, answer_rows).await),
+            Self::Local(chain) => {
+                UnderWay::Done(Box::new(chain.step(position, entering.hidden).await))
+            }
+            Self::Remote(chain) => {
+                UnderWay::Sent(chain.begin(position, entering, answer_rows).await)
+            }
         };
         StepUnderWay { under_way, skipped }
     }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use umbel_engine::HiddenStates;
 use umbel_protocol::inference::AnswerRows;
 
+use crate::apart;
 use crate::chain::Chain;
-use crate::generate::{GenerateError, PREFILL_CHUNK_TOKENS, compute_apart, embed};
+use crate::generate::{GenerateError, PREFILL_CHUNK_TOKENS, embed};
 use crate::model::ClientModel;
 
 /// What leaves the last block for each of these tokens, `[tokens, hidden]`, before the final norm;
@@ -47,7 +48,7 @@ pub async fn embedding(
     for (position, chunk) in chunks(ids) {
         let leaving = read(model, &mut chain, position, chunk).await?;
         let ends = Arc::clone(model);
-        let rows = compute_apart(move || ends.ends().normed(&leaving)).await?;
+        let rows = apart::compute(move || ends.ends().normed(&leaving)).await?;
         for row in rows {
             sum.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
         }

@@ -12,7 +12,8 @@ use std::time::Instant;
 use umbel_engine::{EndsError, HiddenStates, Sampler, Sampling};
 use umbel_protocol::inference::AnswerRows;
 
-use crate::chain::{Chain, StepTime};
+use crate::apart;
+use crate::chain::{Chain, Entering, StepTime};
 use crate::model::ClientModel;
 use crate::speculation::{Drafts, Speculate, Speculator};
 use crate::text::grammar::Grammar;
@@ -235,6 +236,15 @@ pub struct Generation {
 }
 
 impl Generation {
+    /// Generates to the end; the prompt and all that came.
+    ///
+    /// # Errors
+    /// As [`Generation::next`].
+    pub async fn finish(&mut self) -> Result<&[u32], GenerateError> {
+        while self.next().await?.is_some() {}
+        Ok(&self.tokens)
+    }
+
     /// The next token; `None` once the generation has finished.
     ///
     /// A server that fails is replaced and refilled, which changes no token.
@@ -332,9 +342,9 @@ impl Generation {
         for chunk in chunks {
             let end = handed_in + chunk as usize;
             let ids = self.tokens[handed_in..end].to_vec();
-            let entering = embed(&self.model, ids.clone()).await?;
+            let entering = Entering { hidden: embed(&self.model, ids.clone()).await?, ids };
             let position = size(handed_in);
-            let step = self.chain.begin_of(position, (entering, ids), AnswerRows::Last).await;
+            let step = self.chain.begin(position, entering, AnswerRows::Last).await;
             under_way.push((end, step));
             handed_in = end;
         }
@@ -396,18 +406,7 @@ pub(crate) async fn embed(
         return model.ends().embed(&ids);
     }
     let model = Arc::clone(model);
-    compute_apart(move || model.ends().embed(&ids)).await
-}
-
-/// Runs arithmetic where it does not hold up the network.
-pub(crate) async fn compute_apart<T, E>(
-    work: impl FnOnce() -> Result<T, E> + Send + 'static,
-) -> Result<T, E>
-where
-    T: Send + 'static,
-    E: Send + 'static,
-{
-    tokio::task::spawn_blocking(work).await.expect("arithmetic does not panic")
+    apart::compute(move || model.ends().embed(&ids)).await
 }
 
 #[cfg(test)]

@@ -31,6 +31,7 @@
 #![warn(missing_docs)]
 
 pub mod adapter;
+mod apart;
 pub mod chain;
 pub mod clock;
 pub mod embedding;
@@ -43,8 +44,8 @@ pub mod train;
 
 pub use adapter::NamedAdapter;
 pub use chain::local::{LocalChain, LocalModel};
-pub use chain::remote::{RemoteChain, SessionOptions};
-pub use chain::{Chain, HopTime, StepError, StepTime, StepUnderWay};
+pub use chain::remote::{Opening, RemoteChain, SessionOptions};
+pub use chain::{Chain, Entering, HopTime, StepError, StepTime, StepUnderWay};
 pub use embedding::{embedding, hidden_states};
 pub use generate::{Adjust, FinishReason, Generate, GenerateError, Generation, Logprobs, Token};
 pub use model::ClientModel;

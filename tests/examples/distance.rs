@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use umbel_client::text::chat_template::Message;
 use umbel_client::{
-    Chain, ClientModel, Device, DraftModel, Drafts, Generate, LocalModel, RemoteChain, Sampling,
-    SessionOptions, Speculate, Swarm, SwarmConfig,
+    Chain, ClientModel, Device, DraftModel, Drafts, Generate, LocalModel, Opening, RemoteChain,
+    Sampling, SessionOptions, Speculate, Swarm, SwarmConfig,
 };
 use umbel_shard::{Cache, Model, ModelSource, PartsNeeded, Silent};
 use umbel_tests::shape::{Shape, ShapedNetwork};
@@ -143,9 +143,9 @@ impl Far {
         request: Generate,
         options: SessionOptions,
     ) -> anyhow::Result<Answer> {
-        let room = u32::try_from(request.prompt.len())? + request.max_tokens;
-        let swarm = Arc::clone(&self.swarm);
-        let chain = RemoteChain::open_with(swarm, &self.model, room, options).await?;
+        let tokens_max = u32::try_from(request.prompt.len())? + request.max_tokens;
+        let opening = Opening { tokens_max, options, ..Opening::default() };
+        let chain = RemoteChain::open_with(Arc::clone(&self.swarm), &self.model, opening).await?;
         let chain = Chain::Remote(Box::new(chain));
         ensure!(chain.route().len() == SPANS.len(), "a route of {}", chain.route().len());
         let prompt = request.prompt.len();

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use umbel_client::chain::StepUnderWay;
-use umbel_client::{Chain, ClientModel, RemoteChain, SessionOptions, Swarm, SwarmConfig};
+use umbel_client::{Chain, ClientModel, RemoteChain, Swarm, SwarmConfig};
 use umbel_coordinator::prefill::{CHUNK_TOKENS_MAX, plan};
 use umbel_engine::HiddenStates;
 use umbel_protocol::inference::AnswerRows;
@@ -190,8 +190,7 @@ impl Far {
         manner: Manner,
     ) -> anyhow::Result<Option<(Duration, Vec<f32>)>> {
         let tokens = u32::try_from(prompt.len())?;
-        let (swarm, options) = (Arc::clone(&self.swarm), SessionOptions::default());
-        let chain = RemoteChain::open_with(swarm, &self.model, tokens, options).await?;
+        let chain = RemoteChain::open(Arc::clone(&self.swarm), &self.model, tokens).await?;
         let mut chain = Chain::Remote(Box::new(chain));
         ensure!(chain.route().len() == STAGES as usize, "a route of {}", chain.route().len());
         let chunks = match manner {

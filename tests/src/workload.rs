@@ -1,13 +1,15 @@
 //! What is asked of a swarm, and what one process answers.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use umbel_client::{
-    Chain, ClientModel, Device, Generate, Generation, LocalModel, RemoteChain, Speculate, Swarm,
+    Chain, ClientModel, Device, Generate, Generation, LocalModel, Opening, RemoteChain,
+    SessionOptions, Speculate, Swarm, SwarmConfig,
 };
 use umbel_shard::{Cache, Model, ModelSource, PartsNeeded, Silent};
 
-use crate::swarm::cache;
+use crate::swarm::{Server, cache};
 
 /// What is asked of the swarm.
 #[derive(Debug, Clone)]
@@ -44,8 +46,27 @@ pub async fn undisturbed(
     let local = LocalModel::load(model.shard(), tokens, Device::shared())?;
     let chain = Chain::Local(Arc::new(local).open(u32::try_from(tokens)?)?);
     let mut generation = request(workload).start(Arc::clone(model), chain)?;
-    while generation.next().await?.is_some() {}
-    Ok(generation.tokens().to_vec())
+    Ok(generation.finish().await?.to_vec())
+}
+
+/// A client of the swarm that `server` is in, patient enough to look around once more.
+///
+/// # Errors
+/// Where it cannot join.
+pub async fn join(server: &Server) -> anyhow::Result<Arc<Swarm>> {
+    let join = vec![server.address().parse()?];
+    let config = SwarmConfig { join, patience: Duration::from_secs(5), ..SwarmConfig::default() };
+    Ok(Arc::new(Swarm::join(config).await?))
+}
+
+/// All tokens of a generation that goes on to its end, whose session is then closed.
+///
+/// # Errors
+/// Where no chain can be had any more.
+pub async fn finish(mut generation: Generation) -> anyhow::Result<Vec<u32>> {
+    let tokens = generation.finish().await?.to_vec();
+    generation.into_chain().0.close().await;
+    Ok(tokens)
 }
 
 /// An answer over a swarm that is about to begin.
@@ -58,12 +79,10 @@ pub async fn ask(
     workload: &Workload,
     speculate: &Speculate,
 ) -> anyhow::Result<Generation> {
-    let tokens = u32::try_from(workload.prompt.len())? + workload.tokens + 16;
-    let chain = if workload.standby {
-        RemoteChain::open_with_standby(swarm, model, tokens).await?
-    } else {
-        RemoteChain::open(swarm, model, tokens).await?
-    };
+    let tokens_max = u32::try_from(workload.prompt.len())? + workload.tokens + 16;
+    let options = SessionOptions { standby: workload.standby, ..SessionOptions::default() };
+    let opening = Opening { tokens_max, options, ..Opening::default() };
+    let chain = RemoteChain::open_with(swarm, model, opening).await?;
     let request = Generate { speculate: speculate.clone(), ..request(workload) };
     Ok(request.start(Arc::clone(model), Chain::Remote(Box::new(chain)))?)
 }

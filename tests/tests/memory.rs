@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use umbel_client::{Chain, ClientModel, RemoteChain, SessionOptions, Swarm, SwarmConfig};
+use umbel_client::{Chain, ClientModel, Entering, Opening, RemoteChain, Swarm, SwarmConfig};
 use umbel_engine::{HiddenStates, PAGE_TOKENS};
 use umbel_shard::gguf::write::GgufWriter;
 use umbel_shard::{ModelConfig, WeightType};
@@ -107,15 +107,16 @@ impl Watched {
     /// A session for a prompt of so many tokens, which is told token by token; how many the server
     /// held already.
     async fn read_known(&self, tokens: usize) -> (Chain, usize) {
-        let (swarm, options) = (Arc::clone(&self.swarm), SessionOptions::default());
         let ids = text(tokens);
-        let chain = RemoteChain::open_for(swarm, &self.model, SESSION_TOKENS, &ids, options);
+        let opening = Opening { tokens_max: SESSION_TOKENS, prompt: &ids, ..Opening::default() };
+        let chain = RemoteChain::open_with(Arc::clone(&self.swarm), &self.model, opening);
         let mut chain = Chain::Remote(Box::new(chain.await.unwrap()));
         let held = chain.held().len();
         let mut position = u32::try_from(held).unwrap();
         for ids in ids[held..].chunks(512) {
-            let entering = self.model.ends().embed(ids).unwrap();
-            let _leaving = chain.step_of(position, (entering, ids.to_vec())).await.unwrap();
+            let hidden = self.model.ends().embed(ids).unwrap();
+            let entering = Entering { hidden, ids: ids.to_vec() };
+            let _leaving = chain.step(position, entering).await.unwrap();
             position += u32::try_from(ids.len()).unwrap();
         }
         (chain, held)

@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use umbel_client::text::chat_template::Message;
 use umbel_client::train::FrozenBlocks;
-use umbel_client::{Chain, ClientModel, Generate, RemoteChain, SessionOptions, Swarm};
+use umbel_client::{Chain, ClientModel, Generate, Opening, RemoteChain, SessionOptions, Swarm};
 use umbel_engine::train::{Adapter, PeftFiles};
 use umbel_protocol::Span;
 
@@ -42,9 +42,9 @@ impl Opened {
         options: SessionOptions,
     ) -> PyResult<Chain> {
         let tokens = tokens.clamp(1, self.model.config().context_tokens);
-        let tokens = u32::try_from(tokens).expect("a context is counted in 32 bits");
-        let swarm = Arc::clone(&self.swarm);
-        let opening = RemoteChain::open_for(swarm, &self.model, tokens, prompt, options);
+        let tokens_max = u32::try_from(tokens).expect("a context is counted in 32 bits");
+        let opening = Opening { tokens_max, prompt, options, adapter: None };
+        let opening = RemoteChain::open_with(Arc::clone(&self.swarm), &self.model, opening);
         let chain = wait(py, opening)?.map_err(not_opened)?;
         Ok(Chain::Remote(Box::new(chain)))
     }

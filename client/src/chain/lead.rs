@@ -7,6 +7,7 @@
 
 use umbel_engine::HiddenStates;
 
+use super::Entering;
 use crate::adapter::NamedAdapter;
 
 /// The token that stands for a vector in the names of pages. It is never embedded.
@@ -37,18 +38,15 @@ impl Lead {
 
     /// Puts the vectors before the tokens of a step that begins the text: where the step then begins, what
     /// it hands in, and how many rows of its answer are theirs.
-    pub(super) fn before(
-        &self,
-        position: u32,
-        (hidden, ids): (HiddenStates, Vec<u32>),
-    ) -> (u32, (HiddenStates, Vec<u32>), usize) {
+    pub(super) fn before(&self, position: u32, entering: Entering) -> (u32, Entering, usize) {
         if position > 0 {
-            return (position + self.tokens, (hidden, ids), 0);
+            return (position + self.tokens, entering, 0);
         }
+        let Entering { hidden, ids } = entering;
         let ids = if ids.is_empty() { ids } else { self.named(&ids) };
         let both = HiddenStates::concat(&[self.vectors.clone(), hidden]);
         let hidden = both.expect("the adapter is for this model");
-        (0, (hidden, ids), self.vectors.token_count())
+        (0, Entering { hidden, ids }, self.vectors.token_count())
     }
 
     /// The tokens by which the pages of a text are named.

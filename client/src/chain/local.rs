@@ -15,6 +15,7 @@ use umbel_shard::{LoadError, Model, Part};
 use super::lead::Lead;
 use super::{HopTime, StepError, StepTime};
 use crate::adapter::NamedAdapter;
+use crate::apart;
 
 /// Every block of a model, for the sessions of this process.
 pub struct LocalModel {
@@ -167,13 +168,12 @@ impl LocalChain {
         let Some(mut place) = self.place.take() else {
             return Err(StepError::Interrupted);
         };
-        let (place, result, compute) = tokio::task::spawn_blocking(move || {
+        let (place, result, compute) = apart::compute(move || {
             let computing = Instant::now();
             let result = compute(&model.blocks, &mut place.table, position, &hidden);
             (place, result, computing.elapsed())
         })
-        .await
-        .expect("arithmetic does not panic");
+        .await;
         self.place = Some(place);
         let time = self.time(started.elapsed(), compute);
         Ok((result?, time))

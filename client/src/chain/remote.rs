@@ -20,9 +20,9 @@ use umbel_protocol::inference::AnswerRows;
 use umbel_protocol::{DType, ModelId};
 
 use super::lead::Lead;
-use super::{StepError, StepTime};
+use super::{Entering, StepError, StepTime};
 use crate::adapter::NamedAdapter;
-use crate::generate::compute_apart;
+use crate::apart;
 use crate::model::ClientModel;
 use crate::swarm::Swarm;
 use driver::{Command, Driver, NextStep, Stepped};
@@ -62,6 +62,21 @@ impl Default for SessionOptions {
     fn default() -> Self {
         Self { standby: false, wire: DType::F32, cache: DType::F32, share: true, thin: false }
     }
+}
+
+/// For what a session is opened.
+#[derive(Debug, Clone, Default)]
+pub struct Opening<'a> {
+    /// Tokens for which it has room.
+    pub tokens_max: u32,
+    /// What it will read first. Where servers still hold what that begins with, from an earlier session
+    /// of this client, the session begins behind it ([`RemoteChain::held`]).
+    pub prompt: &'a [u32],
+    /// What it is to be like.
+    pub options: SessionOptions,
+    /// What is added to the matrices for this session's tokens and nobody else's. Servers that lack it
+    /// are sent it.
+    pub adapter: Option<NamedAdapter>,
 }
 
 /// A session along a route of servers.
@@ -120,68 +135,26 @@ impl RemoteChain {
     /// Opens a session with room for `tokens_max` tokens on the route of least time.
     ///
     /// # Errors
-    /// [`OpenChainError`] where no route covers the model or a server of it refuses.
+    /// As [`RemoteChain::open_with`].
     pub async fn open(
         swarm: Arc<Swarm>,
         model: &ClientModel,
         tokens_max: u32,
     ) -> Result<Self, OpenChainError> {
-        Self::open_with(swarm, model, tokens_max, SessionOptions::default()).await
+        Self::open_with(swarm, model, Opening { tokens_max, ..Opening::default() }).await
     }
 
-    /// The same with a spare for each hop, which computes along, so that a failure costs no replay.
+    /// Opens a session as it is wanted on the route of least time.
     ///
     /// # Errors
-    /// As [`RemoteChain::open`].
-    pub async fn open_with_standby(
-        swarm: Arc<Swarm>,
-        model: &ClientModel,
-        tokens_max: u32,
-    ) -> Result<Self, OpenChainError> {
-        let options = SessionOptions { standby: true, ..SessionOptions::default() };
-        Self::open_with(swarm, model, tokens_max, options).await
-    }
-
-    /// The same as `options` say.
-    ///
-    /// # Errors
-    /// As [`RemoteChain::open`].
+    /// [`OpenChainError`] where no route covers the model, or a server of it refuses or has no room for
+    /// the adapter.
     pub async fn open_with(
         swarm: Arc<Swarm>,
         model: &ClientModel,
-        tokens_max: u32,
-        options: SessionOptions,
+        opening: Opening<'_>,
     ) -> Result<Self, OpenChainError> {
-        Self::open_for(swarm, model, tokens_max, &[], options).await
-    }
-
-    /// The same for a prompt: where servers still hold what it begins with, from an earlier session
-    /// of this client, the session begins behind that ([`RemoteChain::held`]).
-    ///
-    /// # Errors
-    /// As [`RemoteChain::open`].
-    pub async fn open_for(
-        swarm: Arc<Swarm>,
-        model: &ClientModel,
-        tokens_max: u32,
-        prompt: &[u32],
-        options: SessionOptions,
-    ) -> Result<Self, OpenChainError> {
-        Self::open_adapted(swarm, model, tokens_max, prompt, (options, None)).await
-    }
-
-    /// The same with an adapter, if there is one. Servers that lack it are sent it, and add it to the
-    /// matrices of this session's tokens and nobody else's.
-    ///
-    /// # Errors
-    /// As [`RemoteChain::open`], and where no server has room for the adapter.
-    pub async fn open_adapted(
-        swarm: Arc<Swarm>,
-        model: &ClientModel,
-        tokens_max: u32,
-        prompt: &[u32],
-        (options, adapter): (SessionOptions, Option<NamedAdapter>),
-    ) -> Result<Self, OpenChainError> {
+        let Opening { tokens_max, prompt, options, adapter } = opening;
         let hidden_size = model.config().hidden_size;
         let lead = Lead::of(adapter.as_ref());
         let context = u32::try_from(model.config().context_tokens).unwrap_or(u32::MAX);
@@ -228,7 +201,7 @@ impl RemoteChain {
     pub(super) async fn begin(
         &mut self,
         position: u32,
-        (hidden, ids): (HiddenStates, Vec<u32>),
+        Entering { hidden, ids }: Entering,
         answer_rows: AnswerRows,
     ) -> RemoteStep {
         let (answer, answered) = oneshot::channel();
@@ -367,7 +340,7 @@ impl Running {
         }
         tracing::debug!(tokens = held.len(), "servers hold the beginning of the prompt");
         let (ends, held, wire) = (ends.clone(), held.to_vec(), wanted.options.wire);
-        let hidden = compute_apart(move || {
+        let hidden = apart::compute(move || {
             let embedded = ends.embed(&held)?;
             let all = lead.iter().map(|lead| lead.vectors().clone()).chain([embedded]);
             let all = HiddenStates::concat(&all.collect::<Vec<_>>());

@@ -12,7 +12,7 @@ use umbel_coordinator::session::speculation::StepSample;
 use umbel_engine::{HiddenStates, check_numbers, top_logits};
 
 use super::{Generation, Logprobs, embed};
-use crate::chain::StepTime;
+use crate::chain::{Entering, StepTime};
 use crate::generate::GenerateError;
 use crate::speculation::Draft;
 
@@ -78,9 +78,9 @@ impl Generation {
         drafts: &'a [u32],
     ) -> Result<(&'a [u32], HiddenStates, StepTime), GenerateError> {
         let ids = [&self.tokens[self.computed..], drafts].concat();
-        let entering = embed(&self.model, ids.clone()).await?;
+        let entering = Entering { hidden: embed(&self.model, ids.clone()).await?, ids };
         let position = u32::try_from(self.computed).expect("a context is counted in 32 bits");
-        match self.chain.step_of(position, (entering, ids)).await {
+        match self.chain.step(position, entering).await {
             Ok((leaving, time)) => {
                 self.computed = self.tokens.len();
                 Ok((drafts, leaving, time))

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use umbel_client::{
-    Chain, ClientModel, LocalChain, LocalModel, NamedAdapter, RemoteChain, Sampling,
+    Chain, ClientModel, LocalChain, LocalModel, NamedAdapter, Opening, RemoteChain, Sampling,
     SessionOptions, Swarm, SwarmConfig,
 };
 use umbel_engine::Device;
@@ -100,9 +100,14 @@ impl Opened {
                     );
                 }
                 let swarm = Arc::clone(swarm);
-                let (tokens, with) = (u32::try_from(tokens)?, (*options, adapter.cloned()));
-                let chain = RemoteChain::open_adapted(swarm, &self.model, tokens, prompt, with);
-                Chain::Remote(Box::new(chain.await?))
+                let opening = Opening {
+                    tokens_max: u32::try_from(tokens)?,
+                    prompt,
+                    options: *options,
+                    adapter: adapter.cloned(),
+                };
+                let chain = RemoteChain::open_with(swarm, &self.model, opening).await?;
+                Chain::Remote(Box::new(chain))
             }
         })
     }

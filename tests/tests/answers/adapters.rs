@@ -10,15 +10,15 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use umbel_client::chain::remote::OpenChainError;
 use umbel_client::{
-    Chain, ClientModel, Generate, Generation, NamedAdapter, RemoteChain, SessionOptions, Speculate,
-    Swarm, SwarmConfig,
+    Chain, ClientModel, Generate, Generation, NamedAdapter, Opening, RemoteChain, SessionOptions,
+    Speculate, Swarm, SwarmConfig,
 };
 use umbel_engine::train::{Adapter, AdapterConfig, TargetModule};
 use umbel_protocol::Span;
 use umbel_tests::adapted::{scattered, uncached};
 use umbel_tests::swarm::{Server, checkpoint, report, serve, umbel};
 use umbel_tests::training::join_all;
-use umbel_tests::workload::client_model;
+use umbel_tests::workload::{client_model, finish};
 
 const ROOM: u32 = 120;
 
@@ -69,8 +69,9 @@ async fn open(
     adapter: Option<&NamedAdapter>,
     options: SessionOptions,
 ) -> Result<RemoteChain, OpenChainError> {
-    let (swarm, with) = (Arc::clone(swarm), (options, adapter.cloned()));
-    RemoteChain::open_adapted(swarm, model, ROOM, &request().prompt, with).await
+    let prompt = &request().prompt;
+    let opening = Opening { tokens_max: ROOM, prompt, options, adapter: adapter.cloned() };
+    RemoteChain::open_with(Arc::clone(swarm), model, opening).await
 }
 
 async fn begin(
@@ -80,13 +81,6 @@ async fn begin(
 ) -> Generation {
     let chain = open(swarm, model, adapter, SessionOptions::default()).await.unwrap();
     request().start(Arc::clone(model), Chain::Remote(Box::new(chain))).unwrap()
-}
-
-async fn finish(mut generation: Generation) -> Vec<u32> {
-    while generation.next().await.unwrap().is_some() {}
-    let tokens = generation.tokens().to_vec();
-    generation.into_chain().0.close().await;
-    tokens
 }
 
 fn start(blocks: &str, first: Option<&Server>, more: &[&str]) -> Server {
@@ -125,7 +119,7 @@ async fn sessions_with_other_adapters_at_once_answer_as_each_alone_and_without_a
         let (swarm, model) = (Arc::clone(&swarm), Arc::clone(&model));
         let adapter = wanted[which].cloned();
         asking.spawn(async move {
-            (which, finish(begin(&swarm, &model, adapter.as_ref()).await).await)
+            (which, finish(begin(&swarm, &model, adapter.as_ref()).await).await.unwrap())
         });
     }
     for (which, answer) in asking.join_all().await {
@@ -156,7 +150,7 @@ async fn a_server_that_is_killed_is_replaced_by_one_that_is_sent_the_adapter() {
             generation.next().await.unwrap().unwrap();
         }
         kill_hop(generation.chain(), 1, &mut servers);
-        assert_eq!(finish(generation).await, expected, "{standby}");
+        assert_eq!(finish(generation).await.unwrap(), expected, "{standby}");
         let next = start("1..3", Some(&servers[0]), &[]);
         servers.push(next);
         let known: Vec<_> = servers.iter().collect();
@@ -171,16 +165,22 @@ async fn what_was_read_with_an_adapter_is_taken_over_with_the_same_one_alone() {
     let model = model();
     let (one, another) = (adapter(&model, 4, 1), adapter(&model, 4, 2));
     let swarm = join_all(&[&server]).await.unwrap();
-    finish(begin(&swarm, &model, Some(&one)).await).await;
-    finish(begin(&swarm, &model, None).await).await;
+    finish(begin(&swarm, &model, Some(&one)).await).await.unwrap();
+    finish(begin(&swarm, &model, None).await).await.unwrap();
     let held = |generation: &Generation| generation.chain().held().len();
     let other = begin(&swarm, &model, Some(&another)).await;
     assert_eq!(held(&other), 0, "neither another's nor the model's own");
-    assert_eq!(finish(other).await, uncached(&model, Some(&another), &request()).await.unwrap());
+    assert_eq!(
+        finish(other).await.unwrap(),
+        uncached(&model, Some(&another), &request()).await.unwrap()
+    );
     for _ in 0..TRIES {
         let same = begin(&swarm, &model, Some(&one)).await;
         let tokens = held(&same);
-        assert_eq!(finish(same).await, uncached(&model, Some(&one), &request()).await.unwrap());
+        assert_eq!(
+            finish(same).await.unwrap(),
+            uncached(&model, Some(&one), &request()).await.unwrap()
+        );
         if tokens == 32 {
             return server.assert_no_errors();
         }
@@ -200,7 +200,7 @@ async fn servers_that_draw_tokens_themselves_add_adapters_too() {
     let chain = Chain::Remote(Box::new(chain));
     let generation = request().start(Arc::clone(&model), chain).unwrap();
     assert_eq!(
-        finish(generation).await,
+        finish(generation).await.unwrap(),
         uncached(&model, Some(&adapter), &request()).await.unwrap()
     );
     [first, second].iter().for_each(|server| server.assert_no_errors());
@@ -223,11 +223,11 @@ async fn an_adapter_for_which_no_server_has_room_is_refused_with_both_sizes() {
     // It still answers.
     let small = adapter(&model, 4, 2);
     let expected = uncached(&model, Some(&small), &request()).await.unwrap();
-    assert_eq!(finish(begin(&swarm, &model, Some(&small)).await).await, expected);
+    assert_eq!(finish(begin(&swarm, &model, Some(&small)).await).await.unwrap(), expected);
     let roomy = start("0..4", Some(&little), &[]);
     let swarm = join_all(&[&roomy, &little]).await.unwrap();
     let expected = uncached(&model, Some(&large), &request()).await.unwrap();
-    assert_eq!(finish(begin(&swarm, &model, Some(&large)).await).await, expected);
+    assert_eq!(finish(begin(&swarm, &model, Some(&large)).await).await.unwrap(), expected);
     [little, roomy].iter().for_each(|server| server.assert_no_errors());
 }
 

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use umbel_client::{
-    Chain, ClientModel, Device, Generate, Generation, LocalModel, RemoteChain, Sampling,
-    SessionOptions, Speculate, Swarm, SwarmConfig,
+    Chain, ClientModel, Device, Generate, Generation, LocalModel, Opening, RemoteChain, Sampling,
+    SessionOptions, Speculate, Swarm,
 };
 use umbel_protocol::DType;
 use umbel_tests::swarm::{Server, checkpoint, serve};
-use umbel_tests::workload::client_model;
+use umbel_tests::workload::{client_model, finish, join};
 
 const ROOM: u32 = 200;
 
@@ -54,14 +54,7 @@ async fn alone(model: &Arc<ClientModel>, request: &Generate, cache: DType) -> Ve
     let local = LocalModel::load(model.shard(), 512, Device::shared()).unwrap();
     let chain = Chain::Local(Arc::new(local).open_as(cache, ROOM).unwrap());
     let mut generation = request.clone().start(Arc::clone(model), chain).unwrap();
-    while generation.next().await.unwrap().is_some() {}
-    generation.tokens().to_vec()
-}
-
-async fn join(server: &Server) -> Arc<Swarm> {
-    let join = vec![server.address().parse().unwrap()];
-    let config = SwarmConfig { join, patience: Duration::from_secs(5), ..SwarmConfig::default() };
-    Arc::new(Swarm::join(config).await.unwrap())
+    generation.finish().await.unwrap().to_vec()
 }
 
 async fn open(
@@ -70,8 +63,8 @@ async fn open(
     prompt: &[u32],
     options: SessionOptions,
 ) -> Chain {
-    let swarm = Arc::clone(swarm);
-    let chain = RemoteChain::open_for(swarm, model, ROOM, prompt, options).await.unwrap();
+    let opening = Opening { tokens_max: ROOM, prompt, options, adapter: None };
+    let chain = RemoteChain::open_with(Arc::clone(swarm), model, opening).await.unwrap();
     Chain::Remote(Box::new(chain))
 }
 
@@ -111,14 +104,6 @@ async fn begin(swarm: &Arc<Swarm>, model: &Arc<ClientModel>, request: &Generate)
     request.clone().start(Arc::clone(model), chain).unwrap()
 }
 
-/// Goes on to the end; what came in all.
-async fn finish(mut generation: Generation) -> Vec<u32> {
-    while generation.next().await.unwrap().is_some() {}
-    let tokens = generation.tokens().to_vec();
-    generation.into_chain().0.close().await;
-    tokens
-}
-
 /// Servers of two halves.
 fn halves(folder: &str, extra: &[&str]) -> [Server; 2] {
     let first = serve(&[&[folder, "--blocks", "0..2"], extra].concat());
@@ -132,12 +117,12 @@ async fn a_second_session_computes_only_what_is_new_and_answers_the_same() {
     let folder = checkpoint("llama");
     let servers = halves(&folder, &[]);
     let model = client_model(&folder).unwrap();
-    let swarm = join(&servers[1]).await;
+    let swarm = join(&servers[1]).await.unwrap();
     for (number, request) in requests().into_iter().enumerate() {
         let expected = alone(&model, &request, DType::F32).await;
         let held = if number == 0 { 0 } else { KEPT_TOKENS };
         let generation = begin_holding(&swarm, &model, &request, held).await;
-        assert_eq!(finish(generation).await, expected, "request {number}");
+        assert_eq!(finish(generation).await.unwrap(), expected, "request {number}");
 
         // The next question of a conversation: the prompt, the answer, and more.
         let further = [&expected[..], &[9, 8, 7]].concat();
@@ -146,7 +131,7 @@ async fn a_second_session_computes_only_what_is_new_and_answers_the_same() {
         // The last token of an answer is in no cache, and the same was asked before with guesses.
         let held = if number == 1 { 112 } else { (PROMPT_TOKENS + TOKENS - 1) as usize / 16 * 16 };
         let generation = begin_holding(&swarm, &model, &request, held).await;
-        assert_eq!(finish(generation).await, expected, "request {number}");
+        assert_eq!(finish(generation).await.unwrap(), expected, "request {number}");
     }
     servers.iter().for_each(|server| server.assert_no_errors());
 }
@@ -157,14 +142,14 @@ async fn nobody_else_is_shown_what_is_kept_and_who_shares_nothing_leaves_nothing
     let servers = halves(&folder, &[]);
     let model = client_model(&folder).unwrap();
     let request = &requests()[0];
-    let [owner, stranger] = [join(&servers[0]).await, join(&servers[0]).await];
+    let [owner, stranger] = [join(&servers[0]).await.unwrap(), join(&servers[0]).await.unwrap()];
     let apart = SessionOptions { share: false, ..SessionOptions::default() };
     let held = |chain: &Chain| chain.held().len();
     let chain = open(&owner, &model, &request.prompt, apart).await;
-    finish(request.clone().start(Arc::clone(&model), chain).unwrap()).await;
+    finish(request.clone().start(Arc::clone(&model), chain).unwrap()).await.unwrap();
     let generation = begin(&owner, &model, request).await;
     assert_eq!(held(generation.chain()), 0, "nothing was left");
-    finish(generation).await;
+    finish(generation).await.unwrap();
     let options = SessionOptions::default();
     open_holding(&owner, &model, &request.prompt, (options, KEPT_TOKENS)).await;
     assert_eq!(held(&open(&stranger, &model, &request.prompt, options).await), 0);
@@ -175,11 +160,11 @@ async fn nobody_else_is_shown_what_is_kept_and_who_shares_nothing_leaves_nothing
     assert_eq!(held(&open(&owner, &model, &request.prompt, rounded).await), 0);
 
     let servers = halves(&folder, &["--no-share"]);
-    let swarm = join(&servers[0]).await;
+    let swarm = join(&servers[0]).await.unwrap();
     for _ in 0..2 {
         let generation = begin(&swarm, &model, request).await;
         assert_eq!(held(generation.chain()), 0);
-        finish(generation).await;
+        finish(generation).await.unwrap();
     }
 }
 
@@ -188,7 +173,7 @@ async fn narrow_caches_are_shared_by_sessions_that_keep_them_alike() {
     let folder = checkpoint("llama");
     let servers = halves(&folder, &[]);
     let model = client_model(&folder).unwrap();
-    let swarm = join(&servers[0]).await;
+    let swarm = join(&servers[0]).await.unwrap();
     let request = requests().pop().unwrap();
     for cache in [DType::BF16, DType::Q8] {
         let expected = alone(&model, &request, cache).await;
@@ -196,7 +181,7 @@ async fn narrow_caches_are_shared_by_sessions_that_keep_them_alike() {
             let options = SessionOptions { cache, ..SessionOptions::default() };
             let chain = open_holding(&swarm, &model, &request.prompt, (options, held)).await;
             let generation = request.clone().start(Arc::clone(&model), chain).unwrap();
-            assert_eq!(finish(generation).await, expected, "{cache}");
+            assert_eq!(finish(generation).await.unwrap(), expected, "{cache}");
         }
     }
 }
@@ -206,13 +191,14 @@ async fn sessions_over_links_that_round_share_along_the_same_route() {
     let folder = checkpoint("llama");
     let servers = halves(&folder, &[]);
     let model = client_model(&folder).unwrap();
-    let swarm = join(&servers[0]).await;
+    let swarm = join(&servers[0]).await.unwrap();
     let request = &requests()[0];
     let mut answers = Vec::new();
     for held in [0, KEPT_TOKENS] {
         let options = SessionOptions { wire: DType::Q8, ..SessionOptions::default() };
         let chain = open_holding(&swarm, &model, &request.prompt, (options, held)).await;
-        answers.push(finish(request.clone().start(Arc::clone(&model), chain).unwrap()).await);
+        answers
+            .push(finish(request.clone().start(Arc::clone(&model), chain).unwrap()).await.unwrap());
     }
     assert_eq!(answers[0], answers[1]);
 }
@@ -231,7 +217,7 @@ impl Warm {
     async fn start(request: &Generate) -> (Self, Generation) {
         let folder = checkpoint("llama");
         let anchor = serve(&[&folder, "--blocks", "3..4"]);
-        let (model, swarm) = (client_model(&folder).unwrap(), join(&anchor).await);
+        let (model, swarm) = (client_model(&folder).unwrap(), join(&anchor).await.unwrap());
         let mut warm = Self { folder, model, swarm, anchor, servers: Vec::new() };
         warm.add_servers();
         // A client that has never been there chooses by guesswork, and the next time by what it knows.
@@ -239,7 +225,7 @@ impl Warm {
         open(&warm.swarm, &warm.model, &[], unshared).await.close().await;
         let first = begin(&warm.swarm, &warm.model, request).await;
         let route = first.chain().route();
-        finish(first).await;
+        finish(first).await.unwrap();
         let generation = begin_holding(&warm.swarm, &warm.model, request, KEPT_TOKENS).await;
         assert_eq!(generation.chain().route(), route);
         // Those that come now hold nothing.
@@ -273,10 +259,10 @@ async fn a_server_that_held_the_prefix_is_killed_and_no_token_differs() {
                 generation.next().await.unwrap().unwrap();
             }
             warm.remove(generation.chain(), hop).kill();
-            assert_eq!(finish(generation).await, expected, "request {number}, hop {hop}");
+            assert_eq!(finish(generation).await.unwrap(), expected, "request {number}, hop {hop}");
             // What the replacement holds by now is taken over as well.
             let generation = begin(&warm.swarm, &warm.model, &request).await;
-            assert_eq!(finish(generation).await, expected, "request {number}, again");
+            assert_eq!(finish(generation).await.unwrap(), expected, "request {number}, again");
             warm.servers.iter().for_each(|server| server.assert_no_errors());
         }
     }
@@ -308,6 +294,6 @@ async fn a_server_that_held_the_prefix_leaves_in_peace_and_no_token_differs() {
         assert!(output.status.success(), "{}", output.stderr);
         let in_time = !output.stderr.contains("sessions were still open");
         assert!(in_time, "{}", output.stderr);
-        assert_eq!(finish(generation).await, expected, "hop {hop}");
+        assert_eq!(finish(generation).await.unwrap(), expected, "hop {hop}");
     }
 }

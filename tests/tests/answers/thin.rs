@@ -3,16 +3,15 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use umbel_client::{
-    Chain, ClientModel, Device, Generate, GenerateError, LocalModel, RemoteChain, Sampling,
-    SessionOptions, Swarm, SwarmConfig,
+    Chain, ClientModel, Device, Generate, GenerateError, LocalModel, Opening, RemoteChain,
+    Sampling, SessionOptions, Swarm,
 };
 use umbel_shard::{Cache, ModelSource, Silent};
 use umbel_tests::process::Output;
 use umbel_tests::swarm::{Server, cache, checkpoint, report, serve, umbel};
-use umbel_tests::workload::client_model;
+use umbel_tests::workload::{client_model, join};
 
 const THIN: SessionOptions = SessionOptions {
     standby: false,
@@ -52,19 +51,12 @@ async fn of_one_process(name: &str, request: Generate) -> Vec<u32> {
     let local = Arc::new(LocalModel::load(model.shard(), 256, Device::shared()).unwrap());
     let chain = Chain::Local(local.open(200).unwrap());
     let mut generation = request.start(model, chain).unwrap();
-    while generation.next().await.unwrap().is_some() {}
-    generation.tokens().to_vec()
+    generation.finish().await.unwrap().to_vec()
 }
 
-async fn join(server: &Server) -> Arc<Swarm> {
-    let join = vec![server.address().parse().unwrap()];
-    // Long enough to look around, and not more than a test needs.
-    let config = SwarmConfig { join, patience: Duration::from_secs(5), ..SwarmConfig::default() };
-    Arc::new(Swarm::join(config).await.unwrap())
-}
-
-async fn open(swarm: Arc<Swarm>, model: &ClientModel, tokens: u32) -> Chain {
-    let chain = RemoteChain::open_with(swarm, model, tokens, THIN).await.unwrap();
+async fn open(swarm: Arc<Swarm>, model: &ClientModel, tokens_max: u32) -> Chain {
+    let opening = Opening { tokens_max, options: THIN, ..Opening::default() };
+    let chain = RemoteChain::open_with(swarm, model, opening).await.unwrap();
     Chain::Remote(Box::new(chain))
 }
 
@@ -116,7 +108,7 @@ async fn killed_hops_change_no_token() {
     let mut servers = swarm_of(NAME, &[spans, spans].concat());
     let model = thin_model(NAME);
     let expected = of_one_process(NAME, request(40, sampled())).await;
-    let swarm = join(&servers[0]).await;
+    let swarm = join(&servers[0]).await.unwrap();
     let mut generation = request(40, sampled())
         .start(Arc::clone(&model), open(Arc::clone(&swarm), &model, 64).await)
         .unwrap();
@@ -140,7 +132,7 @@ async fn a_conversation_goes_on_in_the_same_session_and_an_answer_can_be_left() 
     let folder = checkpoint("llama");
     let servers = swarm_of(&folder, &["0..2", "2..4"]);
     let model = thin_model(&folder);
-    let chain = open(join(&servers[0]).await, &model, 200).await;
+    let chain = open(join(&servers[0]).await.unwrap(), &model, 200).await;
     // The answer is left after three tokens, while more are drawn.
     let mut first = request(60, sampled()).start(Arc::clone(&model), chain).unwrap();
     for _ in 0..3 {
@@ -156,7 +148,7 @@ async fn a_conversation_goes_on_in_the_same_session_and_an_answer_can_be_left() 
     for prompt in prompts {
         let next = Generate { prompt, ..request(20, sampled()) };
         let mut generation = next.clone().resume(Arc::clone(&model), chain, &cached).unwrap();
-        while generation.next().await.unwrap().is_some() {}
+        generation.finish().await.unwrap();
         assert_eq!(generation.tokens(), of_one_process(&folder, next).await);
         (chain, cached) = generation.into_chain();
     }
@@ -169,19 +161,17 @@ async fn thin_sessions_and_others_share_servers() {
     let folder = checkpoint("llama");
     let servers = swarm_of(&folder, &["0..2", "2..4"]);
     let (thin, whole) = (thin_model(&folder), client_model(&folder).unwrap());
-    let swarm = join(&servers[0]).await;
+    let swarm = join(&servers[0]).await.unwrap();
     let mut answers = Vec::new();
     for (number, is_thin) in [true, true, false].into_iter().enumerate() {
         let sampling = Sampling { seed: number as u64, ..sampled() };
         let options = SessionOptions { thin: is_thin, ..THIN };
         let model = if is_thin { Arc::clone(&thin) } else { Arc::clone(&whole) };
-        let chain = RemoteChain::open_with(Arc::clone(&swarm), &model, 128, options).await.unwrap();
+        let opening = Opening { tokens_max: 128, options, ..Opening::default() };
+        let chain = RemoteChain::open_with(Arc::clone(&swarm), &model, opening).await.unwrap();
         let chain = Chain::Remote(Box::new(chain));
         let mut generation = request(100, sampling.clone()).start(model, chain).unwrap();
-        let answer = tokio::spawn(async move {
-            while generation.next().await.unwrap().is_some() {}
-            generation.tokens().to_vec()
-        });
+        let answer = tokio::spawn(async move { generation.finish().await.unwrap().to_vec() });
         answers.push((sampling, answer));
     }
     for (sampling, answer) in answers {
@@ -196,7 +186,8 @@ async fn servers_without_the_ends_serve_others_and_blocks_between() {
     let folder = checkpoint("llama");
     let without = serve(&[&folder, "--no-ends"]);
     let model = thin_model(&folder);
-    let refused = RemoteChain::open_with(join(&without).await, &model, 64, THIN).await;
+    let opening = Opening { tokens_max: 64, options: THIN, ..Opening::default() };
+    let refused = RemoteChain::open_with(join(&without).await.unwrap(), &model, opening).await;
     let error = refused.err().expect("nobody holds the ends").to_string();
     assert!(error.contains("0..1") && error.contains("3..4"), "{error}");
     let with = [
@@ -204,10 +195,10 @@ async fn servers_without_the_ends_serve_others_and_blocks_between() {
         serve(&[&folder, "--blocks", "3..4", "--join", without.address()]),
     ];
     let expected = of_one_process(&folder, request(20, sampled())).await;
-    let chain = open(join(&without).await, &model, 64).await;
+    let chain = open(join(&without).await.unwrap(), &model, 64).await;
     assert_eq!(chain.route().len(), 3);
     let mut generation = request(20, sampled()).start(Arc::clone(&model), chain).unwrap();
-    while generation.next().await.unwrap().is_some() {}
+    generation.finish().await.unwrap();
     assert_eq!(generation.tokens(), expected);
     let words = ["generate", &folder, "--prompt-ids", "5,17,99,140,3", "--join", without.address()];
     assert!(umbel(&words).status.success(), "others need no ends there");
@@ -219,8 +210,11 @@ async fn what_a_thin_session_cannot_do_is_said() {
     let folder = checkpoint("llama");
     let server = serve(&[&folder]);
     let model = thin_model(&folder);
-    let swarm = join(&server).await;
-    let open_with = |options| RemoteChain::open_with(Arc::clone(&swarm), &model, 64, options);
+    let swarm = join(&server).await.unwrap();
+    let open_with = |options| {
+        let opening = Opening { tokens_max: 64, options, ..Opening::default() };
+        RemoteChain::open_with(Arc::clone(&swarm), &model, opening)
+    };
     let chain = Chain::Remote(Box::new(open_with(THIN).await.unwrap()));
     let logits = Generate { top_logits: 2, ..request(4, sampled()) };
     let refused = logits.start(Arc::clone(&model), chain).err();

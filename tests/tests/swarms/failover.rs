@@ -8,30 +8,23 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use umbel_client::{
-    Chain, ClientModel, Generate, GenerateError, LocalModel, RemoteChain, SessionOptions, Swarm,
-    SwarmConfig,
+    Chain, ClientModel, Generate, GenerateError, LocalModel, Opening, RemoteChain, SessionOptions,
+    Swarm, SwarmConfig,
 };
 use umbel_coordinator::random::Random;
 use umbel_protocol::DType;
-use umbel_shard::{Cache, Model, ModelSource, PartsNeeded, Silent};
 use umbel_tests::clients::{Clients, Question};
 use umbel_tests::faults::{Fault, Replicated};
 use umbel_tests::process::umbel_binary;
 #[cfg(target_os = "linux")]
 use umbel_tests::swarm::serve_locally;
-use umbel_tests::swarm::{Server, cache, checkpoint, serve};
-use umbel_tests::workload::Workload;
+use umbel_tests::swarm::{Server, checkpoint, serve};
+use umbel_tests::workload::{Workload, client_model, join};
 
 const TOKENS: u32 = 24;
 
 fn request() -> Generate {
     Generate { max_tokens: TOKENS, ignore_eos: true, ..Generate::new(vec![5, 17, 99, 140, 3]) }
-}
-
-fn model(name: &str) -> Arc<ClientModel> {
-    let source = ModelSource::parse(name).unwrap();
-    let model = Model::open(&source, &Cache::new(cache()), PartsNeeded::everything(), &Silent);
-    Arc::new(ClientModel::from_shard(model.unwrap()).unwrap())
 }
 
 /// What one process answers.
@@ -44,15 +37,7 @@ async fn answer_of_one_process(model: &Arc<ClientModel>, request: Generate) -> V
         Arc::new(LocalModel::load(model.shard(), 256, umbel_client::Device::shared()).unwrap());
     let chain = Chain::Local(local.open(128).unwrap());
     let mut generation = request.start(Arc::clone(model), chain).unwrap();
-    while generation.next().await.unwrap().is_some() {}
-    generation.tokens().to_vec()
-}
-
-async fn join(server: &Server) -> Arc<Swarm> {
-    let join = vec![server.address().parse().unwrap()];
-    // Long enough to look around, and not more than a test needs.
-    let config = SwarmConfig { join, patience: Duration::from_secs(5), ..SwarmConfig::default() };
-    Arc::new(Swarm::join(config).await.unwrap())
+    generation.finish().await.unwrap().to_vec()
 }
 
 /// Ends the server of the last hop of `chain`.
@@ -76,8 +61,8 @@ async fn an_answer_goes_on_over_another_server(start: fn(&[&str]) -> Server, dur
     let second = ["--blocks", "2..4", "--join", first.address()];
     let second = [&[folder.as_str()], &second[..]].concat();
     let mut servers = vec![start(&second), start(&second)];
-    let model = model(&folder);
-    let chain = RemoteChain::open(join(&first).await, &model, 64).await.unwrap();
+    let model = client_model(&folder).unwrap();
+    let chain = RemoteChain::open(join(&first).await.unwrap(), &model, 64).await.unwrap();
     let mut generation =
         request().start(Arc::clone(&model), Chain::Remote(Box::new(chain))).unwrap();
     for _ in 0..7 {
@@ -85,7 +70,7 @@ async fn an_answer_goes_on_over_another_server(start: fn(&[&str]) -> Server, dur
     }
     during();
     kill_last_hop(generation.chain(), &mut servers);
-    while generation.next().await.unwrap().is_some() {}
+    generation.finish().await.unwrap();
     assert_eq!(generation.tokens(), undisturbed(&model).await);
 }
 
@@ -106,14 +91,15 @@ async fn a_server_that_continues_with_narrow_keys_and_values_rounds_as_the_one_b
     let first = serve(&[&folder, "--blocks", "0..2"]);
     let second = ["--blocks", "2..4", "--join", first.address()];
     let second = [&[folder.as_str()], &second[..]].concat();
-    let model = model(&folder);
+    let model = client_model(&folder).unwrap();
     let request = || Generate { top_logits: 3, ..request() };
     let mut servers = vec![serve(&second)];
     for cache in [DType::BF16, DType::Q8] {
         servers.push(serve(&second));
         let options = SessionOptions { cache, ..SessionOptions::default() };
-        let swarm = join(&first).await;
-        let chain = RemoteChain::open_with(swarm, &model, 64, options).await.unwrap();
+        let opening = Opening { tokens_max: 64, options, ..Opening::default() };
+        let chain =
+            RemoteChain::open_with(join(&first).await.unwrap(), &model, opening).await.unwrap();
         let mut generation =
             request().start(Arc::clone(&model), Chain::Remote(Box::new(chain))).unwrap();
         let mut logits = Vec::new();
@@ -221,7 +207,7 @@ async fn a_session_that_is_asked_for_while_the_only_server_restarts_waits_for_it
     let folder = checkpoint("llama");
     let first = serve(&[&folder, "--blocks", "0..2"]);
     let second = serve(&[&folder, "--blocks", "2..4", "--join", first.address()]);
-    let model = model(&folder);
+    let model = client_model(&folder).unwrap();
     let expected = undisturbed(&model).await;
     let config =
         SwarmConfig { join: vec![first.address().parse().unwrap()], ..SwarmConfig::default() };
@@ -238,7 +224,7 @@ async fn a_session_that_is_asked_for_while_the_only_server_restarts_waits_for_it
     });
     let chain = Chain::Remote(Box::new(opening.await.unwrap().unwrap()));
     let mut generation = request().start(Arc::clone(&model), chain).unwrap();
-    while generation.next().await.unwrap().is_some() {}
+    generation.finish().await.unwrap();
     assert_eq!(generation.tokens(), expected);
     back.await.unwrap().assert_no_errors();
 }
@@ -251,7 +237,7 @@ async fn a_session_that_was_idle_while_its_server_restarted_waits_as_long_as_any
     // It does not wait for the session, which stays open.
     let arguments = ["--blocks", "2..4", "--join", first.address(), "--drain-timeout", "1"];
     let mut second = serve(&[&[folder.as_str()], &arguments[..]].concat());
-    let model = model(&folder);
+    let model = client_model(&folder).unwrap();
     let patience = Duration::from_secs(3);
     let join = vec![first.address().parse().unwrap()];
     let config = SwarmConfig { join, patience, ..SwarmConfig::default() };
@@ -268,7 +254,7 @@ async fn a_session_that_was_idle_while_its_server_restarted_waits_as_long_as_any
     while heard.elapsed() <= patience {
         second = tokio::task::spawn_blocking(|| second.restart(&[])).await.unwrap();
     }
-    while generation.next().await.unwrap().is_some() {}
+    generation.finish().await.unwrap();
     assert_eq!(generation.tokens(), undisturbed(&model).await);
     second.assert_no_errors();
 }
@@ -319,16 +305,20 @@ async fn a_server_moves(arguments: &[&str]) -> String {
     let mover = with(&[&mover, arguments].concat());
     let anchor =
         with(&["--blocks", "0..2", "--join", leaving.address(), "--join", mover.address()]);
-    let model = model(&folder);
+    let model = client_model(&folder).unwrap();
     let long = || Generate { max_tokens: 100, ..request() };
     let expected = answer_of_one_process(&model, long()).await;
-    let chain = RemoteChain::open(join(&anchor).await, &model, 128).await.unwrap();
+    let chain = RemoteChain::open(join(&anchor).await.unwrap(), &model, 128).await.unwrap();
     let mut generation = long().start(Arc::clone(&model), Chain::Remote(Box::new(chain))).unwrap();
     generation.next().await.unwrap().unwrap();
     // Others ask meanwhile; sessions that they open are on the old blocks, and then on the new.
     let workload =
         Workload { prompt: request().prompt, tokens: TOKENS, prefill_chunk: 512, standby: false };
-    let others = vec![join(&anchor).await, join(&anchor).await, join(&anchor).await];
+    let others = vec![
+        join(&anchor).await.unwrap(),
+        join(&anchor).await.unwrap(),
+        join(&anchor).await.unwrap(),
+    ];
     let model = Arc::clone(&model);
     let expected_by_others = undisturbed(&model).await;
     let question = Question { model, workload, expected: expected_by_others };
@@ -355,8 +345,8 @@ async fn an_answer_for_which_nobody_is_left_ends_with_the_blocks_that_are_missin
     let folder = checkpoint("llama");
     let first = serve(&[&folder, "--blocks", "0..2"]);
     let mut servers = vec![serve(&[&folder, "--blocks", "2..4", "--join", first.address()])];
-    let model = model(&folder);
-    let chain = RemoteChain::open(join(&first).await, &model, 64).await.unwrap();
+    let model = client_model(&folder).unwrap();
+    let chain = RemoteChain::open(join(&first).await.unwrap(), &model, 64).await.unwrap();
     let mut generation = request().start(model, Chain::Remote(Box::new(chain))).unwrap();
     generation.next().await.unwrap().unwrap();
     kill_last_hop(generation.chain(), &mut servers);

@@ -6,12 +6,12 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use umbel_client::{Chain, ClientModel, Generate, RemoteChain, SessionOptions, Swarm, SwarmConfig};
+use umbel_client::{Chain, Generate, RemoteChain, Swarm, SwarmConfig};
 use umbel_net::{Identity, Network, NetworkConfig, RelayLimits, Role};
-use umbel_shard::{Cache, Model, ModelSource, PartsNeeded, Silent};
 use umbel_tests::process::UmbelProcess;
 use umbel_tests::prometheus::{get, metric, url};
 use umbel_tests::swarm::{Server, cache, checkpoint, report, serve, serve_on, umbel};
+use umbel_tests::workload::client_model;
 
 const TCP: [&str; 1] = ["/ip4/127.0.0.1/tcp/0"];
 const PROMPT: [u32; 5] = [5, 17, 99, 140, 3];
@@ -69,12 +69,6 @@ fn servers_that_are_reached_by_a_relay_alone_answer_as_one_process() {
     }
 }
 
-fn model(folder: &str) -> Arc<ClientModel> {
-    let source = ModelSource::parse(folder).unwrap();
-    let model = Model::open(&source, &Cache::new(cache()), PartsNeeded::everything(), &Silent);
-    Arc::new(ClientModel::from_shard(model.unwrap()).unwrap())
-}
-
 async fn join(servers: &[&Server]) -> Arc<Swarm> {
     let join = servers.iter().map(|server| server.address().parse().unwrap()).collect();
     let patience = Duration::from_secs(60);
@@ -90,10 +84,9 @@ async fn an_answer_goes_on_by_another_relay_when_one_is_killed() {
     let second_relay = relay(&another, "0..1", &["--join", first_relay.address()]);
     let behind =
         ["0..2", "2..4"].map(|blocks| hidden(&folder, blocks, &[&first_relay, &second_relay]));
-    let model = model(&folder);
+    let model = client_model(&folder).unwrap();
     let swarm = join(&[&first_relay, &second_relay]).await;
-    let options = SessionOptions::default();
-    let chain = RemoteChain::open_with(swarm, &model, 64, options).await.unwrap();
+    let chain = RemoteChain::open(swarm, &model, 64).await.unwrap();
     let chain = Chain::Remote(Box::new(chain));
     let names: Vec<_> =
         chain.route().into_iter().map(|(peer, _)| peer.unwrap().to_string()).collect();
@@ -113,7 +106,7 @@ async fn an_answer_goes_on_by_another_relay_when_one_is_killed() {
         (second_relay, first_relay)
     };
     doomed.kill();
-    while generation.next().await.unwrap().is_some() {}
+    generation.finish().await.unwrap();
     let tokens = serde_json::to_value(&generation.tokens()[PROMPT.len()..]).unwrap();
     assert_eq!(tokens, ask(&folder, &["--local"]));
     assert!(circuits(&left) >= 2.0);
@@ -132,12 +125,11 @@ async fn a_session_outlives_its_circuits() {
     let relay = Network::start(config).await.unwrap();
     let place = format!("{}/p2p-circuit", relay.preferred_address());
     let only = serve_on(&[&place], &[&folder, "--blocks", "0..4"]);
-    let model = model(&folder);
-    let options = SessionOptions::default();
-    let chain = RemoteChain::open_with(join(&[&only]).await, &model, 120, options).await.unwrap();
+    let model = client_model(&folder).unwrap();
+    let chain = RemoteChain::open(join(&[&only]).await, &model, 120).await.unwrap();
     let request = Generate { max_tokens: 100, ignore_eos: true, ..Generate::new(PROMPT.to_vec()) };
     let mut generation = request.start(Arc::clone(&model), Chain::Remote(Box::new(chain))).unwrap();
-    while generation.next().await.unwrap().is_some() {}
+    generation.finish().await.unwrap();
     let passed = relay.traffic().sent;
     assert!(passed > 2 * CIRCUIT_BYTES, "one circuit was enough for {passed} bytes");
     let tokens = serde_json::to_value(&generation.tokens()[PROMPT.len()..]).unwrap();

@@ -105,7 +105,7 @@ async fn over_a_rest(
     // It is of use again: the session comes back to it when the other one leaves.
     let leaving = tokio::task::spawn_blocking(move || other.terminate());
     let is_back = generate_until_on(&mut generation, &server, wakes + 2 * SLACK).await;
-    while generation.next().await.unwrap().is_some() {}
+    generation.finish().await.unwrap();
     let Chain::Remote(chain) = generation.chain() else { panic!("it is remote") };
     assert!(chain.failures().is_empty(), "a server that rests fails nobody");
     assert!(leaving.await.unwrap().status.success());

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use umbel_client::train::data::Example;
 use umbel_client::train::prompt::{self, BeginPromptError};
 use umbel_client::{
-    Chain, ClientModel, Device, Generate, GenerateError, Generation, LocalModel, NamedAdapter,
+    Chain, ClientModel, Device, Generate, GenerateError, LocalModel, NamedAdapter, Opening,
     RemoteChain, SessionOptions, Speculate, Swarm,
 };
 use umbel_engine::train::{AdamW, TrainingState};
@@ -16,6 +16,7 @@ use umbel_protocol::training::StateKind;
 use umbel_tests::adapted::{scattered, uncached};
 use umbel_tests::swarm::Server;
 use umbel_tests::training::{Kills, Lesson, PROMPT_TOKENS, join_all, local, start};
+use umbel_tests::workload::finish;
 
 /// Of a difference beside the gradient: the third derivative over a step, and rounding of binary32.
 const ERROR_MAX: f64 = 1e-2;
@@ -122,16 +123,10 @@ async fn open(
     adapter: &NamedAdapter,
     options: SessionOptions,
 ) -> Chain {
-    let (swarm, with) = (Arc::clone(swarm), (options, Some(adapter.clone())));
-    let chain = RemoteChain::open_adapted(swarm, model, ROOM, &request().prompt, with).await;
+    let prompt = &request().prompt;
+    let opening = Opening { tokens_max: ROOM, prompt, options, adapter: Some(adapter.clone()) };
+    let chain = RemoteChain::open_with(Arc::clone(swarm), model, opening).await;
     Chain::Remote(Box::new(chain.unwrap()))
-}
-
-async fn finish(mut generation: Generation) -> Vec<u32> {
-    while generation.next().await.unwrap().is_some() {}
-    let tokens = generation.tokens().to_vec();
-    generation.into_chain().0.close().await;
-    tokens
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -158,7 +153,7 @@ async fn sessions_that_begin_with_a_prompt_outlive_their_servers() {
         let peer = generation.chain().route()[0].0.unwrap().to_string();
         let doomed = servers.iter().position(|of| of.address().ends_with(&peer)).unwrap();
         servers.remove(doomed).kill();
-        assert_eq!(finish(generation).await, expected, "deep {deep}, standby {standby}");
+        assert_eq!(finish(generation).await.unwrap(), expected, "deep {deep}, standby {standby}");
         let first: Option<&Server> = servers.first();
         let next = start("0..2", first);
         servers.push(next);
@@ -178,18 +173,18 @@ async fn what_was_read_behind_a_prompt_is_taken_over_behind_the_same_one_alone()
             request().start(Arc::clone(&model), chain).unwrap()
         };
         let expected = uncached(&model, Some(&one), &request()).await.unwrap();
-        assert_eq!(finish(begin(&one).await).await, expected, "deep {deep}");
+        assert_eq!(finish(begin(&one).await).await.unwrap(), expected, "deep {deep}");
         let other = begin(&another).await;
         assert_eq!(other.chain().held(), [0; 0], "another's");
         assert_eq!(
-            finish(other).await,
+            finish(other).await.unwrap(),
             uncached(&model, Some(&another), &request()).await.unwrap()
         );
         let mut held = 0;
         for _ in 0..TRIES {
             let same = begin(&one).await;
             held = same.chain().held().len();
-            assert_eq!(finish(same).await, expected, "deep {deep}, {held} held");
+            assert_eq!(finish(same).await.unwrap(), expected, "deep {deep}, {held} held");
             if held > 0 {
                 break;
             }
@@ -209,7 +204,7 @@ async fn a_session_goes_on_behind_its_prompt_with_a_longer_text() {
     let adapter = adapter(&model, true, 4);
     let chain = open(&swarm, &model, &adapter, SessionOptions::default()).await;
     let mut generation = request().start(Arc::clone(&model), chain).unwrap();
-    while generation.next().await.unwrap().is_some() {}
+    generation.finish().await.unwrap();
     let (chain, cached) = generation.into_chain();
     // It goes on with what was said, and with another text from the middle of the first on.
     let longer = [&cached[..], &[9, 8, 7]].concat();
@@ -218,11 +213,11 @@ async fn a_session_goes_on_behind_its_prompt_with_a_longer_text() {
     for prompt in [longer, other] {
         let again = Generate { prompt, max_tokens: 6, ..request() };
         let mut generation = again.clone().resume(Arc::clone(&model), kept.0, &kept.1).unwrap();
-        while generation.next().await.unwrap().is_some() {}
+        generation.finish().await.unwrap();
         let found = generation.tokens().to_vec();
         kept = generation.into_chain();
         let fresh = open(&swarm, &model, &adapter, SessionOptions::default()).await;
-        assert_eq!(found, finish(again.start(Arc::clone(&model), fresh).unwrap()).await);
+        assert_eq!(found, finish(again.start(Arc::clone(&model), fresh).unwrap()).await.unwrap());
     }
     kept.0.close().await;
     server.assert_no_errors();
@@ -253,7 +248,7 @@ async fn a_prompt_takes_its_part_of_the_context() {
     let prompt = vec![5; context - PROMPT_TOKENS - 2];
     let request = Generate { max_tokens: 9, ignore_eos: true, ..Generate::new(prompt.clone()) };
     let generation = request.clone().start(Arc::clone(&model), Chain::Local(chain)).unwrap();
-    assert_eq!(finish(generation).await.len(), context - PROMPT_TOKENS);
+    assert_eq!(finish(generation).await.unwrap().len(), context - PROMPT_TOKENS);
     let chain = local.open(u32::try_from(context).unwrap()).unwrap().adapted(&adapter).unwrap();
     let long = Generate { prompt: [prompt, vec![5; 2]].concat(), ..request };
     let refused = long.start(Arc::clone(&model), Chain::Local(chain));

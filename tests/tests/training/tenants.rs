@@ -29,7 +29,7 @@ async fn talk(swarm: &Arc<Swarm>, lesson: &Lesson, workload: &Workload, expected
     for _ in 0..ANSWERS {
         let asked = ask(Arc::clone(swarm), &lesson.model, workload, &Speculate::Off).await;
         let mut generation = asked.unwrap();
-        while generation.next().await.unwrap().is_some() {}
+        generation.finish().await.unwrap();
         assert_eq!(generation.tokens(), expected);
     }
 }

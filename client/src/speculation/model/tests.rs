@@ -47,7 +47,7 @@ async fn said(sampling: &Sampling, prompt: &[u32], count: u32) -> Vec<u32> {
     };
     let chain = Chain::Local(blocks.open(64).unwrap());
     let mut generation = request.start(model, chain).unwrap();
-    while generation.next().await.unwrap().is_some() {}
+    generation.finish().await.unwrap();
     generation.tokens()[prompt.len()..].to_vec()
 }
 
@@ -102,7 +102,7 @@ async fn an_answer_for_which_it_has_no_room_goes_without_it() {
     let sampler = Sampler::new(Sampling::greedy()).unwrap();
     assert!(Speculator::new(&speculate, &[], 64, &sampler).unwrap().model.is_none());
     let mut without = start();
-    while without.next().await.unwrap().is_some() {}
+    without.finish().await.unwrap();
     assert_eq!(without.tokens()[PROMPT.len()..], said(&Sampling::greedy(), &PROMPT, 12).await);
     drop(with);
     assert!(Speculator::new(&speculate, &[], 64, &sampler).unwrap().model.is_some());

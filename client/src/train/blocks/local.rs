@@ -10,6 +10,7 @@ use umbel_protocol::Span;
 use umbel_shard::{Model, Part};
 
 use super::Microbatch;
+use crate::apart;
 use crate::chain::local::{LoadLocalError, LocalModel};
 use crate::model::ClientModel;
 use crate::train::TrainError;
@@ -49,8 +50,7 @@ impl LocalBlocks {
             let adapter = of.adapter();
             blocks.first_magnitudes(adapter, 0..adapter.magnitude_count(blocks.span()), &|| ())
         };
-        let norms =
-            tokio::task::spawn_blocking(compute).await.expect("arithmetic does not panic")?;
+        let norms = apart::compute(compute).await?;
         let set = Arc::make_mut(state).set_magnitudes(&norms.unwrap_or_default());
         set.map_err(|_| TrainError::Magnitudes)
     }
@@ -141,6 +141,6 @@ impl LocalBlocks {
             let adapter = Some(state.adapter());
             work(TrainingPass::new(&blocks, blocks.span(), adapter, &sequences)?)
         };
-        Ok(tokio::task::spawn_blocking(compute).await.expect("arithmetic does not panic")?)
+        Ok(apart::compute(compute).await?)
     }
 }

@@ -118,7 +118,7 @@ async fn first_token(opened: &Opened, prompt: Vec<u32>) -> anyhow::Result<(Durat
     let mut generation = request.start(Arc::clone(&opened.model), chain)?;
     generation.next().await?.context("no token was generated")?;
     let took = begun.elapsed();
-    while generation.next().await?.is_some() {}
+    generation.finish().await?;
     generation.into_chain().0.close().await;
     Ok((took, held))
 }
