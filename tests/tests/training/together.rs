@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use umbel_tests::process::UmbelProcess;
-use umbel_tests::swarm::{checkpoint, serve, umbel};
+use umbel_tests::swarm::{checkpoint, serve, serve_on, umbel};
 
 /// How long rounds are waited for: they take a second or two where nobody is missing.
 const ROUNDS_TIMEOUT: Duration = Duration::from_secs(100);
@@ -190,6 +190,34 @@ fn trainers_that_cannot_be_reached_share_a_run_through_a_relay() {
     first.process.kill();
     await_round(&[&second, &third], together, 2);
     end([second, third]);
+    server.assert_no_errors();
+}
+
+/// Also where their run has no name, and whether they listen by a relay or themselves.
+#[test]
+fn a_run_of_those_who_came_by_an_invite_is_closed_to_others() {
+    let scratch = tempfile::tempdir().unwrap();
+    let folder = scratch.path();
+    let key = folder.join("ours.key").to_str().unwrap().to_owned();
+    assert!(umbel(&["swarm", "new", &key]).status.success());
+    let tcp = ["/ip4/127.0.0.1/tcp/0"];
+    let server = serve_on(&tcp, &[&checkpoint("llama"), "--swarm", &key, "--relay"]);
+    let invite = umbel(&["swarm", "invite", &key, server.address()]).stdout.trim().to_owned();
+    let join = ["--join", &invite];
+    let first = [&join[..], &["--relayed", "--together"]].concat();
+    let first = Trainer::start_behind(folder, 1, &first);
+    assert!(first.address().contains("/p2p-circuit/"), "{}", first.address());
+    let with = [&join[..], &["--with", first.address()]].concat();
+    let second = Trainer::start_behind(folder, 2, &[&with[..], &["--relayed"]].concat());
+    // One that listens where trainers do unless they are told otherwise: over TCP alone here.
+    let third = Trainer::start_behind(folder, 3, &with);
+    await_round(&[&first, &second, &third], 0, 3);
+    let (model, out) = (checkpoint("llama"), folder.join("out"));
+    let data = folder.join("1.jsonl");
+    let fixed = ["train", &model, "--local", "--data", data.to_str().unwrap(), "--out"];
+    let stranger = [out.to_str().unwrap(), "--round-seconds", "1", "--with", third.address()];
+    umbel(&[&fixed[..], &stranger].concat()).refused("one side is in a private swarm");
+    end([first, second, third]);
     server.assert_no_errors();
 }
 

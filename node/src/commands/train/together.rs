@@ -9,7 +9,7 @@ use umbel_client::train::Trainer;
 use umbel_client::train::together::{NamedRun, Together, TogetherSettings};
 use umbel_coordinator::training::round::{OuterStep, Rule, RunSettings};
 
-use umbel_net::{Join, Multiaddr, SwarmKey, Way, relayed_by};
+use umbel_net::{Join, Multiaddr, Way, relayed_by};
 
 use crate::args::train::{TogetherArguments, With};
 
@@ -33,12 +33,15 @@ pub(super) async fn start(
         With::Run(_) => None,
     });
     let Way { addresses, swarm_key } = Way::new(&members.collect::<Vec<_>>(), None)?;
-    let (named, swarm_key) = named(arguments, join, swarm_key)?;
+    // Those who meet in a private swarm are of it, whether their run has a name or not.
+    let meet = if arguments.meet.is_empty() { join } else { &arguments.meet };
+    let Way { addresses: meet, swarm_key } = Way::new(meet, swarm_key)?;
+    let named = named(arguments, &meet)?;
     let anywhere = ["/ip4/0.0.0.0/tcp/0", "/ip4/0.0.0.0/udp/0/quic-v1"];
     // The peers of a private swarm speak TCP alone.
     let anywhere = if swarm_key.is_some() { &anywhere[..1] } else { &anywhere[..] };
     let listen = if arguments.relayed {
-        [relays(arguments, join)?, arguments.listen.clone()].concat()
+        [relays(&meet)?, arguments.listen.clone()].concat()
     } else if arguments.listen.is_empty() {
         anywhere.iter().map(|text| text.parse().expect("a multiaddress")).collect()
     } else {
@@ -59,12 +62,8 @@ pub(super) async fn start(
     Ok(Some(together))
 }
 
-/// The run that is named, and the secret of the swarm in which it is found.
-fn named(
-    arguments: &TogetherArguments,
-    join: &[Join],
-    swarm_key: Option<SwarmKey>,
-) -> anyhow::Result<(Option<NamedRun>, Option<SwarmKey>)> {
+/// The run that is named, which is found by peers of `meet`.
+fn named(arguments: &TogetherArguments, meet: &[Multiaddr]) -> anyhow::Result<Option<NamedRun>> {
     let names = arguments.with.iter().filter_map(|with| match with {
         With::Run(name) => Some(name),
         With::Member(_) => None,
@@ -73,27 +72,23 @@ fn named(
     let joins = !joined.is_empty();
     let names: Vec<_> = begun.chain(joined).collect();
     let name = match names.as_slice() {
-        [] if arguments.meet.is_empty() || arguments.relayed => return Ok((None, swarm_key)),
+        [] if arguments.meet.is_empty() || arguments.relayed => return Ok(None),
         [] => bail!("--meet is for --relayed, and runs with a name: --together NAME, --with NAME"),
         [name] => (*name).clone(),
         [_, _, ..] => bail!("a trainer is in one run: name one"),
     };
-    let meet = if arguments.meet.is_empty() { join } else { &arguments.meet };
     if meet.is_empty() {
         bail!("where is a run called {name} found? --meet ADDR, or --join ADDR, of a swarm");
     }
-    let Way { addresses: meet, swarm_key } = Way::new(meet, swarm_key)?;
-    Ok((Some(NamedRun { name, joins, meet }), swarm_key))
+    Ok(Some(NamedRun { name, joins, meet: meet.to_vec() }))
 }
 
 /// Where this trainer listens by those who relay.
-fn relays(arguments: &TogetherArguments, join: &[Join]) -> anyhow::Result<Vec<Multiaddr>> {
-    let meet = if arguments.meet.is_empty() { join } else { &arguments.meet };
-    let Way { addresses, .. } = Way::new(meet, None)?;
-    if addresses.is_empty() {
+fn relays(meet: &[Multiaddr]) -> anyhow::Result<Vec<Multiaddr>> {
+    if meet.is_empty() {
         bail!("--relayed by whom? --meet ADDR, or --join ADDR, of a server that runs with --relay");
     }
-    let relayed = addresses.iter().map(|address| {
+    let relayed = meet.iter().map(|address| {
         relayed_by(address).with_context(|| {
             format!("--relayed needs a server's whole address, with /p2p/ and its name: {address}")
         })
