@@ -61,6 +61,11 @@ impl Gateway {
         &self.process
     }
 
+    /// Its process, to be stopped or to go on.
+    pub const fn process_mut(&mut self) -> &mut UmbelProcess {
+        &mut self.process
+    }
+
     /// Its process, for whom no more is asked.
     #[must_use]
     pub fn into_process(self) -> UmbelProcess {

@@ -11,6 +11,9 @@ const MODEL: &str = "smollm2-135m";
 /// How the last answer begins, as it is shown.
 const ANSWER: &str = "document.querySelector('#turns li:last-child.assistant .said')?.textContent";
 const STATUS: &str = "document.querySelector('#status').textContent";
+const COVERAGE: &str = "document.querySelector('#coverage').textContent";
+/// Whether the picture of the swarm is shown as an old one.
+const STALE: &str = "return document.querySelector('#swarm').classList.contains('stale')";
 
 fn swarm() -> Vec<Server> {
     let mut servers: Vec<Server> = Vec::new();
@@ -35,7 +38,7 @@ fn a_chat_streams_stops_goes_on_after_a_failure_and_shows_the_swarm() {
         return;
     };
     let mut servers = swarm();
-    let gateway = Gateway::start(&["--join", servers[0].address()]);
+    let mut gateway = Gateway::start(&["--join", servers[0].address()]);
     browser.open(&gateway.url("/"));
     browser.wait("document.querySelectorAll('#servers tbody tr').length == 4");
     assert_eq!(browser.run("return document.querySelector('#model').textContent"), MODEL);
@@ -71,15 +74,23 @@ fn a_chat_streams_stops_goes_on_after_a_failure_and_shows_the_swarm() {
     browser.wait(&format!("{ANSWER}.length > 300"));
     assert_ne!(browser.wait(hop), middle, "another is in its place");
     browser.picture("page-failover");
-    browser.wait(&format!("{STATUS}.startsWith('The answer is complete')"));
+    who_reads_what_was_said_goes_on_reading(&browser);
+    // It ends by itself or at the limit, whichever comes first.
+    browser.wait(&format!("{STATUS}.startsWith('The answer is c')"));
+    browser.run("document.querySelector('[name=max_tokens]').value = '3'");
+    browser.click("#again");
+    let cut = "The answer is cut after 3 tokens: raise \"Most tokens\"";
+    browser.wait(&format!("{STATUS}.startsWith('{cut}')"));
 
     narrow_and_dark(&browser);
     // The only server of the last blocks leaves, and says so.
     assert!(servers.pop().unwrap().terminate().status.success());
     browser
         .wait("document.querySelector('#events').textContent.includes('is about to leave 20..30')");
-    browser
-        .wait("document.querySelector('#coverage').textContent.includes('Nobody serves 20, 21')");
+    let unserved = format!("{COVERAGE}.includes('Nobody serves 20, 21')");
+    browser.wait(&unserved);
+    what_is_old_is_shown_as_such(&browser, &mut gateway);
+    browser.wait(&unserved);
     what_fails_is_said(&browser, gateway);
     // What the page asks of a gateway that has ended, or that ends meanwhile, fails.
     let ended = ["ERR_CONNECTION_REFUSED", "ERR_CONNECTION_RESET", "ERR_EMPTY_RESPONSE"];
@@ -104,7 +115,7 @@ fn narrow_and_dark(browser: &Browser) {
     };
     assert_eq!((shown("chat"), shown("swarm")), (true.into(), false.into()));
     assert_eq!(browser.run(fits), true);
-    // What the line of state says takes two lines here, and lies over nothing.
+    // What the line of state says takes several lines here, and lies over nothing.
     let whole = "const status = document.querySelector('#status');
         return status.scrollHeight <= status.clientHeight";
     assert_eq!(browser.run(whole), true);
@@ -131,12 +142,55 @@ fn named_controls(browser: &Browser) {
     browser.wait("document.activeElement.id == 'question'");
 }
 
-/// A question to a gateway that is gone fails, and says so.
+/// Of a list that is not at its end the reader sees the same place, however the answer grows.
+fn who_reads_what_was_said_goes_on_reading(browser: &Browser) {
+    browser.run("document.querySelector('#turns').style.maxHeight = '8rem'");
+    browser.run("document.querySelector('#turns').scrollTop = 1");
+    let length = browser.run(&format!("return {ANSWER}.length"));
+    browser.wait(&format!("{ANSWER}.length > {length}"));
+    assert_eq!(browser.run("return document.querySelector('#turns').scrollTop"), 1);
+    // Who goes back to the end follows the answer again.
+    browser.run("document.querySelector('#turns').scrollTop = 1e6");
+    let length = browser.run(&format!("return {ANSWER}.length"));
+    browser.wait(&format!("{ANSWER}.length > {length} + 200"));
+    browser.wait(
+        "(({ scrollHeight, scrollTop, clientHeight }) => scrollHeight - scrollTop - clientHeight < 2)(
+            document.querySelector('#turns'))",
+    );
+    browser.run("document.querySelector('#turns').style.maxHeight = ''");
+}
+
+/// While the gateway stands still, what was seen last is shown as old.
+fn what_is_old_is_shown_as_such(browser: &Browser, gateway: &mut Gateway) {
+    gateway.process_mut().freeze();
+    browser.wait(&format!("{COVERAGE}.startsWith('No picture of the swarm since ')"));
+    assert_eq!(browser.run(STALE), true);
+    gateway.process_mut().thaw();
+    browser.wait(&format!("!{COVERAGE}.startsWith('No picture')"));
+    assert_eq!(browser.run(STALE), false);
+}
+
+/// A question to a gateway that is gone fails, says so, and leaves the conversation as it was.
 fn what_fails_is_said(browser: &Browser, gateway: Gateway) {
+    let before = browser.run(&format!("return {ANSWER}"));
     drop(gateway);
+    let fails = || {
+        browser.wait(&format!("{STATUS}.startsWith('The answer failed')"));
+        assert_eq!(browser.run(&format!("return {ANSWER}")), before);
+    };
     browser.type_into("#question", "Are you there?");
     browser.click("#send");
-    browser.wait(&format!("{STATUS}.startsWith('The answer failed')"));
-    browser.wait("document.querySelector('#coverage').textContent.startsWith('No picture')");
+    fails();
+    let typed = "return document.querySelector('#question').value";
+    assert_eq!(browser.run(typed), "Are you there?", "it can be asked again");
+    browser.click("#again");
+    fails();
+    assert_eq!(browser.run(typed), "Are you there?");
+    let no_picture = format!("{COVERAGE}.startsWith('No picture')");
+    browser.wait(&no_picture);
+    // What is drawn anew is as old.
+    browser.run("dispatchEvent(new Event('resize'))");
+    assert_eq!(browser.run(&format!("return {no_picture}")), true);
+    assert_eq!(browser.run(STALE), true);
     assert_eq!(browser.run("return document.querySelector('#send').disabled"), false);
 }

@@ -34,15 +34,20 @@ export class Chat {
     const text = this.question.value.trim();
     if (!text || this.abort) return;
     this.question.value = "";
-    this.add("user", text);
-    this.answer();
+    const asked = this.add("user", text);
+    this.answer(() => {
+      this.remove(asked);
+      // In front of what was typed meanwhile.
+      this.question.value = [text, this.question.value].filter(Boolean).join("\n");
+    });
   }
 
   // The last answer once more.
   again() {
     if (this.abort || !this.turns.length) return;
-    if (this.turns.at(-1).role === "assistant") this.turns.pop().element.remove();
-    this.answer();
+    const before = this.turns.at(-1);
+    this.remove(before);
+    this.answer(() => this.show(before));
   }
 
   begin() {
@@ -57,7 +62,9 @@ export class Chat {
     this.abort?.abort();
   }
 
-  async answer() {
+  // An answer of which nothing comes is undone: a question that stayed without one would stand before
+  // the next question, and models take turns.
+  async answer(undo) {
     const abort = new AbortController();
     this.abort = abort;
     const messages = this.messages();
@@ -66,7 +73,9 @@ export class Chat {
     this.busy();
     this.trace.begin();
     let tokens = 0;
+    let reason = null;
     let said = "";
+    let failed = true;
     const started = performance.now();
     try {
       for await (const event of stream("v1/chat/completions", this.body(messages), this.settings.headers(), abort.signal)) {
@@ -74,25 +83,29 @@ export class Chat {
           tokens += 1;
           this.trace.token(event.umbel);
         }
-        this.append(turn, event.choices[0]?.delta.content ?? "");
+        const choice = event.choices[0];
+        reason = choice?.finish_reason ?? reason;
+        this.append(turn, choice?.delta.content ?? "");
       }
-      said = `The answer is complete: ${tokens} tokens in ${seconds(started)} s.`;
+      said = ended(reason, tokens, started);
+      failed = false;
     } catch (error) {
       if (abort.signal.aborted) {
         said = `Stopped after ${tokens} tokens.`;
       } else {
         said = `The answer failed: ${error.message}`;
         turn.element.classList.add("failed");
-        if (!turn.text) {
-          turn.element.remove();
-          turns.splice(turns.indexOf(turn), 1);
-        }
       }
     }
     this.trace.end();
     if (this.abort === abort) this.abort = null;
     // A new chat may have begun meanwhile.
-    if (turns === this.turns) this.ready(said);
+    if (turns !== this.turns) return;
+    if (failed && !turn.text) {
+      this.remove(turn);
+      undo();
+    }
+    this.ready(said);
   }
 
   messages() {
@@ -124,18 +137,30 @@ export class Chat {
     said.className = "said";
     said.textContent = text;
     element.append(who, said);
-    by("turns").append(element);
     const turn = { role, text, element, said };
+    this.show(turn);
+    return turn;
+  }
+
+  show(turn) {
+    by("turns").append(turn.element);
     this.turns.push(turn);
     scrollToEnd();
-    return turn;
+  }
+
+  // The last turn goes.
+  remove(turn) {
+    turn.element.remove();
+    this.turns.pop();
   }
 
   append(turn, text) {
     if (!text) return;
+    // Who reads what was said before goes on reading it.
+    const follows = isAtEnd();
     turn.text += text;
     turn.said.textContent = turn.text;
-    scrollToEnd();
+    if (follows) scrollToEnd();
   }
 
   busy() {
@@ -153,8 +178,20 @@ export class Chat {
   }
 }
 
+// What is said of an answer that has come to its end.
+function ended(reason, tokens, started) {
+  if (reason !== "length") return `The answer is complete: ${tokens} tokens in ${seconds(started)} s.`;
+  return `The answer is cut after ${tokens} tokens: raise "Most tokens" in the settings, or begin a new chat if the model has no room left.`;
+}
+
 function seconds(started) {
   return ((performance.now() - started) / 1000).toFixed(1);
+}
+
+function isAtEnd() {
+  const turns = by("turns");
+  // Browsers scroll by parts of a pixel.
+  return turns.scrollHeight - turns.scrollTop - turns.clientHeight < 2;
 }
 
 function scrollToEnd() {

@@ -5,6 +5,10 @@ import { draw } from "./strip.js";
 
 // How often the gateway is asked: it asks the swarm once a second at most.
 const INTERVAL_MS = 1000;
+// After so long the last picture is an old one.
+const LATE_MS = 5000;
+// The gateway may take 40 s for one, where peers have to be found and no answer comes from any.
+const TIMEOUT_MS = 60000;
 // Lines of what has happened.
 const EVENTS_MAX = 100;
 
@@ -14,6 +18,9 @@ export class Swarm {
   constructor(settings) {
     this.settings = settings;
     this.state = null;
+    // Why there is no newer picture, and when this one was taken.
+    this.error = "";
+    this.seen = "";
     this.route = [];
     this.onModel = () => {};
   }
@@ -27,18 +34,30 @@ export class Swarm {
   }
 
   async look() {
+    const late = setTimeout(() => this.fail("no answer yet"), LATE_MS);
     try {
-      const response = await fetch("swarm", { headers: this.settings.headers() });
+      const signal = AbortSignal.timeout(TIMEOUT_MS);
+      const response = await fetch("swarm", { headers: this.settings.headers(), signal });
       if (!response.ok) throw new Error(await complaint(response));
       this.take(await response.json());
     } catch (error) {
-      by("coverage").textContent = `No picture of the swarm: ${error.message}`;
+      this.fail(error.message);
+    } finally {
+      clearTimeout(late);
     }
+  }
+
+  // There is no newer picture.
+  fail(why) {
+    this.error = why;
+    this.show();
   }
 
   take(state) {
     const before = this.state;
     this.state = state;
+    this.error = "";
+    this.seen = new Date().toLocaleTimeString();
     if (before) this.compare(before, state);
     if (!before || before.model !== state.model) this.onModel(state.model);
     this.show();
@@ -78,17 +97,23 @@ export class Swarm {
   }
 
   show() {
-    const { state, route } = this;
+    const { state, error, route } = this;
+    const since = this.seen && ` since ${this.seen}`;
+    by("coverage").textContent = error ? `No picture of the swarm${since}: ${error}` : coverage(state);
+    by("swarm").classList.toggle("stale", Boolean(error));
     if (!state) return;
-    const missing = state.unserved;
-    by("coverage").textContent = state.local
-      ? `All ${state.block_count} blocks are computed in the process of the gateway.`
-      : `${state.servers.length} servers for ${state.block_count} blocks.` +
-        (missing.length ? ` Nobody serves ${missing.join(", ")}.` : "");
     draw(by("strip"), state, route);
     const onRoute = new Map(route.map((hop, index) => [hop.peer, index + 1]));
     by("servers").tBodies[0].replaceChildren(...state.servers.map((server) => row(server, onRoute.get(server.peer))));
   }
+}
+
+function coverage(state) {
+  if (!state) return "";
+  if (state.local) return `All ${state.block_count} blocks are computed in the process of the gateway.`;
+  const missing = state.unserved;
+  const nobody = missing.length ? ` Nobody serves ${missing.join(", ")}.` : "";
+  return `${state.servers.length} servers for ${state.block_count} blocks.${nobody}`;
 }
 
 function row(server, hop) {
