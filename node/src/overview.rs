@@ -66,7 +66,10 @@ pub struct ServerOverview {
 impl Overview {
     /// What `servers` say, and how far away they are.
     #[must_use]
-    pub fn new(servers: &[Announcement], round_trip: impl Fn(PeerId) -> Option<Duration>) -> Self {
+    pub fn new<'a>(
+        servers: impl IntoIterator<Item = &'a Announcement>,
+        round_trip: impl Fn(PeerId) -> Option<Duration>,
+    ) -> Self {
         let mut models: BTreeMap<ModelId, ModelOverview> = BTreeMap::new();
         for server in servers {
             let model = models.entry(server.model).or_insert_with(|| ModelOverview {
@@ -83,6 +86,17 @@ impl Overview {
             model.servers.sort_by_key(|server| (server.span, server.peer));
         }
         Self { models }
+    }
+
+    /// The same of a model that is known to have so many blocks: nobody adds to them who says otherwise.
+    #[must_use]
+    pub fn of_blocks(
+        servers: &[Announcement],
+        block_count: u32,
+        round_trip: impl Fn(PeerId) -> Option<Duration>,
+    ) -> Self {
+        let right = servers.iter().filter(|server| server.block_count == block_count);
+        Self::new(right, round_trip)
     }
 
     /// The servers of all models.

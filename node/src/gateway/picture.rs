@@ -38,7 +38,7 @@ async fn take(gateway: &Gateway) -> Value {
         Blocks::Local(..) => (true, Overview::default()),
         Blocks::Swarm(swarm, _) => {
             let servers = swarm.announcements(Some(gateway.opened.model.id())).await;
-            (false, Overview::new(&servers, |peer| swarm.round_trip(peer)))
+            (false, Overview::of_blocks(&servers, block_count, |peer| swarm.round_trip(peer)))
         }
     };
     let model = overview.models.first();

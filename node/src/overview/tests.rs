@@ -73,6 +73,15 @@ fn a_server_that_leaves_serves_its_blocks_no_more() {
 }
 
 #[test]
+fn a_server_that_makes_up_blocks_adds_none_to_a_model_that_is_known() {
+    let lying = Announcement { block_count: 4_096, ..server(3, 0, 1) };
+    let overview = Overview::of_blocks(&[server(1, 0, 2), lying, server(2, 1, 4)], 4, |_| None);
+    assert_eq!(overview.models[0].replicas(), [1, 2, 1, 1]);
+    assert_eq!(overview.models[0].unserved(), [0; 0]);
+    assert_eq!(overview.server_count(), 2);
+}
+
+#[test]
 fn who_is_reached_by_a_relay_is_shown_as_such() {
     let mut hidden = server(2, 0, 4);
     let relay = "/ip4/203.0.113.7/udp/4001/quic-v1/p2p/12D3KooW/p2p-circuit";
