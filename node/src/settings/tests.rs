@@ -74,6 +74,19 @@ fn a_file_can_give_what_a_command_cannot_do_without() {
     assert!(typed("", &["status"]).is_err());
 }
 
+/// The peers of a private swarm speak TCP alone, and refuse to start with an address of QUIC.
+#[test]
+fn the_file_for_operators_has_a_line_for_private_swarms() {
+    let text = include_str!("../../../deploy/umbel.toml");
+    let listens = |text: &str| {
+        let addresses = serve(text, &["--swarm", "ours.key"]).listen;
+        addresses.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(listens(text), ["/ip4/0.0.0.0/udp/4001/quic-v1", "/ip4/0.0.0.0/tcp/4001"]);
+    let private = text.replace("\nlisten", "\n# open").replace("\n# listen", "\nlisten");
+    assert_eq!(listens(&private), ["/ip4/0.0.0.0/tcp/4001"]);
+}
+
 #[test]
 fn mistakes_in_a_file_are_found_and_named() {
     for (text, said) in [

@@ -45,6 +45,10 @@ fn who_is_invited_comes_in_and_nobody_else() {
     let ask = |more: &[&str]| umbel(&[&["generate", "--model", &model], &ASK[..], more].concat());
     let together = report(&ask(&["--join", &line]))["token_ids"].clone();
     assert_eq!(together, report(&ask(&["--local"]))["token_ids"]);
+    // The address of an old invite leads nowhere any more: its secret does with another.
+    let old = invite(&ours, "/ip4/127.0.0.1/tcp/1");
+    let moved = ["--join", &old, "--join", first.address()];
+    assert_eq!(together, report(&ask(&moved))["token_ids"]);
     let status = report(&umbel(&["status", "--json", "--join", &line]));
     assert_eq!(status["servers"].as_array().unwrap().len(), 2);
     let doctor = umbel(&["doctor", &model, "--listen", TCP[0], "--join", &line]);
