@@ -281,6 +281,7 @@ pub struct SpeculateArguments {
 /// `umbel demo`.
 #[derive(Debug, Args)]
 #[command(
+    mut_args(gateway::of_gateway),
     after_help = "Examples:\n  umbel demo\n  umbel demo --prompt 'What is gravity?' --servers 2"
 )]
 pub struct DemoArguments {
@@ -315,7 +316,7 @@ pub struct DemoArguments {
 
 /// `umbel serve`.
 #[derive(Debug, Args)]
-#[command(after_help = "\
+#[command(mut_args(gateway::of_gateway), after_help = "\
 Examples:
   umbel serve                                    as many blocks as fit into memory
   umbel serve --blocks 0..10 --listen /ip4/127.0.0.1/udp/0/quic-v1

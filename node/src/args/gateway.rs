@@ -4,7 +4,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use axum::http::HeaderValue;
-use clap::Args;
+use clap::{Arg, Args};
 
 use super::place::host_port;
 use super::{ChainArguments, ModelArguments, SpeculateArguments};
@@ -49,6 +49,12 @@ pub struct GatewayArguments {
     pub speculate: SpeculateArguments,
 }
 
+/// Answers at once where no number was typed.
+const ANSWERS: u16 = 16;
+
+/// Requests that wait where no number was typed.
+const WAITING: u16 = 128;
+
 /// Who may ask a gateway, and how many at once.
 #[derive(Debug, Args)]
 pub struct FrontArguments {
@@ -67,13 +73,39 @@ pub struct FrontArguments {
     #[arg(long, value_name = "ORIGIN", value_parser = origin)]
     pub allow_origin: Vec<HeaderValue>,
 
-    /// Answers at once; further requests wait for their turn.
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub answers: u16,
+    /// Answers at once; further requests wait for their turn [default: 16].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    answers: Option<u16>,
 
-    /// Requests that wait for their turn; further ones are told to come back later (429).
-    #[arg(long, value_name = "N", default_value_t = 128)]
-    pub waiting: u16,
+    /// Requests that wait for their turn; further ones are told to come back later (429) [default: 128].
+    #[arg(long, value_name = "N")]
+    waiting: Option<u16>,
+}
+
+impl FrontArguments {
+    /// Answers at once.
+    #[must_use]
+    pub fn answers(&self) -> u16 {
+        self.answers.unwrap_or(ANSWERS)
+    }
+
+    /// Requests that wait for their turn.
+    #[must_use]
+    pub fn waiting(&self) -> u16 {
+        self.waiting.unwrap_or(WAITING)
+    }
+}
+
+/// What says who may ask a gateway, of a command that has one only if it is told to with `--gateway`:
+/// without that it would keep nobody out. None of it has a value by itself, which `--print-config` would
+/// print for a file that is then refused.
+pub(super) fn of_gateway(argument: Arg) -> Arg {
+    let of_front = ["keys", "allow_anyone", "allow_origin", "answers", "waiting"];
+    if of_front.contains(&argument.get_id().as_str()) {
+        argument.requires("gateway")
+    } else {
+        argument
+    }
 }
 
 /// The origin of a page, as browsers write it.
@@ -122,7 +154,34 @@ fn sent_by_browsers(text: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+
     use super::origin;
+    use crate::args::Arguments;
+
+    #[test]
+    fn who_may_ask_is_said_of_a_gateway_alone() {
+        let of_front = [
+            "--keys=keys.toml",
+            "--allow-anyone",
+            "--allow-origin=https://chat.example",
+            "--answers=4",
+            "--waiting=8",
+        ];
+        for (command, flag) in
+            ["serve", "demo"].into_iter().flat_map(|command| of_front.map(|flag| (command, flag)))
+        {
+            let typed = |more: &[&'static str]| {
+                let words = ["umbel", command, flag].into_iter().chain(more.iter().copied());
+                Arguments::try_parse_from(words)
+            };
+            let refused = typed(&[]).expect_err(flag).to_string();
+            assert!(refused.contains("--gateway"), "{command} {flag}: {refused}");
+            assert!(typed(&["--gateway=127.0.0.1:0"]).is_ok(), "{command} {flag}");
+        }
+        assert!(Arguments::try_parse_from(["umbel", "serve"]).is_ok(), "none of them was typed");
+        assert!(Arguments::try_parse_from(["umbel", "gateway", "--local", "--answers=4"]).is_ok());
+    }
 
     #[test]
     fn an_origin_is_what_browsers_say_and_no_address_of_a_page() {

@@ -74,8 +74,8 @@ impl Front {
         })?;
         let address = listener.local_addr().context("the system does not say where it listens")?;
         let limits = Limits {
-            answers: usize::from(arguments.answers),
-            waiting: usize::from(arguments.waiting),
+            answers: usize::from(arguments.answers()),
+            waiting: usize::from(arguments.waiting()),
             // More at once would be no faster, and each holds what it reads.
             encoding: std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
         };

@@ -1,6 +1,5 @@
 //! What the process of a server listens on besides the swarm's links.
 
-use anyhow::bail;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use umbel_client::SwarmConfig;
@@ -27,9 +26,6 @@ impl Sockets {
     pub(super) async fn bind(arguments: &ServeArguments) -> anyhow::Result<Self> {
         let front = match arguments.gateway {
             Some(listen) => Some(Front::bind(listen, &arguments.front).await?),
-            None if arguments.front.keys.is_some() => {
-                bail!("--keys is for a server with --gateway")
-            }
             None => None,
         };
         let metrics = match arguments.metrics {
