@@ -228,23 +228,25 @@ fn wire_type(name: &str) -> Result<DType, String> {
 /// How the next token is chosen.
 #[derive(Debug, Clone, Args)]
 pub struct SamplingArguments {
-    /// 0 takes the likeliest token; higher is more varied.
+    /// 0 takes the likeliest token; higher is more varied [default: 0.2 of `umbel chat` and `umbel demo`,
+    /// 0 of `umbel generate`].
     #[arg(long, value_name = "T")]
     pub temperature: Option<f32>,
 
-    /// Choose among the K likeliest tokens.
+    /// Choose among the K likeliest tokens [default: all].
     #[arg(long, value_name = "K")]
     pub top_k: Option<usize>,
 
-    /// Choose among the likeliest tokens that together have probability P.
+    /// Choose among the likeliest tokens that together have probability P [default: 0.9 of `umbel chat` and
+    /// `umbel demo`, 1 of `umbel generate`, which is all].
     #[arg(long, value_name = "P")]
     pub top_p: Option<f32>,
 
-    /// Choose among tokens at least P times as likely as the likeliest.
+    /// Choose among tokens at least P times as likely as the likeliest [default: 0, which is all].
     #[arg(long, value_name = "P")]
     pub min_p: Option<f32>,
 
-    /// Make tokens that have occurred less likely; 1 changes nothing.
+    /// Make tokens that have occurred less likely; 1 changes nothing [default: 1].
     #[arg(long, value_name = "R")]
     pub repetition_penalty: Option<f32>,
 
@@ -316,7 +318,9 @@ pub struct DemoArguments {
 
 /// `umbel serve`.
 #[derive(Debug, Args)]
-#[command(mut_args(gateway::of_gateway), after_help = "\
+#[command(
+    mut_args(gateway::of_gateway),
+    after_help = "\
 Examples:
   umbel serve                                    as many blocks as fit into memory
   umbel serve --blocks 0..10 --listen /ip4/127.0.0.1/udp/0/quic-v1
@@ -324,7 +328,8 @@ Examples:
   umbel serve --listen /ip4/0.0.0.0/udp/4001/quic-v1 --announce /ip4/203.0.113.7/udp/4001/quic-v1
 
 Once it serves, it prints one line to stdout: ready MULTIADDR
-Give that address to others as --join. Ctrl-C or SIGTERM stops it.")]
+Give that address to others as --join. Ctrl-C or SIGTERM stops it."
+)]
 pub struct ServeArguments {
     /// Which model.
     #[command(flatten)]
