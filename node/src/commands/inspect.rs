@@ -12,6 +12,7 @@ use crate::progress::Shown;
 
 pub(super) async fn run(arguments: InspectArguments, config: &Config) -> anyhow::Result<()> {
     let source = ModelSource::parse(arguments.model.name())?;
+    let licence = licence(&source);
     let config = config.clone();
     let open = move || -> anyhow::Result<Model> {
         // The tokenizer too, to say whether there is one.
@@ -19,15 +20,24 @@ pub(super) async fn run(arguments: InspectArguments, config: &Config) -> anyhow:
         Ok(Model::open(&source, &config.cache(), parts, &Shown::default())?)
     };
     let model = tokio::task::spawn_blocking(open).await??;
-    let text = if arguments.json { as_json(&model) } else { as_text(&model) };
+    let text = if arguments.json { as_json(&model, licence) } else { as_text(&model, licence) };
     writeln!(std::io::stdout(), "{text}").context("stdout is closed")
 }
 
-fn as_json(model: &Model) -> String {
+/// The licence of a model, where it is known here.
+fn licence(source: &ModelSource) -> Option<&'static str> {
+    match source {
+        ModelSource::Catalogue(entry) => Some(entry.licence),
+        ModelSource::Hub(_) | ModelSource::Folder(_) | ModelSource::GgufFile(_) => None,
+    }
+}
+
+fn as_json(model: &Model, licence: Option<&str>) -> String {
     let config = model.config();
     json!({
         "name": model.name(),
         "id": model.id().to_string(),
+        "licence": licence,
         "family": config.family.to_string(),
         "quantization": model.manifest().quantization(),
         "blocks": config.block_count,
@@ -48,7 +58,7 @@ fn as_json(model: &Model) -> String {
     .to_string()
 }
 
-fn as_text(model: &Model) -> String {
+fn as_text(model: &Model, licence: Option<&str>) -> String {
     let config = model.config();
     let sizes = model.manifest().blocks_bytes();
     let megabytes = |bytes: u64| bytes as f64 / 1e6;
@@ -57,6 +67,7 @@ fn as_text(model: &Model) -> String {
     let rows = [
         ("model", model.name().to_owned()),
         ("id", model.id().to_string()),
+        ("licence", licence.unwrap_or("not known here: see where the model comes from").to_owned()),
         ("family", config.family.to_string()),
         ("quantization", model.manifest().quantization().to_owned()),
         (
@@ -94,4 +105,17 @@ fn as_text(model: &Model) -> String {
     ];
     let lines: Vec<_> = rows.iter().map(|(name, value)| format!("{name:<15} {value}")).collect();
     lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_licence_of_a_model_of_the_catalogue_is_said_and_no_other_made_up() {
+        let of = |name: &str| licence(&ModelSource::parse(name).unwrap());
+        assert_eq!(of("smollm2-135m"), Some("Apache-2.0"));
+        assert_eq!(of("hf:HuggingFaceTB/SmolLM2-135M-Instruct"), None);
+        assert_eq!(of(env!("CARGO_MANIFEST_DIR")), None, "a folder");
+    }
 }
