@@ -16,6 +16,7 @@ pub mod driver;
 pub mod gateway;
 mod links;
 pub mod measure;
+mod memory;
 pub mod metrics;
 pub mod overview;
 pub mod progress;

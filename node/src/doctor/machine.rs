@@ -4,11 +4,12 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use sysinfo::{DiskRefreshKind, Disks, MemoryRefreshKind, RefreshKind, System};
+use sysinfo::{DiskRefreshKind, Disks};
 use umbel_engine::kernel::InstructionSet;
 
 use super::Finding;
 use crate::config::Config;
+use crate::memory::Memory;
 
 /// Memory below which a server is of little use: its links and buffers take 40 to 140 MB beside the
 /// blocks, and a third of the smallest model of the catalogue, with room for a conversation, 100.
@@ -24,12 +25,8 @@ const DISK_BYTES_GOOD: u64 = 5_000_000_000;
 pub(super) fn look(config: &Config) -> Vec<Finding> {
     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let best = InstructionSet::all().last().map_or("portable", |set| set.name());
-    let kind = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
-    let memory = System::new_with_specifics(kind)
-        .ok()
-        .map(|system| (system.available_memory(), system.total_memory()));
-    let mut findings =
-        vec![processor(cores, InstructionSet::detected().name(), best), judge_memory(memory)];
+    let used = InstructionSet::detected().name();
+    let mut findings = vec![processor(cores, used, best), judge_memory(Memory::now().ok())];
     for (what, folder) in [("models", &config.cache_dir), ("keys", &config.data_dir)] {
         findings.push(disk(what, folder, free_bytes(folder), writable(folder)));
     }
@@ -49,8 +46,8 @@ fn processor(cores: usize, used: &str, best: &str) -> Finding {
     Finding::good("processor", what)
 }
 
-fn judge_memory(memory: Option<(u64, u64)>) -> Finding {
-    let Some((available, total)) = memory else {
+fn judge_memory(memory: Option<Memory>) -> Finding {
+    let Some(Memory { available, total }) = memory else {
         let advice = "tell `umbel serve` with --block-count, --kv-tokens and --memory-bytes";
         return Finding::note("memory", "the system does not say how much there is", advice);
     };
@@ -122,8 +119,10 @@ mod tests {
 
     #[test]
     fn little_memory_is_bad_and_unknown_memory_is_noted() {
-        assert_eq!(judge_memory(Some((100_000_000, 8_000_000_000))).grade, Grade::Bad);
-        assert_eq!(judge_memory(Some((4_000_000_000, 8_000_000_000))).grade, Grade::Good);
+        let of = |available, total| judge_memory(Some(Memory { available, total }));
+        assert_eq!(of(100_000_000, 8_000_000_000).grade, Grade::Bad);
+        assert_eq!(of(200_000_000, 512_000_000).what, "200 MB of 512 MB are free");
+        assert_eq!(of(4_000_000_000, 8_000_000_000).grade, Grade::Good);
         assert_eq!(judge_memory(None).grade, Grade::Note);
     }
 

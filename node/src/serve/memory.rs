@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 use tokio::sync::watch;
 use umbel_engine::{Gpu, GpuHead, heap};
 use umbel_protocol::Span;
@@ -11,6 +10,7 @@ use umbel_shard::manifest::ManifestTensor;
 use umbel_shard::{Model, budget};
 
 use crate::driver::Load;
+use crate::memory::Memory;
 
 /// How much of the free memory a server takes: the rest is for the system's own ups and downs.
 const SHARE: f64 = 0.8;
@@ -56,11 +56,10 @@ pub(super) async fn give_back(mut load: watch::Receiver<Load>) {
 
 /// Memory that the system could give to this process now.
 fn available_bytes() -> anyhow::Result<u64> {
-    let kind = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
-    let system = System::new_with_specifics(kind).context(
+    let memory = Memory::now().context(
         "the free memory cannot be told: give --block-count, --kv-tokens and --memory-bytes",
     )?;
-    Ok(system.available_memory())
+    Ok(memory.available)
 }
 
 /// As much of it as a server takes.
