@@ -149,15 +149,15 @@ impl Stop {
         })
     }
 
-    /// Waits for the next signal, or for the end of stdin.
+    /// Waits for the next signal, or for the end of stdin where nothing has asked before.
     async fn requested(&mut self) {
         tokio::select! {
             signal = self.signals.requested() => tracing::info!(%signal, "stopping"),
-            () = &mut self.stdin => {
-                tracing::info!("stopping, as stdin has closed");
-                self.stdin = Box::pin(std::future::pending());
-            }
+            () = &mut self.stdin => tracing::info!("stopping, as stdin has closed"),
         }
+        // Where a signal goes to a whole group, whoever holds stdin stops too and closes it: that asks for
+        // no more haste than the signal did.
+        self.stdin = Box::pin(std::future::pending());
     }
 }
 

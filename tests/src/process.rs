@@ -7,7 +7,7 @@ mod output;
 
 use std::ffi::OsStr;
 use std::fs;
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -54,7 +54,18 @@ impl UmbelProcess {
         environment: &[(&str, &str)],
         arguments: &[A],
     ) -> anyhow::Result<Self> {
-        let mut running = Running::spawn(environment, arguments)?;
+        Self::once_ready(Running::spawn(environment, arguments, Stdio::null())?)
+    }
+
+    /// As [`UmbelProcess::start`], with a stdin that is open until [`UmbelProcess::close_stdin`].
+    ///
+    /// # Errors
+    /// As [`UmbelProcess::start`].
+    pub fn start_held<A: AsRef<OsStr>>(arguments: &[A]) -> anyhow::Result<Self> {
+        Self::once_ready(Running::spawn(&[], arguments, Stdio::piped())?)
+    }
+
+    fn once_ready(mut running: Running) -> anyhow::Result<Self> {
         let deadline = Instant::now() + READY_TIMEOUT;
         let ready = running.stdout.wait_for_line(READY, deadline);
         match ready {
@@ -78,7 +89,8 @@ impl UmbelProcess {
     /// # Errors
     /// Where it cannot be started.
     pub fn begin<A: AsRef<OsStr>>(arguments: &[A]) -> anyhow::Result<Self> {
-        Ok(Self { running: Running::spawn(&[], arguments)?, address: String::new() })
+        let running = Running::spawn(&[], arguments, Stdio::null())?;
+        Ok(Self { running, address: String::new() })
     }
 
     /// Where it can be reached: what followed `ready`, with `/p2p/PEERID`.
@@ -200,6 +212,11 @@ impl UmbelProcess {
         self.running.signal(libc::SIGINT);
     }
 
+    /// Closes its stdin, if it is held open.
+    pub fn close_stdin(&mut self) {
+        drop(self.running.stdin.take());
+    }
+
     /// Ends it without a word to anyone (SIGKILL), and waits until it has ended.
     pub fn kill(mut self) {
         self.running.kill();
@@ -263,7 +280,7 @@ pub fn run_umbel_within<A: AsRef<OsStr>>(
     arguments: &[A],
     timeout: Duration,
 ) -> anyhow::Result<Output> {
-    Running::spawn(&[], arguments)?.finish(Instant::now() + timeout)
+    Running::spawn(&[], arguments, Stdio::null())?.finish(Instant::now() + timeout)
 }
 
 /// A child process whose output is read as it comes, so that it never waits for us.
@@ -271,6 +288,8 @@ struct Running {
     /// What was started, for messages.
     name: String,
     id: u32,
+    /// Where it is held open.
+    stdin: Option<ChildStdin>,
     ended: Receiver<ExitStatus>,
     status: Option<ExitStatus>,
     stdout: Captured,
@@ -281,12 +300,13 @@ impl Running {
     fn spawn<A: AsRef<OsStr>>(
         environment: &[(&str, &str)],
         arguments: &[A],
+        stdin: Stdio,
     ) -> anyhow::Result<Self> {
         let binary = umbel_binary()?;
         let words = arguments.iter().map(|word| word.as_ref().to_string_lossy());
         let name = format!("umbel {}", words.collect::<Vec<_>>().join(" "));
         let mut command = Command::new(&binary);
-        command.args(arguments).envs(environment.iter().copied()).stdin(Stdio::null());
+        command.args(arguments).envs(environment.iter().copied()).stdin(stdin);
         let mut child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -294,7 +314,7 @@ impl Running {
             .with_context(|| format!("{} cannot be started", binary.display()))?;
         let stdout = Captured::read(child.stdout.take().context("stdout is piped")?);
         let stderr = Captured::read(child.stderr.take().context("stderr is piped")?);
-        let id = child.id();
+        let (id, stdin) = (child.id(), child.stdin.take());
         let (sender, ended) = channel();
         // The one place that waits for the child, so that everyone else can do it for a time.
         thread::spawn(move || {
@@ -303,7 +323,7 @@ impl Running {
                 let _ = sender.send(status);
             }
         });
-        Ok(Self { name, id, ended, status: None, stdout, stderr })
+        Ok(Self { name, id, stdin, ended, status: None, stdout, stderr })
     }
 
     /// How it ended, if it does until `deadline`.

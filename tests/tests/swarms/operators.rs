@@ -204,6 +204,10 @@ fn the_files_for_operators_are_of_use() {
     assert!(printed.stdout.contains("metrics = \"127.0.0.1:9464\" # the file"), "{printed:?}");
     // What the unit runs is understood.
     let unit = std::fs::read_to_string(format!("{folder}/umbel.service")).unwrap();
+    assert!(
+        unit.lines().any(|line| line == "KillMode=mixed"),
+        "servers on GPUs have time to leave"
+    );
     let line = unit.lines().find_map(|line| line.strip_prefix("ExecStart=")).unwrap();
     let line = line.replace("/etc/umbel/umbel.toml", &file);
     let mut words: Vec<_> = line.split(' ').skip(1).collect();

@@ -1,10 +1,14 @@
 //! Swarms of real server processes: many clients, servers that come and go, discovery.
 
 use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::Value;
-use umbel_tests::process::Output;
+use umbel_client::{Speculate, Swarm, SwarmConfig};
+use umbel_tests::process::{Output, UmbelProcess};
 use umbel_tests::swarm::{checkpoint, report, serve, serve_on, umbel};
+use umbel_tests::workload::{Workload, ask as ask_over, client_model, undisturbed};
 
 fn llama() -> String {
     checkpoint("llama")
@@ -146,6 +150,36 @@ fn a_server_leaves_in_good_order_when_it_is_asked_to() {
     assert!(output.stderr.contains("blocks 2..4"), "{}", output.stderr);
     let status = umbel(&["status", "--join", first.address()]);
     assert!(status.stdout.contains("served by nobody: blocks 2, 3"), "{}", status.stdout);
+}
+
+/// As where a signal goes to a whole group, of which one holds the stdin of the others.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_whose_stdin_closes_behind_a_signal_stays_for_its_sessions() {
+    let (folder, name) = (tempfile::tempdir().unwrap(), llama());
+    let identity = folder.path().join("identity.pem");
+    let held = ["serve", &name, "--no-mdns", "--device", "cpu", "--stop-with-stdin"];
+    let place = ["--identity", identity.to_str().unwrap(), "--listen", "/ip4/127.0.0.1/tcp/0"];
+    let mut server = UmbelProcess::start_held(&[&held[..], &place].concat()).unwrap();
+    let join = vec![server.address().parse().unwrap()];
+    let swarm = Swarm::join(SwarmConfig { join, ..SwarmConfig::default() }).await.unwrap();
+    let model = client_model(&name).unwrap();
+    let prompt = vec![5, 17, 99, 140, 3];
+    let workload = Workload { prompt, tokens: 24, prefill_chunk: 512, standby: false };
+    let expected = undisturbed(&model, &workload).await.unwrap();
+    let asked = ask_over(Arc::new(swarm), &model, &workload, &Speculate::Off);
+    let mut generation = asked.await.unwrap();
+    generation.next().await.unwrap().unwrap();
+    server.interrupt();
+    assert!(server.wait_for_stderr("stopping"), "{}", server.stderr());
+    server.close_stdin();
+    // Slowly enough that a server which takes this for haste is gone meanwhile.
+    let mut pace = tokio::time::interval(Duration::from_millis(20));
+    while generation.next().await.unwrap().is_some() {
+        pace.tick().await;
+    }
+    assert_eq!(generation.tokens(), expected);
+    generation.into_chain().0.close().await;
+    server.wait().unwrap().succeeded();
 }
 
 #[test]
