@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
 use std::fs::{self, Permissions};
+use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
@@ -104,6 +105,16 @@ fn a_folder_is_no_identity() {
     fs::write(&beneath_a_file, "").unwrap();
     let error = Identity::load_or_create(&beneath_a_file.join("identity.pem")).unwrap_err();
     assert!(matches!(error, LoadIdentityError::Read { .. }), "{error}");
+}
+
+#[test]
+fn a_key_that_cannot_be_written_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    // Where the new file is written first there is a folder, so that it can be neither made nor removed.
+    fs::create_dir(folder.path().join(format!("identity.pem.new-{}", std::process::id()))).unwrap();
+    let error = Identity::load_or_create(&folder.path().join("identity.pem")).unwrap_err();
+    let LoadIdentityError::Create { source, .. } = error else { panic!("{error}") };
+    assert_eq!(source.kind(), ErrorKind::AlreadyExists, "{source}");
 }
 
 #[test]
