@@ -50,6 +50,8 @@ impl View {
             self.changes.drain(..surplus);
         }
         self.overview = overview;
+        // Those who were scrolled to may have gone.
+        self.scrolled = self.scrolled.min(self.scrolled_max());
         self.seen += 1;
         self.trouble = None;
     }
@@ -61,11 +63,15 @@ impl View {
 
     /// Scrolls.
     pub fn wish(&mut self, wish: Wish) {
-        let last = self.overview.server_count().saturating_sub(1);
         self.scrolled = match wish {
-            Wish::Down => (self.scrolled + 1).min(last),
+            Wish::Down => (self.scrolled + 1).min(self.scrolled_max()),
             Wish::Up => self.scrolled.saturating_sub(1),
         };
+    }
+
+    /// With that, the last server is in sight.
+    fn scrolled_max(&self) -> usize {
+        self.overview.server_count().saturating_sub(1)
     }
 
     /// Draws all of it.

@@ -3,6 +3,7 @@
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use ratatui::style::Modifier;
+use umbel_protocol::ModelId;
 
 use super::super::tests::{overview, peer, server};
 use super::*;
@@ -78,6 +79,23 @@ fn no_terminal_is_too_small_and_scrolling_has_two_ends() {
         view.wish(Wish::Down);
     }
     assert!(lines(&view, 80, 30)[4].starts_with("0..4"), "one server stays in sight");
+}
+
+#[test]
+fn a_view_that_is_scrolled_shows_who_is_left_when_others_have_gone() {
+    let servers: Vec<_> = (1..=20).map(|number| server(number, 0, 4)).collect();
+    let (mut one, mut two) = (View::default(), View::default());
+    let mut other = server(3, 0, 4);
+    other.model = ModelId::from_bytes([9; 32]);
+    for view in [&mut one, &mut two] {
+        view.update(overview(&servers));
+        (0..19).for_each(|_| view.wish(Wish::Down));
+    }
+    one.update(overview(&servers[..2]));
+    two.update(overview(&[server(1, 0, 4), server(2, 0, 4), other]));
+    for view in [one, two] {
+        assert!(lines(&view, 80, 30)[4].starts_with("0..4"), "{:#?}", lines(&view, 80, 30));
+    }
 }
 
 #[test]
