@@ -34,7 +34,8 @@ pub(super) async fn run(arguments: GenerateArguments, config: &Config) -> anyhow
         let report = report(&mut generation, prompt_count, &arguments).await?;
         writeln!(std::io::stdout(), "{report}").context("stdout is closed")
     } else {
-        stream(&mut generation, prompt_count).await
+        let ids_from = opened.model.tokenizer().is_none().then_some(prompt_count);
+        stream(&mut generation, ids_from).await
     };
     let (chain, _) = generation.into_chain();
     chain.close().await;
@@ -64,19 +65,16 @@ fn request(arguments: &GenerateArguments, opened: &Opened) -> anyhow::Result<Gen
     })
 }
 
-/// Prints the text as it comes; token ids where the model has no tokenizer.
-async fn stream(generation: &mut Generation, prompt_count: usize) -> anyhow::Result<()> {
+/// Prints the text as it comes; where the model has no tokenizer, the ids of the tokens from this one on.
+async fn stream(generation: &mut Generation, ids_from: Option<usize>) -> anyhow::Result<()> {
     let mut out = std::io::stdout();
-    let mut shown = false;
     while let Some(token) = generation.next().await? {
-        shown |= !token.text.is_empty();
         out.write_all(token.text.as_bytes())
             .and_then(|()| out.flush())
             .context("stdout is closed")?;
     }
-    if !shown {
-        let ids: Vec<_> =
-            generation.tokens()[prompt_count..].iter().map(ToString::to_string).collect();
+    if let Some(first) = ids_from {
+        let ids: Vec<_> = generation.tokens()[first..].iter().map(ToString::to_string).collect();
         write!(out, "{}", ids.join(",")).context("stdout is closed")?;
     }
     writeln!(out).context("stdout is closed")

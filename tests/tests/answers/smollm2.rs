@@ -131,6 +131,10 @@ fn the_text_ends_where_the_model_or_a_stop_string_ends_it() {
     assert_eq!(stopped["finish_reason"], "stop");
     let cut = report(&umbel(&[&arguments[..], &["--max-tokens", "3"]].concat()));
     assert_eq!((&cut["text"], &cut["finish_reason"]), (&" Paris.\n".into(), &"length".into()));
+    // Token ids are for models without a tokenizer.
+    let plain = ["generate", "--local", "--prompt", "The capital of France is", "--stop", " Paris"];
+    let empty = umbel(&plain);
+    assert_eq!((empty.status.success(), empty.stdout.as_str()), (true, "\n"), "{empty:?}");
 }
 
 #[test]
