@@ -9,6 +9,7 @@ mod look;
 mod place;
 mod reach;
 mod rest;
+mod sampling;
 pub mod train;
 
 use std::net::SocketAddr;
@@ -230,7 +231,7 @@ fn wire_type(name: &str) -> Result<DType, String> {
 pub struct SamplingArguments {
     /// 0 takes the likeliest token; higher is more varied [default: 0.2 of `umbel chat` and `umbel demo`,
     /// 0 of `umbel generate`].
-    #[arg(long, value_name = "T")]
+    #[arg(long, value_name = "T", value_parser = sampling::temperature)]
     pub temperature: Option<f32>,
 
     /// Choose among the K likeliest tokens [default: all].
@@ -239,15 +240,15 @@ pub struct SamplingArguments {
 
     /// Choose among the likeliest tokens that together have probability P [default: 0.9 of `umbel chat` and
     /// `umbel demo`, 1 of `umbel generate`, which is all].
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", value_parser = sampling::top_p)]
     pub top_p: Option<f32>,
 
     /// Choose among tokens at least P times as likely as the likeliest [default: 0, which is all].
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", value_parser = sampling::min_p)]
     pub min_p: Option<f32>,
 
     /// Make tokens that have occurred less likely; 1 changes nothing [default: 1].
-    #[arg(long, value_name = "R")]
+    #[arg(long, value_name = "R", value_parser = sampling::repetition_penalty)]
     pub repetition_penalty: Option<f32>,
 
     /// The same seed gives the same text [default: drawn at random].
