@@ -1,7 +1,7 @@
 //! Models of random weights, kept in the cache folder.
 
-use std::fs;
-use std::io::BufWriter;
+use std::fs::{self, File};
+use std::io::{BufWriter, Write as _};
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
@@ -33,12 +33,28 @@ pub(super) fn model(shape: RandomShape, weights: WeightType, cache_dir: &Path) -
     Ok(text.to_owned())
 }
 
-/// Under another name at first, so that nobody finds half of it.
+/// Under another name at first, so that nobody finds half of it. That is always the same name: what a run
+/// that was interrupted has left there, the next one writes over.
 fn write(file: &GgufWriter, folder: &Path, path: &Path) -> Result<()> {
     fs::create_dir_all(folder)?;
-    let mut out = BufWriter::new(tempfile::NamedTempFile::new_in(folder)?);
-    file.write(&mut out)?;
-    out.into_inner()?.persist(path)?;
+    let name = path.with_extension("gguf.part");
+    let part = File::options().write(true).create(true).truncate(false).open(&name)?;
+    // Others that write the same model wait here until it is whole.
+    part.lock()?;
+    if path.exists() {
+        return Ok(());
+    }
+    let written = part.set_len(0).and_then(|()| {
+        let mut out = BufWriter::new(&part);
+        file.write(&mut out)?;
+        out.flush()
+    });
+    if written.is_err() {
+        // The disk may be full. Others wait for this file, so that it stays, with nothing in it.
+        let _kept = part.set_len(0);
+    }
+    written?;
+    fs::rename(&name, path)?;
     Ok(())
 }
 
@@ -57,5 +73,28 @@ fn config(
         vocabulary_size,
         context_tokens: 8192,
         ..ModelConfig::llama(block_count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_interrupted_run_has_left_is_written_over() {
+        let cache = tempfile::tempdir().unwrap();
+        let folder = cache.path().join("random");
+        let path = folder.join("small-f32.gguf");
+        fs::create_dir(&folder).unwrap();
+        fs::write(path.with_extension("gguf.part"), vec![7; 1 << 20]).unwrap();
+        let config = config([64, 64, 40], 2, [2, 1]);
+        let file = GgufWriter::random_model(&config, WeightType::F32, SEED).unwrap();
+        // The second time it is there.
+        for _ in 0..2 {
+            write(&file, &folder, &path).unwrap();
+            assert!(fs::read(&path).unwrap() == file.to_bytes());
+        }
+        let left = path.with_extension("gguf.part");
+        assert!(fs::metadata(&left).map_or(0, |left| left.len()) == 0, "{}", left.display());
     }
 }
