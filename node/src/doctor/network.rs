@@ -25,7 +25,7 @@ const TRANSPORTS: [(&str, &str, &str); 2] =
 
 /// Whether this machine can listen, and a connection to itself is made.
 pub(super) async fn sockets(wished: &[Multiaddr]) -> Vec<Finding> {
-    let mut findings = Vec::new();
+    let mut findings: Vec<_> = wished.iter().filter_map(of_no_transport).collect();
     for (transport, part, anywhere) in TRANSPORTS {
         let listen = listen(wished, part, anywhere);
         if !listen.is_empty() {
@@ -33,6 +33,18 @@ pub(super) async fn sockets(wished: &[Multiaddr]) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// What is wrong with an address on which no server can listen.
+fn of_no_transport(wished: &Multiaddr) -> Option<Finding> {
+    let address = wished.to_string();
+    if TRANSPORTS.iter().any(|(_, part, _)| address.contains(part)) {
+        return None;
+    }
+    let what =
+        format!("{address} is an address of neither QUIC nor TCP: no server can listen on it");
+    let advice = "write it as /ip4/0.0.0.0/udp/4001/quic-v1 or /ip4/0.0.0.0/tcp/4001";
+    Some(Finding::bad("ports", what, advice))
 }
 
 async fn socket(transport: &'static str, listen: Vec<Multiaddr>) -> Finding {
@@ -218,4 +230,19 @@ async fn dial_back(
     let listened = network.listen_addresses();
     network.shutdown().await;
     Seen { transport, listened, no_way_out, dialled }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Grade;
+    use super::*;
+
+    #[tokio::test]
+    async fn an_address_that_no_server_can_listen_on_is_bad() {
+        let wished = ["/ip4/127.0.0.1/udp/0", "/ip4/127.0.0.1/tcp/0"];
+        let findings = sockets(&wished.map(|address| address.parse().unwrap())).await;
+        let grades: Vec<_> = findings.iter().map(|finding| finding.grade).collect();
+        assert_eq!(grades, [Grade::Bad, Grade::Good], "{findings:#?}");
+        assert!(findings[0].what.contains(wished[0]), "{findings:#?}");
+    }
 }
