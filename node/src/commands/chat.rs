@@ -46,10 +46,10 @@ pub(super) async fn run(arguments: ChatArguments, config: &Config) -> anyhow::Re
         conversation.values = TemplateValues::without_thinking();
     }
     conversation.history = (!arguments.no_history).then(|| config.data_dir.join(HISTORY));
-    conversation.converse().await?;
+    let conversed = conversation.converse().await;
     conversation.close().await;
     opened.leave().await;
-    Ok(())
+    conversed
 }
 
 /// Nobody reads what is answered, nor would anybody read the next answer.
@@ -104,8 +104,22 @@ impl<'a> Conversation<'a> {
     }
 
     /// Reads lines and does what they ask for, until the end of the input.
+    ///
+    /// # Errors
+    /// Also where answers have failed of which no person saw that.
     pub(super) async fn converse(&mut self) -> anyhow::Result<()> {
-        let mut lines = Lines::open(self.history.clone())?;
+        let lines = Lines::open(self.history.clone())?;
+        let is_pipe = matches!(lines, Lines::Pipe);
+        let failed = self.answer_all(lines).await?;
+        if is_pipe && failed > 0 {
+            bail!("questions without an answer: {failed}");
+        }
+        Ok(())
+    }
+
+    /// How many questions could not be answered.
+    async fn answer_all(&mut self, mut lines: Lines) -> anyhow::Result<usize> {
+        let mut failed = 0;
         loop {
             let asking = tokio::task::spawn_blocking(move || {
                 let line = lines.next();
@@ -114,11 +128,11 @@ impl<'a> Conversation<'a> {
             let (returned, line) = tokio::select! {
                 asked = asking => asked?,
                 // At a terminal the editor reads Ctrl-C as a key, so this comes from elsewhere.
-                _ = tokio::signal::ctrl_c() => return Ok(()),
+                _ = tokio::signal::ctrl_c() => return Ok(failed),
             };
             lines = returned;
             let Some(line) = line? else {
-                return Ok(());
+                return Ok(failed);
             };
             match line {
                 Line::Empty => {}
@@ -128,6 +142,7 @@ impl<'a> Conversation<'a> {
                             return Err(error);
                         }
                         // The conversation goes on: the next answer finds another route.
+                        failed += 1;
                         report(&error);
                         self.messages.pop();
                         self.chain = None;
@@ -143,7 +158,7 @@ impl<'a> Conversation<'a> {
                     Ok(()) => say(format_args!("({} is written)", file.display())),
                     Err(error) => report(&error),
                 },
-                Line::Quit => return Ok(()),
+                Line::Quit => return Ok(failed),
                 Line::Wrong(why) => say(format_args!("({why})")),
             }
         }

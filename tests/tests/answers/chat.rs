@@ -57,12 +57,18 @@ impl Chat {
     }
 
     /// Closes stdin and waits for a good end; what was said on stderr.
-    fn end(mut self) -> String {
+    fn end(self) -> String {
+        let (code, rest) = self.ended();
+        assert_eq!(code, Some(0), "{rest}");
+        rest
+    }
+
+    /// Closes stdin and waits for the end: the code, and what was said on stderr.
+    fn ended(mut self) -> (Option<i32>, String) {
         drop(self.typed.take());
         let mut rest = String::new();
         self.child.stderr.take().unwrap().read_to_string(&mut rest).unwrap();
-        assert!(self.child.wait().unwrap().success(), "{rest}");
-        rest
+        (self.child.wait().unwrap().code(), rest)
     }
 }
 
@@ -130,6 +136,18 @@ fn a_chat_that_nobody_reads_ends() {
     let mut said = String::new();
     chat.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
     assert!(said.contains("stdout is closed"), "{said}");
+}
+
+#[test]
+fn a_chat_from_a_pipe_goes_on_behind_an_answer_that_fails_and_ends_with_a_failure() {
+    let mut chat = Chat::start(&["--max-tokens", "4"]);
+    // The model's context holds 8,192 tokens.
+    chat.enter(&"word ".repeat(9_000));
+    chat.enter("Hello");
+    assert!(!chat.line().trim().is_empty(), "the next question is answered");
+    let (code, said) = chat.ended();
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("questions without an answer: 1"), "{said}");
 }
 
 #[test]
