@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use umbel_net::{Join, Multiaddr};
+use umbel_net::{Join, Multiaddr, parse_address};
 
 /// `umbel adapter`.
 #[derive(Debug, Args)]
@@ -50,6 +50,6 @@ pub struct PublishArguments {
 
     /// Where to listen for those who fetch it; may be given several times [default: every interface, QUIC
     /// and TCP, free ports].
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = parse_address)]
     pub listen: Vec<Multiaddr>,
 }

@@ -54,7 +54,10 @@ async fn publish(arguments: PublishArguments, config: &Config) -> anyhow::Result
     };
     let mut shutdown = Shutdown::listen().context("signals cannot be caught")?;
     let settings = PublishSettings { listen, join: addresses, swarm_key };
-    let publication = Publication::start(files, settings).await?;
+    let publication = tokio::select! {
+        publication = Publication::start(files, settings) => publication?,
+        _ = shutdown.requested() => return Ok(()),
+    };
     let mut out = std::io::stdout();
     writeln!(out, "{}\nready {}", publication.id(), publication.address())
         .and_then(|()| out.flush())

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::time::timeout;
 use umbel_client::Swarm;
 use umbel_client::adapter::fetch::{FetchAdapterError, ProviderError, cached, cached_at, fetch};
 use umbel_client::adapter::publish::{Publication, PublishSettings};
@@ -233,6 +235,22 @@ fn a_published_adapter_is_asked_by_its_id() {
     assert_eq!(nobody.status.code(), Some(1));
     assert!(nobody.stderr.contains("nobody in the swarm provides"), "{}", nobody.stderr);
     server.assert_no_errors();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publisher_that_finds_nobody_can_be_interrupted() {
+    // It takes connections and says nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let peer = Identity::ephemeral().peer_id();
+    let join = format!("/ip4/127.0.0.1/tcp/{}/p2p/{peer}", silent.local_addr().unwrap().port());
+    let folder = format!("{}/lora", checkpoint("llama"));
+    let publish = ["adapter", "publish", &folder, "--join", &join, "--listen", LISTEN];
+    let mut publisher = UmbelProcess::begin(&publish).unwrap();
+    let (_dialled, _) = timeout(KNOWN_TIMEOUT, silent.accept()).await.unwrap().unwrap();
+    publisher.interrupt();
+    let ended = publisher.wait().unwrap();
+    assert!(ended.status.success(), "{ended:?}");
+    assert_eq!(ended.stdout, "", "nothing was published");
 }
 
 /// Asks a gateway for a few tokens of a model: the status and what comes.
