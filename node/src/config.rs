@@ -1,6 +1,7 @@
 //! What the arguments mean on this machine: folders, and what the environment says.
 
 use std::env;
+use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
@@ -93,6 +94,11 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// What the user says of colours.
+pub(crate) fn no_color() -> Option<OsString> {
+    env::var_os("NO_COLOR")
 }
 
 /// The user's home folder, which `~` stands for.

@@ -1,5 +1,6 @@
 //! Logs and errors, both on stderr.
 
+use std::ffi::OsStr;
 use std::fmt::Display;
 use std::io::{IsTerminal as _, Write as _, stderr, stdout};
 use std::process::ExitCode;
@@ -9,6 +10,7 @@ use tracing_subscriber::EnvFilter;
 use umbel_protocol::text::printable;
 
 use crate::args::LogFormat;
+use crate::config;
 
 /// What is logged unless something else is asked for: the libraries' own chatter is left out, as is
 /// Kademlia's complaint that a first server knows nobody yet.
@@ -34,13 +36,21 @@ pub fn start(filter: Option<&str>, format: LogFormat) {
         .log_internal_errors(false);
     match format {
         LogFormat::Text => {
-            lines.with_ansi(stderr().is_terminal()).with_target(false).init();
+            let no_color = config::no_color();
+            let is_coloured = is_coloured(stderr().is_terminal(), no_color.as_deref());
+            lines.with_ansi(is_coloured).with_target(false).init();
         }
         LogFormat::Json => lines.json().flatten_event(true).init(),
     }
     if let Some(error) = refused {
         tracing::warn!(%error, "the log filter was not understood; logging at info");
     }
+}
+
+/// Whether a log for people has colours: `NO_COLOR` says that they want none, unless it is empty
+/// (<https://no-color.org>).
+fn is_coloured(is_terminal: bool, no_color: Option<&OsStr>) -> bool {
+    is_terminal && no_color.is_none_or(OsStr::is_empty)
 }
 
 /// A bare level speaks of Umbel's own crates (a directive matches targets by prefix) and lets
@@ -119,6 +129,14 @@ fn one_line(error: &anyhow::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_log_has_colours_on_a_terminal_alone_and_where_nobody_wants_none() {
+        let on_terminal = |no_color: Option<&str>| is_coloured(true, no_color.map(OsStr::new));
+        assert!(on_terminal(None) && on_terminal(Some("")));
+        assert!(!on_terminal(Some("1")) && !on_terminal(Some("0")));
+        assert!(!is_coloured(false, None));
+    }
 
     #[test]
     fn an_error_is_one_line_that_moves_no_cursor() {
