@@ -106,6 +106,7 @@ async fn prepare(
     if let Some(argument) = arguments.adapter.out_of_place() {
         bail!("{argument} means nothing with --method {}", method.name());
     }
+    begin::look_for_texts(arguments)?;
     let source = ModelSource::parse(arguments.model.name())?;
     let base = card::base_of(&source);
     // The swarm is joined first: a wrong address is found before anything is downloaded.

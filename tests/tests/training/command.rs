@@ -197,6 +197,10 @@ fn what_cannot_be_learned_is_refused_with_what_is_wrong() {
     let folder = scratch.path();
     let data = folder.join("data.jsonl");
     train(folder, "out", &["--local"]).refused("data.jsonl");
+    // Before a model is looked for.
+    let missing =
+        ["train", "/nowhere", "--data", data.to_str().unwrap(), "--out", "out", "--local"];
+    umbel(&missing).refused("data.jsonl");
     fs::write(&data, "{\"token_ids\": [1, 2]}\n{\"text\": \"a\"}\n{}\n").unwrap();
     let output = train(folder, "out", &["--local"]);
     output.refused("2 broken lines: line 2: the model has no tokenizer");

@@ -48,6 +48,21 @@ pub(super) struct Begun {
     pub(super) identity: Value,
 }
 
+/// Whether the files are there that are read once the model is: it may take an hour to fetch. They are not
+/// opened, since what comes from another program can be read but once.
+pub(super) fn look_for_texts(arguments: &TrainArguments) -> anyhow::Result<()> {
+    let named = [
+        ("--data", Some(&arguments.data)),
+        ("--validation-data", arguments.learning.validation_data.as_ref()),
+    ];
+    for (flag, path) in named {
+        if let Some(path) = path {
+            path.metadata().with_context(|| format!("{flag} {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
 pub(super) fn read_texts(arguments: &TrainArguments, model: &ClientModel) -> anyhow::Result<Texts> {
     let learning = &arguments.learning;
     let context = model.config().context_tokens;
