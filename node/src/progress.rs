@@ -2,6 +2,7 @@
 
 use std::io::{IsTerminal as _, stderr};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use umbel_shard::Progress;
@@ -10,6 +11,9 @@ use crate::telemetry::say;
 
 /// Work on fewer bytes than this is over before anybody has read of it.
 const BYTES_SHOWN_MIN: u64 = 10_000_000;
+
+/// How often a spinner turns by itself: often enough to be seen to turn.
+const TICK: Duration = Duration::from_millis(120);
 
 /// Shows downloads on stderr.
 #[derive(Default)]
@@ -73,5 +77,9 @@ fn bar(total_bytes: Option<u64>, label: &str) -> ProgressBar {
     };
     bar.set_style(ProgressStyle::with_template(template).expect("the template is well-formed"));
     bar.set_message(label.to_owned());
+    if total_bytes.is_none() {
+        // Nobody may count the bytes either, as where pip fetches them: that it goes on is to be seen.
+        bar.enable_steady_tick(TICK);
+    }
     bar
 }
