@@ -157,7 +157,11 @@ fn command(
     typed: impl Iterator<Item = OsString>,
 ) -> anyhow::Result<Command> {
     let mut command = Command::new(std::env::current_exe().context("where is this program?")?);
-    command.args(without(&OWN_FLAGS, typed));
+    let mut typed: Vec<_> = typed.collect();
+    // Behind two hyphens a flag would be taken for something else.
+    let end = typed.iter().position(|word| word == "--").unwrap_or(typed.len());
+    let behind = typed.split_off(end);
+    command.args(without(&OWN_FLAGS, typed.into_iter()));
     command.args(["--device", &DeviceWish::Cuda(number).to_string(), "--stop-with-stdin"]);
     for address in &arguments.listen {
         command.args(["--listen", &further(address, number)?.to_string()]);
@@ -172,6 +176,7 @@ fn command(
     if let Some(address) = beside {
         command.args(["--beside", address]);
     }
+    command.args(behind);
     // In a group of its own: a Ctrl-C reaches this process, which asks all to stop.
     command.process_group(0).kill_on_drop(true).stdin(Stdio::piped()).stdout(Stdio::piped());
     Ok(command)
@@ -272,6 +277,16 @@ mod tests {
                 beside.iter().map(|address| address.parse().unwrap()).collect();
             assert_eq!(server.beside, beside);
         }
+    }
+
+    #[test]
+    fn a_model_behind_two_hyphens_is_every_servers_model() {
+        let typed = ["serve", "--device", "all", "--", "--device"].map(OsString::from);
+        let arguments = serve(typed.to_vec());
+        let command = command(&arguments, 1, Some(FIRST), typed.into_iter()).unwrap();
+        let server = serve(command.as_std().get_args().map(OsString::from).collect());
+        assert_eq!((server.model.name(), server.device), ("--device", DeviceWish::Cuda(1)));
+        assert!(server.stop_with_stdin && server.beside.len() == 1);
     }
 
     #[test]
