@@ -1,5 +1,7 @@
 //! Where a server that joins should go.
 
+use std::cmp::Ordering;
+
 use umbel_protocol::Span;
 
 use super::balance::{Balance, count};
@@ -34,8 +36,12 @@ pub fn choose_span(view: &View, own: &Own<'_>, random: &mut Random) -> Option<Sp
         let mut balance = Balance::of(&supply);
         supply.remove(span, own.rate);
         balance.mean -= share * own.download_seconds(span, None) / STAY_SECONDS;
-        let order = best.map_or(std::cmp::Ordering::Greater, |(_, best)| compare(balance, best));
-        equals = if order.is_eq() { equals + 1 } else { 1 };
+        let order = best.map_or(Ordering::Greater, |(_, best)| compare(balance, best));
+        match order {
+            Ordering::Greater => equals = 1,
+            Ordering::Equal => equals += 1,
+            Ordering::Less => {}
+        }
         if order.is_gt() || (order.is_eq() && random.below(equals) == 0) {
             best = Some((span, balance));
         }
@@ -44,9 +50,9 @@ pub fn choose_span(view: &View, own: &Own<'_>, random: &mut Random) -> Option<Sp
 }
 
 /// Greater is better.
-fn compare(a: Balance, b: Balance) -> std::cmp::Ordering {
+fn compare(a: Balance, b: Balance) -> Ordering {
     let by_mean = if (a.mean - b.mean).abs() <= EQUAL * a.mean.abs().max(b.mean.abs()) {
-        std::cmp::Ordering::Equal
+        Ordering::Equal
     } else {
         a.mean.total_cmp(&b.mean)
     };

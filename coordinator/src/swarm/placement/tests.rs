@@ -54,6 +54,21 @@ fn a_newcomer_takes_what_is_on_disk_among_equals() {
 }
 
 #[test]
+fn of_spans_that_are_as_good_as_each_other_each_is_as_likely() {
+    let gaps = [server(1, 0, 2, 10.0), server(2, 4, 6, 10.0), server(3, 8, 10, 10.0)];
+    let view = View::new(12, gaps);
+    let mut chosen = std::collections::BTreeMap::new();
+    for seed in 0..300 {
+        let span = choose_span(&view, &own(2, 10.0), &mut Random::new(seed)).unwrap();
+        *chosen.entry(span).or_insert(0) += 1;
+    }
+    let spans: Vec<_> = chosen.keys().copied().collect();
+    assert_eq!(spans, [span(2, 4), span(6, 8), span(10, 12)]);
+    // Of 300 a third is 100, give or take 8.
+    assert!(chosen.values().all(|times| (75..125).contains(times)), "{chosen:?}");
+}
+
+#[test]
 fn room_for_no_block_is_no_span() {
     let random = &mut Random::new(1);
     assert_eq!(choose_span(&View::new(8, []), &own(0, 1.0), random), None);
