@@ -36,6 +36,13 @@ const PEERS_TOLD_MAX: usize = 16;
 /// How long an announcement waits until others have taken it up.
 const TELLING: Duration = Duration::from_secs(2);
 
+/// How long a server without an address to come in by waits for others on the local network: those that
+/// are there answer mDNS within a second, and the first server of all pays it once.
+const NEIGHBOURS_WAIT: Duration = Duration::from_secs(2);
+
+/// How often it looks meanwhile.
+const NEIGHBOURS_LOOK: Duration = Duration::from_millis(50);
+
 /// Directory links that are served at once.
 const LINKS_MAX: usize = 256;
 
@@ -134,6 +141,31 @@ impl Announcer {
             Err(_) if self.doors().is_empty() => Ok(()),
             Err(error) => Err(error),
         }
+    }
+
+    /// Waits a moment for peers on the local network, and asks them who is there, unless there is an address to
+    /// come in by.
+    pub async fn meet_neighbours(&self) {
+        if !self.doors().is_empty() {
+            return;
+        }
+        let met = async {
+            while self.network.connected_peers().await.is_empty() {
+                // No event tells who has connected.
+                tokio::time::sleep(NEIGHBOURS_LOOK).await;
+            }
+        };
+        if tokio::time::timeout(NEIGHBOURS_WAIT, met).await.is_ok() {
+            self.catch_up().await;
+        }
+    }
+
+    /// Asks some of those who are there whom they know, all at once.
+    pub async fn catch_up(&self) {
+        let others = self.others().await;
+        let asked = others.iter().map(|(peer, addresses)| self.ask(*peer, addresses));
+        // Who is gone takes longer to find out.
+        let _not_by_all = tokio::time::timeout(TELLING, join_all(asked)).await;
     }
 
     /// Comes in by these doors, and takes note of who is there. Those behind which is this peer itself, by a

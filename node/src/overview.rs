@@ -157,8 +157,8 @@ impl ServerOverview {
     #[must_use]
     pub fn state(&self) -> String {
         let course = match (self.draining, self.moving_to) {
-            (true, _) => Some("leaving".to_owned()),
-            (false, Some(span)) => Some(format!("to {span}")),
+            (true, None) => Some("leaving".to_owned()),
+            (_, Some(span)) => Some(format!("to {span}")),
             (false, None) => None,
         };
         let relayed = self.is_relayed().then(|| "by a relay".to_owned());

@@ -2,6 +2,7 @@
 
 mod attached;
 mod balance;
+mod begin;
 pub(crate) mod control;
 pub(crate) mod each;
 mod keeping;
@@ -25,14 +26,14 @@ use umbel_coordinator::server::{AdapterRoom, Server, ServerConfig};
 use umbel_coordinator::swarm::placement::{Intention, thinnest_span};
 use umbel_engine::{Arithmetic, Device, Gpu};
 use umbel_net::{Identity, LoadIdentityError, Multiaddr, Network, SwarmKey, Way};
-use umbel_protocol::announcement::Throughput;
+use umbel_protocol::announcement::{Announcement, Throughput};
 use umbel_protocol::{PeerId, Span};
 use umbel_shard::{Model, ModelSource, PartsNeeded};
 
 use crate::announce::{Announcer, Offer};
 use crate::args::{RestArguments, ServeArguments};
 use crate::compute::floor::Floor;
-use crate::compute::{Compute, Shards};
+use crate::compute::{Compute, Shard, Shards};
 use crate::config::Config;
 use crate::device;
 use crate::driver::{Driver, Events, Load};
@@ -206,25 +207,15 @@ impl Serving {
         let budget = Budget::new(&arguments, &model, loader.gpu.as_ref())?;
         let loader = Loader { head_on_gpu: budget.head_on_gpu, ..loader };
         let sizes = memory::BlockSizes::new(&model, loader.gpu.is_some());
-        let (span, kv_tokens) = choose(&arguments, &sizes, &announcer, budget.blocks)?;
-        let Loaded { shard, throughput } = loader.load(span, kv_tokens).await?;
-        say_loaded(&model, span, kv_tokens, throughput);
+        let (offer, kv_tokens, shard) =
+            load_first(&arguments, &sizes, &announcer, &loader, budget.blocks).await?;
+        let (peer, span) = (network.peer_id(), offer.borrow().span);
 
         if let Some(bytes_max) = arguments.rest.keep_adapters {
-            let folder = config.cache_dir.join("kept-adapters").join(network.peer_id().to_string());
+            let folder = config.cache_dir.join("kept-adapters").join(peer.to_string());
             let (network, model) = (network.clone(), model.config().clone());
             Keeper::start(&folder, bytes_max.get(), network, model).await?;
         }
-        let offer = watch::Sender::new(Offer {
-            model: model.id(),
-            model_name: model.name().to_owned(),
-            span,
-            block_count: model.config().block_count,
-            throughput,
-            intention: Intention::default(),
-            draining: false,
-            holds_ends,
-        });
         let held = Held {
             spans: vec![shard.blocks.clone()],
             arena: shard.arena.clone(),
@@ -232,7 +223,7 @@ impl Serving {
         };
         let held_max = sizes.held_max(span.block_count(), kv_tokens, budget.blocks);
         let keeps_pages = !arguments.no_share;
-        let mut config = server_config(&model, network.peer_id(), span, kv_tokens, keeps_pages)?;
+        let mut config = server_config(&model, peer, span, kv_tokens, keeps_pages)?;
         config.vocabulary_size = config.vocabulary_size.filter(|_| holds_ends);
         config.cache = shard.arena.shared_pages();
         config.adapters = Some(adapter_room(&model, budget.adapters));
@@ -254,7 +245,6 @@ impl Serving {
         let compute = Compute::start(shards, move |done| completion.done(done));
         let (driver, drained) = Driver::new(server, network.clone(), compute, events);
         let driver = driver.adapting(model.config().clone()).rousing(device);
-        let peer = network.peer_id();
         let mut balancer =
             Balancer::new(peer, &arguments, &model, (held, held_max), loader, (handle, drained));
         if can_train {
@@ -358,6 +348,9 @@ async fn enter(
         }
         tracing::warn!(%error, "nobody is there yet: this server begins, and goes on trying");
     }
+    if arguments.blocks.is_none() && reach::finds_neighbours(arguments, announcer.network()) {
+        announcer.meet_neighbours().await;
+    }
     tokio::select! {
         placed = reach::await_place(arguments, announcer.network()) => placed?,
         // Whoever gives a place may be one of those who were not there yet.
@@ -446,11 +439,46 @@ fn touched_ends(arguments: &ServeArguments, model: &Model) -> (bool, bool) {
     (touches(|span, _| span.start() == 0), touches(|span, of| span.end() == of))
 }
 
-/// Which blocks to serve, and room for how many tokens.
-fn choose(
+/// Chooses blocks and loads them, while the others hear that they will be served; what it says of itself
+/// then, and room for how many tokens there is.
+async fn load_first(
     arguments: &ServeArguments,
     sizes: &memory::BlockSizes<'_>,
     announcer: &Announcer,
+    loader: &Loader,
+    free_bytes: u64,
+) -> anyhow::Result<(watch::Sender<Offer>, usize, Shard)> {
+    let (model, own) = (sizes.model(), announcer.network().peer_id());
+    let choose = |servers: &[Announcement]| choose(arguments, sizes, (own, servers), free_bytes);
+    let known = announcer.servers(model.id());
+    let (span, kv_tokens) = choose(&known)?;
+    let offer = watch::Sender::new(begin::beginning(Offer {
+        model: model.id(),
+        model_name: model.name().to_owned(),
+        span,
+        block_count: model.config().block_count,
+        throughput: Throughput::default(),
+        intention: Intention::default(),
+        draining: false,
+        holds_ends: !arguments.no_ends,
+    }));
+    let mut chosen_again = None;
+    if arguments.blocks.is_none() && span.block_count() < model.config().block_count {
+        chosen_again = begin::beside_others(announcer, &offer, known, choose).await?;
+    }
+    let (span, kv_tokens) = (offer.borrow().span, chosen_again.unwrap_or(kv_tokens));
+    let loading = loader.load(span, kv_tokens);
+    let Loaded { shard, throughput } = begin::while_announcing(announcer, &offer, loading).await?;
+    begin::serving(&offer, throughput);
+    say_loaded(model, span, kv_tokens, throughput);
+    Ok((offer, kv_tokens, shard))
+}
+
+/// Which blocks to serve beside these servers, and room for how many tokens.
+fn choose(
+    arguments: &ServeArguments,
+    sizes: &memory::BlockSizes<'_>,
+    (own, servers): (PeerId, &[Announcement]),
     free_bytes: u64,
 ) -> anyhow::Result<(Span, usize)> {
     let (block_count, kv_tokens) = (sizes.model().config().block_count, arguments.kv_tokens);
@@ -474,9 +502,8 @@ fn choose(
         Some(count) => count,
         None => sizes.that_fit(kv_tokens, free_bytes)?,
     };
-    let servers = announcer.servers(sizes.model().id());
-    let span = thinnest_span(block_count, count, &servers).context("the model has no blocks")?;
-    with_cache(span)
+    let span = thinnest_span(block_count, count, own, servers);
+    with_cache(span.context("the model has no blocks")?)
 }
 
 /// Waits until whoever holds the other end of stdin is gone, if that is asked for.

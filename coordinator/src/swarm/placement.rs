@@ -24,7 +24,7 @@ use umbel_protocol::{PeerId, Span};
 
 use crate::random::Random;
 
-pub use choose::choose_span;
+pub use choose::{choose_again, choose_span};
 pub use mover::{
     DRAIN_MAX, Input, Intention, LOOK_INTERVAL, MOVE_INTERVAL_MIN, Mover, MoverConfig, Output,
     PLAN_MAX, READY_MAX, SETTLE, Sight,
@@ -32,7 +32,7 @@ pub use mover::{
 pub use moving::{Move, consider_move};
 pub use plan::propose;
 
-/// The rate, in block-tokens a second, that an announcement without a measurement counts for.
+/// The rate, in block-tokens a second, that a server counts for where none has measured its own.
 const RATE_UNKNOWN: f64 = 1.0;
 
 /// What is known of another server.
@@ -40,7 +40,8 @@ const RATE_UNKNOWN: f64 = 1.0;
 pub struct ServedSpan {
     /// The server.
     pub peer: PeerId,
-    /// The blocks that it serves; `None` where it is still loading its first ones.
+    /// The blocks that it serves; `None` where it is still loading its first ones, or has left
+    /// all others for those that it is going to serve.
     pub span: Option<Span>,
     /// The blocks that it is loading and will serve in place of `span`.
     pub moving_to: Option<Span>,
@@ -53,15 +54,19 @@ pub struct ServedSpan {
 }
 
 impl ServedSpan {
-    /// What an announcement says; `None` where the server is about to leave.
-    #[must_use]
-    pub fn of(announcement: &Announcement) -> Option<Self> {
-        let rate = f64::from(announcement.throughput.decode_tokens_per_second);
-        (!announcement.draining).then_some(Self {
+    /// What an announcement says; `None` where the server is about to leave the swarm. One that
+    /// takes no sessions and names blocks to go to is there: it serves none before it has these.
+    /// A server that has not measured itself yet is as fast as `typical`.
+    fn of(announcement: &Announcement, typical: f64) -> Option<Self> {
+        let Announcement { draining, moving_to, .. } = *announcement;
+        if draining && moving_to.is_none() {
+            return None;
+        }
+        Some(Self {
             peer: announcement.peer,
-            span: Some(announcement.span),
-            moving_to: announcement.moving_to,
-            rate: if rate > 0.0 { rate } else { RATE_UNKNOWN },
+            span: (!draining).then_some(announcement.span),
+            moving_to,
+            rate: rate_of(announcement).unwrap_or(typical),
             held_max: announcement.held_blocks_max,
             joined: announcement.joined,
         })
@@ -118,7 +123,8 @@ impl View {
         announcements: impl Iterator<Item = &'a Announcement> + Clone,
     ) -> Self {
         let proposed = |server: &Announcement| Some((server.peer, server.proposal.clone()?));
-        let servers = announcements.clone().filter_map(ServedSpan::of);
+        let typical = typical_rate(announcements.clone());
+        let servers = announcements.clone().filter_map(|server| ServedSpan::of(server, typical));
         Self::new(block_count, servers).with_proposals(announcements.filter_map(proposed))
     }
 
@@ -219,25 +225,37 @@ impl Own<'_> {
     }
 }
 
-/// The `count` consecutive blocks that a server should take of which no more is known: what
-/// [`choose_span`] says where downloads cost nothing and the server is as fast as the middle one.
+/// The `count` consecutive blocks that the server `own` should take when it begins and knows no
+/// more than these announcements: what [`choose_span`] says where downloads cost nothing and the
+/// server is as fast as the middle one. Of spans that are as good as each other two servers hardly
+/// take the same. What is left of the server's own last run does not count.
 ///
 /// `None` where `count` or `block_count` is 0. More blocks than there are means all of them.
 #[must_use]
 pub fn thinnest_span<'a>(
     block_count: u32,
     count: u32,
+    own: PeerId,
     servers: impl IntoIterator<Item = &'a Announcement>,
 ) -> Option<Span> {
-    let view = View::new(block_count, servers.into_iter().filter_map(ServedSpan::of));
-    let rate = typical_rate(&view);
-    let own = Own { rate, block_limit: count, missing_bytes: &[], bytes_per_second: 0.0 };
-    choose_span(&view, &own, &mut Random::new(0))
+    let others: Vec<_> = servers.into_iter().filter(|server| server.peer != own).collect();
+    let others = others.iter().copied();
+    let rate = typical_rate(others.clone());
+    let view = View::of(block_count, others);
+    let me = Own { rate, block_limit: count, missing_bytes: &[], bytes_per_second: 0.0 };
+    let [a, b, c, d, e, f, g, h, ..] = *own.public_key();
+    choose_span(&view, &me, &mut Random::new(u64::from_le_bytes([a, b, c, d, e, f, g, h])))
 }
 
-/// The rate of the server in the middle, for one that has not measured its own yet.
-fn typical_rate(view: &View) -> f64 {
-    let mut rates: Vec<f64> = view.servers.iter().map(|server| server.rate).collect();
+/// The rate that a server announces; `None` where it has not measured it yet.
+fn rate_of(announcement: &Announcement) -> Option<f64> {
+    let rate = f64::from(announcement.throughput.decode_tokens_per_second);
+    (rate > 0.0).then_some(rate)
+}
+
+/// The rate of the server in the middle, for those that have not measured their own yet.
+fn typical_rate<'a>(announcements: impl Iterator<Item = &'a Announcement>) -> f64 {
+    let mut rates: Vec<f64> = announcements.filter_map(rate_of).collect();
     rates.sort_by(f64::total_cmp);
     rates.get(rates.len() / 2).copied().unwrap_or(RATE_UNKNOWN)
 }

@@ -158,6 +158,19 @@ async fn a_server_of_many_clients_tells_the_other_servers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_asks_those_who_have_found_it_before_it_begins() {
+    let (first, second) = (server().await, server().await);
+    first.announce(&offer(), IDLE).await;
+    // As mDNS does: one finds the other, and connects.
+    first.network.join(&second.network.named_addresses()).await.unwrap();
+    second.meet_neighbours().await;
+    assert!(knows(&second, first.network.peer_id()));
+    let alone = server().await;
+    alone.meet_neighbours().await;
+    assert_eq!(alone.servers(offer().model), [], "the first of all does not wait for ever");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn where_nobody_answers_nobody_is_forgotten() {
     let (hub, other) = (server().await, server().await);
     let lone = joining(&hub.network.named_addresses()).await;

@@ -66,10 +66,13 @@ fn servers_stand_with_their_model_in_the_order_of_their_blocks() {
 fn a_server_that_leaves_serves_its_blocks_no_more() {
     let mut leaving = server(2, 1, 4);
     leaving.draining = true;
-    let overview = overview(&[server(1, 0, 2), leaving]);
-    assert_eq!(overview.models[0].replicas(), [1, 1, 0, 0]);
-    assert_eq!(overview.models[0].unserved(), [2, 3]);
-    assert_eq!(overview.models[0].servers[1].state(), "leaving");
+    let loading = Announcement { moving_to: Span::new(2, 4).ok(), ..leaving.clone() };
+    for (draining, state) in [(leaving, "leaving"), (loading, "to 2..4")] {
+        let overview = overview(&[server(1, 0, 2), draining]);
+        assert_eq!(overview.models[0].replicas(), [1, 1, 0, 0]);
+        assert_eq!(overview.models[0].unserved(), [2, 3]);
+        assert_eq!(overview.models[0].servers[1].state(), state);
+    }
 }
 
 #[test]

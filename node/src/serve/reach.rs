@@ -53,6 +53,12 @@ pub(super) async fn start_network(
     Ok(network)
 }
 
+/// Whether servers on the local network are found, as [`start_network`] has it.
+pub(super) fn finds_neighbours(arguments: &ServeArguments, network: &Network) -> bool {
+    let is_near = network.listen_addresses().iter().all(on_loopback);
+    !arguments.no_mdns && !is_near && arguments.reach.reach != ReachWish::Relayed
+}
+
 fn on_loopback(address: &Multiaddr) -> bool {
     let text = address.to_string();
     text.starts_with("/ip4/127.") || text.starts_with("/ip6/::1/")

@@ -2,7 +2,8 @@
 
 use std::cmp::Ordering;
 
-use umbel_protocol::Span;
+use umbel_protocol::announcement::Announcement;
+use umbel_protocol::{PeerId, Span};
 
 use super::balance::{Balance, count};
 use super::{Own, View};
@@ -47,6 +48,34 @@ pub fn choose_span(view: &View, own: &Own<'_>, random: &mut Random) -> Option<Sp
         }
     }
     best.map(|(span, _)| span)
+}
+
+/// The servers by which one that begins chooses anew; `None` where it stays with what it has chosen.
+///
+/// Servers that begin at the same time have not heard of each other when they choose. So each tells
+/// what it has chosen, and looks once more at who is there `now`, beside those that it has chosen by
+/// (`before`). Of those that begin as it does, the ones with a lower id go first, and the others
+/// give way.
+#[must_use]
+pub fn choose_again(
+    own: PeerId,
+    chosen: Span,
+    before: &[Announcement],
+    now: &[Announcement],
+) -> Option<Vec<Announcement>> {
+    let goal = |server: &Announcement| server.moving_to.unwrap_or(server.span);
+    let was_there = |server: &&Announcement| {
+        before.iter().any(|known| known.peer == server.peer && goal(known) == goal(server))
+    };
+    let goes_first = |server: &&Announcement| {
+        let begins = server.draining && server.moving_to.is_some();
+        !begins || was_there(server) || server.peer < own
+    };
+    let others = now.iter().filter(|server| server.peer != own);
+    let counted: Vec<_> = others.filter(goes_first).collect();
+    let in_the_way =
+        |server: &&Announcement| !was_there(server) && goal(server).intersection(chosen).is_some();
+    counted.iter().any(in_the_way).then(|| counted.into_iter().cloned().collect())
 }
 
 /// Greater is better.

@@ -2,6 +2,11 @@
 
 use proptest::prelude::*;
 
+use std::time::Duration;
+
+use umbel_protocol::ModelId;
+use umbel_protocol::announcement::{Throughput, UnixTime};
+
 use super::balance::throughput_bound;
 use super::*;
 use crate::swarm::flow::Supply;
@@ -19,6 +24,44 @@ fn server(name: u8, start: u32, end: u32, rate: f64) -> ServedSpan {
 
 fn own(block_limit: u32, rate: f64) -> Own<'static> {
     Own { rate, block_limit, missing_bytes: &[], bytes_per_second: 0.0 }
+}
+
+/// What a server of 12 blocks announces that has not measured itself.
+fn announced(name: u8, start: u32, end: u32) -> Announcement {
+    Announcement {
+        peer: PeerId::from_public_key([name; 32]),
+        model: ModelId::from_bytes([7; 32]),
+        model_name: String::new(),
+        span: span(start, end),
+        block_count: 12,
+        addresses: Vec::new(),
+        version: String::new(),
+        throughput: Throughput::default(),
+        kv_tokens_free: 0,
+        queue_depth: 0,
+        draining: false,
+        issued: UnixTime::default(),
+        expires: UnixTime::after_epoch(Duration::from_secs(60)),
+        next_hops: Vec::new(),
+        adapters: Vec::new(),
+        moving_to: None,
+        held_blocks_max: 0,
+        proposal: None,
+        joined: None,
+        holds_ends: true,
+    }
+}
+
+/// The same of one that takes no sessions until it has loaded these blocks.
+fn loading(name: u8, start: u32, end: u32) -> Announcement {
+    let moving_to = Some(span(start, end));
+    Announcement { draining: true, moving_to, ..announced(name, start, end) }
+}
+
+/// With a rate.
+fn measured(announcement: Announcement, decode_tokens_per_second: f32) -> Announcement {
+    let throughput = Throughput { decode_tokens_per_second, ..Throughput::default() };
+    Announcement { throughput, ..announcement }
 }
 
 fn throughput(view: &View, own: Option<(Span, f64)>) -> f64 {
@@ -66,6 +109,69 @@ fn of_spans_that_are_as_good_as_each_other_each_is_as_likely() {
     assert_eq!(spans, [span(2, 4), span(6, 8), span(10, 12)]);
     // Of 300 a third is 100, give or take 8.
     assert!(chosen.values().all(|times| (75..125).contains(times)), "{chosen:?}");
+}
+
+#[test]
+fn a_server_that_has_left_its_blocks_for_others_fills_their_gap_for_everybody() {
+    let on_its_way = Announcement { span: span(0, 4), ..loading(1, 8, 12) };
+    let leaving = Announcement { moving_to: None, ..on_its_way.clone() };
+    let others = [announced(2, 0, 4), announced(3, 0, 4), announced(4, 4, 8)];
+    let others = others.map(|server| measured(server, 50.0));
+    let gap_of = |first: &Announcement| {
+        let view = View::of(12, std::iter::once(first).chain(&others));
+        consider_move(&view, &own(4, 50.0), span(0, 4)).filter(|found| found.newly_served > 0)
+    };
+    assert!(gap_of(&leaving).is_some(), "nobody goes there");
+    assert_eq!(gap_of(&on_its_way), None);
+}
+
+#[test]
+fn a_server_that_has_yet_to_measure_itself_is_as_fast_as_the_others() {
+    let all = [
+        measured(announced(1, 0, 4), 40.0),
+        measured(announced(2, 4, 8), 60.0),
+        measured(announced(3, 4, 8), 90.0),
+        loading(4, 8, 12),
+    ];
+    let rates: Vec<_> =
+        View::of(12, all.iter()).servers().iter().map(|server| server.rate).collect();
+    assert_eq!(rates, [40.0, 60.0, 90.0, 60.0]);
+    let alone: Vec<_> = View::of(12, all[3..].iter()).servers().to_vec();
+    assert_eq!(alone[0].rate, RATE_UNKNOWN);
+}
+
+#[test]
+fn servers_that_begin_without_news_of_each_other_do_not_all_begin_at_the_same_block() {
+    let began: BTreeSet<_> = (1..20)
+        .map(|name| thinnest_span(12, 4, PeerId::from_public_key([name; 32]), []).unwrap())
+        .collect();
+    assert_eq!(began, [span(0, 4), span(8, 12)].into());
+}
+
+#[test]
+fn who_begins_chooses_beside_those_who_load_and_not_beside_its_own_last_run() {
+    let me = PeerId::from_public_key([9; 32]);
+    let known = [loading(1, 0, 4), loading(2, 8, 12), announced(9, 4, 8)];
+    assert_eq!(thinnest_span(12, 4, me, &known), Some(span(4, 8)));
+}
+
+#[test]
+fn of_those_who_choose_the_same_at_the_same_time_the_lower_id_keeps_it() {
+    let peer = |name| PeerId::from_public_key([name; 32]);
+    let (first, second) = (loading(3, 0, 4), loading(5, 0, 4));
+    let both = [first.clone(), second.clone()];
+    assert_eq!(choose_again(peer(3), span(0, 4), &[], &both), None);
+    let counted = choose_again(peer(5), span(0, 4), &[], &both).unwrap();
+    assert_eq!(counted, both[..1]);
+    let given_way = thinnest_span(12, 4, peer(5), &counted).unwrap();
+    assert_eq!(given_way.intersection(span(0, 4)), None);
+
+    assert_eq!(choose_again(peer(5), span(0, 4), &both[..1], &both), None, "it has seen that");
+    assert_eq!(choose_again(peer(5), span(6, 10), &[], &both), None, "nobody is in its way");
+    let serving = announced(8, 0, 4);
+    let now = [first, second, serving.clone()];
+    let counted = choose_again(peer(3), span(0, 4), &[], &now).unwrap();
+    assert_eq!(counted, [serving], "who serves already is not asked to choose");
 }
 
 #[test]

@@ -63,7 +63,8 @@ impl Mover {
     }
 
     /// The view without the intentions that came up since this server's own and bring less: those
-    /// servers see ours and give way. Of equals, the lower id goes on.
+    /// servers see ours and give way. Of equals, the lower id goes on. A server that has nothing to
+    /// stay with gives way to nobody.
     fn without_weaker(&self, view: &View, own: &Own<'_>, intended: Move) -> View {
         let mine = (intended.newly_served, intended.gain);
         let mut stripped = view.clone();
@@ -81,6 +82,7 @@ impl Mover {
             // As that server saw it: nobody else's new intention.
             let mut alone = stripped.clone();
             alone.servers[index].moving_to = server.moving_to;
+                && server.span.is_some()
             let theirs = moving::gain_of_other(&alone, own.rate, self.span, index);
             if theirs < mine || (theirs == mine && self.config.peer < server.peer) {
                 kept.servers[index].moving_to = None;

@@ -19,6 +19,10 @@ fn server(name: u8, start: u32, end: u32, rate: f64) -> ServedSpan {
     ServedSpan { peer, span, moving_to: None, rate, held_max, joined: None }
 }
 
+fn sight(view: View) -> Sight {
+    Sight { view, rate: 50.0, missing_bytes: Vec::new(), bytes_per_second: 0.0 }
+}
+
 /// A mover, its clock, and what it said.
 struct Bench {
     mover: Mover,
@@ -58,8 +62,7 @@ impl Bench {
     }
 
     fn see_view(&mut self, view: View) -> Vec<Output> {
-        let sight = Sight { view, rate: 50.0, missing_bytes: Vec::new(), bytes_per_second: 0.0 };
-        self.hear(Input::Seen(sight))
+        self.hear(Input::Seen(sight(view)))
     }
 
     fn said(&mut self) -> Vec<Output> {
@@ -160,6 +163,18 @@ fn of_two_that_intend_the_same_exactly_one_goes_on() {
     let stayed = second.see(&see(3, Some(a)));
     assert_eq!(went, [Output::Load(a)]);
     assert_eq!(stayed, [free(8)]);
+}
+
+#[test]
+fn a_server_that_has_left_its_blocks_already_is_not_expected_to_give_way() {
+    let mut bench = Bench::new(3, 8);
+    let others = [server(1, 0, 4, 100.0), server(2, 4, 8, 100.0)];
+    let rival = server(4, 0, 4, 50.0);
+    let to = bench.intend(&[others[0], others[1], rival]);
+    bench.wait();
+    // It said so and left before this server heard of the first.
+    let gone = ServedSpan { span: None, moving_to: Some(to), ..rival };
+    assert_eq!(bench.see(&[others[0], others[1], gone]), [free(8)]);
 }
 
 #[test]

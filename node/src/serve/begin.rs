@@ -1,0 +1,179 @@
+//! How a server comes by its first blocks, beside others that begin at the same time.
+//!
+//! A server serves nothing before it has loaded its blocks, and to fetch them may take it a quarter of an
+//! hour. Whoever looks meanwhile shall know that these will have a server: so it announces from the
+//! beginning what it is going to serve, as a server does that has left all its blocks for others.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use umbel_coordinator::swarm::placement::{Intention, choose_again};
+use umbel_protocol::Span;
+use umbel_protocol::announcement::{Announcement, Throughput};
+
+use crate::announce::{Announcer, Offer};
+use crate::driver::Load;
+
+/// How long a server listens, once it has said what it has chosen, for those that have chosen at the same
+/// time: a message takes a part of it, and mDNS introduces two servers to each other within as long.
+const LISTENING: Duration = Duration::from_secs(1);
+
+/// How often it chooses at most: of so many that begin in the same moment each has blocks of its own. More
+/// of them are seen to by those who move.
+const CHOICES_MAX: usize = 4;
+
+/// Of a server that serves nothing yet.
+const NO_LOAD: Load =
+    Load { kv_tokens_free: 0, queue_depth: 0, decode_per_block: None, pages_kept: 0 };
+
+/// What `offer` says before the blocks are there: that they will be.
+pub(super) fn beginning(offer: Offer) -> Offer {
+    let intention = Intention { moving_to: Some(offer.span), ..Intention::default() };
+    Offer { intention, draining: true, ..offer }
+}
+
+/// Says that the blocks which it was to be are there.
+pub(super) fn serving(offer: &watch::Sender<Offer>, throughput: Throughput) {
+    offer.send_modify(|offer| {
+        offer.throughput = throughput;
+        offer.intention = Intention::default();
+        offer.draining = false;
+    });
+}
+
+/// Tells the others what was chosen by those `known` before, and where others have chosen the same in the
+/// same moment, lets the server `choose` again by the ones that go first; for how many tokens there is room
+/// then.
+///
+/// # Errors
+/// Those of `choose`.
+pub(super) async fn beside_others(
+    announcer: &Announcer,
+    offer: &watch::Sender<Offer>,
+    mut known: Vec<Announcement>,
+    choose: impl Fn(&[Announcement]) -> anyhow::Result<(Span, usize)>,
+) -> anyhow::Result<Option<usize>> {
+    let (network, mut kv_tokens) = (announcer.network(), None);
+    for _ in 1..CHOICES_MAX {
+        let chosen = offer.borrow().clone();
+        announcer.announce(&chosen, NO_LOAD).await;
+        if network.connected_peers().await.is_empty() {
+            break;
+        }
+        // No event tells that nobody else is about to say something.
+        tokio::time::sleep(LISTENING).await;
+        announcer.catch_up().await;
+        let now = announcer.servers(chosen.model);
+        let Some(first) = choose_again(network.peer_id(), chosen.span, &known, &now) else {
+            break;
+        };
+        let (span, tokens) = choose(&first)?;
+        if span == chosen.span {
+            break;
+        }
+        kv_tokens = Some(tokens);
+        tracing::info!(from = %chosen.span, to = %span, "others begin with the same blocks");
+        offer.send_modify(|offer| {
+            offer.span = span;
+            offer.intention.moving_to = Some(span);
+        });
+        known = first;
+    }
+    Ok(kv_tokens)
+}
+
+/// Does something that takes long, and goes on telling the others what is to come.
+pub(super) async fn while_announcing<T>(
+    announcer: &Announcer,
+    offer: &watch::Sender<Offer>,
+    work: impl Future<Output = T>,
+) -> T {
+    let (_no_load, load) = watch::channel(NO_LOAD);
+    // It ends with this future.
+    let mut announcing = JoinSet::new();
+    announcing.spawn(announcer.clone().run(offer.subscribe(), load));
+    work.await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use umbel_coordinator::swarm::placement::thinnest_span;
+    use umbel_net::{Identity, Network, NetworkConfig, Role};
+    use umbel_protocol::ModelId;
+
+    use super::*;
+
+    const BLOCKS: u32 = 4;
+
+    async fn server(join: &[&Announcer]) -> Announcer {
+        let listen = vec!["/ip4/127.0.0.1/udp/0/quic-v1".parse().unwrap()];
+        let config = NetworkConfig::new(Identity::ephemeral(), Role::Server);
+        let network = Network::start(NetworkConfig { listen, ..config }).await.unwrap();
+        let join: Vec<_> =
+            join.iter().flat_map(|other| other.network().named_addresses()).collect();
+        let announcer = Announcer::new(network, &join);
+        tokio::spawn(announcer.clone().answer());
+        announcer.join().await.unwrap();
+        announcer
+    }
+
+    fn offer(span: Span) -> Offer {
+        Offer {
+            model: ModelId::from_bytes([7; 32]),
+            model_name: "a model".to_owned(),
+            span,
+            block_count: BLOCKS,
+            throughput: Throughput::default(),
+            intention: Intention::default(),
+            draining: false,
+            holds_ends: true,
+        }
+    }
+
+    /// What a server comes to that has chosen the first blocks and knows nobody.
+    async fn chosen(announcer: &Announcer) -> Span {
+        let own = announcer.network().peer_id();
+        let offer = watch::Sender::new(beginning(offer(Span::new(0, 2).unwrap())));
+        let choose = |servers: &[Announcement]| {
+            Ok((thinnest_span(BLOCKS, 2, own, servers).expect("the model has blocks"), 0))
+        };
+        beside_others(announcer, &offer, Vec::new(), choose).await.unwrap();
+        let span = offer.borrow().span;
+        assert_eq!(offer.borrow().intention.moving_to, Some(span));
+        span
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn two_that_begin_at_the_same_time_end_with_other_blocks() {
+        let first = server(&[]).await;
+        let second = server(&[&first]).await;
+        let (a, b) = futures::join!(chosen(&first), chosen(&second));
+        let halves = [Span::new(0, 2).unwrap(), Span::new(2, 4).unwrap()];
+        assert_eq!(BTreeSet::from([a, b]), BTreeSet::from(halves));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_loads_says_what_it_will_serve_and_serves_nothing() {
+        let first = server(&[]).await;
+        let second = server(&[&first]).await;
+        let offer = watch::Sender::new(beginning(offer(Span::new(0, 2).unwrap())));
+        let (model, peer) = (offer.borrow().model, first.network().peer_id());
+        let heard = async {
+            loop {
+                let known = second.servers(model);
+                if let Some(known) = known.into_iter().find(|known| known.peer == peer) {
+                    break known;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        let heard = tokio::time::timeout(Duration::from_secs(30), heard);
+        let said = while_announcing(&first, &offer, heard).await.expect("it is heard");
+        assert_eq!((said.draining, said.moving_to), (true, Span::new(0, 2).ok()));
+        serving(&offer, Throughput::default());
+        assert_eq!((offer.borrow().draining, offer.borrow().intention.moving_to), (false, None));
+    }
+}
