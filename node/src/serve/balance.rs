@@ -244,8 +244,9 @@ impl Balancer {
         let view = View::of(offer.block_count, servers.iter());
         Sight {
             view,
-            rate: f64::from(offer.throughput.decode_tokens_per_second).max(1.0),
-            // What is on disk is not told apart, so a move counts as if all of it were fetched.
+            rate: f64::from(throughput.decode_tokens_per_second).max(1.0),
+            // Neither what is on disk nor how fast the rest would come is known, so that a download
+            // costs a server nothing when it looks for a move.
             missing_bytes: self.block_bytes.clone(),
             bytes_per_second: 0.0,
         }
@@ -260,6 +261,9 @@ async fn all_drained<B>(held: &mut Vec<(ShardId, B)>, drained: &mut mpsc::Receiv
     }
 }
 
+        // The others weigh this server by the rate that it has announced, and so must it.
+        let own = servers.iter().find(|server| server.peer == announcer.network().peer_id());
+        let throughput = own.map_or(offer.throughput, |own| own.throughput);
 /// Waits until the server is to pause.
 async fn wished(pauses: &mut watch::Receiver<Pauses>) {
     if pauses.wait_for(|pauses| pauses.any()).await.is_err() {

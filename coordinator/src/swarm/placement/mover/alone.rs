@@ -4,7 +4,7 @@ use umbel_protocol::{PeerId, Span};
 
 use super::super::moving::{self, Move, consider_move, still_pays};
 use super::super::{Own, ServedSpan, View};
-use super::{Mover, Sight, State, TRIES_MAX, Way, own};
+use super::{Mover, READY_MAX, Sight, State, TRIES_MAX, Way, own};
 use crate::time::Time;
 
 impl Mover {
@@ -57,7 +57,7 @@ impl Mover {
         }
         if self.holds_both(to) {
             self.load(Way { to, then: None, planned: false }, false);
-        } else {
+        } else if view.keeps_what_is_left(self.span, to) {
             self.withdraw(to, now);
         }
     }
@@ -65,6 +65,12 @@ impl Mover {
     /// The view without the intentions that came up since this server's own and bring less: those
     /// servers see ours and give way. Of equals, the lower id goes on. A server that has nothing to
     /// stay with gives way to nobody.
+        } else if now.since(self.intended) < READY_MAX {
+            // A rival that should give way has yet to do so, and may think the same of this server:
+            // what nobody takes back cannot be left on the strength of a sum.
+            self.state = State::Settling { intended, until: self.soon(now) };
+        } else {
+            self.rest(now, self.config.look_interval);
     fn without_weaker(&self, view: &View, own: &Own<'_>, intended: Move) -> View {
         let mine = (intended.newly_served, intended.gain);
         let mut stripped = view.clone();
@@ -76,6 +82,7 @@ impl Mover {
         };
         for server in stripped.servers.iter_mut().filter(|server| new(server)) {
             server.moving_to = None;
+                && server.span.is_some()
         }
         let mut kept = view.clone();
         for (index, server) in view.servers().iter().enumerate().filter(|(_, server)| new(server)) {

@@ -165,6 +165,41 @@ fn of_two_that_intend_the_same_exactly_one_goes_on() {
     assert_eq!(stayed, [free(8)]);
 }
 
+/// A server without room for both, on blocks that one other has, and that one.
+fn two_on_the_first_half(moving_to: Option<Span>) -> [ServedSpan; 2] {
+    [server(2, 4, 8, 10.0), ServedSpan { moving_to, ..server(4, 0, 4, 60.0) }]
+}
+
+#[test]
+fn blocks_are_not_left_while_the_other_who_has_them_says_that_it_goes_too() {
+    let mut bench = Bench::new(3, 4);
+    let to = bench.intend(&two_on_the_first_half(None));
+    bench.wait();
+    // That one's move brings less, but it may not know.
+    assert_eq!(bench.see(&two_on_the_first_half(Some(to))), []);
+    assert_eq!(bench.wait(), [Output::Look]);
+    assert_eq!(bench.see(&two_on_the_first_half(Some(to))), []);
+    assert_eq!(bench.wait(), [Output::Look]);
+    let withdraw = Output::Withdraw { to: span(0, 4).intersection(to) };
+    assert_eq!(bench.see(&two_on_the_first_half(None)), [withdraw], "it has given way");
+}
+
+#[test]
+fn who_waits_for_a_rival_that_does_not_give_way_stays_in_the_end() {
+    let mut bench = Bench::new(3, 4);
+    let to = bench.intend(&two_on_the_first_half(None));
+    let began = bench.now;
+    let said = loop {
+        assert_eq!(bench.wait(), [Output::Look]);
+        let said = bench.see(&two_on_the_first_half(Some(to)));
+        if !said.is_empty() {
+            break said;
+        }
+    };
+    assert_eq!(said, [free(4)]);
+    assert!(bench.now.since(began) < READY_MAX + LOOK_INTERVAL);
+}
+
 #[test]
 fn a_server_that_has_left_its_blocks_already_is_not_expected_to_give_way() {
     let mut bench = Bench::new(3, 8);
