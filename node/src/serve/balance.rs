@@ -24,8 +24,9 @@ use crate::training::TrainingHandle;
 
 /// Looks for blocks that need this server more, and moves to them.
 pub(super) struct Balancer {
-    /// `None` where the server stays with its blocks.
+    /// `None` where the server stays with its blocks, and while it looks for others.
     mover: Option<Mover>,
+    looking: Option<JoinHandle<Mover>>,
     block_bytes: Vec<u64>,
     loader: Loader,
     /// The blocks in memory, by whose sessions use them, and the room for all sessions.
@@ -70,6 +71,7 @@ impl Balancer {
         let block_bytes = (0..block_count).map(|block| model.manifest().block_bytes(block));
         Self {
             mover,
+            looking: None,
             block_bytes: block_bytes.collect(),
             loader,
             held: spans.into_iter().map(|span| (ShardId::default(), span)).collect(),
@@ -109,6 +111,7 @@ impl Balancer {
         mut pauses: watch::Receiver<Pauses>,
     ) {
         loop {
+            self.looked().await;
             while let Some(output) = self.mover.as_mut().and_then(Mover::poll) {
                 self.act(output, announcer, offer).await;
             }
@@ -235,6 +238,25 @@ impl Balancer {
         if let Some(trainings) = &self.trainings {
             trainings.serve(self.current, shard.blocks.clone()).await;
         }
+    /// Lets the mover see this, beside the links of all sessions: among a thousand servers it may look
+    /// for moves for 70 ms.
+    async fn look(&mut self, sight: Sight) {
+        let (Some(mut mover), now) = (self.mover.take(), self.clock.now()) else { return };
+        self.looking = Some(tokio::task::spawn_blocking(move || {
+            mover.handle(Input::Seen(sight), now);
+            mover
+        }));
+        self.looked().await;
+    }
+
+    /// Waits for the mover, if it looks; who ceases to wait may wait again.
+    async fn looked(&mut self) {
+        if let Some(looking) = &mut self.looking {
+            self.mover = Some(looking.await.expect("whoever looks does not panic"));
+            self.looking = None;
+        }
+    }
+
         self.ends = shard.ends.clone();
         self.handle.serve(self.current, shard.blocks.span(), shard).await;
     }

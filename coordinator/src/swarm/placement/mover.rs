@@ -21,7 +21,7 @@ use umbel_protocol::announcement::Proposal;
 use umbel_protocol::{PeerId, Span};
 
 use super::moving::Move;
-use super::{Own, View};
+use super::{Own, ServedSpan, View};
 use crate::random::Random;
 use crate::time::Time;
 
@@ -79,6 +79,10 @@ pub struct MoverConfig {
     /// Most blocks that it can serve.
     pub block_limit: u32,
     /// Most blocks that it can hold in memory at once, while it moves.
+/// By how much rates may differ in the same view, as a part of the larger: what live traffic makes
+/// of them from minute to minute.
+const RATE_ERROR: f64 = 0.2;
+
     pub held_max: u32,
     /// Mean time between two looks; [`LOOK_INTERVAL`] is usual.
     pub look_interval: Duration,
@@ -87,7 +91,7 @@ pub struct MoverConfig {
 }
 
 /// What a server sees when it looks.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Sight {
     /// The others; this server is left out of it, if it is in there.
     pub view: View,
@@ -109,6 +113,25 @@ pub struct Intention {
     /// What it asks others to do with it.
     pub proposal: Option<Proposal>,
     /// Whose proposal makes it move, once everybody asked will do so.
+impl Sight {
+    /// Whether what was found by the one would be found by the other: the same servers are at the
+    /// same places, and about as fast. Rates follow live traffic and are never twice the same.
+    fn is_like(&self, other: &Self) -> bool {
+        let alike = |a: f64, b: f64| (a - b).abs() <= RATE_ERROR * a.max(b);
+        let (servers, others) = (self.view.servers(), other.view.servers());
+        let mut pairs = servers.iter().zip(others);
+        servers.len() == others.len()
+            && self.view.proposals == other.view.proposals
+            && self.missing_bytes == other.missing_bytes
+            && alike(self.bytes_per_second, other.bytes_per_second)
+            && alike(self.rate, other.rate)
+            && pairs.all(|(a, b)| {
+                alike(a.rate, b.rate)
+                    && ServedSpan { rate: 0.0, ..*a } == ServedSpan { rate: 0.0, ..*b }
+            })
+    }
+}
+
     pub joined: Option<PeerId>,
 }
 

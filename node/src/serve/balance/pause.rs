@@ -107,6 +107,7 @@ mod tests {
         };
         let (drain, drained) = mpsc::channel(1);
         let balancer = Balancer {
+            looking: None,
             mover: None,
             block_bytes: vec![0; 4],
             loader,

@@ -213,6 +213,19 @@ fn a_server_that_has_left_its_blocks_already_is_not_expected_to_give_way() {
 }
 
 #[test]
+fn rates_that_follow_live_traffic_do_not_make_another_view() {
+    let mut bench = Bench::new(9, 8);
+    let mut look = |rate: f64| {
+        assert_eq!(bench.wait(), [Output::Look]);
+        // Nobody can do better.
+        bench.see(&[server(1, 4, 8, rate)]);
+        bench.mover.settled.as_ref().map(|(_, tries)| *tries)
+    };
+    assert_eq!([50.0, 50.7, 49.1, 52.0].map(&mut look), [1, 2, 3, 4].map(Some));
+    assert_eq!(look(20.0), Some(1), "that is another");
+}
+
+#[test]
 fn a_loaded_span_waits_while_the_old_one_is_needed_and_is_given_up_in_the_end() {
     let mut bench = Bench::new(9, 8);
     let to = bench.intend(&weak_end());
