@@ -6,15 +6,12 @@ use umbel_protocol::PeerId;
 use umbel_protocol::announcement::{Proposal, ProposedMove};
 
 use super::super::{ServedSpan, View, plan};
-use super::{HEED_MAX, Mover, PLAN_MAX, PLANS_MAX, Sight, State, Way, own};
+use super::{HEED_MAX, Mover, PLAN_MAX, PLANS_MAX, Sight, State, Way, own, until_all_know};
 use crate::time::Time;
 
 /// How many looks a server that proposes waits for those whom it asks, on average: each looks at
 /// least once within one and a half of them.
 const LOOKS_WAITED: u32 = 2;
-
-/// Time for what is announced to get there and back.
-const NEWS: Duration = Duration::from_secs(30);
 
 impl Mover {
     /// Leaves out what others have been asking for all too long, and remembers the rest.
@@ -36,7 +33,7 @@ impl Mover {
         tracing::debug!(moves = proposal.moves.len(), "propose");
         self.plans += 1;
         self.proposal = Some(proposal);
-        let give_up = now + self.config.look_interval * LOOKS_WAITED + NEWS;
+        let give_up = now + self.config.look_interval * LOOKS_WAITED + self.news_time();
         self.state = State::Proposing { until: self.soon(now), give_up };
         true
     }
@@ -62,7 +59,7 @@ impl Mover {
             return false;
         }
         tracing::debug!(%by, to = %way.goal(), "join");
-        let give_up = now + (self.config.look_interval * LOOKS_WAITED + NEWS) * 2;
+        let give_up = now + (self.config.look_interval * LOOKS_WAITED + self.news_time()) * 2;
         self.state = State::Joined { by, way, until: self.soon(now), give_up };
         true
     }
@@ -103,7 +100,7 @@ impl Mover {
         if let Some(proposal) = &mut self.proposal {
             proposal.agreed = true;
         }
-        self.agreed_until = now + NEWS * 2;
+        self.agreed_until = now + self.news_time() * 2;
         match self.own_part() {
             Some(way) => self.begin(way, now),
             None => {
@@ -152,6 +149,11 @@ impl Mover {
             Some(_) => None,
             None => Some(Way { to, then: None, planned: true }),
         }
+    }
+
+    /// Time for what is announced to get there and back.
+    fn news_time(&self) -> Duration {
+        until_all_know(self.server_count) * 3 / 2
     }
 
     fn as_seen(&self, sight: &Sight, now: Time) -> ServedSpan {

@@ -213,6 +213,18 @@ fn a_server_that_has_left_its_blocks_already_is_not_expected_to_give_way() {
 }
 
 #[test]
+fn the_more_servers_there_are_the_longer_an_intention_is_announced() {
+    let seconds = |servers| until_all_know(servers).as_secs();
+    assert_eq!([1, 16, 17, 32, 33, 100, 300, 1_000].map(seconds), [20, 20, 30, 30, 40, 50, 70, 80]);
+    let mut bench = Bench::new(9, 8);
+    let far = (100..200).map(|name| server(name, 4, 8, 0.01));
+    let many: Vec<_> = weak_end().into_iter().chain(far).collect();
+    bench.intend(&many);
+    let waits = bench.mover.poll_timeout().unwrap().since(bench.now);
+    assert!(waits >= until_all_know(103), "{waits:?}");
+}
+
+#[test]
 fn rates_that_follow_live_traffic_do_not_make_another_view() {
     let mut bench = Bench::new(9, 8);
     let mut look = |rate: f64| {
