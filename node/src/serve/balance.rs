@@ -133,9 +133,8 @@ impl Balancer {
                 }
                 Some(shard) = self.drained.recv() => {
                     self.held.retain(|(held, _)| *held != shard);
-                    // Blocks of an earlier move may be in use for longer than those of the last.
-                    let only_current = self.held.iter().all(|(held, _)| *held == self.current);
-                    only_current.then_some(Input::Drained)
+                    let all_are_left = offer.borrow().draining;
+                    is_drained(&self.held, self.current, all_are_left).then_some(Input::Drained)
                 }
                 () = clock.wait_until(deadline) => None,
                 () = wished(&mut pauses) => self.pause(offer, &mut pauses).await,
@@ -158,10 +157,7 @@ impl Balancer {
         match output {
             Output::Look => {
                 let sight = self.sight(announcer, &offer.borrow().clone());
-                let now = self.clock.now();
-                if let Some(mover) = &mut self.mover {
-                    mover.handle(Input::Seen(sight), now);
-                }
+                self.look(sight).await;
             }
             Output::Announce(intention) => {
                 let before = offer.borrow().intention.clone();
@@ -238,6 +234,10 @@ impl Balancer {
         if let Some(trainings) = &self.trainings {
             trainings.serve(self.current, shard.blocks.clone()).await;
         }
+        self.ends = shard.ends.clone();
+        self.handle.serve(self.current, shard.blocks.span(), shard).await;
+    }
+
     /// Lets the mover see this, beside the links of all sessions: among a thousand servers it may look
     /// for moves for 70 ms.
     async fn look(&mut self, sight: Sight) {
@@ -257,13 +257,12 @@ impl Balancer {
         }
     }
 
-        self.ends = shard.ends.clone();
-        self.handle.serve(self.current, shard.blocks.span(), shard).await;
-    }
-
     fn sight(&self, announcer: &Announcer, offer: &Offer) -> Sight {
         let servers = announcer.servers(offer.model);
         let view = View::of(offer.block_count, servers.iter());
+        // The others weigh this server by the rate that it has announced, and so must it.
+        let own = servers.iter().find(|server| server.peer == announcer.network().peer_id());
+        let throughput = own.map_or(offer.throughput, |own| own.throughput);
         Sight {
             view,
             rate: f64::from(throughput.decode_tokens_per_second).max(1.0),
@@ -275,6 +274,13 @@ impl Balancer {
     }
 }
 
+/// Whether nobody uses the blocks any more from which a server goes to others: those of earlier moves,
+/// and where `all_are_left`, the last ones too.
+fn is_drained<B>(held: &[(ShardId, B)], current: ShardId, all_are_left: bool) -> bool {
+    // Blocks of an earlier move may be in use for longer than those of the last.
+    if all_are_left { held.is_empty() } else { held.iter().all(|(held, _)| *held == current) }
+}
+
 /// Waits until nobody uses any of what is held.
 async fn all_drained<B>(held: &mut Vec<(ShardId, B)>, drained: &mut mpsc::Receiver<ShardId>) {
     while !held.is_empty() {
@@ -283,9 +289,6 @@ async fn all_drained<B>(held: &mut Vec<(ShardId, B)>, drained: &mut mpsc::Receiv
     }
 }
 
-        // The others weigh this server by the rate that it has announced, and so must it.
-        let own = servers.iter().find(|server| server.peer == announcer.network().peer_id());
-        let throughput = own.map_or(offer.throughput, |own| own.throughput);
 /// Waits until the server is to pause.
 async fn wished(pauses: &mut watch::Receiver<Pauses>) {
     if pauses.wait_for(|pauses| pauses.any()).await.is_err() {
@@ -306,6 +309,20 @@ async fn finished(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_leaves_all_blocks_waits_for_the_sessions_on_the_last_ones_too() {
+        let (former, current) = (ShardId(3), ShardId(4));
+        let of_both = [(former, ()), (current, ())];
+        for (held, moved, left) in [
+            (&of_both[..], false, false),
+            (&of_both[1..], true, false),
+            (&of_both[2..], true, true),
+        ] {
+            assert_eq!(is_drained(held, current, false), moved, "{held:?}");
+            assert_eq!(is_drained(held, current, true), left, "{held:?}");
+        }
+    }
 
     #[tokio::test]
     async fn who_stops_waits_for_the_sessions_on_the_blocks_before_too() {

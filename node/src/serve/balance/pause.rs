@@ -3,7 +3,7 @@
 use tokio::sync::watch;
 use umbel_coordinator::swarm::placement::Input;
 
-use super::Balancer;
+use super::{Balancer, is_drained};
 use crate::announce::Offer;
 use crate::compute::Shard;
 use crate::serve::rest::Pauses;
@@ -55,8 +55,7 @@ impl Balancer {
             offer.intention = intention;
         });
         tracing::info!("going on");
-        let only_current = self.held.iter().all(|(held, _)| *held == self.current);
-        (former_is_gone && only_current).then_some(Input::Drained)
+        (former_is_gone && is_drained(&self.held, self.current, had_left)).then_some(Input::Drained)
     }
 }
 
@@ -107,8 +106,8 @@ mod tests {
         };
         let (drain, drained) = mpsc::channel(1);
         let balancer = Balancer {
-            looking: None,
             mover: None,
+            looking: None,
             block_bytes: vec![0; 4],
             loader,
             arena: blocks.arena(model.config(), 64).unwrap(),
@@ -156,6 +155,26 @@ mod tests {
         };
         let draining = offer.borrow().draining;
         (balancer, draining, input)
+    }
+
+    /// The same of a server that also has blocks of an earlier move, which nobody uses any more by the end.
+    #[tokio::test]
+    async fn who_had_left_its_blocks_is_not_done_when_those_of_an_earlier_move_are_free() {
+        let ((mut balancer, drain), offer) = (balancer(), offer(true));
+        let former = ShardId(7);
+        balancer.held.push((former, balancer.held[0].1.clone()));
+        let pauses = watch::Sender::new(Pauses::default());
+        Pauses::set(&pauses, |pauses| pauses.told = true);
+        drain.try_send(former).unwrap();
+        let mut seen = pauses.subscribe();
+        let input = {
+            let mut pausing = std::pin::pin!(balancer.pause(&offer, &mut seen));
+            assert!(futures::poll!(&mut pausing).is_pending(), "until it is told to go on");
+            Pauses::set(&pauses, |pauses| pauses.told = false);
+            pausing.await
+        };
+        assert_eq!(held(&balancer), BTreeSet::from([HELD]));
+        assert!(input.is_none(), "sessions are on the last ones still");
     }
 
     fn held(balancer: &Balancer) -> BTreeSet<ShardId> {
