@@ -17,6 +17,23 @@ use crate::swarm::warm::Warm;
 const MODEL: ModelId = ModelId::from_bytes([5; 32]);
 
 /// A client that has met nobody.
+impl Swarm {
+    /// Whether routes may lead through a server, as far as failures go.
+    pub(crate) fn is_usable(&self, peer: PeerId) -> bool {
+        self.view().health.is_usable(peer, self.clock.now())
+    }
+
+    /// A server that has failed is tried again, and nobody has said yet what came of it.
+    pub(crate) fn put_on_trial(&self, peer: PeerId) {
+        let now = self.clock.now();
+        let mut view = self.view();
+        let View { health, random, .. } = &mut *view;
+        health.failed(peer, now, random);
+        health.returned(peer, now);
+        assert!(health.begin_trial(peer, now));
+    }
+}
+
 async fn swarm() -> Swarm {
     let config = NetworkConfig::new(Identity::ephemeral(), Role::Client);
     let view = View {

@@ -327,3 +327,6 @@ fn halt_of(ended: Vec<((usize, usize), Result<(), Fault>)>) -> Result<(), Halt> 
 fn diverged(loss: f64) -> TrainError {
     TrainError::Diverged { loss, gradient_norm: f64::NAN }
 }
+
+#[cfg(test)]
+mod tests;

@@ -67,6 +67,9 @@ impl RemoteBlocks {
             // route that was never opened as a whole is none.
             self.routes.clear();
             self.unfinished = false;
+        } else {
+            // Whoever is there still has done all that the last step asked of it.
+            self.swarm.praise(self.peers());
         }
         if self.routes_max > 1 {
             self.widen(state).await?;
