@@ -2,6 +2,7 @@
 
 pub(crate) mod enter;
 pub mod exchange;
+mod measured;
 pub(crate) mod route;
 mod warm;
 
@@ -28,6 +29,7 @@ use umbel_protocol::{AdapterId, ModelId, PeerId};
 
 use crate::clock::Clock;
 use exchange::lookup;
+use measured::Measured;
 use warm::Warm;
 
 /// Most peers that are asked for what they know in one refresh: enough that some have news that
@@ -100,6 +102,8 @@ struct View {
     full: BTreeMap<PeerId, Time>,
     /// Pairs of servers of which the first could not reach the second, and when.
     unreachable: BTreeMap<(PeerId, PeerId), Time>,
+    /// How fast servers were.
+    measured: Measured,
     random: Random,
     /// Which servers hold what of this client's sessions.
     warm: Warm,
@@ -142,6 +146,7 @@ impl Swarm {
             doubtful: BTreeMap::new(),
             full: BTreeMap::new(),
             unreachable: BTreeMap::new(),
+            measured: Measured::default(),
             random: Random::new(getrandom::u64().unwrap_or_default()),
             warm: Warm::default(),
             unanswered: None,

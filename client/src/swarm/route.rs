@@ -7,6 +7,7 @@ use umbel_coordinator::route::{Costs, NoRoute, Route, RouteRequest, plan_routes_
 use umbel_coordinator::session::{FailureReason, HopFailure, RouteHop, RouteWanted};
 use umbel_coordinator::swarm::health::Health;
 use umbel_protocol::announcement::Announcement;
+use umbel_protocol::inference::HopTiming;
 use umbel_protocol::prefix::PageDigest;
 use umbel_protocol::{ModelId, PeerId, SessionId, Span};
 
@@ -176,6 +177,11 @@ impl Swarm {
         peers.for_each(|peer| view.health.succeeded(peer, now));
     }
 
+    /// Takes note of how long a step of one token took the servers of a route, and of the whole.
+    pub(crate) fn note_times(&self, hops: &[Hop], trace: &[HopTiming], total: Duration) {
+        self.view().measured.note(hops, trace, total, self.clock.now());
+    }
+
     /// Hops for the gap and a neighbour's blocks, where that neighbour serves the gap as well.
     fn plan_with_neighbours(&self, search: &Search) -> Option<Vec<RouteHop>> {
         let wanted = &search.wanted;
@@ -221,7 +227,8 @@ impl Swarm {
         let Search { wanted, .. } = search;
         let (now, unix_now) = (self.clock.now(), unix_time());
         let mut view = self.view();
-        let View { directory, health, doubtful, full, unreachable, random, warm, .. } = &mut *view;
+        let View { directory, health, doubtful, full, unreachable, measured, random, warm, .. } =
+            &mut *view;
         directory.expire(unix_now);
         unreachable.retain(|_, since| now.since(*since) < UNREACHABLE);
         // Where nobody else is left, a server that has failed is better than none, and so are two of
@@ -253,12 +260,13 @@ impl Swarm {
             token_bytes: search.token_bytes,
             costs: Costs {
                 round_trips,
+                link_round_trips: measured.link_round_trips(now),
+                block_times: measured.block_times(now),
                 unreachable: if forgiving {
                     Default::default()
                 } else {
                     unreachable.keys().copied().collect()
                 },
-                ..Costs::default()
             },
             held: warm.longest(search.model, &search.prefix),
         };

@@ -100,8 +100,8 @@ pub(super) struct Driver {
     ready: Option<oneshot::Sender<Result<u32, SessionFailure>>>,
     /// It waits until the session accepts it.
     next: Option<NextStep>,
-    /// Who waits for the steps under way, in order.
-    answers: VecDeque<Answer>,
+    /// Who waits for the steps under way, in order, and how many tokens each has.
+    answers: VecDeque<(Answer, u32)>,
     /// Who takes what a thin session draws.
     drawn: Option<mpsc::Sender<Result<Drawn, SessionFailure>>>,
     is_thin: bool,
@@ -224,7 +224,8 @@ impl Driver {
                 // What was waited for before is no patience lost to this one.
                 self.waiting = None;
             }
-            self.answers.extend(answer);
+            let tokens = hidden.shape().first().copied().unwrap_or(0);
+            self.answers.extend(answer.map(|answer| (answer, tokens)));
             self.tell(Input::Step { position, hidden, ids, answer_rows });
             self.drain();
         }
@@ -288,7 +289,10 @@ impl Driver {
                         self.remember();
                     }
                     self.swarm.praise(trace.iter().map(|hop| hop.peer));
-                    if let Some(answer) = self.answers.pop_front() {
+                    if let Some((answer, tokens)) = self.answers.pop_front() {
+                        if tokens == 1 {
+                            self.swarm.note_times(&self.session.hops(), &trace, total);
+                        }
                         let _gone = answer.send(Ok(Stepped { hidden, trace, total }));
                     }
                 }
@@ -389,7 +393,8 @@ impl Driver {
             let _gone = drawn.try_send(Err(failure.clone()));
         }
         let waiting = self.next.take().and_then(|next| next.answer);
-        for answer in self.answers.drain(..).chain(waiting) {
+        let under_way = self.answers.drain(..).map(|(answer, _)| answer);
+        for answer in under_way.chain(waiting) {
             let _gone = answer.send(Err(failure.clone()));
         }
     }

@@ -12,11 +12,11 @@ use umbel_protocol::announcement::Throughput;
 
 use super::*;
 use crate::clock::Clock;
+use crate::swarm::measured::Measured;
 use crate::swarm::warm::Warm;
 
 const MODEL: ModelId = ModelId::from_bytes([5; 32]);
 
-/// A client that has met nobody.
 impl Swarm {
     /// Whether routes may lead through a server, as far as failures go.
     pub(crate) fn is_usable(&self, peer: PeerId) -> bool {
@@ -34,6 +34,7 @@ impl Swarm {
     }
 }
 
+/// A client that has met nobody.
 async fn swarm() -> Swarm {
     let config = NetworkConfig::new(Identity::ephemeral(), Role::Client);
     let view = View {
@@ -42,6 +43,7 @@ async fn swarm() -> Swarm {
         doubtful: BTreeMap::new(),
         full: BTreeMap::new(),
         unreachable: BTreeMap::new(),
+        measured: Measured::default(),
         random: Random::new(1),
         warm: Warm::default(),
         unanswered: None,
@@ -126,6 +128,27 @@ async fn a_server_that_had_no_room_is_used_last() {
     assert_eq!(planned(&swarm), [fast], "there is no other");
     let slow = server(&swarm, 1.0);
     assert_eq!(planned(&swarm), [slow]);
+}
+
+#[tokio::test]
+async fn a_server_is_planned_by_what_it_does_and_not_by_what_it_says() {
+    let swarm = swarm().await;
+    let (boaster, honest) = (server(&swarm, 1_000.0), server(&swarm, 100.0));
+    assert_eq!(planned(&swarm), [boaster]);
+    let hop = Hop { peer: boaster, blocks: Span::new(0, 4).unwrap() };
+    let took = Duration::from_millis(400);
+    let timing = HopTiming {
+        peer: hop.peer,
+        span: hop.blocks,
+        queue: Duration::ZERO,
+        compute: took,
+        hop: took,
+        link_round_trip: None,
+    };
+    for _ in 0..16 {
+        swarm.note_times(&[hop], &[timing], took);
+    }
+    assert_eq!(planned(&swarm), [honest]);
 }
 
 #[tokio::test]
