@@ -86,13 +86,6 @@ impl Health {
         self.breakers.get(&peer).is_none_or(|breaker| breaker.usable_from() <= now)
     }
 
-    /// From when on `peer` may be used again; `None` where it may be used already as far as is
-    /// known here. What to wait for when nobody else serves its blocks.
-    #[must_use]
-    pub fn usable_from(&self, peer: PeerId) -> Option<Time> {
-        self.breakers.get(&peer).map(Breaker::usable_from).filter(|from| *from > Time::START)
-    }
-
     /// Says that `peer` is about to be used. `true` where it may be: always while its breaker is
     /// closed, and for one trial at a time while it is half-open. The trial ends with
     /// [`Health::succeeded`] or [`Health::failed`], or after [`TRIAL_MAX`].
