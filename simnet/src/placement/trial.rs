@@ -18,8 +18,18 @@ use crate::seed::Seed;
 /// Bytes of one block: half a gigabyte, as of a model of 70 thousand million weights at four bits.
 pub(super) const BLOCK_BYTES: u64 = 500_000_000;
 
-/// Most that a view is older than the swarm.
+/// Most that a view is older than a swarm of so few servers that all are told of a change at once.
 const VIEW_AGE_MAX: Duration = Duration::from_secs(5);
+
+/// How much older each time that there are twice as many: a change is told to sixteen of them, and
+/// then twice as many know after each ten seconds.
+const VIEW_AGE_LONGER: Duration = Duration::from_secs(10);
+
+/// Servers that are told at once.
+const TOLD_AT_ONCE: usize = 16;
+
+/// Most that a view is older than a swarm of a thousand servers; what is older is nowhere to be seen.
+const VIEW_AGE_KEPT: Duration = Duration::from_secs(65);
 
 /// Most that old sessions go on.
 const DRAIN: Duration = Duration::from_secs(120);
@@ -449,7 +459,7 @@ impl Trial {
             self.changed = self.now;
         }
         // Of what is older than any view only the newest is ever seen.
-        let old = |said: &Said| said.at + VIEW_AGE_MAX <= self.now;
+        let old = |said: &Said| said.at + VIEW_AGE_KEPT <= self.now;
         let kept = said.iter().rposition(old).unwrap_or(0);
         said.drain(..kept);
         said.push(Said { at: self.now, server, proposal });
@@ -457,7 +467,9 @@ impl Trial {
 
     /// What a server sees of the others: the swarm as it was some seconds ago.
     fn view(&mut self, of: usize) -> View {
-        let age = VIEW_AGE_MAX.mul_f64(self.random.unit());
+        let doublings = self.present().len().div_ceil(TOLD_AT_ONCE).next_power_of_two().ilog2();
+        let oldest = (VIEW_AGE_MAX + VIEW_AGE_LONGER * doublings).min(VIEW_AGE_KEPT);
+        let age = oldest.mul_f64(self.random.unit());
         let at = |said: &&Said| said.at + age <= self.now;
         let others = self.hosts.iter().enumerate().filter(|(host, _)| *host != of);
         let seen = others.filter_map(|(_, host)| host.said.iter().rev().find(at));
