@@ -3,8 +3,9 @@
 //!
 //! A session belongs to the peer that opened it, and only that peer's link reaches it. It survives its
 //! link for [`ORPHAN_LEASE`], so that a trainer that comes back finds its state, and asks again for a
-//! step whose answer was lost without its being taken twice. What a session had of an unfinished step
-//! when its link closed is dropped: the trainer sends it anew.
+//! step whose answer was lost without its being taken twice. Before that its room is given to another
+//! session of the same trainer that lacks it. What a session had of an unfinished step when its link
+//! closed is dropped: the trainer sends it anew.
 //!
 //! The accelerator is given one piece of work at a time. Trainers take turns, and so do the sessions
 //! of each.
@@ -266,13 +267,17 @@ impl Host {
             }
             return Ok(());
         }
-        // Of an earlier one with this name something may still be under way.
-        let is_ending = self.running == Some(session) || self.forgotten.contains(&session);
-        let of_trainer = self.sessions.values().filter(|held| held.trainer == from).count();
-        let counts = (self.sessions.len() + self.forgotten.len(), of_trainer);
-        if let Err((code, detail)) =
-            self.admission.admit(&self.config, &open, counts, (self.draining, is_ending))
+        let mut admitted = self.admit(from, &open);
+        while let Err((ErrorCode::KvFull | ErrorCode::Busy, _)) = &admitted
+            && !self.is_ending(session)
+            && let Some(orphan) = self.orphan_of(from)
         {
+            // Who has lost its link opens another session more often than it comes back to the same.
+            let detail = "its trainer needs the room for another".to_owned();
+            self.fail(orphan, ErrorCode::LeaseEnded, detail);
+            admitted = self.admit(from, &open);
+        }
+        if let Err((code, detail)) = admitted {
             self.outputs
                 .push_back(Output::Send { link, answer: TrainingAnswer::Error { code, detail } });
             self.outputs.push_back(Output::Close { link });
@@ -283,6 +288,26 @@ impl Host {
         let bytes = admission::bytes(&self.config, &open);
         self.sessions.insert(session, Held::new(from, link, (self.shard, open), bytes, now));
         Ok(())
+    }
+
+    /// Reserves room for a session of this trainer, or says why there is none.
+    fn admit(&mut self, from: PeerId, open: &OpenTraining) -> Result<(), (ErrorCode, String)> {
+        let of_trainer = self.sessions.values().filter(|held| held.trainer == from).count();
+        let counts = (self.sessions.len() + self.forgotten.len(), of_trainer);
+        let state = (self.draining, self.is_ending(open.session));
+        self.admission.admit(&self.config, open, counts, state)
+    }
+
+    /// Whether of an earlier session with this name something is still under way.
+    fn is_ending(&self, session: SessionId) -> bool {
+        self.running == Some(session) || self.forgotten.contains(&session)
+    }
+
+    /// The session of this trainer that has been without a link and unused for longest.
+    fn orphan_of(&self, from: PeerId) -> Option<SessionId> {
+        let orphans =
+            self.sessions.iter().filter(|(_, held)| held.trainer == from && held.link.is_none());
+        orphans.min_by_key(|(_, held)| held.lease_end()).map(|(session, _)| *session)
     }
 
     fn computed(&mut self, result: Result<Option<TrainingAnswer>, ComputeFailure>, now: Time) {

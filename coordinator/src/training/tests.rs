@@ -361,6 +361,44 @@ fn a_session_ends_with_its_lease() {
 }
 
 #[test]
+fn what_a_trainer_has_lost_makes_room_for_what_it_opens_instead() {
+    let mut world = World::new(BYTES * 3);
+    world.say(BEN, 1, TrainerMessage::Open(opening(1)));
+    world.lose(1);
+    for session in 5..9 {
+        // The one that was lost first goes first.
+        world.now = world.now + Duration::from_secs(1);
+        world.say(ANNA, session, TrainerMessage::Open(opening(session.into())));
+        assert_eq!(world.opened(session), Some((0, false)), "{session}");
+        world.lose(session);
+    }
+    let forgotten: Vec<_> = world.work.iter().filter(|(_, name)| *name == "forget").collect();
+    assert_eq!(forgotten, [&(5, "forget"), &(6, "forget")]);
+    world.say(BEN, 2, TrainerMessage::Open(opening(1)));
+    assert_eq!(world.opened(2), Some((0, false)), "nobody takes the room of another");
+
+    // What has a link stays.
+    world.say(ANNA, 11, TrainerMessage::Open(opening(7)));
+    world.say(ANNA, 12, TrainerMessage::Open(opening(8)));
+    world.say(ANNA, 13, TrainerMessage::Open(opening(9)));
+    assert_eq!((world.error(13), world.host.session_count()), (Some(ErrorCode::KvFull), 3));
+}
+
+#[test]
+fn a_trainer_with_as_many_sessions_as_it_may_have_opens_one_in_the_place_of_one_that_it_lost() {
+    let most = SESSIONS_PER_TRAINER_MAX as u64;
+    let mut world = World::new(BYTES * (most + 1));
+    for session in 1..=most {
+        world.say(ANNA, session, TrainerMessage::Open(opening(session.into())));
+    }
+    world.say(ANNA, 20, TrainerMessage::Open(opening(20)));
+    assert_eq!(world.error(20), Some(ErrorCode::Busy));
+    world.lose(3);
+    world.say(ANNA, 21, TrainerMessage::Open(opening(21)));
+    assert_eq!((world.opened(21), world.work.last()), (Some((0, false)), Some(&(21, "begin"))));
+}
+
+#[test]
 fn a_server_that_leaves_ends_all_trainings() {
     let shard = ShardId(1);
     let moved = Input::Serve { shard, span: Span::new(0, 3).unwrap() };
