@@ -245,7 +245,12 @@ impl Host {
             (_, None) => Err(ProtocolViolation::Unexpected { message: "trainer's message" }),
             (message, Some(session)) => {
                 let held = self.sessions.get_mut(&session).expect("a link's session is held");
-                held.push(&self.config, message, now)
+                held.push(&self.config, message, now)?;
+                if held.only_closes() {
+                    // The work of others, which may be long, has nothing to do with it.
+                    self.close(session, link);
+                }
+                Ok(())
             }
         }
     }
@@ -330,7 +335,12 @@ impl Host {
         if let Some(session) = self.links.remove(&link)
             && let Some(held) = self.sessions.get_mut(&session)
         {
-            held.orphan(now);
+            if held.is_to_close() {
+                // Nobody comes back to it, and nobody waits for the answer.
+                self.forget(session);
+            } else {
+                held.orphan(now);
+            }
         }
     }
 
@@ -357,10 +367,7 @@ impl Host {
                     self.outputs.push_back(Output::Send { link, answer });
                 }
                 held::Next::Fail(code, detail) => self.fail(session, code, detail),
-                held::Next::Close(link) => {
-                    self.outputs.push_back(Output::Send { link, answer: TrainingAnswer::Closed });
-                    self.forget(session);
-                }
+                held::Next::Close(link) => self.close(session, link),
             }
         }
     }
@@ -368,6 +375,11 @@ impl Host {
     fn compute(&mut self, session: SessionId, work: Work) {
         self.running = Some(session);
         self.outputs.push_back(Output::Compute { session, work });
+    }
+
+    fn close(&mut self, session: SessionId, link: LinkId) {
+        self.outputs.push_back(Output::Send { link, answer: TrainingAnswer::Closed });
+        self.forget(session);
     }
 
     fn end_all(&mut self, detail: &str) {

@@ -142,6 +142,17 @@ impl Held {
         !self.running && (self.reset || self.greeting || !self.waiting.is_empty())
     }
 
+    /// Whether its trainer has said that it is to be forgotten.
+    pub(super) fn is_to_close(&self) -> bool {
+        self.waiting.iter().any(|message| matches!(message, TrainerMessage::Close))
+    }
+
+    /// Whether that is all there is to do for it.
+    pub(super) fn only_closes(&self) -> bool {
+        let idle = !self.running && !self.reset && !self.greeting;
+        idle && self.waiting.len() == 1 && self.is_to_close()
+    }
+
     /// The next thing to do; there is one.
     pub(super) fn next(&mut self, config: &HostConfig, now: Time) -> Next {
         self.last_used = now;

@@ -399,6 +399,27 @@ fn a_trainer_with_as_many_sessions_as_it_may_have_opens_one_in_the_place_of_one_
 }
 
 #[test]
+fn who_leaves_waits_for_the_work_of_nobody_else() {
+    let mut world = World::new(BYTES * 4);
+    world.say(ANNA, 1, TrainerMessage::Open(opening(5)));
+    world.say(BEN, 2, TrainerMessage::Open(opening(6)));
+    world.holds = true;
+    world.say(BEN, 2, forward(1, 4));
+    world.say(ANNA, 1, TrainerMessage::Close);
+    assert_eq!(world.sent.last(), Some(&(1, TrainingAnswer::Closed)));
+    assert_eq!(world.host.bytes_free(), BYTES * 3);
+
+    // Its own work it does wait for, but it leaves nothing behind where it does not.
+    world.say(BEN, 2, TrainerMessage::Close);
+    assert_eq!(world.sent.last(), Some(&(1, TrainingAnswer::Closed)));
+    world.lose(2);
+    assert_eq!((world.host.session_count(), world.host.bytes_free()), (0, BYTES * 4));
+    world.holds = false;
+    world.finish(Some(TrainingAnswer::Forwarded { microbatch: 1, hidden: rows(4) }));
+    assert_eq!(world.work[world.work.len() - 2..], [(5, "forget"), (6, "forget")]);
+}
+
+#[test]
 fn a_server_that_leaves_ends_all_trainings() {
     let shard = ShardId(1);
     let moved = Input::Serve { shard, span: Span::new(0, 3).unwrap() };

@@ -4,6 +4,7 @@ mod link;
 
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::time::Duration;
 
 use tokio::sync::watch;
 use umbel_coordinator::Hop;
@@ -20,6 +21,10 @@ use crate::swarm::exchange::chain;
 use crate::train::TrainError;
 use link::lost;
 pub(super) use link::{HopLink, PIPELINED, unexpected};
+
+/// How long a server may take to say that it has forgotten its part: what it has to compute before that is
+/// none of a trainer that leaves. The end of the link says the same to one that takes longer.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What all servers of a training are told.
 #[derive(Debug, Clone)]
@@ -235,7 +240,8 @@ impl OpenHop {
 
     /// Lets the server forget its part.
     pub(super) async fn close(mut self, swarm: &Swarm) {
-        let _gone = self.link.ask(swarm, TrainerMessage::Close).await;
+        let farewell = self.link.ask(swarm, TrainerMessage::Close);
+        let _gone = tokio::time::timeout(FAREWELL_TIMEOUT, farewell).await;
         self.link.sender.close().await;
     }
 
