@@ -34,12 +34,17 @@ impl Conductor<'_> {
         }
     }
 
-    /// Gives routes that have room for another microbatch the next ones, the emptiest route first.
+    /// Gives routes that have room for another microbatch the next ones, the emptiest route first. Where
+    /// gradients are added here, fast routes do not run ahead of a slow one by more than all have under way:
+    /// what they bring back takes as much as the adapter for each microbatch until it can be added.
     pub(super) fn assign(&mut self) {
         if self.stops() {
             return;
         }
         while let Some(next) = self.microbatches.iter().position(|of| of.route.is_none()) {
+            if matches!(&self.way, Way::Apart(sum) if next >= sum.added() + self.under_way_max()) {
+                return;
+            }
             let firsts = self.stages.iter().filter(|stage| stage.place == 0);
             let loads = firsts.map(|first| {
                 let of_route = |index: &usize| self.microbatches[*index].route == Some(first.route);
@@ -52,6 +57,12 @@ impl Conductor<'_> {
             let Some((.., route)) = with_room.min_by_key(|&(load, ..)| load) else { return };
             self.microbatches[next].route = Some(route);
         }
+    }
+
+    /// Microbatches that all routes together have under way.
+    fn under_way_max(&self) -> usize {
+        let routes = self.stages.iter().filter(|stage| stage.place == 0).count();
+        self.stages.len() + routes * BESIDE_SERVERS
     }
 
     /// Sends one message to a server that has room for it; whether there was any.

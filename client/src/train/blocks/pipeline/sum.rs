@@ -70,6 +70,17 @@ impl GradientSum {
         blocks.blocks().all(|block| self.microbatches[at].blocks.contains(&block))
     }
 
+    /// How many of the first microbatches are in the sum. Of each later one a row of all values may be held.
+    pub(super) const fn added(&self) -> usize {
+        self.added
+    }
+
+    /// How many rows are held beside the sum.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.microbatches.iter().filter(|gathered| !gathered.row.is_empty()).count()
+    }
+
     /// The sum of all.
     pub(crate) fn total(&self) -> &[f32] {
         assert_eq!(self.added, self.microbatches.len(), "the pass took all of them back");

@@ -79,17 +79,26 @@ struct World {
     microbatches: Vec<Microbatch>,
     /// Where gradients are added by the trainer.
     sum: Option<GradientSum>,
+    /// The route whose servers answer when no others have anything to do.
+    slow: Option<usize>,
+    /// Rows of gradients that the trainer has held at once.
+    held_max: usize,
     random: Random,
 }
 
 impl World {
     fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
+        let (route_count, count) = (1 + random.below(3), 1 + random.below(MICROBATCHES_MAX));
+        let world = Self::of(route_count, count, random);
+        // Where there are no values, servers on several routes add them too.
+        Self { sum: world.sum.filter(|_| seed % 4 > 0), ..world }
+    }
+
+    fn of(route_count: usize, count: usize, mut random: Random) -> Self {
         let all = Span::new(0, BLOCK_COUNT).unwrap();
-        let route_count = 1 + random.below(3);
         let route = |name| Route { name, servers: servers(&mut random, all) };
         let routes: Vec<_> = (0..route_count).map(route).collect();
-        let count = 1 + random.below(MICROBATCHES_MAX);
         let microbatch = |number| {
             let tokens = 1 + random.below(TOKENS_MAX);
             let mut microbatch = Microbatch::new(number);
@@ -100,16 +109,14 @@ impl World {
             microbatch
         };
         let microbatches = (1..=count as u64).map(microbatch).collect();
-        // Where there are no values, servers on several routes add them too.
-        let apart = route_count > 1 && random.below(4) > 0;
-        let sum = apart.then(|| GradientSum::new(VALUES, BLOCK_COUNT, count));
-        Self { routes, microbatches, sum, random }
+        let sum = (route_count > 1).then(|| GradientSum::new(VALUES, BLOCK_COUNT, count));
+        Self { routes, microbatches, sum, slow: None, held_max: 0, random }
     }
 
     /// Lets servers answer in any order until nothing is under way. In place of one answer a server fails,
     /// if there are as many: the name of its route, and its place.
     fn pass(&mut self, answers: usize) -> Option<(usize, usize)> {
-        let Self { routes, microbatches, sum, random } = self;
+        let Self { routes, microbatches, sum, slow, held_max, random } = self;
         let (mut stages, mut servers) = (Vec::new(), Vec::new());
         for Route { name, servers: of_route } in routes {
             for (place, Server { blocks, progress, kept }) in of_route.iter_mut().enumerate() {
@@ -140,6 +147,9 @@ impl World {
             if busy.is_empty() {
                 break;
             }
+            let is_quick = |index: &usize| Some(conductor.stages[*index].route) != *slow;
+            let quick: Vec<_> = busy.iter().copied().filter(is_quick).collect();
+            let busy = if quick.is_empty() { busy } else { quick };
             let index = busy[random.below(busy.len())];
             let (waiting, kept) = &mut servers[index];
             let event = if answer == answers {
@@ -148,6 +158,9 @@ impl World {
                 Ok(kept.answer(waiting.try_recv().unwrap()))
             };
             conductor.heard(index, event);
+            if let Way::Apart(sum) = &conductor.way {
+                *held_max = (*held_max).max(sum.held());
+            }
             // As the model's end would have it.
             for microbatch in conductor.microbatches.iter_mut() {
                 if let Some(left) = microbatch.entering.get(&BLOCK_COUNT).cloned() {
@@ -191,6 +204,17 @@ fn servers(random: &mut Random, blocks: Span) -> Vec<Server> {
         start = end;
     }
     servers
+}
+
+#[test]
+fn a_slow_route_has_no_more_gradients_of_fast_ones_wait_than_all_have_under_way() {
+    let mut world = World::of(2, 64, Random::new(7));
+    world.slow = Some(0);
+    assert_eq!(world.pass(usize::MAX), None);
+    let under_way = world.routes.iter().map(|route| route.servers.len() + BESIDE_SERVERS);
+    let most = under_way.sum();
+    assert!((1..=most).contains(&world.held_max), "{} of {most}", world.held_max);
+    assert_eq!(world.sum.unwrap().total(), [64.0; VALUES]);
 }
 
 proptest! {
