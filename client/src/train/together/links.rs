@@ -17,6 +17,10 @@ use umbel_protocol::{Frame, PeerId, ProtocolViolation};
 use super::words::{Words, from_wire, to_wire};
 use crate::swarm::exchange::chain;
 
+/// Links that one peer may have open: the one it speaks on, and those of before that are about to end. Peers
+/// have names for nothing, but each needs others of its own.
+const LINKS_OF_PEER_MAX: usize = 4;
+
 /// How long a member may take to say who it is.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -43,20 +47,29 @@ pub(super) enum Event {
 /// Reads what members say that know the run by its name, until it is dropped.
 pub(super) async fn accept(mut incoming: Incoming, run: [u8; 32], tell: mpsc::Sender<Event>) {
     let mut links = JoinSet::new();
+    // Each link has one of its peer's, and lets go of it when it ends.
+    let mut places: BTreeMap<PeerId, Arc<()>> = BTreeMap::new();
     while let Some((peer, link)) = incoming.next().await {
         while links.try_join_next().is_some() {}
+        places.retain(|_, place| Arc::strong_count(place) > 1);
         // One of each member, and as many that are about to end.
         if links.len() >= 2 * MEMBERS_MAX {
             tracing::warn!(%peer, "refused a member's link: too many are open");
             continue;
         }
-        let tell = tell.clone();
+        let place = places.entry(peer).or_default();
+        if Arc::strong_count(place) > LINKS_OF_PEER_MAX {
+            tracing::warn!(%peer, "refused a member's link: it has too many");
+            continue;
+        }
+        let (tell, place) = (tell.clone(), Arc::clone(place));
         links.spawn(async move {
             match read(peer, link, run, &tell).await {
                 Ok(()) => {}
                 Err(violation) => tracing::warn!(%peer, %violation, "closing a member's link"),
             }
             let _over = tell.send(Event::Gone { peer, link: None }).await;
+            drop(place);
         });
     }
 }
@@ -147,5 +160,58 @@ async fn say(
     loop {
         // What travels is made when its turn comes: until then all members share the values.
         sender.send(to_wire(words.next().await).encode()).await?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use umbel_net::{Identity, NetworkConfig, Role};
+
+    use super::*;
+
+    async fn network(listens: bool) -> Network {
+        let address = "/ip4/127.0.0.1/udp/0/quic-v1".parse().unwrap();
+        let listen = if listens { vec![address] } else { Vec::new() };
+        let config = NetworkConfig::new(Identity::ephemeral(), Role::Client);
+        Network::start(NetworkConfig { listen, ..config }).await.unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_peer_that_has_its_links_leaves_room_to_others() {
+        let (trainer, greedy, other) =
+            (network(true).await, network(false).await, network(false).await);
+        let incoming = trainer.accept(LinkProtocol::Averaging).unwrap();
+        let (tell, mut told) = mpsc::channel(8);
+        let accepting = tokio::spawn(accept(incoming, [7; 32], tell));
+        let addresses = trainer.listen_addresses();
+        let open = async |network: &Network| {
+            let link = network.open_link(trainer.peer_id(), &addresses, LinkProtocol::Averaging);
+            link.await.unwrap().split()
+        };
+        let mut held = Vec::new();
+        for _ in 0..LINKS_OF_PEER_MAX {
+            held.push(open(&greedy).await);
+        }
+        let (_sender, mut refused) = open(&greedy).await;
+        tokio::select! {
+            frame = next(trainer.peer_id(), &mut refused) => assert!(frame.is_none(), "it is closed"),
+            _gone = told.recv() => panic!("those before it were given up first, as they say nothing"),
+        }
+
+        let (mut sender, _silent) = open(&other).await;
+        let hello =
+            MemberMessage::Hello { run: [7; 32], addresses: Vec::new(), members: BTreeMap::new() };
+        sender.send(hello.encode()).await.unwrap();
+        loop {
+            match told.recv().await.unwrap() {
+                Event::Hello { peer, .. } => break assert_eq!(peer, other.peer_id()),
+                // Those that say nothing are given up after a while, which may come first.
+                Event::Gone { .. } => {}
+                Event::Said { .. } | Event::Opened { .. } | Event::Unreachable { .. } => {
+                    panic!("nobody has said anything else")
+                }
+            }
+        }
+        accepting.abort();
     }
 }
