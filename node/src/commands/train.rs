@@ -218,10 +218,8 @@ impl Training {
     async fn validate(&mut self, step: u64, chooses: bool) -> Result<(), TrainError> {
         if let Some(report) = self.run.validate().await? {
             self.reporter.validated(step, report);
-            let is_best = self.saving.watch.early_stop.validated(step, report.loss);
-            if is_best && chooses {
-                self.saving.best(self.run.trainer().adapter());
-            }
+            let adapter = self.run.trainer().adapter();
+            self.saving.validated(step, report.loss, (adapter, chooses));
         }
         self.saving.watch.validated = Some(step);
         Ok(())
@@ -242,9 +240,11 @@ impl Training {
             Err(TrainError::Diverged { .. }) if arguments.resume => {
                 saving.diverged_at_once(trainer)
             }
-            _ if stepped => saving.last(trainer),
+            _ if stepped || outdated => saving.last(trainer),
             _ => Ok(()),
         };
+        let chooses = arguments.learning.patience.is_some();
+        let outdated = matches!(ended, Ok(Ended::Complete)) && !chooses && saving.loses_best();
         let saved = saved.with_context(|| saving.checkpoint_path().display().to_string());
         let ended = match ended {
             Ok(ended) => ended,
@@ -256,7 +256,7 @@ impl Training {
             self.say_how_to_go_on();
             return Ok(ended);
         }
-        let chosen = saving.finish(trainer.state(), arguments.learning.patience.is_some());
+        let chosen = saving.finish(trainer.state(), chooses);
         saving.describe(&self.base, steps, chosen.as_ref().ok().copied());
         let chosen = chosen?;
         saved?;

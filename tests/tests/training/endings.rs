@@ -103,6 +103,25 @@ fn a_training_that_grows_worse_stops_and_keeps_its_best_adapter() {
 }
 
 #[test]
+fn a_training_that_begins_to_choose_does_so_among_what_it_keeps() {
+    let scratch = tempfile::tempdir().unwrap();
+    let folder = scratch.path();
+    texts(&folder.join("data.jsonl"), 24, 12);
+    let long = ["--local", "--schedule", "constant", "--learning-rate", "0.02", "--epochs", "24"];
+    train(folder, "out", &long).succeeded();
+    let out = folder.join("out");
+    let validations = metrics(&out, "validation_loss");
+    let best = validations.iter().min_by(|one, other| one.1.total_cmp(&other.1)).unwrap().0;
+    let (last, _) = *validations.last().unwrap();
+    assert!(best < last, "it has grown worse: {validations:?}");
+    let output = train(folder, "out", &[&long[..], &["--resume", "--patience", "2"]].concat());
+    output.succeeded();
+    assert!(output.stderr.contains("the best validation so far was not kept"), "{}", output.stderr);
+    let card = fs::read_to_string(out.join("README.md")).unwrap();
+    assert!(card.contains(&format!("steps: {last} of {last}")), "{card}");
+}
+
+#[test]
 fn a_training_that_diverges_keeps_a_state_from_which_it_goes_on() {
     let scratch = tempfile::tempdir().unwrap();
     let folder = scratch.path();

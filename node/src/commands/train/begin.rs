@@ -190,6 +190,7 @@ fn resume(
     }
     let watch = Watch::read(&other).with_context(|| format!("{} is broken", path.display()))?;
     Ok(Begun { state, sequences, watch, identity })
+    let watch = if arguments.learning.patience.is_some() { watch.choosing() } else { watch };
 }
 
 /// What decides which step comes after which.

@@ -32,12 +32,27 @@ pub(super) struct Watch {
     /// Behind which step the last one was.
     pub(super) validated: Option<u64>,
     pub(super) early_stop: EarlyStop,
+    /// The adapter of the best one is not in the folder: only where there is a choice it is kept.
+    #[serde(default)]
+    unkept: bool,
 }
 
 impl Watch {
     /// Reads it from a checkpoint; one that has none has seen nothing.
     pub(super) fn read(other: &Value) -> serde_json::Result<Self> {
         other.get(WATCH).cloned().map_or_else(|| Ok(Self::default()), serde_json::from_value)
+    }
+
+    /// For a training that chooses from here on: what was not kept is no choice.
+    pub(super) fn choosing(self) -> Self {
+        if self.unkept {
+            tracing::warn!(
+                "the adapter of the best validation so far was not kept, as that is done with --patience \
+                 alone: the best of those from here on will be"
+            );
+            return Self::default();
+        }
+        self
     }
 }
 
@@ -111,8 +126,17 @@ impl Saving {
         Checkpoint { state: state.clone(), model, sequences, other }.write(&self.checkpoint_path())
     }
 
-    /// Keeps an adapter that is the best so far.
-    pub(super) fn best(&mut self, adapter: &Adapter) {
+    /// Takes note of a validation; an adapter that is the best so far is kept where one is chosen.
+    pub(super) fn validated(&mut self, step: u64, loss: f64, (adapter, chooses): (&Adapter, bool)) {
+        if self.watch.early_stop.validated(step, loss) {
+            self.watch.unkept = !chooses;
+            if chooses {
+                self.best(adapter);
+            }
+        }
+    }
+
+    fn best(&mut self, adapter: &Adapter) {
         let files = adapter.to_peft();
         self.unwritten = match files.write(&self.folder) {
             Ok(()) => None,
@@ -124,10 +148,18 @@ impl Saving {
         };
     }
 
+    /// A training is over that does not choose: the last adapter comes in the place of the best one. Whether
+    /// that is to be written down.
+    pub(super) fn loses_best(&mut self) -> bool {
+        let is_kept = self.watch.early_stop.best().is_some() && !self.watch.unkept;
+        self.watch.unkept |= is_kept;
+        is_kept
+    }
+
     /// Writes the adapter of a training that is over: the best one where there was a choice, or `last`.
     /// Returns the step that it is of.
     pub(super) fn finish(&self, last: &TrainingState, chooses: bool) -> anyhow::Result<u64> {
-        let best = self.watch.early_stop.best().filter(|_| chooses);
+        let best = self.watch.early_stop.best().filter(|_| chooses && !self.watch.unkept);
         let written = match (&self.unwritten, best) {
             (Some(files), _) => files.write(&self.folder),
             (None, Some(_)) if self.folder.join(PEFT_WEIGHTS_FILE).exists() => Ok(()),
@@ -168,6 +200,7 @@ mod tests {
     use serde_json::json;
     use umbel_engine::train::{AdamW, AdapterConfig, TargetModule};
     use umbel_protocol::Span;
+    use umbel_shard::ModelConfig;
 
     use super::*;
     use crate::compute::tests::llama;
@@ -195,8 +228,7 @@ mod tests {
         // As good as a full disk.
         let weights = folder.path().join(PEFT_WEIGHTS_FILE);
         fs::create_dir(&weights).unwrap();
-        saving.watch.early_stop.validated(3, 0.5);
-        saving.best(best.adapter());
+        saving.validated(3, 0.5, (best.adapter(), true));
         let watch = saving.watch.clone();
         saving.write((&last, 4), &watch, false).unwrap_err();
         assert!(!saving.checkpoint_path().exists(), "it would name what is not there");
@@ -205,9 +237,50 @@ mod tests {
         saving.write((&last, 4), &watch, false).unwrap();
         let resumed = Saving::new(folder.path(), json!({ "model": "a model" }), watch);
         assert_eq!(resumed.finish(&last, true).unwrap(), 3);
-        let kept = fs::read(&weights).unwrap();
-        fs::remove_file(&weights).unwrap();
-        best.adapter().to_peft().write(folder.path()).unwrap();
-        assert_eq!(kept, fs::read(&weights).unwrap());
+        assert!(holds(folder.path(), &best));
+    }
+
+    /// Whether the adapter in a folder is that of a state.
+    fn holds(folder: &Path, state: &TrainingState) -> bool {
+        let other = tempfile::tempdir().unwrap();
+        state.adapter().to_peft().write(other.path()).unwrap();
+        let [kept, expected] =
+            [folder, other.path()].map(|folder| fs::read(folder.join(PEFT_WEIGHTS_FILE)).unwrap());
+        kept == expected
+    }
+
+    /// What a training that goes on finds.
+    fn resumed(folder: &Path, model: &ModelConfig) -> Watch {
+        let checkpoint = Checkpoint::read(&folder.join(CHECKPOINT_FILE), model).unwrap();
+        Watch::read(&checkpoint.other).unwrap()
+    }
+
+    #[test]
+    fn a_training_that_begins_to_choose_takes_no_other_adapter_for_the_best_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let (model, _) = llama();
+        let identity = || json!({ "model": "a model" });
+        let (best, last) = (state(1), state(2));
+        // It does not choose, and so keeps none but the last.
+        let mut saving = Saving::new(folder.path(), identity(), Watch::default());
+        saving.validated(3, 0.5, (best.adapter(), false));
+        saving.validated(6, 0.7, (last.adapter(), false));
+        assert!(!saving.loses_best(), "it has none");
+        saving.write((&last, 4), &saving.watch.clone(), false).unwrap();
+        assert_eq!(saving.finish(&last, false).unwrap(), last.steps());
+        let watch = resumed(folder.path(), model.config());
+        assert_eq!(watch.clone().choosing(), Watch::default());
+        let chooses = Saving::new(folder.path(), identity(), watch);
+        assert_eq!(chooses.finish(&last, true).unwrap(), last.steps());
+
+        // It chooses, and at its end does so no more.
+        let mut saving = Saving::new(folder.path(), identity(), Watch::default());
+        saving.validated(3, 0.5, (best.adapter(), true));
+        assert!(holds(folder.path(), &best));
+        assert_eq!(saving.watch.clone().choosing(), saving.watch);
+        assert!(saving.loses_best() && !saving.loses_best());
+        saving.finish(&last, false).unwrap();
+        assert!(holds(folder.path(), &last));
+        assert_eq!(saving.watch.choosing(), Watch::default());
     }
 }
