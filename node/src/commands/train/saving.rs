@@ -100,7 +100,14 @@ impl Saving {
         diverged: bool,
     ) -> Result<(), CheckpointError> {
         let Some(proven) = trainer.proven() else { return Ok(()) };
-        self.write((&proven.state, proven.sequences), &self.proven_watch.clone(), diverged)
+        let watch = if diverged { self.diverged_watch() } else { self.proven_watch.clone() };
+        self.write((&proven.state, proven.sequences), &watch, diverged)
+    }
+
+    /// What is said beside the state before the one that has diverged. That one may have been validated, and
+    /// its adapter is then the one that is in the folder.
+    fn diverged_watch(&self) -> Watch {
+        Watch { validated: self.proven_watch.validated, ..self.watch.clone() }
     }
 
     /// Says of the state that the training was resumed from that what follows has diverged.
@@ -282,5 +289,25 @@ mod tests {
         saving.finish(&last, false).unwrap();
         assert!(holds(folder.path(), &last));
         assert_eq!(saving.watch.choosing(), Watch::default());
+    }
+
+    #[test]
+    fn the_adapter_of_a_state_that_was_validated_and_then_diverged_has_its_own_step() {
+        let folder = tempfile::tempdir().unwrap();
+        let (before, diverging) = (state(1), state(2));
+        let mut saving =
+            Saving::new(folder.path(), json!({ "model": "a model" }), Watch::default());
+        saving.validated(3, 0.5, (before.adapter(), true));
+        saving.watch.validated = Some(3);
+        let watch = saving.begin_step();
+        saving.proven(watch);
+        saving.validated(4, 0.4, (diverging.adapter(), true));
+        saving.watch.validated = Some(4);
+
+        let watch = saving.diverged_watch();
+        assert_eq!(watch.validated, Some(3), "what there is to go on with");
+        let resumed = Saving::new(folder.path(), json!({ "model": "a model" }), watch);
+        assert_eq!(resumed.finish(&before, true).unwrap(), 4);
+        assert!(holds(folder.path(), &diverging));
     }
 }
