@@ -13,6 +13,7 @@ pub mod config;
 pub mod device;
 pub mod doctor;
 pub mod driver;
+mod folder;
 pub mod gateway;
 mod links;
 pub mod measure;

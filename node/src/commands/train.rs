@@ -8,6 +8,7 @@ mod report;
 mod saving;
 mod together;
 
+use std::fs::File;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +30,7 @@ use umbel_shard::{ModelSource, PartsNeeded};
 use super::session::open_ends;
 use crate::args::train::{LearningArguments, TrainArguments};
 use crate::config::Config;
+use crate::folder;
 use crate::shutdown::Shutdown;
 use report::Reporter;
 use saving::Saving;
@@ -116,6 +118,7 @@ async fn prepare(
     let texts = begin::read_texts(arguments, &model)?;
     std::fs::create_dir_all(&arguments.out)
         .with_context(|| format!("{} cannot be made", arguments.out.display()))?;
+    let lock = folder::lock(&arguments.out).with_context(|| arguments.out.display().to_string())?;
     let begun = begin::begin(arguments, &model, &texts)?;
     let blocks = blocks(arguments, &model, swarm.as_ref(), &begun.state).await?;
     let learning = &arguments.learning;
@@ -134,7 +137,7 @@ async fn prepare(
     let reporter = Reporter::new(&arguments.out, first_step, schedule.steps)?;
     let run = Run::new(trainer, texts, begin::run_settings(arguments), schedule);
     let saving = Saving::new(&arguments.out, begun.identity, begun.watch);
-    Ok((Training { run, saving, reporter, base, together }, swarm))
+    Ok((Training { run, saving, reporter, base, together, _lock: lock }, swarm))
 }
 
 /// Says where little will come of the learning rates.
@@ -167,6 +170,8 @@ struct Training {
 }
 
 impl Training {
+    /// Keeps other trainings out of the folder as long as it is open.
+    _lock: File,
     /// Takes steps until there is none left, no better validation is to be expected, or it is to stop.
     async fn go_on(
         &mut self,

@@ -122,6 +122,21 @@ fn a_training_that_begins_to_choose_does_so_among_what_it_keeps() {
 }
 
 #[test]
+fn two_trainings_have_no_folder_in_common() {
+    let scratch = tempfile::tempdir().unwrap();
+    let folder = scratch.path();
+    texts(&folder.join("data.jsonl"), 20, 0);
+    let long = ["--local", "--epochs", "10000"];
+    let training = begun(folder, "out", &long);
+    for more in [&[][..], &["--resume"]] {
+        let second = train(folder, "out", &[&long[..], more].concat());
+        second.refused("another process uses the folder: stop it, or name another folder");
+    }
+    assert_eq!(training.terminate().unwrap().status.code(), Some(143));
+    assert!(steps(&folder.join("out")) > 0);
+}
+
+#[test]
 fn a_training_that_diverges_keeps_a_state_from_which_it_goes_on() {
     let scratch = tempfile::tempdir().unwrap();
     let folder = scratch.path();

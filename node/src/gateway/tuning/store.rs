@@ -1,17 +1,18 @@
 //! Files and jobs in a folder: a record of each in JSON, and what belongs to it beside that.
 
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::super::reply::unix_seconds;
+use crate::folder;
 
 /// A file that somebody has sent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -123,9 +124,6 @@ pub(super) struct Store {
     _lock: File,
 }
 
-/// The file in the folder that is locked while a process uses it.
-const LOCK_FILE: &str = "lock";
-
 #[derive(Default)]
 struct Records {
     files: BTreeMap<String, FileRecord>,
@@ -159,7 +157,7 @@ impl Store {
             // What somebody has sent, and what was learned from it, is no matter of others on the machine.
             DirBuilder::new().recursive(true).mode(0o700).create(folder.join(kind))?;
         }
-        let lock = lock(&folder.join(LOCK_FILE))?;
+        let lock = folder::lock(folder)?;
         let mut records = Records::default();
         for file in records_in::<FileRecord>(&folder.join("files"))? {
             records.files.insert(file.id.clone(), file);
@@ -332,18 +330,6 @@ impl Store {
 
     fn records(&self) -> MutexGuard<'_, Records> {
         self.records.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn lock(path: &Path) -> anyhow::Result<File> {
-    let mut options = OpenOptions::new();
-    let file = options.write(true).create(true).truncate(false).mode(0o600).open(path)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
-            bail!("another process uses the folder: stop it, or name another folder")
-        }
-        Err(TryLockError::Error(error)) => Err(error.into()),
     }
 }
 
