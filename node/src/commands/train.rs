@@ -120,7 +120,9 @@ async fn prepare(
         .with_context(|| format!("{} cannot be made", arguments.out.display()))?;
     let lock = folder::lock(&arguments.out).with_context(|| arguments.out.display().to_string())?;
     let begun = begin::begin(arguments, &model, &texts)?;
-    let blocks = blocks(arguments, &model, swarm.as_ref(), &begun.state).await?;
+    let prompt_tokens = arguments.adapter.prompt_tokens().into();
+    let longest = u32::try_from(begin::longest(&texts, prompt_tokens)).unwrap_or(u32::MAX);
+    let blocks = blocks(arguments, longest, &model, swarm.as_ref(), &begun.state).await?;
     let learning = &arguments.learning;
     let settings = TrainerSettings {
         clip: learning.clip,
@@ -317,6 +319,7 @@ async fn join(arguments: &TrainArguments) -> anyhow::Result<Arc<Swarm>> {
 async fn blocks(
     arguments: &TrainArguments,
     model: &Arc<ClientModel>,
+    longest: u32,
     swarm: Option<&Arc<Swarm>>,
     state: &TrainingState,
 ) -> anyhow::Result<Blocks> {
@@ -327,8 +330,7 @@ async fn blocks(
     };
     let learning = &arguments.learning;
     // A text that is longer than a microbatch goes alone.
-    let prompt_tokens = u32::from(arguments.adapter.prompt_tokens());
-    let tokens_max = learning.microbatch_tokens.max(learning.max_tokens + prompt_tokens);
+    let tokens_max = learning.microbatch_tokens.max(longest);
     let settings = RemoteSettings {
         seed: learning.seed,
         tokens_max,

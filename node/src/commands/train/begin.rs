@@ -100,13 +100,8 @@ pub(super) fn read_texts(arguments: &TrainArguments, model: &ClientModel) -> any
 }
 
 /// Whether each text is short enough to be sent to a server.
-fn check_lengths(
-    (learned, validation): &Texts,
-    prompt_tokens: usize,
-    max: usize,
-) -> anyhow::Result<()> {
-    let texts = learned.iter().chain(validation);
-    let longest = texts.map(|text| prompt_tokens + text.input_count()).max().unwrap_or_default();
+fn check_lengths(texts: &Texts, prompt_tokens: usize, max: usize) -> anyhow::Result<()> {
+    let longest = longest(texts, prompt_tokens);
     if longest > max {
         bail!(
             "a text of {longest} tokens, with those of a prompt, is longer than the {max} that a message \
@@ -116,6 +111,12 @@ fn check_lengths(
         );
     }
     Ok(())
+}
+
+/// Tokens of the longest text with those of a prompt.
+pub(super) fn longest((learned, validation): &Texts, prompt_tokens: usize) -> usize {
+    let texts = learned.iter().chain(validation);
+    texts.map(|text| prompt_tokens + text.input_count()).max().unwrap_or_default()
 }
 
 pub(super) fn begin(
@@ -189,8 +190,8 @@ fn resume(
         bail!("{} is of a training with another {key}", path.display());
     }
     let watch = Watch::read(&other).with_context(|| format!("{} is broken", path.display()))?;
-    Ok(Begun { state, sequences, watch, identity })
     let watch = if arguments.learning.patience.is_some() { watch.choosing() } else { watch };
+    Ok(Begun { state, sequences, watch, identity })
 }
 
 /// What decides which step comes after which.
