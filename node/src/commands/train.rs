@@ -136,7 +136,8 @@ async fn prepare(
         together::start(&arguments.together, &arguments.join, &model, &mut trainer).await?;
     let schedule = begin::schedule(arguments, &texts);
     warn_of(&schedule);
-    let reporter = Reporter::new(&arguments.out, first_step, schedule.steps)?;
+    let steps = (first_step, schedule.steps);
+    let reporter = Reporter::new(&arguments.out, arguments.resume, steps)?;
     let run = Run::new(trainer, texts, begin::run_settings(arguments), schedule);
     let saving = Saving::new(&arguments.out, begun.identity, begun.watch);
     Ok((Training { run, saving, reporter, base, together, _lock: lock }, swarm))
@@ -169,11 +170,11 @@ struct Training {
     base: String,
     /// With whom it is learned.
     together: Option<Together>,
+    /// Keeps other trainings out of the folder as long as it is open.
+    _lock: File,
 }
 
 impl Training {
-    /// Keeps other trainings out of the folder as long as it is open.
-    _lock: File,
     /// Takes steps until there is none left, no better validation is to be expected, or it is to stop.
     async fn go_on(
         &mut self,
@@ -242,6 +243,8 @@ impl Training {
         let trainer = self.run.trainer();
         let (steps, saving) = (trainer.state().steps(), &mut self.saving);
         let stepped = steps > first_step;
+        let chooses = arguments.learning.patience.is_some();
+        let outdated = matches!(ended, Ok(Ended::Complete)) && !chooses && saving.loses_best();
         let saved = match &ended {
             Err(TrainError::Diverged { .. }) if stepped => saving.before_last(trainer, true),
             Err(TrainError::Diverged { .. }) if arguments.resume => {
@@ -250,8 +253,6 @@ impl Training {
             _ if stepped || outdated => saving.last(trainer),
             _ => Ok(()),
         };
-        let chooses = arguments.learning.patience.is_some();
-        let outdated = matches!(ended, Ok(Ended::Complete)) && !chooses && saving.loses_best();
         let saved = saved.with_context(|| saving.checkpoint_path().display().to_string());
         let ended = match ended {
             Ok(ended) => ended,
@@ -318,8 +319,8 @@ async fn join(arguments: &TrainArguments) -> anyhow::Result<Arc<Swarm>> {
 
 async fn blocks(
     arguments: &TrainArguments,
-    model: &Arc<ClientModel>,
     longest: u32,
+    model: &Arc<ClientModel>,
     swarm: Option<&Arc<Swarm>>,
     state: &TrainingState,
 ) -> anyhow::Result<Blocks> {

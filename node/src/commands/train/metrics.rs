@@ -14,10 +14,14 @@ pub(crate) const METRICS_FILE: &str = "metrics.jsonl";
 pub(super) struct Metrics(File);
 
 impl Metrics {
-    /// Adds to what an earlier part of the training has written.
-    pub(super) fn open(folder: &Path) -> io::Result<Self> {
+    /// Adds to what an earlier part of the training has written, where it `resumes`. What another has left
+    /// that came to no checkpoint is not of this one.
+    pub(super) fn open(folder: &Path, resumes: bool) -> io::Result<Self> {
         let path = folder.join(METRICS_FILE);
         let mut file = OpenOptions::new().create(true).read(true).append(true).open(path)?;
+        if !resumes {
+            file.set_len(0)?;
+        }
         let mut metrics = Self(file.try_clone()?);
         if file.seek(SeekFrom::End(0))? > 0 {
             file.seek(SeekFrom::End(-1))?;
@@ -97,7 +101,7 @@ mod tests {
     #[test]
     fn steps_that_were_taken_again_and_half_lines_leave_one_history() {
         let folder = tempfile::tempdir().unwrap();
-        let mut metrics = Metrics::open(folder.path()).unwrap();
+        let mut metrics = Metrics::open(folder.path(), false).unwrap();
         metrics.write(&json!({ "step": 0, "validation_loss": 4.0 })).unwrap();
         metrics.write(&json!({ "step": 1, "loss": 3.0 })).unwrap();
         metrics.write(&json!({ "step": 2, "loss": 9.0 })).unwrap();
@@ -105,12 +109,16 @@ mod tests {
         let mut killed = fs::read(&path).unwrap();
         killed.extend(br#"{"step": 3, "lo"#);
         fs::write(&path, killed).unwrap();
-        let mut metrics = Metrics::open(folder.path()).unwrap();
+        let mut metrics = Metrics::open(folder.path(), true).unwrap();
         metrics.write(&json!({ "step": 2, "steps": 9, "loss": 2.0 })).unwrap();
         metrics.write(&json!({ "step": 3, "steps": 9, "loss": 1.0 })).unwrap();
         let history = History::read(folder.path(), 2).unwrap();
         assert_eq!(history.losses, [(1, 3.0), (2, 2.0)].into());
         assert_eq!(history.validations, [(0, 4.0)].into());
         assert_eq!(history.steps, Some(9));
+
+        Metrics::open(folder.path(), false).unwrap();
+        let history = History::read(folder.path(), 9).unwrap();
+        assert_eq!(history, History::default(), "another training begins");
     }
 }

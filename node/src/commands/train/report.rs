@@ -29,9 +29,13 @@ pub(super) struct Reporter {
 }
 
 impl Reporter {
-    /// Adds to what an earlier part of the training has written.
-    pub(super) fn new(folder: &Path, done: u64, steps: u64) -> anyhow::Result<Self> {
-        let metrics = Metrics::open(folder).with_context(|| {
+    /// Adds to what an earlier part of the training has written, where it `resumes`.
+    pub(super) fn new(
+        folder: &Path,
+        resumes: bool,
+        (done, steps): (u64, u64),
+    ) -> anyhow::Result<Self> {
+        let metrics = Metrics::open(folder, resumes).with_context(|| {
             format!("{} cannot be written", folder.join(METRICS_FILE).display())
         })?;
         let bar = stderr().is_terminal().then(|| {
