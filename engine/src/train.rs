@@ -82,6 +82,8 @@ pub struct TrainingPass<'a> {
     lengths: Vec<usize>,
     positions: Vec<usize>,
     pause: &'a dyn Fn(),
+    /// Whether it is over, whatever is still to be computed.
+    is_over: &'a dyn Fn() -> bool,
     drops: bool,
 }
 
@@ -129,10 +131,11 @@ impl<'a> TrainingPass<'a> {
         if let Some(adapter) = adapter {
             check_adapter(hosted, blocks, adapter)?;
         }
-        let drops = true;
+        let (drops, is_over) = (true, &|| false);
         let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.tokens).collect();
         let positions = lengths.iter().flat_map(|&tokens| 0..tokens).collect();
-        Ok(Self { hosted, blocks, adapter, sequences, lengths, positions, pause: &|| (), drops })
+        let pause = &|| ();
+        Ok(Self { hosted, blocks, adapter, sequences, lengths, positions, pause, is_over, drops })
     }
 
     /// Drops nothing, whatever the adapter says: for evaluation.
@@ -149,10 +152,17 @@ impl<'a> TrainingPass<'a> {
         Self { pause, ..self }
     }
 
+    /// Asks before each block, on the thread that computes, whether to give up. A GPU, on which a block is
+    /// short, is not asked about.
+    #[must_use]
+    pub fn until(self, is_over: &'a dyn Fn() -> bool) -> Self {
+        Self { is_over, ..self }
+    }
+
     /// From what enters the first block to what leaves the last, `[tokens, hidden]`.
     ///
     /// # Errors
-    /// [`TrainError`] where `input` has not a row for each token, or a GPU fails.
+    /// [`TrainError`] where `input` has not a row for each token, it is to give up, or a GPU fails.
     pub fn forward(&self, input: &HiddenStates) -> Result<Forward, TrainError> {
         self.check(input)?;
         if let Some(blocks) = self.hosted.gpu_blocks() {
@@ -164,18 +174,19 @@ impl<'a> TrainingPass<'a> {
         let mut hidden = input.clone();
         self.hosted.device().run(|| {
             for index in self.blocks.blocks() {
+                self.check_over()?;
                 let output = with_values(&hidden, |hidden| self.block(index).forward(hidden));
                 inputs.push(std::mem::replace(&mut hidden, self.states(output)));
             }
-        });
-        Ok(Forward { inputs, output: hidden })
+            Ok(Forward { inputs, output: hidden })
+        })
     }
 
     /// From what entered each block and the gradient of what left the last one.
     ///
     /// # Errors
     /// [`TrainError`] where a tensor has not a row for each token, there is not an input for each
-    /// block, or a GPU fails.
+    /// block, it is to give up, or a GPU fails.
     pub fn backward(
         &self,
         inputs: &[HiddenStates],
@@ -195,12 +206,17 @@ impl<'a> TrainingPass<'a> {
         let mut parameters = Parameters::default();
         self.hosted.device().run(|| {
             for (index, input) in self.blocks.blocks().zip(inputs).rev() {
+                self.check_over()?;
                 gradient = with_values(input, |input| {
                     self.block(index).backward(input, &gradient, &mut parameters)
                 });
             }
-        });
-        Ok(Backward { input: self.states(gradient), parameters })
+            Ok(Backward { input: self.states(gradient), parameters })
+        })
+    }
+
+    fn check_over(&self) -> Result<(), TrainError> {
+        if (self.is_over)() { Err(TrainError::Over) } else { Ok(()) }
     }
 
     fn block(&self, index: u32) -> TrainedBlock<'_> {
@@ -339,6 +355,9 @@ pub enum TrainError {
         /// Values of a head.
         found: usize,
     },
+    /// It was to give up before its last block.
+    #[error("the pass was given up")]
+    Over,
     /// The GPU has no memory for the pass, or is lost.
     #[error("the GPU could not compute the pass")]
     Gpu(#[from] CudaError),

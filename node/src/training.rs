@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use umbel_client::clock::Clock;
 use umbel_coordinator::server::{LinkId, ShardId};
 use umbel_coordinator::training::{Host, HostConfig, Input, Output};
@@ -23,7 +23,7 @@ use umbel_shard::{Model, ModelConfig};
 
 use crate::compute::floor::Floor;
 use crate::metrics::server::Waits;
-use engine::Worked;
+use engine::{Lent, Worked};
 use links::OpenLink;
 
 /// Events that wait for the driver. When they are this many, readers wait, and with them their peers.
@@ -41,18 +41,26 @@ enum Event {
 
 /// What the rest of the node tells the trainings.
 #[derive(Clone)]
-pub struct TrainingHandle(mpsc::Sender<Event>);
+pub struct TrainingHandle {
+    tell: mpsc::Sender<Event>,
+    users: Arc<watch::Sender<()>>,
+}
 
 impl TrainingHandle {
     /// Opens sessions on these blocks from now on.
     pub async fn serve(&self, shard: ShardId, blocks: HostedSpan) {
         // A driver that has ended serves nothing any more.
-        let _ended = self.0.send(Event::Serve { shard, blocks }).await;
+        let _ended = self.tell.send(Event::Serve { shard, blocks }).await;
     }
 
     /// Opens no session until blocks are served again, ends those that are open, and lets go of the blocks.
     pub async fn drain(&self) {
-        let _ended = self.0.send(Event::Drain).await;
+        let _ended = self.tell.send(Event::Drain).await;
+    }
+
+    /// Waits until the blocks are let go of, behind [`Self::drain`]: one of them may still be computed.
+    pub async fn let_go(&self) {
+        self.users.closed().await;
     }
 }
 
@@ -61,6 +69,10 @@ pub struct TrainingDriver {
     host: Host,
     network: Network,
     engine: mpsc::Sender<engine::Command>,
+    /// The blocks on which sessions open: however often they change, the last ones count.
+    lent: watch::Sender<Option<Lent>>,
+    /// What is lent listens to it, so that it is heard when nothing is in use any more.
+    users: Arc<watch::Sender<()>>,
     links: BTreeMap<LinkId, OpenLink>,
     tell: mpsc::Sender<Event>,
     events: mpsc::Receiver<Event>,
@@ -93,13 +105,16 @@ impl TrainingDriver {
         });
         let (tell, events) = mpsc::channel(EVENTS_WAITING_MAX);
         let done = tell.clone();
-        let engine = engine::start(config.clone(), blocks, (floor.clone(), lost), move |result| {
-            // The driver ends before the thread does; then nobody waits for the result.
-            let _ended = done.blocking_send(Event::Computed(result));
-        });
-        let handle = TrainingHandle(tell.clone());
+        let users = Arc::new(watch::Sender::new(()));
+        let (lent, borrowed) = watch::channel(Some(Lent::new(ShardId::default(), blocks, &users)));
+        let engine =
+            engine::start(config.clone(), borrowed, (floor.clone(), lost), move |result| {
+                // The driver ends before the thread does; then nobody waits for the result.
+                let _ended = done.blocking_send(Event::Computed(result));
+            });
+        let handle = TrainingHandle { tell: tell.clone(), users: Arc::clone(&users) };
         let (links, clock) = (BTreeMap::new(), Clock::start());
-        (Self { host, network, engine, links, tell, events, clock, floor }, handle)
+        (Self { host, network, engine, lent, users, links, tell, events, clock, floor }, handle)
     }
 
     /// What passes of sessions have waited for.
@@ -144,11 +159,11 @@ impl TrainingDriver {
             Event::Computed(result) => self.tell_host(Input::Computed(result)),
             Event::Serve { shard, blocks } => {
                 let span = blocks.span();
-                self.command(engine::Command::Serve { shard, blocks });
+                self.lent.send_replace(Some(Lent::new(shard, blocks, &self.users)));
                 self.tell_host(Input::Serve { shard, span });
             }
             Event::Drain => {
-                self.command(engine::Command::Leave);
+                self.lent.send_replace(None);
                 self.tell_host(Input::Drain);
             }
         }
@@ -175,7 +190,8 @@ impl TrainingDriver {
                 self.links.remove(&link);
             }
             Output::Compute { session, work } => {
-                self.command(engine::Command::Work { session, work });
+                let sent = self.engine.try_send(engine::Command { session, work });
+                sent.expect("there is one piece of work at a time");
             }
         }
     }
@@ -191,11 +207,6 @@ impl TrainingDriver {
             Err(TrySendError::Closed(_)) => {}
         }
         self.close(link);
-    }
-
-    fn command(&self, command: engine::Command) {
-        let sent = self.engine.try_send(command);
-        sent.expect("there is one piece of work at a time, and blocks change seldom");
     }
 }
 
@@ -221,12 +232,24 @@ mod tests {
         let network = Network::start(NetworkConfig::new(Identity::ephemeral(), Role::Client));
         let network = network.await.unwrap();
         let floor = (Floor::default(), Arc::default());
-        let (driver, _) = TrainingDriver::new((&model, blocks.clone()), network, floor, 1 << 20);
-        let (engine, mut told) = mpsc::channel(2);
-        let mut driver = TrainingDriver { engine, ..driver };
-        driver.handle(Event::Drain);
-        assert!(matches!(told.try_recv(), Ok(engine::Command::Leave)));
-        driver.handle(Event::Serve { shard: ShardId(1), blocks });
-        assert!(matches!(told.try_recv(), Ok(engine::Command::Serve { .. })));
+        let (mut driver, handle) =
+            TrainingDriver::new((&model, blocks.clone()), network, floor, 1 << 20);
+        // As the thread has them while it computes.
+        let used = driver.lent.borrow().clone();
+        // They may change often before it asks for them again.
+        for number in 1..100 {
+            driver.handle(Event::Serve { shard: ShardId(number), blocks: blocks.clone() });
+            driver.handle(Event::Drain);
+        }
+        assert!(driver.lent.borrow().is_none());
+        {
+            let mut let_go = std::pin::pin!(handle.let_go());
+            assert!(futures::poll!(&mut let_go).is_pending(), "some are computed");
+            drop(used);
+            let_go.await;
+        }
+        driver.handle(Event::Serve { shard: ShardId(100), blocks });
+        let shard = driver.lent.borrow().as_ref().map(|lent| lent.shard);
+        assert_eq!(shard, Some(ShardId(100)));
     }
 }

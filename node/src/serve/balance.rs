@@ -214,7 +214,12 @@ impl Balancer {
             offer.send_modify(|offer| offer.draining = true);
             self.drain_trainings().await;
             self.ends = ShardEnds::default();
-            return self.handle.drain().await;
+            self.handle.drain().await;
+            if let Some(trainings) = &self.trainings {
+                // Others are loaded into their room.
+                trainings.let_go().await;
+            }
+            return;
         };
         let span = blocks.span();
         tracing::info!(blocks = %span, "leaving the other blocks, as there is no room beside them");

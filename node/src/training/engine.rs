@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use umbel_coordinator::server::{ComputeFailure, ShardId};
 use umbel_coordinator::training::Work;
 use umbel_engine::train::{
@@ -18,39 +18,49 @@ use umbel_shard::ModelConfig;
 
 use crate::compute::floor::Floor;
 
-/// Commands that wait: other blocks or none, and one piece of work.
-const COMMANDS_WAITING_MAX: usize = 16;
+/// Commands that wait: there is one piece of work at a time, and who has heard what came of it gives the next.
+const COMMANDS_WAITING_MAX: usize = 1;
 
 /// What came of a piece of work.
 pub(super) type Worked = Result<Option<TrainingAnswer>, ComputeFailure>;
 
-/// What the thread is told.
-pub(super) enum Command {
-    /// Sessions open on these blocks from now on, and none uses those before.
-    Serve { shard: ShardId, blocks: HostedSpan },
-    /// Let go of the blocks: whoever gives them up may need their memory for others.
-    Leave,
-    /// Compute; the answer is the work's result.
-    Work { session: SessionId, work: Work },
+/// What the thread is to compute; the answer is the work's result.
+pub(super) struct Command {
+    pub(super) session: SessionId,
+    pub(super) work: Work,
+}
+
+/// Blocks on which sessions open. Whoever gives them up may need their memory for others: the thread has them
+/// while it computes, and no longer than until its next block where they are taken back.
+#[derive(Clone)]
+pub(super) struct Lent {
+    pub(super) shard: ShardId,
+    blocks: HostedSpan,
+    /// As long as it is here, they are in use.
+    _user: watch::Receiver<()>,
+}
+
+impl Lent {
+    pub(super) fn new(shard: ShardId, blocks: HostedSpan, users: &watch::Sender<()>) -> Self {
+        Self { shard, blocks, _user: users.subscribe() }
+    }
 }
 
 /// Starts the thread, which ends when the sender is dropped; `lost` is told when the GPU is.
 pub(super) fn start(
     config: ModelConfig,
-    blocks: HostedSpan,
+    lent: watch::Receiver<Option<Lent>>,
     (floor, lost): (Floor, Arc<Notify>),
     done: impl Fn(Worked) + Send + 'static,
 ) -> mpsc::Sender<Command> {
     let (send, mut commands) = mpsc::channel(COMMANDS_WAITING_MAX);
-    let (shard, sessions) = (ShardId::default(), BTreeMap::new());
-    let mut engine = Engine { config, shard, blocks: Some(blocks), sessions };
+    let mut engine = Engine { config, lent, sessions: BTreeMap::new() };
     std::thread::Builder::new()
         .name("training".to_owned())
         .spawn(move || {
             while let Some(command) = commands.blocking_recv() {
-                if let Some(worked) = engine.obey(command, &floor) {
-                    done(worked.map_err(|failure| failure.said(&lost)));
-                }
+                let worked = engine.obey(command, &floor);
+                done(worked.map_err(|failure| failure.said(&lost)));
             }
         })
         .expect("the system can start a thread");
@@ -102,6 +112,7 @@ impl From<TrainError> for Failure {
             | TrainError::NoToken
             | TrainError::Shape { .. }
             | TrainError::Inputs { .. } => ErrorCode::WrongShape,
+            TrainError::Over => ErrorCode::Draining,
         };
         failure(code, error)
     }
@@ -109,10 +120,18 @@ impl From<TrainError> for Failure {
 
 struct Engine {
     config: ModelConfig,
-    shard: ShardId,
-    /// `None` where they were left.
-    blocks: Option<HostedSpan>,
+    /// `None` where they were taken back.
+    lent: watch::Receiver<Option<Lent>>,
     sessions: BTreeMap<SessionId, Session>,
+}
+
+/// What is asked between parts of the work.
+#[derive(Clone, Copy)]
+struct Between<'a> {
+    /// Lets others compute.
+    pause: &'a dyn Fn(),
+    /// Whether the blocks are wanted back.
+    is_over: &'a dyn Fn() -> bool,
 }
 
 /// What a trainer has here.
@@ -131,21 +150,9 @@ struct Kept {
 }
 
 impl Engine {
-    /// Does what it is told, and gives what came of it where that was work.
-    fn obey(&mut self, command: Command, floor: &Floor) -> Option<Done> {
-        match command {
-            Command::Serve { shard, blocks } => {
-                (self.shard, self.blocks) = (shard, Some(blocks));
-                None
-            }
-            Command::Leave => {
-                self.blocks = None;
-                None
-            }
-            Command::Work { session, work } => {
-                Some(floor.patiently(|pause| self.work(session, work, pause)))
-            }
-        }
+    /// Does what it is told.
+    fn obey(&mut self, Command { session, work }: Command, floor: &Floor) -> Done {
+        floor.patiently(|pause| self.work(session, work, pause))
     }
 
     fn work(&mut self, session: SessionId, work: Work, pause: &dyn Fn()) -> Done {
@@ -167,11 +174,13 @@ impl Engine {
             }
             Work::Message(message) => {
                 let held = self.sessions.get_mut(&session).ok_or_else(not_held)?;
-                let hosted = self.blocks.as_ref().filter(|_| held.shard == self.shard);
-                let hosted = hosted.ok_or_else(|| {
+                let lent = self.lent.borrow_and_update().clone();
+                let lent = lent.filter(|lent| lent.shard == held.shard).ok_or_else(|| {
                     failure(ErrorCode::Draining, "its blocks are not here any more")
                 })?;
-                held.compute(hosted, message, pause).map(Some)
+                let is_over = || self.lent.has_changed().unwrap_or(true);
+                let between = Between { pause, is_over: &is_over };
+                held.compute(&lent.blocks, message, between).map(Some)
             }
         }
     }
@@ -190,17 +199,18 @@ impl Session {
         &mut self,
         hosted: &HostedSpan,
         message: TrainerMessage,
-        pause: &dyn Fn(),
+        between: Between<'_>,
     ) -> Result<TrainingAnswer, Failure> {
+        let pause = between.pause;
         match message {
             TrainerMessage::Write(StateValues { kind, offset, values }) => {
                 let written = self.state.write(kind, offset, &values.to_f32());
                 written.map_err(|error| failure(ErrorCode::NotAllowed, error))?;
                 Ok(TrainingAnswer::Written)
             }
-            TrainerMessage::Forward(forward) => self.forward(hosted, forward, pause),
+            TrainerMessage::Forward(forward) => self.forward(hosted, forward, between),
             TrainerMessage::Backward { microbatch, gradient, apart } => {
-                self.backward(hosted, (microbatch, apart), &gradient, pause)
+                self.backward(hosted, (microbatch, apart), &gradient, between)
             }
             TrainerMessage::Read { kind, offset, count } => {
                 let end = offset.saturating_add(u64::from(count));
@@ -240,7 +250,7 @@ impl Session {
         &mut self,
         hosted: &HostedSpan,
         forward: ForwardMicrobatch,
-        pause: &dyn Fn(),
+        Between { pause, is_over }: Between<'_>,
     ) -> Result<TrainingAnswer, Failure> {
         let ForwardMicrobatch { microbatch, sequences, evaluate, hidden } = forward;
         let sequence = |of: &umbel_protocol::training::TrainingSequence| Sequence {
@@ -250,7 +260,7 @@ impl Session {
         let sequences: Vec<_> = sequences.iter().map(sequence).collect();
         let input = rows(hosted, &hidden)?;
         let pass = TrainingPass::new(hosted, self.blocks, Some(self.state.adapter()), &sequences);
-        let pass = pass?.pausing(pause);
+        let pass = pass?.pausing(pause).until(is_over);
         let pass = if evaluate { pass.without_dropout() } else { pass };
         let forward = pass.forward(&input)?;
         let hidden = forward.output.to_wire();
@@ -265,7 +275,7 @@ impl Session {
         hosted: &HostedSpan,
         (microbatch, apart): (u64, bool),
         gradient: &Tensor,
-        pause: &dyn Fn(),
+        Between { pause, is_over }: Between<'_>,
     ) -> Result<TrainingAnswer, Failure> {
         let kept = self.kept.remove(&microbatch);
         let Kept { sequences, inputs } = kept.ok_or_else(|| {
@@ -273,8 +283,7 @@ impl Session {
         })?;
         let gradient = rows(hosted, gradient)?;
         let pass = TrainingPass::new(hosted, self.blocks, Some(self.state.adapter()), &sequences);
-        let back = pass?.pausing(pause).backward(&inputs, &gradient);
-        let back = back?;
+        let back = pass?.pausing(pause).until(is_over).backward(&inputs, &gradient)?;
         if apart {
             self.state.reset();
         }
@@ -302,9 +311,13 @@ fn refused(code: ErrorCode, detail: impl std::fmt::Display) -> ComputeFailure {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use umbel_protocol::ModelId;
     use umbel_protocol::error::Retry;
-    use umbel_protocol::training::{AdamWSettings, AdapterSettings, StateKind, TargetModule};
+    use umbel_protocol::training::{
+        AdamWSettings, AdapterSettings, StateKind, TargetModule, TrainingSequence,
+    };
 
     use super::*;
     use crate::compute::tests::llama;
@@ -322,61 +335,110 @@ mod tests {
     }
 
     fn told(engine: &mut Engine, work: Work) -> Result<Option<TrainingAnswer>, ErrorCode> {
-        let command = Command::Work { session: SESSION, work };
-        match engine.obey(command, &Floor::default()).expect("it was work") {
+        code_of(engine.obey(Command { session: SESSION, work }, &Floor::default()))
+    }
+
+    fn code_of(done: Done) -> Result<Option<TrainingAnswer>, ErrorCode> {
+        match done {
             Ok(answer) => Ok(answer),
             Err(Failure::Refused(ComputeFailure { code, .. })) => Err(code),
             Err(Failure::Gpu(_)) => panic!("no GPU was asked"),
         }
     }
 
-    #[test]
-    fn blocks_that_are_left_are_held_no_more_until_they_are_served_again() {
-        let (model, weights) = llama();
-        let span = Span::new(0, 4).unwrap();
-        let blocks = || HostedSpan::load(model.config(), &weights, span).unwrap();
-        let (shard, sessions) = (ShardId::default(), BTreeMap::new());
-        let config = model.config().clone();
-        let mut engine = Engine { config, shard, blocks: Some(blocks()), sessions };
-        let begin = |shard| {
-            let open = OpenTraining {
-                session: SESSION,
-                model: ModelId::from_bytes([3; 32]),
-                blocks: span,
-                adapter: AdapterSettings {
-                    rank: 2,
-                    alpha: 4.0,
-                    rank_stabilized: false,
-                    dropout: 0.0,
-                    target_modules: vec![TargetModule::Query],
-                    block_prompt_tokens: 0,
-                    weight_decomposed: false,
-                },
-                optimizer: AdamWSettings {
-                    beta1: 0.9,
-                    beta2: 0.999,
-                    epsilon: 1e-8,
-                    weight_decay: 0.0,
-                },
-                seed: 1,
-                steps: 0,
-                tokens_max: 10,
-            };
-            Work::Begin { shard, open: Box::new(open) }
-        };
-        assert_eq!(told(&mut engine, begin(shard)), Ok(None));
-        assert_eq!(ask(&mut engine), Ok(TrainingAnswer::Written));
+    /// An engine with four blocks, and who lends them.
+    struct World {
+        engine: Engine,
+        blocks: HostedSpan,
+        lend: watch::Sender<Option<Lent>>,
+        users: watch::Sender<()>,
+    }
 
-        assert!(engine.obey(Command::Leave, &Floor::default()).is_none());
-        assert!(engine.blocks.is_none(), "nothing else here holds their weights");
-        assert_eq!(ask(&mut engine), Err(ErrorCode::Draining));
+    impl World {
+        fn new() -> Self {
+            let (model, weights) = llama();
+            let blocks = HostedSpan::load(model.config(), &weights, Span::new(0, 4).unwrap());
+            let blocks = blocks.unwrap();
+            let users = watch::Sender::new(());
+            let lent = Lent::new(ShardId::default(), blocks.clone(), &users);
+            let (lend, lent) = watch::channel(Some(lent));
+            let (config, sessions) = (model.config().clone(), BTreeMap::new());
+            Self { engine: Engine { config, lent, sessions }, blocks, lend, users }
+        }
+
+        fn serve(&self, shard: ShardId) {
+            self.lend.send_replace(Some(Lent::new(shard, self.blocks.clone(), &self.users)));
+        }
+    }
+
+    fn begin(shard: ShardId) -> Work {
+        let open = OpenTraining {
+            session: SESSION,
+            model: ModelId::from_bytes([3; 32]),
+            blocks: Span::new(0, 4).unwrap(),
+            adapter: AdapterSettings {
+                rank: 2,
+                alpha: 4.0,
+                rank_stabilized: false,
+                dropout: 0.0,
+                target_modules: vec![TargetModule::Query],
+                block_prompt_tokens: 0,
+                weight_decomposed: false,
+            },
+            optimizer: AdamWSettings { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 },
+            seed: 1,
+            steps: 0,
+            tokens_max: 10,
+        };
+        Work::Begin { shard, open: Box::new(open) }
+    }
+
+    fn forward(hosted: &HostedSpan) -> Work {
+        let (tokens, width) = (2, u32::try_from(hosted.hidden_size()).unwrap());
+        let values = vec![0.5; (tokens * width) as usize];
+        Work::Message(TrainerMessage::Forward(ForwardMicrobatch {
+            microbatch: 1,
+            sequences: vec![TrainingSequence { tokens, dropout_seed: 0 }],
+            evaluate: false,
+            hidden: Tensor::from_f32(vec![tokens, width], &values).unwrap(),
+        }))
+    }
+
+    #[test]
+    fn blocks_that_are_taken_back_are_held_no_more_until_they_are_served_again() {
+        let mut world = World::new();
+        assert_eq!(told(&mut world.engine, begin(ShardId::default())), Ok(None));
+        assert_eq!(ask(&mut world.engine), Ok(TrainingAnswer::Written));
+
+        world.lend.send_replace(None);
+        assert!(world.users.is_closed(), "nothing here holds their weights");
+        assert_eq!(ask(&mut world.engine), Err(ErrorCode::Draining));
 
         let again = ShardId(1);
-        let serve = Command::Serve { shard: again, blocks: blocks() };
-        assert!(engine.obey(serve, &Floor::default()).is_none());
-        assert_eq!(ask(&mut engine), Err(ErrorCode::Draining), "its session was on the others");
-        assert_eq!(told(&mut engine, begin(again)), Ok(None));
-        assert_eq!(ask(&mut engine), Ok(TrainingAnswer::Written));
+        world.serve(again);
+        assert_eq!(ask(&mut world.engine), Err(ErrorCode::Draining), "its session was on others");
+        assert_eq!(told(&mut world.engine, begin(again)), Ok(None));
+        assert_eq!(ask(&mut world.engine), Ok(TrainingAnswer::Written));
+    }
+
+    #[test]
+    fn blocks_that_are_taken_back_while_they_are_computed_are_let_go_of_behind_the_next_one() {
+        let World { mut engine, blocks, lend, users } = World::new();
+        assert_eq!(told(&mut engine, begin(ShardId::default())), Ok(None));
+        let pauses = Cell::new(0);
+        let count = || pauses.set(pauses.get() + 1);
+        let done = engine.work(SESSION, forward(&blocks), &count);
+        assert!(matches!(code_of(done), Ok(Some(TrainingAnswer::Forwarded { .. }))));
+        let whole = pauses.take();
+        let pause = || {
+            count();
+            lend.send_replace(None);
+            assert!(!users.is_closed(), "they are computed");
+        };
+        let done = engine.work(SESSION, forward(&blocks), &pause);
+        assert_eq!(code_of(done), Err(ErrorCode::Draining));
+        assert!(users.is_closed());
+        assert_eq!(4 * pauses.get(), whole, "it was in the first of four blocks");
     }
 
     /// A trainer is told to look elsewhere where another server may do what this one cannot, and to give up

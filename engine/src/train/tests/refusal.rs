@@ -1,5 +1,7 @@
 //! Passes that are not computed.
 
+use std::cell::Cell;
+
 use super::*;
 
 #[test]
@@ -28,6 +30,23 @@ fn what_does_not_fit_is_refused_with_what_is_wrong() {
     assert!(matches!(pass.backward(&inputs, &short), Err(TrainError::Shape { .. })));
     let mixed = [inputs[0].clone(), short];
     assert!(matches!(pass.backward(&mixed, &world.gradient), Err(TrainError::Shape { .. })));
+}
+
+#[test]
+fn a_pass_is_given_up_between_two_blocks() {
+    let world = World::new(Family::Llama, WeightType::F32);
+    let hosted = world.host(span(0, 3));
+    let asked = Cell::new(0);
+    let is_over = || asked.replace(asked.get() + 1) > 0;
+    let inputs = world.pass(&hosted, None).forward(&world.input).unwrap().inputs;
+    let pass = || {
+        asked.set(0);
+        world.pass(&hosted, None).until(&is_over)
+    };
+    assert_eq!(pass().forward(&world.input).unwrap_err(), TrainError::Over);
+    assert_eq!(asked.get(), 2, "one block was computed, and no more");
+    assert_eq!(pass().backward(&inputs, &world.gradient).unwrap_err(), TrainError::Over);
+    assert_eq!(asked.get(), 2);
 }
 
 #[test]
