@@ -77,7 +77,7 @@ pub async fn serve(arguments: ServeArguments, config: &Config) -> anyhow::Result
     sockets.measure(&driver, &offer, (training.waits(), &network));
     tokio::spawn(memory::give_back(load.clone()));
     let mut driving = tokio::spawn(driver.run());
-    let training = tokio::spawn(training.run());
+    let mut training = tokio::spawn(training.run());
     let mut attached = None;
     {
         let announced = offer.subscribe();
@@ -88,6 +88,7 @@ pub async fn serve(arguments: ServeArguments, config: &Config) -> anyhow::Result
         tokio::select! {
             () = announcing => {}
             result = &mut driving => result.context("the server's own task failed")??,
+            result = &mut training => result.context("the task of the trainings failed")??,
             () = balancer.run(&announcer, &offer, control.pauses().subscribe()) => {}
             // Clients go elsewhere as soon as their links close.
             () = lost.notified() => {

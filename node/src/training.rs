@@ -191,7 +191,7 @@ impl TrainingDriver {
             }
             Output::Compute { session, work } => {
                 let sent = self.engine.try_send(engine::Command { session, work });
-                sent.expect("there is one piece of work at a time");
+                sent.expect("there is one piece of work at a time, and the thread outlives panics");
             }
         }
     }

@@ -1,6 +1,7 @@
 //! The thread that computes trainings, while no pass of a session waits.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use tokio::sync::{Notify, mpsc, watch};
@@ -150,9 +151,12 @@ struct Kept {
 }
 
 impl Engine {
-    /// Does what it is told.
+    /// Does what it is told. A bug costs the session in whose work it shows, which ends with it, and no other.
     fn obey(&mut self, Command { session, work }: Command, floor: &Floor) -> Done {
-        floor.patiently(|pause| self.work(session, work, pause))
+        let work = || floor.patiently(|pause| self.work(session, work, pause));
+        catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_said_already| {
+            Err(failure(ErrorCode::Internal, "a bug of umbel: the training panicked"))
+        })
     }
 
     fn work(&mut self, session: SessionId, work: Work, pause: &dyn Fn()) -> Done {
@@ -439,6 +443,30 @@ mod tests {
         assert_eq!(code_of(done), Err(ErrorCode::Draining));
         assert!(users.is_closed());
         assert_eq!(4 * pauses.get(), whole, "it was in the first of four blocks");
+    }
+
+    #[test]
+    fn a_panic_ends_the_session_in_whose_work_it_is_and_no_other() {
+        let World { mut engine, lend: _lend, .. } = World::new();
+        let floor = Floor::default();
+        let tell = |engine: &mut Engine, session, work| {
+            let session = SessionId::new(session);
+            code_of(engine.obey(Command { session, work }, &floor))
+        };
+        for session in [1, 2] {
+            assert_eq!(tell(&mut engine, session, begin(ShardId::default())), Ok(None));
+        }
+        // What no trainer can bring about: a block that its state lacks.
+        let broken = engine.sessions.get_mut(&SESSION).unwrap();
+        broken.blocks = Span::new(0, 5).unwrap();
+        let step = || {
+            let step = OptimizerStep { number: 1, learning_rate: 0.1, factor: 1.0 };
+            Work::Message(TrainerMessage::Step(step))
+        };
+        assert_eq!(tell(&mut engine, 1, step()), Err(ErrorCode::Internal));
+        assert_eq!(tell(&mut engine, 1, Work::Forget), Ok(None));
+        let stepped = tell(&mut engine, 2, step());
+        assert!(matches!(stepped, Ok(Some(TrainingAnswer::Stepped { number: 1, .. }))));
     }
 
     /// A trainer is told to look elsewhere where another server may do what this one cannot, and to give up
