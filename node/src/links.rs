@@ -104,7 +104,7 @@ async fn receive_looking(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use futures::FutureExt as _;
     use umbel_net::{Identity, LinkProtocol, LinkSender, Network, NetworkConfig, Role};
 
@@ -129,7 +129,8 @@ mod tests {
     }
 
     /// A server, a client, and the two ends of a link between them.
-    async fn linked() -> ([Network; 2], (LinkSender, LinkReceiver), (LinkSender, LinkReceiver)) {
+    pub(crate) async fn linked()
+    -> ([Network; 2], (LinkSender, LinkReceiver), (LinkSender, LinkReceiver)) {
         let listen = vec!["/ip4/127.0.0.1/udp/0/quic-v1".parse().expect("it is an address")];
         let config = |role| NetworkConfig::new(Identity::ephemeral(), role);
         let server = Network::start(NetworkConfig { listen, ..config(Role::Server) }).await;

@@ -1,6 +1,7 @@
 //! The tasks that read and write the links of trainers.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -17,7 +18,11 @@ use super::Event;
 use crate::links::{self, Room};
 
 /// Answers that wait for one link: to messages, that the session is open, and what is said at the end.
-const ANSWERS_WAITING_MAX: usize = MESSAGES_UNANSWERED_MAX + 3;
+const ANSWERS_WAITING_MAX: usize = MESSAGES_UNANSWERED_MAX + 2;
+
+/// How long a trainer may take to read one answer. The longest has 64 MiB, which take 537 s over the slowest
+/// link that is allowed, 125,000 bytes a second; and a trainer waits no longer for it either.
+const TAKEN_WITHIN: Duration = Duration::from_secs(600);
 
 /// Links that are open at once: one for each session, and some that are about to end.
 const LINKS_MAX: usize = 2 * SESSIONS_MAX;
@@ -67,7 +72,7 @@ async fn serve(id: LinkId, peer: PeerId, link: Link, tell: mpsc::Sender<Event>) 
     }
     tokio::select! {
         () = read(id, peer, receiver, &tell) => {}
-        () = write(sender, waiting) => {}
+        () = write(sender, waiting, TAKEN_WITHIN) => {}
         () = async {
             // A driver that only lets go of the link has said something that is still to be sent.
             if closed.wait_for(|closed| *closed).await.is_err() {
@@ -103,13 +108,42 @@ async fn read(id: LinkId, peer: PeerId, mut receiver: LinkReceiver, tell: &mpsc:
     }
 }
 
-/// Sends what is to be said until nothing more comes, and then closes.
-async fn write(mut sender: LinkSender, mut answers: mpsc::Receiver<TrainingAnswer>) {
+/// Sends what is to be said until nothing more comes, and then closes. A trainer that does not read `within`
+/// that time is left: what it was to hear would stay in memory.
+async fn write(
+    mut sender: LinkSender,
+    mut answers: mpsc::Receiver<TrainingAnswer>,
+    within: Duration,
+) {
     while let Some(answer) = answers.recv().await {
-        if let Err(error) = sender.send(answer.encode()).await {
-            tracing::debug!(error = chain(&error), "a trainer's link ended");
+        if !sender.send_within(answer.encode(), within).await {
+            tracing::debug!("a trainer's link ended, or it does not read");
             return;
         }
     }
     sender.close().await;
+}
+
+#[cfg(test)]
+mod tests {
+    use umbel_protocol::{DType, Tensor};
+
+    use super::*;
+    use crate::links::tests::linked;
+
+    /// How long a writer may take to be gone, until the test fails.
+    const ENDED_TIMEOUT: Duration = Duration::from_secs(30);
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_trainer_that_does_not_read_is_left() {
+        let (_networks, _unread, (sender, _receiver)) = linked().await;
+        // More than the connection takes before it is read.
+        let bytes = vec![0; 48 << 20];
+        let hidden = Tensor::new(DType::F32, vec![3 << 20, 4], bytes.into()).unwrap();
+        let (answers, waiting) = mpsc::channel(ANSWERS_WAITING_MAX);
+        answers.try_send(TrainingAnswer::Forwarded { microbatch: 1, hidden }).unwrap();
+        let writing = write(sender, waiting, Duration::from_millis(50));
+        tokio::time::timeout(ENDED_TIMEOUT, writing).await.expect("it waits for nobody for ever");
+        assert!(answers.is_closed(), "and so is what was to be said");
+    }
 }
