@@ -316,19 +316,12 @@ impl Driver {
                 tracing::warn!(%from, "closing a client's link: it opens sessions faster than can be");
                 self.close(link);
             }
-            Event::Received { link, from, message } => {
-                let result =
-                    self.server.handle(Input::Received { link, from, message }, self.clock.now());
-                if let Err(violation) = result {
-                    tracing::warn!(%from, %violation, "closing a client's link");
-                    self.counters.violation();
-                    self.close(link);
-                }
-            }
+            Event::Received { link, from, message } => self.received(link, from, message),
             Event::Pushed { from, step, close } => {
-                if let Err(violation) =
-                    self.server.handle(Input::Pushed { from, step }, self.clock.now())
-                {
+                let checked = self.adapters.check(&step);
+                let pushed = Input::Pushed { from, step };
+                let result = checked.and_then(|()| self.server.handle(pushed, self.clock.now()));
+                if let Err(violation) = result {
                     tracing::warn!(%from, %violation, "closing a server's link");
                     self.counters.violation();
                     close.send_replace(true);
@@ -369,6 +362,27 @@ impl Driver {
                     self.send(link, message);
                 }
             }
+        }
+    }
+
+    fn received(&mut self, link: LinkId, from: PeerId, message: ClientMessage) {
+        let checked = match &message {
+            ClientMessage::Step(step) => self.adapters.check(step),
+            ClientMessage::Open(_)
+            | ClientMessage::Close { .. }
+            | ClientMessage::Redirect(_)
+            | ClientMessage::Adopt(_)
+            | ClientMessage::Ping { .. }
+            | ClientMessage::Keep(_)
+            | ClientMessage::Draw(_)
+            | ClientMessage::Adapter(_) => Ok(()),
+        };
+        let received = Input::Received { link, from, message };
+        let result = checked.and_then(|()| self.server.handle(received, self.clock.now()));
+        if let Err(violation) = result {
+            tracing::warn!(%from, %violation, "closing a client's link");
+            self.counters.violation();
+            self.close(link);
         }
     }
 

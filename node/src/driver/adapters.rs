@@ -8,8 +8,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 use umbel_coordinator::server::{AdapterKey, AdapterOrder, LinkId};
 use umbel_engine::train::{Adapter, AdapterConfig};
-use umbel_protocol::SessionId;
-use umbel_protocol::inference::ServerMessage;
+use umbel_protocol::inference::{ServerMessage, Step};
+use umbel_protocol::{ProtocolViolation, SessionId};
 use umbel_shard::ModelConfig;
 
 use super::Event;
@@ -111,6 +111,15 @@ impl Adapters {
         };
         preparing.opened = Some((link, message));
         waits(session)
+    }
+
+    /// Whether a step may be computed: one of a session that nobody has heard is open would have its adapter
+    /// prepared in a pass, and with that hold up all who share it.
+    pub(super) fn check(&self, step: &Step) -> Result<(), ProtocolViolation> {
+        if self.preparing.contains_key(&step.session) {
+            return Err(ProtocolViolation::Unexpected { message: "Step" });
+        }
+        Ok(())
     }
 
     /// What the client of a session hears again while its adapter is being prepared.

@@ -5,7 +5,7 @@ use std::net::UdpSocket;
 use umbel_coordinator::server::{AdapterRoom, ServerConfig};
 use umbel_net::{Identity, LinkProtocol, NetworkConfig, Role};
 use umbel_protocol::inference::{
-    AdapterPart, AnswerRows, Destination, OpenSession, PushMessage, Redirect, SessionAdapter,
+    AdapterPart, Adopt, AnswerRows, Destination, OpenSession, PushMessage, Redirect, SessionAdapter,
 };
 use umbel_protocol::training::{AdapterSettings, TargetModule};
 use umbel_protocol::{AdapterId, DType, ModelId, StepId, Tensor};
@@ -333,6 +333,30 @@ async fn a_client_hears_that_its_session_is_open_when_its_adapter_is_prepared() 
     assert!(matches!(opened, Ok(ServerMessage::Opened { adapter: true, .. })), "{opened:?}");
     driver.handle(Event::Preparing { session: SessionId::new(1) });
     assert!(heard.try_recv().is_err(), "it has heard all");
+}
+
+#[tokio::test]
+async fn a_step_of_a_session_whose_adapter_is_being_prepared_is_not_computed() {
+    let (mut driver, (_heard, closed), adapter) = preparing().await;
+    let before = PeerId::from_public_key([2; 32]);
+    let adopt = |previous| {
+        let session = SessionId::new(1);
+        ClientMessage::Adopt(Adopt { session, previous, empty: true, drawer: None })
+    };
+    let hidden = Tensor::from_f32(vec![1, 2], &[0.5; 2]).expect("it has as many");
+    let step = Step { hidden, ..step() };
+    driver.hear(LINK, CLIENT, adopt(Some(before)));
+    let (close, push_closed) = watch::channel(false);
+    driver.handle(Event::Pushed { from: before, step: step.clone(), close });
+    assert!(*push_closed.borrow(), "it is too early");
+    assert!(!*closed.borrow(), "the client is not at fault");
+    assert_eq!(driver.server.queue_depth(), 0);
+
+    driver.hear(LINK, CLIENT, adopt(None));
+    driver.hear(LINK, CLIENT, ClientMessage::Step(step));
+    assert!(*closed.borrow());
+    assert_eq!((driver.server.queue_depth(), driver.server.session_count()), (0, 0));
+    drop(adapter);
 }
 
 #[tokio::test]
