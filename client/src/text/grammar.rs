@@ -29,7 +29,8 @@ pub struct Grammar {
 }
 
 impl Grammars {
-    /// For a model of this vocabulary, whose answers end with any of `ends`.
+    /// For a model of this vocabulary, whose answers end with any of `ends`. Files may name some that are
+    /// not in it, with which no answer ends.
     ///
     /// # Errors
     /// [`GrammarError`] where the vocabulary cannot be used so.
@@ -39,6 +40,7 @@ impl Grammars {
         ends: &[u32],
     ) -> Result<Self, GrammarError> {
         let size = u32::try_from(vocabulary_size).map_err(|_| GrammarError::Vocabulary)?;
+        let ends: Vec<u32> = ends.iter().copied().filter(|&id| id < size).collect();
         let end = *ends.first().ok_or(GrammarError::Vocabulary)?;
         let special = tokenizer.special_ids();
         let words: Vec<Vec<u8>> = (0..size)
@@ -58,7 +60,7 @@ impl Grammars {
         factory.quiet();
         // A message is for people, and shall not repeat what they have sent.
         factory.limits_mut().verbose_errors = false;
-        Ok(Self { factory, ends: ends.to_vec() })
+        Ok(Self { factory, ends })
     }
 
     /// JSON that `schema` describes, without space between its parts.

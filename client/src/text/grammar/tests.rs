@@ -107,6 +107,17 @@ fn schemas_that_cannot_be_followed_are_refused() {
 }
 
 #[test]
+fn no_answer_ends_with_a_token_beyond_the_vocabulary() {
+    let tokenizer = tokenizer();
+    let size = vocabulary_size(&tokenizer);
+    let beyond = [100_000, u32::try_from(size).unwrap()];
+    let grammars = Grammars::new(&tokenizer, size, &[beyond[0], 2, beyond[1]]).unwrap();
+    let grammar = grammars.json_schema(&json!({ "enum": ["red"] })).unwrap();
+    assert_eq!(draw(&tokenizer, grammar, 0), "\"red\"");
+    assert_eq!(Grammars::new(&tokenizer, size, &beyond).err(), Some(GrammarError::Vocabulary));
+}
+
+#[test]
 fn a_sign_in_the_vocabulary_is_no_text() {
     let tokenizer = tokenizer();
     let grammars = Grammars::new(&tokenizer, vocabulary_size(&tokenizer), &[2]).unwrap();
