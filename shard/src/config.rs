@@ -16,6 +16,7 @@ mod json;
 mod rope;
 
 pub use error::ConfigError;
+pub use gguf::END_TEXTS;
 pub use rope::{Rope, RopeScaling};
 
 #[cfg(test)]

@@ -6,11 +6,10 @@ use super::json::{attention_scale, narrow};
 use super::{ConfigError, Family, ModelConfig, Rope, RopeScaling};
 use crate::gguf::{GgufHeader, Texts, Value};
 
-/// What `tokenizer.ggml.token_type` has for a token that is no text but a sign.
-const CONTROL_TOKEN: i64 = 3;
-/// Control tokens that end an answer wherever they are found: of those that `special_eog_ids` in
-/// `src/llama-vocab.cpp` of llama.cpp gathers, the ones that models of these families have.
-const END_TEXTS: [&str; 5] =
+/// Tokens that end an answer wherever they are found, whatever type a file gives them: of those that
+/// `special_eog_ids` in `src/llama-vocab.cpp` of llama.cpp gathers, the ones that models of these families
+/// have.
+pub const END_TEXTS: [&str; 5] =
     ["<|eot_id|>", "<|im_end|>", "<|end_of_text|>", "<|endoftext|>", "<|eom_id|>"];
 
 impl ModelConfig {
@@ -209,12 +208,9 @@ impl Keys<'_> {
             let id = self.token(&format!("tokenizer.ggml.{name}_token_id"))?;
             ids.extend(id.filter(|id| !ids.contains(id)));
         }
-        let get = |key: &str| self.header.metadata().get(key);
-        let tokens = get("tokenizer.ggml.tokens").and_then(Value::as_texts);
-        let kinds = get("tokenizer.ggml.token_type").and_then(Value::as_numbers);
-        let tokens = tokens.into_iter().flat_map(Texts::iter).zip(kinds.unwrap_or_default());
-        for (id, (text, kind)) in (0..).zip(tokens) {
-            if kind == CONTROL_TOKEN && END_TEXTS.contains(&text) && !ids.contains(&id) {
+        let tokens = self.header.metadata().get("tokenizer.ggml.tokens").and_then(Value::as_texts);
+        for (id, text) in (0..).zip(tokens.into_iter().flat_map(Texts::iter)) {
+            if END_TEXTS.contains(&text) && !ids.contains(&id) {
                 ids.push(id);
             }
         }

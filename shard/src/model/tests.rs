@@ -261,8 +261,10 @@ fn the_tokens_that_end_an_answer_are_known_in_a_gguf_file_by_keys_and_by_spellin
     for (id, text) in [(2, "<|eot_id|>"), (5, "<|end_of_text|>"), (6, "<|eom_id|>"), (8, "<s>")] {
         (tokens[id], kinds[id]) = (text.to_owned(), 3);
     }
-    // Of a token that is text the spelling says nothing.
-    tokens[7] = "<|im_end|>".to_owned();
+    // Files call them what they like.
+    for (id, kind) in [(7, 4), (9, 1)] {
+        (tokens[id], kinds[id]) = ("<|im_end|>".to_owned(), kind);
+    }
     writer
         .value("tokenizer.ggml.model", "gpt2")
         .value("tokenizer.ggml.tokens", WriteValue::Texts(tokens))
@@ -270,7 +272,7 @@ fn the_tokens_that_end_an_answer_are_known_in_a_gguf_file_by_keys_and_by_spellin
         .value("tokenizer.ggml.eom_token_id", WriteValue::U32(6));
     let path = root.path().join("ends.gguf");
     fs::write(&path, writer.to_bytes()).unwrap();
-    assert_eq!(open(root.path(), &path).unwrap().config().eos_token_ids, [2, 6, 5]);
+    assert_eq!(open(root.path(), &path).unwrap().config().eos_token_ids, [2, 6, 5, 7, 9]);
 }
 
 #[test]

@@ -9,15 +9,18 @@ mod byte_level;
 mod sentencepiece;
 
 use std::collections::BTreeSet;
+use std::iter;
 
 use tokenizers::AddedToken;
 use tokenizers::models::bpe::{BPE, Merges, Vocab};
 use umbel_shard::GgufTokenizer;
+use umbel_shard::config::END_TEXTS;
 
 use super::error::LoadTokenizerError;
 use super::{Around, Parts};
 
 /// Token types, as `tokenizer.ggml.token_type` has them.
+const TYPE_NORMAL: i32 = 1;
 const TYPE_UNKNOWN: i32 = 2;
 const TYPE_CONTROL: i32 = 3;
 const TYPE_USER_DEFINED: i32 = 4;
@@ -29,6 +32,16 @@ pub(super) fn load(metadata: &GgufTokenizer) -> Result<Parts, LoadTokenizerError
         "llama" => sentencepiece::load(metadata),
         kind => Err(LoadTokenizerError::UnknownKind { kind: kind.to_owned() }),
     }
+}
+
+/// Each token with its id and type. One that ends an answer is known by its spelling and is a sign, as
+/// llama.cpp has it: some files call it text.
+fn typed_tokens(metadata: &GgufTokenizer) -> impl Iterator<Item = (u32, &str, i32)> {
+    let kinds = metadata.token_types.iter().copied().chain(iter::repeat(TYPE_NORMAL));
+    (0..).zip(&metadata.tokens).zip(kinds).map(|((id, token), kind)| {
+        let ends = END_TEXTS.contains(&token.as_str());
+        (id, token.as_str(), if ends { TYPE_CONTROL } else { kind })
+    })
 }
 
 /// Each token's id.
@@ -66,13 +79,13 @@ fn pipeline(
     let mut pipeline = tokenizers::Tokenizer::new(model);
     let mut special = BTreeSet::new();
     let mut added = Vec::new();
-    for (id, (token, &kind)) in (0..).zip(metadata.tokens.iter().zip(&metadata.token_types)) {
+    for (id, token, kind) in typed_tokens(metadata) {
         let is_special = matches!(kind, TYPE_UNKNOWN | TYPE_CONTROL);
         if is_special {
             special.insert(id);
         }
         if is_special || kind == TYPE_USER_DEFINED {
-            added.push(AddedToken::from(token.as_str(), is_special).normalized(false));
+            added.push(AddedToken::from(token, is_special).normalized(false));
         }
     }
     pipeline.add_tokens(added).map_err(|source| LoadTokenizerError::Build { source })?;

@@ -192,6 +192,21 @@ fn a_prompt_gets_the_tokens_that_the_model_wants_around_it() {
 }
 
 #[test]
+fn tokens_that_end_an_answer_are_signs_whatever_a_file_calls_them() {
+    let vocabulary = byte_level_vocabulary();
+    for kind in [1, 4, 5] {
+        let mut metadata = vocabulary.metadata("gpt2", "smollm");
+        metadata.token_types[2] = kind;
+        let tokenizer = load(metadata);
+        assert!(tokenizer.special_ids().contains(&2), "{kind}");
+        assert_eq!(tokenizer.encode("one<|im_end|>", false).unwrap().last(), Some(&2), "{kind}");
+    }
+    let untyped =
+        GgufTokenizer { token_types: Vec::new(), ..vocabulary.metadata("gpt2", "smollm") };
+    assert_eq!(load(untyped).special_ids().iter().copied().collect::<Vec<_>>(), [0, 2]);
+}
+
+#[test]
 fn a_file_can_ask_for_no_space_before_a_text() {
     let vocabulary = sentencepiece_vocabulary();
     let metadata = vocabulary.metadata("llama", "default");
