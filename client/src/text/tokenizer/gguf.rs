@@ -24,6 +24,7 @@ const TYPE_NORMAL: i32 = 1;
 const TYPE_UNKNOWN: i32 = 2;
 const TYPE_CONTROL: i32 = 3;
 const TYPE_USER_DEFINED: i32 = 4;
+const TYPE_UNUSED: i32 = 5;
 
 /// The tokenizer that the metadata describes.
 pub(super) fn load(metadata: &GgufTokenizer) -> Result<Parts, LoadTokenizerError> {
@@ -44,9 +45,13 @@ fn typed_tokens(metadata: &GgufTokenizer) -> impl Iterator<Item = (u32, &str, i3
     })
 }
 
-/// Each token's id.
+/// Each token's id, but for those with which a converter fills up to the rows of the embedding: they are
+/// no text, and models of one family have different numbers of them.
 fn vocabulary(metadata: &GgufTokenizer) -> Vocab {
-    (0..).zip(&metadata.tokens).map(|(id, token)| (token.clone(), id)).collect()
+    typed_tokens(metadata)
+        .filter(|&(_, _, kind)| kind != TYPE_UNUSED)
+        .map(|(id, token, _)| (token.to_owned(), id))
+        .collect()
 }
 
 /// The merges that the file lists.

@@ -207,6 +207,22 @@ fn tokens_that_end_an_answer_are_signs_whatever_a_file_calls_them() {
 }
 
 #[test]
+fn what_fills_up_a_vocabulary_is_no_token() {
+    let mut filled = byte_level_vocabulary().metadata("gpt2", "smollm");
+    let end = u32::try_from(filled.tokens.len()).unwrap();
+    for id in [end, end + 1] {
+        filled.tokens.push(format!("[PAD{id}]"));
+        filled.token_types.push(5);
+    }
+    let (tokenizer, filled) = (byte_level(), load(filled));
+    assert_eq!(tokenizer.first_difference(&filled), None);
+    assert_eq!(
+        (filled.decode(&[end]).unwrap(), filled.bytes(end + 1)),
+        (String::new(), Vec::new())
+    );
+}
+
+#[test]
 fn a_file_can_ask_for_no_space_before_a_text() {
     let vocabulary = sentencepiece_vocabulary();
     let metadata = vocabulary.metadata("llama", "default");
