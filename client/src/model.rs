@@ -221,8 +221,7 @@ impl ClientModel {
     ) -> Result<Vec<u32>, PromptError> {
         let tokenizer = self.tokenizer.as_ref().ok_or(PromptError::NoTokenizer)?;
         let templates = self.templates.as_ref().ok_or(PromptError::NoChatTemplate)?;
-        // The template writes the special tokens itself.
-        Ok(tokenizer.encode(&told(templates, messages, tools, values, is_begun)?, false)?)
+        Ok(tokenizer.encode_chat(&told(templates, messages, tools, values, is_begun)?)?)
     }
 }
 

@@ -1,7 +1,12 @@
 //! What models are told, by templates that know functions and by others.
 
+use std::fs;
+use std::path::Path;
+
 use serde_json::json;
-use umbel_shard::SpecialTokens;
+use umbel_protocol::Span;
+use umbel_shard::gguf::write::{GgufWriter, WriteValue};
+use umbel_shard::{Silent, SpecialTokens, Weights};
 
 use super::*;
 use crate::text::chat_template::ToolCall;
@@ -90,4 +95,55 @@ fn an_answer_goes_on_where_it_was_begun() {
     let begun = [&called()[..], &[Message::assistant("Yes: ")]].concat();
     let text = told(&alone(PLAIN), &begun, None, &TemplateValues::default(), true).unwrap();
     assert!(text.ends_with("</tool_response>\nuser: Sure?\nassistant: Yes: "), "{text}");
+}
+
+/// A GGUF file of a tiny Llama whose tokenizer knows bytes, with a chat template.
+fn gguf(template: &str, add_bos: Option<bool>) -> ClientModel {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = Cache::new(folder.path());
+    let original =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/checkpoints/llama");
+    let source = ModelSource::parse(original.to_str().unwrap()).unwrap();
+    let original = Model::open(&source, &cache, PartsNeeded::everything(), &Silent).unwrap();
+    let span = Span::new(0, original.config().block_count).unwrap();
+    let parts = [Part::Embedding, Part::Blocks(span), Part::Head];
+    let weights = parts.map(|part| original.weights(part).unwrap());
+    let weights = weights.into_iter().fold(Weights::default(), Weights::and);
+    let mut writer = GgufWriter::of_model(original.config(), &weights).unwrap();
+    let signs = ["<unk>", "<s>", "</s>"].map(str::to_owned).into_iter();
+    let bytes = (0..256).map(|byte| format!("<0x{byte:02X}>"));
+    let size = original.config().vocabulary_size;
+    let tokens: Vec<_> =
+        signs.chain(bytes).chain((259..size).map(|id| format!("word {id}"))).collect();
+    let kinds = [2, 3, 3].into_iter().chain([6; 256]).chain(std::iter::repeat(1)).take(size);
+    writer
+        .value("tokenizer.ggml.model", "llama")
+        .value("tokenizer.ggml.tokens", WriteValue::Texts(tokens))
+        .value("tokenizer.ggml.token_type", WriteValue::I32s(kinds.collect()))
+        .value("tokenizer.ggml.scores", WriteValue::F32s(vec![0.0; size]))
+        .value("tokenizer.chat_template", template);
+    if let Some(add_bos) = add_bos {
+        writer.value("tokenizer.ggml.add_bos_token", WriteValue::Flag(add_bos));
+    }
+    let path = folder.path().join("model.gguf");
+    fs::write(&path, writer.to_bytes()).unwrap();
+    ClientModel::open_thin(&ModelSource::GgufFile(path), &cache, &Silent).unwrap()
+}
+
+#[test]
+fn a_conversation_begins_as_a_gguf_file_asks_for_whatever_its_template_writes() {
+    let without = "{% for message in messages %}{{ message.content }}{% endfor %}";
+    let with = format!("{{{{ bos_token }}}}{without}");
+    for (template, add_bos, begins) in [
+        (without, None, true),
+        (with.as_str(), None, true),
+        (without, Some(false), false),
+        (with.as_str(), Some(false), true),
+    ] {
+        let model = gguf(template, add_bos);
+        let begin: &[u32] = if begins { &[1] } else { &[] };
+        let said = model.tokenizer().unwrap().encode("hi", false).unwrap();
+        let ids = model.encode_chat(&[Message::user("hi")]).unwrap();
+        assert_eq!(ids, [begin, &said].concat(), "{template} {add_bos:?}");
+    }
 }

@@ -36,7 +36,12 @@ enum Around {
     /// What the pipeline puts there.
     Pipeline,
     /// These tokens.
-    Tokens { first: Option<u32>, last: Option<u32> },
+    Tokens {
+        first: Option<u32>,
+        last: Option<u32>,
+        /// Whether a conversation begins with the first one too.
+        first_of_chats: bool,
+    },
 }
 
 impl Tokenizer {
@@ -66,9 +71,26 @@ impl Tokenizer {
         let with_pipeline = add_special && matches!(self.0.around, Around::Pipeline);
         let encoding = self.0.pipeline.encode_fast(text, with_pipeline);
         let mut ids = encoding.map_err(|source| EncodeError { source })?.get_ids().to_vec();
-        if let (true, Around::Tokens { first, last }) = (add_special, &self.0.around) {
+        if let (true, Around::Tokens { first, last, .. }) = (add_special, &self.0.around) {
             ids.splice(0..0, *first);
             ids.extend(*last);
+        }
+        Ok(ids)
+    }
+
+    /// The token ids of a conversation as a chat template has written it.
+    ///
+    /// It writes the special tokens itself. The one that begins a text may be missing there in GGUF files
+    /// that ask for it: it comes first, and once, as llama.cpp has it.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub(crate) fn encode_chat(&self, text: &str) -> Result<Vec<u32>, EncodeError> {
+        let mut ids = self.encode(text, false)?;
+        if let Around::Tokens { first: Some(first), first_of_chats: true, .. } = self.0.around
+            && ids.first() != Some(&first)
+        {
+            ids.insert(0, first);
         }
         Ok(ids)
     }

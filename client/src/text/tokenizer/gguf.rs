@@ -111,5 +111,6 @@ fn around(metadata: &GgufTokenizer, bos_default: bool) -> Result<Around, LoadTok
     Ok(Around::Tokens {
         first: checked(metadata.add_bos.unwrap_or(bos_default), metadata.bos_id)?,
         last: checked(metadata.add_eos.unwrap_or(false), metadata.eos_id)?,
+        first_of_chats: true,
     })
 }

@@ -85,6 +85,8 @@ fn around(pipeline: &tokenizers::Tokenizer, config: &WireConfig) -> Around {
     Around::Tokens {
         first: id(config.add_bos_token, &config.bos_token),
         last: id(config.add_eos_token, &config.eos_token),
+        // As `apply_chat_template` of transformers has it.
+        first_of_chats: false,
     }
 }
 

@@ -192,6 +192,22 @@ fn a_prompt_gets_the_tokens_that_the_model_wants_around_it() {
 }
 
 #[test]
+fn a_conversation_begins_with_the_token_that_a_gguf_file_asks_for_once() {
+    let llama = || sentencepiece_vocabulary().metadata("llama", "default");
+    let chat = |metadata: GgufTokenizer, text: &str| load(metadata).encode_chat(text).unwrap();
+    let begun = sentencepiece().encode_prompt("one").unwrap();
+    assert_eq!((chat(llama(), "one"), chat(llama(), "<s>one")), (begun.clone(), begun.clone()));
+    let told = |add_bos| GgufTokenizer { add_bos: Some(add_bos), ..llama() };
+    assert_eq!(
+        (chat(told(false), "one"), chat(told(false), "<s>one")),
+        (begun[1..].to_vec(), begun)
+    );
+    assert_eq!(chat(told(true), ""), [1]);
+    let ended = GgufTokenizer { add_eos: Some(true), ..llama() };
+    assert_eq!(chat(ended, "one").last(), chat(llama(), "one").last());
+}
+
+#[test]
 fn tokens_that_end_an_answer_are_signs_whatever_a_file_calls_them() {
     let vocabulary = byte_level_vocabulary();
     for kind in [1, 4, 5] {

@@ -134,7 +134,12 @@ fn conversation(
         let behind = template.render(&messages[..=index], false)?;
         let asked = before.strip_prefix(&written).ok_or(LineError::Template)?;
         let answered = behind.strip_prefix(&before).ok_or(LineError::Template)?;
-        parts.push((tokenizer.encode(asked, false)?, false));
+        let asked = if parts.is_empty() {
+            tokenizer.encode_chat(asked)?
+        } else {
+            tokenizer.encode(asked, false)?
+        };
+        parts.push((asked, false));
         parts.push((tokenizer.encode(answered, false)?, weight != Some(Weight::Context)));
         written = behind;
     }
