@@ -2,8 +2,8 @@
 //!
 //! Models that were trained for it have a chat template that takes the functions, and say their calls
 //! in one of a few forms, all of which are JSON with a name and arguments: between `<tool_call>` and
-//! `</tool_call>`, behind `[TOOL_CALLS]`, or as all that they say. To others it is explained in the
-//! system's turn, in the first of these forms.
+//! `</tool_call>`, behind `[TOOL_CALLS]` or `<|python_tag|>`, or as all that they say. To others it is
+//! explained in the system's turn, in the first of these forms.
 
 use serde_json::{Map, Value, json};
 
@@ -11,7 +11,8 @@ use super::chat_template::{Message, ToolCall};
 
 const OPEN: &str = "<tool_call>";
 const CLOSE: &str = "</tool_call>";
-const LIST: &str = "[TOOL_CALLS]";
+/// Behind these all is calls: Mistral's models say the first, Llama's from 3.1 on the second.
+const LISTS: [&str; 2] = ["[TOOL_CALLS]", "<|python_tag|>"];
 
 /// Functions of one conversation.
 const TOOLS_MAX: usize = 128;
@@ -105,7 +106,7 @@ impl Tools {
             let inside = text[start..].split(OPEN).skip(1);
             let calls = inside.map(|call| call.split(CLOSE).next().unwrap_or(call).to_owned());
             Some((&text[..start], calls.collect()))
-        } else if let Some((before, list)) = text.split_once(LIST) {
+        } else if let Some((before, list)) = LISTS.iter().find_map(|sign| text.split_once(*sign)) {
             Some((before, vec![list.to_owned()]))
         } else {
             text.trim_start().starts_with(['{', '[']).then(|| ("", vec![text.to_owned()]))
@@ -119,14 +120,26 @@ impl Tools {
             .unwrap_or_else(|| (text.to_owned(), Vec::new()))
     }
 
-    /// The calls of one piece of JSON.
+    /// The calls of one piece of JSON, or of several: Llama's models put a semicolon or a new line between
+    /// calls that are said at once.
     fn calls(&self, text: &str) -> Option<Vec<ToolCall>> {
-        let value: Value = serde_json::from_str(text.trim()).ok()?;
-        let calls = match value.as_array() {
-            Some(calls) => calls.clone(),
-            None => vec![value],
-        };
-        calls.into_iter().map(|call| self.call(call)).collect()
+        let (mut calls, mut rest) = (Vec::new(), text);
+        loop {
+            let mut values = serde_json::Deserializer::from_str(rest).into_iter::<Value>();
+            let value = values.next()?.ok()?;
+            let found = match value.as_array() {
+                Some(found) => found.clone(),
+                None => vec![value],
+            };
+            for call in found {
+                calls.push(self.call(call)?);
+            }
+            let between = |character: char| character == ';' || character.is_whitespace();
+            rest = rest[values.byte_offset()..].trim_start_matches(between);
+            if rest.is_empty() {
+                return Some(calls);
+            }
+        }
     }
 
     fn call(&self, call: Value) -> Option<ToolCall> {
@@ -217,7 +230,7 @@ impl CallStream {
             return String::new();
         }
         let text = &self.said[self.shown..];
-        let opening = [OPEN, LIST].iter().filter_map(|opening| text.find(opening)).min();
+        let opening = openings().filter_map(|opening| text.find(opening)).min();
         let end = opening.unwrap_or_else(|| text.len() - open_tail_bytes(text));
         let shown = text[..end].to_owned();
         self.shown += end;
@@ -237,7 +250,12 @@ fn open_tail_bytes(text: &str) -> usize {
     let ends = |opening: &str| {
         (1..opening.len()).rev().find(|&bytes| text.ends_with(&opening[..bytes])).unwrap_or(0)
     };
-    ends(OPEN).max(ends(LIST))
+    openings().map(ends).max().unwrap_or(0)
+}
+
+/// The signs of calls.
+fn openings() -> impl Iterator<Item = &'static str> {
+    std::iter::once(OPEN).chain(LISTS)
 }
 
 /// Functions that a model cannot be told of.

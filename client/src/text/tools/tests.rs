@@ -47,6 +47,13 @@ fn calls_are_found_in_every_form() {
             "",
             vec![weather("Rome")],
         ),
+        (format!("<|python_tag|>{oslo}"), "", vec![weather("Oslo")]),
+        (
+            format!("I look. <|python_tag|>{oslo}; {{\"name\": \"now\", \"parameters\": {{}}}};"),
+            "I look.",
+            vec![weather("Oslo"), now()],
+        ),
+        (format!("{oslo}\n{oslo}"), "", vec![weather("Oslo"), weather("Oslo")]),
     ];
     for (text, said, calls) in cases {
         assert_eq!(tools().parse(&text), (said.to_owned(), calls), "{text}");
@@ -63,6 +70,9 @@ fn what_is_no_call_is_said() {
         "{}",
         "[]",
         "[TOOL_CALLS] nothing",
+        "<|python_tag|>print(1)",
+        r#"{"name": "now"} is what I would ask for."#,
+        r#"{"name": "now"}; {"name": "launch"}"#,
     ] {
         assert_eq!(tools().parse(text), (text.to_owned(), Vec::new()));
     }
@@ -99,15 +109,16 @@ proptest! {
     /// What is shown piece by piece, and then the rest, is what is said outside of calls.
     #[test]
     fn pieces_show_what_the_whole_says(
-        before in "[a-z<\\[ ]{0,12}",
-        call in any::<bool>(),
+        before in "[a-z<|\\[ ]{0,12}",
+        call in prop::sample::select(vec![
+            "",
+            r#"<tool_call>{"name": "now"}</tool_call>"#,
+            r#"[TOOL_CALLS] [{"name": "now"}]"#,
+            r#"<|python_tag|>{"name": "now"}; {"name": "now"}"#,
+        ]),
         cuts in prop::collection::vec(0usize..8, 1..60),
     ) {
-        let text = if call {
-            format!("{before}<tool_call>{{\"name\": \"now\"}}</tool_call>")
-        } else {
-            before
-        };
+        let text = format!("{before}{call}");
         let (said, calls) = tools().parse(&text);
         let (mut stream, mut shown, mut rest) = (CallStream::new(tools()), String::new(), &text[..]);
         for cut in cuts {
