@@ -54,7 +54,7 @@ fn calls_are_told_also_where_no_functions_are_named_any_more() {
     assert_eq!(
         text,
         "user: Weather?\nassistant: <tool_call>\n{\"name\":\"weather\",\"arguments\":{\"city\":\"Oslo\"}}\n\
-         </tool_call>\nuser: <tool_response>\nrain\n</tool_response>\nuser: Sure?\nassistant:"
+         </tool_call>\nuser: <tool_response>\nrain\n</tool_response>\nSure?\nassistant:"
     );
     let text = told_by(&alone(WITH_TOOLS), &called(), None);
     assert_eq!(text, "user: Weather?\nassistant: calls weather\ntool: rain\nuser: Sure?\n");
@@ -94,7 +94,7 @@ fn a_template_is_told_values_with_functions_and_without() {
 fn an_answer_goes_on_where_it_was_begun() {
     let begun = [&called()[..], &[Message::assistant("Yes: ")]].concat();
     let text = told(&alone(PLAIN), &begun, None, &TemplateValues::default(), true).unwrap();
-    assert!(text.ends_with("</tool_response>\nuser: Sure?\nassistant: Yes: "), "{text}");
+    assert!(text.ends_with("</tool_response>\nSure?\nassistant: Yes: "), "{text}");
 }
 
 /// A GGUF file of a tiny Llama whose tokenizer knows bytes, with a chat template.

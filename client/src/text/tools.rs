@@ -81,7 +81,7 @@ impl Tools {
     /// role that it may not know, are said as text, and the functions, where there are any, are explained
     /// in the system's turn.
     pub(crate) fn as_text(tools: Option<&Self>, messages: &[Message]) -> Vec<Message> {
-        let mut turns: Vec<_> = messages.iter().map(turn_as_text).collect();
+        let mut turns = turns_as_text(messages);
         let Some(tools) = tools else { return turns };
         let list: Vec<_> = tools.described().map(|tool| tool.to_string()).collect();
         let explained = format!(
@@ -189,6 +189,22 @@ fn move_schema(schema: &mut Value, place: &str) {
         Value::Array(schemas) => schemas.iter_mut().for_each(|schema| move_schema(schema, place)),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
+}
+
+/// The turns with calls and results as text. Results that follow each other are one turn of the user, with
+/// what the user says next: many templates refuse a role twice in a row.
+fn turns_as_text(messages: &[Message]) -> Vec<Message> {
+    let mut turns: Vec<Message> = Vec::new();
+    let mut is_behind_result = false;
+    for message in messages {
+        let turn = turn_as_text(message);
+        match turns.last_mut().filter(|_| is_behind_result && turn.role == "user") {
+            Some(results) => results.content.push_str(&format!("\n{}", turn.content)),
+            None => turns.push(turn),
+        }
+        is_behind_result = message.role == "tool";
+    }
+    turns
 }
 
 /// A turn with its calls, or with the result of one, as text.

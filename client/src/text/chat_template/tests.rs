@@ -78,7 +78,7 @@ fn blocks_are_trimmed_as_in_transformers() {
 
 /// In the constructs of Llama 2's: slices, `set`, `raise_exception`, the system prompt inside the
 /// first turn.
-const LLAMA2: &str = "{% if messages[0]['role'] == 'system' %}\
+pub(crate) const LLAMA2: &str = "{% if messages[0]['role'] == 'system' %}\
 {% set loop_messages = messages[1:] %}{% set system_message = messages[0]['content'] %}\
 {% else %}{% set loop_messages = messages %}{% set system_message = false %}{% endif %}\
 {% for message in loop_messages %}\

@@ -2,8 +2,11 @@
 
 use proptest::prelude::*;
 use serde_json::json;
+use umbel_shard::SpecialTokens;
 
 use super::*;
+use crate::text::chat_template::ChatTemplate;
+use crate::text::chat_template::tests::LLAMA2;
 
 fn tools() -> Tools {
     let weather = json!({
@@ -90,6 +93,26 @@ fn a_model_without_a_template_for_them_is_told() {
     let told =
         Tools::as_text(Some(&tools()), &[Message::system("Be brief."), Message::user("Weather?")]);
     assert!(told.len() == 2 && told[0].content.starts_with("Be brief.\n\n"));
+}
+
+#[test]
+fn results_are_one_turn_with_what_the_user_says_behind_them() {
+    let calls = Message { calls: vec![weather("Oslo"), now()], ..Message::assistant("") };
+    let results = [Message::tool(None, "rain"), Message::tool(None, "noon")];
+    let (asked, thanks) = (Message::user("Weather?"), Message::user("Thanks."));
+    let turns = [&[asked, calls][..], &results, &[thanks.clone(), thanks.clone()]].concat();
+    let told = Tools::as_text(None, &turns);
+    let both = "<tool_response>\nrain\n</tool_response>\n<tool_response>\nnoon\n</tool_response>";
+    assert_eq!(told[2], Message::user(format!("{both}\nThanks.")));
+    assert_eq!(told[3..], [thanks], "what two turns of the user say was not asked for together");
+
+    let [bos, eos] = ["<s>", "</s>"].map(|token| Some(token.to_owned()));
+    let specials = SpecialTokens { bos, eos, ..SpecialTokens::default() };
+    let strict = ChatTemplate::new(LLAMA2, &specials).unwrap();
+    for end in [4, 5] {
+        let text = strict.render(&Tools::as_text(None, &turns[..end]), true).unwrap();
+        assert!(text.contains(both), "{text}");
+    }
 }
 
 #[test]
