@@ -36,7 +36,7 @@ const FUEL_PER_BYTE: u64 = 1;
 /// Letters and digits of a call's id: Mistral's templates refuse longer and shorter ones.
 const CALL_ID_CHARACTERS: usize = 9;
 
-/// What is written behind an answer that is begun, to find where it ends in what the template makes of it.
+/// What is written behind a message, to find where it ends in what the template makes of it.
 const GOES_ON: &str = "umbel-goes-on-here";
 
 /// The name under which the template is kept, and which its errors show.
@@ -275,6 +275,23 @@ impl ChatTemplate {
         let end = text.rfind(GOES_ON).ok_or(RenderChatError::NotShown)?;
         text.truncate(end);
         Ok(text)
+    }
+
+    /// The text of a conversation behind its message at `index`, unless the template does not show this
+    /// message.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render_conversation`].
+    pub(crate) fn render_behind(
+        &self,
+        messages: &[Message],
+        index: usize,
+        add_generation_prompt: bool,
+    ) -> Result<Option<String>, RenderChatError> {
+        let mut messages = messages.to_vec();
+        messages[index].content.push_str(GOES_ON);
+        let text = self.render(&messages, add_generation_prompt)?;
+        Ok(text.rsplit_once(GOES_ON).map(|(_, behind)| behind.to_owned()))
     }
 }
 

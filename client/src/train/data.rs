@@ -6,7 +6,11 @@
 //! | `prompt` and `completion` | the completion, and that it ends |
 //! | `text` | all of it |
 //! | `token_ids` | all of them |
+//!
+//! A conversation is one text, unless the model's template forgets parts of what was said: then each
+//! answer is a text of its own, behind what the model is told when it is asked for it.
 
+mod conversation;
 mod line;
 
 use std::fs::File;
@@ -121,14 +125,17 @@ impl DataSet {
             if line.trim_ascii().is_empty() {
                 continue;
             }
-            match reader.parse(&line) {
-                Ok(example) => {
-                    cut += usize::from(example.ids.len() > tokens_max);
-                    let example = example.cut(tokens_max);
-                    if example.target_count() == 0 {
-                        left_out += 1;
-                    } else {
-                        examples.push(example);
+            match reader.parse(&line, tokens_max) {
+                Ok(texts) => {
+                    left_out += usize::from(texts.is_empty());
+                    for example in texts {
+                        cut += usize::from(example.ids.len() > tokens_max);
+                        let example = example.cut(tokens_max);
+                        if example.target_count() == 0 {
+                            left_out += 1;
+                        } else {
+                            examples.push(example);
+                        }
                     }
                 }
                 Err(error) => broken.push((number, error)),

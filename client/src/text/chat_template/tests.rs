@@ -187,7 +187,7 @@ fn llama_3_shows_the_date_and_the_tools() {
 
 /// In the constructs of Mistral's: a namespace that counts, the last turn recognised, the end of
 /// each answer.
-const MISTRAL: &str = r#"{%- if messages[0]["role"] == "system" %}
+pub(crate) const MISTRAL: &str = r#"{%- if messages[0]["role"] == "system" %}
     {%- set system_message = messages[0]["content"] %}
     {%- set loop_messages = messages[1:] %}
 {%- else %}
@@ -280,7 +280,7 @@ fn mistral_takes_the_id_of_any_call() {
 
 /// In the constructs of Qwen 3's: reversed messages, string methods, `is string`, thoughts cut out
 /// of answers that are not the last.
-const QWEN3: &str = r#"{%- if tools %}
+pub(crate) const QWEN3: &str = r#"{%- if tools %}
     {{- '<|im_start|>system\n# Tools\n' }}
     {%- for tool in tools %}
         {{- "\n" }}

@@ -4,12 +4,10 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::Example;
+use super::conversation::{LEARNED_ROLE, Told};
 use crate::model::ClientModel;
 use crate::text::chat_template::{ChatTemplate, Message, RenderChatError};
 use crate::text::tokenizer::{EncodeError, Tokenizer};
-
-/// Who says what is learned of a conversation.
-const LEARNED_ROLE: &str = "assistant";
 
 /// A field that is not known here, such as `tools`, would change what the model is asked: it is refused.
 #[derive(Deserialize)]
@@ -75,78 +73,56 @@ impl<'a> TextReader<'a> {
         }
     }
 
-    /// The text of a line.
-    pub(super) fn parse(&self, bytes: &[u8]) -> Result<Example, LineError> {
+    /// The text of a line, or the texts of a conversation that cannot be one. Where these are longer than
+    /// `tokens_max`, those of which nothing would be left to learn are empty.
+    pub(super) fn parse(&self, bytes: &[u8], tokens_max: usize) -> Result<Vec<Example>, LineError> {
         let line: Line = serde_json::from_slice(bytes).map_err(LineError::Json)?;
         let Line { messages, prompt, completion, text, token_ids } = line;
         let tokenizer = self.tokenizer.ok_or(LineError::NoTokenizer);
-        match (messages, prompt, completion, text, token_ids) {
+        let example = match (messages, prompt, completion, text, token_ids) {
             (Some(turns), None, None, None, None) => {
                 let template = self.chat_template.ok_or(LineError::NoChatTemplate)?;
-                conversation(turns, template, tokenizer?)
+                return conversation(turns, template, tokenizer?)?.examples(tokens_max);
             }
             (None, Some(prompt), Some(completion), None, None) => {
                 let tokenizer = tokenizer?;
                 let mut learned = tokenizer.encode(&completion, false)?;
                 learned.extend(self.end);
                 let prompt = tokenizer.encode_prompt(&prompt)?;
-                Ok(Example::of_parts([(prompt, false), (learned, true)]))
+                Example::of_parts([(prompt, false), (learned, true)])
             }
             (None, None, None, Some(text), None) => {
                 let mut ids = tokenizer?.encode_prompt(&text)?;
                 ids.extend(self.end);
-                Ok(Example::of_text(ids))
+                Example::of_text(ids)
             }
             (None, None, None, None, Some(ids)) => {
                 let max = self.vocabulary_size;
-                match ids.iter().find(|&&id| id as usize >= max) {
-                    Some(&id) => Err(LineError::UnknownToken { id, max }),
-                    None => Ok(Example::of_text(ids)),
+                if let Some(&id) = ids.iter().find(|&&id| id as usize >= max) {
+                    return Err(LineError::UnknownToken { id, max });
                 }
+                Example::of_text(ids)
             }
-            (_, _, _, _, _) => Err(LineError::Kind),
-        }
+            (_, _, _, _, _) => return Err(LineError::Kind),
+        };
+        Ok(vec![example])
     }
 }
 
-/// A conversation as its template writes it, cut where the model's answers begin and end: there it is
-/// cut too when the model is asked.
-fn conversation(
+fn conversation<'a>(
     turns: Vec<Turn>,
-    template: &ChatTemplate,
-    tokenizer: &Tokenizer,
-) -> Result<Example, LineError> {
-    let (mut messages, mut weights) = (Vec::new(), Vec::new());
+    template: &'a ChatTemplate,
+    tokenizer: &'a Tokenizer,
+) -> Result<Told<'a>, LineError> {
+    let (mut messages, mut learned) = (Vec::new(), Vec::new());
     for Turn { role, content, weight } in turns {
         if role != LEARNED_ROLE && weight == Some(Weight::Learned) {
             return Err(LineError::NotLearned { role });
         }
-        weights.push(weight);
+        learned.push(weight != Some(Weight::Context));
         messages.push(Message::new(role, content));
     }
-    let mut parts = Vec::new();
-    let mut written = String::new();
-    for (index, (message, weight)) in messages.iter().zip(weights).enumerate() {
-        if message.role != LEARNED_ROLE {
-            continue;
-        }
-        let before = template.render(&messages[..index], true)?;
-        let behind = template.render(&messages[..=index], false)?;
-        let asked = before.strip_prefix(&written).ok_or(LineError::Template)?;
-        let answered = behind.strip_prefix(&before).ok_or(LineError::Template)?;
-        let asked = if parts.is_empty() {
-            tokenizer.encode_chat(asked)?
-        } else {
-            tokenizer.encode(asked, false)?
-        };
-        parts.push((asked, false));
-        parts.push((tokenizer.encode(answered, false)?, weight != Some(Weight::Context)));
-        written = behind;
-    }
-    if parts.is_empty() {
-        return Err(LineError::NoAnswer);
-    }
-    Ok(Example::of_parts(parts))
+    Ok(Told { messages, learned, template, tokenizer })
 }
 
 /// A line that makes no text.
@@ -181,8 +157,10 @@ pub enum LineError {
         /// Bytes of the longest line.
         max: u64,
     },
-    /// The template writes what was said before otherwise, once more is said.
-    #[error("the model's chat template rewrites earlier messages: give prompt and completion")]
+    /// In what the template writes an answer does not stand behind what asks for it.
+    #[error(
+        "the model's chat template does not show where an answer begins: give prompt and completion"
+    )]
     Template,
     /// The model's files hold none.
     #[error("the model has no tokenizer")]

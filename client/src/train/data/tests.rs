@@ -2,10 +2,12 @@
 
 use std::fs;
 
-use umbel_shard::{SpecialTokens, TokenizerSource};
+use serde::Deserialize;
+use umbel_shard::{GgufTokenizer, SpecialTokens, TokenizerSource};
 
 use super::*;
 use crate::text::chat_template::ChatTemplate;
+use crate::text::chat_template::tests::{MISTRAL, QWEN3};
 use crate::text::tokenizer::Tokenizer;
 
 const END: u32 = 9;
@@ -37,12 +39,42 @@ fn tokenizer() -> Tokenizer {
     Tokenizer::load(&TokenizerSource::HuggingFace { tokenizer_json, config_json: None }).unwrap()
 }
 
+/// A tokenizer of a model's kind, as a GGUF file has it.
+fn gguf_tokenizer(model: &str, vocabulary: &str) -> Tokenizer {
+    #[derive(Deserialize)]
+    struct Vocabulary {
+        tokens: Vec<String>,
+        token_types: Vec<i32>,
+        #[serde(default)]
+        merges: Vec<String>,
+    }
+    let Vocabulary { tokens, token_types, merges } =
+        serde_json::from_str(vocabulary).unwrap();
+    let model = model.to_owned();
+    let (bos_id, eos_id, unknown_id) = (Some(1), Some(2), Some(0));
+    let metadata =
+        GgufTokenizer { model, tokens, token_types, merges, ..Default::default() };
+    let metadata = GgufTokenizer { bos_id, eos_id, unknown_id, ..metadata };
+    Tokenizer::load(&TokenizerSource::Gguf(Box::new(metadata))).unwrap()
+}
+
+fn byte_level() -> Tokenizer {
+    let vocabulary = include_str!("../../../../tests/fixtures/tokenizers/byte_level.json");
+    gguf_tokenizer("gpt2", vocabulary)
+}
+
 fn template(source: &str) -> ChatTemplate {
-    ChatTemplate::new(source, &SpecialTokens::default()).unwrap()
+    let [bos, eos] = ["<s>", "</s>"].map(|token| Some(token.to_owned()));
+    ChatTemplate::new(source, &SpecialTokens { bos, eos, ..SpecialTokens::default() }).unwrap()
 }
 
 const CHAT: &str = "{% for m in messages %}{{ m['role'][:1] + ': ' + m['content'] + ' ' }}\
 {% endfor %}{% if add_generation_prompt %}{{ 'a: ' }}{% endif %}";
+
+const TWO_ANSWERS: &str = r#"{"messages": [
+    {"role": "user", "content": "one"}, {"role": "assistant", "content": "two"},
+    {"role": "user", "content": "three"}, {"role": "assistant", "content": "four"}
+]}"#;
 
 /// A model without tokenizer and template.
 fn bare() -> TextReader<'static> {
@@ -53,7 +85,9 @@ fn parse(line: &str) -> Result<Example, LineError> {
     let (tokenizer, template) = (tokenizer(), template(CHAT));
     let reader =
         TextReader { tokenizer: Some(&tokenizer), chat_template: Some(&template), ..bare() };
-    reader.parse(line.as_bytes())
+    let mut texts = reader.parse(line.as_bytes(), usize::MAX)?;
+    assert_eq!(texts.len(), 1, "{line}");
+    Ok(texts.remove(0))
 }
 
 fn learned(line: &str) -> (Vec<u32>, Vec<Option<u32>>) {
@@ -131,26 +165,88 @@ fn lines_that_make_no_text_say_why() {
         assert!(error.contains(part), "{line}: {error}");
     }
     let bare = bare();
-    assert!(matches!(bare.parse(br#"{"text": "a"}"#), Err(LineError::NoTokenizer)));
-    assert!(matches!(bare.parse(br#"{"messages": []}"#), Err(LineError::NoChatTemplate)));
+    let refused = |line: &[u8]| bare.parse(line, 8).unwrap_err();
+    assert!(matches!(refused(br#"{"text": "a"}"#), LineError::NoTokenizer));
+    assert!(matches!(refused(br#"{"messages": []}"#), LineError::NoChatTemplate));
+}
+
+/// Says what stands before an answer and what is learned of each text of a conversation.
+fn told(source: &str, line: &str) -> Vec<(String, String)> {
+    let (tokenizer, template) = (byte_level(), template(source));
+    let reader =
+        TextReader { tokenizer: Some(&tokenizer), chat_template: Some(&template), ..bare() };
+    let texts = reader.parse(line.as_bytes(), usize::MAX).unwrap();
+    let texts = texts.iter().map(|text| {
+        let learned: Vec<u32> = text.targets().flatten().collect();
+        let context = &text.ids[..text.ids.len() - learned.len()];
+        (tokenizer.decode(context).unwrap(), tokenizer.decode(&learned).unwrap())
+    });
+    texts.collect()
 }
 
 #[test]
-fn a_template_that_rewrites_what_was_said_is_refused() {
+fn where_a_template_forgets_thoughts_each_answer_is_a_text() {
+    let asked = "<|im_start|>user\none<|im_end|>\n<|im_start|>assistant\n";
+    let first = "<think>\n\n</think>\n\ntwo<|im_end|>\n";
+    let later =
+        format!("{asked}two<|im_end|>\n<|im_start|>user\nthree<|im_end|>\n<|im_start|>assistant\n");
+    let second = "<think>\n\n</think>\n\nfour<|im_end|>\n";
+    let texts = told(QWEN3, TWO_ANSWERS);
+    let expected = [(asked, first), (later.as_str(), second)];
+    let expected = expected.map(|(asked, answer)| (asked.to_owned(), answer.to_owned()));
+    assert_eq!(texts, expected);
+    let of_context = TWO_ANSWERS.replace(r#""two""#, r#""two", "weight": 0"#);
+    assert_eq!(told(QWEN3, &of_context), expected[1..]);
+}
+
+#[test]
+fn where_a_template_moves_what_the_system_says_each_answer_is_a_text() {
+    // Without the number behind all turns, which no model's template has.
+    let (mistral, _) = MISTRAL.rsplit_once('\n').unwrap();
+    let system = r#"{"messages": [{"role": "system", "content": "Be brief."}, "#;
+    let told = |line: &str| told(mistral, line);
+    let expected = [
+        ("<s>[INST] Be brief.\n\none[/INST]", " two</s>"),
+        ("<s>[INST] one[/INST] two</s>[INST] Be brief.\n\nthree[/INST]", " four</s>"),
+    ];
+    let expected = expected.map(|(asked, answer)| (asked.to_owned(), answer.to_owned()));
+    assert_eq!(told(&TWO_ANSWERS.replace(r#"{"messages": ["#, system)), expected);
+    assert_eq!(told(TWO_ANSWERS).len(), 1, "nothing is moved where the system says nothing");
+}
+
+#[test]
+fn answers_for_which_there_is_no_room_are_counted() {
+    let (tokenizer, template) = (byte_level(), template(QWEN3));
+    let reader =
+        TextReader { tokenizer: Some(&tokenizer), chat_template: Some(&template), ..bare() };
+    let turns = r#"{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}"#;
+    let line = format!("{{\"messages\": [{turns}, {turns}, {turns}]}}\n");
+    let texts = reader.parse(line.as_bytes(), usize::MAX).unwrap();
+    assert_eq!(texts.len(), 3);
+    let unlearned = line.replace(r#""two""#, r#""two", "weight": 0"#);
+    let data = read_by(&reader, &[line, unlearned].concat(), texts[0].ids.len()).unwrap();
+    assert_eq!((data.examples, data.left_out), (vec![texts[0].clone()], 3));
+}
+
+#[test]
+fn a_template_that_does_not_show_where_an_answer_begins_is_refused() {
     let forgetful =
         template("{{ messages[-1]['content'] }}{% if add_generation_prompt %}a: {% endif %}");
     let tokenizer = tokenizer();
     let reader =
         TextReader { tokenizer: Some(&tokenizer), chat_template: Some(&forgetful), ..bare() };
-    let line = br#"{"messages": [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]}"#;
-    assert!(matches!(reader.parse(line), Err(LineError::Template)));
+    assert!(matches!(reader.parse(TWO_ANSWERS.as_bytes(), 8), Err(LineError::Template)));
 }
 
 fn read(text: &str, tokens_max: usize) -> Result<DataSet, DataError> {
+    read_by(&bare(), text, tokens_max)
+}
+
+fn read_by(reader: &TextReader<'_>, text: &str, tokens_max: usize) -> Result<DataSet, DataError> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("data.jsonl");
     fs::write(&path, text).unwrap();
-    DataSet::read(&path, &bare(), tokens_max)
+    DataSet::read(&path, reader, tokens_max)
 }
 
 #[test]
