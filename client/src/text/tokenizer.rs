@@ -44,6 +44,10 @@ enum Around {
     },
 }
 
+/// What stands before a text in the middle of another where nothing else will do: no tokenizer of these
+/// models joins it with a letter.
+const ANOTHER_LINE: &str = "\n";
+
 impl Tokenizer {
     /// The tokenizer that a model's files describe.
     ///
@@ -93,6 +97,23 @@ impl Tokenizer {
             ids.insert(0, first);
         }
         Ok(ids)
+    }
+
+    /// The token ids of `text` behind those of `before`: the ones that it has where the two are one text,
+    /// unless a token reaches across. A space that the tokenizer puts before whatever stands alone is not
+    /// among them.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub(crate) fn encode_behind(&self, before: &str, text: &str) -> Result<Vec<u32>, EncodeError> {
+        for before in [before, ANOTHER_LINE] {
+            let begun = self.encode(before, false)?;
+            let mut whole = self.encode(&[before, text].concat(), false)?;
+            if whole.starts_with(&begun) {
+                return Ok(whole.split_off(begun.len()));
+            }
+        }
+        self.encode(text, false)
     }
 
     /// The token ids of a text that the model is to continue, with the special tokens that it wants

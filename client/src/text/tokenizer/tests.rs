@@ -208,6 +208,17 @@ fn a_conversation_begins_with_the_token_that_a_gguf_file_asks_for_once() {
 }
 
 #[test]
+fn a_text_behind_another_has_no_space_that_it_does_not_have() {
+    for tokenizer in [byte_level(), sentencepiece()] {
+        let cuts = [("one", " two"), ("one ", "two"), ("on", "e two"), ("\n", "two"), ("\n", "\n")];
+        for (before, text) in cuts {
+            let ids = tokenizer.encode_behind(before, text).unwrap();
+            assert_eq!(read(tokenizer.continued_stream(), &ids), text, "behind {before:?}");
+        }
+    }
+}
+
+#[test]
 fn tokens_that_end_an_answer_are_signs_whatever_a_file_calls_them() {
     let vocabulary = byte_level_vocabulary();
     for kind in [1, 4, 5] {

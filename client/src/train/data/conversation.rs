@@ -39,7 +39,7 @@ impl Told<'_> {
     /// All of it, if the template writes what was said alike whatever follows.
     fn whole(&self) -> Result<Option<Example>, LineError> {
         let mut parts = Vec::new();
-        let mut written = String::new();
+        let (mut written, mut last_answer) = (String::new(), String::new());
         for index in self.answers() {
             let before = self.template.render(&self.messages[..index], true)?;
             let behind = self.template.render(&self.messages[..=index], false)?;
@@ -51,10 +51,11 @@ impl Told<'_> {
             let asked_ids = if written.is_empty() {
                 self.tokenizer.encode_chat(asked)?
             } else {
-                self.tokenizer.encode(asked, false)?
+                self.tokenizer.encode_behind(&last_answer, asked)?
             };
             parts.push((asked_ids, false));
-            parts.push((self.tokenizer.encode(answer, false)?, self.learned[index]));
+            parts.push((self.tokenizer.encode_behind(asked, answer)?, self.learned[index]));
+            last_answer = answer.to_owned();
             written = behind;
         }
         Ok(Some(Example::of_parts(parts)))
@@ -74,7 +75,7 @@ impl Told<'_> {
             let answer = self.answer(index, &before)?;
             let ids = self.tokenizer.encode_chat(&before)?;
             is_full = ids.len() >= tokens_max;
-            let learned = self.tokenizer.encode(&answer, false)?;
+            let learned = self.tokenizer.encode_behind(&before, &answer)?;
             examples.push(Example::of_parts([(ids, false), (learned, true)]));
         }
         Ok(examples)

@@ -86,7 +86,7 @@ impl<'a> TextReader<'a> {
             }
             (None, Some(prompt), Some(completion), None, None) => {
                 let tokenizer = tokenizer?;
-                let mut learned = tokenizer.encode(&completion, false)?;
+                let mut learned = tokenizer.encode_behind(&prompt, &completion)?;
                 learned.extend(self.end);
                 let prompt = tokenizer.encode_prompt(&prompt)?;
                 Example::of_parts([(prompt, false), (learned, true)])

@@ -47,15 +47,22 @@ fn gguf_tokenizer(model: &str, vocabulary: &str) -> Tokenizer {
         token_types: Vec<i32>,
         #[serde(default)]
         merges: Vec<String>,
+        #[serde(default)]
+        scores: Vec<f32>,
     }
-    let Vocabulary { tokens, token_types, merges } =
+    let Vocabulary { tokens, token_types, merges, scores } =
         serde_json::from_str(vocabulary).unwrap();
     let model = model.to_owned();
     let (bos_id, eos_id, unknown_id) = (Some(1), Some(2), Some(0));
     let metadata =
-        GgufTokenizer { model, tokens, token_types, merges, ..Default::default() };
+        GgufTokenizer { model, tokens, token_types, merges, scores, ..Default::default() };
     let metadata = GgufTokenizer { bos_id, eos_id, unknown_id, ..metadata };
     Tokenizer::load(&TokenizerSource::Gguf(Box::new(metadata))).unwrap()
+}
+
+fn sentencepiece() -> Tokenizer {
+    let vocabulary = include_str!("../../../../tests/fixtures/tokenizers/sentencepiece.json");
+    gguf_tokenizer("llama", vocabulary)
 }
 
 fn byte_level() -> Tokenizer {
@@ -70,6 +77,11 @@ fn template(source: &str) -> ChatTemplate {
 
 const CHAT: &str = "{% for m in messages %}{{ m['role'][:1] + ': ' + m['content'] + ' ' }}\
 {% endfor %}{% if add_generation_prompt %}{{ 'a: ' }}{% endif %}";
+
+/// No token of its own stands before an answer, as in the templates of Llama 2 and Mistral.
+const SPACED: &str = "{% for m in messages %}{% if m.role == 'user' %}\
+{{ m.content + ':' }}{% else %}{{ ' ' + m.content + '</s>' }}{% if not loop.last %}{{ ' ' }}\
+{% endif %}{% endif %}{% endfor %}";
 
 const TWO_ANSWERS: &str = r#"{"messages": [
     {"role": "user", "content": "one"}, {"role": "assistant", "content": "two"},
@@ -168,6 +180,43 @@ fn lines_that_make_no_text_say_why() {
     let refused = |line: &[u8]| bare.parse(line, 8).unwrap_err();
     assert!(matches!(refused(br#"{"text": "a"}"#), LineError::NoTokenizer));
     assert!(matches!(refused(br#"{"messages": []}"#), LineError::NoChatTemplate));
+}
+
+#[test]
+fn a_completion_has_the_tokens_that_it_has_in_the_whole_text() {
+    let tokenizer = sentencepiece();
+    let reader = TextReader { tokenizer: Some(&tokenizer), ..bare() };
+    let parts = |prompt: &str, completion: &str| {
+        let line = serde_json::json!({ "prompt": prompt, "completion": completion }).to_string();
+        let texts = reader.parse(line.as_bytes(), usize::MAX).unwrap();
+        let learned: Vec<u32> = texts[0].targets().flatten().collect();
+        let context = &texts[0].ids[..texts[0].ids.len() - learned.len()];
+        assert_eq!(context, tokenizer.encode_prompt(prompt).unwrap(), "{prompt}");
+        (texts[0].ids.clone(), learned)
+    };
+    let whole = |text: &str| [tokenizer.encode_prompt(text).unwrap(), vec![END]].concat();
+    assert_eq!(parts("one", " two").0, whole("one two"));
+    assert_eq!(parts("<s>one", " two</s>").0, whole("<s>one two</s>"));
+    // In the whole text one token reaches across the place where the prompt ends.
+    for (prompt, completion) in [("one ", "two"), ("on", "e two")] {
+        let (_, learned) = parts(prompt, completion);
+        let (&end, said) = learned.split_last().unwrap();
+        let mut stream = tokenizer.continued_stream();
+        let text: String = said.iter().map(|&id| stream.push(id)).collect();
+        assert_eq!((text.as_str(), end), (completion, END), "{prompt}");
+    }
+}
+
+#[test]
+fn an_answer_has_the_tokens_that_it_has_in_the_whole_conversation() {
+    let (tokenizer, template) = (sentencepiece(), template(SPACED));
+    let reader =
+        TextReader { tokenizer: Some(&tokenizer), chat_template: Some(&template), ..bare() };
+    let texts = reader.parse(TWO_ANSWERS.as_bytes(), usize::MAX).unwrap();
+    let whole = tokenizer.encode_prompt("one: two</s> three: four</s>").unwrap();
+    assert_eq!((texts.len(), &texts[0].ids), (1, &whole), "it begins as every text does");
+    let learned: Vec<u32> = texts[0].targets().flatten().collect();
+    assert_eq!(tokenizer.decode(&learned).unwrap(), "two</s> four</s>");
 }
 
 /// Says what stands before an answer and what is learned of each text of a conversation.
