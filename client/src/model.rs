@@ -9,11 +9,11 @@ use std::time::SystemTime;
 use tracing::warn;
 use umbel_engine::{Arithmetic, Ends, EndsError, HiddenStates};
 use umbel_protocol::ModelId;
+use umbel_protocol::error::in_one_line;
 use umbel_shard::{
     Cache, LoadError, Model, ModelConfig, ModelSource, OpenModelError, Part, PartsNeeded, Progress,
 };
 
-use crate::swarm::exchange::chain;
 use crate::text::chat_template::{
     ChatTemplate, Conversation, InvalidChatTemplate, InvalidTool, Message, RenderChatError,
     TemplateValues, Tool,
@@ -238,7 +238,7 @@ fn with_tools(shard: &Model) -> Option<ChatTemplate> {
     match ChatTemplate::new(shard.tool_template()?, shard.special_tokens()) {
         Ok(template) => Some(template),
         Err(error) => {
-            warn!(error = chain(&error), "the model's template for functions cannot be used");
+            warn!(error = in_one_line(&error), "the model's template for functions cannot be used");
             None
         }
     }

@@ -147,3 +147,10 @@ pub enum ProtocolViolation {
         found: Vec<u32>,
     },
 }
+
+/// An error and its causes in one line.
+#[must_use]
+pub fn in_one_line(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}

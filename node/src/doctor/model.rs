@@ -56,7 +56,7 @@ fn open(source: &ModelSource, config: &Config) -> Result<(String, u32), String> 
         Ok(model) => {
             Ok((format!("{}, id {}", model.name(), model.id()), model.config().block_count))
         }
-        Err(error) => Err(umbel_client::swarm::exchange::chain(&error)),
+        Err(error) => Err(umbel_protocol::error::in_one_line(&error)),
     }
 }
 

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use umbel_client::swarm::exchange::{chain, lookup, multiaddrs};
+use umbel_client::swarm::exchange::{lookup, multiaddrs};
 use umbel_client::swarm::unix_time;
 use umbel_net::{Identity, Multiaddr, Network, NetworkConfig, Reachability, Role, Way};
 use umbel_protocol::announcement::{Announcement, AnnouncementError};
+use umbel_protocol::error::in_one_line;
 use umbel_protocol::version::SOFTWARE;
 
 use super::reach::Seen;
@@ -53,13 +54,13 @@ async fn socket(transport: &'static str, listen: Vec<Multiaddr>) -> Finding {
         Ok(server) => server,
         Err(error) => {
             let advice = "end the program that has the port, or name another with --listen";
-            return Finding::bad("ports", chain(&error), advice);
+            return Finding::bad("ports", in_one_line(&error), advice);
         }
     };
     let client = Network::start(NetworkConfig::new(Identity::ephemeral(), Role::Client)).await;
     let reached = match &client {
         Ok(client) => client.reach(server.peer_id(), &server.listen_addresses()).await,
-        Err(error) => return Finding::bad("ports", chain(error), "see what the error says"),
+        Err(error) => return Finding::bad("ports", in_one_line(error), "see what the error says"),
     };
     let finding = match reached {
         Ok(()) => {
@@ -71,7 +72,7 @@ async fn socket(transport: &'static str, listen: Vec<Multiaddr>) -> Finding {
             let advice = "a firewall of this machine drops it: let it through";
             Finding::bad(
                 "ports",
-                format!("{transport} does not reach itself: {}", chain(&error)),
+                format!("{transport} does not reach itself: {}", in_one_line(&error)),
                 advice,
             )
         }
@@ -95,14 +96,16 @@ pub(super) async fn swarm(way: &Way, wished: &[Multiaddr]) -> Vec<Finding> {
     let network = Network::start(client(way)).await;
     let network = match network {
         Ok(network) => network,
-        Err(error) => return vec![Finding::bad("swarm", chain(&error), "see what the error says")],
+        Err(error) => {
+            return vec![Finding::bad("swarm", in_one_line(&error), "see what the error says")];
+        }
     };
     let joined = match network.join(&way.addresses).await {
         Ok(joined) => joined,
         Err(error) => {
             let advice = "compare the address with the `ready` line of a server that runs now, and \
                           let its port through the firewall there";
-            return vec![Finding::bad("swarm", chain(&error), advice)];
+            return vec![Finding::bad("swarm", in_one_line(&error), advice)];
         }
     };
     let (mut known, mut refused) = (Vec::new(), Vec::new());
@@ -117,7 +120,7 @@ pub(super) async fn swarm(way: &Way, wished: &[Multiaddr]) -> Vec<Finding> {
                     }
                 }
             }
-            Err(error) => silent = Some(chain(&error)),
+            Err(error) => silent = Some(in_one_line(&error)),
         }
     }
     let relays = network.find_relays().await.len();
@@ -205,7 +208,7 @@ async fn dial_back(
     let network = match Network::start(config).await {
         Ok(network) => network,
         Err(error) => {
-            let no_way_out = Some(chain(&error));
+            let no_way_out = Some(in_one_line(&error));
             return Seen { transport, no_way_out, ..Seen::default() };
         }
     };
@@ -215,7 +218,7 @@ async fn dial_back(
     for result in futures::future::join_all(reaching).await {
         match result {
             Ok(()) => reached = true,
-            Err(error) => failures.push(chain(&error)),
+            Err(error) => failures.push(in_one_line(&error)),
         }
     }
     let no_way_out = (!reached).then(|| failures.join("; "));

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use umbel_client::swarm::exchange::{chain, multiaddrs};
+use umbel_client::swarm::exchange::multiaddrs;
 use umbel_net::{Link, LinkProtocol, Network};
 use umbel_protocol::PeerId;
+use umbel_protocol::error::in_one_line;
 use umbel_protocol::inference::NextHop;
 
 /// Dials at once to where clients say: half of the handshakes that the network has under way at most, so
@@ -49,8 +50,8 @@ impl Dials {
             link
         });
         // It ends before that only with the process.
-        let link = opening.await.map_err(|error| chain(&error))?;
-        link.map_err(|error| chain(&error))
+        let link = opening.await.map_err(|error| in_one_line(&error))?;
+        link.map_err(|error| in_one_line(&error))
     }
 
     fn begin(&self, client: PeerId, next: &NextHop) -> Result<Dial, String> {

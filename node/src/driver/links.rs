@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
-use umbel_client::swarm::exchange::chain;
 use umbel_coordinator::server::{
     LinkId, SESSIONS_LEFT_TO_OTHERS, SESSIONS_MAX, STEPS_QUEUED_PER_SESSION_MAX,
 };
 use umbel_engine::Device;
 use umbel_net::{AcceptError, Link, LinkProtocol, LinkReceiver, LinkSender, Network};
 use umbel_protocol::compression::{PACKED_BYTES_MIN, Packing};
+use umbel_protocol::error::in_one_line;
 use umbel_protocol::frame::Frame;
 use umbel_protocol::inference::{ClientMessage, NextHop, PushMessage, ServerMessage, Step};
 use umbel_protocol::training::STATE_VALUES_MAX;
@@ -179,7 +179,7 @@ pub(super) fn push(
                     step = steps.recv() => match step {
                         Some((step, room)) => {
                             let frame = encode(PushMessage::Step(step), packing).await;
-                            sender.send(frame).await.map_err(|error| chain(&error))?;
+                            sender.send(frame).await.map_err(|error| in_one_line(&error))?;
                             drop(room);
                         }
                         None => return Ok(()),
@@ -285,7 +285,7 @@ async fn receive(
             frame
         }
         Err(error) => {
-            tracing::debug!(%peer, error = chain(&error), "a link ended");
+            tracing::debug!(%peer, error = in_one_line(&error), "a link ended");
             None
         }
     }
@@ -335,7 +335,7 @@ async fn send(sender: &mut LinkSender, frame: Frame) -> bool {
     match sender.send(frame).await {
         Ok(()) => true,
         Err(error) => {
-            tracing::debug!(error = chain(&error), "a link ended");
+            tracing::debug!(error = in_one_line(&error), "a link ended");
             false
         }
     }

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use umbel_client::swarm::exchange::chain;
 use umbel_coordinator::server::LinkId;
 use umbel_coordinator::training::{
     MESSAGES_UNANSWERED_MAX, SESSIONS_MAX, SESSIONS_PER_TRAINER_MAX,
 };
 use umbel_net::{AcceptError, Link, LinkProtocol, LinkReceiver, LinkSender, Network};
 use umbel_protocol::PeerId;
+use umbel_protocol::error::in_one_line;
 use umbel_protocol::training::{TrainerMessage, TrainingAnswer};
 
 use super::Event;
@@ -89,7 +89,7 @@ async fn read(id: LinkId, peer: PeerId, mut receiver: LinkReceiver, tell: &mpsc:
             Ok(Some(frame)) => frame,
             Ok(None) => return,
             Err(error) => {
-                tracing::debug!(%peer, error = chain(&error), "a trainer's link ended");
+                tracing::debug!(%peer, error = in_one_line(&error), "a trainer's link ended");
                 return;
             }
         };

@@ -8,12 +8,12 @@ use umbel_coordinator::session::HopId;
 use umbel_net::{LinkProtocol, LinkReceiver, LinkSender};
 use umbel_protocol::PeerId;
 use umbel_protocol::compression::{PACKED_BYTES_MIN, Packing};
+use umbel_protocol::error::in_one_line;
 use umbel_protocol::frame::Frame;
 use umbel_protocol::inference::{ClientMessage, ServerMessage};
 
 use super::driver::Event;
 use crate::swarm::Swarm;
-use crate::swarm::exchange::chain;
 
 /// Messages that wait for one link: the replay of a context of 32,768 tokens in chunks of 512, the
 /// 32 steps that are under way at most, and the messages around them.
@@ -68,7 +68,7 @@ pub(super) fn open(
             let link = swarm
                 .open_link(peer, &addresses, LinkProtocol::Session)
                 .await
-                .map_err(|error| chain(&error))?;
+                .map_err(|error| in_one_line(&error))?;
             let (sender, receiver) = link.split();
             // Nobody reads a link that was given up while it was dialled.
             let _given_up = opened.send(receiver);
@@ -99,7 +99,7 @@ async fn write(
             packing = Packing::WhereSmaller;
         }
         let frame = encode(message, packing).await;
-        sender.send(frame).await.map_err(|error| chain(&error))?;
+        sender.send(frame).await.map_err(|error| in_one_line(&error))?;
     }
     sender.close().await;
     Ok(())
@@ -135,9 +135,9 @@ async fn read(
 ) -> String {
     loop {
         let message = match receiver.receive().await {
-            Ok(Some(frame)) => ServerMessage::decode(frame).map_err(|error| chain(&error)),
+            Ok(Some(frame)) => ServerMessage::decode(frame).map_err(|error| in_one_line(&error)),
             Ok(None) => Err("the link closed".to_owned()),
-            Err(error) => Err(chain(&error)),
+            Err(error) => Err(in_one_line(&error)),
         };
         match message {
             Ok(message) => {

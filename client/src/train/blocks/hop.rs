@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use umbel_coordinator::Hop;
 use umbel_coordinator::session::{FailureReason, RouteHop};
 use umbel_engine::train::TrainingState;
+use umbel_protocol::error::in_one_line;
 use umbel_protocol::training::{
     AdapterSettings, OpenTraining, OptimizerStep, STATE_VALUES_MAX, StateKind, StateValues,
     TrainerMessage, TrainingAnswer,
@@ -17,7 +18,6 @@ use umbel_protocol::training::{
 use umbel_protocol::{ErrorCode, LinkProtocol, ModelId, Span, Tensor};
 
 use crate::swarm::Swarm;
-use crate::swarm::exchange::chain;
 use crate::train::TrainError;
 use link::lost;
 pub(super) use link::{HopLink, PIPELINED, unexpected};
@@ -104,7 +104,7 @@ impl OpenHop {
     ) -> Result<Self, Fault> {
         let RouteHop { hop, addresses, session, .. } = route;
         let link = swarm.open_link(hop.peer, addresses, LinkProtocol::Training).await;
-        let (sender, receiver) = link.map_err(|error| lost(chain(&error)))?.split();
+        let (sender, receiver) = link.map_err(|error| lost(in_one_line(&error)))?.split();
         let link = HopLink { peer: hop.peer, sender, receiver, answers: terms.answers.clone() };
         let (steps, progress) = (state.steps(), Progress { tokens_max, ..Progress::default() });
         let mut open = Self { hop: *hop, link, progress, steps };

@@ -12,10 +12,10 @@ use umbel_net::{
     Incoming, Link, LinkProtocol, LinkReceiver, LinkSender, Multiaddr, Network, SendError,
 };
 use umbel_protocol::averaging::MemberMessage;
+use umbel_protocol::error::in_one_line;
 use umbel_protocol::{Frame, PeerId, ProtocolViolation};
 
 use super::words::{Words, from_wire, to_wire};
-use crate::swarm::exchange::chain;
 
 /// Links that one peer may have open: the one it speaks on, and those of before that are about to end. Peers
 /// have names for nothing, but each needs others of its own.
@@ -109,7 +109,7 @@ async fn read(
 
 async fn next(peer: PeerId, receiver: &mut LinkReceiver) -> Option<Frame> {
     receiver.receive().await.unwrap_or_else(|error| {
-        tracing::debug!(%peer, error = chain(&error), "a member's link ended");
+        tracing::debug!(%peer, error = in_one_line(&error), "a member's link ended");
         None
     })
 }
@@ -125,7 +125,7 @@ pub(super) async fn open(
     let event = match opened {
         Ok(link) => Event::Opened { peer, link: Box::new(link) },
         Err(error) => {
-            tracing::debug!(%peer, error = chain(&error), "a member cannot be reached");
+            tracing::debug!(%peer, error = in_one_line(&error), "a member cannot be reached");
             Event::Unreachable { peer }
         }
     };
@@ -144,7 +144,7 @@ pub(super) async fn write(
     let (sender, mut receiver) = link.split();
     tokio::select! {
         Err(error) = say(sender, hello, &words) => {
-            tracing::debug!(%peer, error = chain(&error), "a member's link ended");
+            tracing::debug!(%peer, error = in_one_line(&error), "a member's link ended");
         }
         _closed = next(peer, &mut receiver) => {}
     }

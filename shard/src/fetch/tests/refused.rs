@@ -1,11 +1,8 @@
 //! What the hub gives that is not taken, and what it does not give.
 
-use super::*;
+use umbel_protocol::error::in_one_line;
 
-fn chain(error: &dyn std::error::Error) -> String {
-    let sources = std::iter::successors(Some(error), |error| error.source());
-    sources.map(ToString::to_string).collect::<Vec<_>>().join(": ")
-}
+use super::*;
 
 #[test]
 fn bytes_that_are_not_those_announced_are_refused_and_deleted() {
@@ -41,14 +38,14 @@ fn a_gated_repository_asks_for_a_token() {
     let root = tempfile::tempdir().unwrap();
     let (behaviour, local) = checkpoint(root.path());
     let hub = Hub::start(Behaviour { token: Some("secret".to_owned()), ..behaviour });
-    let text = chain(&open(&cache(root.path(), &hub), span(0, 1)).unwrap_err());
+    let text = in_one_line(&open(&cache(root.path(), &hub), span(0, 1)).unwrap_err());
     assert!(text.contains("set HF_TOKEN"), "{text}");
     let with = |token: &str| {
         let config = HubConfig { token: Some(token.to_owned()), ..hub.config() };
         assert!(!format!("{config:?}").contains(token), "a token is never shown");
         open(&Cache::new(root.path().join("cache")).with_hub(config), span(0, 1))
     };
-    assert!(chain(&with("wrong").unwrap_err()).contains("may not read it"));
+    assert!(in_one_line(&with("wrong").unwrap_err()).contains("may not read it"));
     assert_eq!(with("secret").unwrap().id(), local.id());
 }
 
@@ -60,7 +57,7 @@ fn what_is_not_on_the_hub_is_named() {
     let cache = cache(root.path(), &hub);
     let error = |name: &str| {
         let source = ModelSource::parse(name).unwrap();
-        chain(&Model::open(&source, &cache, PartsNeeded::nothing(), &Silent).unwrap_err())
+        in_one_line(&Model::open(&source, &cache, PartsNeeded::nothing(), &Silent).unwrap_err())
     };
     assert!(error("hf:owner/other").contains("no repository owner/other"));
     assert!(error(&format!("hf:{REPOSITORY}@v9")).contains("no such branch"));
@@ -81,6 +78,6 @@ fn an_index_of_the_hub_cannot_name_files_elsewhere() {
     let index = br#"{"weight_map": {"model.norm.weight": "../../../refs.safetensors"}}"#;
     behaviour.files.insert("model.safetensors.index.json".to_owned(), index.to_vec());
     let hub = Hub::start(behaviour);
-    let text = chain(&open(&cache(root.path(), &hub), PartsNeeded::nothing()).unwrap_err());
+    let text = in_one_line(&open(&cache(root.path(), &hub), PartsNeeded::nothing()).unwrap_err());
     assert!(text.contains("../../../refs.safetensors"), "{text}");
 }

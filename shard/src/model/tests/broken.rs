@@ -1,15 +1,11 @@
 //! Models whose files are broken: each error names the file and what is wrong.
 
+use umbel_protocol::error::in_one_line;
+
 use super::*;
 
-/// The whole chain of an error in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let sources = std::iter::successors(Some(error), |error| error.source());
-    sources.map(ToString::to_string).collect::<Vec<_>>().join(": ")
-}
-
 fn broken(root: &Path, path: &Path) -> String {
-    chain(&open(root, path).unwrap_err())
+    in_one_line(&open(root, path).unwrap_err())
 }
 
 /// A copy of the fixture `llama` in `root`.

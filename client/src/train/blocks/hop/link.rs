@@ -6,12 +6,12 @@ use tokio::sync::{mpsc, watch};
 use umbel_coordinator::session::FailureReason;
 use umbel_coordinator::training::MESSAGES_UNANSWERED_MAX;
 use umbel_net::{LinkReceiver, LinkSender, SendError};
+use umbel_protocol::error::in_one_line;
 use umbel_protocol::training::{TrainerMessage, TrainingAnswer};
 use umbel_protocol::{PeerId, ProtocolViolation};
 
 use super::Fault;
 use crate::swarm::Swarm;
-use crate::swarm::exchange::chain;
 use crate::train::TrainError;
 
 /// How often a server that has not answered is looked after: its system says at once if its process has
@@ -100,7 +100,7 @@ async fn send(sender: &mut LinkSender, message: TrainerMessage) -> Result<(), Fa
         Ok(Ok(())) => Ok(()),
         // No other server would be sent it.
         Ok(Err(SendError::Frame(error))) => Err(TrainError::Message(error).into()),
-        Ok(Err(error @ (SendError::Closed | SendError::Io(_)))) => Err(lost(chain(&error))),
+        Ok(Err(error @ (SendError::Closed | SendError::Io(_)))) => Err(lost(in_one_line(&error))),
         Err(_) => Err(Fault::Hop(FailureReason::Silent { after: ANSWER_TIMEOUT })),
     }
 }
@@ -122,7 +122,7 @@ async fn answer(
         () = watch => unreachable!("a loop without end"),
     };
     let silent = |_| Fault::Hop(FailureReason::Silent { after: ANSWER_TIMEOUT });
-    let frame = frame.map_err(silent)?.map_err(|error| lost(chain(&error)))?;
+    let frame = frame.map_err(silent)?.map_err(|error| lost(in_one_line(&error)))?;
     let frame = frame.ok_or_else(|| lost("the link closed".to_owned()))?;
     match TrainingAnswer::decode(frame) {
         Ok(TrainingAnswer::Error { code, detail }) => {
