@@ -93,6 +93,18 @@ fn a_newer_gpu_gives_the_same_bits_each_time() {
     assert_eq!(compared("90", &types), 3 + 1 + 1 + 6 * 2 * 2 + 4);
 }
 
+/// What a pass had begun when it failed is done before the next one begins.
+#[test]
+fn a_pass_that_cannot_go_on_changes_none_behind_it() {
+    let checked = Command::new(env!("CARGO_BIN_EXE_umbel-gpu-check"))
+        .arg("--refused")
+        .env("LD_LIBRARY_PATH", driver())
+        .env("UMBEL_EMULATED_REFUSE_EVERY", "23")
+        .output()
+        .unwrap();
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+}
+
 /// How many models were compared on a device of a capability. Its memory is small, so that what fills
 /// it is soon done.
 fn compared(capability: &str, arguments: &[String]) -> usize {

@@ -86,11 +86,22 @@ impl HeadOnGpu {
     }
 
     fn append_logits(&self, hidden: &[f32], logits: &mut Vec<Vec<f32>>) -> Result<(), CudaError> {
-        let Shared { gpu, norm, matrix, plain, rooms } = &*self.shared;
-        let tokens = hidden.len() / matrix.columns();
+        let gpu = &self.shared.gpu;
         let _computing = gpu.workspace();
         gpu.context().bind()?;
-        let mut rooms = rooms.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rooms = self.shared.rooms.lock().unwrap_or_else(PoisonError::into_inner);
+        gpu.stream().whole(|| self.append_logits_in(&mut rooms, hidden, logits))
+    }
+
+    /// As `append_logits`, for who has the rooms; where it fails, kernels may be under way.
+    fn append_logits_in(
+        &self,
+        rooms: &mut Rooms,
+        hidden: &[f32],
+        logits: &mut Vec<Vec<f32>>,
+    ) -> Result<(), CudaError> {
+        let Shared { gpu, norm, matrix, plain, .. } = &*self.shared;
+        let tokens = hidden.len() / matrix.columns();
         let bytes: &[u8] = bytemuck::cast_slice(hidden);
         rooms.staged.as_mut_slice()[..bytes.len()].copy_from_slice(bytes);
         gpu.stream().upload(&rooms.staged, bytes.len(), &rooms.rows)?;
@@ -105,7 +116,7 @@ impl HeadOnGpu {
         let input = Input { values: &rooms.normed, tokens, order: Order::Lanes };
         matrix.multiply(gpu, input, Target::Rows(to))?;
         let bytes = tokens * matrix.rows() * size_of::<f32>();
-        let Rooms { staged, logits: computed, .. } = &mut *rooms;
+        let Rooms { staged, logits: computed, .. } = rooms;
         gpu.stream().download(computed, bytes, staged)?;
         gpu.stream().synchronize()?;
         let rows = bytemuck::cast_slice::<u8, f32>(&staged.as_slice()[..bytes]);

@@ -149,6 +149,21 @@ pub(super) fn run(
     let adapter = cache.adapter().cloned();
     let mut workspace = gpu.workspace();
     gpu.context().bind()?;
+    gpu.stream().whole(|| {
+        let session = (&*pool, in_bytes, adapter.as_deref());
+        run_in(&mut workspace, (gpu, geometry), (first, blocks), session, stretches)
+    })
+}
+
+/// As `run`, for who has the workspace; where it fails, kernels may be under way. All `stretches` have
+/// their pages in one pool, in 8 bits or not, and one adapter.
+fn run_in(
+    workspace: &mut Workspace,
+    (gpu, geometry): (&Gpu, &Geometry),
+    (first, blocks): (u32, &[Arc<GpuBlock>]),
+    (pool, in_bytes, adapter): (&PagePool, bool, Option<&GpuAdapter>),
+    stretches: &mut [SessionRows<'_>],
+) -> Result<Vec<Vec<f32>>, PrepareError> {
     for stretch in &mut *stretches {
         let (position, tokens) = (stretch.table.position(), stretch.tokens);
         stretch.table.device_cache_mut().prepare(position, tokens)?;
@@ -160,7 +175,7 @@ pub(super) fn run(
         order.iter().map(|&index| in_order[index].take().expect("each has one place")).collect();
     let plan = Plan::new(geometry, &in_order);
     workspace.make_room(gpu, geometry, &plan)?;
-    let Workspace { graphs, rooms } = &mut *workspace;
+    let Workspace { graphs, rooms } = workspace;
     let rooms = rooms.as_mut().expect("room was made just now");
     if adapter.is_some() {
         rooms.make_adapted(gpu, geometry)?;
@@ -169,21 +184,12 @@ pub(super) fn run(
     let places = plan.places(geometry);
     gpu.stream().upload(&rooms.staged, places.end, &rooms.step)?;
     let cells = geometry.order(plan.tokens, gpu.limits());
-    let pass = Pass {
-        gpu,
-        geometry,
-        plan: &plan,
-        rooms,
-        places,
-        pool: &pool,
-        in_bytes,
-        order: cells,
-        adapter: adapter.as_deref(),
-    };
+    let pass =
+        Pass { gpu, geometry, plan: &plan, rooms, places, pool, in_bytes, order: cells, adapter };
     if plan.few == plan.sequences.len() && plan.tokens <= FEW_TOKENS {
         let key = GraphKey {
             blocks: blocks.iter().map(|block| block.id).collect(),
-            adapter: adapter.as_deref().map(GpuAdapter::id),
+            adapter: adapter.map(GpuAdapter::id),
             pages: pool.memory().address(),
             in_bytes,
             tokens: plan.tokens,
@@ -254,9 +260,13 @@ impl Pass<'_> {
         blocks: &[Arc<GpuBlock>],
     ) -> Result<(), CudaError> {
         let stream = self.gpu.stream();
-        match graphs.get(&key) {
-            Some(Some(graph)) => return stream.run(graph),
-            Some(None) => {}
+        let run = match graphs.get(&key) {
+            Some(Some(graph)) => stream.run(graph),
+            Some(None) => stream.capture(|| self.enqueue(first, blocks)).and_then(|graph| {
+                stream.run(&graph)?;
+                graphs.insert(key, Some(graph));
+                Ok(())
+            }),
             None => {
                 self.enqueue(first, blocks)?;
                 if graphs.len() == GRAPHS_MAX {
@@ -265,21 +275,18 @@ impl Pass<'_> {
                 graphs.insert(key, None);
                 return Ok(());
             }
-        }
-        let graph = match stream.capture(|| self.enqueue(first, blocks)) {
-            Ok(graph) => graph,
-            Err(error) if error.is_fatal() => return Err(error),
-            // Nothing has run yet, and one by one they need no more memory.
-            Err(error) => {
+        };
+        match run {
+            // Nothing has run yet, and one by one they need no more memory: some drivers take what a graph
+            // needs when it is made, others when it first runs.
+            Err(error) if !error.is_fatal() => {
                 if error.is_out_of_memory() {
                     graphs.clear();
                 }
-                return self.enqueue(first, blocks);
+                self.enqueue(first, blocks)
             }
-        };
-        stream.run(&graph)?;
-        graphs.insert(key, Some(graph));
-        Ok(())
+            run => run,
+        }
     }
 
     /// The hidden states, where a pass begins and ends.

@@ -93,6 +93,7 @@ const Settings& settings() {
         limit("UMBEL_EMULATED_LOSE_AFTER"),
         static_cast<CUresult>(number("UMBEL_EMULATED_LOST_WITH", CUDA_ERROR_ECC_UNCORRECTABLE)),
         limit("UMBEL_EMULATED_REFUSE_AFTER"),
+        number("UMBEL_EMULATED_REFUSE_EVERY", 0),
     };
     return all;
 }

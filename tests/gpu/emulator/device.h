@@ -22,6 +22,7 @@ struct Settings {
     std::optional<uint64_t> lose_after;
     CUresult lost_with;
     std::optional<uint64_t> refuse_after;
+    uint64_t refuse_every;
 };
 
 const Settings& settings();

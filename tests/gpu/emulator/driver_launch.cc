@@ -27,6 +27,14 @@ struct Module {
     std::map<std::string, Function> functions;
 };
 
+uint64_t asked = 0;
+
+// Whether a launch is one of those for which memory is out.
+bool is_refused() {
+    const uint64_t every = settings().refuse_every;
+    return every != 0 && ++asked % every == 0;
+}
+
 // Never destroyed, as all that a thread may still use while the process ends.
 auto& modules = *new std::map<const void*, std::unique_ptr<Module>>;
 
@@ -218,6 +226,9 @@ API cuLaunchKernel(Function* function, unsigned grid_x, unsigned grid_y, unsigne
         }
         if (extra != nullptr) {
             return CUDA_ERROR_NOT_SUPPORTED;
+        }
+        if (is_refused()) {
+            return CUDA_ERROR_OUT_OF_MEMORY;
         }
         Launch launch{function.kernel->name, function.kernel->bind(arguments), grid, block,
                       shared_bytes};

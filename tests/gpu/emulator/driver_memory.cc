@@ -200,12 +200,25 @@ API cuMemsetD8_v2(CUdeviceptr to, unsigned char value, size_t bytes) {
 // reads them later, and a graph reads them each time.
 API cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void* from, size_t bytes, void* stream) {
     return with_stream(stream, [&](Device& device, Stream& stream) {
-        if (stream.capture || is_pinned(from)) {
+        if (stream.capture) {
             return put_on_stream(device, stream, {{to, bytes}},
                                  [=] { std::memcpy(host_view(to), from, bytes); });
         }
         const auto* begin = static_cast<const char*>(from);
         auto copy = std::make_shared<std::vector<char>>(begin, begin + bytes);
+        if (is_pinned(from)) {
+            // Nobody knows which of the bytes a device has read, of memory that is written meanwhile.
+            const CUresult result = enqueue(stream, [from, copy] {
+                if (std::memcmp(from, copy->data(), copy->size()) == 0) {
+                    return CUDA_SUCCESS;
+                }
+                report("pinned memory was written before a copy under way had read it");
+                return CUDA_ERROR_ILLEGAL_ADDRESS;
+            });
+            if (result != CUDA_SUCCESS) {
+                return result;
+            }
+        }
         return put_on_stream(device, stream, {{to, bytes}}, [to, copy = std::move(copy)] {
             std::memcpy(host_view(to), copy->data(), copy->size());
         });

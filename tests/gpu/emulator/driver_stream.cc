@@ -13,15 +13,22 @@ namespace {
 // counts on having it notices when it is not there.
 constexpr size_t NODE_BYTES = 8 << 10;
 
+// How much of it when it is made; the rest when it first runs.
+constexpr size_t MADE_PART = 4;
+
 struct Executable {
     Graph graph;
     CUdeviceptr memory;
+    // Null until it has run.
+    CUdeviceptr rest = 0;
 };
+
+size_t bytes_of(const Graph& graph) { return (graph.nodes.size() + 1) * NODE_BYTES; }
 
 // Never destroyed, as all that a thread may still use while the process ends.
 auto& events = *new std::map<const void*, std::shared_ptr<Event>>;
 auto& graphs = *new std::map<const void*, std::shared_ptr<Graph>>;
-auto& executables = *new std::map<const void*, std::shared_ptr<const Executable>>;
+auto& executables = *new std::map<const void*, std::shared_ptr<Executable>>;
 
 // What a handle stands for, or null.
 template <typename T>
@@ -169,11 +176,11 @@ API cuGraphInstantiateWithFlags(void** executable, void* graph, unsigned long lo
             return CUDA_ERROR_INVALID_VALUE;
         }
         CUdeviceptr memory = 0;
-        const CUresult refused = allocate(device, (found->nodes.size() + 1) * NODE_BYTES, &memory);
+        const CUresult refused = allocate(device, bytes_of(*found) / MADE_PART, &memory);
         if (refused != CUDA_SUCCESS) {
             return refused;
         }
-        keep(executables, std::make_shared<const Executable>(Executable{*found, memory}), executable);
+        keep(executables, std::make_shared<Executable>(Executable{*found, memory}), executable);
         return CUDA_SUCCESS;
     });
 }
@@ -200,10 +207,17 @@ API cuGraphUpload(void* executable, void*) {
 }
 
 API cuGraphLaunch(void* executable, void* handle) {
-    return with_stream(handle, [&](Device&, const std::shared_ptr<Stream>& stream) {
+    return with_stream(handle, [&](Device& device, const std::shared_ptr<Stream>& stream) {
         const auto found = find(executables, executable);
         if (found == nullptr) {
             return CUDA_ERROR_INVALID_VALUE;
+        }
+        if (found->rest == 0) {
+            const size_t bytes = bytes_of(found->graph);
+            const CUresult refused = allocate(device, bytes - bytes / MADE_PART, &found->rest);
+            if (refused != CUDA_SUCCESS) {
+                return refused;
+            }
         }
         return enqueue(*stream, [found] {
             for (const Work& node : found->graph.nodes) {
@@ -223,6 +237,7 @@ API cuGraphExecDestroy(void* executable) {
             return CUDA_ERROR_INVALID_VALUE;
         }
         device.memory.release(found->memory);
+        device.memory.release(found->rest);
         executables.erase(executable);
         return CUDA_SUCCESS;
     });

@@ -33,6 +33,15 @@ impl Stream {
         unsafe { result::stream::synchronize(self.stream) }.to("finish its work")
     }
 
+    /// What `work` gives. Where it ends midway, the part of it that was enqueued is waited for, since who
+    /// comes next writes into the memory that copies under way read.
+    pub(in crate::cuda) fn whole<T, E>(&self, work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+        work().inspect_err(|_| {
+            // A device that is lost says so again at the next call.
+            let _lost = self.synchronize();
+        })
+    }
+
     pub(in crate::cuda) fn launch(&self, mut launch: Launch) -> Result<(), CudaError> {
         let words = launch.words.as_mut_ptr();
         let mut arguments: [*mut c_void; ARGUMENT_WORDS] = [std::ptr::null_mut(); ARGUMENT_WORDS];

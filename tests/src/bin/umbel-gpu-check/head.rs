@@ -15,7 +15,7 @@ const ROWS: usize = 71;
 pub(crate) fn compare(gpu: &Gpu, model: &Model, allowed: f64) -> Result<()> {
     let (config, weights) = (model.config(), model.weights(Part::Head)?);
     let exact = Head::load_with(Arithmetic::Exact, config, &weights)?;
-    let head = GpuHead::load(gpu, config, &weights)?;
+    let head = load(gpu, model)?;
     let rows = text(config.hidden_size, ROWS, 5)?;
     let whole = head.logits_of_all(&rows)?;
     let flat = |rows: Vec<Vec<f32>>| rows.concat();
@@ -38,6 +38,10 @@ pub(crate) fn compare(gpu: &Gpu, model: &Model, allowed: f64) -> Result<()> {
     let alone = parts.iter().map(|part| head.logits_of_all(part)).collect::<Result<Vec<_>, _>>()?;
     ensure!(same(&alone.concat(), &whole), "other bits alone");
     Ok(())
+}
+
+pub(crate) fn load(gpu: &Gpu, model: &Model) -> Result<GpuHead> {
+    Ok(GpuHead::load(gpu, model.config(), &model.weights(Part::Head)?)?)
 }
 
 /// Without memory there is no head, and an error that says so.

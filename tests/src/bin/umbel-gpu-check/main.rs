@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! umbel-gpu-check [--types TYPE,…] [CHECKPOINT_FOLDER …]
+//! umbel-gpu-check --refused
 //! ```
 //!
 //! It makes small models of every weight type, or of those that are named, and of odd shapes, and takes
@@ -70,6 +71,9 @@ fn run() -> Result<()> {
     let gpu = Gpu::open(0)?;
     eprintln!("{}", gpu.name());
     let folder = TempDir::new()?;
+    if arguments.next_if(|word| word == "--refused").is_some() {
+        return refused(&gpu, &random(folder.path(), WeightType::BF16, &usual())?);
+    }
     for &kind in &types {
         let model = random(folder.path(), kind, &usual())?;
         // Adapters go other ways over numbers and, below, in binary32, in bfloat16 and with biases.
@@ -432,6 +436,17 @@ fn starved(gpu: &Gpu, model: &Model) -> Result<()> {
     // A graph of steps of one token takes memory, without which they go on.
     let found = pair.in_steps(&text.rows(0..4)?, &[1])?;
     ensure!(same(&found, &whole.rows(0..4)?), "steps without a graph give other bits");
+    // With a little more there is a graph, and no memory where it is to run.
+    drop(hoard.pop());
+    while let Ok(arena) = pair.blocks.arena(&pair.config, PAGE_TOKENS) {
+        hoard.push(arena);
+    }
+    hoard.truncate(hoard.len().saturating_sub(2));
+    let found = pair.in_steps(&text.rows(0..4)?, &[1])?;
+    ensure!(
+        same(&found, &whole.rows(0..4)?),
+        "steps beside a graph that cannot run give other bits"
+    );
     drop(hoard);
     let found = pair.blocks.forward(&mut of_long, &long)?;
     ensure!(same(&found.rows(0..text.token_count())?, &whole), "other bits");
@@ -475,6 +490,43 @@ fn gradients(pair: &Pair, allowed: f64) -> Result<()> {
     let rest = cut..pair.tokens();
     ensure!(same(&alone, &output.rows(rest.clone())?), "other bits alone");
     ensure!(same(&of_alone, &found.rows(rest)?), "other gradients alone");
+    Ok(())
+}
+
+/// Where now and then a kernel cannot be started, its pass fails alone, and those behind it have the values
+/// that they have anyway. Only an emulated device refuses so.
+fn refused(gpu: &Gpu, model: &Model) -> Result<()> {
+    let (pair, head) = (Pair::load(gpu, model, DType::F32)?, head::load(gpu, model)?);
+    let texts = [pair.text(1)?, pair.text(2)?];
+    // Tables of passes that failed are kept: a device is waited for before memory is freed.
+    let mut tables = Vec::new();
+    by_turns(&texts, |text| {
+        let mut table = pair.table()?;
+        let found = pair.blocks.forward(&mut table, text);
+        tables.push(table);
+        Ok(found.ok().map(|found| found.to_values()))
+    })
+    .context("passes")?;
+    by_turns(&texts, |text| Ok(head.logits_of_all(text).ok().map(|logits| logits.concat())))
+        .context("logits")
+}
+
+/// Works on two texts by turns, and now and then for nothing.
+fn by_turns(
+    texts: &[HiddenStates; 2],
+    mut work: impl FnMut(&HiddenStates) -> Result<Option<Vec<f32>>>,
+) -> Result<()> {
+    const TURNS: usize = 16;
+    let (mut first, mut refused) = ([None, None], 0);
+    for turn in 0..TURNS {
+        let Some(found) = work(&texts[turn % 2])? else {
+            refused += 1;
+            continue;
+        };
+        let first = first[turn % 2].get_or_insert_with(|| found.clone());
+        ensure!(*first == found, "turn {turn} has other values");
+    }
+    ensure!((1..TURNS).contains(&refused), "{refused} of {TURNS} turns were refused");
     Ok(())
 }
 
