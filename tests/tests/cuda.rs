@@ -205,6 +205,24 @@ fn weights_count_as_they_lie_on_a_gpu() {
     assert!(said.contains("weights of blocks 0..2 take 4.9 MB"), "{said}");
 }
 
+/// Heads of 100 values have room for 128 there.
+#[test]
+fn keys_and_values_count_as_they_lie_on_a_gpu() {
+    let config =
+        ModelConfig { head_count: 4, kv_head_count: 4, head_size: 100, ..ModelConfig::llama(2) };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("heads.gguf");
+    let file = GgufWriter::random_model(&config, WeightType::BF16, 1).unwrap();
+    std::fs::write(&path, file.to_bytes()).unwrap();
+    // As they are they take 26.2 MB.
+    let arguments = ["--blocks", "0..2", "--kv-tokens", "4096", "--memory-bytes", "30000000"];
+    let model = [path.to_str().unwrap(), "--device", "cuda"];
+    let environment = [("LD_LIBRARY_PATH", driver())];
+    let refused = try_serve_in(&environment, &[&model[..], &arguments].concat()).err().unwrap();
+    let said = format!("{refused:#}");
+    assert!(said.contains("KV cache of 4096 tokens 33.5 MB"), "{said}");
+}
+
 #[test]
 fn without_a_gpu_a_server_says_so_and_computes_on_the_processor() {
     let folder = checkpoint("llama");

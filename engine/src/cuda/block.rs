@@ -157,6 +157,13 @@ pub(super) fn bytes_of(tensors: &[ManifestTensor]) -> u64 {
     packed(&stored.collect::<Vec<_>>())
 }
 
+/// Whether all matrices among tensors are in binary32, so that what is computed of them is, too.
+pub(super) fn all_plain(tensors: &[ManifestTensor]) -> bool {
+    let mut matrices = tensors.iter().filter(|tensor| tensor.shape.len() == 2);
+    let kind = |tensor: &ManifestTensor| tensor.place.map(|place| place.weight_type);
+    matrices.all(|tensor| kind(tensor) == Some(WeightType::F32))
+}
+
 /// A tensor in its file.
 struct Stored<'a> {
     name: &'a str,

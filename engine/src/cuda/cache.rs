@@ -104,6 +104,14 @@ pub(crate) fn page_bytes(shape: PageShape, dtype: DType) -> usize {
     2 * shape.kv_heads * PAGE_TOKENS * size * bytes
 }
 
+/// What a token takes of the pages that a pool has for it: a budget counts values in binary32, and there are
+/// twice as many pages of bfloat16 for it.
+pub(super) fn token_bytes(shape: PageShape, plain: bool) -> usize {
+    let pages =
+        if plain { page_bytes(shape, DType::F32) } else { 2 * page_bytes(shape, DType::BF16) };
+    pages / PAGE_TOKENS
+}
+
 /// How many blocks share a page where sessions keep 8 bits: `BytePage` of `cuda/cache.cuh`.
 fn keeping(shape: PageShape, native: DType) -> SharedPages {
     let (size, quants_together) = match native {

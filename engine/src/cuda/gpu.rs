@@ -4,13 +4,15 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
+use umbel_shard::ModelConfig;
 use umbel_shard::manifest::ManifestTensor;
 
-use super::block;
 use super::driver::{self, Buffer, Context, CudaError, OpenGpuError, Stream};
 use super::matrix::{Limits, UNPACKED_BYTES};
 use super::pass::Workspace;
 use super::program::{Kernels, Program};
+use super::{block, cache};
+use crate::kv::table::PageShape;
 
 /// An NVIDIA GPU that this process computes on. A clone is the same device.
 ///
@@ -104,6 +106,14 @@ impl Gpu {
     #[must_use]
     pub fn weight_bytes(tensors: &[ManifestTensor]) -> u64 {
         block::bytes_of(tensors)
+    }
+
+    /// Bytes of a device's memory for the keys and values of one token in a block of these tensors, at most:
+    /// what sessions keep in 8 bits takes less. Beside matrices that are not all in binary32, heads are
+    /// padded.
+    #[must_use]
+    pub fn kv_token_bytes(config: &ModelConfig, tensors: &[ManifestTensor]) -> u64 {
+        cache::token_bytes(PageShape::of(config), block::all_plain(tensors)) as u64
     }
 
     pub(super) fn context(&self) -> &Arc<Context> {

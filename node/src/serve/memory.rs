@@ -186,18 +186,22 @@ pub(super) struct BlockSizes<'a> {
     model: &'a Model,
     /// What the weights of each take there.
     bytes: Vec<u64>,
+    /// What the keys and values of a token take there in one block.
+    token_bytes: u64,
 }
 
 impl<'a> BlockSizes<'a> {
     pub(super) fn new(model: &'a Model, on_gpu: bool) -> Self {
-        let manifest = model.manifest();
-        let on_device = |index| manifest.block(index).map_or(0, Gpu::weight_bytes);
-        let bytes = if on_gpu {
-            (0..model.config().block_count).map(on_device).collect()
-        } else {
-            manifest.blocks_bytes()
-        };
-        Self { model, bytes }
+        let (manifest, config) = (model.manifest(), model.config());
+        if !on_gpu {
+            let token_bytes = config.kv_token_bytes_per_block();
+            return Self { model, bytes: manifest.blocks_bytes(), token_bytes };
+        }
+        let blocks = || (0..config.block_count).map(move |index| manifest.block(index));
+        let bytes = blocks().map(|block| block.map_or(0, Gpu::weight_bytes)).collect();
+        let token_bytes = blocks().flatten().map(|block| Gpu::kv_token_bytes(config, block)).max();
+        let token_bytes = token_bytes.unwrap_or(config.kv_token_bytes_per_block());
+        Self { model, bytes, token_bytes }
     }
 
     pub(super) const fn model(&self) -> &Model {
@@ -207,18 +211,21 @@ impl<'a> BlockSizes<'a> {
     /// How many fit, with the KV cache that was asked for or a default one.
     pub(super) fn that_fit(&self, kv_tokens: Option<u32>, free_bytes: u64) -> anyhow::Result<u32> {
         let tokens = wanted(self.model, kv_tokens);
-        let token_bytes = self.model.config().kv_token_bytes_per_block();
-        let count = budget::blocks_that_fit(&self.bytes, token_bytes, tokens as u64, free_bytes);
+        let count = self.count_with(tokens, free_bytes);
         if count == 0 {
             bail!(
                 "not one block fits into {} MB: its weights take {} MB, and its KV cache of {tokens} \
                  tokens {} MB (--kv-tokens asks for another one)",
                 megabytes(free_bytes),
                 megabytes(self.bytes.first().copied().unwrap_or(0)),
-                megabytes(token_bytes.saturating_mul(tokens as u64))
+                megabytes(self.token_bytes.saturating_mul(tokens as u64))
             );
         }
         Ok(count)
+    }
+
+    fn count_with(&self, tokens: usize, free_bytes: u64) -> u32 {
+        budget::blocks_that_fit(&self.bytes, self.token_bytes, tokens as u64, free_bytes)
     }
 
     /// For how many tokens there is room beside these.
@@ -267,7 +274,7 @@ impl<'a> BlockSizes<'a> {
 
     /// What a token takes in the cache of so many blocks.
     fn token_bytes(&self, block_count: u32) -> u64 {
-        self.model.config().kv_token_bytes_per_block() * u64::from(block_count)
+        self.token_bytes * u64::from(block_count)
     }
 }
 
