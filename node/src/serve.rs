@@ -35,7 +35,7 @@ use crate::args::{RestArguments, ServeArguments};
 use crate::compute::floor::Floor;
 use crate::compute::{Compute, Shard, Shards};
 use crate::config::Config;
-use crate::device;
+use crate::device::{self, DeviceWish};
 use crate::driver::{Driver, Events, Load};
 use crate::shutdown::Shutdown;
 use crate::training::{self, TrainingDriver};
@@ -44,6 +44,7 @@ use balance::Balancer;
 use control::Control;
 use keeping::Keeper;
 use loading::{Held, Loaded, Loader};
+pub(crate) use memory::GPU_WORKSPACE_BYTES;
 use sockets::Sockets;
 
 /// Servers of one user on one machine, and publishers likewise, that find an identity without being given one.
@@ -205,9 +206,9 @@ impl Serving {
         let holds_ends = !arguments.no_ends;
         let ends_of = holds_ends.then_some(model.config().block_count);
         let loader = Loader { model: Some(model.id()), ends_of, ..loader };
-        let budget = Budget::new(&arguments, &model, loader.gpu.as_ref())?;
-        let loader = Loader { head_on_gpu: budget.head_on_gpu, ..loader };
-        let sizes = memory::BlockSizes::new(&model, loader.gpu.is_some());
+        let (gpu, budget) = with_room(&arguments, &model, loader.gpu)?;
+        let loader = Loader { gpu, head_on_gpu: budget.head_on_gpu, ..loader };
+        let sizes = memory::BlockSizes::new(&model, loader.gpu.as_ref());
         let (offer, kv_tokens, shard) =
             load_first(&arguments, &sizes, &announcer, &loader, budget.blocks).await?;
         let (peer, span) = (network.peer_id(), offer.borrow().span);
@@ -280,6 +281,28 @@ fn loader(
         ends_of: None,
         network_rate: rate.map_or(0, NonZeroU64::get),
     })
+}
+
+/// What each thing may take, and the GPU where it may: the processor computes where the GPU that was found
+/// has no room for one block, unless it was asked for.
+fn with_room(
+    arguments: &ServeArguments,
+    model: &Model,
+    gpu: Option<Gpu>,
+) -> anyhow::Result<(Option<Gpu>, Budget)> {
+    let budget = Budget::new(arguments, model, gpu.as_ref())?;
+    if gpu.is_none() || arguments.device != DeviceWish::Auto {
+        return Ok((gpu, budget));
+    }
+    let is_chosen = arguments.blocks.is_some() || arguments.block_count.is_some();
+    let sizes = memory::BlockSizes::new(model, gpu.as_ref());
+    match sizes.check_one(is_chosen, arguments.kv_tokens, budget.blocks) {
+        Ok(()) => Ok((gpu, budget)),
+        Err(reason) => {
+            tracing::warn!(%reason, "computing on the processor");
+            Ok((None, Budget::new(arguments, model, None)?))
+        }
+    }
 }
 
 fn say_loaded(model: &Model, span: Span, kv_tokens: usize, throughput: Throughput) {

@@ -223,6 +223,21 @@ fn keys_and_values_count_as_they_lie_on_a_gpu() {
     assert!(said.contains("KV cache of 4096 tokens 33.5 MB"), "{said}");
 }
 
+/// Passes need more than all of its memory.
+#[test]
+fn a_gpu_that_is_full_is_passed_over_unless_it_was_asked_for() {
+    let memory = ("UMBEL_EMULATED_MEMORY", "400000000");
+    for which in [&["--blocks", "0..4"][..], &[]] {
+        let server = gpu_server(&[memory], &[&["--device", "auto"][..], which].concat()).unwrap();
+        let (report, stored) = generated(server.address());
+        assert_eq!(report["token_ids"], stored);
+        assert!(server.stderr().contains("computing on the processor"), "{}", server.stderr());
+    }
+    let refused = gpu_server(&[memory], &[]).err().unwrap();
+    let said = format!("{refused:#}");
+    assert!(said.contains("of GPU 0's free memory") && said.contains("--device cpu"), "{said}");
+}
+
 #[test]
 fn without_a_gpu_a_server_says_so_and_computes_on_the_processor() {
     let folder = checkpoint("llama");

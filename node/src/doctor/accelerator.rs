@@ -6,10 +6,11 @@ use std::path::Path;
 use umbel_engine::{Gpu, OpenGpuError};
 
 use super::Finding;
+use crate::serve::GPU_WORKSPACE_BYTES;
 
-/// Memory below which a GPU holds no useful span: the engine's own buffers take some 100 MB, and the
-/// driver as much again, before the first block.
-const GPU_BYTES_MIN: u64 = 1_000_000_000;
+/// Memory below which a GPU holds no useful span: beside what a server keeps free for passes, the engine's
+/// own buffers take some 100 MB, and the driver as much again, before the first block.
+const GPU_BYTES_MIN: u64 = GPU_WORKSPACE_BYTES + 1_000_000_000;
 
 /// Where Linux lists what is plugged in.
 const PCI_DEVICES: &str = "/sys/bus/pci/devices";
@@ -144,6 +145,8 @@ mod tests {
 
     #[test]
     fn a_gpu_that_is_full_or_too_old_gets_a_note() {
+        // Of little more than what passes need, no block would have anything.
+        assert_eq!(judge(0, &seen(1_200_000_000)).grade, Grade::Note);
         let full = judge(0, &seen(100_000_000));
         assert_eq!(full.grade, Grade::Note);
         assert!(full.advice.is_some_and(|advice| advice.contains("nvidia-smi")));

@@ -81,7 +81,7 @@ fn share_of(bytes: u64, share: f64) -> u64 {
 const GPU_SHARE: f64 = 0.94;
 
 /// What a pass of a long prompt computes in, beside weights and cache.
-const GPU_WORKSPACE_BYTES: u64 = 768 << 20;
+pub(crate) const GPU_WORKSPACE_BYTES: u64 = 768 << 20;
 
 /// What may be taken of a GPU's memory: as much as was said, or a share of what is free now.
 pub(super) fn allowed_bytes_of(gpu: &Gpu, said: Option<u64>) -> anyhow::Result<u64> {
@@ -188,20 +188,22 @@ pub(super) struct BlockSizes<'a> {
     bytes: Vec<u64>,
     /// What the keys and values of a token take there in one block.
     token_bytes: u64,
+    /// The number of the GPU where that is.
+    gpu: Option<usize>,
 }
 
 impl<'a> BlockSizes<'a> {
-    pub(super) fn new(model: &'a Model, on_gpu: bool) -> Self {
+    pub(super) fn new(model: &'a Model, gpu: Option<&Gpu>) -> Self {
         let (manifest, config) = (model.manifest(), model.config());
-        if !on_gpu {
+        let Some(gpu) = gpu else {
             let token_bytes = config.kv_token_bytes_per_block();
-            return Self { model, bytes: manifest.blocks_bytes(), token_bytes };
-        }
+            return Self { model, bytes: manifest.blocks_bytes(), token_bytes, gpu: None };
+        };
         let blocks = || (0..config.block_count).map(move |index| manifest.block(index));
         let bytes = blocks().map(|block| block.map_or(0, Gpu::weight_bytes)).collect();
         let token_bytes = blocks().flatten().map(|block| Gpu::kv_token_bytes(config, block)).max();
         let token_bytes = token_bytes.unwrap_or(config.kv_token_bytes_per_block());
-        Self { model, bytes, token_bytes }
+        Self { model, bytes, token_bytes, gpu: Some(gpu.ordinal()) }
     }
 
     pub(super) const fn model(&self) -> &Model {
@@ -213,15 +215,32 @@ impl<'a> BlockSizes<'a> {
         let tokens = wanted(self.model, kv_tokens);
         let count = self.count_with(tokens, free_bytes);
         if count == 0 {
+            let (place, instead) = self.gpu.map_or_else(Default::default, |ordinal| {
+                let instead = "; --device cpu serves from the processor's memory";
+                (format!(" of GPU {ordinal}'s free memory"), instead)
+            });
             bail!(
-                "not one block fits into {} MB: its weights take {} MB, and its KV cache of {tokens} \
-                 tokens {} MB (--kv-tokens asks for another one)",
+                "not one block fits into {} MB{place}: its weights take {} MB, and its KV cache of {tokens} \
+                 tokens {} MB (--kv-tokens asks for another one{instead})",
                 megabytes(free_bytes),
                 megabytes(self.bytes.first().copied().unwrap_or(0)),
                 megabytes(self.token_bytes.saturating_mul(tokens as u64))
             );
         }
         Ok(count)
+    }
+
+    /// Refuses where not one block fits: of blocks that were chosen already with the smallest cache, since
+    /// theirs is as large as there is room.
+    pub(super) fn check_one(
+        &self,
+        is_chosen: bool,
+        kv_tokens: Option<u32>,
+        free_bytes: u64,
+    ) -> anyhow::Result<()> {
+        let fits =
+            is_chosen && kv_tokens.is_none() && self.count_with(KV_TOKENS_MIN, free_bytes) > 0;
+        if fits { Ok(()) } else { self.that_fit(kv_tokens, free_bytes).map(drop) }
     }
 
     fn count_with(&self, tokens: usize, free_bytes: u64) -> u32 {
