@@ -4,9 +4,16 @@
 //! Products are those of inference, with activations rounded to bfloat16 before a matrix (not in a model
 //! of binary32), through which gradients pass unchanged. All else is in binary32: attention, which has no
 //! cache, and what an adapter adds.
+//!
+//! Whoever waits for the device has it between two parts of a block: products, and attention. All that is
+//! held meanwhile is of the training alone: what passes share, their rooms and where matrices are
+//! unpacked, is used within a part.
 
 mod adapt;
 mod kernels;
+
+use std::cell::Cell;
+use std::sync::MutexGuard;
 
 use umbel_protocol::Span;
 
@@ -14,7 +21,7 @@ use super::block::{GateUp, GpuBlock};
 use super::driver::{Buffer, CudaError};
 use super::gpu::Gpu;
 use super::matrix::{Input, Matrix, Order, Target, ToRows, address, int};
-use super::pass::Geometry;
+use super::pass::{Geometry, Workspace};
 use super::span::{GpuSpan, download};
 use crate::train::{Adapter, Sequence, TargetModule, prompt};
 pub(crate) use adapt::PairGradient;
@@ -35,6 +42,8 @@ pub(crate) struct GpuTraining<'a> {
     /// The first and the end of each token's sequence.
     bounds: Buffer,
     adaptation: Option<Adaptation<'a>>,
+    /// While it computes; not between two parts.
+    computing: Cell<Option<MutexGuard<'a, Workspace>>>,
     pause: &'a dyn Fn(),
 }
 
@@ -59,7 +68,8 @@ pub(crate) struct BlockGradients {
 
 impl<'a> GpuTraining<'a> {
     /// Sequences of so many tokens each through `blocks` of `span`, with what an adapter adds; `dropped`
-    /// are those in which something is dropped, all or none. `pause` is called between blocks.
+    /// are those in which something is dropped, all or none. `pause` is called between the parts of a block,
+    /// when the device has nothing to do and others may compute on it.
     pub(crate) fn new(
         (span, blocks): (&'a GpuSpan, Span),
         lengths: &'a [usize],
@@ -83,6 +93,7 @@ impl<'a> GpuTraining<'a> {
             turns: Buffer::of(gpu.context(), &turns)?,
             bounds: Buffer::of(gpu.context(), &bounds)?,
             adaptation: None,
+            computing: Cell::new(None),
             pause,
         };
         if let Some((adapter, dropped)) = adapter {
@@ -96,17 +107,15 @@ impl<'a> GpuTraining<'a> {
         let mut hidden = input.to_vec();
         let mut inputs = Vec::with_capacity(self.blocks.len());
         for &(index, block) in &self.blocks {
-            let output = {
-                let _computing = self.gpu.workspace();
-                self.gpu.context().bind()?;
+            let output = self.computing(|| {
                 let of = self.adapted(index, block)?;
                 let input = self.prompted(index, &hidden)?;
                 let attention = self.attend(&of, &input)?;
                 let (_, gate_up) = self.gate_up(&of, &attention.hidden)?;
                 let gated = self.gate(block, &gate_up)?;
                 self.add(&of, TargetModule::Down, &gated, &attention.hidden)?;
-                self.downloaded(&attention.hidden)?
-            };
+                self.downloaded(&attention.hidden)
+            })?;
             inputs.push(std::mem::replace(&mut hidden, output));
             (self.pause)();
         }
@@ -123,14 +132,12 @@ impl<'a> GpuTraining<'a> {
         let (mut gradient, mut all) = (gradient, Vec::new());
         for (&(index, block), input) in self.blocks.iter().zip(inputs).rev() {
             let pairs;
-            (gradient, pairs) = {
-                let _computing = self.gpu.workspace();
-                self.gpu.context().bind()?;
+            (gradient, pairs) = self.computing(|| {
                 let of = self.adapted(index, block)?;
                 let (input, of_output) = (self.prompted(index, input)?, self.uploaded(&gradient)?);
                 let found = self.back(&of, &input, &of_output)?;
-                (self.downloaded(&of_output)?, self.found(found)?)
-            };
+                Ok((self.downloaded(&of_output)?, self.found(found)?))
+            })?;
             // A sum has the gradients of what is added.
             let prompt = self.prompt(index).map(|of| {
                 prompt::sum_of_first(&gradient, self.lengths, self.geometry.hidden_size, of.len())
@@ -139,6 +146,29 @@ impl<'a> GpuTraining<'a> {
             (self.pause)();
         }
         Ok((gradient, all))
+    }
+
+    /// Does the work of a block, of which parts end by [`end_part`](Self::end_part).
+    fn computing<R>(&self, work: impl FnOnce() -> Result<R, CudaError>) -> Result<R, CudaError> {
+        self.computing.set(Some(self.gpu.workspace()));
+        let result = self.gpu.context().bind().and_then(|()| work());
+        self.computing.set(None);
+        result
+    }
+
+    /// Has others compute who wait for it, once all is done that was launched.
+    fn end_part(&self) -> Result<(), CudaError> {
+        self.gpu.stream().synchronize()?;
+        self.computing.set(None);
+        (self.pause)();
+        self.computing.set(Some(self.gpu.workspace()));
+        self.gpu.context().bind()
+    }
+
+    /// The product of a matrix and of rows that were packed for it, which is a part.
+    fn multiply(&self, matrix: &Matrix, packed: &Buffer, to: ToRows) -> Result<(), CudaError> {
+        matrix.multiply(self.gpu, self.input(packed), Target::Rows(to))?;
+        self.end_part()
     }
 
     fn prompt(&self, index: u32) -> Option<&'a [f32]> {
@@ -206,7 +236,7 @@ impl<'a> GpuTraining<'a> {
                 stride: int(stride),
                 first_row: int(*start),
             };
-            matrix.multiply(self.gpu, self.input(&packed), Target::Rows(to))?;
+            self.multiply(matrix, &packed, to)?;
         }
         for module in [TargetModule::Query, TargetModule::Key, TargetModule::Value] {
             self.adapt(of, module, (&normed, &projected), &projected)?;
@@ -259,7 +289,7 @@ impl<'a> GpuTraining<'a> {
             stride: int(self.geometry.hidden_size),
             first_row: 0,
         };
-        place.matrix.multiply(self.gpu, self.input(&packed), Target::Rows(to))?;
+        self.multiply(place.matrix, &packed, to)?;
         self.adapt(of, module, (rows, hidden), hidden)
     }
 

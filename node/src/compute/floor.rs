@@ -6,8 +6,9 @@
 //! most, however many train: a product of one matrix with 64 tokens, which is less than a pass that
 //! decodes takes itself, since such a pass reads all matrices of all blocks; one of an adapter's products
 //! with a microbatch; the attention of 2^15 pairs of tokens for each thread; or what a step does to a pair
-//! of the adapter's matrices. What passes have waited for of it is counted. What is computed before a session
-//! begins has parts as short, and gives way to passes as training does to both.
+//! of the adapter's matrices. On a GPU products and attention are of a whole microbatch. What passes have waited for of it is counted. What is computed before a session
+//! begins has parts as short, and gives way to passes as training does to both; on a GPU a session's adapter
+//! is taken up as the session opens, in one part.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;

@@ -5,7 +5,7 @@ use super::super::adapt::{self, Dropping, Features, Inner, Products, Rows, Scale
 use super::super::adapter::Pair;
 use super::super::block::{GpuBlock, Module};
 use super::super::driver::{Buffer, CudaError};
-use super::super::matrix::{Gradient, Matrix, Target, ToRows, address, int};
+use super::super::matrix::{Gradient, Matrix, ToRows, address, int};
 use super::super::span::download;
 use super::GpuTraining;
 use crate::train::{Adapter, Sequence, TargetModule, stream_of};
@@ -80,6 +80,7 @@ impl<'a> GpuTraining<'a> {
                 if let Some(matrices) = adapter.parameters().at(index, module) {
                     let (place, scale) = ((block, self.geometry), adapter.config().scale());
                     pairs.push((module, Pair::load(self.gpu, place, module, matrices, scale)?));
+                    self.end_part()?;
                 }
             }
         }
@@ -132,7 +133,7 @@ impl<'a> GpuTraining<'a> {
             stride: int(stride),
             first_row: int(of.start),
         };
-        matrix.multiply(self.gpu, self.input(&packed), Target::Rows(to))?;
+        self.multiply(matrix, &packed, to)?;
         Ok(product)
     }
 
@@ -155,12 +156,14 @@ impl<'a> GpuTraining<'a> {
         pair.a.multiply(self.gpu, features, inner)?;
         let to = Rows::new(output, place.rows.place);
         let Some(scales) = pair.scales() else {
-            return pair.b.add(self.gpu, inner, Dropping::nothing(), to);
+            pair.b.add(self.gpu, inner, Dropping::nothing(), to)?;
+            return self.end_part();
         };
         let base = left.map(|left| self.product(place, left)).transpose()?;
         let products = products(product, base.as_ref().unwrap_or(product), place);
         let adds = output.address() != product.address();
-        pair.b.scale(self.gpu, inner, (scales, products), (to, adds))
+        pair.b.scale(self.gpu, inner, (scales, products), (to, adds))?;
+        self.end_part()
     }
 
     /// Adds to `of_input` what comes back through the frozen matrices of some modules, which have one
@@ -234,9 +237,11 @@ impl<'a> GpuTraining<'a> {
         let (inner, of_inner) = (self.inner(&rows), self.inner(&of_rows));
         pair.a.multiply(self.gpu, Features::Rows(inputs), inner)?;
         pair.b.multiply(self.gpu, Features::Rows(of_sum), of_inner)?;
+        self.end_part()?;
         pair.a.add(self.gpu, of_inner, dropping, Rows::whole(of_input, pair.a.size))?;
         let a = pair.a.gradient(self.gpu, of_inner, inputs)?;
         let b = pair.b.gradient(self.gpu, inner, of_sum)?;
+        self.end_part()?;
         let magnitudes = match pair.scales() {
             None => None,
             Some(scales) => {
@@ -300,6 +305,7 @@ impl<'a> GpuTraining<'a> {
             let address = gradient.address() + (start * size_of::<f32>()) as u64;
             let gradient = Gradient { address, stride, tokens: self.tokens };
             matrix.add_back(self.gpu, gradient, of_input)?;
+            self.end_part()?;
         }
         Ok(())
     }

@@ -186,7 +186,8 @@ impl GpuTraining<'_> {
     ) -> Result<(), CudaError> {
         let grid = self.heads_grid(self.geometry.heads);
         let launch = self.train("attend_rows", grid, THREADS)?;
-        self.launch(launch.with(self.attended(block, activations)))
+        self.launch(launch.with(self.attended(block, activations)))?;
+        self.end_part()
     }
 
     /// From the gradient of what queries saw to that of projected queries, keys and values.
@@ -203,9 +204,11 @@ impl GpuTraining<'_> {
         let of_keys = self.rows(kv_heads * head_size)?;
         let launch = self.train("attend_rows_back_queries", self.heads_grid(heads), THREADS)?;
         self.launch(launch.with(attended).with(gradient.address()).with(of_queries.address()))?;
+        self.end_part()?;
         let launch = self.train("attend_rows_back_keys", self.heads_grid(kv_heads), THREADS)?;
         let launch = launch.with(attended).with(gradient.address());
         self.launch(launch.with(of_keys.address()).with(of_projected.address()))?;
+        self.end_part()?;
         let AttentionActivations { projected, queries, keys, .. } = activations;
         let turned_queries = self.turning(projected, queries, block.query_norm.as_ref());
         let turned_keys = self.turning_keys(projected, keys, block.key_norm.as_ref());

@@ -17,6 +17,7 @@
 mod adapters;
 mod head;
 
+use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::path::Path;
 use std::process::ExitCode;
@@ -78,6 +79,9 @@ fn run() -> Result<()> {
         let model = random(folder.path(), kind, &usual())?;
         // Adapters go other ways over numbers and, below, in binary32, in bfloat16 and with biases.
         let adapted = kind == WeightType::Q4K;
+        if adapted {
+            in_between(&Pair::load(&gpu, &model, DType::F32)?).context("within a training")?;
+        }
         compare(&gpu, &model, kind.name(), (DType::F32, adapted))?;
         if matches!(kind, WeightType::F32 | WeightType::BF16) {
             compare(&gpu, &model, kind.name(), (DType::Q8, false))?;
@@ -490,6 +494,44 @@ fn gradients(pair: &Pair, allowed: f64) -> Result<()> {
     let rest = cut..pair.tokens();
     ensure!(same(&alone, &output.rows(rest.clone())?), "other bits alone");
     ensure!(same(&of_alone, &found.rows(rest)?), "other gradients alone");
+    Ok(())
+}
+
+/// Sessions go on between the parts of a training, and neither changes a bit of the other. Each product
+/// with a matrix, and attention, is such a part.
+fn in_between(pair: &Pair) -> Result<()> {
+    // Onward: queries with keys and values, attention, output, gates, down, and the end of the block. Back:
+    // the first four again, what comes back through each, twice through attention, and the end.
+    const PARTS_MIN: u32 = 6 + 4 + 4 + 2 + 1;
+    let (text, gradient) = (pair.text(1)?, pair.text(4)?);
+    let sequences = [Sequence { tokens: pair.tokens(), dropout_seed: 0 }];
+    let through = |pause: &dyn Fn()| {
+        let pass = TrainingPass::new(&pair.blocks, pair.span, None, &sequences)?.pausing(pause);
+        let forward = pass.forward(&text)?;
+        let backward = pass.backward(&forward.inputs, &gradient)?;
+        anyhow::Ok([forward.output, backward.input])
+    };
+    let alone = through(&|| ())?;
+    let whole = pair.in_steps(&text, &[usize::MAX / 2])?;
+    let (parts, session) = (Cell::new(0), RefCell::new((pair.table()?, Vec::new())));
+    // First as many tokens as use the memory that products of many share, then one at a time.
+    let step = || {
+        parts.set(parts.get() + 1);
+        let (table, found) = &mut *session.borrow_mut();
+        let start = table.position();
+        let end = if start == 0 { pair.tokens() - 4 } else { start + 1 };
+        if end <= pair.tokens() {
+            let rows = text.rows(start..end).map_err(anyhow::Error::from);
+            found.push(rows.and_then(|rows| Ok(pair.blocks.forward(table, &rows)?)));
+        }
+    };
+    let beside = through(&step)?;
+    ensure!(parts.get() >= PARTS_MIN * pair.config.block_count, "only {} parts", parts.get());
+    let found = session.into_inner().1.into_iter().collect::<Result<Vec<_>>>()?;
+    ensure!(same(&HiddenStates::concat(&found)?, &whole), "the session has other bits");
+    for (beside, alone) in beside.iter().zip(&alone) {
+        ensure!(same(beside, alone), "the training has other bits");
+    }
     Ok(())
 }
 
