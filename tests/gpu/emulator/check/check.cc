@@ -93,6 +93,8 @@ CUdeviceptr to_device(const std::vector<T>& values) {
     OK(call("cuMemAlloc_v2", &pointer, values.size() * sizeof(T)));
     OK(call("cuMemcpyHtoD_v2", pointer, static_cast<const void*>(values.data()),
             values.size() * sizeof(T)));
+    // Streams of the tests do not wait for the default one.
+    OK(call("cuStreamSynchronize", static_cast<void*>(nullptr)));
     return pointer;
 }
 
