@@ -92,7 +92,7 @@ impl World {
         let (route_count, count) = (1 + random.below(3), 1 + random.below(MICROBATCHES_MAX));
         let world = Self::of(route_count, count, random);
         // Where there are no values, servers on several routes add them too.
-        Self { sum: world.sum.filter(|_| seed % 4 > 0), ..world }
+        Self { sum: world.sum.filter(|_| !seed.is_multiple_of(4)), ..world }
     }
 
     fn of(route_count: usize, count: usize, mut random: Random) -> Self {
