@@ -8,7 +8,6 @@ use futures::StreamExt as _;
 use futures::future::join_all;
 use futures::stream::FuturesUnordered;
 use tokio::sync::{Notify, watch};
-use tokio::task::JoinSet;
 use umbel_client::swarm::exchange::{announce, lookup};
 use umbel_client::swarm::unix_time;
 use umbel_coordinator::random::Random;
@@ -195,7 +194,9 @@ impl Announcer {
     /// The announcements of a model's servers that are known.
     #[must_use]
     pub fn servers(&self, model: ModelId) -> Vec<Announcement> {
-        self.directory().announcements(Some(model)).cloned().collect()
+        let mut directory = self.directory();
+        directory.expire(unix_time());
+        directory.announcements(Some(model)).cloned().collect()
     }
 
     /// Answers those who ask whom this peer knows, until the future is dropped.
@@ -203,17 +204,9 @@ impl Announcer {
     /// # Errors
     /// Where directory links are accepted elsewhere already.
     pub async fn answer(self) -> Result<(), AcceptError> {
-        let mut incoming = self.network.accept(LinkProtocol::Directory)?;
-        let (mut links, room) = (JoinSet::new(), Room::new(LINKS_MAX, LINKS_OF_PEER_MAX));
-        while let Some((peer, link)) = incoming.next().await {
-            while links.try_join_next().is_some() {}
-            let Some(place) = room.take(peer) else { continue };
-            let answered = self.clone().answer_link(peer, link);
-            links.spawn(async move {
-                answered.await;
-                drop(place);
-            });
-        }
+        let incoming = self.network.accept(LinkProtocol::Directory)?;
+        let room = Room::new(LINKS_MAX, LINKS_OF_PEER_MAX);
+        room.serve_each(incoming, |peer, link| self.clone().answer_link(peer, link)).await;
         Ok(())
     }
 

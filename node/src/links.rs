@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::task::JoinSet;
 use tokio::time::timeout;
-use umbel_net::{LinkReceiver, ReceiveError};
+use umbel_net::{Incoming, Link, LinkReceiver, ReceiveError};
 use umbel_protocol::PeerId;
 use umbel_protocol::frame::Frame;
 
@@ -38,8 +39,29 @@ impl Room {
         Self { max, of_peer_max, taken: Arc::default() }
     }
 
+    /// Serves every link that comes and has a place, each on a task of its own, until the network has
+    /// ended or the future is dropped.
+    pub(crate) async fn serve_each<F>(
+        self,
+        mut incoming: Incoming,
+        mut serve: impl FnMut(PeerId, Link) -> F,
+    ) where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let mut links = JoinSet::new();
+        while let Some((peer, link)) = incoming.next().await {
+            while links.try_join_next().is_some() {}
+            let Some(place) = self.take(peer) else { continue };
+            let served = serve(peer, link);
+            links.spawn(async move {
+                served.await;
+                drop(place);
+            });
+        }
+    }
+
     /// A place for a link of this peer, if there is one.
-    pub(crate) fn take(&self, peer: PeerId) -> Option<Place> {
+    fn take(&self, peer: PeerId) -> Option<Place> {
         let mut taken = self.taken();
         let of_all: usize = taken.values().sum();
         let of_peer = taken.get(&peer).copied().unwrap_or_default();

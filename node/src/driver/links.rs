@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
@@ -88,37 +87,18 @@ pub(super) fn accept(
         receiver.limit_payload(payload_bytes_max);
         (sender, receiver)
     };
+    let room = || Room::new(links_max, links_of_peer_max);
     let mut acceptors = JoinSet::new();
-    let mut clients = network.accept(LinkProtocol::Session)?;
-    let to_driver = tell.clone();
-    acceptors.spawn(async move {
-        let (mut links, room) = (JoinSet::new(), Room::new(links_max, links_of_peer_max));
-        let ids = AtomicU64::new(0);
-        while let Some((peer, link)) = clients.next().await {
-            while links.try_join_next().is_some() {}
-            let Some(place) = room.take(peer) else { continue };
-            let id = LinkId(ids.fetch_add(1, Ordering::Relaxed));
-            let served = serve_client(id, (peer, device.clone()), split(link), to_driver.clone());
-            links.spawn(async move {
-                served.await;
-                drop(place);
-            });
-        }
-    });
-    let mut servers = network.accept(LinkProtocol::Push)?;
-    let to_driver = tell.clone();
-    acceptors.spawn(async move {
-        let (mut links, room) = (JoinSet::new(), Room::new(links_max, links_of_peer_max));
-        while let Some((peer, link)) = servers.next().await {
-            while links.try_join_next().is_some() {}
-            let Some(place) = room.take(peer) else { continue };
-            let received = receive_pushes((peer, to_rouse.clone()), split(link), to_driver.clone());
-            links.spawn(async move {
-                received.await;
-                drop(place);
-            });
-        }
-    });
+    let (clients, to_driver) = (network.accept(LinkProtocol::Session)?, tell.clone());
+    let mut ids = (0..).map(LinkId);
+    acceptors.spawn(room().serve_each(clients, move |peer, link| {
+        let id = ids.next().expect("nobody opens as many links");
+        serve_client(id, (peer, device.clone()), split(link), to_driver.clone())
+    }));
+    let (servers, to_driver) = (network.accept(LinkProtocol::Push)?, tell.clone());
+    acceptors.spawn(room().serve_each(servers, move |peer, link| {
+        receive_pushes((peer, to_rouse.clone()), split(link), to_driver.clone())
+    }));
     Ok(acceptors)
 }
 

@@ -11,12 +11,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::task::JoinSet;
 use tokio::time::timeout;
 use umbel_client::adapter::publish::Provided;
 use umbel_coordinator::shelf::{Offered, Shelf};
 use umbel_engine::train::{Adapter, PeftFiles};
-use umbel_net::{Incoming, Link, LinkProtocol, LinkReceiver, LinkSender, Network};
+use umbel_net::{Link, LinkProtocol, LinkReceiver, LinkSender, Network};
 use umbel_protocol::published::{AdapterAnswer, AdapterRequest, KeepAdapter, KeepRefusal, Keeping};
 use umbel_protocol::{AdapterId, PeerId, ProtocolViolation, Span};
 use umbel_shard::ModelConfig;
@@ -70,24 +69,16 @@ impl Keeper {
         }
         let (shelf, sent) = (Mutex::new(shelf), Mutex::default());
         let keeper = Arc::new(Self { network, model, files, shelf, sent });
-        tokio::spawn(keeper.answer(incoming));
-        Ok(())
-    }
-
-    async fn answer(self: Arc<Self>, mut incoming: Incoming) {
-        let (mut links, room) = (JoinSet::new(), Room::new(LINKS_MAX, LINKS_OF_PEER_MAX));
-        while let Some((peer, link)) = incoming.next().await {
-            while links.try_join_next().is_some() {}
-            if let Some(place) = room.take(peer) {
-                let keeper = Arc::clone(&self);
-                links.spawn(async move {
-                    if let Err(violation) = keeper.answer_link(peer, link).await {
-                        tracing::warn!(%peer, %violation, "closing a link of adapters");
-                    }
-                    drop(place);
-                });
+        let room = Room::new(LINKS_MAX, LINKS_OF_PEER_MAX);
+        tokio::spawn(room.serve_each(incoming, move |peer, link| {
+            let keeper = Arc::clone(&keeper);
+            async move {
+                if let Err(violation) = keeper.answer_link(peer, link).await {
+                    tracing::warn!(%peer, %violation, "closing a link of adapters");
+                }
             }
-        }
+        }));
+        Ok(())
     }
 
     async fn answer_link(&self, peer: PeerId, link: Link) -> Result<(), ProtocolViolation> {

@@ -1,6 +1,5 @@
 //! The tasks that read and write the links of trainers.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -42,23 +41,14 @@ pub(super) fn accept(
     network: &Network,
     tell: &mpsc::Sender<Event>,
 ) -> Result<JoinSet<()>, AcceptError> {
+    let (trainers, tell) = (network.accept(LinkProtocol::Training)?, tell.clone());
+    let mut ids = (0..).map(LinkId);
+    let room = Room::new(LINKS_MAX, LINKS_OF_TRAINER_MAX);
     let mut acceptors = JoinSet::new();
-    let mut trainers = network.accept(LinkProtocol::Training)?;
-    let tell = tell.clone();
-    acceptors.spawn(async move {
-        let (mut links, room) = (JoinSet::new(), Room::new(LINKS_MAX, LINKS_OF_TRAINER_MAX));
-        let ids = AtomicU64::new(0);
-        while let Some((peer, link)) = trainers.next().await {
-            while links.try_join_next().is_some() {}
-            let Some(place) = room.take(peer) else { continue };
-            let id = LinkId(ids.fetch_add(1, Ordering::Relaxed));
-            let served = serve(id, peer, link, tell.clone());
-            links.spawn(async move {
-                served.await;
-                drop(place);
-            });
-        }
-    });
+    acceptors.spawn(room.serve_each(trainers, move |peer, link| {
+        let id = ids.next().expect("nobody opens as many links");
+        serve(id, peer, link, tell.clone())
+    }));
     Ok(acceptors)
 }
 
