@@ -310,11 +310,15 @@ impl Gateway {
             return Vec::new();
         };
         let servers = swarm.announcements(Some(self.opened.model.id())).await;
+        let block_count = self.opened.model.config().block_count;
+        // Who says that the model has other blocks is no server of it, as in the picture.
         let served = |block: &u32| {
-            servers.iter().any(|server| !server.draining && server.span.contains(*block))
+            servers.iter().any(|server| {
+                let serves = !server.draining && server.block_count == block_count;
+                serves && server.span.contains(*block)
+            })
         };
-        let blocks = 0..self.opened.model.config().block_count;
-        blocks.filter(|block| !served(block)).map(|block| block.to_string()).collect()
+        (0..block_count).filter(|block| !served(block)).map(|block| block.to_string()).collect()
     }
 }
 

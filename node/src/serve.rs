@@ -59,9 +59,20 @@ pub async fn serve(arguments: ServeArguments, config: &Config) -> anyhow::Result
     let drain_timeout = Duration::from_secs(arguments.drain_timeout.into());
     let mut sockets = Sockets::bind(&arguments).await?;
     let source = ModelSource::parse(arguments.model.name())?;
+    let mut begun = None;
     let serving = tokio::select! {
-        serving = Serving::start(arguments, config) => serving?,
-        () = stop.requested() => return Ok(()),
+        serving = Serving::start(arguments, config, &mut begun) => serving.map(Some),
+        () = stop.requested() => Ok(None),
+    };
+    let serving = match serving {
+        Ok(Some(serving)) => serving,
+        failed_or_stopped => {
+            if let Some((announcer, offer)) = begun {
+                let last = offer.borrow().clone();
+                begin::take_back(&announcer, last).await;
+            }
+            return failed_or_stopped.map(drop);
+        }
     };
     let Serving {
         network,
@@ -196,21 +207,31 @@ struct Serving {
 }
 
 impl Serving {
-    async fn start(arguments: ServeArguments, config: &Config) -> anyhow::Result<Self> {
+    /// Loads the blocks, and notes in `begun` what was announced of them before they are there.
+    async fn start(
+        arguments: ServeArguments,
+        config: &Config,
+        begun: &mut Option<(Announcer, watch::Receiver<Offer>)>,
+    ) -> anyhow::Result<Self> {
         let source = ModelSource::parse(arguments.model.name())?;
         let (announcer, swarm_key, control) = enter(&arguments, config).await?;
         let network = announcer.network().clone();
 
-        let loader = loader(&arguments, source, config)?;
-        let model = loader.open(PartsNeeded::nothing()).await?;
-        let holds_ends = !arguments.no_ends;
-        let ends_of = holds_ends.then_some(model.config().block_count);
-        let loader = Loader { model: Some(model.id()), ends_of, ..loader };
-        let (gpu, budget) = with_room(&arguments, &model, loader.gpu)?;
-        let loader = Loader { gpu, head_on_gpu: budget.head_on_gpu, ..loader };
+        let gpu = choose_gpu(&arguments, config)?;
+        let model = loading::open(&source, config, PartsNeeded::nothing()).await?;
+        let (gpu, budget) = with_room(&arguments, &model, gpu)?;
+        let loader = Loader {
+            source,
+            model: model.id(),
+            config: config.clone(),
+            gpu,
+            head_on_gpu: budget.head_on_gpu,
+            ends_of: (!arguments.no_ends).then_some(model.config().block_count),
+            network_rate: network_rate(&arguments.rest),
+        };
         let sizes = memory::BlockSizes::new(&model, loader.gpu.as_ref());
         let (offer, kv_tokens, shard) =
-            load_first(&arguments, &sizes, &announcer, &loader, budget.blocks).await?;
+            load_first(&arguments, &sizes, &announcer, &loader, (budget.blocks, begun)).await?;
         let (peer, span) = (network.peer_id(), offer.borrow().span);
 
         if let Some(bytes_max) = arguments.rest.keep_adapters {
@@ -224,11 +245,8 @@ impl Serving {
             ends: shard.ends.clone(),
         };
         let held_max = sizes.held_max(span.block_count(), kv_tokens, budget.blocks);
-        let keeps_pages = !arguments.no_share;
-        let mut config = server_config(&model, peer, span, kv_tokens, keeps_pages)?;
-        config.vocabulary_size = config.vocabulary_size.filter(|_| holds_ends);
-        config.cache = shard.arena.shared_pages();
-        config.adapters = Some(adapter_room(&model, budget.adapters));
+        let adapters = adapter_room(&model, budget.adapters);
+        let config = server_config(&arguments, &model, peer, &shard, kv_tokens, adapters)?;
         let server = Server::new(config);
         let events = Events::new();
         let (completion, handle) = (events.completion(), events.handle());
@@ -260,27 +278,18 @@ impl Serving {
     }
 }
 
-/// What loads the blocks; the ends that they touch are left out until the model is known.
-fn loader(
-    arguments: &ServeArguments,
-    source: ModelSource,
-    config: &Config,
-) -> anyhow::Result<Loader> {
-    let RestArguments { upload_limit, download_limit, .. } = arguments.rest;
-    let rate = upload_limit.into_iter().chain(download_limit).min();
+/// Bytes a second that links may take; 0 where that is not limited.
+fn network_rate(arguments: &RestArguments) -> u64 {
+    let limits = [arguments.upload_limit, arguments.download_limit];
+    limits.into_iter().flatten().min().map_or(0, NonZeroU64::get)
+}
+
+fn choose_gpu(arguments: &ServeArguments, config: &Config) -> anyhow::Result<Option<Gpu>> {
     let gpu = device::choose(arguments.device)?;
     if gpu.is_some() && config.arithmetic != Arithmetic::Usual {
         tracing::warn!("--arithmetic is for processors; a GPU rounds as it always does");
     }
-    Ok(Loader {
-        source,
-        model: None,
-        config: config.clone(),
-        gpu,
-        head_on_gpu: false,
-        ends_of: None,
-        network_rate: rate.map_or(0, NonZeroU64::get),
-    })
+    Ok(gpu)
 }
 
 /// What each thing may take, and the GPU where it may: the processor computes where the GPU that was found
@@ -326,27 +335,29 @@ fn adapter_room(model: &Model, bytes_max: u64) -> AdapterRoom {
 }
 
 fn server_config(
+    arguments: &ServeArguments,
     model: &Model,
     peer: PeerId,
-    span: Span,
+    shard: &Shard,
     kv_tokens: usize,
-    keeps_pages: bool,
+    adapters: AdapterRoom,
 ) -> anyhow::Result<ServerConfig> {
     let config = model.config();
+    let vocabulary_size = u32::try_from(config.vocabulary_size)?;
     Ok(ServerConfig {
         peer,
         model: model.id(),
-        span,
+        span: shard.blocks.span(),
         block_count: config.block_count,
-        vocabulary_size: Some(u32::try_from(config.vocabulary_size)?),
+        vocabulary_size: (!arguments.no_ends).then_some(vocabulary_size),
         hidden_size: u32::try_from(config.hidden_size)?,
         head_size: u32::try_from(config.head_size)?,
         context_tokens: u32::try_from(config.context_tokens)?,
         kv_tokens_max: u32::try_from(kv_tokens)?,
-        cache: None,
+        cache: shard.arena.shared_pages(),
         journal_bytes_max: memory::journal_bytes()?,
-        keeps_pages,
-        adapters: None,
+        keeps_pages: !arguments.no_share,
+        adapters: Some(adapters),
     })
 }
 
@@ -470,10 +481,14 @@ async fn load_first(
     sizes: &memory::BlockSizes<'_>,
     announcer: &Announcer,
     loader: &Loader,
-    free_bytes: u64,
+    (free_bytes, begun): (u64, &mut Option<(Announcer, watch::Receiver<Offer>)>),
 ) -> anyhow::Result<(watch::Sender<Offer>, usize, Shard)> {
     let (model, own) = (sizes.model(), announcer.network().peer_id());
     let choose = |servers: &[Announcement]| choose(arguments, sizes, (own, servers), free_bytes);
+    if arguments.blocks.is_none() {
+        // What was heard on coming in may be half a minute old.
+        announcer.catch_up().await;
+    }
     let known = announcer.servers(model.id());
     let (span, kv_tokens) = choose(&known)?;
     let offer = watch::Sender::new(begin::beginning(Offer {
@@ -486,9 +501,10 @@ async fn load_first(
         draining: false,
         holds_ends: !arguments.no_ends,
     }));
+    *begun = Some((announcer.clone(), offer.subscribe()));
     let mut chosen_again = None;
     if arguments.blocks.is_none() && span.block_count() < model.config().block_count {
-        chosen_again = begin::beside_others(announcer, &offer, known, choose).await?;
+        chosen_again = begin::beside_others(announcer, &offer, known, choose).await;
     }
     let (span, kv_tokens) = (offer.borrow().span, chosen_again.unwrap_or(kv_tokens));
     let loading = loader.load(span, kv_tokens);

@@ -66,7 +66,12 @@ pub fn changes(before: &Overview, after: &Overview) -> Vec<Change> {
     for (name, server) in &new {
         let (peer, span) = (server.peer, server.span);
         match old.get(name) {
+            // It has its blocks still to load, or leaves already.
+            None if server.draining => {}
             None => changes.push(Change::Came { peer, span }),
+            Some(was) if was.draining && !server.draining && was.span == span => {
+                changes.push(Change::Came { peer, span });
+            }
             Some(was) if was.span != span => {
                 changes.push(Change::Moved { peer, from: was.span, to: span });
             }
@@ -108,5 +113,15 @@ mod tests {
         expected.sort_by_key(of);
         assert_eq!(told, expected);
         assert!(changes(&after, &after).is_empty());
+    }
+
+    #[test]
+    fn who_loads_its_blocks_has_come_when_it_serves_them() {
+        let mut loads = server(1, 0, 2);
+        (loads.draining, loads.moving_to) = (true, Some(loads.span));
+        let [nobody, begun] = [overview(&[]), overview(&[loads])];
+        assert!(changes(&nobody, &begun).is_empty());
+        let came = Change::Came { peer: peer(1), span: "0..2".parse().unwrap() };
+        assert_eq!(changes(&begun, &overview(&[server(1, 0, 2)])), [came]);
     }
 }

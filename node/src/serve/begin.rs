@@ -42,18 +42,22 @@ pub(super) fn serving(offer: &watch::Sender<Offer>, throughput: Throughput) {
     });
 }
 
+/// Takes back what was said of blocks that will not be there after all, and leaves.
+pub(super) async fn take_back(announcer: &Announcer, offer: Offer) {
+    let nothing = Offer { intention: Intention::default(), draining: true, ..offer };
+    announcer.announce(&nothing, NO_LOAD).await;
+    announcer.network().shutdown().await;
+}
+
 /// Tells the others what was chosen by those `known` before, and where others have chosen the same in the
 /// same moment, lets the server `choose` again by the ones that go first; for how many tokens there is room
-/// then.
-///
-/// # Errors
-/// Those of `choose`.
+/// then. Where it can choose nothing else it stays with what it has.
 pub(super) async fn beside_others(
     announcer: &Announcer,
     offer: &watch::Sender<Offer>,
     mut known: Vec<Announcement>,
     choose: impl Fn(&[Announcement]) -> anyhow::Result<(Span, usize)>,
-) -> anyhow::Result<Option<usize>> {
+) -> Option<usize> {
     let (network, mut kv_tokens) = (announcer.network(), None);
     for _ in 1..CHOICES_MAX {
         let chosen = offer.borrow().clone();
@@ -68,10 +72,8 @@ pub(super) async fn beside_others(
         let Some(first) = choose_again(network.peer_id(), chosen.span, &known, &now) else {
             break;
         };
-        let (span, tokens) = choose(&first)?;
-        if span == chosen.span {
-            break;
-        }
+        let other = choose(&first).ok().filter(|(span, _)| *span != chosen.span);
+        let Some((span, tokens)) = other else { break };
         kv_tokens = Some(tokens);
         tracing::info!(from = %chosen.span, to = %span, "others begin with the same blocks");
         offer.send_modify(|offer| {
@@ -80,7 +82,7 @@ pub(super) async fn beside_others(
         });
         known = first;
     }
-    Ok(kv_tokens)
+    kv_tokens
 }
 
 /// Does something that takes long, and goes on telling the others what is to come.
@@ -140,7 +142,7 @@ mod tests {
         let choose = |servers: &[Announcement]| {
             Ok((thinnest_span(BLOCKS, 2, own, servers).expect("the model has blocks"), 0))
         };
-        beside_others(announcer, &offer, Vec::new(), choose).await.unwrap();
+        beside_others(announcer, &offer, Vec::new(), choose).await;
         let span = offer.borrow().span;
         assert_eq!(offer.borrow().intention.moving_to, Some(span));
         span
@@ -161,18 +163,26 @@ mod tests {
         let second = server(&[&first]).await;
         let offer = watch::Sender::new(beginning(offer(Span::new(0, 2).unwrap())));
         let (model, peer) = (offer.borrow().model, first.network().peer_id());
-        let heard = async {
-            loop {
-                let known = second.servers(model);
-                if let Some(known) = known.into_iter().find(|known| known.peer == peer) {
-                    break known;
+        let heard = |to: Option<Span>| {
+            let second = &second;
+            let heard = async move {
+                loop {
+                    let known = second.servers(model).into_iter().find(|known| known.peer == peer);
+                    if let Some(known) = known.filter(|known| known.moving_to == to) {
+                        break known;
+                    }
+                    tokio::task::yield_now().await;
                 }
-                tokio::task::yield_now().await;
-            }
+            };
+            tokio::time::timeout(Duration::from_secs(30), heard)
         };
-        let heard = tokio::time::timeout(Duration::from_secs(30), heard);
-        let said = while_announcing(&first, &offer, heard).await.expect("it is heard");
-        assert_eq!((said.draining, said.moving_to), (true, Span::new(0, 2).ok()));
+        let to = Span::new(0, 2).ok();
+        let said = while_announcing(&first, &offer, heard(to)).await.expect("it is heard");
+        assert!(said.draining);
+        // It cannot load them.
+        let last = offer.borrow().clone();
+        let (said, ()) = futures::join!(heard(None), take_back(&first, last));
+        assert!(said.expect("it is heard").draining);
         serving(&offer, Throughput::default());
         assert_eq!((offer.borrow().draining, offer.borrow().intention.moving_to), (false, None));
     }

@@ -20,7 +20,7 @@ use crate::progress::Shown;
 pub(super) struct Loader {
     pub(super) source: ModelSource,
     /// The model that the source was when the server began: it answers to this name.
-    pub(super) model: Option<ModelId>,
+    pub(super) model: ModelId,
     pub(super) config: Config,
     /// Where the blocks are computed, if not on the processor.
     pub(super) gpu: Option<Gpu>,
@@ -45,23 +45,31 @@ pub(super) struct Held {
     pub(super) ends: ShardEnds,
 }
 
+/// Opens a model; fetches those parts of it that are not on disk.
+pub(super) async fn open(
+    source: &ModelSource,
+    config: &Config,
+    parts: PartsNeeded,
+) -> anyhow::Result<Model> {
+    let (source, cache) = (source.clone(), config.cache());
+    let open = move || Model::open(&source, &cache, parts, &Shown::default());
+    Ok(tokio::task::spawn_blocking(open).await??)
+}
+
 impl Loader {
-    /// Opens the model; fetches those parts of it that are not on disk.
+    /// Opens the model once more; fetches those parts of it that are not on disk.
     ///
     /// # Errors
     /// Also where it is another one by now: a branch goes on, and files are replaced.
     pub(super) async fn open(&self, parts: PartsNeeded) -> anyhow::Result<Model> {
-        let Self { source, config, .. } = self.clone();
-        let open = move || -> anyhow::Result<Model> {
-            Ok(Model::open(&source, &config.cache(), parts, &Shown::default())?)
-        };
-        let model = tokio::task::spawn_blocking(open).await??;
-        if let Some(served) = self.model.filter(|served| *served != model.id()) {
+        let model = open(&self.source, &self.config, parts).await?;
+        if model.id() != self.model {
             bail!(
-                "{} is now another model ({}) than the one that is served ({served}): start the \
-                 server again to serve that one",
+                "{} is now another model ({}) than the one that is served ({}): start the server \
+                 again to serve that one",
                 model.name(),
                 model.id(),
+                self.model,
             );
         }
         Ok(model)
@@ -225,17 +233,17 @@ mod tests {
             arithmetic: Arithmetic::Usual,
             log: None,
         };
+        let source = ModelSource::parse(folder.path().to_str().unwrap()).unwrap();
+        let first = open(&source, &config, PartsNeeded::nothing()).await.unwrap();
         let loader = Loader {
-            source: ModelSource::parse(folder.path().to_str().unwrap()).unwrap(),
-            model: None,
+            source,
+            model: first.id(),
             config,
             gpu: None,
             head_on_gpu: false,
             ends_of: None,
             network_rate: 0,
         };
-        let first = loader.open(PartsNeeded::nothing()).await.unwrap();
-        let loader = Loader { model: Some(first.id()), ..loader };
         loader.load(Span::new(0, 1).unwrap(), 16).await.unwrap();
 
         let mut weights = fs::read(&copies[1]).unwrap();

@@ -404,8 +404,9 @@ impl Mover {
             }
             State::Waiting { to, .. }
             | State::Withdrawing { to, .. }
-            | State::Empty { to, .. }
             | State::Extended { to, .. } => Some(to),
+            // While it waits to try once more, others are to serve the blocks if they can.
+            State::Empty { to, until } => (until <= now).then_some(to),
             State::Draining { then, .. } => then,
         };
         let may_be_asked = matches!(self.state, State::Resting { .. })

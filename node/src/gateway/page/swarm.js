@@ -69,10 +69,11 @@ export class Swarm {
     for (const server of after.servers) {
       const was = old.get(server.peer);
       old.delete(server.peer);
-      if (!was) this.note(`${short(server.peer)} has come and serves ${blocks(server)}`);
-      else if (blocks(was) !== blocks(server)) {
+      const serves = !server.draining && (!was || (was.draining && blocks(was) === blocks(server)));
+      if (serves) this.note(`${short(server.peer)} has come and serves ${blocks(server)}`);
+      else if (was && blocks(was) !== blocks(server)) {
         this.note(`${short(server.peer)} has moved from ${blocks(was)} to ${blocks(server)}`);
-      } else if (!was.draining && server.draining) {
+      } else if (was && !was.draining && server.draining) {
         this.note(`${short(server.peer)} is about to leave ${blocks(server)}`);
       }
     }
@@ -119,7 +120,7 @@ function coverage(state) {
 function row(server, hop) {
   const state = [
     hop ? `hop ${hop}` : "",
-    server.draining ? "leaving" : "",
+    server.draining && !server.moving_to ? "leaving" : "",
     server.moving_to ? `to ${server.moving_to.join("..")}` : "",
   ];
   const cells = [

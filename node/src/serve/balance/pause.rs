@@ -97,7 +97,7 @@ mod tests {
         };
         let loader = Loader {
             source: ModelSource::parse("smollm2-135m").unwrap(),
-            model: None,
+            model: model.id(),
             config,
             gpu: None,
             head_on_gpu: false,

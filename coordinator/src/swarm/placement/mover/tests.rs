@@ -149,6 +149,21 @@ fn a_server_that_serves_nothing_any_more_goes_back_when_the_load_fails() {
 }
 
 #[test]
+fn a_server_whose_loads_fail_leaves_the_blocks_to_others_until_it_tries_once_more() {
+    let mut bench = Bench::new(9, 4);
+    bench.intend(&weak_end());
+    bench.wait();
+    bench.see(&weak_end());
+    bench.hear(Input::Drained);
+    let back = Intention { moving_to: Some(span(0, 4)), ..Intention::default() };
+    bench.hear(Input::LoadFailed);
+    bench.wait();
+    assert_eq!(bench.hear(Input::LoadFailed), [Output::Announce(Intention::default())]);
+    assert_eq!(bench.wait(), [Output::Load(span(0, 4)), Output::Announce(back)]);
+    assert_eq!(bench.hear(Input::Loaded), [Output::Serve(span(0, 4))]);
+}
+
+#[test]
 fn of_two_that_intend_the_same_exactly_one_goes_on() {
     let (mut first, mut second) = (Bench::new(3, 8), Bench::new(4, 8));
     let others = [server(1, 0, 4, 100.0), server(2, 4, 8, 100.0)];
