@@ -152,8 +152,7 @@ impl<'a> TrainingPass<'a> {
         Self { pause, ..self }
     }
 
-    /// Asks before each block, on the thread that computes, whether to give up. A GPU, on which a block is
-    /// short, is not asked about.
+    /// Asks before each block, on the thread that computes, whether to give up.
     #[must_use]
     pub fn until(self, is_over: &'a dyn Fn() -> bool) -> Self {
         Self { is_over, ..self }
@@ -166,7 +165,8 @@ impl<'a> TrainingPass<'a> {
     pub fn forward(&self, input: &HiddenStates) -> Result<Forward, TrainError> {
         self.check(input)?;
         if let Some(blocks) = self.hosted.gpu_blocks() {
-            let (inputs, output) = self.on_gpu(blocks)?.forward(&input.to_values())?;
+            let through = self.on_gpu(blocks)?.forward(&input.to_values(), self.is_over)?;
+            let (inputs, output) = through.ok_or(TrainError::Over)?;
             let inputs = inputs.into_iter().map(|values| self.states(values)).collect();
             return Ok(Forward { inputs, output: self.states(output) });
         }
@@ -200,7 +200,8 @@ impl<'a> TrainingPass<'a> {
         let mut gradient = gradient.to_values();
         if let Some(blocks) = self.hosted.gpu_blocks() {
             let inputs: Vec<_> = inputs.iter().map(HiddenStates::to_values).collect();
-            let (input, found) = self.on_gpu(blocks)?.backward(&inputs, gradient)?;
+            let back = self.on_gpu(blocks)?.backward(&inputs, gradient, self.is_over)?;
+            let (input, found) = back.ok_or(TrainError::Over)?;
             return Ok(Backward { input: self.states(input), parameters: parameters_of(found) });
         }
         let mut parameters = Parameters::default();

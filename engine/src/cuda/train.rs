@@ -102,11 +102,18 @@ impl<'a> GpuTraining<'a> {
         Ok(this)
     }
 
-    /// What entered each block, and what left the last.
-    pub(crate) fn forward(&self, input: &[f32]) -> Result<(Vec<Vec<f32>>, Vec<f32>), CudaError> {
+    /// What entered each block, and what left the last; `None` where it is to give up before a block.
+    pub(crate) fn forward(
+        &self,
+        input: &[f32],
+        is_over: &dyn Fn() -> bool,
+    ) -> Result<Option<(Vec<Vec<f32>>, Vec<f32>)>, CudaError> {
         let mut hidden = input.to_vec();
         let mut inputs = Vec::with_capacity(self.blocks.len());
         for &(index, block) in &self.blocks {
+            if is_over() {
+                return Ok(None);
+            }
             let output = self.computing(|| {
                 let of = self.adapted(index, block)?;
                 let input = self.prompted(index, &hidden)?;
@@ -119,18 +126,22 @@ impl<'a> GpuTraining<'a> {
             inputs.push(std::mem::replace(&mut hidden, output));
             (self.pause)();
         }
-        Ok((inputs, hidden))
+        Ok(Some((inputs, hidden)))
     }
 
     /// From what entered each block and the gradient of what left the last to that of what entered the
-    /// first, and those of the adapter.
+    /// first, and those of the adapter; `None` where it is to give up before a block.
     pub(crate) fn backward(
         &self,
         inputs: &[Vec<f32>],
         gradient: Vec<f32>,
-    ) -> Result<(Vec<f32>, Vec<BlockGradients>), CudaError> {
+        is_over: &dyn Fn() -> bool,
+    ) -> Result<Option<(Vec<f32>, Vec<BlockGradients>)>, CudaError> {
         let (mut gradient, mut all) = (gradient, Vec::new());
         for (&(index, block), input) in self.blocks.iter().zip(inputs).rev() {
+            if is_over() {
+                return Ok(None);
+            }
             let pairs;
             (gradient, pairs) = self.computing(|| {
                 let of = self.adapted(index, block)?;
@@ -145,7 +156,7 @@ impl<'a> GpuTraining<'a> {
             all.push(BlockGradients { index, pairs, prompt });
             (self.pause)();
         }
-        Ok((gradient, all))
+        Ok(Some((gradient, all)))
     }
 
     /// Does the work of a block, of which parts end by [`end_part`](Self::end_part).

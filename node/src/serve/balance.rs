@@ -22,6 +22,9 @@ use crate::compute::{Shard, ShardEnds};
 use crate::driver::Handle;
 use crate::training::TrainingHandle;
 
+/// How long a training may take to let go of blocks: to the end of one of them, between passes of sessions.
+const LETTING_GO_MAX: Duration = Duration::from_secs(10);
+
 /// Looks for blocks that need this server more, and moves to them.
 pub(super) struct Balancer {
     /// `None` where the server stays with its blocks, and while it looks for others.
@@ -212,13 +215,9 @@ impl Balancer {
         let Some(blocks) = part else {
             tracing::info!("leaving all blocks, as there is no room for others beside them");
             offer.send_modify(|offer| offer.draining = true);
-            self.drain_trainings().await;
             self.ends = ShardEnds::default();
             self.handle.drain().await;
-            if let Some(trainings) = &self.trainings {
-                // Others are loaded into their room.
-                trainings.let_go().await;
-            }
+            self.take_back_from_trainings().await;
             return;
         };
         let span = blocks.span();
@@ -228,8 +227,18 @@ impl Balancer {
             embedding: embedding.filter(|_| span.start() == 0),
             head: head.filter(|_| span.end() as usize == self.block_bytes.len()),
         };
+        self.take_back_from_trainings().await;
         self.hand_over(Shard { arena: self.arena.beside(span), blocks, ends }).await;
         offer.send_modify(|offer| offer.span = span);
+    }
+
+    /// Waits until no training has the blocks in use, into whose room others are loaded.
+    async fn take_back_from_trainings(&self) {
+        let Some(trainings) = &self.trainings else { return };
+        trainings.drain().await;
+        if tokio::time::timeout(LETTING_GO_MAX, trainings.let_go()).await.is_err() {
+            tracing::warn!("a training that gives way to sessions still has the blocks in use");
+        }
     }
 
     /// Lets new sessions open on these blocks.

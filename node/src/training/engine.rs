@@ -32,7 +32,8 @@ pub(super) struct Command {
 }
 
 /// Blocks on which sessions open. Whoever gives them up may need their memory for others: the thread has them
-/// while it computes, and no longer than until its next block where they are taken back.
+/// while it computes, and no longer than until its next block, or the end of a step, where they are taken
+/// back.
 #[derive(Clone)]
 pub(super) struct Lent {
     pub(super) shard: ShardId,
