@@ -273,8 +273,9 @@ impl Host {
             return Ok(());
         }
         let mut admitted = self.admit(from, &open);
+        let in_the_way = !self.is_ending(session) && self.orphans_are_in_the_way(from, &open);
         while let Err((ErrorCode::KvFull | ErrorCode::Busy, _)) = &admitted
-            && !self.is_ending(session)
+            && in_the_way
             && let Some(orphan) = self.orphan_of(from)
         {
             // Who has lost its link opens another session more often than it comes back to the same.
@@ -298,9 +299,23 @@ impl Host {
     /// Reserves room for a session of this trainer, or says why there is none.
     fn admit(&mut self, from: PeerId, open: &OpenTraining) -> Result<(), (ErrorCode, String)> {
         let of_trainer = self.sessions.values().filter(|held| held.trainer == from).count();
-        let counts = (self.sessions.len() + self.forgotten.len(), of_trainer);
+        let counts = (self.held_count(), of_trainer);
         let state = (self.draining, self.is_ending(open.session));
         self.admission.admit(&self.config, open, counts, state)
+    }
+
+    /// How many sessions take a place, those about to end included.
+    fn held_count(&self) -> usize {
+        self.sessions.len() + self.forgotten.len()
+    }
+
+    /// Whether a session of this trainer could be opened if those were gone whose links it has lost.
+    fn orphans_are_in_the_way(&self, from: PeerId, open: &OpenTraining) -> bool {
+        let held = self.sessions.values();
+        let orphans = held.filter(|held| held.trainer == from && held.link.is_none());
+        let room = self.admission.bytes_free + orphans.map(|held| held.bytes).sum::<u64>();
+        let fits = admission::bytes(&self.config, open) <= admission::allowed(&self.config, room);
+        fits && self.held_count() < SESSIONS_MAX
     }
 
     /// Whether of an earlier session with this name something is still under way.

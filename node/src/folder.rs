@@ -22,6 +22,11 @@ pub(crate) fn lock(folder: &Path) -> anyhow::Result<File> {
         Err(TryLockError::WouldBlock) => {
             bail!("another process uses the folder: stop it, or name another folder")
         }
-        Err(TryLockError::Error(error)) => Err(error.into()),
+        // As some of clusters.
+        Err(TryLockError::Error(error)) => {
+            let folder = folder.display();
+            tracing::warn!(%error, "nothing keeps other processes out of {folder}: its file system locks no files");
+            Ok(file)
+        }
     }
 }

@@ -57,7 +57,7 @@ impl Admission {
             return Err((ErrorCode::Busy, format!("{of_all} trainings are held")));
         }
         let wanted = bytes(config, open);
-        let allowed = self.bytes_free.min(config.bytes_max / SESSION_PART);
+        let allowed = allowed(config, self.bytes_free);
         if wanted > allowed {
             let detail = format!("the session takes {wanted} bytes, and may take {allowed}");
             return Err((ErrorCode::KvFull, detail));
@@ -65,6 +65,11 @@ impl Admission {
         self.bytes_free -= wanted;
         Ok(())
     }
+}
+
+/// What one session may take where so much is free.
+pub(super) fn allowed(config: &HostConfig, bytes_free: u64) -> u64 {
+    bytes_free.min(config.bytes_max / SESSION_PART)
 }
 
 /// What a session takes at most: its state, what entered each block of the microbatches that are under

@@ -377,6 +377,10 @@ fn what_a_trainer_has_lost_makes_room_for_what_it_opens_instead() {
     world.say(BEN, 2, TrainerMessage::Open(opening(1)));
     assert_eq!(world.opened(2), Some((0, false)), "nobody takes the room of another");
 
+    // One that would be too large in any case takes nothing from those that may come back.
+    world.say(ANNA, 9, TrainerMessage::Open(OpenTraining { tokens_max: 1 << 20, ..opening(9) }));
+    assert_eq!((world.error(9), world.host.session_count()), (Some(ErrorCode::KvFull), 3));
+
     // What has a link stays.
     world.say(ANNA, 11, TrainerMessage::Open(opening(7)));
     world.say(ANNA, 12, TrainerMessage::Open(opening(8)));
