@@ -90,6 +90,9 @@ impl Example {
 pub struct DataSet {
     /// Its texts, of at least one token to learn each.
     pub examples: Vec<Example>,
+    /// How many of them each line gave, in their order: answers of one conversation may be texts of their
+    /// own.
+    of_lines: Vec<usize>,
     /// Texts that were longer than allowed, and cut.
     pub cut: usize,
     /// Texts in which nothing was left to learn.
@@ -109,6 +112,7 @@ impl DataSet {
         let failed = |source| DataError::File { path: path.to_owned(), source };
         let mut file = BufReader::new(File::open(path).map_err(failed)?);
         let (mut examples, mut cut, mut left_out) = (Vec::new(), 0, 0);
+        let mut of_lines = Vec::new();
         let mut broken = Vec::new();
         for number in 1_usize.. {
             let mut line = Vec::new();
@@ -128,6 +132,7 @@ impl DataSet {
             match reader.parse(&line, tokens_max) {
                 Ok(texts) => {
                     left_out += usize::from(texts.is_empty());
+                    let before = examples.len();
                     for example in texts {
                         cut += usize::from(example.ids.len() > tokens_max);
                         let example = example.cut(tokens_max);
@@ -137,6 +142,7 @@ impl DataSet {
                             examples.push(example);
                         }
                     }
+                    of_lines.push(examples.len() - before);
                 }
                 Err(error) => broken.push((number, error)),
             }
@@ -150,15 +156,19 @@ impl DataSet {
         if examples.is_empty() {
             return Err(DataError::Empty { path: path.to_owned() });
         }
-        Ok(Self { examples, cut, left_out })
+        of_lines.retain(|&count| count > 0);
+        Ok(Self { examples, of_lines, cut, left_out })
     }
 
-    /// Takes a share of the texts out, for validation: the same ones for the same seed, and at least
-    /// one where there are two and a share is wanted.
+    /// Takes the texts of a share of the lines out, for validation: the same ones for the same seed, and at
+    /// least those of one line where there are two and a share is wanted.
     #[must_use]
-    pub fn split(mut self, share: f64, seed: u64) -> (Vec<Example>, Vec<Example>) {
-        let count = self.examples.len();
-        shuffle(&mut self.examples, seed);
+    pub fn split(self, share: f64, seed: u64) -> (Vec<Example>, Vec<Example>) {
+        let mut texts = self.examples.into_iter();
+        let lines = self.of_lines.iter().map(|&count| texts.by_ref().take(count).collect());
+        let mut lines: Vec<Vec<_>> = lines.collect();
+        let count = lines.len();
+        shuffle(&mut lines, seed);
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
@@ -167,8 +177,8 @@ impl DataSet {
         let wanted = (count as f64 * share.clamp(0.0, 1.0)).round() as usize;
         let least = usize::from(share > 0.0);
         let taken = wanted.max(least).min(count.saturating_sub(1));
-        let validation = self.examples.split_off(count - taken);
-        (self.examples, validation)
+        let validation = lines.split_off(count - taken);
+        (lines.into_iter().flatten().collect(), validation.into_iter().flatten().collect())
     }
 }
 

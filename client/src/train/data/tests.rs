@@ -1,5 +1,6 @@
 //! Lines of each kind, broken ones, and the order of texts.
 
+use std::collections::BTreeSet;
 use std::fs;
 
 use serde::Deserialize;
@@ -261,6 +262,25 @@ fn where_a_template_moves_what_the_system_says_each_answer_is_a_text() {
     let expected = expected.map(|(asked, answer)| (asked.to_owned(), answer.to_owned()));
     assert_eq!(told(&TWO_ANSWERS.replace(r#"{"messages": ["#, system)), expected);
     assert_eq!(told(TWO_ANSWERS).len(), 1, "nothing is moved where the system says nothing");
+}
+
+#[test]
+fn the_answers_of_a_conversation_are_all_learned_or_none_is() {
+    let (tokenizer, template) = (byte_level(), template(QWEN3));
+    let reader =
+        TextReader { tokenizer: Some(&tokenizer), chat_template: Some(&template), ..bare() };
+    let line = TWO_ANSWERS.replace('\n', "");
+    let lines = ["one", "two", "three", "four"].map(|first| line.replace("one", first) + "\n");
+    for seed in 0..10 {
+        let data = read_by(&reader, &lines.concat(), usize::MAX).unwrap();
+        assert_eq!(data.examples.len(), 8);
+        let begins = |texts: &[Example]| -> BTreeSet<Vec<u32>> {
+            texts.iter().map(|text| text.ids[..6].to_vec()).collect()
+        };
+        let (learned, validation) = data.split(0.3, seed);
+        assert_eq!((learned.len(), validation.len()), (6, 2));
+        assert!(begins(&learned).is_disjoint(&begins(&validation)), "seed {seed}");
+    }
 }
 
 #[test]
