@@ -61,19 +61,29 @@ fn listed_merges(
     metadata: &GgufTokenizer,
     vocabulary: &Vocab,
 ) -> Result<Merges, LoadTokenizerError> {
+    let kinds = typed_tokens(metadata);
+    let left_out: BTreeSet<_> =
+        kinds.filter(|&(_, _, kind)| kind == TYPE_UNUSED).map(|(_, token, _)| token).collect();
     let parse = |(index, merge): (usize, &String)| {
         // The space that separates is not the first character: that may be a token itself.
         let space = merge.char_indices().skip(1).find(|&(_, character)| character == ' ');
         let (left, right) = space
             .and_then(|(at, _)| Some((merge.get(..at)?, merge.get(at + 1..)?)))
             .filter(|&(left, right)| {
-                let known = |token: &str| vocabulary.contains_key(token);
+                let known =
+                    |token: &str| vocabulary.contains_key(token) || left_out.contains(token);
                 known(left) && known(right) && known(&[left, right].concat())
             })
             .ok_or(LoadTokenizerError::InvalidMerge { index })?;
         Ok((left.to_owned(), right.to_owned()))
     };
-    metadata.merges.iter().enumerate().map(parse).collect()
+    // What is no token is made of nothing, and nothing is made of it.
+    let is_of_tokens = |(left, right): &(String, String)| {
+        let of = [left.clone(), right.clone(), [left.as_str(), right].concat()];
+        of.iter().all(|token| vocabulary.contains_key(token))
+    };
+    let merges = metadata.merges.iter().enumerate().map(parse);
+    merges.filter(|merge| merge.as_ref().ok().is_none_or(is_of_tokens)).collect()
 }
 
 /// A pipeline of nothing but the model, with the tokens that are matched in a text as they stand.

@@ -250,6 +250,24 @@ fn what_fills_up_a_vocabulary_is_no_token() {
 }
 
 #[test]
+fn a_token_that_a_file_leaves_unused_is_written_by_its_parts() {
+    for (vocabulary, model, pre) in [
+        (byte_level_vocabulary(), "gpt2", "smollm"),
+        (sentencepiece_vocabulary(), "llama", "default"),
+    ] {
+        let whole = load(vocabulary.metadata(model, pre));
+        let ids = whole.encode("the server", false).unwrap();
+        let longest = ids.iter().max_by_key(|&&id| vocabulary.tokens[id as usize].len()).unwrap();
+        let mut without = vocabulary.metadata(model, pre);
+        without.token_types[*longest as usize] = 5;
+        let without = load(without);
+        let parts = without.encode("the server", false).unwrap();
+        assert!(parts.len() > ids.len() && !parts.contains(longest), "{model}: {parts:?}");
+        assert_eq!(without.decode(&parts).unwrap(), whole.decode(&ids).unwrap());
+    }
+}
+
+#[test]
 fn a_file_can_ask_for_no_space_before_a_text() {
     let vocabulary = sentencepiece_vocabulary();
     let metadata = vocabulary.metadata("llama", "default");

@@ -89,6 +89,9 @@ fn recovered_merges(
         if token.len() > TOKEN_BYTES_MAX {
             return Err(LoadTokenizerError::TokenTooLong { id, bytes: token.len() });
         }
+        if !vocabulary.contains_key(token) {
+            continue;
+        }
         let mut ways: Vec<_> = token
             .char_indices()
             .skip(1)
