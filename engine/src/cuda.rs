@@ -42,5 +42,6 @@ pub(crate) use pass::SessionRows;
 pub use program::Kernels;
 pub(crate) use span::{GpuSpan, LoadGpuSpanError};
 pub(crate) use train::{
-    BlockGradients, GpuTraining, HEAD_SIZE_MAX as GPU_HEAD_SIZE_MAX, PairGradient,
+    BlockGradients, GpuBackward, GpuForward, GpuTraining, HEAD_SIZE_MAX as GPU_HEAD_SIZE_MAX,
+    PairGradient,
 };

@@ -54,7 +54,8 @@ pub use optimizer::{AdamW, Optimizer, RowOptimizer, StepError};
 pub use state::TrainingState;
 
 use crate::cuda::{
-    BlockGradients, CudaError, GPU_HEAD_SIZE_MAX, GpuSpan, GpuTraining, PairGradient,
+    BlockGradients, CudaError, GPU_HEAD_SIZE_MAX, GpuBackward, GpuForward, GpuSpan, GpuTraining,
+    PairGradient,
 };
 use crate::hidden::HiddenStates;
 use crate::operation;
@@ -166,7 +167,7 @@ impl<'a> TrainingPass<'a> {
         self.check(input)?;
         if let Some(blocks) = self.hosted.gpu_blocks() {
             let through = self.on_gpu(blocks)?.forward(&input.to_values(), self.is_over)?;
-            let (inputs, output) = through.ok_or(TrainError::Over)?;
+            let GpuForward { inputs, output } = through.ok_or(TrainError::Over)?;
             let inputs = inputs.into_iter().map(|values| self.states(values)).collect();
             return Ok(Forward { inputs, output: self.states(output) });
         }
@@ -201,8 +202,8 @@ impl<'a> TrainingPass<'a> {
         if let Some(blocks) = self.hosted.gpu_blocks() {
             let inputs: Vec<_> = inputs.iter().map(HiddenStates::to_values).collect();
             let back = self.on_gpu(blocks)?.backward(&inputs, gradient, self.is_over)?;
-            let (input, found) = back.ok_or(TrainError::Over)?;
-            return Ok(Backward { input: self.states(input), parameters: parameters_of(found) });
+            let GpuBackward { gradient, found } = back.ok_or(TrainError::Over)?;
+            return Ok(Backward { input: self.states(gradient), parameters: parameters_of(found) });
         }
         let mut parameters = Parameters::default();
         self.hosted.device().run(|| {

@@ -59,6 +59,22 @@ struct AttentionActivations {
     hidden: Buffer,
 }
 
+/// What came of the way through the blocks.
+pub(crate) struct GpuForward {
+    /// What entered each.
+    pub(crate) inputs: Vec<Vec<f32>>,
+    /// What left the last.
+    pub(crate) output: Vec<f32>,
+}
+
+/// What came of the way back.
+pub(crate) struct GpuBackward {
+    /// Of what entered the first block.
+    pub(crate) gradient: Vec<f32>,
+    /// Of the adapter, from the last block to the first.
+    pub(crate) found: Vec<BlockGradients>,
+}
+
 /// The gradients of the adapter's part of one block.
 pub(crate) struct BlockGradients {
     pub(crate) index: u32,
@@ -102,12 +118,12 @@ impl<'a> GpuTraining<'a> {
         Ok(this)
     }
 
-    /// What entered each block, and what left the last; `None` where it is to give up before a block.
+    /// Takes rows through the blocks; `None` where it is to give up before a block.
     pub(crate) fn forward(
         &self,
         input: &[f32],
         is_over: &dyn Fn() -> bool,
-    ) -> Result<Option<(Vec<Vec<f32>>, Vec<f32>)>, CudaError> {
+    ) -> Result<Option<GpuForward>, CudaError> {
         let mut hidden = input.to_vec();
         let mut inputs = Vec::with_capacity(self.blocks.len());
         for &(index, block) in &self.blocks {
@@ -126,17 +142,17 @@ impl<'a> GpuTraining<'a> {
             inputs.push(std::mem::replace(&mut hidden, output));
             (self.pause)();
         }
-        Ok(Some((inputs, hidden)))
+        Ok(Some(GpuForward { inputs, output: hidden }))
     }
 
-    /// From what entered each block and the gradient of what left the last to that of what entered the
-    /// first, and those of the adapter; `None` where it is to give up before a block.
+    /// Brings the gradient of what left the last block back to the first, from what entered each; `None`
+    /// where it is to give up before a block.
     pub(crate) fn backward(
         &self,
         inputs: &[Vec<f32>],
         gradient: Vec<f32>,
         is_over: &dyn Fn() -> bool,
-    ) -> Result<Option<(Vec<f32>, Vec<BlockGradients>)>, CudaError> {
+    ) -> Result<Option<GpuBackward>, CudaError> {
         let (mut gradient, mut all) = (gradient, Vec::new());
         for (&(index, block), input) in self.blocks.iter().zip(inputs).rev() {
             if is_over() {
@@ -156,7 +172,7 @@ impl<'a> GpuTraining<'a> {
             all.push(BlockGradients { index, pairs, prompt });
             (self.pause)();
         }
-        Ok(Some((gradient, all)))
+        Ok(Some(GpuBackward { gradient, found: all }))
     }
 
     /// Does the work of a block, of which parts end by [`end_part`](Self::end_part).
