@@ -136,7 +136,10 @@ impl Swarm {
         })
         .await?;
         let joined = if config.join.is_empty() {
-            wait_for_neighbours(&network).await?
+            match network.await_peers(MDNS_WAIT).await {
+                nobody if nobody.is_empty() => return Err(JoinSwarmError::NoNeighbours),
+                peers => peers,
+            }
         } else {
             network.join(&config.join).await?
         };
@@ -386,20 +389,6 @@ impl Swarm {
 
 fn lock<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
     value.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-async fn wait_for_neighbours(network: &Network) -> Result<Vec<PeerId>, JoinSwarmError> {
-    let deadline = tokio::time::Instant::now() + MDNS_WAIT;
-    loop {
-        let peers = network.connected_peers().await;
-        if !peers.is_empty() {
-            return Ok(peers);
-        }
-        if tokio::time::Instant::now() >= deadline {
-            return Err(JoinSwarmError::NoNeighbours);
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
 }
 
 /// The wall clock, for what is signed with a date.

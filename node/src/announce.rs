@@ -39,9 +39,6 @@ const TELLING: Duration = Duration::from_secs(2);
 /// are there answer mDNS within a second, and the first server of all pays it once.
 const NEIGHBOURS_WAIT: Duration = Duration::from_secs(2);
 
-/// How often it looks meanwhile.
-const NEIGHBOURS_LOOK: Duration = Duration::from_millis(50);
-
 /// Directory links that are served at once.
 const LINKS_MAX: usize = 256;
 
@@ -148,13 +145,7 @@ impl Announcer {
         if !self.doors().is_empty() {
             return;
         }
-        let met = async {
-            while self.network.connected_peers().await.is_empty() {
-                // No event tells who has connected.
-                tokio::time::sleep(NEIGHBOURS_LOOK).await;
-            }
-        };
-        if tokio::time::timeout(NEIGHBOURS_WAIT, met).await.is_ok() {
+        if !self.network.await_peers(NEIGHBOURS_WAIT).await.is_empty() {
             self.catch_up().await;
         }
     }

@@ -100,6 +100,8 @@ pub(crate) struct Shared {
     round_trips: Mutex<RoundTrips>,
     pub(crate) reachability: watch::Sender<Vec<Reachability>>,
     pub(crate) standing: watch::Sender<Standing>,
+    /// Told of whenever a peer has connected.
+    pub(crate) connected: watch::Sender<()>,
     /// Circuits that this peer passes on at the moment.
     pub(crate) circuits: AtomicUsize,
 }
@@ -114,6 +116,7 @@ impl Shared {
             round_trips: Mutex::default(),
             reachability: watch::Sender::default(),
             standing: watch::Sender::default(),
+            connected: watch::Sender::default(),
             circuits: AtomicUsize::new(0),
         }
     }

@@ -289,6 +289,21 @@ impl Network {
         self.ask(|reply| Command::ConnectedPeers { reply }).await.unwrap_or_default()
     }
 
+    /// The same, once there is one; none where nobody has connected within so long.
+    pub async fn await_peers(&self, within: Duration) -> Vec<PeerId> {
+        let mut connected = self.0.shared.connected.subscribe();
+        let met = async {
+            loop {
+                let peers = self.connected_peers().await;
+                // The sender lives as long as this.
+                if !peers.is_empty() || connected.changed().await.is_err() {
+                    return peers;
+                }
+            }
+        };
+        tokio::time::timeout(within, met).await.unwrap_or_default()
+    }
+
     /// Those of them that have said that they are servers.
     pub async fn connected_servers(&self) -> Vec<PeerId> {
         self.ask(|reply| Command::ConnectedServers { reply }).await.unwrap_or_default()

@@ -32,6 +32,7 @@ impl Driver {
                 self.peers.connected(peer_id, connection_id, &endpoint);
                 self.on_way(peer_id, endpoint.is_relayed());
                 self.dials.established(connection_id, peer_id);
+                self.shared.connected.send_replace(());
             }
             SwarmEvent::ConnectionClosed { peer_id, connection_id, cause, .. } => {
                 tracing::debug!(peer = %peer_id, ?cause, "disconnected");

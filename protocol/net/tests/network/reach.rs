@@ -23,6 +23,22 @@ async fn any_form_of_address_leads_into_the_swarm() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whoever_waits_for_peers_hears_when_the_first_has_come() {
+    let (server, client) = (server(QUIC).await, client().await);
+    assert_eq!(server.await_peers(Duration::from_millis(1)).await, []);
+    let addresses = server.named_addresses();
+    // It is polled first, so that it waits before anybody comes.
+    let (come, joined) = tokio::join!(
+        biased;
+        server.await_peers(Duration::from_secs(60)),
+        client.join(&addresses),
+    );
+    joined.unwrap();
+    assert_eq!(come, [client.peer_id()]);
+    assert_eq!(server.await_peers(Duration::ZERO).await, [client.peer_id()]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_address_that_answers_is_enough() {
     let (server, client) = (server(QUIC).await, client().await);
     let addresses = [address("/ip4/127.0.0.1/tcp/1"), server.preferred_address()];
