@@ -6,6 +6,7 @@ use candle_core::{Result, Tensor};
 
 use crate::kernel::{AttentionShape, RopeTable};
 use crate::kv::table::BlockCache;
+use crate::model::experts::ExpertMlp;
 use crate::operation::linear::Linear;
 use crate::operation::rms_norm::RmsNorm;
 use crate::train::Adapter;
@@ -44,9 +45,16 @@ pub(crate) struct BlockParts<'a> {
     pub(crate) rope: &'a RopeTable,
     pub(crate) attention: AttentionShape,
     pub(crate) post_attention_layernorm: &'a RmsNorm,
-    pub(crate) gate_proj: &'a Linear,
-    pub(crate) up_proj: &'a Linear,
-    pub(crate) down_proj: &'a Linear,
+    pub(crate) mlp: MlpParts<'a>,
+}
+
+/// What stands behind the second norm of a block.
+#[derive(Clone, Copy)]
+pub(crate) enum MlpParts<'a> {
+    /// One MLP, through which all tokens go.
+    Dense { gate_proj: &'a Linear, up_proj: &'a Linear, down_proj: &'a Linear },
+    /// Several, through some of which each token goes.
+    Experts(&'a ExpertMlp),
 }
 
 /// Whose tokens go through a block together.

@@ -1,6 +1,6 @@
 //! Tensors of a checkpoint, taken by name with their shapes checked.
 
-use umbel_shard::{ModelConfig, Weight, Weights};
+use umbel_shard::{Family, ModelConfig, Weight, Weights};
 
 use crate::kernel::{self, Arithmetic};
 use crate::operation::linear::Linear;
@@ -79,5 +79,11 @@ pub enum LoadTensorError {
         expected: Vec<usize>,
         /// The shape in the file.
         found: Vec<usize>,
+    },
+    /// A family whose blocks have experts, without a word on how many.
+    #[error("the configuration says nothing of the experts that models of {family} have")]
+    NoExperts {
+        /// The family.
+        family: Family,
     },
 }

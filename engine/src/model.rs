@@ -1,10 +1,14 @@
 //! The families of models, one file for each, to be read in this order: [`llama`] is described in
-//! full, the others by what they do otherwise.
+//! full, the others by what they do otherwise. [`experts`] is what the last two have in the place of an MLP.
 
 pub(crate) mod llama;
 pub(crate) mod mistral;
 pub(crate) mod qwen2;
 pub(crate) mod qwen3;
+
+pub(crate) mod experts;
+pub(crate) mod mixtral;
+pub(crate) mod qwen3_moe;
 
 use std::sync::Arc;
 
@@ -25,5 +29,7 @@ pub(crate) fn load_block(
         Family::Mistral => Box::new(mistral::load_block(checkpoint, index, rope)?),
         Family::Qwen2 => Box::new(qwen2::load_block(checkpoint, index, rope)?),
         Family::Qwen3 => Box::new(qwen3::load_block(checkpoint, index, rope)?),
+        Family::Mixtral => Box::new(mixtral::load_block(checkpoint, index, rope)?),
+        Family::Qwen3Moe => Box::new(qwen3_moe::load_block(checkpoint, index, rope)?),
     })
 }

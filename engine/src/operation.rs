@@ -10,6 +10,7 @@ pub(crate) mod linear;
 pub(crate) mod residual;
 pub(crate) mod rms_norm;
 pub(crate) mod rotary;
+pub(crate) mod route;
 pub(crate) mod swiglu;
 
 use candle_core::{CpuStorage, Error, Layout, Result, Shape, Storage, Tensor};

@@ -10,7 +10,7 @@ mod widen;
 use candle_core::{D, Device, Result, Tensor};
 use umbel_protocol::Span;
 use umbel_shard::layout::{EMBEDDING, FINAL_NORM, HEAD};
-use umbel_shard::{ModelConfig, Weights};
+use umbel_shard::{Experts, Family, ModelConfig, Weights};
 
 pub use widen::widen;
 
@@ -62,10 +62,46 @@ impl Reference<'_> {
         let normed = self.rms_norm(input, &name("input_layernorm.weight"))?;
         let hidden = (input + self.attention(index, &normed)?)?;
         let normed = self.rms_norm(&hidden, &name("post_attention_layernorm.weight"))?;
-        let gate = self.linear(&normed, &name("mlp.gate_proj"))?.silu()?;
-        let up = self.linear(&normed, &name("mlp.up_proj"))?;
-        let mlp = self.linear(&(gate * up)?, &name("mlp.down_proj"))?;
+        let mlp = match self.config.experts {
+            None => self.mlp(&normed, ["gate_proj", "up_proj", "down_proj"], &name("mlp"))?,
+            Some(experts) => self.experts(experts, index, &normed)?,
+        };
         hidden + mlp
+    }
+
+    fn mlp(&self, input: &Tensor, [gate, up, down]: [&str; 3], name: &str) -> Result<Tensor> {
+        let gate = self.linear(input, &format!("{name}.{gate}"))?.silu()?;
+        let up = self.linear(input, &format!("{name}.{up}"))?;
+        self.linear(&(gate * up)?, &format!("{name}.{down}"))
+    }
+
+    /// Every token goes through every expert, and those that it did not choose count nothing.
+    fn experts(&self, experts: Experts, index: u32, input: &Tensor) -> Result<Tensor> {
+        let (name, parts) = match self.config.family {
+            Family::Mixtral => ("block_sparse_moe", ["w1", "w3", "w2"]),
+            Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 | Family::Qwen3Moe => {
+                ("mlp", ["gate_proj", "up_proj", "down_proj"])
+            }
+        };
+        let name = format!("model.layers.{index}.{name}");
+        let shares = softmax(&self.linear(input, &format!("{name}.gate"))?)?;
+        let mut chosen: Vec<Vec<f32>> = shares.to_vec2()?;
+        for row in &mut chosen {
+            let mut sorted = row.clone();
+            sorted.sort_by(|one, other| other.total_cmp(one));
+            let least = sorted[experts.per_token - 1];
+            row.iter_mut().for_each(|share| *share = if *share < least { 0.0 } else { 1.0 });
+        }
+        let mut shares = (shares * Tensor::new(chosen, &Device::Cpu)?)?;
+        if experts.normalized {
+            shares = shares.broadcast_div(&shares.sum_keepdim(D::Minus1)?)?;
+        }
+        let mut sum = input.zeros_like()?;
+        for expert in 0..experts.count {
+            let output = self.mlp(input, parts, &format!("{name}.experts.{expert}"))?;
+            sum = (sum + output.broadcast_mul(&shares.narrow(1, expert, 1)?)?)?;
+        }
+        Ok(sum)
     }
 
     fn attention(&self, index: u32, input: &Tensor) -> Result<Tensor> {

@@ -207,13 +207,14 @@ impl HostedSpan {
         self.block(index).expect("the processor has the block").parts()
     }
 
-    /// Rows and columns of a module's matrix in a block, which is one of the hosted ones.
-    pub(crate) fn module_shape(&self, block: u32, module: TargetModule) -> [usize; 2] {
+    /// Rows and columns of a module's matrix in a block, which is one of the hosted ones; `None` where
+    /// experts stand in its place.
+    pub(crate) fn module_shape(&self, block: u32, module: TargetModule) -> Option<[usize; 2]> {
         match &self.blocks {
-            Blocks::Gpu(blocks) => blocks.module_shape(module),
+            Blocks::Gpu(blocks) => Some(blocks.module_shape(module)),
             Blocks::Host(_) => {
-                let linear = linear_of(&self.parts(block), module);
-                [linear.rows(), linear.columns()]
+                let linear = linear_of(&self.parts(block), module)?;
+                Some([linear.rows(), linear.columns()])
             }
         }
     }
@@ -442,6 +443,9 @@ pub enum LoadSpanError {
     /// The GPU has no memory for them, or is lost.
     #[error("the blocks cannot be put on the GPU")]
     Gpu(#[from] CudaError),
+    /// Experts, for which the GPU has no kernels.
+    #[error("the GPU's kernels know no experts; serve the model on the CPU")]
+    Experts,
     /// Heads for which the GPU has no kernel.
     #[error(
         "the model's heads have {found} values, and the GPU's kernels take at most 256; serve it on \
@@ -458,6 +462,7 @@ impl From<LoadGpuSpanError> for LoadSpanError {
         match error {
             LoadGpuSpanError::Tensor(error) => Self::Tensor(error),
             LoadGpuSpanError::Cuda(error) => Self::Gpu(error),
+            LoadGpuSpanError::Experts => Self::Experts,
             LoadGpuSpanError::HeadSize { found } => Self::HeadSize { found },
         }
     }

@@ -31,6 +31,7 @@ mod block;
 pub(crate) mod dense;
 pub(crate) mod dora;
 mod dropout;
+mod experts;
 mod lora;
 pub mod loss;
 mod norm;
@@ -277,7 +278,9 @@ pub(crate) fn check_adapter(
         if !blocks.contains(block) {
             continue;
         }
-        let (expected, found) = (hosted.module_shape(block, module), matrices.shape());
+        let expected = hosted.module_shape(block, module);
+        let expected = expected.ok_or(TrainError::Experts { block, module })?;
+        let found = matrices.shape();
         if found != expected {
             return Err(TrainError::OtherModel { block, module, expected, found });
         }
@@ -339,6 +342,18 @@ pub enum TrainError {
         expected: [usize; 2],
         /// Those that the adapter is for.
         found: [usize; 2],
+    },
+    /// The adapter is for a model without experts.
+    #[error(
+        "the adapter adds to {} of block {block}, where experts stand in its place: is it for another \
+         model?",
+        module.name()
+    )]
+    Experts {
+        /// The block.
+        block: u32,
+        /// The matrix that is not there.
+        module: TargetModule,
     },
     /// The prompts of the adapter are for hidden states of another size.
     #[error(

@@ -43,6 +43,7 @@ fn config(block_count: u32) -> ModelConfig {
         attention_bias: false,
         output_bias: false,
         mlp_bias: false,
+        experts: None,
         tied_embeddings: true,
         bos_token_id: None,
         eos_token_ids: Vec::new(),

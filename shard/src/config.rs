@@ -1,10 +1,11 @@
 //! What `config.json` or the metadata of a GGUF file says, typed.
 //!
-//! Four families of decoders are known, which differ in biases, norms and windows, never in the order
-//! of operations: Llama (<https://arxiv.org/abs/2302.13971>), Mistral
+//! Four families of dense decoders are known, which differ in biases, norms and windows, never in the
+//! order of operations: Llama (<https://arxiv.org/abs/2302.13971>), Mistral
 //! (<https://arxiv.org/abs/2310.06825>), Qwen2 (<https://arxiv.org/abs/2407.10671>) and Qwen3
-//! (<https://arxiv.org/abs/2505.09388>). Whatever is not known is an error that says what was found:
-//! a model that is nearly a Llama computes nonsense without a word.
+//! (<https://arxiv.org/abs/2505.09388>); and two whose MLPs are of experts: Mixtral
+//! (<https://arxiv.org/abs/2401.04088>) and the sparse ones of Qwen3. Whatever is not known is an error
+//! that says what was found: a model that is nearly a Llama computes nonsense without a word.
 
 use std::fmt;
 
@@ -33,11 +34,16 @@ pub enum Family {
     Qwen2,
     /// Qwen 3: norms on the heads of q and k.
     Qwen3,
+    /// Mixtral: Mistral with experts.
+    Mixtral,
+    /// The sparse models of Qwen 3: Qwen3 with experts.
+    Qwen3Moe,
 }
 
 impl Family {
     /// Every family, as they are listed to a person.
-    pub const ALL: [Self; 4] = [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3];
+    pub const ALL: [Self; 6] =
+        [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3, Self::Mixtral, Self::Qwen3Moe];
 
     /// The name that `model_type` in `config.json` has.
     #[must_use]
@@ -47,6 +53,8 @@ impl Family {
             Self::Mistral => "mistral",
             Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
+            Self::Mixtral => "mixtral",
+            Self::Qwen3Moe => "qwen3_moe",
         }
     }
 
@@ -58,6 +66,8 @@ impl Family {
             Self::Mistral => "MistralForCausalLM",
             Self::Qwen2 => "Qwen2ForCausalLM",
             Self::Qwen3 => "Qwen3ForCausalLM",
+            Self::Mixtral => "MixtralForCausalLM",
+            Self::Qwen3Moe => "Qwen3MoeForCausalLM",
         }
     }
 }
@@ -66,6 +76,22 @@ impl fmt::Display for Family {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
+}
+
+/// The experts of a block: MLPs of which each token goes through a few (Shazeer et al. 2017,
+/// <https://arxiv.org/abs/1701.06538>).
+///
+/// A matrix, the router, gives a token a logit for each expert. The token goes through those whose logits
+/// are the largest, and what they compute is added up with weights, the softmax of the logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Experts {
+    /// How many each block has.
+    pub count: usize,
+    /// Through how many a token goes; at most [`Self::count`].
+    pub per_token: usize,
+    /// Whether the softmax is over the logits of a token's experts alone, so that its weights add up to 1,
+    /// and not over those of all.
+    pub normalized: bool,
 }
 
 /// The shape of a model: everything that decides its arithmetic but the weights.
@@ -78,8 +104,10 @@ pub struct ModelConfig {
     pub family: Family,
     /// Values of one token's hidden state.
     pub hidden_size: usize,
-    /// Values between the two halves of the MLP.
+    /// Values between the two halves of the MLP, or of one expert.
     pub intermediate_size: usize,
+    /// What stands in place of the one MLP of a block, in families that have experts.
+    pub experts: Option<Experts>,
     /// Transformer blocks.
     pub block_count: u32,
     /// Heads of the queries.
@@ -121,6 +149,7 @@ impl ModelConfig {
             family: Family::Llama,
             hidden_size: 64,
             intermediate_size: 64,
+            experts: None,
             block_count,
             head_count: 2,
             kv_head_count: 1,
@@ -151,8 +180,8 @@ impl ModelConfig {
     #[must_use]
     pub const fn has_query_key_norms(&self) -> bool {
         match self.family {
-            Family::Qwen3 => true,
-            Family::Llama | Family::Mistral | Family::Qwen2 => false,
+            Family::Qwen3 | Family::Qwen3Moe => true,
+            Family::Llama | Family::Mistral | Family::Qwen2 | Family::Mixtral => false,
         }
     }
 }

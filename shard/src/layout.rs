@@ -3,7 +3,7 @@
 //! The canonical names are those of Hugging Face checkpoints. GGUF's are of
 //! `gguf-py/gguf/tensor_mapping.py` in <https://github.com/ggml-org/llama.cpp>.
 
-use crate::config::ModelConfig;
+use crate::config::{Experts, Family, ModelConfig};
 
 /// A tensor that a model must have.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +17,18 @@ pub struct LayoutTensor {
     /// The number of heads whose rows the rotary embedding turns: those of `q` and `k`, which GGUF
     /// files of the architecture `llama` keep in another order.
     pub rotated_heads: Option<usize>,
+    /// Where GGUF files have it inside a larger tensor.
+    pub stacked: Option<Stacked>,
+}
+
+/// A matrix of one expert, as GGUF files keep those of all experts of a block: as one tensor, in which
+/// they follow each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stacked {
+    /// Which of them it is.
+    pub index: usize,
+    /// How many there are: the first of the tensor's dimensions.
+    pub count: usize,
 }
 
 impl LayoutTensor {
@@ -24,6 +36,12 @@ impl LayoutTensor {
     #[must_use]
     pub fn value_count(&self) -> u64 {
         self.shape.iter().map(|&size| size as u64).product()
+    }
+
+    /// The shape of the tensor of a GGUF file that has it.
+    #[must_use]
+    pub fn gguf_shape(&self) -> Vec<usize> {
+        self.stacked.iter().map(|stacked| stacked.count).chain(self.shape.iter().copied()).collect()
     }
 }
 
@@ -68,10 +86,53 @@ pub fn block(config: &ModelConfig, index: u32) -> Vec<LayoutTensor> {
     block.linear("self_attn.k_proj", "attn_k", [key, hidden], bias, Some(kv_heads));
     block.linear("self_attn.v_proj", "attn_v", [key, hidden], bias, None);
     block.linear("self_attn.o_proj", "attn_output", [hidden, query], config.output_bias, None);
-    block.linear("mlp.gate_proj", "ffn_gate", [inner, hidden], mlp_bias, None);
-    block.linear("mlp.up_proj", "ffn_up", [inner, hidden], mlp_bias, None);
-    block.linear("mlp.down_proj", "ffn_down", [hidden, inner], mlp_bias, None);
+    match config.experts {
+        None => {
+            block.linear("mlp.gate_proj", "ffn_gate", [inner, hidden], mlp_bias, None);
+            block.linear("mlp.up_proj", "ffn_up", [inner, hidden], mlp_bias, None);
+            block.linear("mlp.down_proj", "ffn_down", [hidden, inner], mlp_bias, None);
+        }
+        Some(experts) => block.experts(config, experts),
+    }
     block.tensors
+}
+
+/// What the matrices of a block of experts are called within it, without their `.weight`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpertNames {
+    /// The router.
+    pub router: &'static str,
+    /// What stands before the number of an expert.
+    pub experts: &'static str,
+    /// Gate, up and down of an expert, behind its number.
+    pub parts: [&'static str; 3],
+}
+
+impl ExpertNames {
+    /// The names that a family has. One without experts has none, and those of Qwen3 stand for them.
+    #[must_use]
+    pub const fn of(family: Family) -> Self {
+        match family {
+            Family::Mixtral => Self {
+                router: "block_sparse_moe.gate",
+                experts: "block_sparse_moe.experts",
+                parts: ["w1", "w3", "w2"],
+            },
+            Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 | Family::Qwen3Moe => {
+                Self {
+                    router: "mlp.gate",
+                    experts: "mlp.experts",
+                    parts: ["gate_proj", "up_proj", "down_proj"],
+                }
+            }
+        }
+    }
+
+    /// Gate, up and down of expert `index`.
+    #[must_use]
+    pub fn expert(&self, index: usize) -> [String; 3] {
+        self.parts.map(|part| format!("{}.{index}.{part}", self.experts))
+    }
 }
 
 /// The tensors of a block, as they come together.
@@ -100,6 +161,26 @@ impl Block {
         }
     }
 
+    /// The router, and the matrices of all experts: those that GGUF files have in one tensor together.
+    fn experts(&mut self, config: &ModelConfig, Experts { count, .. }: Experts) {
+        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        let names = ExpertNames::of(config.family);
+        self.linear(names.router, "ffn_gate_inp", [count, hidden], false, None);
+        let parts = [
+            ("ffn_gate_exps", [inner, hidden]),
+            ("ffn_up_exps", [inner, hidden]),
+            ("ffn_down_exps", [hidden, inner]),
+        ];
+        for (part, (gguf_name, shape)) in parts.into_iter().enumerate() {
+            for index in 0..count {
+                let name = &names.expert(index)[part];
+                self.linear(name, gguf_name, shape, false, None);
+                let tensor = self.tensors.last_mut().expect("one was put there just now");
+                tensor.stacked = Some(Stacked { index, count });
+            }
+        }
+    }
+
     fn push(
         &mut self,
         name: &str,
@@ -114,6 +195,7 @@ impl Block {
             gguf_name: format!("blk.{index}.{gguf_name}.{kind}"),
             shape,
             rotated_heads,
+            stacked: None,
         });
     }
 }
@@ -124,5 +206,6 @@ fn tensor(name: &str, gguf_name: &str, shape: &[usize]) -> LayoutTensor {
         gguf_name: gguf_name.to_owned(),
         shape: shape.to_vec(),
         rotated_heads: None,
+        stacked: None,
     }
 }

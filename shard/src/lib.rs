@@ -39,7 +39,7 @@ pub mod tokenizer;
 pub mod weight;
 
 pub use budget::blocks_that_fit;
-pub use config::{ConfigError, Family, ModelConfig, Rope, RopeScaling};
+pub use config::{ConfigError, Experts, Family, ModelConfig, Rope, RopeScaling};
 pub use fetch::HubConfig;
 pub use manifest::Manifest;
 pub use model::{LoadError, Model, OpenModelError};

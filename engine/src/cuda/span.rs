@@ -42,6 +42,9 @@ impl GpuSpan {
         rope: &Arc<RopeTable>,
     ) -> Result<Self, LoadGpuSpanError> {
         let config = checkpoint.config;
+        if config.experts.is_some() {
+            return Err(LoadGpuSpanError::Experts);
+        }
         let plain = plain(checkpoint, span)?;
         if !plain && config.head_size > HEAD_SIZE_MAX {
             return Err(LoadGpuSpanError::HeadSize { found: config.head_size });
@@ -216,6 +219,9 @@ pub(crate) enum LoadGpuSpanError {
     /// The device refused.
     #[error(transparent)]
     Cuda(#[from] CudaError),
+    /// Experts, for which there are no kernels.
+    #[error("the GPU's kernels know no experts; serve the model on the CPU")]
+    Experts,
     /// Heads for which there is no kernel.
     #[error(
         "the model's heads have {found} values, and the GPU's kernels take at most {HEAD_SIZE_MAX}; \

@@ -28,6 +28,30 @@ pub struct PackedMatrix {
     columns: usize,
 }
 
+/// Matrices with the same number of columns, and the rows that each of them is multiplied with.
+#[derive(Debug, Clone, Copy)]
+pub struct Group<'a, const N: usize> {
+    /// The matrices.
+    pub matrices: [&'a PackedMatrix; N],
+    /// `[tokens, columns]`.
+    pub input: &'a [f32],
+}
+
+/// One of several products that are computed together.
+struct Product<'a, M> {
+    matrix: &'a M,
+    /// Which of the inputs it is multiplied with.
+    input: usize,
+    outputs: &'a Outputs<'a>,
+}
+
+impl<'a, M> Product<'a, M> {
+    /// The same with a matrix as it lies in memory.
+    const fn of<L>(&self, matrix: &'a L) -> Product<'a, L> {
+        Product { matrix, input: self.input, outputs: self.outputs }
+    }
+}
+
 /// How the weights of a matrix lie in memory.
 enum Layout {
     /// In panels, for weights in floating point.
@@ -106,7 +130,9 @@ impl PackedMatrix {
             self.tokens(input) * self.rows,
             "an output for each row and token"
         );
-        multiply_all(&[self], arithmetic, input, &[Outputs::new(output, self.rows)]);
+        let outputs = Outputs::new(output, self.rows);
+        let product = Product { matrix: self, input: 0, outputs: &outputs };
+        multiply_all(&[product], &[input], arithmetic);
     }
 
     /// The products of `input` with each of `matrices`, which have the same number of columns: what
@@ -121,21 +147,50 @@ impl PackedMatrix {
         arithmetic: Arithmetic,
         input: &[f32],
     ) -> [Vec<f32>; N] {
-        let mut products = matrices.map(|of| Vec::with_capacity(of.tokens(input) * of.rows));
-        let places = products.iter_mut().zip(matrices);
-        let outputs: Vec<_> = places
-            .map(|(product, of)| Outputs::spare(product, of.tokens(input), of.rows))
+        let group = Group { matrices, input };
+        Self::group_products(&[group], arithmetic).pop().expect("a group has its products")
+    }
+
+    /// What [`PackedMatrix::products`] gives for each of `groups`, with all threads busy with all of them.
+    ///
+    /// # Panics
+    /// As [`PackedMatrix::multiply`].
+    #[must_use]
+    pub fn group_products<const N: usize>(
+        groups: &[Group<'_, N>],
+        arithmetic: Arithmetic,
+    ) -> Vec<[Vec<f32>; N]> {
+        let values = |of: &Self, input: &[f32]| of.tokens(input) * of.rows;
+        let room = |Group { matrices, input }: &Group<'_, N>| {
+            matrices.map(|of| Vec::with_capacity(values(of, input)))
+        };
+        let mut products: Vec<[Vec<f32>; N]> = groups.iter().map(room).collect();
+        let places = products.iter_mut().zip(groups).enumerate();
+        let outputs = places.flat_map(|(index, (products, Group { matrices, input }))| {
+            let places = products.iter_mut().zip(*matrices);
+            places.map(move |(product, of)| {
+                (of, index, Outputs::spare(product, of.tokens(input), of.rows))
+            })
+        });
+        let outputs: Vec<_> = outputs.collect();
+        let tasks: Vec<_> = outputs
+            .iter()
+            .map(|(matrix, input, outputs)| Product { matrix: *matrix, input: *input, outputs })
             .collect();
-        multiply_all(&matrices, arithmetic, input, &outputs);
+        let inputs: Vec<_> = groups.iter().map(|group| group.input).collect();
+        multiply_all(&tasks, &inputs, arithmetic);
+        drop(tasks);
         drop(outputs);
-        for (product, of) in products.iter_mut().zip(matrices) {
-            #[allow(
-                unsafe_code,
-                reason = "zeros that are overwritten at once cost a tenth of a pass"
-            )]
-            // SAFETY: there is room for that many, and every row of every token has been written.
-            unsafe {
-                product.set_len(of.tokens(input) * of.rows);
+        for (products, Group { matrices, input }) in products.iter_mut().zip(groups) {
+            for (product, of) in products.iter_mut().zip(matrices) {
+                #[allow(
+                    unsafe_code,
+                    reason = "zeros that are overwritten at once cost a tenth of a pass"
+                )]
+                // SAFETY: there is room for that many, and every row of every token has been written.
+                unsafe {
+                    product.set_len(values(of, input));
+                }
             }
         }
         products
@@ -148,54 +203,57 @@ impl PackedMatrix {
     }
 }
 
-/// Calls `work` with each panel of several matrices, so many of each, once: it is told the index of a
-/// matrix, and some of its panels. A panel takes `panel_work` multiplications; `together` are better taken
-/// at once than one after the other.
+/// Calls `work` with each panel of several products, so many of each, once: it is told the index of a
+/// product, and some of its panels. They take so many multiplications in all, and so many of them are better
+/// taken at once than one after the other.
 fn for_each_panels(
     panels: &[usize],
-    panel_work: usize,
+    work_of_all: usize,
     together: usize,
     work: impl Fn(usize, Range<usize>) + Sync + Send,
 ) {
+    let count = panels.iter().sum::<usize>();
+    let panel_work = (work_of_all / count.max(1)).max(1);
     let piece = PARALLEL_WORK_MIN.div_ceil(panel_work).max(together);
-    for_each_range(panels.iter().sum(), piece, |range| {
+    for_each_range(count, piece, |range| {
         let mut first = 0;
-        for (matrix, &count) in panels.iter().enumerate() {
+        for (product, &count) in panels.iter().enumerate() {
             let panels = range.start.max(first)..range.end.min(first + count);
             if !panels.is_empty() {
-                work(matrix, panels.start - first..panels.end - first);
+                work(product, panels.start - first..panels.end - first);
             }
             first += count;
         }
     });
 }
 
-/// Writes every row of every token of each of `outputs`: the products of `input` with the matrix in
-/// the same place.
-fn multiply_all(
-    matrices: &[&PackedMatrix],
-    arithmetic: Arithmetic,
-    input: &[f32],
-    outputs: &[Outputs<'_>],
-) {
-    let dense = matrices.iter().filter_map(|matrix| match &matrix.layout {
-        Layout::Dense(dense) => Some(dense),
+/// Writes every row of every token of each of `products`, which are with these inputs.
+fn multiply_all(products: &[Product<'_, PackedMatrix>], inputs: &[&[f32]], arithmetic: Arithmetic) {
+    let dense = products.iter().map(|product| match &product.matrix.layout {
+        Layout::Dense(matrix) => Some(product.of(matrix)),
         Layout::Quantized(_) => None,
     });
-    let quantized = matrices.iter().filter_map(|matrix| match &matrix.layout {
+    let quantized = products.iter().map(|product| match &product.matrix.layout {
         Layout::Dense(_) => None,
-        Layout::Quantized(quantized) => Some(quantized),
+        Layout::Quantized(matrix) => Some(product.of(matrix)),
     });
-    let (dense, quantized): (Vec<_>, Vec<_>) = (dense.collect(), quantized.collect());
-    if quantized.is_empty() && dense.windows(2).all(|pair| pair[0].shares_inputs(pair[1])) {
-        dense::multiply(&dense, arithmetic, input, outputs);
-    } else if dense.is_empty() && quantized.windows(2).all(|pair| pair[0].shares_tokens(pair[1])) {
-        quantized::multiply(&quantized, arithmetic, input, outputs);
-    } else {
-        for (matrix, output) in matrices.iter().zip(outputs) {
-            multiply_all(&[matrix], arithmetic, input, std::slice::from_ref(output));
-        }
+    let dense: Option<Vec<_>> = dense.collect();
+    if let Some(dense) = dense.filter(|all| alike(all, DenseMatrix::shares_inputs)) {
+        return dense::multiply(&dense, inputs, arithmetic);
     }
+    let quantized: Option<Vec<_>> = quantized.collect();
+    if let Some(quantized) = quantized.filter(|all| alike(all, QuantizedMatrix::shares_tokens)) {
+        return quantized::multiply(&quantized, inputs, arithmetic);
+    }
+    for product in products {
+        let alone = Product { input: 0, ..*product };
+        multiply_all(&[alone], &[inputs[product.input]], arithmetic);
+    }
+}
+
+/// Whether what is prepared of an input for the matrix of one product does for those of all.
+fn alike<M>(products: &[Product<'_, M>], shares: impl Fn(&M, &M) -> bool) -> bool {
+    products.windows(2).all(|pair| shares(pair[0].matrix, pair[1].matrix))
 }
 
 impl fmt::Debug for PackedMatrix {
@@ -221,6 +279,40 @@ mod tests {
     ) -> PackedMatrix {
         let bytes = weights(kind, rows * COLUMNS, numbers);
         PackedMatrix::pack_for(set, &Weight::new(kind, vec![rows, COLUMNS], &bytes[..]).unwrap())
+    }
+
+    /// Groups of several numbers of tokens, of one type and of several.
+    #[test]
+    fn groups_have_the_bits_of_each_product_alone() {
+        let mut numbers = Numbers(22);
+        for set in InstructionSet::all() {
+            for kinds in [
+                [WeightType::F32; 3],
+                [WeightType::BF16; 3],
+                [WeightType::Q4K; 3],
+                [WeightType::Q4K, WeightType::Q6K, WeightType::F16],
+            ] {
+                let matrices = kinds.map(|kind| {
+                    [pack(set, kind, 70, &mut numbers), pack(set, kind, 33, &mut numbers)]
+                });
+                let inputs = [1, 20, 0].map(|tokens| numbers.floats(tokens * COLUMNS));
+                for arithmetic in Arithmetic::ALL {
+                    let groups = matrices.iter().zip(&inputs);
+                    let groups: Vec<_> = groups
+                        .map(|(matrices, input)| Group { matrices: matrices.each_ref(), input })
+                        .collect();
+                    let together = PackedMatrix::group_products(&groups, arithmetic);
+                    for (Group { matrices, input }, together) in groups.iter().zip(together) {
+                        let alone = PackedMatrix::products(*matrices, arithmetic, input);
+                        assert_eq!(
+                            together.each_ref().map(|of| bits(of)),
+                            alone.each_ref().map(|of| bits(of)),
+                            "{kinds:?}"
+                        );
+                    }
+                }
+            }
+        }
     }
 
     /// Matrices of one type and of several, with rows that fill no panel.

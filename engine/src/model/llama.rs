@@ -13,7 +13,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use umbel_shard::ModelConfig;
 
-use crate::block::{Block, BlockParts, Pass};
+use crate::block::{Block, BlockParts, MlpParts, Pass};
 use crate::checkpoint::{Checkpoint, LoadTensorError};
 use crate::kernel::{AttentionShape, RopeTable};
 use crate::operation::adapt;
@@ -135,27 +135,40 @@ impl SelfAttention for Attention {
     }
 }
 
+/// What stands between the second norm of a block and its second residual addition.
+pub(super) trait BlockMlp: Send + Sync {
+    /// Keeps the shape `[tokens, hidden]`; the rest is as in [`Block::forward`].
+    fn forward(&self, hidden: &Tensor, pass: &Pass<'_>) -> candle_core::Result<Tensor>;
+
+    /// What it is made of.
+    fn parts(&self) -> MlpParts<'_>;
+}
+
 /// The gated MLP: `down(silu(gate(x)) * up(x))`.
-struct Mlp {
-    gate_proj: Linear,
-    up_proj: Linear,
-    down_proj: Linear,
+pub(crate) struct Mlp {
+    pub(crate) gate_proj: Linear,
+    pub(crate) up_proj: Linear,
+    pub(crate) down_proj: Linear,
 }
 
 impl Mlp {
-    fn load(checkpoint: Checkpoint<'_>, name: &str) -> Result<Self, LoadTensorError> {
+    /// Takes the matrices of these names: gate, up and down.
+    pub(super) fn load(
+        checkpoint: Checkpoint<'_>,
+        [gate, up, down]: [String; 3],
+    ) -> Result<Self, LoadTensorError> {
         let config = checkpoint.config;
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-        let linear = |part: &str, shape| {
-            checkpoint.linear(&format!("{name}.{part}"), shape, config.mlp_bias)
-        };
+        let linear = |name: &str, shape| checkpoint.linear(name, shape, config.mlp_bias);
         Ok(Self {
-            gate_proj: linear("gate_proj", [inner, hidden])?,
-            up_proj: linear("up_proj", [inner, hidden])?,
-            down_proj: linear("down_proj", [hidden, inner])?,
+            gate_proj: linear(&gate, [inner, hidden])?,
+            up_proj: linear(&up, [inner, hidden])?,
+            down_proj: linear(&down, [hidden, inner])?,
         })
     }
+}
 
+impl BlockMlp for Mlp {
     fn forward(&self, hidden: &Tensor, pass: &Pass<'_>) -> candle_core::Result<Tensor> {
         let [gate, up] = Linear::forward_all([&self.gate_proj, &self.up_proj], hidden)?;
         let gate = adapt::add(pass, (TargetModule::Gate, &self.gate_proj), hidden, gate)?;
@@ -168,14 +181,19 @@ impl Mlp {
             self.down_proj.forward(&gated)?,
         )
     }
+
+    fn parts(&self) -> MlpParts<'_> {
+        let Self { gate_proj, up_proj, down_proj } = self;
+        MlpParts::Dense { gate_proj, up_proj, down_proj }
+    }
 }
 
-/// A block of Llama, or of a relative whose attention is another.
-pub(super) struct LlamaBlock<A> {
+/// A block of Llama, or of a relative whose attention or MLP is another.
+pub(super) struct LlamaBlock<A, M = Mlp> {
     input_layernorm: RmsNorm,
     self_attn: A,
     post_attention_layernorm: RmsNorm,
-    mlp: Mlp,
+    mlp: M,
 }
 
 impl<A> LlamaBlock<A> {
@@ -185,6 +203,20 @@ impl<A> LlamaBlock<A> {
         name: &str,
         self_attn: A,
     ) -> Result<Self, LoadTensorError> {
+        let parts = ["gate_proj", "up_proj", "down_proj"];
+        let mlp = Mlp::load(checkpoint, parts.map(|part| format!("{name}.mlp.{part}")))?;
+        Self::with_mlp(checkpoint, name, self_attn, mlp)
+    }
+}
+
+impl<A, M> LlamaBlock<A, M> {
+    /// As [`LlamaBlock::load`], with an MLP that was taken before.
+    pub(super) fn with_mlp(
+        checkpoint: Checkpoint<'_>,
+        name: &str,
+        self_attn: A,
+        mlp: M,
+    ) -> Result<Self, LoadTensorError> {
         let norm = |part: &str| {
             checkpoint.rms_norm(&format!("{name}.{part}"), checkpoint.config.hidden_size)
         };
@@ -192,12 +224,12 @@ impl<A> LlamaBlock<A> {
             input_layernorm: norm("input_layernorm")?,
             self_attn,
             post_attention_layernorm: norm("post_attention_layernorm")?,
-            mlp: Mlp::load(checkpoint, &format!("{name}.mlp"))?,
+            mlp,
         })
     }
 }
 
-impl<A: SelfAttention> Block for LlamaBlock<A> {
+impl<A: SelfAttention, M: BlockMlp> Block for LlamaBlock<A, M> {
     fn forward(&self, input: &Tensor, pass: &mut Pass<'_>) -> candle_core::Result<Tensor> {
         let normed = self.input_layernorm.forward(input)?;
         let hidden = residual::add(self.self_attn.forward(&normed, pass)?, input)?;
@@ -219,9 +251,7 @@ impl<A: SelfAttention> Block for LlamaBlock<A> {
             rope,
             attention: *shape,
             post_attention_layernorm: &self.post_attention_layernorm,
-            gate_proj: &self.mlp.gate_proj,
-            up_proj: &self.mlp.up_proj,
-            down_proj: &self.mlp.down_proj,
+            mlp: self.mlp.parts(),
         }
     }
 }

@@ -37,7 +37,8 @@ pub(super) struct Attention {
 }
 
 impl Attention {
-    fn load(
+    /// Takes the tensors under `name`; a token sees `window` positions, or all before it.
+    pub(super) fn load(
         checkpoint: Checkpoint<'_>,
         name: &str,
         window: Option<usize>,

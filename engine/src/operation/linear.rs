@@ -6,6 +6,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use umbel_shard::Weight;
 
 use super::{computed, rows_of, values};
+use crate::kernel::packed::Group;
 use crate::kernel::{Arithmetic, PackedMatrix};
 
 /// `input * weight^T + bias`, the `Linear` of PyTorch; its weight is `[rows, columns]`.
@@ -35,6 +36,20 @@ impl Linear {
     pub(crate) fn multiply(&self, input: &[f32]) -> Vec<f32> {
         let [product] = Self::products([self], input);
         product
+    }
+
+    /// What each of a group's layers, which have as many columns, makes of its input: for all groups at once,
+    /// so that the threads wait for each other once. All have the same arithmetic, and none has a bias.
+    pub(crate) fn multiply_groups<const N: usize>(
+        groups: &[([&Self; N], &[f32])],
+    ) -> Vec<[Vec<f32>; N]> {
+        let first = groups.first().and_then(|(layers, _)| layers.first());
+        let Some(first) = first else { return Vec::new() };
+        let groups = groups.iter().map(|(layers, input)| {
+            debug_assert!(layers.iter().all(|layer| layer.bias.is_none()), "biases are not added");
+            Group { matrices: layers.map(|layer| &*layer.weight), input }
+        });
+        PackedMatrix::group_products(&groups.collect::<Vec<_>>(), first.arithmetic)
     }
 
     /// The matrix alone.

@@ -18,7 +18,7 @@ use crate::kv::PAGE_TOKENS;
 use crate::kv::arena::KvArena;
 use crate::reference::Reference;
 
-const FAMILIES: [Family; 4] = Family::ALL;
+const FAMILIES: [Family; 6] = Family::ALL;
 const TOKENS: usize = 45;
 
 fn span(start: u32, end: u32) -> Span {

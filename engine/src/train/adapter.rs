@@ -23,7 +23,7 @@ pub const RANK_MAX: usize = umbel_protocol::training::RANK_MAX as usize;
 /// model's context.
 pub const PROMPT_TOKENS_MAX: usize = umbel_protocol::training::PROMPT_TOKENS_MAX as usize;
 
-/// Rows and columns of a module's matrix in a model.
+/// Rows and columns of a module's matrix in a model; of an MLP's those of one expert, where it has some.
 #[must_use]
 pub const fn module_shape(module: TargetModule, config: &ModelConfig) -> [usize; 2] {
     let sizes = ModuleSizes {
@@ -106,6 +106,22 @@ impl AdapterConfig {
     fn check_context(&self, model: &ModelConfig) -> Result<(), AdapterError> {
         let (found, max) = (self.prompt_tokens, model.context_tokens.saturating_sub(1));
         if found > max { Err(AdapterError::PromptTokens { found, max }) } else { Ok(()) }
+    }
+
+    /// # Errors
+    /// [`AdapterError::Experts`] where the model has experts in the place of a matrix.
+    fn check_modules(&self, model: &ModelConfig) -> Result<(), AdapterError> {
+        let in_mlp = |module: &&TargetModule| match module {
+            TargetModule::Gate | TargetModule::Up | TargetModule::Down => true,
+            TargetModule::Query
+            | TargetModule::Key
+            | TargetModule::Value
+            | TargetModule::Output => false,
+        };
+        match self.target_modules.iter().find(in_mlp) {
+            Some(&module) if model.experts.is_some() => Err(AdapterError::Experts { module }),
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// # Errors

@@ -1,16 +1,18 @@
 //! One block forward over whole sequences, and its gradients.
 //!
 //! The order of operations is that of [`model::llama`](crate::model); the families that the engine
-//! knows differ in biases, in norms of queries and keys, and in windows.
+//! knows differ in biases, in norms of queries and keys, in windows, and in having
+//! [experts](super::experts).
 
 use std::borrow::Cow;
 
 use super::adapter::{Adapter, LoraMatrices, Parameters, TargetModule};
 use super::attention::{self, Attended};
 use super::dropout::Mask;
+use super::experts::TrainedExperts;
 use super::lora::{Layer, Lora};
 use super::{Sequence, norm, prompt, swiglu};
-use crate::block::BlockParts;
+use crate::block::{BlockParts, MlpParts};
 use crate::kernel::{self, RopeTable};
 use crate::operation::linear::Linear;
 use crate::operation::rms_norm::RmsNorm;
@@ -69,8 +71,10 @@ impl<'a> TrainedBlock<'a> {
     /// From what enters the block to what leaves it, `[tokens, hidden]`.
     pub(super) fn forward(&self, input: &[f32]) -> Vec<f32> {
         let hidden = self.attend(&self.prompted(input)).hidden;
-        let gated = self.gate(&hidden).gated;
-        let mut output = self.layer(TargetModule::Down).forward(&gated);
+        let mut output = match self.experts() {
+            None => self.layer(TargetModule::Down).forward(&self.gate(&hidden).gated),
+            Some(experts) => experts.forward(&self.parts.post_attention_layernorm.apply(&hidden)),
+        };
         kernel::add(&mut output, &hidden);
         output
     }
@@ -128,6 +132,14 @@ impl<'a> TrainedBlock<'a> {
         AttentionActivations { normed, queries, keys, values, attended, hidden }
     }
 
+    /// What stands in the place of the MLP, where there are experts.
+    fn experts(&self) -> Option<TrainedExperts<'_>> {
+        match self.parts.mlp {
+            MlpParts::Dense { .. } => None,
+            MlpParts::Experts(mlp) => Some(TrainedExperts { mlp, pause: self.pause }),
+        }
+    }
+
     fn gate(&self, hidden: &[f32]) -> MlpActivations {
         let normed = self.parts.post_attention_layernorm.apply(hidden);
         let gate = self.layer(TargetModule::Gate).forward(&normed);
@@ -156,6 +168,18 @@ impl<'a> TrainedBlock<'a> {
 
     /// From the gradient of the block's output to that of the residual path between the halves.
     fn backward_mlp(&self, hidden: &[f32], gradient: &[f32], found: &mut Parameters) -> Vec<f32> {
+        let norm = self.parts.post_attention_layernorm;
+        let of_normed = match self.experts() {
+            None => self.backward_dense(hidden, gradient, found),
+            Some(experts) => experts.backward(&norm.apply(hidden), gradient),
+        };
+        let mut of_hidden = gradient.to_vec();
+        norm::add_gradient(norm, hidden, &of_normed, &mut of_hidden);
+        of_hidden
+    }
+
+    /// From the gradient of the block's output to that of what enters its MLP.
+    fn backward_dense(&self, hidden: &[f32], gradient: &[f32], found: &mut Parameters) -> Vec<f32> {
         let MlpActivations { normed, gate, up, gated } = self.gate(hidden);
         let mut of_gated = vec![0.0; gated.len()];
         self.backward_layer(TargetModule::Down, &gated, gradient, &mut of_gated, found);
@@ -163,10 +187,7 @@ impl<'a> TrainedBlock<'a> {
         let mut of_normed = vec![0.0; normed.len()];
         self.backward_layer(TargetModule::Gate, &normed, &of_gate, &mut of_normed, found);
         self.backward_layer(TargetModule::Up, &normed, &of_up, &mut of_normed, found);
-        let mut of_hidden = gradient.to_vec();
-        let norm = self.parts.post_attention_layernorm;
-        norm::add_gradient(norm, hidden, &of_normed, &mut of_hidden);
-        of_hidden
+        of_normed
     }
 
     /// From the gradient of the residual path between the halves to that of the block's input.
@@ -235,20 +256,25 @@ impl<'a> TrainedBlock<'a> {
             let mask = Mask::new(dropout, self.index, module, self.sequences);
             Some(Lora { matrices, scale, mask })
         });
-        Layer { linear: linear_of(&self.parts, module), lora, pause: self.pause }
+        let linear = linear_of(&self.parts, module).expect("no module of an MLP among experts");
+        Layer { linear, lora, pause: self.pause }
     }
 }
 
-/// The matrix of `module`.
-pub(crate) const fn linear_of<'a>(parts: &BlockParts<'a>, module: TargetModule) -> &'a Linear {
-    match module {
-        TargetModule::Query => parts.q_proj,
-        TargetModule::Key => parts.k_proj,
-        TargetModule::Value => parts.v_proj,
-        TargetModule::Output => parts.o_proj,
-        TargetModule::Gate => parts.gate_proj,
-        TargetModule::Up => parts.up_proj,
-        TargetModule::Down => parts.down_proj,
+/// The matrix of `module`; `None` where experts stand in its place.
+pub(crate) const fn linear_of<'a>(
+    parts: &BlockParts<'a>,
+    module: TargetModule,
+) -> Option<&'a Linear> {
+    match (module, parts.mlp) {
+        (TargetModule::Query, _) => Some(parts.q_proj),
+        (TargetModule::Key, _) => Some(parts.k_proj),
+        (TargetModule::Value, _) => Some(parts.v_proj),
+        (TargetModule::Output, _) => Some(parts.o_proj),
+        (TargetModule::Gate, MlpParts::Dense { gate_proj, .. }) => Some(gate_proj),
+        (TargetModule::Up, MlpParts::Dense { up_proj, .. }) => Some(up_proj),
+        (TargetModule::Down, MlpParts::Dense { down_proj, .. }) => Some(down_proj),
+        (TargetModule::Gate | TargetModule::Up | TargetModule::Down, MlpParts::Experts(_)) => None,
     }
 }
 

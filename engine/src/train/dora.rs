@@ -249,7 +249,8 @@ impl HostedSpan {
             return Ok(blocks.row_norms(block, module)?);
         }
         let parts = self.parts(block);
-        Ok(self.device().run(|| row_norms(linear_of(&parts, module).weight(), None, pause)))
+        let linear = linear_of(&parts, module).ok_or(TrainError::Experts { block, module })?;
+        Ok(self.device().run(|| row_norms(linear.weight(), None, pause)))
     }
 
     /// Computes what passes with `adapter` need of a block beside its values, so that none has to: the norms
@@ -287,7 +288,7 @@ impl HostedSpan {
         let parts = self.gpu_blocks().is_none().then(|| self.parts(block));
         parts.into_iter().flat_map(move |parts| {
             TargetModule::ALL.into_iter().filter_map(move |module| {
-                Some((adapter.parameters().at(block, module)?, linear_of(&parts, module)))
+                Some((adapter.parameters().at(block, module)?, linear_of(&parts, module)?))
             })
         })
     }
@@ -312,8 +313,11 @@ impl HostedSpan {
                 let place = |at: u64| usize::try_from(at - start).expect("it is within the matrix");
                 let norms = self.row_norms(block, module, pause)?;
                 let norms = norms.get(place(first)..place(last)).ok_or_else(|| {
-                    let (expected, found) = (self.module_shape(block, module), matrices.shape());
-                    TrainError::OtherModel { block, module, expected, found }
+                    let found = matrices.shape();
+                    match self.module_shape(block, module) {
+                        Some(expected) => TrainError::OtherModel { block, module, expected, found },
+                        None => TrainError::Experts { block, module },
+                    }
                 })?;
                 found.extend_from_slice(norms);
             }

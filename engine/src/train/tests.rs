@@ -77,7 +77,7 @@ fn adapter(config: &ModelConfig, dropout: f32) -> Adapter {
         alpha: 6.0,
         rank_stabilized: false,
         dropout,
-        target_modules: TargetModule::ALL.to_vec(),
+        target_modules: model::targets(config),
         ..AdapterConfig::default()
     };
     let mut adapter = Adapter::begin(settings, config, span(0, config.block_count), 5).unwrap();

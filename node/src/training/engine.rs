@@ -110,6 +110,7 @@ impl From<TrainError> for Failure {
             }
             TrainError::NotAdapted { .. }
             | TrainError::OtherModel { .. }
+            | TrainError::Experts { .. }
             | TrainError::OtherWidth { .. }
             | TrainError::NoToken
             | TrainError::Shape { .. }

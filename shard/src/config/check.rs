@@ -6,6 +6,10 @@ use super::{ConfigError, ModelConfig, Rope, RopeScaling};
 const HIDDEN_SIZE_MAX: usize = 1 << 17;
 /// Most values inside an MLP: sixteen times those of the largest open model (53,248).
 const INTERMEDIATE_SIZE_MAX: usize = 1 << 20;
+/// Most experts of a block: nearly three times those of the largest open model (384).
+const EXPERT_COUNT_MAX: usize = 1024;
+/// Most experts of all blocks: nearly three times those of the same one.
+const EXPERTS_MAX: usize = 1 << 16;
 /// Most blocks: eight times those of the largest open model (126).
 const BLOCK_COUNT_MAX: u32 = 1024;
 /// Most heads: eight times those of the largest open model (128).
@@ -24,6 +28,12 @@ impl ModelConfig {
     pub(super) fn checked(self) -> Result<Self, ConfigError> {
         size("hidden_size", self.hidden_size, HIDDEN_SIZE_MAX)?;
         size("intermediate_size", self.intermediate_size, INTERMEDIATE_SIZE_MAX)?;
+        if let Some(experts) = self.experts {
+            size("num_experts", experts.count, EXPERT_COUNT_MAX)?;
+            size("num_experts_per_tok", experts.per_token, experts.count)?;
+            let all = experts.count.saturating_mul(self.block_count as usize);
+            size("the number of all blocks' experts", all, EXPERTS_MAX)?;
+        }
         size("num_attention_heads", self.head_count, HEAD_COUNT_MAX)?;
         size("num_key_value_heads", self.kv_head_count, HEAD_COUNT_MAX)?;
         size("head_dim", self.head_size, HEAD_SIZE_MAX)?;

@@ -9,7 +9,7 @@
 //! The tokens that begin and end a text are left out: they steer the client and change no number, and
 //! some writers fill them in where others leave them to the default.
 
-use super::{ModelConfig, Rope, RopeScaling};
+use super::{Experts, ModelConfig, Rope, RopeScaling};
 
 /// Begins the encoding; another encoding will have another tag.
 const TAG: &str = "umbel configuration 1";
@@ -41,6 +41,14 @@ impl ModelConfig {
         }
         for value in [self.attention_bias, self.output_bias, self.mlp_bias, self.tied_embeddings] {
             number(&mut out, usize::from(value));
+        }
+        // Behind all the rest, so that the ids of models without experts are what they were before there were
+        // any.
+        if let Some(Experts { count, per_token, normalized }) = self.experts {
+            text(&mut out, "experts");
+            for value in [count, per_token, usize::from(normalized)] {
+                number(&mut out, value);
+            }
         }
         out
     }

@@ -3,7 +3,7 @@
 
 use super::check::check_block_count;
 use super::json::{attention_scale, narrow};
-use super::{ConfigError, Family, ModelConfig, Rope, RopeScaling};
+use super::{ConfigError, Experts, Family, ModelConfig, Rope, RopeScaling};
 use crate::gguf::{GgufHeader, Texts, Value};
 
 /// Tokens that end an answer wherever they are found, whatever type a file gives them: of those that
@@ -39,18 +39,17 @@ impl ModelConfig {
         let head_count = head_count.ok_or_else(|| keys.missing("attention.head_count"))?;
         let head_size = keys.head_size(hidden_size, head_count)?;
         let window = match family {
-            Family::Mistral => keys.window()?,
+            Family::Mistral | Family::Mixtral => keys.window()?,
             // llama.cpp reads the key for no other of these architectures.
-            Family::Llama | Family::Qwen2 | Family::Qwen3 => None,
+            Family::Llama | Family::Qwen2 | Family::Qwen3 | Family::Qwen3Moe => None,
         };
         let rope = keys.rope(rope_factors)?;
         let has = |name: &str| header.tensors().contains_key(name);
         ModelConfig {
             family,
             hidden_size,
-            intermediate_size: keys
-                .per_block("feed_forward_length")?
-                .ok_or_else(|| keys.missing("feed_forward_length"))?,
+            intermediate_size: keys.intermediate_size(family)?,
+            experts: keys.experts(family)?,
             block_count,
             head_count,
             kv_head_count: keys.per_block("attention.head_count_kv")?.unwrap_or(head_count),
@@ -82,18 +81,54 @@ struct Keys<'a> {
 
 impl Keys<'_> {
     fn family(&self) -> Result<Family, ConfigError> {
-        // Mistral has no name of its own: its converter writes `llama`.
+        // Mistral and Mixtral have no names of their own: their converter writes `llama`.
         match self.architecture {
-            "llama" => {
-                if let Some(experts) = self.unsigned("expert_count")?.filter(|&count| count > 0) {
-                    return Err(ConfigError::unsupported("llama.expert_count", experts));
-                }
-                Ok(if self.window()?.is_some() { Family::Mistral } else { Family::Llama })
-            }
+            "llama" if self.expert_count()?.is_some() => Ok(Family::Mixtral),
+            "llama" if self.window()?.is_some() => Ok(Family::Mistral),
+            "llama" => Ok(Family::Llama),
             "qwen2" => Ok(Family::Qwen2),
             "qwen3" => Ok(Family::Qwen3),
+            "qwen3moe" => Ok(Family::Qwen3Moe),
             other => Err(ConfigError::UnknownArchitecture { found: other.to_owned() }),
         }
+    }
+
+    fn expert_count(&self) -> Result<Option<usize>, ConfigError> {
+        Ok(self.unsigned("expert_count")?.filter(|&count| count > 0))
+    }
+
+    fn experts(&self, family: Family) -> Result<Option<Experts>, ConfigError> {
+        match family {
+            Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 => return Ok(None),
+            Family::Mixtral | Family::Qwen3Moe => {}
+        }
+        // What other architectures do, and a file of these could ask for.
+        for name in ["expert_shared_count", "expert_group_count", "leading_dense_block_count"] {
+            if let Some(other) = self.unsigned(name)?.filter(|&count| count > 0) {
+                return Err(ConfigError::unsupported(self.key(name), other));
+            }
+        }
+        const SOFTMAX: usize = 1;
+        if let Some(other) = self.unsigned("expert_gating_func")?.filter(|&name| name > SOFTMAX) {
+            return Err(ConfigError::unsupported(self.key("expert_gating_func"), other));
+        }
+        Ok(Some(Experts {
+            count: self.expert_count()?.ok_or_else(|| self.missing("expert_count"))?,
+            per_token: self.needed("expert_used_count")?,
+            // llama.cpp does it for both, and has no key that says otherwise.
+            normalized: true,
+        }))
+    }
+
+    /// Values inside the MLP, or inside one expert.
+    fn intermediate_size(&self, family: Family) -> Result<usize, ConfigError> {
+        let name = match family {
+            Family::Qwen3Moe => "expert_feed_forward_length",
+            Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 | Family::Mixtral => {
+                "feed_forward_length"
+            }
+        };
+        self.per_block(name)?.ok_or_else(|| self.missing(name))
     }
 
     fn window(&self) -> Result<Option<usize>, ConfigError> {

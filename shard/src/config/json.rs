@@ -1,15 +1,17 @@
 //! `config.json` as transformers 4 and 5 write it.
 //!
-//! Defaults for absent fields are those of `configuration_{llama,mistral,qwen2,qwen3}.py` of
-//! transformers 5.23, which wrote most files without them.
+//! Defaults for absent fields are those of `configuration_{llama,mistral,mixtral,qwen2,qwen3,qwen3_moe}.py`
+//! of transformers 5.23, which wrote most files without them.
 
 use serde::{Deserialize, Deserializer};
 
 use super::check::check_block_count;
 use super::{ConfigError, Family, ModelConfig, Rope};
 
+mod experts;
 mod rope;
 
+use experts::WireExperts;
 use rope::WireRope;
 pub(super) use rope::attention_scale;
 
@@ -101,6 +103,8 @@ struct Wire {
     layer_types: Option<Vec<String>>,
     attention_bias: Option<bool>,
     mlp_bias: Option<bool>,
+    #[serde(flatten)]
+    experts: WireExperts,
     tie_word_embeddings: Option<bool>,
     bos_token_id: Option<u32>,
     eos_token_id: Option<OneOrMany>,
@@ -164,16 +168,26 @@ impl Wire {
         let block_count = u32::try_from(blocks)
             .map_err(|_| ConfigError::invalid("num_hidden_layers", blocks, "a smaller number"))?;
         check_block_count(block_count)?;
-        let rope = self.rope(context_tokens)?;
+        let rope = self.rope(family, context_tokens)?;
         let attention_bias = match family {
-            Family::Llama | Family::Qwen3 => self.attention_bias.unwrap_or(false),
+            Family::Llama | Family::Qwen3 | Family::Qwen3Moe => {
+                self.attention_bias.unwrap_or(false)
+            }
             Family::Qwen2 => true,
-            Family::Mistral => false,
+            Family::Mistral | Family::Mixtral => false,
         };
         Ok(ModelConfig {
             family,
             hidden_size,
-            intermediate_size: required("intermediate_size", self.intermediate_size)?,
+            intermediate_size: match family {
+                Family::Qwen3Moe => self.experts.intermediate_size()?,
+                Family::Llama
+                | Family::Mistral
+                | Family::Qwen2
+                | Family::Qwen3
+                | Family::Mixtral => required("intermediate_size", self.intermediate_size)?,
+            },
+            experts: self.experts.of(family)?,
             block_count,
             head_count,
             kv_head_count: self.kv_head_count(family, head_count)?,
@@ -184,7 +198,14 @@ impl Wire {
             } else {
                 context_tokens
             },
-            rms_norm_eps: narrow(self.rms_norm_eps.unwrap_or(1e-6)),
+            rms_norm_eps: narrow(self.rms_norm_eps.unwrap_or(match family {
+                Family::Mixtral => 1e-5,
+                Family::Llama
+                | Family::Mistral
+                | Family::Qwen2
+                | Family::Qwen3
+                | Family::Qwen3Moe => 1e-6,
+            })),
             rope,
             attention_windows: self.attention_windows(family, block_count)?,
             attention_bias,
@@ -212,8 +233,9 @@ impl Wire {
         match (self.num_key_value_heads, family) {
             (Field::Value(count), _) => to_usize("num_key_value_heads", count),
             (Field::Null, _) | (Field::Absent, Family::Llama) => Ok(head_count),
-            (Field::Absent, Family::Mistral) => Ok(8),
+            (Field::Absent, Family::Mistral | Family::Mixtral) => Ok(8),
             (Field::Absent, Family::Qwen2 | Family::Qwen3) => Ok(32),
+            (Field::Absent, Family::Qwen3Moe) => Ok(4),
         }
     }
 
@@ -226,7 +248,15 @@ impl Wire {
         match (self.head_dim, family) {
             (Field::Value(size), _) => to_usize("head_dim", size),
             (Field::Absent, Family::Qwen3) => Ok(128),
-            (Field::Null, _) | (Field::Absent, Family::Llama | Family::Mistral | Family::Qwen2) => {
+            (Field::Null, _)
+            | (
+                Field::Absent,
+                Family::Llama
+                | Family::Mistral
+                | Family::Qwen2
+                | Family::Mixtral
+                | Family::Qwen3Moe,
+            ) => {
                 if head_count == 0 || !hidden_size.is_multiple_of(head_count) {
                     let expected = format!("a divisor of hidden_size, {hidden_size}");
                     return Err(ConfigError::invalid("num_attention_heads", head_count, expected));
@@ -247,7 +277,7 @@ impl Wire {
             || self.wire_rope().is_some_and(WireRope::says_original)
     }
 
-    fn rope(&self, context_tokens: usize) -> Result<Rope, ConfigError> {
+    fn rope(&self, family: Family, context_tokens: usize) -> Result<Rope, ConfigError> {
         let nothing = WireRope::default();
         let wire = self.wire_rope().unwrap_or(&nothing);
         if let Some(factor) = self.partial_rotary_factor.filter(|&factor| factor != 1.0) {
@@ -259,7 +289,13 @@ impl Wire {
             None => None,
         };
         let scaling = wire.scaling(original_context, context_tokens)?;
-        Ok(Rope { theta: narrow(theta.unwrap_or(10_000.0)), scaling })
+        let default = match family {
+            Family::Mixtral => 1_000_000.0,
+            Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 | Family::Qwen3Moe => {
+                10_000.0
+            }
+        };
+        Ok(Rope { theta: narrow(theta.unwrap_or(default)), scaling })
     }
 
     fn attention_windows(
@@ -269,14 +305,22 @@ impl Wire {
     ) -> Result<Vec<Option<usize>>, ConfigError> {
         const DEFAULT_WINDOW: u64 = 4096;
         const DEFAULT_MAX_WINDOW_LAYERS: u64 = 28;
-        let window = match self.sliding_window {
-            Field::Value(tokens) => Some(to_usize("sliding_window", tokens)?),
-            Field::Null => None,
-            Field::Absent => Some(to_usize("sliding_window", DEFAULT_WINDOW)?),
+        let window = match (self.sliding_window, family) {
+            (Field::Value(tokens), _) => Some(to_usize("sliding_window", tokens)?),
+            (Field::Null, _) | (Field::Absent, Family::Mixtral) => None,
+            (
+                Field::Absent,
+                Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 | Family::Qwen3Moe,
+            ) => Some(to_usize("sliding_window", DEFAULT_WINDOW)?),
         };
         match family {
             Family::Llama => Ok(vec![None; block_count as usize]),
-            Family::Mistral => Ok(vec![window; block_count as usize]),
+            Family::Mistral | Family::Mixtral => Ok(vec![window; block_count as usize]),
+            // It does not look at where its relatives begin with windows, nor at types of blocks.
+            Family::Qwen3Moe => {
+                let window = window.filter(|_| self.use_sliding_window.unwrap_or(false));
+                Ok(vec![window; block_count as usize])
+            }
             Family::Qwen2 | Family::Qwen3 => {
                 let window = window.filter(|_| self.use_sliding_window.unwrap_or(false));
                 let full = self.max_window_layers.unwrap_or(DEFAULT_MAX_WINDOW_LAYERS);
@@ -304,8 +348,8 @@ fn window_of_type(name: &str, window: Option<usize>) -> Result<Option<usize>, Co
 const fn default_context_tokens(family: Family) -> usize {
     match family {
         Family::Llama => 2048,
-        Family::Mistral => 4096 * 32,
-        Family::Qwen2 | Family::Qwen3 => 32768,
+        Family::Mistral | Family::Mixtral => 4096 * 32,
+        Family::Qwen2 | Family::Qwen3 | Family::Qwen3Moe => 32768,
     }
 }
 

@@ -50,6 +50,7 @@ fn a_grouped_query_llama_is_read() {
         attention_bias: false,
         output_bias: false,
         mlp_bias: false,
+        experts: None,
         tied_embeddings: false,
         bos_token_id: Some(1),
         eos_token_ids: vec![2],
@@ -68,6 +69,16 @@ fn each_family_has_what_sets_it_apart() {
     let qwen3 = changed("qwen3", json!({})).unwrap();
     assert!(qwen3.has_query_key_norms() && !qwen3.attention_bias);
     assert_eq!(qwen3.head_size, 24);
+    let mixtral = changed("mixtral", json!({})).unwrap();
+    assert_eq!(mixtral.experts, Some(Experts { count: 4, per_token: 2, normalized: true }));
+    assert!(!mixtral.has_query_key_norms());
+    assert_eq!((mixtral.intermediate_size, mixtral.attention_windows), (112, vec![None; 4]));
+    let sparse = changed("qwen3-moe", json!({})).unwrap();
+    assert_eq!(sparse.experts, Some(Experts { count: 6, per_token: 3, normalized: true }));
+    assert_eq!((sparse.intermediate_size, sparse.head_size), (48, 24));
+    assert!(sparse.has_query_key_norms());
+    let raw = changed("qwen3-moe-raw", json!({})).unwrap();
+    assert_eq!(raw.experts, Some(Experts { count: 3, per_token: 2, normalized: false }));
     let biased = changed("llama", json!({"attention_bias": true, "mlp_bias": true})).unwrap();
     assert!(biased.attention_bias && biased.output_bias && biased.mlp_bias);
 }
@@ -181,16 +192,60 @@ fn yarn_reaches_further_than_the_file_to_which_it_was_added() {
     assert!(refused.contains("max_position_embeddings"), "{refused}");
 }
 
+/// The first files of Qwen3 call the number of experts otherwise.
+#[test]
+fn experts_are_read_from_old_and_new_files() {
+    let new = changed("qwen3-moe", json!({})).unwrap();
+    let mut old: Value = serde_json::from_str(&fixture("qwen3-moe/config.json")).unwrap();
+    old["num_experts"] = old.as_object_mut().unwrap().remove("num_local_experts").unwrap();
+    assert_eq!(ModelConfig::from_json(&old.to_string()).unwrap(), new);
+    let absent = ["num_local_experts", "num_experts_per_tok", "norm_topk_prob", "sliding_window"];
+    let expected = Experts { count: 128, per_token: 8, normalized: false };
+    assert_eq!(without("qwen3-moe", &absent).unwrap().experts, Some(expected));
+    let absent =
+        [&absent[..], &["rope_parameters", "rms_norm_eps", "num_key_value_heads"]].concat();
+    let mixtral = changed("mixtral", json!({"num_attention_heads": 8, "sliding_window": 16}));
+    assert_eq!(mixtral.unwrap().attention_windows, [Some(16); 4]);
+    let mut mixtral: Value = serde_json::from_str(&fixture("mixtral/config.json")).unwrap();
+    mixtral["num_attention_heads"] = json!(8);
+    mixtral.as_object_mut().unwrap().retain(|field, _| !absent.contains(&field.as_str()));
+    let mixtral = ModelConfig::from_json(&mixtral.to_string()).unwrap();
+    assert_eq!(mixtral.experts, Some(Experts { count: 8, per_token: 2, normalized: true }));
+    assert_eq!((mixtral.rope.theta, mixtral.rms_norm_eps), (1_000_000.0, 1e-5));
+    assert_eq!((mixtral.kv_head_count, mixtral.attention_windows), (8, vec![None; 4]));
+}
+
+#[test]
+fn experts_that_are_not_computed_here_are_refused() {
+    for (name, changes, said) in [
+        ("qwen3-moe", json!({"decoder_sparse_step": 2}), "decoder_sparse_step"),
+        ("qwen3-moe", json!({"mlp_only_layers": [0]}), "mlp_only_layers"),
+        ("qwen3-moe", json!({"moe_intermediate_size": null}), "moe_intermediate_size"),
+        ("qwen3-moe", json!({"moe_intermediate_size": 0}), "intermediate_size"),
+        ("mixtral", json!({"num_local_experts": 0}), "num_experts"),
+        ("mixtral", json!({"num_local_experts": 5000}), "num_experts"),
+        ("mixtral", json!({"num_experts_per_tok": 0}), "num_experts_per_tok"),
+        ("mixtral", json!({"num_experts_per_tok": 5}), "num_experts_per_tok"),
+        ("mixtral", json!({"num_local_experts": 1024, "num_hidden_layers": 65}), "all blocks"),
+        ("mistral", json!({"num_local_experts": 4}), "num_local_experts"),
+    ] {
+        let text = message(changed(name, changes.clone()));
+        assert!(text.contains(said), "{changes}: {text}");
+    }
+}
+
 #[test]
 fn what_is_not_supported_is_named() {
     for (name, found) in [
-        ("mixtral", "MixtralForCausalLM"),
         ("gemma3", "Gemma3ForCausalLM"),
         ("bloom", "BloomForCausalLM"),
         ("falcon", "FalconForCausalLM"),
     ] {
         let text = message(changed(name, json!({})));
-        assert!(text.contains(found) && text.contains("llama, mistral, qwen2, qwen3"), "{text}");
+        assert!(
+            text.contains(found) && text.contains("llama, mistral, qwen2, qwen3, mixtral"),
+            "{text}"
+        );
     }
     for rope_type in ["dynamic", "longrope", "mrope"] {
         let rope = json!({"rope_parameters": {"rope_type": rope_type, "factor": 2.0}});
@@ -249,12 +304,21 @@ fn ids_of_tokens_do_not_count_and_everything_else_does() {
     ] {
         assert_ne!(changed("llama", other.clone()).unwrap().canonical_bytes(), plain, "{other}");
     }
+    let sparse = changed("qwen3-moe", json!({})).unwrap().canonical_bytes();
+    for other in [
+        json!({"num_local_experts": 7}),
+        json!({"num_experts_per_tok": 2}),
+        json!({"norm_topk_prob": false}),
+    ] {
+        let changed = changed("qwen3-moe", other.clone()).unwrap();
+        assert_ne!(changed.canonical_bytes(), sparse, "{other}");
+    }
 }
 
 proptest! {
     #[test]
     fn perturbed_files_never_panic(
-        name in prop::sample::select(vec!["llama", "llama3-rope", "mistral", "qwen2", "qwen3"]),
+        name in prop::sample::select(vec!["llama", "llama3-rope", "mistral", "qwen2", "qwen3", "mixtral", "qwen3-moe"]),
         places in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
         length in any::<prop::sample::Index>(),
     ) {

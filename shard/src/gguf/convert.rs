@@ -4,7 +4,7 @@ use super::rows::permute_rows;
 use super::write::{GgufWriter, WriteValue};
 use crate::config::{Family, ModelConfig, Rope, RopeScaling};
 use crate::layout::{self, LayoutTensor};
-use crate::weight::Weights;
+use crate::weight::{WeightType, Weights};
 
 impl GgufWriter {
     /// A file of this model; `weights` are those of all of its parts, of any types.
@@ -21,23 +21,44 @@ impl GgufWriter {
         tensors
             .extend(layout::head(config).into_iter().filter(|one| one.name != layout::EMBEDDING));
         let permuted = architecture(config.family) == "llama";
-        for wanted in tensors.into_iter().chain(blocks) {
-            let missing = || ConvertError::Missing { tensor: wanted.name.clone() };
-            let weight = weights.get(&wanted.name).map_err(|_| missing())?;
-            let row_bytes = match weight.shape() {
-                [_] => weight.weight_type().block_bytes(),
-                _ => weight.row_bytes(),
-            };
-            let bytes = match wanted.rotated_heads.filter(|_| permuted) {
-                Some(heads) => {
-                    permute_rows(weight.bytes(), row_bytes, heads).ok_or_else(missing)?
+        tensors.extend(blocks);
+        // What is stacked follows each other.
+        for stack in tensors.chunk_by(|one, next| one.gguf_name == next.gguf_name) {
+            let (weight_type, mut bytes) = converted(&stack[0], weights, permuted)?;
+            for wanted in &stack[1..] {
+                let (other, more) = converted(wanted, weights, permuted)?;
+                if other != weight_type {
+                    let what = "experts of a block are of several types";
+                    return Err(ConvertError::Unsayable { what });
                 }
-                None => weight.bytes().to_vec(),
-            };
-            writer.tensor(&wanted.gguf_name, weight.weight_type(), weight.shape(), bytes);
+                bytes.extend(more);
+            }
+            writer.tensor(&stack[0].gguf_name, weight_type, &stack[0].gguf_shape(), bytes);
         }
         Ok(writer)
     }
+}
+
+/// The type of a tensor, and its bytes in the order of a file.
+fn converted(
+    wanted: &LayoutTensor,
+    weights: &Weights,
+    permuted: bool,
+) -> Result<(WeightType, Vec<u8>), ConvertError> {
+    let missing = || ConvertError::Missing { tensor: wanted.name.clone() };
+    let weight = weights.get(&wanted.name).map_err(|_| missing())?;
+    if weight.shape() != wanted.shape {
+        return Err(missing());
+    }
+    let row_bytes = match weight.shape() {
+        [_] => weight.weight_type().block_bytes(),
+        _ => weight.row_bytes(),
+    };
+    let bytes = match wanted.rotated_heads.filter(|_| permuted) {
+        Some(heads) => permute_rows(weight.bytes(), row_bytes, heads).ok_or_else(missing)?,
+        None => weight.bytes().to_vec(),
+    };
+    Ok((weight.weight_type(), bytes))
 }
 
 /// A model for which there is no GGUF file.
@@ -57,12 +78,13 @@ pub enum ConvertError {
     },
 }
 
-/// Mistral has no name of its own.
+/// Mistral and Mixtral have no names of their own.
 const fn architecture(family: Family) -> &'static str {
     match family {
-        Family::Llama | Family::Mistral => "llama",
+        Family::Llama | Family::Mistral | Family::Mixtral => "llama",
         Family::Qwen2 => "qwen2",
         Family::Qwen3 => "qwen3",
+        Family::Qwen3Moe => "qwen3moe",
     }
 }
 
@@ -92,6 +114,19 @@ pub(super) fn write_metadata(
         ("vocab_size", config.vocabulary_size),
     ] {
         writer.value(&key(name), count(size)?);
+    }
+    if let Some(experts) = config.experts {
+        if !experts.normalized {
+            let what = "the weights of a token's experts do not add up to 1";
+            return Err(ConvertError::Unsayable { what });
+        }
+        for (name, size) in [
+            ("expert_count", experts.count),
+            ("expert_used_count", experts.per_token),
+            ("expert_feed_forward_length", config.intermediate_size),
+        ] {
+            writer.value(&key(name), count(size)?);
+        }
     }
     writer.value(&key("attention.layer_norm_rms_epsilon"), WriteValue::F32(config.rms_norm_eps));
     let mut windows = config.attention_windows.iter();

@@ -10,6 +10,9 @@ use crate::config::ModelConfig;
 use crate::layout;
 use crate::weight::WeightType;
 
+/// How the name of a router ends.
+const ROUTER: &str = "ffn_gate_inp.weight";
+
 impl GgufWriter {
     /// A file of a model of this shape whose matrices have random values of type `matrices`. The same
     /// seed gives the same file.
@@ -35,18 +38,23 @@ impl GgufWriter {
             if written.contains(&tensor.gguf_name) {
                 continue;
             }
-            match tensor.shape[..] {
+            let shape = tensor.gguf_shape();
+            let seed = seed.wrapping_mul(1 << 20).wrapping_add(number);
+            match shape[..] {
                 [size] => {
                     let ones = 1f32.to_le_bytes().repeat(size);
-                    writer.tensor(&tensor.gguf_name, WeightType::F32, &tensor.shape, ones);
+                    writer.tensor(&tensor.gguf_name, WeightType::F32, &shape, ones);
                 }
-                _ if matrices.tensor_bytes(&tensor.shape).is_none() => {
+                // As in every file: no router is quantized.
+                _ if tensor.gguf_name.ends_with(ROUTER) => {
+                    writer.random_tensor(&tensor.gguf_name, WeightType::F32, &shape, seed);
+                }
+                _ if matrices.tensor_bytes(&shape).is_none() => {
                     let what = "rows are cut in the middle of a block of weights";
                     return Err(ConvertError::Unsayable { what });
                 }
                 _ => {
-                    let seed = seed.wrapping_mul(1 << 20).wrapping_add(number);
-                    writer.random_tensor(&tensor.gguf_name, matrices, &tensor.shape, seed);
+                    writer.random_tensor(&tensor.gguf_name, matrices, &shape, seed);
                 }
             }
             written.push(tensor.gguf_name);

@@ -21,7 +21,8 @@ pub(crate) mod support;
 
 use support::{all_weights, fixture_folder, open, write_safetensors};
 
-const FIXTURES: [&str; 6] = ["llama", "llama-tied-mha", "llama3-rope", "mistral", "qwen2", "qwen3"];
+const FIXTURES: [&str; 8] =
+    ["llama", "llama-tied-mha", "llama3-rope", "mistral", "qwen2", "qwen3", "mixtral", "qwen3-moe"];
 
 #[test]
 fn every_fixture_has_the_tensors_of_its_configuration() {
@@ -78,7 +79,14 @@ fn a_gguf_file_of_a_checkpoint_gives_the_same_tensors() {
 #[test]
 fn the_rows_of_q_and_k_are_moved_in_llama_files_and_in_no_others() {
     let root = tempfile::tempdir().unwrap();
-    for (name, moved) in [("llama", true), ("mistral", true), ("qwen2", false), ("qwen3", false)] {
+    for (name, moved) in [
+        ("llama", true),
+        ("mistral", true),
+        ("mixtral", true),
+        ("qwen2", false),
+        ("qwen3", false),
+        ("qwen3-moe", false),
+    ] {
         let original = open(root.path(), &fixture_folder(name)).unwrap();
         let weights = all_weights(&original);
         let file = GgufWriter::of_model(original.config(), &weights).unwrap().to_bytes();

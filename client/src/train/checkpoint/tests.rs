@@ -21,6 +21,7 @@ fn model(hidden_size: usize) -> ModelConfig {
         attention_bias: false,
         output_bias: false,
         mlp_bias: false,
+        experts: None,
         tied_embeddings: true,
         bos_token_id: None,
         eos_token_ids: Vec::new(),

@@ -31,7 +31,7 @@ use self::inputs::Inputs;
 pub(in crate::kernel) use self::inputs::round_pairs;
 use super::outputs::Outputs;
 use super::pages::Pages;
-use super::{Arithmetic, InstructionSet, for_each_panels};
+use super::{Arithmetic, InstructionSet, Product, for_each_panels};
 use crate::kernel::portable;
 
 /// Rows of a panel: 4 registers of AVX-512, which with 6 tokens make 24 sums, and 8 of the 32
@@ -160,24 +160,30 @@ impl DenseMatrix {
     }
 }
 
-/// Writes to each of `outputs` the products of `input` with the matrix in the same place; all of them share their inputs.
+/// Writes the outputs of each of `products`; what is prepared of an input does for all of them.
 pub(super) fn multiply(
-    matrices: &[&DenseMatrix],
+    products: &[Product<'_, DenseMatrix>],
+    inputs: &[&[f32]],
     arithmetic: Arithmetic,
-    input: &[f32],
-    outputs: &[Outputs<'_>],
 ) {
-    let Some(DenseMatrix { set, columns, .. }) = matrices.first() else {
+    let Some(Product { matrix: DenseMatrix { set, columns, .. }, .. }) = products.first() else {
         return;
     };
-    if input.is_empty() {
-        return;
-    }
-    let inputs = Inputs::prepare(*set, matrices[0].format(arithmetic), input, *columns);
-    let panels: Vec<_> = matrices.iter().map(|matrix| matrix.panel_count()).collect();
-    let panel_work = PANEL_ROWS * columns * inputs.tokens();
-    for_each_panels(&panels, panel_work, 1, |matrix, panels| {
-        matrices[matrix].multiply_panels(panels, &inputs, &outputs[matrix]);
+    let format = products[0].matrix.format(arithmetic);
+    let prepare = |input: &&[f32]| Inputs::prepare(*set, format, input, *columns);
+    let inputs: Vec<_> = inputs.iter().map(prepare).collect();
+    let panels = products.iter().map(|product| match inputs[product.input].tokens() {
+        0 => 0,
+        _ => product.matrix.panel_count(),
+    });
+    let panels: Vec<_> = panels.collect();
+    let rows_of_all = products
+        .iter()
+        .map(|product| product.matrix.panel_count() * PANEL_ROWS * inputs[product.input].tokens());
+    let work = rows_of_all.sum::<usize>() * columns;
+    for_each_panels(&panels, work, 1, |product, panels| {
+        let Product { matrix, input, outputs } = products[product];
+        matrix.multiply_panels(panels, &inputs[input], outputs);
     });
 }
 

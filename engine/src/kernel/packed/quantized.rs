@@ -27,7 +27,7 @@ use umbel_shard::{Weight, WeightType};
 
 use super::outputs::Outputs;
 use super::pages::Paged;
-use super::{Arithmetic, for_each_panels};
+use super::{Arithmetic, Product, for_each_panels};
 use crate::kernel::parallel::for_each;
 use crate::kernel::{InstructionSet, portable};
 use layout::{Form, HalfLine, Line, PANEL_ROWS, STRIP_ROWS, STRIPS, SUPER_BLOCKS};
@@ -185,26 +185,35 @@ fn group_panels(kind: WeightType, columns: usize) -> usize {
     (GROUP_BYTES / (quants * size_of::<Line>())).max(1)
 }
 
-/// Writes to each of `outputs` the products of `input` with the matrix in the same place; all of them share their tokens.
+/// Writes the outputs of each of `products`; what is prepared of an input does for all of them.
 pub(super) fn multiply(
-    matrices: &[&QuantizedMatrix],
+    products: &[Product<'_, QuantizedMatrix>],
+    inputs: &[&[f32]],
     arithmetic: Arithmetic,
-    input: &[f32],
-    outputs: &[Outputs<'_>],
 ) {
-    let Some(QuantizedMatrix { set, kind, columns, .. }) = matrices.first() else {
+    let Some(Product { matrix: QuantizedMatrix { set, kind, columns, .. }, .. }) = products.first()
+    else {
         return;
     };
-    if input.is_empty() {
-        return;
-    }
-    let tokens = Tokens::prepare(*set, *kind, arithmetic, input, *columns);
-    let panels: Vec<_> = matrices.iter().map(|matrix| matrix.rows.div_ceil(PANEL_ROWS)).collect();
-    let panel_work = PANEL_ROWS * columns * tokens.count();
+    let tokens =
+        inputs.iter().map(|&input| Tokens::prepare(*set, *kind, arithmetic, input, *columns));
+    let tokens: Vec<_> = tokens.collect();
+    let panels = products.iter().map(|product| match tokens[product.input].count() {
+        0 => 0,
+        _ => product.matrix.rows.div_ceil(PANEL_ROWS),
+    });
+    let panels: Vec<_> = panels.collect();
+    let rows_of_all = panels
+        .iter()
+        .zip(products)
+        .map(|(panels, product)| panels * PANEL_ROWS * tokens[product.input].count());
+    let work = rows_of_all.sum::<usize>() * columns;
     // A lone tile reads each panel once, so few of them are taken at a time: nobody waits long for the last.
-    let together = if tokens.count() > TILE_TOKENS { group_panels(*kind, *columns) } else { 2 };
-    for_each_panels(&panels, panel_work, together, |matrix, panels| {
-        matrices[matrix].multiply_panels(panels, &tokens, &outputs[matrix]);
+    let tiles = tokens.iter().any(|tokens| tokens.count() > TILE_TOKENS);
+    let together = if tiles { group_panels(*kind, *columns) } else { 2 };
+    for_each_panels(&panels, work, together, |product, panels| {
+        let Product { matrix, input, outputs } = products[product];
+        matrix.multiply_panels(panels, &tokens[input], outputs);
     });
 }
 

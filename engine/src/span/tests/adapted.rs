@@ -14,7 +14,7 @@ fn adapter(world: &World, rank: usize, seed: u32) -> Arc<Adapter> {
         alpha: 2.0,
         rank_stabilized: false,
         dropout: 0.5,
-        target_modules: TargetModule::ALL.to_vec(),
+        target_modules: model::targets(&world.config),
         ..AdapterConfig::default()
     };
     let mut adapter = Adapter::blank(config, &world.config, span(0, 3)).unwrap();
@@ -165,6 +165,11 @@ fn an_adapter_that_does_not_fit_is_refused() {
     let other = Adapter::blank(whole.config().clone(), &other, span(0, 3)).unwrap();
     let refused = hosted.adapt(&mut table, Arc::new(other));
     assert!(matches!(refused, Err(TrainError::OtherModel { .. })), "{refused:?}");
+    let sparse = World::new(Family::Mixtral, WeightType::F32);
+    let mut of_sparse = sparse.open(span(0, 3));
+    let refused = sparse.host(span(0, 3)).adapt(&mut of_sparse, Arc::clone(&whole));
+    let module = TargetModule::Gate;
+    assert_eq!(refused, Err(TrainError::Experts { block: 0, module }), "no MLP to add to");
     let narrow = umbel_shard::ModelConfig { hidden_size: 64, ..world.config.clone() };
     let config = prompts(&world, 3).config().clone();
     let narrow = Adapter::blank(config, &narrow, span(0, 3)).unwrap();

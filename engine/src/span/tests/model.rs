@@ -2,9 +2,12 @@
 
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device as CandleDevice, Tensor};
-use umbel_shard::{Family, ModelConfig, Rope, RopeScaling, Weight, WeightType, Weights, layout};
+use umbel_shard::{
+    Experts, Family, ModelConfig, Rope, RopeScaling, Weight, WeightType, Weights, layout,
+};
 
 use crate::HiddenStates;
+use crate::train::TargetModule;
 
 /// The width of the K-quants' blocks, so that every type can hold every matrix.
 const HIDDEN_SIZE: usize = 256;
@@ -14,7 +17,13 @@ const HIDDEN_SIZE: usize = 256;
 pub(crate) fn config(family: Family) -> ModelConfig {
     let windows = match family {
         Family::Mistral | Family::Qwen3 => vec![Some(5), Some(21), None],
-        Family::Llama | Family::Qwen2 => vec![None; 3],
+        Family::Llama | Family::Qwen2 | Family::Mixtral | Family::Qwen3Moe => vec![None; 3],
+    };
+    // The weights of a token's experts add up to 1 in one family, and not in the other.
+    let experts = match family {
+        Family::Mixtral => Some(Experts { count: 4, per_token: 2, normalized: true }),
+        Family::Qwen3Moe => Some(Experts { count: 5, per_token: 3, normalized: false }),
+        Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 => None,
     };
     ModelConfig {
         family,
@@ -32,10 +41,17 @@ pub(crate) fn config(family: Family) -> ModelConfig {
         attention_bias: family == Family::Qwen2,
         output_bias: false,
         mlp_bias: false,
+        experts,
         tied_embeddings: true,
         bos_token_id: None,
         eos_token_ids: Vec::new(),
     }
+}
+
+/// The matrices that an adapter can add to: all there are, but for those of experts.
+pub(crate) fn targets(config: &ModelConfig) -> Vec<TargetModule> {
+    let count = if config.experts.is_some() { 4 } else { TargetModule::ALL.len() };
+    TargetModule::ALL[..count].to_vec()
 }
 
 /// Weights of all blocks, the matrices in `weight_type`.

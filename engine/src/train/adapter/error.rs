@@ -1,6 +1,7 @@
 //! Adapters that are not taken, and why.
 
 use umbel_protocol::Span;
+use umbel_protocol::training::TargetModule;
 use umbel_shard::safetensors::SafetensorsError;
 
 /// An adapter that is broken, of another model, or of a kind that is not trained here.
@@ -51,6 +52,16 @@ pub enum AdapterError {
     /// No module at all, or one twice.
     #[error("an adapter names one or more target modules, each once")]
     TargetModules,
+    /// A module of the MLP, in whose place the model has experts.
+    #[error(
+        "the model has experts in the place of {}, which adapters do not reach; of the target modules it \
+         has q_proj, k_proj, v_proj and o_proj",
+        module.name()
+    )]
+    Experts {
+        /// The module.
+        module: TargetModule,
+    },
     /// A module that no block has.
     #[error(
         "{found} is not among the target modules q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj \

@@ -320,6 +320,9 @@ fn files_for_another_model_are_refused() {
     wider.intermediate_size = 512;
     let refused = Adapter::from_peft(&adapter().to_peft(), &wider, span(0, 3)).unwrap_err();
     assert_eq!(expected_shape(refused), [4, 512]);
+    let sparse = model::config(Family::Mixtral);
+    let refused = Adapter::from_peft(&adapter().to_peft(), &sparse, span(0, 3)).unwrap_err();
+    assert!(refused.to_string().contains("experts in the place of down_proj"), "{refused}");
     let refused = Adapter::from_peft(&adapter().to_peft(), &config(), span(2, 4));
     assert!(matches!(refused, Err(AdapterError::NoSuchBlocks { .. })));
     let refused = load(&with("r", json!(8)));

@@ -23,6 +23,7 @@ impl Adapter {
         super::check_blocks(model, blocks)?;
         config.check()?;
         config.check_context(model)?;
+        config.check_modules(model)?;
         let rank = config.rank;
         let matrices = places(&config, blocks).map(|(block, module)| {
             let [rows, columns] = module_shape(module, model);

@@ -32,7 +32,9 @@ fn pack(set: InstructionSet, kind: WeightType, bytes: &[u8], rows: usize) -> Den
 fn multiply(matrix: &DenseMatrix, arithmetic: Arithmetic, input: &[f32]) -> Vec<f32> {
     // Not zeros, so that what is not written shows.
     let mut output = vec![f32::NAN; input.len() / matrix.columns * matrix.rows];
-    super::multiply(&[matrix], arithmetic, input, &[Outputs::new(&mut output, matrix.rows)]);
+    let outputs = Outputs::new(&mut output, matrix.rows);
+    let product = Product { matrix, input: 0, outputs: &outputs };
+    super::multiply(&[product], &[input], arithmetic);
     output
 }
 

@@ -33,7 +33,9 @@ fn multiply(
     // Not zeros, so that what is not written shows.
     let mut output = vec![f32::NAN; input.len() / weight.columns() * weight.rows()];
     let matrix = QuantizedMatrix::pack(set, weight);
-    super::multiply(&[&matrix], arithmetic, input, &[Outputs::new(&mut output, weight.rows())]);
+    let outputs = Outputs::new(&mut output, weight.rows());
+    let product = Product { matrix: &matrix, input: 0, outputs: &outputs };
+    super::multiply(&[product], &[input], arithmetic);
     output
 }
 
