@@ -168,6 +168,15 @@ impl ModelConfig {
         }
     }
 
+    /// Values between the two halves of all MLPs that a token goes through in one block.
+    #[must_use]
+    pub const fn active_intermediate_size(&self) -> usize {
+        match self.experts {
+            Some(experts) => self.intermediate_size * experts.per_token,
+            None => self.intermediate_size,
+        }
+    }
+
     /// Bytes that the keys and values of one token take in one block, in binary32.
     #[must_use]
     pub const fn kv_token_bytes_per_block(&self) -> u64 {

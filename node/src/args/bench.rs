@@ -20,6 +20,9 @@ pub enum RandomShape {
     /// That of Llama 3.1 8B: 32 blocks of hidden size 4096.
     #[value(name = "8b")]
     B8,
+    /// Of experts: 2.7 billion parameters, of which a token meets 0.5; 16 blocks of hidden size 2048.
+    #[value(name = "3b-a0.5b")]
+    B3A05,
 }
 
 /// `umbel bench`.

@@ -188,7 +188,8 @@ pub struct AdapterArguments {
     #[arg(long, value_name = "A")]
     pub alpha: Option<f32>,
 
-    /// The matrices that it adds to: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj
+    /// The matrices that it adds to: q_proj, k_proj, v_proj, o_proj, and in models without experts
+    /// gate_proj, up_proj, down_proj
     /// [default: q_proj,k_proj,v_proj,o_proj].
     #[arg(long, value_name = "NAME,NAME,...", value_delimiter = ',', value_parser = target_module)]
     pub target_modules: Vec<TargetModule>,

@@ -4,7 +4,7 @@ use std::io::Write as _;
 
 use anyhow::Context as _;
 use serde_json::json;
-use umbel_shard::{Model, ModelSource, PartsNeeded};
+use umbel_shard::{Experts, Model, ModelSource, PartsNeeded};
 
 use crate::args::InspectArguments;
 use crate::config::Config;
@@ -43,6 +43,8 @@ fn as_json(model: &Model, licence: Option<&str>) -> String {
         "blocks": config.block_count,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
+        "experts": config.experts.map(|experts| experts.count),
+        "experts_per_token": config.experts.map(|experts| experts.per_token),
         "heads": config.head_count,
         "kv_heads": config.kv_head_count,
         "head_size": config.head_size,
@@ -88,7 +90,16 @@ fn as_text(model: &Model, licence: Option<&str>) -> String {
             ),
         ),
         ("hidden size", config.hidden_size.to_string()),
-        ("MLP size", config.intermediate_size.to_string()),
+        (
+            "MLP size",
+            match config.experts {
+                None => config.intermediate_size.to_string(),
+                Some(Experts { count, per_token, .. }) => {
+                    let size = config.intermediate_size;
+                    format!("{count} experts of {size}, {per_token} of them for each token")
+                }
+            },
+        ),
         (
             "heads",
             format!(

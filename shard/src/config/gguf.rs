@@ -108,6 +108,10 @@ impl Keys<'_> {
                 return Err(ConfigError::unsupported(self.key(name), other));
             }
         }
+        let scale = self.float("expert_weights_scale")?;
+        if let Some(other) = scale.filter(|&scale| scale != 0.0 && scale != 1.0) {
+            return Err(ConfigError::unsupported(self.key("expert_weights_scale"), other));
+        }
         const SOFTMAX: usize = 1;
         if let Some(other) = self.unsigned("expert_gating_func")?.filter(|&name| name > SOFTMAX) {
             return Err(ConfigError::unsupported(self.key("expert_gating_func"), other));

@@ -138,6 +138,17 @@ fn qwen3_is_exact_and_splitting_changes_no_bit() {
 }
 
 #[test]
+fn mixtral_is_exact_and_splitting_changes_no_bit() {
+    exact("mixtral");
+}
+
+#[test]
+fn the_sparse_qwen3_is_exact_and_splitting_changes_no_bit() {
+    exact("qwen3-moe");
+    exact("qwen3-moe-raw");
+}
+
+#[test]
 fn the_prompt_may_be_computed_in_one_step_in_chunks_or_token_by_token() {
     let folder = checkpoint("mistral");
     let golden = Golden::read(&folder);

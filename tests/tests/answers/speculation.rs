@@ -105,7 +105,7 @@ fn samplings() -> Vec<Sampling> {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_family_gives_the_same_answer_with_every_kind_of_drafts() {
     let other = Opened::fixture("llama-tied-mha");
-    for name in ["llama", "llama3-rope", "mistral", "qwen2", "qwen3"] {
+    for name in ["llama", "llama3-rope", "mistral", "qwen2", "qwen3", "mixtral", "qwen3-moe"] {
         let opened = Opened::fixture(name);
         let (itself, other) =
             (opened.drafts_for(&opened).unwrap(), other.drafts_for(&opened).unwrap());

@@ -37,8 +37,12 @@ fn texts_from(path: &Path, first: usize) {
 }
 
 fn train(folder: &Path, out: &str, more: &[&str]) -> Output {
+    train_model("llama", folder, out, more)
+}
+
+fn train_model(model: &str, folder: &Path, out: &str, more: &[&str]) -> Output {
     let (data, out) = (folder.join("data.jsonl"), folder.join(out));
-    let model = checkpoint("llama");
+    let model = checkpoint(model);
     let mut arguments = vec!["train", &model, "--data", data.to_str().unwrap()];
     arguments.extend(["--out", out.to_str().unwrap(), "--rank", "4", "--batch", "6"]);
     arguments.extend(["--epochs", "4"]);
@@ -108,6 +112,30 @@ fn a_swarm_learns_what_one_process_does_and_a_finished_training_is_not_begun_aga
     texts(&folder.join("data.jsonl"));
     train(folder, "alone", &["--local", "--resume"]).succeeded();
     assert!(files("alone") == before, "there was no step left");
+}
+
+#[test]
+fn a_model_with_experts_learns_over_a_swarm_what_it_learns_in_one_process() {
+    let scratch = tempfile::tempdir().unwrap();
+    let folder = scratch.path();
+    texts(&folder.join("data.jsonl"));
+    let model = checkpoint("qwen3-moe");
+    let first = serve(&[&model, "--blocks", "0..3"]);
+    let second = serve(&[&model, "--blocks", "3..4", "--join", first.address()]);
+    let train = |out, more: &[&str]| train_model("qwen3-moe", folder, out, more);
+    train("alone", &["--local"]).succeeded();
+    train("swarm", &["--join", first.address()]).succeeded();
+    let config = client_model(&model).unwrap().config().clone();
+    let files = |name: &str| PeftFiles::read(&folder.join(name), &config).unwrap();
+    assert!(files("alone") == files("swarm"), "every bit of the adapters is the same");
+    let losses = metrics(&folder.join("swarm"), "validation_loss");
+    assert!(losses[4] < losses[0], "it learns: {losses:?}");
+    let in_experts = train("experts", &["--local", "--target-modules", "q_proj,up_proj"]);
+    in_experts.refused("the model has experts in the place of up_proj");
+    let in_experts =
+        train("experts", &["--join", first.address(), "--target-modules", "q_proj,up_proj"]);
+    in_experts.refused("the model has experts in the place of up_proj");
+    [&first, &second].iter().for_each(|server| server.assert_no_errors());
 }
 
 /// What implementations in binary32 may differ by over four blocks, in logits of about 1.

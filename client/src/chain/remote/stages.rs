@@ -18,7 +18,8 @@ impl Proportions {
     pub(super) fn of(config: &ModelConfig) -> Self {
         let queries = (config.head_count * config.head_size) as f64;
         let keys = (config.kv_head_count * config.head_size) as f64;
-        let (hidden, between) = (config.hidden_size as f64, config.intermediate_size as f64);
+        let (hidden, between) =
+            (config.hidden_size as f64, config.active_intermediate_size() as f64);
         let weights = hidden * (2.0 * queries + 2.0 * keys + 3.0 * between);
         Self { pair: 2.0 * queries / weights, context: 2.0 * keys / weights }
     }

@@ -131,6 +131,7 @@ fn the_model_tells_how_text_is_split_where_its_file_does_not() {
     };
     assert_eq!(encode(silent("qwen2")), named("qwen2"));
     assert_eq!(encode(silent("qwen3")), named("qwen2"));
+    assert_eq!(encode(silent("qwen3moe")), named("qwen2"));
     assert_eq!(encode(silent("llama")), named("gpt-2"), "it may be any of many models");
     let mut llama3 = silent("llama");
     llama3.tokens[0] = "<|begin_of_text|>".to_owned();

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use umbel_shard::gguf::write::GgufWriter;
-use umbel_shard::{ModelConfig, WeightType};
+use umbel_shard::{Experts, Family, ModelConfig, WeightType};
 
 use crate::args::RandomShape;
 use crate::telemetry::say;
@@ -20,6 +20,12 @@ pub(super) fn model(shape: RandomShape, weights: WeightType, cache_dir: &Path) -
         RandomShape::M135 => ("135m", config([576, 1536, 49_152], 30, [9, 3])),
         RandomShape::B1 => ("1b", config([2048, 5632, 32_000], 16, [32, 8])),
         RandomShape::B8 => ("8b", config([4096, 14_336, 128_256], 32, [32, 8])),
+        RandomShape::B3A05 => {
+            let experts = Experts { count: 32, per_token: 4, normalized: true };
+            let dense = config([2048, 768, 32_000], 16, [16, 4]);
+            let sparse = ModelConfig { family: Family::Qwen3Moe, experts: Some(experts), ..dense };
+            ("3b-a0.5b", sparse)
+        }
     };
     let folder = cache_dir.join("random");
     let path = folder.join(format!("{name}-{}.gguf", weights.name().to_lowercase()));

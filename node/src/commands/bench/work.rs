@@ -9,12 +9,14 @@ use super::machine::Machine;
 /// What is read and multiplied, whoever computes it.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Work {
-    /// Bytes of the weights that every step reads once: all blocks, the last norm and the head. Of
-    /// the embedding it reads a row.
+    /// Bytes of the weights that every step reads once: all blocks but for their experts, the last norm
+    /// and the head. Of the embedding it reads a row.
     weight_bytes: f64,
+    /// Bytes of all experts, and the share of them that a token goes through.
+    experts: (f64, f64),
     /// Bytes of the keys and values of one token, for each block, and how many tokens it looks back.
     kv: Vec<Past>,
-    /// Weights of the blocks' matrices, by the unit that multiplies them.
+    /// Weights of the blocks' matrices that a token meets, by the unit that multiplies them.
     blocks: Vec<(Unit, f64)>,
     /// The same of the head, which only the last token of a prompt needs.
     head: Vec<(Unit, f64)>,
@@ -39,27 +41,38 @@ impl Work {
             .flat_map(|index| manifest.block(index).unwrap_or(&[]))
             .collect();
         let head: Vec<_> = manifest.head().iter().collect();
-        let bytes: u64 = blocks.iter().chain(&head).map(|tensor| tensor.bytes).sum();
+        let share =
+            config.experts.map_or(1.0, |experts| experts.per_token as f64 / experts.count as f64);
+        let (experts, dense): (Vec<_>, Vec<_>) =
+            blocks.iter().partition(|tensor| is_of_expert(tensor));
+        let bytes = |tensors: &[&ManifestTensor]| tensors.iter().map(|one| one.bytes).sum::<u64>();
+        let products = products_of(&dense)
+            .into_iter()
+            .chain(products_of(&experts).into_iter().map(|(unit, count)| (unit, count * share)));
         let kv = config.attention_windows.iter().map(|window| Past {
             token_bytes: config.kv_token_bytes_per_block() as f64,
             window: window.map_or(f64::INFINITY, |tokens| tokens as f64),
         });
         // A query by a key, and a weight by a value: two products for each value of a head.
-        let products = 2.0 * (config.head_count * config.head_size) as f64;
+        let of_attention = 2.0 * (config.head_count * config.head_size) as f64;
         Self {
-            weight_bytes: bytes as f64,
+            weight_bytes: (bytes(&dense) + bytes(&head)) as f64,
+            experts: (bytes(&experts) as f64, share),
             kv: kv.collect(),
-            blocks: products_of(&blocks),
+            blocks: products.collect(),
             head: products_of(&head),
-            attention: OPERATIONS_PER_PRODUCT * products,
+            attention: OPERATIONS_PER_PRODUCT * of_attention,
         }
     }
 
     /// Bytes that a step of one token of each of `clients` reads, each after `past` tokens, itself
-    /// among them.
+    /// among them. Experts are read that some client's token goes through: as many as there would be if each
+    /// token chose by chance.
     pub(super) fn step_bytes(&self, clients: f64, past: f64) -> f64 {
         let kv: f64 = self.kv.iter().map(|kv| kv.token_bytes * past.min(kv.window)).sum();
-        self.weight_bytes + clients * kv
+        let (expert_bytes, share) = self.experts;
+        let met = 1.0 - (1.0 - share).powf(clients);
+        self.weight_bytes + expert_bytes * met + clients * kv
     }
 
     /// The share of the `read` bytes a second that memory gives, where `clients` together get
@@ -120,6 +133,11 @@ impl Work {
 fn seconds(products: &[(Unit, f64)], machine: &Machine) -> f64 {
     let seconds = |(unit, count): &(Unit, f64)| count / machine.operations(*unit);
     OPERATIONS_PER_PRODUCT * products.iter().map(seconds).sum::<f64>()
+}
+
+/// Whether a tensor of a block is a matrix of an expert, by its canonical name.
+fn is_of_expert(tensor: &ManifestTensor) -> bool {
+    tensor.name.contains(".experts.")
 }
 
 /// Weights of matrices by unit; norms and biases are no products.

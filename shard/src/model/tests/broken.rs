@@ -196,6 +196,18 @@ fn experts_that_a_file_has_too_few_of_are_told() {
     fs::write(&path, bytes).unwrap();
     let text = broken(root.path(), &path);
     assert!(text.contains("blk.0.ffn_gate_inp") || text.contains("block_sparse_moe"), "{text}");
+    // What other models with experts do, and these files could ask for.
+    for (key, value) in [
+        ("llama.expert_shared_count", WriteValue::U32(1)),
+        ("llama.expert_gating_func", WriteValue::U32(2)),
+        ("llama.expert_weights_scale", WriteValue::F32(2.5)),
+    ] {
+        let mut file = GgufWriter::of_model(original.config(), &all_weights(&original)).unwrap();
+        file.value(key, value);
+        fs::write(&path, file.to_bytes()).unwrap();
+        let text = broken(root.path(), &path);
+        assert!(text.contains(key), "{text}");
+    }
     let raw = open(root.path(), &fixture_folder("qwen3-moe-raw")).unwrap();
     let refused = GgufWriter::of_model(raw.config(), &all_weights(&raw)).unwrap_err();
     assert!(refused.to_string().contains("add up to 1"), "{refused}");

@@ -105,7 +105,7 @@ impl Before {
 /// has this token.
 fn implied(metadata: &GgufTokenizer) -> Option<&'static str> {
     match metadata.architecture.as_deref()? {
-        "qwen2" | "qwen3" => Some("qwen2"),
+        "qwen2" | "qwen3" | "qwen3moe" => Some("qwen2"),
         "llama" if metadata.tokens.iter().any(|token| token == "<|begin_of_text|>") => {
             Some("llama-bpe")
         }

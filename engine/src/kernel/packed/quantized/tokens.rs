@@ -198,7 +198,10 @@ impl Drop for Tokens<'_> {
         if let Activations::Integers(room) = &mut self.form
             && room.words.len() <= WORDS_KEPT_MAX
         {
-            ROOM.set(std::mem::take(room));
+            // Of several that were under way at once the largest stays.
+            let kept = ROOM.take();
+            let larger = kept.words.len() < room.words.len();
+            ROOM.set(if larger { std::mem::take(room) } else { kept });
         }
     }
 }

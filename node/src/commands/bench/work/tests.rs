@@ -1,7 +1,7 @@
 //! What a small model asks, counted by hand.
 
 use umbel_shard::gguf::write::GgufWriter;
-use umbel_shard::{Cache, Model, ModelSource, PartsNeeded, Silent};
+use umbel_shard::{Cache, Experts, Family, Model, ModelSource, PartsNeeded, Silent};
 
 use super::*;
 
@@ -34,9 +34,13 @@ const HEAD: f64 = (100 * 64) as f64;
 const NORMS: f64 = (5 * 64 * 4) as f64;
 
 fn work(kind: WeightType) -> Work {
+    work_of(&shape(), kind)
+}
+
+fn work_of(shape: &ModelConfig, kind: WeightType) -> Work {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
-    let file = GgufWriter::random_model(&shape(), kind, 1).unwrap();
+    let file = GgufWriter::random_model(shape, kind, 1).unwrap();
     std::fs::write(&path, file.to_bytes()).unwrap();
     let source = ModelSource::parse(path.to_str().unwrap()).unwrap();
     let cache = Cache::new(folder.path().join("cache"));
@@ -95,4 +99,19 @@ fn a_window_bounds_what_is_read_and_attended_to() {
     // Tokens 5 to 10 leave out one to six others.
     let difference = all.prompt_operations(10.0) - windowed.prompt_operations(10.0);
     assert_close(difference, 21.0 * 4.0 * 64.0);
+}
+
+#[test]
+fn of_experts_those_count_that_tokens_go_through() {
+    let experts = Some(Experts { count: 8, per_token: 2, normalized: true });
+    let sparse = ModelConfig { family: Family::Mixtral, experts, ..shape() };
+    let (dense, sparse) = (work(WeightType::BF16), work_of(&sparse, WeightType::BF16));
+    // Two experts are an MLP more, and the routers' logits are in binary32.
+    let (mlp, routers) = (2.0 * (3 * 64 * 96) as f64, 2.0 * (8 * 64) as f64);
+    let more = |clients: f64| sparse.step_bytes(clients, 1.0) - dense.step_bytes(clients, 1.0);
+    assert_close(more(1.0), mlp * 2.0 + routers * 4.0);
+    // Of eight experts two tokens meet 1 - (6 / 8)^2.
+    assert_close(more(2.0), mlp * 2.0 * (8.0 * 7.0 / 16.0 - 1.0) + routers * 4.0);
+    let more = sparse.prompt_operations(3.0) - dense.prompt_operations(3.0);
+    assert_close(more, 2.0 * 3.0 * (mlp + routers));
 }
