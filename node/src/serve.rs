@@ -508,7 +508,8 @@ async fn load_first(
     }
     let (span, kv_tokens) = (offer.borrow().span, chosen_again.unwrap_or(kv_tokens));
     let loading = loader.load(span, kv_tokens);
-    let Loaded { shard, throughput } = begin::while_announcing(announcer, &offer, loading).await?;
+    let Loaded { shard, throughput } =
+        begin::while_announcing(announcer, &offer, begin::LOADING_MAX, loading).await?;
     begin::serving(&offer, throughput);
     say_loaded(model, span, kv_tokens, throughput);
     Ok((offer, kv_tokens, shard))

@@ -4,6 +4,7 @@
 //! hour. Whoever looks meanwhile shall know that these will have a server: so it announces from the
 //! beginning what it is going to serve, as a server does that has left all its blocks for others.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -22,6 +23,10 @@ const LISTENING: Duration = Duration::from_secs(1);
 /// How often it chooses at most: of so many that begin in the same moment each has blocks of its own. More
 /// of them are seen to by those who move.
 const CHOICES_MAX: usize = 4;
+
+/// How long others are told of blocks that are to come. What takes longer may never come, as where a download
+/// trickles, and others shall see to these blocks; should they be there in the end, it serves them.
+pub(super) const LOADING_MAX: Duration = Duration::from_secs(3600);
 
 /// Of a server that serves nothing yet.
 const NO_LOAD: Load =
@@ -85,16 +90,27 @@ pub(super) async fn beside_others(
     kv_tokens
 }
 
-/// Does something that takes long, and goes on telling the others what is to come.
+/// Does something that takes long, and goes on telling the others what is to come, as long as they are to
+/// rely on it.
 pub(super) async fn while_announcing<T>(
     announcer: &Announcer,
     offer: &watch::Sender<Offer>,
+    patience: Duration,
     work: impl Future<Output = T>,
 ) -> T {
     let (_no_load, load) = watch::channel(NO_LOAD);
     // It ends with this future.
     let mut announcing = JoinSet::new();
     announcing.spawn(announcer.clone().run(offer.subscribe(), load));
+    let mut work = pin!(work);
+    if let Ok(done) = tokio::time::timeout(patience, &mut work).await {
+        return done;
+    }
+    tracing::warn!(
+        "the blocks are not loaded after {} minutes: others are told not to rely on them",
+        patience.as_secs() / 60
+    );
+    offer.send_modify(|offer| offer.intention = Intention::default());
     work.await
 }
 
@@ -177,8 +193,14 @@ mod tests {
             tokio::time::timeout(Duration::from_secs(30), heard)
         };
         let to = Span::new(0, 2).ok();
-        let said = while_announcing(&first, &offer, heard(to)).await.expect("it is heard");
-        assert!(said.draining);
+        let said = while_announcing(&first, &offer, LOADING_MAX, heard(to)).await;
+        assert!(said.expect("it is heard").draining);
+        // It takes too long.
+        let late = while_announcing(&first, &offer, Duration::ZERO, heard(None)).await;
+        assert!(late.expect("it is heard").draining);
+        offer.send_modify(|offer| offer.intention.moving_to = to);
+        let said = while_announcing(&first, &offer, LOADING_MAX, heard(to)).await;
+        assert!(said.is_ok(), "it is heard");
         // It cannot load them.
         let last = offer.borrow().clone();
         let (said, ()) = futures::join!(heard(None), take_back(&first, last));
