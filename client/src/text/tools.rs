@@ -1,9 +1,12 @@
 //! Functions that a model may ask for: how it is told of them, and its calls in what it says.
 //!
 //! Models that were trained for it have a chat template that takes the functions, and say their calls
-//! in one of a few forms, all of which are JSON with a name and arguments: between `<tool_call>` and
-//! `</tool_call>`, behind `[TOOL_CALLS]` or `<|python_tag|>`, or as all that they say. To others it is
-//! explained in the system's turn, in the first of these forms.
+//! in one of a few forms. Most are JSON with a name and arguments: between `<tool_call>` and
+//! `</tool_call>`, behind `[TOOL_CALLS]` or `<|python_tag|>`, or as all that they say. Others are
+//! [tagged]. To models without such a template it is explained in the system's turn, in the first of these
+//! forms.
+
+mod tagged;
 
 use serde_json::{Map, Value, json};
 
@@ -108,6 +111,8 @@ impl Tools {
             Some((&text[..start], calls.collect()))
         } else if let Some((before, list)) = LISTS.iter().find_map(|sign| text.split_once(*sign)) {
             Some((before, vec![list.to_owned()]))
+        } else if let Some(start) = text.find(tagged::OPEN) {
+            Some((&text[..start], vec![text[start..].to_owned()]))
         } else {
             text.trim_start().starts_with(['{', '[']).then(|| ("", vec![text.to_owned()]))
         };
@@ -121,8 +126,11 @@ impl Tools {
     }
 
     /// The calls of one piece of JSON, or of several: Llama's models put a semicolon or a new line between
-    /// calls that are said at once.
+    /// calls that are said at once. Or those in tags.
     fn calls(&self, text: &str) -> Option<Vec<ToolCall>> {
+        if text.trim_start().starts_with(tagged::OPEN) {
+            return tagged::calls(self, text);
+        }
         let (mut calls, mut rest) = (Vec::new(), text);
         loop {
             let mut values = serde_json::Deserializer::from_str(rest).into_iter::<Value>();
@@ -271,7 +279,7 @@ fn open_tail_bytes(text: &str) -> usize {
 
 /// The signs of calls.
 fn openings() -> impl Iterator<Item = &'static str> {
-    std::iter::once(OPEN).chain(LISTS)
+    [OPEN, tagged::OPEN].into_iter().chain(LISTS)
 }
 
 /// Functions that a model cannot be told of.

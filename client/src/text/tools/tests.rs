@@ -63,6 +63,74 @@ fn calls_are_found_in_every_form() {
     }
 }
 
+fn forecast() -> Tools {
+    let properties = json!({
+        "city": { "type": "string" },
+        "days": { "type": "integer" },
+        "hours": { "type": ["array", "null"], "items": { "type": "integer" } },
+        "exact": { "anyOf": [{ "type": "boolean" }, { "type": "null" }] },
+        "note": {},
+    });
+    let parameters = json!({ "type": "object", "properties": properties });
+    let forecast = json!({ "name": "forecast", "parameters": parameters });
+    Tools::new(vec![forecast, json!({ "name": "now" })]).unwrap()
+}
+
+/// As Qwen3-Coder and Llama's models say them.
+#[test]
+fn calls_in_tags_have_arguments_of_their_types() {
+    let call = |arguments: Value| {
+        let Value::Object(arguments) = arguments else { panic!("{arguments}") };
+        ToolCall { id: None, name: "forecast".to_owned(), arguments }
+    };
+    let whole = "<tool_call>\n<function=forecast>\n<parameter=city>\n12\n</parameter>\n<parameter=days>\n3\n\
+                 </parameter>\n<parameter=hours>\n[6, 18]\n</parameter>\n<parameter=exact>\ntrue\n\
+                 </parameter>\n<parameter=note>\n7\n</parameter>\n</function>\n</tool_call>";
+    let all = json!({"city": "12", "days": 3, "hours": [6, 18], "exact": true, "note": "7"});
+    let cases = [
+        (whole.to_owned(), "", vec![call(all.clone())]),
+        (format!("I look.\n{whole}\n{whole}"), "I look.", vec![call(all.clone()), call(all.clone())]),
+        // Without the outer tag, and with several inside one.
+        (whole.replace("<tool_call>\n", ""), "", vec![call(all.clone())]),
+        (
+            "<tool_call><function=now></function><function=now>\n</function></tool_call>".to_owned(),
+            "",
+            vec![now(), now()],
+        ),
+        // Lines and tags within a value are its own; one that is no number stays what was said.
+        (
+            "<function=forecast>\n<parameter=city>\n\na\n</function> b\n\n</parameter>\n<parameter=days>\n\
+             some\n</parameter>"
+                .to_owned(),
+            "",
+            vec![call(json!({"city": "\na\n</function> b\n", "days": "some"}))],
+        ),
+        // The end of one forgotten.
+        (
+            "<function=forecast><parameter=city>Oslo\n<parameter=days>2\n</function>".to_owned(),
+            "",
+            vec![call(json!({"city": "Oslo", "days": 2}))],
+        ),
+        (
+            r#"<function=forecast>{"city": "Oslo", "days": 2}</function>"#.to_owned(),
+            "",
+            vec![call(json!({"city": "Oslo", "days": 2}))],
+        ),
+    ];
+    for (text, said, calls) in cases {
+        assert_eq!(forecast().parse(&text), (said.to_owned(), calls), "{text}");
+    }
+    for text in [
+        "<function=launch></function>",
+        "<function=now",
+        "<function=now> at once",
+        "<function=now></function> and more",
+        r#"<function=forecast>{"city": </function>"#,
+    ] {
+        assert_eq!(forecast().parse(text), (text.to_owned(), Vec::new()));
+    }
+}
+
 #[test]
 fn what_is_no_call_is_said() {
     for text in [
