@@ -213,16 +213,30 @@ impl TrainingDriver {
 /// The shape of each module's matrix.
 #[must_use]
 pub fn module_shapes(config: &ModelConfig) -> ModuleShapes {
-    TargetModule::ALL.map(|module| module_shape(module, config).map(|size| size as u64))
+    TargetModule::ALL
+        .map(|module| module_shape(module, config).map(|shape| shape.map(|size| size as u64)))
 }
 
 #[cfg(test)]
 mod tests {
     use umbel_net::{Identity, NetworkConfig, Role};
     use umbel_protocol::Span;
+    use umbel_shard::Experts;
 
     use super::*;
     use crate::compute::tests::llama;
+
+    #[test]
+    fn experts_have_no_place_for_the_matrices_of_an_mlp() {
+        let (model, _) = llama();
+        let dense = model.config();
+        assert!(module_shapes(dense).iter().all(Option::is_some));
+        let experts = Experts { count: 4, per_token: 2, normalized: true };
+        let sparse = ModelConfig { experts: Some(experts), ..dense.clone() };
+        let shapes = module_shapes(&sparse);
+        assert_eq!(shapes[..4], module_shapes(dense)[..4]);
+        assert_eq!(shapes[4..], [None; 3]);
+    }
 
     #[tokio::test]
     async fn a_server_that_leaves_its_blocks_holds_none_for_trainings() {

@@ -167,7 +167,8 @@ fn training_bytes(model: &ClientModel, blocks: u32, tokens: u32) -> u64 {
     let config = model.config();
     let values: usize = TargetModule::ALL[..4]
         .iter()
-        .map(|module| module_shape(*module, config).iter().sum::<usize>() * 8)
+        .filter_map(|module| module_shape(*module, config))
+        .map(|shape| shape.iter().sum::<usize>() * 8)
         .sum();
     let state = 4 * values as u64 * u64::from(blocks);
     let rows = u64::from(tokens) * config.hidden_size as u64;

@@ -18,7 +18,15 @@ fn host(bytes_max: u64) -> Host {
         model: MODEL,
         span: Span::new(2, 6).unwrap(),
         hidden_size: HIDDEN,
-        module_shapes: [[2, 2], [1, 2], [1, 2], [2, 2], [6, 2], [6, 2], [2, 6]],
+        module_shapes: [
+            Some([2, 2]),
+            Some([1, 2]),
+            Some([1, 2]),
+            Some([2, 2]),
+            Some([6, 2]),
+            None,
+            Some([2, 6]),
+        ],
         context_tokens: 16,
         bytes_max,
     })
@@ -304,6 +312,8 @@ fn what_does_not_fit_is_refused() {
     let elsewhere = Span::new(5, 7).unwrap();
     let code = open(&|open| open.blocks = elsewhere, u64::MAX);
     assert_eq!(code, Some(ErrorCode::BlocksNotServed));
+    let nowhere = |open: &mut OpenTraining| open.adapter.target_modules = vec![TargetModule::Up];
+    assert_eq!(open(&nowhere, u64::MAX), Some(ErrorCode::BlocksNotServed), "there are experts");
     let code = open(&|open| open.model = ModelId::from_bytes([9; 32]), u64::MAX);
     assert_eq!(code, Some(ErrorCode::UnknownModel));
 }

@@ -23,16 +23,20 @@ pub const RANK_MAX: usize = umbel_protocol::training::RANK_MAX as usize;
 /// model's context.
 pub const PROMPT_TOKENS_MAX: usize = umbel_protocol::training::PROMPT_TOKENS_MAX as usize;
 
-/// Rows and columns of a module's matrix in a model; of an MLP's those of one expert, where it has some.
+/// Rows and columns of a module's matrix in a model; `None` where it has experts in its place.
 #[must_use]
-pub const fn module_shape(module: TargetModule, config: &ModelConfig) -> [usize; 2] {
+pub fn module_shape(module: TargetModule, config: &ModelConfig) -> Option<[usize; 2]> {
+    let in_mlp = matches!(module, TargetModule::Gate | TargetModule::Up | TargetModule::Down);
+    if in_mlp && config.experts.is_some() {
+        return None;
+    }
     let sizes = ModuleSizes {
         hidden: config.hidden_size,
         intermediate: config.intermediate_size,
         queries: config.head_count * config.head_size,
         keys: config.kv_head_count * config.head_size,
     };
-    sizes.shape(module)
+    Some(sizes.shape(module))
 }
 
 /// The features that the modules of a block take and make.
@@ -111,16 +115,10 @@ impl AdapterConfig {
     /// # Errors
     /// [`AdapterError::Experts`] where the model has experts in the place of a matrix.
     fn check_modules(&self, model: &ModelConfig) -> Result<(), AdapterError> {
-        let in_mlp = |module: &&TargetModule| match module {
-            TargetModule::Gate | TargetModule::Up | TargetModule::Down => true,
-            TargetModule::Query
-            | TargetModule::Key
-            | TargetModule::Value
-            | TargetModule::Output => false,
-        };
-        match self.target_modules.iter().find(in_mlp) {
-            Some(&module) if model.experts.is_some() => Err(AdapterError::Experts { module }),
-            Some(_) | None => Ok(()),
+        let mut modules = self.target_modules.iter();
+        match modules.find(|module| module_shape(**module, model).is_none()) {
+            Some(&module) => Err(AdapterError::Experts { module }),
+            None => Ok(()),
         }
     }
 
@@ -183,7 +181,7 @@ impl Adapter {
     ) -> Result<Self, AdapterError> {
         let mut blank = Self::blank(config, model, blocks)?;
         for (&(block, module), matrices) in &mut blank.parameters.matrices {
-            let [_, columns] = module_shape(module, model);
+            let [_, columns] = matrices.shape();
             let bound = 1.0 / (columns as f32).sqrt();
             let noise = Stream::of(seed, stream_of(block, module));
             let places = (0..).zip(&mut matrices.a);

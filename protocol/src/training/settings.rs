@@ -53,8 +53,9 @@ impl TargetModule {
     }
 }
 
-/// Rows and columns of each module's matrix in a block, in the order of [`TargetModule::ALL`].
-pub type ModuleShapes = [[u64; 2]; 7];
+/// Rows and columns of each module's matrix in a block, in the order of [`TargetModule::ALL`]; `None` where
+/// blocks have experts in its place.
+pub type ModuleShapes = [Option<[u64; 2]>; 7];
 
 /// What an adapter is, beside its values.
 #[derive(Debug, Clone, PartialEq)]
@@ -82,6 +83,14 @@ impl AdapterSettings {
     #[must_use]
     pub const fn has_values(&self) -> bool {
         self.rank > 0 || self.block_prompt_tokens > 0
+    }
+
+    /// The first of its modules that blocks with these matrices do not have.
+    #[must_use]
+    pub fn missing_module(&self, shapes: &ModuleShapes) -> Option<TargetModule> {
+        let shapes = TargetModule::ALL.into_iter().zip(shapes);
+        let mut missing = shapes.filter(|(_, shape)| shape.is_none()).map(|(module, _)| module);
+        missing.find(|module| self.target_modules.contains(module))
     }
 
     /// How many values it has in one block of a model with these matrices, whose hidden states have so
@@ -114,7 +123,7 @@ impl AdapterSettings {
     fn shapes(&self, shapes: &ModuleShapes) -> impl Iterator<Item = [u64; 2]> {
         let shapes = TargetModule::ALL.iter().zip(shapes);
         let shapes = shapes.filter(|(module, _)| self.target_modules.contains(module));
-        shapes.map(|(_, shape)| *shape)
+        shapes.filter_map(|(_, shape)| *shape)
     }
 }
 

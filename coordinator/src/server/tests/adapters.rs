@@ -20,8 +20,9 @@ const QUERIES: u64 = 100;
 const BYTES_MAX: u64 = 3 * 4 * VALUES;
 
 fn server() -> Server {
-    let module_shapes =
-        [[QUERIES, VALUES / 4 - QUERIES], [50; 2], [50; 2], [50; 2], [50; 2], [50; 2], [50; 2]];
+    let other = Some([50; 2]);
+    let queries = Some([QUERIES, VALUES / 4 - QUERIES]);
+    let module_shapes = [queries, other, other, other, other, None, None];
     let room = AdapterRoom { bytes_max: BYTES_MAX, module_shapes, hidden_size: 10 };
     let config = super::server(4_096).config;
     Server::new(ServerConfig { adapters: Some(room), ..config })
@@ -221,6 +222,17 @@ fn a_server_that_adds_none_sends_the_client_elsewhere() {
     let outputs = open(&mut server, MINE, 1, 7);
     assert_eq!(refused(&outputs), Some(ErrorCode::BlocksNotServed));
     assert_eq!(server.session_count(), 0);
+}
+
+#[test]
+fn an_adapter_of_matrices_in_whose_place_there_are_experts_is_not_held() {
+    let mut server = server();
+    let mut open = adapted(1, 7);
+    let settings = &mut open.adapter.as_mut().expect("it has one").settings;
+    settings.target_modules.push(TargetModule::Up);
+    let outputs = tell(&mut server, MINE, ClientMessage::Open(open), Time::START).unwrap();
+    assert_eq!(refused(&outputs), Some(ErrorCode::BlocksNotServed));
+    assert!(!outputs.iter().any(|output| matches!(output, Output::Adapter(_))), "{outputs:?}");
 }
 
 #[test]

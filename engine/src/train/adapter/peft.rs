@@ -61,6 +61,7 @@ impl Adapter {
         super::check_blocks(model, blocks)?;
         check_length(PEFT_CONFIG_FILE, files.config.len() as u64, PeftFiles::CONFIG_BYTES_MAX)?;
         let config = config::parse(&files.config)?;
+        config.check_modules(model)?;
         let max = weights_bytes_max(&config, model);
         check_length(PEFT_WEIGHTS_FILE, files.weights.len() as u64, max)?;
         let header = parse_header(&files.weights, files.weights.len() as u64)?;
@@ -146,7 +147,9 @@ impl PeftFiles {
     /// [`AdapterError`] where the configuration is broken or of a kind that is not known.
     pub fn weights_bytes_max(config: &[u8], model: &ModelConfig) -> Result<u64, AdapterError> {
         check_length(PEFT_CONFIG_FILE, config.len() as u64, Self::CONFIG_BYTES_MAX)?;
-        Ok(weights_bytes_max(&config::parse(config)?, model))
+        let config = config::parse(config)?;
+        config.check_modules(model)?;
+        Ok(weights_bytes_max(&config, model))
     }
 
     /// Reads the files of an adapter for any model in `folder`, whose weights are no longer than so many
@@ -216,8 +219,8 @@ fn tensor_name((block, module): Place, tensor: &str) -> String {
 /// The longest file of tensors that an adapter for `model` has.
 fn weights_bytes_max(config: &AdapterConfig, model: &ModelConfig) -> u64 {
     let values = |module: &TargetModule| {
-        let sizes =
-            module_shape(*module, model).map(|size| (size as u64).saturating_mul(VALUE_BYTES));
+        let shape = module_shape(*module, model).unwrap_or_default();
+        let sizes = shape.map(|size| (size as u64).saturating_mul(VALUE_BYTES));
         let magnitudes = if config.weight_decomposed { sizes[0] } else { 0 };
         let of_rank = sizes[0].saturating_add(sizes[1]).saturating_mul(config.rank as u64);
         of_rank.saturating_add(magnitudes)

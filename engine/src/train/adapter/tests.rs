@@ -164,7 +164,7 @@ fn prompts_that_do_not_fit_are_refused() {
 fn a_new_adapter_adds_nothing_and_its_values_are_bounded() {
     let adapter = adapter();
     for ((_, module), matrices) in adapter.parameters().iter() {
-        let [_, columns] = module_shape(module, &config());
+        let [_, columns] = module_shape(module, &config()).unwrap();
         let bound = 1.0 / (columns as f32).sqrt();
         assert!(matrices.b().iter().all(|value| *value == 0.0));
         assert!(matrices.a().iter().all(|value| value.abs() <= bound));
@@ -226,7 +226,7 @@ fn magnitudes_survive_their_files_and_belong_to_their_rows() {
     let part = Adapter::from_peft(&files, &config(), span(1, 2)).unwrap();
     assert_eq!(part, whole.part(span(1, 2)).unwrap());
     assert_eq!(whole.value_count(span(1, 2)), Some(part.parameters().value_count()));
-    let [keys, _] = module_shape(TargetModule::Key, &config());
+    let [keys, _] = module_shape(TargetModule::Key, &config()).unwrap();
     assert_eq!(part.magnitude_count(span(1, 2)), keys as u64 + 256);
     let first = part.parameters().at(1, TargetModule::Key).unwrap().magnitudes()[0];
     assert_eq!(first, 1.0 + keys as f32 + 256.0);
@@ -247,7 +247,7 @@ fn broken_magnitudes_are_refused() {
         header.insert(name.replace("layers.2", "layers.3"), tensor);
     });
     assert!(matches!(refused, AdapterError::MissingTensor { name: missing } if missing == name));
-    let [keys, _] = module_shape(TargetModule::Key, &config());
+    let [keys, _] = module_shape(TargetModule::Key, &config()).unwrap();
     let refused = broken(&|header| {
         let end = header[name]["data_offsets"][0].as_u64().unwrap() + 4 * keys as u64 - 4;
         header[name]["shape"] = json!([keys - 1]);

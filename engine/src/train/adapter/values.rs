@@ -26,7 +26,7 @@ impl Adapter {
         config.check_modules(model)?;
         let rank = config.rank;
         let matrices = places(&config, blocks).map(|(block, module)| {
-            let [rows, columns] = module_shape(module, model);
+            let [rows, columns] = module_shape(module, model).expect("the modules were checked");
             let matrices =
                 LoraMatrices::new(vec![0.0; rank * columns], vec![0.0; rows * rank], rank);
             let matrices = if config.weight_decomposed {
