@@ -1,4 +1,4 @@
-"""Writes the checkpoints of models with experts, with what transformers computes from them in float32.
+"""Writes the checkpoints of sparse Qwen3 models, with what transformers computes from them in float32.
 
     python sparse_checkpoints.py FOLDER [NAME ...]
 
@@ -29,15 +29,11 @@ SHAPE = {
 
 QWEN = {**SHAPE, "head_dim": 24}
 
+# Each with its seed. The weights of a token's experts add up to 1 in the first one and not in the second. The sizes
+# are all different, so that none can stand for another.
 MODELS = {
-    # The weights of a token's experts add up to 1, and here they do not. The sizes are all different, so that none
-    # can stand for another.
-    "qwen3-moe": lambda: transformers.Qwen3MoeConfig(
-        **QWEN, num_experts=6, num_experts_per_tok=3, moe_intermediate_size=48, norm_topk_prob=True
-    ),
-    "qwen3-moe-raw": lambda: transformers.Qwen3MoeConfig(
-        **QWEN, num_experts=3, num_experts_per_tok=2, moe_intermediate_size=40, norm_topk_prob=False
-    ),
+    "qwen3-moe": (1, dict(num_experts=6, num_experts_per_tok=3, moe_intermediate_size=48, norm_topk_prob=True)),
+    "qwen3-moe-raw": (2, dict(num_experts=3, num_experts_per_tok=2, moe_intermediate_size=40, norm_topk_prob=False)),
 }
 
 PROMPT_TOKENS = 21
@@ -82,9 +78,10 @@ def golden(model, ids):
     return states, logits, text[0, ids.shape[1] :].tolist()
 
 
-def write(name, folder, seed):
+def write(name, folder):
+    seed, experts = MODELS[name]
     numbers = torch.Generator().manual_seed(seed)
-    config = MODELS[name]()
+    config = transformers.Qwen3MoeConfig(**QWEN, **experts)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
     draw(model, numbers)
     model.save_pretrained(folder)
@@ -102,5 +99,5 @@ def write(name, folder, seed):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for seed, name in enumerate(sys.argv[2:] or MODELS, start=1):
-        write(name, pathlib.Path(sys.argv[1]) / name, seed)
+    for name in sys.argv[2:] or MODELS:
+        write(name, pathlib.Path(sys.argv[1]) / name)

@@ -56,17 +56,16 @@ impl ExpertMlp {
         &self.experts[index]
     }
 
-    /// The way of each token of `hidden`, which is `[tokens, hidden]`.
-    pub(crate) fn route(&self, hidden: &[f32]) -> Routing {
-        route(self.choice, &self.router.multiply(hidden))
+    /// The ways of tokens with these logits, `[tokens, experts]`.
+    pub(crate) fn route(&self, logits: &[f32]) -> Routing {
+        route(self.choice, logits)
     }
 
     /// What the experts make of `hidden`; both are `[tokens, hidden]`.
     fn compute(&self, hidden: &[f32]) -> Vec<f32> {
         let size = self.router.columns();
-        let routing = self.route(hidden);
-        let inputs: Vec<_> =
-            routing.groups().iter().map(|group| group.gather(hidden, size)).collect();
+        let routing = self.route(&self.router.multiply(hidden));
+        let inputs = routing.gather(hidden, size);
         let experts = || routing.groups().iter().map(|group| &self.experts[group.expert]);
         let first = experts().zip(&inputs).map(|(expert, input)| {
             let Mlp { gate_proj, up_proj, .. } = expert;

@@ -46,7 +46,9 @@ impl Linear {
         let first = groups.first().and_then(|(layers, _)| layers.first());
         let Some(first) = first else { return Vec::new() };
         let groups = groups.iter().map(|(layers, input)| {
-            debug_assert!(layers.iter().all(|layer| layer.bias.is_none()), "biases are not added");
+            let alike =
+                |layer: &&Self| layer.bias.is_none() && layer.arithmetic == first.arithmetic;
+            assert!(layers.iter().all(alike), "no bias is added, and all are multiplied alike");
             Group { matrices: layers.map(|layer| &*layer.weight), input }
         });
         PackedMatrix::group_products(&groups.collect::<Vec<_>>(), first.arithmetic)

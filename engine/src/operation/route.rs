@@ -113,6 +113,17 @@ impl Routing {
         self.steps.chunks_exact(self.experts.per_token)
     }
 
+    /// For each group the rows of its tokens.
+    pub(crate) fn gather(&self, rows: &[f32], size: usize) -> Vec<Vec<f32>> {
+        let mut all: Vec<_> = self.groups.iter().map(|_| Vec::new()).collect();
+        if self.steps.len() * size < SHARE_VALUES {
+            all.iter_mut().zip(&self.groups).for_each(|(own, of)| *own = of.gather(rows, size));
+        } else {
+            for_each(all.iter_mut().zip(&self.groups), |(own, of)| *own = of.gather(rows, size));
+        }
+        all
+    }
+
     /// The weight of each token of a group.
     pub(crate) fn weights_of<'a>(&'a self, group: &'a Group) -> impl Iterator<Item = f32> + 'a {
         group.tokens.iter().map(|&token| {

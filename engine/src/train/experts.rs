@@ -33,7 +33,7 @@ struct Activations {
 impl TrainedExperts<'_> {
     /// What the experts make of `normed`; both are `[tokens, hidden]`.
     pub(super) fn forward(&self, normed: &[f32]) -> Vec<f32> {
-        let routing = self.mlp.route(normed);
+        let routing = self.mlp.route(&self.layer(self.mlp.router()).forward(normed));
         let outputs = routing.groups().iter().map(|group| {
             let input = group.gather(normed, self.size());
             self.activations(self.mlp.expert(group.expert), &input).output
@@ -44,11 +44,11 @@ impl TrainedExperts<'_> {
     /// From the gradient of what the experts make of `normed` to that of `normed`.
     pub(super) fn backward(&self, normed: &[f32], gradient: &[f32]) -> Vec<f32> {
         let logits = self.layer(self.mlp.router()).forward(normed);
-        let routing = self.mlp.route(normed);
+        let routing = self.mlp.route(&logits);
         let groups = routing.groups().iter();
         let (outputs, of_inputs): (Vec<_>, Vec<_>) =
             groups.map(|group| self.backward_group(&routing, group, normed, gradient)).unzip();
-        let mut of_weights = Vec::with_capacity(normed.len());
+        let mut of_weights = Vec::new();
         let mut of_normed = vec![0.0; normed.len()];
         let rows = gradient.chunks_exact(self.size());
         let tokens = of_normed.chunks_exact_mut(self.size()).zip(rows);

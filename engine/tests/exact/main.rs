@@ -35,6 +35,10 @@ const BINARY32_ERROR_MAX: f32 = 1e-4;
 /// logits by: 0.02 to 0.18 when measured.
 const BFLOAT16_ERROR_MAX: f32 = 0.25;
 
+/// Tokens that rounding leads to other experts than they had, where two are nearly alike, or that attend to
+/// such a one: 3 of a prompt's 21 when measured with AVX-512, in one of the three checkpoints with experts.
+const STRAYED_MAX: usize = 4;
+
 fn fixtures() -> impl Iterator<Item = (String, Fixture)> {
     CHECKPOINTS.iter().map(|(checkpoint, config)| {
         (format!("{checkpoint} by {config}"), Fixture::open(checkpoint, config))
@@ -186,8 +190,7 @@ fn brain_floats_are_computed_as_the_reference_computes_them() {
         let mut differences: Vec<f32> =
             rows.map(|(usual, expected)| largest_difference(usual, expected)).collect();
         differences.sort_by(f32::total_cmp);
-        // Rounding leads a token whose experts are nearly alike to another one, which is another result.
-        let strayed = if fixture.config.experts.is_some() { differences.len() / 4 } else { 0 };
+        let strayed = if fixture.config.experts.is_some() { STRAYED_MAX } else { 0 };
         let difference = differences[differences.len() - 1 - strayed];
         assert!(difference < BFLOAT16_ERROR_MAX, "{name}, activations rounded: {difference}");
         // The type itself, with 8 bits of precision, must show: else it was not what was computed.

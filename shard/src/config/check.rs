@@ -31,6 +31,9 @@ impl ModelConfig {
         if let Some(experts) = self.experts {
             size("num_experts", experts.count, EXPERT_COUNT_MAX)?;
             size("num_experts_per_tok", experts.per_token, experts.count)?;
+            if self.mlp_bias {
+                return Err(ConfigError::unsupported("mlp_bias", "true for experts"));
+            }
             let all = experts.count.saturating_mul(self.block_count as usize);
             size("the number of all blocks' experts", all, EXPERTS_MAX)?;
         }

@@ -88,9 +88,12 @@ fn an_adapter_is_what_its_product_is_added_to_the_weights() {
 #[test]
 fn training_computes_what_a_session_does() {
     use crate::kv::arena::KvArena;
-    for (family, weight_type) in
-        [(Family::Qwen3, WeightType::F32), (Family::Mistral, WeightType::Q4K)]
-    {
+    for (family, weight_type) in [
+        (Family::Qwen3, WeightType::F32),
+        (Family::Mistral, WeightType::Q4K),
+        (Family::Mixtral, WeightType::F32),
+        (Family::Qwen3Moe, WeightType::Q4K),
+    ] {
         let mut world = World::new(family, weight_type);
         world.sequences = vec![Sequence { tokens: TOKENS, dropout_seed: 0 }];
         let (config, weights) = (&world.config, &world.weights);

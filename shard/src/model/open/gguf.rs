@@ -74,7 +74,7 @@ fn name_of(path: &Path) -> String {
 /// One of the matrices that follow each other in a tensor; `None` where it is no stack of so many.
 fn found_in(tensor: &GgufTensor, Stacked { index, count }: Stacked) -> Option<FoundInFile> {
     let (&first, shape) = tensor.shape.split_first()?;
-    if first != count || index >= count {
+    if first != count {
         return None;
     }
     // The header was checked: the whole tensor lies in the file.

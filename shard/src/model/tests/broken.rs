@@ -189,13 +189,16 @@ fn experts_that_a_file_has_too_few_of_are_told() {
     let file = GgufWriter::of_model(original.config(), &all_weights(&original)).unwrap();
     let path = root.path().join("few.gguf");
     let mut bytes = file.to_bytes();
-    // The configuration is changed, so that it asks for more experts than the tensors are of.
-    let key = b"llama.expert_count";
-    let place = bytes.windows(key.len()).position(|found| found == key).unwrap();
-    bytes[place + key.len() + 4] = 5;
+    // The first of the dimensions, which is written last, of the four experts' gates.
+    let name = b"blk.0.ffn_gate_exps.weight";
+    let place = bytes.windows(name.len()).position(|found| found == name).unwrap();
+    let dimension = place + name.len() + 4 + 2 * 8;
+    assert_eq!(bytes[dimension], 4);
+    bytes[dimension] = 3;
     fs::write(&path, bytes).unwrap();
     let text = broken(root.path(), &path);
-    assert!(text.contains("blk.0.ffn_gate_inp") || text.contains("block_sparse_moe"), "{text}");
+    assert!(text.contains("blk.0.ffn_gate_exps.weight"), "{text}");
+    assert!(text.contains("[3, 112, 64]") && text.contains("[4, 112, 64]"), "{text}");
     // What other models with experts do, and these files could ask for.
     for (key, value) in [
         ("llama.expert_shared_count", WriteValue::U32(1)),
