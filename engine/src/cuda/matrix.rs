@@ -28,7 +28,7 @@ pub(super) const FEW_TOKENS: usize = 64;
 const PARTS: usize = 4;
 
 /// Cells of a stage, where those of few tokens go by shared memory, the largest of which there are three
-/// stages, and the bytes of an activation's cell for one token: `Ring` of `cuda/linear_few.cu`.
+/// stages, and the bytes of an activation's cell for one token: `Ring` of `cuda/few.cuh`.
 const RING_STAGE_CELLS: usize = 8;
 const RING_SMALL_CELL_BYTES: usize = 384;
 const RING_INPUT_BYTES: usize = CELL_COLUMNS * 2;
