@@ -90,7 +90,7 @@ def modules(source: pathlib.Path) -> dict[str, list[str]]:
             for name, pages in PAGES.items()
             for large, sizes in SIZES.items()
         }
-    if source.stem != "linear_few":
+    if source.stem not in ("linear_few", "experts_few"):
         return {source.stem: []}
     return {
         f"{source.stem}_{name}": [f"-DFORMAT_NAME={name}", f"-DFORMAT={format}"]

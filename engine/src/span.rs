@@ -127,10 +127,21 @@ impl HostedSpan {
         self.gpu_blocks().map(GpuSpan::gpu)
     }
 
-    /// Whether gradients can go back through the blocks: a GPU has kernels for usual heads alone.
-    #[must_use]
-    pub fn can_train(&self) -> bool {
-        self.gpu_blocks().is_none_or(|blocks| blocks.head_size() <= GPU_HEAD_SIZE_MAX)
+    /// Whether gradients can go back through the blocks: a GPU has kernels for usual heads alone, and none
+    /// for experts.
+    ///
+    /// # Errors
+    /// [`TrainError`], which says what there are no kernels for.
+    pub fn can_train(&self) -> Result<(), TrainError> {
+        let Some(blocks) = self.gpu_blocks() else { return Ok(()) };
+        let found = blocks.head_size();
+        if found > GPU_HEAD_SIZE_MAX {
+            return Err(TrainError::HeadsOnGpu { found });
+        }
+        if blocks.has_experts() {
+            return Err(TrainError::ExpertsOnGpu);
+        }
+        Ok(())
     }
 
     /// Room for the keys and values of `tokens_max` tokens, in binary32, where the blocks are.
@@ -211,7 +222,7 @@ impl HostedSpan {
     /// experts stand in its place.
     pub(crate) fn module_shape(&self, block: u32, module: TargetModule) -> Option<[usize; 2]> {
         match &self.blocks {
-            Blocks::Gpu(blocks) => Some(blocks.module_shape(module)),
+            Blocks::Gpu(blocks) => blocks.module_shape(module),
             Blocks::Host(_) => {
                 let linear = linear_of(&self.parts(block), module)?;
                 Some([linear.rows(), linear.columns()])
@@ -443,9 +454,6 @@ pub enum LoadSpanError {
     /// The GPU has no memory for them, or is lost.
     #[error("the blocks cannot be put on the GPU")]
     Gpu(#[from] CudaError),
-    /// Experts, for which the GPU has no kernels.
-    #[error("the GPU's kernels know no experts; serve the model on the CPU")]
-    Experts,
     /// Heads for which the GPU has no kernel.
     #[error(
         "the model's heads have {found} values, and the GPU's kernels take at most 256; serve it on \
@@ -462,7 +470,6 @@ impl From<LoadGpuSpanError> for LoadSpanError {
         match error {
             LoadGpuSpanError::Tensor(error) => Self::Tensor(error),
             LoadGpuSpanError::Cuda(error) => Self::Gpu(error),
-            LoadGpuSpanError::Experts => Self::Experts,
             LoadGpuSpanError::HeadSize { found } => Self::HeadSize { found },
         }
     }

@@ -124,12 +124,7 @@ impl<'a> TrainingPass<'a> {
         if sequences.is_empty() || sequences.iter().any(|sequence| sequence.tokens == 0) {
             return Err(TrainError::NoToken);
         }
-        if let Some(blocks) = hosted.gpu_blocks() {
-            let found = blocks.head_size();
-            if found > GPU_HEAD_SIZE_MAX {
-                return Err(TrainError::HeadsOnGpu { found });
-            }
-        }
+        hosted.can_train()?;
         if let Some(adapter) = adapter {
             check_adapter(hosted, blocks, adapter)?;
         }
@@ -372,6 +367,11 @@ pub enum TrainError {
         /// Values of a head.
         found: usize,
     },
+    /// Experts, for whose gradients a GPU has no kernels.
+    #[error(
+        "gradients through experts are computed on the processor alone, and the blocks are on a GPU"
+    )]
+    ExpertsOnGpu,
     /// It was to give up before its last block.
     #[error("the pass was given up")]
     Over,

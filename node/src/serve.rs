@@ -267,12 +267,13 @@ impl Serving {
         let driver = driver.adapting(model.config().clone()).rousing(device);
         let mut balancer =
             Balancer::new(peer, &arguments, &model, (held, held_max), loader, (handle, drained));
-        if can_train {
-            balancer = balancer.with(trainings);
-        } else {
-            tracing::info!("the GPU has no kernels to train heads of this size; others will");
-            // The balancer would have trainings open again on the blocks that it moves to.
-            trainings.drain().await;
+        match can_train {
+            Ok(()) => balancer = balancer.with(trainings),
+            Err(reason) => {
+                tracing::info!(%reason, "the GPU has no kernels to train this model; others will");
+                // The balancer would have trainings open again on the blocks that it moves to.
+                trainings.drain().await;
+            }
         }
         Ok(Self { network, announcer, offer, driver, training, balancer, swarm_key, lost, control })
     }

@@ -1,5 +1,7 @@
 //! One transformer block in a device's memory.
 
+mod experts;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use umbel_shard::manifest::ManifestTensor;
@@ -11,6 +13,9 @@ use super::driver::{Buffer, CudaError};
 use super::gpu::Gpu;
 use super::matrix::{Matrix, ModuleRows, are_plain, optional};
 use super::pass::Geometry;
+pub(super) use experts::GpuExperts;
+use experts::{ExpertTensors, is_down_of_expert, is_router};
+
 use crate::checkpoint::{Checkpoint, LoadTensorError};
 use crate::train::TargetModule;
 
@@ -43,6 +48,19 @@ pub(super) struct GpuBlock {
     /// The most recent positions that a token sees; 0 for all.
     pub(super) window: usize,
     pub(super) post_norm: Buffer,
+    pub(super) mlp: GpuMlp,
+}
+
+/// What stands between a block's second norm and its end.
+#[derive(Debug)]
+pub(super) enum GpuMlp {
+    Dense(DenseMlp),
+    Experts(GpuExperts),
+}
+
+/// The one MLP that all tokens go through.
+#[derive(Debug)]
+pub(super) struct DenseMlp {
     pub(super) gate_up: GateUp,
     pub(super) gate_up_bias: Option<Buffer>,
     pub(super) down: Matrix,
@@ -69,7 +87,18 @@ pub(super) struct Module<'a> {
 }
 
 impl GpuBlock {
-    /// Where a module is.
+    /// The MLP of a block that has one.
+    ///
+    /// # Panics
+    /// Where experts stand in its place: they are not trained on a device, and nothing adds to them.
+    pub(super) fn dense(&self) -> &DenseMlp {
+        match &self.mlp {
+            GpuMlp::Dense(mlp) => mlp,
+            GpuMlp::Experts(_) => panic!("who asks for the one MLP knows that there is one"),
+        }
+    }
+
+    /// Where a module is that the block has: see [`Geometry::module_shape`].
     pub(super) fn module(&self, geometry: &Geometry, module: TargetModule) -> Module<'_> {
         let Geometry { hidden_size, intermediate_size, heads, kv_heads, head_size, .. } = *geometry;
         let (queries, keys) = (heads * head_size, kv_heads * head_size);
@@ -81,7 +110,8 @@ impl GpuBlock {
             Module { matrix, rows, bias: self.qkv_bias.as_ref() }
         };
         let gated = |second: bool| {
-            let (matrix, place) = match &self.gate_up {
+            let DenseMlp { gate_up, gate_up_bias, .. } = self.dense();
+            let (matrix, place) = match gate_up {
                 GateUp::Tiles(matrix) => (matrix, Place::tiles(matrix.rows(), second)),
                 GateUp::Plain(matrix) => {
                     let first = if second { intermediate_size } else { 0 };
@@ -89,7 +119,7 @@ impl GpuBlock {
                 }
             };
             let rows = ModuleRows { start: 0, place, size: intermediate_size };
-            Module { matrix, rows, bias: self.gate_up_bias.as_ref() }
+            Module { matrix, rows, bias: gate_up_bias.as_ref() }
         };
         let rows = ModuleRows { start: 0, place: Place::new(hidden_size, 0), size: hidden_size };
         match module {
@@ -102,7 +132,8 @@ impl GpuBlock {
             TargetModule::Gate => gated(false),
             TargetModule::Up => gated(true),
             TargetModule::Down => {
-                Module { matrix: &self.down, rows, bias: self.down_bias.as_ref() }
+                let DenseMlp { down, down_bias, .. } = self.dense();
+                Module { matrix: down, rows, bias: down_bias.as_ref() }
             }
         }
     }
@@ -114,9 +145,14 @@ struct Tensors {
     k: Weight,
     v: Weight,
     o: Weight,
-    gate: Weight,
-    up: Weight,
-    down: Weight,
+    mlp: MlpTensors,
+}
+
+/// Those of its second half.
+enum MlpTensors {
+    /// Gate, up and down.
+    Dense([Weight; 3]),
+    Experts(ExpertTensors),
 }
 
 impl Tensors {
@@ -128,19 +164,31 @@ impl Tensors {
         let get = |name: &str, rows, columns| {
             checkpoint.weight(&format!("model.layers.{index}.{name}.weight"), &[rows, columns])
         };
+        let mlp = match config.experts {
+            None => MlpTensors::Dense([
+                get("mlp.gate_proj", inner, hidden)?,
+                get("mlp.up_proj", inner, hidden)?,
+                get("mlp.down_proj", hidden, inner)?,
+            ]),
+            Some(experts) => MlpTensors::Experts(ExpertTensors::of(config, experts, &get)?),
+        };
         Ok(Self {
             q: get("self_attn.q_proj", queries, hidden)?,
             k: get("self_attn.k_proj", keys, hidden)?,
             v: get("self_attn.v_proj", keys, hidden)?,
             o: get("self_attn.o_proj", hidden, queries)?,
-            gate: get("mlp.gate_proj", inner, hidden)?,
-            up: get("mlp.up_proj", inner, hidden)?,
-            down: get("mlp.down_proj", hidden, inner)?,
+            mlp,
         })
     }
 
-    fn all(&self) -> [&Weight; 7] {
-        [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down]
+    /// All that are multiplied in the same way: not the router, which is in binary32 in any case.
+    fn all(&self) -> Vec<&Weight> {
+        let mut all = vec![&self.q, &self.k, &self.v, &self.o];
+        match &self.mlp {
+            MlpTensors::Dense(parts) => all.extend(parts),
+            MlpTensors::Experts(experts) => all.extend(experts.all()),
+        }
+        all
     }
 }
 
@@ -159,7 +207,8 @@ pub(super) fn bytes_of(tensors: &[ManifestTensor]) -> u64 {
 
 /// Whether all matrices among tensors are in binary32, so that what is computed of them is, too.
 pub(super) fn all_plain(tensors: &[ManifestTensor]) -> bool {
-    let mut matrices = tensors.iter().filter(|tensor| tensor.shape.len() == 2);
+    let mut matrices =
+        tensors.iter().filter(|tensor| tensor.shape.len() == 2 && !is_router(&tensor.name));
     let kind = |tensor: &ManifestTensor| tensor.place.map(|place| place.weight_type);
     matrices.all(|tensor| kind(tensor) == Some(WeightType::F32))
 }
@@ -173,18 +222,27 @@ struct Stored<'a> {
 }
 
 fn packed(tensors: &[Stored<'_>]) -> u64 {
+    // Those of the experts have the same names, or shorter ones.
     let is_gated = |tensor: &Stored<'_>| {
-        ["mlp.gate_proj.weight", "mlp.up_proj.weight"]
+        ["gate_proj.weight", "up_proj.weight", "w1.weight", "w3.weight"]
             .iter()
             .any(|part| tensor.name.ends_with(part))
     };
     let gated: Vec<_> = tensors.iter().filter(|tensor| is_gated(tensor)).collect();
+    // All experts of a block lie in one matrix.
     let of_several_types = gated.windows(2).any(|pair| pair[0].kind != pair[1].kind);
-    let mut matrices = tensors.iter().filter(|tensor| tensor.shape.len() == 2);
+    let down: Vec<_> = tensors.iter().filter(|tensor| is_down_of_expert(tensor.name)).collect();
+    let down_of_several_types = down.windows(2).any(|pair| pair[0].kind != pair[1].kind);
+    let mut matrices =
+        tensors.iter().filter(|tensor| tensor.shape.len() == 2 && !is_router(tensor.name));
     let plain = matrices.all(|tensor| tensor.kind == Some(WeightType::F32));
     let bytes = |tensor: &Stored<'_>| match (tensor.shape, tensor.kind) {
+        (&[rows, columns], Some(_)) if is_router(tensor.name) => {
+            (rows * columns * size_of::<f32>()) as u64
+        }
         (&[rows, columns], Some(kind)) if !plain => {
-            let rounded = of_several_types && is_gated(tensor);
+            let rounded = of_several_types && is_gated(tensor)
+                || down_of_several_types && is_down_of_expert(tensor.name);
             let format = if rounded { Format::Bf16 } else { Format::of(kind) };
             packed_bytes(format, rows, columns) as u64
         }
@@ -221,19 +279,13 @@ impl GpuBlock {
         let name = |part: &str| format!("model.layers.{index}.{part}");
         let vector = |part: &str, size| checkpoint.vector(&name(part), size);
         let load = |rows: &[Source<'_>], columns| Matrix::load(gpu, rows, columns, plain);
+        let biases = Biases::of(config, &vector)?;
         let norm = |part: &str, size| -> Result<Buffer, LoadGpuBlockError> {
             Ok(Buffer::of(gpu.context(), &vector(part, size)?)?)
         };
         let head_norm = |part: &str| {
             config.has_query_key_norms().then(|| norm(part, config.head_size)).transpose()
         };
-        let biases = Biases::of(config, &vector)?;
-        let (gate_up_rows, gate_up_bias) = if plain {
-            (both(&tensors.gate, &tensors.up), biases.gate_up())
-        } else {
-            (interleaved(&tensors.gate, &tensors.up), biases.interleaved_gate_up())
-        };
-        let gate_up = load(&gate_up_rows, config.hidden_size)?;
         let block = Self {
             id: BlockId::next(),
             input_norm: norm("input_layernorm.weight", config.hidden_size)?,
@@ -247,15 +299,35 @@ impl GpuBlock {
             output_bias: optional(gpu, biases.output.as_deref())?,
             window: checkpoint.window(index).unwrap_or(0),
             post_norm: norm("post_attention_layernorm.weight", config.hidden_size)?,
-            gate_up: if plain { GateUp::Plain(gate_up) } else { GateUp::Tiles(gate_up) },
-            gate_up_bias: optional(gpu, gate_up_bias.as_deref())?,
-            down: load(&rows_of(&tensors.down), config.intermediate_size)?,
-            down_bias: optional(gpu, biases.down.as_deref())?,
+            mlp: match &tensors.mlp {
+                MlpTensors::Dense(parts) => {
+                    GpuMlp::Dense(DenseMlp::load(gpu, parts, &biases, plain)?)
+                }
+                MlpTensors::Experts(parts) => GpuMlp::Experts(GpuExperts::load(gpu, parts, plain)?),
+            },
         };
         for weight in tensors.all() {
             weight.release();
         }
         Ok(block)
+    }
+}
+
+impl DenseMlp {
+    fn load(
+        gpu: &Gpu,
+        [gate, up, down]: &[Weight; 3],
+        biases: &Biases,
+        plain: bool,
+    ) -> Result<Self, CudaError> {
+        let bias = if plain { biases.gate_up() } else { biases.interleaved_gate_up() };
+        let gate_up = Matrix::load(gpu, &gate_up_rows([gate, up], plain), gate.columns(), plain)?;
+        Ok(Self {
+            gate_up: if plain { GateUp::Plain(gate_up) } else { GateUp::Tiles(gate_up) },
+            gate_up_bias: optional(gpu, bias.as_deref())?,
+            down: Matrix::load(gpu, &rows_of(down), down.columns(), plain)?,
+            down_bias: optional(gpu, biases.down.as_deref())?,
+        })
     }
 }
 
@@ -275,6 +347,11 @@ fn load_runs(
 
 fn rows_of(weight: &Weight) -> Vec<Source<'_>> {
     (0..weight.rows()).map(|row| Some((weight, row))).collect()
+}
+
+/// The rows of gate and up projection, as they lie on the device.
+fn gate_up_rows<'a>([gate, up]: [&'a Weight; 2], plain: bool) -> Vec<Source<'a>> {
+    if plain { both(gate, up) } else { interleaved(gate, up) }
 }
 
 fn both<'a>(gate: &'a Weight, up: &'a Weight) -> Vec<Source<'a>> {
@@ -369,6 +446,32 @@ mod tests {
         // Binary32 stays what it is, and of a file that is not here the length is known.
         assert_eq!(of(Some(Type::F32)), 999);
         assert_eq!(of(None), 999);
+    }
+
+    #[test]
+    fn experts_count_as_one_matrix_of_one_type_and_their_router_in_binary32() {
+        let names = [
+            ["mlp.experts.0.gate_proj", "mlp.experts.1.up_proj", "mlp.experts.0.down_proj"],
+            ["mlp.experts.0.w1", "mlp.experts.1.w3", "mlp.experts.0.w2"],
+        ];
+        for [gate, up, down] in names.map(|names| names.map(|name| format!("{name}.weight"))) {
+            let of = |up_kind, router, router_kind| {
+                packed(&[
+                    stored(router, &[3, 64], Some(router_kind)),
+                    stored(&gate, &[32, 64], Some(Type::Q4K)),
+                    stored(&up, &[32, 64], Some(up_kind)),
+                    stored(&down, &[64, 32], Some(Type::Q8_0)),
+                ])
+            };
+            let (router, values) = (3 * 64 * 4, 32 * 64);
+            for (name, kind) in
+                [("mlp.gate.weight", Type::F32), ("block_sparse_moe.gate.weight", Type::BF16)]
+            {
+                let down = values * 17 / 16;
+                assert_eq!(of(Type::Q4K, name, kind), router + 2 * values * 5 / 8 + down);
+                assert_eq!(of(Type::Q6K, name, kind), router + 2 * values * 2 + down);
+            }
+        }
     }
 
     #[test]

@@ -267,6 +267,16 @@ impl Buffer {
         Ok(buffer)
     }
 
+    /// Puts values where they begin so many bytes behind the first.
+    pub(super) fn write<T: Pod>(&self, start: usize, values: &[T]) -> Result<(), CudaError> {
+        assert!(start + size_of_val(values) <= self.bytes, "what is written has room");
+        self.context.bind()?;
+        // SAFETY: as in `of`, and nothing else is there.
+        unsafe { result::memcpy_htod_sync(self.address + start as u64, values) }
+            .to("take up values")?;
+        finish_default_stream()
+    }
+
     pub(super) const fn address(&self) -> u64 {
         self.address
     }

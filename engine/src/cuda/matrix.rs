@@ -2,6 +2,7 @@
 
 mod back;
 mod norms;
+mod stacked;
 
 use std::ops::Range;
 
@@ -9,6 +10,7 @@ use bytemuck::{Pod, Zeroable};
 
 pub(super) use back::Gradient;
 pub(super) use norms::ModuleRows;
+pub(super) use stacked::{OfExperts, Routes, Stacked, Tiling, tiles_max};
 use umbel_shard::{Weight, WeightType};
 
 use super::cells::{self, CELL_COLUMNS, CELL_ROWS, Format, Source};

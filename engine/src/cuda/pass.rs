@@ -8,6 +8,7 @@
 //! call from then on: what differs from pass to pass is in memory that the graph's kernels read.
 
 mod adapt;
+mod experts;
 mod plan;
 mod rooms;
 
@@ -17,7 +18,7 @@ use std::sync::Arc;
 use bytemuck::{Pod, Zeroable};
 
 use super::adapter::{AdapterId, GpuAdapter};
-use super::block::{BlockId, GateUp, GpuBlock, Module};
+use super::block::{BlockId, DenseMlp, GateUp, GpuBlock, GpuMlp, Module};
 use super::cache::{PagePool, PrepareError};
 use super::driver::{Buffer, CudaError, Graph, Kernel, Launch, SharedMemory};
 use super::gpu::Gpu;
@@ -243,9 +244,14 @@ impl Pass<'_> {
             self.place(block, number)?;
             self.attend(block, number)?;
             self.add(TargetModule::Output, index, block, &self.rooms.attended)?;
-            self.norm(&block.post_norm)?;
-            self.gate(index, block)?;
-            self.add(TargetModule::Down, index, block, &self.rooms.gated)?;
+            match &block.mlp {
+                GpuMlp::Dense(mlp) => {
+                    self.norm(&block.post_norm)?;
+                    self.gate(index, block, mlp)?;
+                    self.add(TargetModule::Down, index, block, &self.rooms.gated)?;
+                }
+                GpuMlp::Experts(experts) => self.add_experts(block, experts)?,
+            }
         }
         Ok(())
     }
@@ -485,10 +491,10 @@ impl Pass<'_> {
         self.adapt(index, block, module, (input, output), self.hidden())
     }
 
-    fn gate(&self, index: u32, block: &GpuBlock) -> Result<(), CudaError> {
-        let bias = address(block.gate_up_bias.as_ref());
+    fn gate(&self, index: u32, block: &GpuBlock, mlp: &DenseMlp) -> Result<(), CudaError> {
+        let bias = address(mlp.gate_up_bias.as_ref());
         let (size, input) = (self.geometry.intermediate_size, self.input(&self.rooms.normed));
-        match &block.gate_up {
+        match &mlp.gate_up {
             GateUp::Tiles(matrix) => {
                 let output = ToActivations::new(&self.rooms.gated, size, self.order);
                 match self.adapted_gates(index) {
@@ -522,7 +528,7 @@ impl Pass<'_> {
     ) -> Result<(), CudaError> {
         let to = ToRows {
             output: rows.address(),
-            bias: address(block.gate_up_bias.as_ref()),
+            bias: address(block.dense().gate_up_bias.as_ref()),
             residual: 0,
             stride: int(matrix.rows()),
             first_row: 0,

@@ -16,7 +16,9 @@ use super::driver::{Context, CudaError, Kernel, Module, SharedMemory};
 /// The files of a folder of `engine/cuda/ptx`, by name: those that every folder has, and its own.
 macro_rules! files {
     ($folder:literal $(, $own:literal)*) => {
-        files!(@ $folder: $($own,)* "adapt", "attention_bf16", "attention_bf16_large", "attention_bytes", "attention_bytes_large", "linear_few_bf16", "linear_few_f16",
+        files!(@ $folder: $($own,)* "adapt", "attention_bf16", "attention_bf16_large", "attention_bytes", "attention_bytes_large", "experts", "experts_few_bf16", "experts_few_f16",
+            "experts_few_q4_affine", "experts_few_q4_symmetric", "experts_few_q5_affine",
+            "experts_few_q5_symmetric", "experts_few_q6", "experts_few_q8", "linear_few_bf16", "linear_few_f16",
             "linear_few_q4_affine", "linear_few_q4_symmetric", "linear_few_q5_affine",
             "linear_few_q5_symmetric", "linear_few_q6", "linear_few_q8", "linear_many", "plain",
             "rotary", "train")
@@ -135,6 +137,17 @@ impl Program {
         shared_bytes: usize,
     ) -> Result<Kernel, CudaError> {
         let file = format!("linear_few_{}", format.name());
+        self.kernel(&file, &format!("{file}_{size}"), shared_bytes)
+    }
+
+    /// The same of experts: one of `cuda/experts_few.cu`.
+    pub(super) fn experts_few(
+        &self,
+        format: Format,
+        size: &str,
+        shared_bytes: usize,
+    ) -> Result<Kernel, CudaError> {
+        let file = format!("experts_few_{}", format.name());
         self.kernel(&file, &format!("{file}_{size}"), shared_bytes)
     }
 }

@@ -42,9 +42,6 @@ impl GpuSpan {
         rope: &Arc<RopeTable>,
     ) -> Result<Self, LoadGpuSpanError> {
         let config = checkpoint.config;
-        if config.experts.is_some() {
-            return Err(LoadGpuSpanError::Experts);
-        }
         let plain = plain(checkpoint, span)?;
         if !plain && config.head_size > HEAD_SIZE_MAX {
             return Err(LoadGpuSpanError::HeadSize { found: config.head_size });
@@ -93,12 +90,17 @@ impl GpuSpan {
         self.geometry.head_size
     }
 
-    /// Rows and columns of a module's matrix.
-    pub(crate) const fn module_shape(&self, module: TargetModule) -> [usize; 2] {
+    /// Whether the blocks have experts.
+    pub(crate) const fn has_experts(&self) -> bool {
+        self.geometry.experts.is_some()
+    }
+
+    /// Rows and columns of a module's matrix; `None` where experts stand in its place.
+    pub(crate) const fn module_shape(&self, module: TargetModule) -> Option<[usize; 2]> {
         self.geometry.module_shape(module)
     }
 
-    /// The norm of each row of a module's matrix in a block, which is here.
+    /// The norm of each row of a module's matrix in a block, which is here and has the module.
     pub(crate) fn row_norms(
         &self,
         block: u32,
@@ -195,6 +197,7 @@ fn geometry(config: &ModelConfig, rope: &Arc<RopeTable>, plain: bool) -> Geometr
     Geometry {
         hidden_size: config.hidden_size,
         intermediate_size: config.intermediate_size,
+        experts: config.experts,
         heads: config.head_count,
         kv_heads: config.kv_head_count,
         head_size: config.head_size,
@@ -219,9 +222,6 @@ pub(crate) enum LoadGpuSpanError {
     /// The device refused.
     #[error(transparent)]
     Cuda(#[from] CudaError),
-    /// Experts, for which there are no kernels.
-    #[error("the GPU's kernels know no experts; serve the model on the CPU")]
-    Experts,
     /// Heads for which there is no kernel.
     #[error(
         "the model's heads have {found} values, and the GPU's kernels take at most {HEAD_SIZE_MAX}; \

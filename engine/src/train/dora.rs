@@ -246,6 +246,7 @@ impl HostedSpan {
             return Err(TrainError::NotHosted { blocks, hosted: self.span() });
         }
         if let Some(blocks) = self.gpu_blocks() {
+            blocks.module_shape(module).ok_or(TrainError::Experts { block, module })?;
             return Ok(blocks.row_norms(block, module)?);
         }
         let parts = self.parts(block);

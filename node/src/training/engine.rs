@@ -105,9 +105,9 @@ impl From<TrainError> for Failure {
         let code = match error {
             TrainError::Gpu(error) => return Self::Gpu(error),
             // Another server may have them, or a processor.
-            TrainError::NotHosted { .. } | TrainError::HeadsOnGpu { .. } => {
-                ErrorCode::BlocksNotServed
-            }
+            TrainError::NotHosted { .. }
+            | TrainError::HeadsOnGpu { .. }
+            | TrainError::ExpertsOnGpu => ErrorCode::BlocksNotServed,
             TrainError::NotAdapted { .. }
             | TrainError::OtherModel { .. }
             | TrainError::Experts { .. }
@@ -481,6 +481,7 @@ mod tests {
         };
         let (blocks, hosted) = (Span::new(0, 2).unwrap(), Span::new(1, 2).unwrap());
         assert_eq!(retry(TrainError::HeadsOnGpu { found: 512 }), Retry::Elsewhere);
+        assert_eq!(retry(TrainError::ExpertsOnGpu), Retry::Elsewhere);
         assert_eq!(retry(TrainError::NotHosted { blocks, hosted }), Retry::Elsewhere);
         assert_eq!(retry(TrainError::NoToken), Retry::Never);
         assert_eq!(retry(TrainError::OtherWidth { expected: 64, found: 32 }), Retry::Never);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
 use candle_core::Tensor;
+use umbel_shard::Experts;
 
 use super::super::cache::{HEAD_PADDING, Sequence};
 use super::super::matrix::{FEW_TOKENS, Limits, Order, STAGE_COLUMNS, activation_bytes, int};
@@ -28,6 +29,7 @@ pub(in crate::cuda) const HEAD_SIZE_MAX: usize = 256;
 pub(in crate::cuda) struct Geometry {
     pub(in crate::cuda) hidden_size: usize,
     pub(in crate::cuda) intermediate_size: usize,
+    pub(in crate::cuda) experts: Option<Experts>,
     pub(in crate::cuda) heads: usize,
     pub(in crate::cuda) kv_heads: usize,
     pub(in crate::cuda) head_size: usize,
@@ -63,15 +65,20 @@ impl Geometry {
         }
     }
 
-    /// Rows and columns of a module's matrix.
-    pub(in crate::cuda) const fn module_shape(&self, module: TargetModule) -> [usize; 2] {
+    /// Rows and columns of a module's matrix; `None` where experts stand in its place.
+    pub(in crate::cuda) const fn module_shape(&self, module: TargetModule) -> Option<[usize; 2]> {
+        if self.experts.is_some()
+            && matches!(module, TargetModule::Gate | TargetModule::Up | TargetModule::Down)
+        {
+            return None;
+        }
         let sizes = ModuleSizes {
             hidden: self.hidden_size,
             intermediate: self.intermediate_size,
             queries: self.heads * self.head_size,
             keys: self.kv_heads * self.head_size,
         };
-        sizes.shape(module)
+        Some(sizes.shape(module))
     }
 
     pub(super) fn group(&self) -> usize {

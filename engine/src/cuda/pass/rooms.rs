@@ -4,6 +4,7 @@ use super::super::cache::Sequence;
 use super::super::cells::CELL_ROWS;
 use super::super::driver::{Buffer, CudaError, Pinned};
 use super::super::gpu::Gpu;
+use super::experts::ExpertRooms;
 use super::plan::{Geometry, Plan, SessionRows, Split};
 use crate::kernel::parallel;
 use crate::operation::with_values;
@@ -26,6 +27,8 @@ pub(super) struct Rooms {
     pub(super) partials: Buffer,
     /// Splits that are done, of each sequence of few rows and head of keys.
     pub(super) counts: Buffer,
+    /// What a model with experts needs in the place of gates and what they gate.
+    pub(super) experts: Option<ExpertRooms>,
     /// What passes with adapters need besides, from the first on.
     pub(super) adapted: Option<AdaptedRooms>,
 }
@@ -42,7 +45,8 @@ pub(super) struct AdaptedRooms {
 
 impl AdaptedRooms {
     fn new(gpu: &Gpu, geometry: &Geometry, tokens: usize) -> Result<Self, CudaError> {
-        let Geometry { hidden_size, intermediate_size, plain, .. } = *geometry;
+        let Geometry { hidden_size, plain, .. } = *geometry;
+        let intermediate_size = gated_size(geometry);
         let room = |values: usize| Buffer::zeroed(gpu.context(), tokens * values * 4);
         let gate_up = if plain { 0 } else { 2 * intermediate_size.next_multiple_of(CELL_ROWS / 2) };
         let (inner, gate_up) = (room(RANK_MAX)?, room(gate_up)?);
@@ -50,8 +54,13 @@ impl AdaptedRooms {
     }
 }
 
+/// Values that a token has between the matrices of the one MLP: none where experts stand in its place.
+fn gated_size(geometry: &Geometry) -> usize {
+    if geometry.experts.is_some() { 0 } else { geometry.intermediate_size }
+}
+
 /// What a model's rooms are made for.
-pub(super) type RoomsKey = [usize; 6];
+pub(super) type RoomsKey = [usize; 8];
 
 /// What one thread copies at a time.
 const COPIED_TOGETHER: usize = 1 << 18;
@@ -92,6 +101,8 @@ impl Rooms {
             geometry.heads,
             geometry.kv_heads,
             geometry.head_size,
+            geometry.experts.map_or(0, |experts| experts.count),
+            geometry.experts.map_or(0, |experts| experts.per_token),
             usize::from(geometry.plain),
         ]
     }
@@ -104,8 +115,8 @@ impl Rooms {
     ) -> Result<Self, CudaError> {
         let room = |bytes| Buffer::zeroed(gpu.context(), bytes);
         let activations = |columns| room(geometry.activation_bytes(tokens, columns));
-        let Geometry { hidden_size, intermediate_size, heads, kv_heads, head_size, plain, .. } =
-            *geometry;
+        let Geometry { hidden_size, heads, kv_heads, head_size, plain, .. } = *geometry;
+        let intermediate_size = gated_size(geometry);
         // A sequence has at least a row.
         let of_token = hidden_size * 4 + head_size * 4 + size_of::<Sequence>() + 4;
         let splits = (partials / partials_stride(geometry) + 1) * size_of::<Split>();
@@ -124,6 +135,7 @@ impl Rooms {
             gated: activations(intermediate_size)?,
             partials: room(partials)?,
             counts: room(tokens * kv_heads * 4)?,
+            experts: ExpertRooms::new(gpu, geometry, tokens)?,
             adapted: None,
         })
     }

@@ -315,7 +315,8 @@ impl<'a> GpuTraining<'a> {
         let host = |Found { module, rank, a, b, magnitudes }: Found| {
             let (a, b) = (download(self.gpu, &a)?, download(self.gpu, &b)?);
             let magnitudes = magnitudes.map(|of| download(self.gpu, &of)).transpose()?;
-            let [rows, _] = self.geometry.module_shape(module);
+            let shape = self.geometry.module_shape(module);
+            let [rows, _] = shape.expect("what was adapted is there");
             let b = (0..rows).flat_map(|row| b.iter().skip(row).step_by(rows).copied()).collect();
             let magnitudes = magnitudes.unwrap_or_default();
             Ok(PairGradient { module, rank, a, b, magnitudes })

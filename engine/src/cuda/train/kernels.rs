@@ -222,11 +222,12 @@ impl GpuTraining<'_> {
     }
 
     fn to_gate_up(&self, block: &GpuBlock, gate_up: &Buffer) -> ToGateUp {
+        let gates = &block.dense().gate_up;
         ToGateUp {
             values: gate_up.address(),
             size: int(self.geometry.intermediate_size),
-            stride: int(matrix_of(&block.gate_up).rows()),
-            tiles: i32::from(matches!(block.gate_up, GateUp::Tiles(_))),
+            stride: int(matrix_of(gates).rows()),
+            tiles: i32::from(matches!(gates, GateUp::Tiles(_))),
             unused: 0,
         }
     }
