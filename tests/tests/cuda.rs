@@ -16,7 +16,20 @@ use umbel_tests::training::peft::StoredStep;
 use umbel_tests::training::{Lesson, STEPS, join, remote, start};
 
 /// The checkpoints of the families that there are.
-const FAMILIES: [&str; 6] = ["llama", "llama-tied-mha", "llama3-rope", "mistral", "qwen2", "qwen3"];
+const FAMILIES: [&str; 9] = [
+    "llama",
+    "llama-tied-mha",
+    "llama3-rope",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "mixtral",
+    "qwen3-moe",
+    "qwen3-moe-raw",
+];
+
+/// Those of them that have experts.
+const SPARSE: [&str; 3] = ["mixtral", "qwen3-moe", "qwen3-moe-raw"];
 
 /// Where the emulated driver is, built once for all tests.
 static DRIVER: LazyLock<PathBuf> = LazyLock::new(|| {
@@ -37,7 +50,16 @@ fn driver() -> &'static str {
 
 /// A server of the tiny Llama on the emulated GPU, which these variables describe further.
 fn gpu_server(variables: &[(&str, &str)], arguments: &[&str]) -> anyhow::Result<Server> {
-    let folder = checkpoint("llama");
+    gpu_server_of("llama", variables, arguments)
+}
+
+/// As `gpu_server`, of some checkpoint.
+fn gpu_server_of(
+    model: &str,
+    variables: &[(&str, &str)],
+    arguments: &[&str],
+) -> anyhow::Result<Server> {
+    let folder = checkpoint(model);
     let environment = [&[("LD_LIBRARY_PATH", driver())], variables].concat();
     // The emulated device is small.
     let cache = ["--kv-tokens", "1024"];
@@ -59,7 +81,12 @@ fn generated_as(address: &str, cache: &str) -> (Value, Value) {
 
 /// As `generated`, asked for in some way.
 fn generated_with(address: &str, how: &[&str]) -> (Value, Value) {
-    let folder = checkpoint("llama");
+    generated_of("llama", address, how)
+}
+
+/// As `generated_with`, of some checkpoint.
+fn generated_of(model: &str, address: &str, how: &[&str]) -> (Value, Value) {
+    let folder = checkpoint(model);
     let stored = std::fs::read_to_string(Path::new(&folder).join("golden.json")).unwrap();
     let stored: Value = serde_json::from_str(&stored).unwrap();
     let prompt = stored_prompt(&folder);
@@ -82,15 +109,19 @@ fn stored_prompt(folder: &str) -> String {
 #[test]
 fn a_gpu_gives_what_the_processor_gives_and_the_same_bits_each_time() {
     let families = FAMILIES.map(checkpoint);
-    // Two types, and all shapes in two types, also with keys and values in 8 bits; and what is long.
-    assert_eq!(compared("80", &families), 11 + 2 + 1 + 6 * 2 * 2 + 4 + FAMILIES.len());
+    // Two types, and all shapes in two types, also with keys and values in 8 bits; what is long; and with
+    // experts all types, shapes in two types, and what is long.
+    let sparse = 11 + 5 * 2 + 2;
+    let dense = 11 + 2 + 1 + 6 * 2 * 2 + 4;
+    assert_eq!(compared("80", &families), dense + sparse + FAMILIES.len());
 }
 
 /// Devices of this capability have matrix units of their own for many tokens.
 #[test]
 fn a_newer_gpu_gives_the_same_bits_each_time() {
     let types = ["--types", "bf16,q4_k,q8_0"].map(str::to_owned);
-    assert_eq!(compared("90", &types), 3 + 1 + 1 + 6 * 2 + 4);
+    let sparse = 3 + 5 + 1;
+    assert_eq!(compared("90", &types), 3 + 1 + 1 + 6 * 2 + 4 + sparse);
 }
 
 /// What a pass had begun when it failed is done before the next one begins.
@@ -385,6 +416,21 @@ async fn a_training_over_a_gpu_comes_to_the_losses_of_one_process_whatever_becom
             assert!(on_gpu.wait_for_stderr(said), "{}", on_gpu.stderr());
         }
         [Some(first), spare].iter().flatten().for_each(|server| server.assert_no_errors());
+    }
+}
+
+/// Sessions of models with experts have the tokens that other implementations have stored; trainings are
+/// refused before they begin.
+#[test]
+fn experts_on_a_gpu_give_the_stored_tokens_and_are_not_trained_there() {
+    for model in SPARSE {
+        let server = gpu_server_of(model, &[], &["--blocks", "0..4"]).unwrap();
+        let (report, stored) = generated_of(model, server.address(), &[]);
+        assert_eq!(report["token_ids"], stored, "{model}");
+        let said = server.stderr();
+        assert!(said.contains("the GPU has no kernels to train this model"), "{said}");
+        assert!(said.contains("gradients through experts"), "{said}");
+        server.assert_no_errors();
     }
 }
 

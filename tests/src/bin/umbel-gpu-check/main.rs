@@ -6,7 +6,8 @@
 //! ```
 //!
 //! It makes small models of every weight type, or of those that are named, and of odd shapes, and takes
-//! the checkpoints it is given; of odd shapes those in binary32 where that is among the types. Each is computed by the processor in exact arithmetic and by the GPU: all tokens at once,
+//! the checkpoints it is given; of odd shapes those in binary32 where that is among the types; and the
+//! same with experts. Each is computed by the processor in exact arithmetic and by the GPU: all tokens at once,
 //! in steps of several sizes, among other sessions, after a rollback, and behind a prefix that
 //! another session has filled; some of them also with keys and values in 8 bits; and gradients go back through the blocks.
 //! Rows of thousands of columns and a text of over a thousand tokens go through them too. The GPU must be near
@@ -15,7 +16,9 @@
 #![allow(clippy::print_stdout, reason = "a program for developers prints what it found")]
 
 mod adapters;
+mod experts;
 mod head;
+mod refused;
 
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
@@ -73,7 +76,7 @@ fn run() -> Result<()> {
     eprintln!("{}", gpu.name());
     let folder = TempDir::new()?;
     if arguments.next_if(|word| word == "--refused").is_some() {
-        return refused(&gpu, &random(folder.path(), WeightType::BF16, &usual())?);
+        return refused::compare(&gpu, &random(folder.path(), WeightType::BF16, &usual())?);
     }
     for &kind in &types {
         let model = random(folder.path(), kind, &usual())?;
@@ -107,9 +110,13 @@ fn run() -> Result<()> {
     }
     let model = random(folder.path(), WeightType::BF16, &few_heads())?;
     through(&gpu, &model, LONG_TOKENS, "a long text")?;
+    experts::compare_all(&gpu, folder.path(), &types)?;
     for checkpoint in arguments {
         let model = open(&checkpoint)?;
-        compare(&gpu, &model, &checkpoint, (DType::F32, false))?;
+        match model.config().experts {
+            None => compare(&gpu, &model, &checkpoint, (DType::F32, false))?,
+            Some(_) => experts::compare(&gpu, &model, &checkpoint)?,
+        }
     }
     Ok(())
 }
@@ -534,43 +541,6 @@ fn in_between(pair: &Pair) -> Result<()> {
     for (beside, alone) in beside.iter().zip(&alone) {
         ensure!(same(beside, alone), "the training has other bits");
     }
-    Ok(())
-}
-
-/// Where now and then a kernel cannot be started, its pass fails alone, and those behind it have the values
-/// that they have anyway. Only an emulated device refuses so.
-fn refused(gpu: &Gpu, model: &Model) -> Result<()> {
-    let (pair, head) = (Pair::load(gpu, model, DType::F32)?, head::load(gpu, model)?);
-    let texts = [pair.text(1)?, pair.text(2)?];
-    // Tables of passes that failed are kept: a device is waited for before memory is freed.
-    let mut tables = Vec::new();
-    by_turns(&texts, |text| {
-        let mut table = pair.table()?;
-        let found = pair.blocks.forward(&mut table, text);
-        tables.push(table);
-        Ok(found.ok().map(|found| found.to_values()))
-    })
-    .context("passes")?;
-    by_turns(&texts, |text| Ok(head.logits_of_all(text).ok().map(|logits| logits.concat())))
-        .context("logits")
-}
-
-/// Works on two texts by turns, and now and then for nothing.
-fn by_turns(
-    texts: &[HiddenStates; 2],
-    mut work: impl FnMut(&HiddenStates) -> Result<Option<Vec<f32>>>,
-) -> Result<()> {
-    const TURNS: usize = 16;
-    let (mut first, mut refused) = ([None, None], 0);
-    for turn in 0..TURNS {
-        let Some(found) = work(&texts[turn % 2])? else {
-            refused += 1;
-            continue;
-        };
-        let first = first[turn % 2].get_or_insert_with(|| found.clone());
-        ensure!(*first == found, "turn {turn} has other values");
-    }
-    ensure!((1..TURNS).contains(&refused), "{refused} of {TURNS} turns were refused");
     Ok(())
 }
 
