@@ -2,9 +2,9 @@
 //!
 //! Models that were trained for it have a chat template that takes the functions, and say their calls
 //! in one of a few forms. Most are JSON with a name and arguments: between `<tool_call>` and
-//! `</tool_call>`, behind `[TOOL_CALLS]` or `<|python_tag|>`, or as all that they say. Others are
-//! [tagged]. To models without such a template it is explained in the system's turn, in the first of these
-//! forms.
+//! `</tool_call>`, behind `[TOOL_CALLS]` or `<|python_tag|>`, or as all that they say. Others are tags,
+//! `<function=NAME>` and what belongs to it. To models without such a template it is explained in the
+//! system's turn, in the first of these forms.
 
 mod tagged;
 

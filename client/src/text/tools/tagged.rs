@@ -71,7 +71,7 @@ fn typed(schema: &Value, text: &str) -> Value {
         Value::String(kind) => kind == "string",
         Value::Array(kinds) => kinds.iter().any(|kind| kind == "string"),
         // A schema that names no type may still not be one of texts, as where it lists its values.
-        _ => {
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => {
             !["anyOf", "oneOf", "allOf", "enum", "$ref"].iter().any(|key| schema.get(key).is_some())
         }
     };
