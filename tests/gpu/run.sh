@@ -11,7 +11,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 binaries=${1:-target/release}
-families=(llama llama-tied-mha llama3-rope mistral qwen2 qwen3)
+families=(llama llama-tied-mha llama3-rope mistral qwen2 qwen3 mixtral qwen3-moe qwen3-moe-raw)
 
 echo "== exactness"
 "$binaries/umbel-gpu-check" "${families[@]/#/tests/fixtures/checkpoints/}"

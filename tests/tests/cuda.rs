@@ -111,7 +111,7 @@ fn a_gpu_gives_what_the_processor_gives_and_the_same_bits_each_time() {
     let families = FAMILIES.map(checkpoint);
     // Two types, and all shapes in two types, also with keys and values in 8 bits; what is long; and with
     // experts all types, shapes in two types, and what is long.
-    let sparse = 11 + 5 * 2 + 2;
+    let sparse = 11 + 5 * 2 + 2 * 3 + 2;
     let dense = 11 + 2 + 1 + 6 * 2 * 2 + 4;
     assert_eq!(compared("80", &families), dense + sparse + FAMILIES.len());
 }
@@ -120,7 +120,7 @@ fn a_gpu_gives_what_the_processor_gives_and_the_same_bits_each_time() {
 #[test]
 fn a_newer_gpu_gives_the_same_bits_each_time() {
     let types = ["--types", "bf16,q4_k,q8_0"].map(str::to_owned);
-    let sparse = 3 + 5 + 1;
+    let sparse = 3 + 5 + 2 * 2 + 1;
     assert_eq!(compared("90", &types), 3 + 1 + 1 + 6 * 2 + 4 + sparse);
 }
 

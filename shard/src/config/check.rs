@@ -6,6 +6,8 @@ use super::{ConfigError, ModelConfig, Rope, RopeScaling};
 const HIDDEN_SIZE_MAX: usize = 1 << 17;
 /// Most values inside an MLP: sixteen times those of the largest open model (53,248).
 const INTERMEDIATE_SIZE_MAX: usize = 1 << 20;
+/// Most values inside an expert: eight times those of the largest open model (16,384).
+const EXPERT_SIZE_MAX: usize = 1 << 17;
 /// Most experts of a block: nearly three times those of the largest open model (384).
 const EXPERT_COUNT_MAX: usize = 1024;
 /// Most experts of all blocks: nearly three times those of the same one.
@@ -29,6 +31,7 @@ impl ModelConfig {
         size("hidden_size", self.hidden_size, HIDDEN_SIZE_MAX)?;
         size("intermediate_size", self.intermediate_size, INTERMEDIATE_SIZE_MAX)?;
         if let Some(experts) = self.experts {
+            size("the size of an expert", self.intermediate_size, EXPERT_SIZE_MAX)?;
             size("num_experts", experts.count, EXPERT_COUNT_MAX)?;
             size("num_experts_per_tok", experts.per_token, experts.count)?;
             if self.mlp_bias {

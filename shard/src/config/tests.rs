@@ -222,6 +222,7 @@ fn experts_that_are_not_computed_here_are_refused() {
         ("qwen3-moe", json!({"mlp_only_layers": [0]}), "mlp_only_layers"),
         ("qwen3-moe", json!({"moe_intermediate_size": null}), "moe_intermediate_size"),
         ("qwen3-moe", json!({"moe_intermediate_size": 0}), "intermediate_size"),
+        ("mixtral", json!({"intermediate_size": 1 << 18}), "the size of an expert"),
         ("mixtral", json!({"num_local_experts": 0}), "num_experts"),
         ("mixtral", json!({"num_local_experts": 5000}), "num_experts"),
         ("mixtral", json!({"num_experts_per_tok": 0}), "num_experts_per_tok"),

@@ -76,7 +76,15 @@ fn run() -> Result<()> {
     eprintln!("{}", gpu.name());
     let folder = TempDir::new()?;
     if arguments.next_if(|word| word == "--refused").is_some() {
-        return refused::compare(&gpu, &random(folder.path(), WeightType::BF16, &usual())?);
+        refused::compare(&gpu, &random(folder.path(), WeightType::BF16, &usual())?)?;
+        // Of one block, so that some passes have no kernel that is refused.
+        let windows = vec![None];
+        let sparse = ModelConfig {
+            block_count: 1,
+            attention_windows: windows,
+            ..experts::sparse(Family::Mixtral, 6, 3)
+        };
+        return refused::compare(&gpu, &random(folder.path(), WeightType::Q8_0, &sparse)?);
     }
     for &kind in &types {
         let model = random(folder.path(), kind, &usual())?;
