@@ -14,8 +14,8 @@ mod wire;
 use crate::{ErrorCode, ModelId, SessionId, Span, Tensor};
 
 pub use settings::{
-    AdamWSettings, AdapterSettings, DROPOUT_END, ModuleShapes, PROMPT_TOKENS_MAX, RANK_MAX,
-    StateKind, TargetModule,
+    AdamWSettings, AdapterSettings, DROPOUT_END, MissingModule, ModuleShapes, PROMPT_TOKENS_MAX,
+    RANK_MAX, StateKind, TargetModule,
 };
 
 /// Most sequences of a microbatch: 64 KiB of header hold three times as many.

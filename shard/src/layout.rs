@@ -97,6 +97,38 @@ pub fn block(config: &ModelConfig, index: u32) -> Vec<LayoutTensor> {
     block.tensors
 }
 
+/// What a tensor of a block with experts is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExpertPart {
+    /// The router.
+    Router,
+    /// A gate or an up projection of an expert.
+    GateUp,
+    /// The down projection of an expert.
+    Down,
+}
+
+impl ExpertPart {
+    /// What the tensor of a canonical name is; `None` of what has nothing to do with experts.
+    #[must_use]
+    pub fn of(name: &str) -> Option<Self> {
+        [Family::Mixtral, Family::Qwen3Moe].into_iter().find_map(|family| {
+            let ExpertNames { router, experts, parts: [gate, up, down] } = ExpertNames::of(family);
+            let name = name.strip_suffix(".weight")?;
+            let before = name.strip_suffix(router);
+            if before.is_some_and(|before| before.is_empty() || before.ends_with('.')) {
+                return Some(Self::Router);
+            }
+            let (_, numbered) = name.split_once(experts)?;
+            match numbered.rsplit('.').next()? {
+                part if part == gate || part == up => Some(Self::GateUp),
+                part if part == down => Some(Self::Down),
+                _ => None,
+            }
+        })
+    }
+}
+
 /// What the matrices of a block of experts are called within it, without their `.weight`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ExpertNames {

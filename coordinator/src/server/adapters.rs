@@ -215,10 +215,10 @@ impl Server {
             let detail = "with an adapter, which this server takes none of";
             return Err(Refusal::new(ErrorCode::BlocksNotServed, detail));
         };
-        if let Some(module) = adapter.settings.missing_module(&room.module_shapes) {
-            let detail = format!("with {}, in whose place these have experts", module.name());
-            return Err(Refusal::new(ErrorCode::BlocksNotServed, detail));
-        }
+        adapter
+            .settings
+            .check_modules(&room.module_shapes)
+            .map_err(|missing| Refusal::new(ErrorCode::BlocksNotServed, missing.to_string()))?;
         self.check(client, open)?;
         let found = self.adapters.find(client, open, adapter);
         let key = match found {

@@ -46,10 +46,9 @@ impl Admission {
             let detail = format!("this server serves blocks {}", self.span);
             return Err((ErrorCode::BlocksNotServed, detail));
         }
-        if let Some(module) = open.adapter.missing_module(&config.module_shapes) {
-            let detail = format!("with {}, in whose place these have experts", module.name());
-            return Err((ErrorCode::BlocksNotServed, detail));
-        }
+        open.adapter
+            .check_modules(&config.module_shapes)
+            .map_err(|missing| (ErrorCode::BlocksNotServed, missing.to_string()))?;
         if open.tokens_max == 0 {
             let detail = "a training of no token".to_owned();
             return Err((ErrorCode::ContextExceeded, detail));

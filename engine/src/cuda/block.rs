@@ -4,6 +4,7 @@ mod experts;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use umbel_shard::layout::ExpertPart;
 use umbel_shard::manifest::ManifestTensor;
 use umbel_shard::{ModelConfig, Weight, WeightType};
 
@@ -222,11 +223,10 @@ struct Stored<'a> {
 }
 
 fn packed(tensors: &[Stored<'_>]) -> u64 {
-    // Those of the experts have the same names, or shorter ones.
     let is_gated = |tensor: &Stored<'_>| {
-        ["gate_proj.weight", "up_proj.weight", "w1.weight", "w3.weight"]
-            .iter()
-            .any(|part| tensor.name.ends_with(part))
+        let of_dense = ["mlp.gate_proj.weight", "mlp.up_proj.weight"];
+        of_dense.iter().any(|part| tensor.name.ends_with(part))
+            || ExpertPart::of(tensor.name) == Some(ExpertPart::GateUp)
     };
     let gated: Vec<_> = tensors.iter().filter(|tensor| is_gated(tensor)).collect();
     // All experts of a block lie in one matrix.
@@ -452,7 +452,11 @@ mod tests {
     fn experts_count_as_one_matrix_of_one_type_and_their_router_in_binary32() {
         let names = [
             ["mlp.experts.0.gate_proj", "mlp.experts.1.up_proj", "mlp.experts.0.down_proj"],
-            ["mlp.experts.0.w1", "mlp.experts.1.w3", "mlp.experts.0.w2"],
+            [
+                "block_sparse_moe.experts.0.w1",
+                "block_sparse_moe.experts.1.w3",
+                "block_sparse_moe.experts.0.w2",
+            ],
         ];
         for [gate, up, down] in names.map(|names| names.map(|name| format!("{name}.weight"))) {
             let of = |up_kind, router, router_kind| {

@@ -96,7 +96,7 @@ impl GpuSpan {
     }
 
     /// Rows and columns of a module's matrix; `None` where experts stand in its place.
-    pub(crate) const fn module_shape(&self, module: TargetModule) -> Option<[usize; 2]> {
+    pub(crate) fn module_shape(&self, module: TargetModule) -> Option<[usize; 2]> {
         self.geometry.module_shape(module)
     }
 

@@ -26,39 +26,36 @@ pub const PROMPT_TOKENS_MAX: usize = umbel_protocol::training::PROMPT_TOKENS_MAX
 /// Rows and columns of a module's matrix in a model; `None` where it has experts in its place.
 #[must_use]
 pub fn module_shape(module: TargetModule, config: &ModelConfig) -> Option<[usize; 2]> {
-    let in_mlp = matches!(module, TargetModule::Gate | TargetModule::Up | TargetModule::Down);
-    if in_mlp && config.experts.is_some() {
-        return None;
-    }
     let sizes = ModuleSizes {
         hidden: config.hidden_size,
-        intermediate: config.intermediate_size,
+        intermediate: config.experts.is_none().then_some(config.intermediate_size),
         queries: config.head_count * config.head_size,
         keys: config.kv_head_count * config.head_size,
     };
-    Some(sizes.shape(module))
+    sizes.shape(module)
 }
 
 /// The features that the modules of a block take and make.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ModuleSizes {
     pub(crate) hidden: usize,
-    pub(crate) intermediate: usize,
+    /// Inside the MLP; `None` where experts stand in its place.
+    pub(crate) intermediate: Option<usize>,
     pub(crate) queries: usize,
     /// Of the keys, and as many of the values.
     pub(crate) keys: usize,
 }
 
 impl ModuleSizes {
-    /// Rows and columns of a module's matrix.
-    pub(crate) const fn shape(self, module: TargetModule) -> [usize; 2] {
+    /// Rows and columns of a module's matrix; `None` where blocks do not have it.
+    pub(crate) fn shape(self, module: TargetModule) -> Option<[usize; 2]> {
         let Self { hidden, intermediate, queries, keys } = self;
         match module {
-            TargetModule::Query => [queries, hidden],
-            TargetModule::Key | TargetModule::Value => [keys, hidden],
-            TargetModule::Output => [hidden, queries],
-            TargetModule::Gate | TargetModule::Up => [intermediate, hidden],
-            TargetModule::Down => [hidden, intermediate],
+            TargetModule::Query => Some([queries, hidden]),
+            TargetModule::Key | TargetModule::Value => Some([keys, hidden]),
+            TargetModule::Output => Some([hidden, queries]),
+            TargetModule::Gate | TargetModule::Up => Some([intermediate?, hidden]),
+            TargetModule::Down => Some([hidden, intermediate?]),
         }
     }
 }

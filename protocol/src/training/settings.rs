@@ -85,12 +85,15 @@ impl AdapterSettings {
         self.rank > 0 || self.block_prompt_tokens > 0
     }
 
-    /// The first of its modules that blocks with these matrices do not have.
-    #[must_use]
-    pub fn missing_module(&self, shapes: &ModuleShapes) -> Option<TargetModule> {
+    /// # Errors
+    /// [`MissingModule`] where blocks with these matrices do not have one of its modules.
+    pub fn check_modules(&self, shapes: &ModuleShapes) -> Result<(), MissingModule> {
         let shapes = TargetModule::ALL.into_iter().zip(shapes);
         let mut missing = shapes.filter(|(_, shape)| shape.is_none()).map(|(module, _)| module);
-        missing.find(|module| self.target_modules.contains(module))
+        match missing.find(|module| self.target_modules.contains(module)) {
+            Some(module) => Err(MissingModule { module }),
+            None => Ok(()),
+        }
     }
 
     /// How many values it has in one block of a model with these matrices, whose hidden states have so
@@ -125,6 +128,14 @@ impl AdapterSettings {
         let shapes = shapes.filter(|(module, _)| self.target_modules.contains(module));
         shapes.filter_map(|(_, shape)| *shape)
     }
+}
+
+/// A matrix that an adapter adds to, and that blocks do not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("with {}, in whose place these have experts", module.name())]
+pub struct MissingModule {
+    /// The first such one.
+    pub module: TargetModule,
 }
 
 /// How an optimizer steps.

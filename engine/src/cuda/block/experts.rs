@@ -1,6 +1,6 @@
 //! The experts of a block in a device's memory.
 
-use umbel_shard::layout::ExpertNames;
+use umbel_shard::layout::{ExpertNames, ExpertPart};
 use umbel_shard::{Experts, ModelConfig, Weight};
 
 use super::{gate_up_rows, rows_of};
@@ -22,13 +22,12 @@ pub(in crate::cuda) struct GpuExperts {
 
 /// Whether a tensor of this name is the matrix that chooses among experts.
 pub(super) fn is_router(name: &str) -> bool {
-    name.ends_with("mlp.gate.weight") || name.ends_with("block_sparse_moe.gate.weight")
+    ExpertPart::of(name) == Some(ExpertPart::Router)
 }
 
 /// Whether a tensor of this name is the last matrix of an expert.
 pub(super) fn is_down_of_expert(name: &str) -> bool {
-    name.contains(".experts.")
-        && (name.ends_with("down_proj.weight") || name.ends_with("w2.weight"))
+    ExpertPart::of(name) == Some(ExpertPart::Down)
 }
 
 /// The tensors of a block's experts, as its checkpoint has them.

@@ -66,19 +66,14 @@ impl Geometry {
     }
 
     /// Rows and columns of a module's matrix; `None` where experts stand in its place.
-    pub(in crate::cuda) const fn module_shape(&self, module: TargetModule) -> Option<[usize; 2]> {
-        if self.experts.is_some()
-            && matches!(module, TargetModule::Gate | TargetModule::Up | TargetModule::Down)
-        {
-            return None;
-        }
+    pub(in crate::cuda) fn module_shape(&self, module: TargetModule) -> Option<[usize; 2]> {
         let sizes = ModuleSizes {
             hidden: self.hidden_size,
-            intermediate: self.intermediate_size,
+            intermediate: self.experts.is_none().then_some(self.intermediate_size),
             queries: self.heads * self.head_size,
             keys: self.kv_heads * self.head_size,
         };
-        Some(sizes.shape(module))
+        sizes.shape(module)
     }
 
     pub(super) fn group(&self) -> usize {

@@ -13,7 +13,7 @@ pub(super) const LLAMA: &str = "llama.cpp";
 
 /// What the columns say.
 const LEGEND: &str = "\
-of reading: the bytes that these tokens need (every weight once, and the keys and values so far)
+of reading: the bytes that these tokens need (every weight that they meet once, and the keys and values so far)
             as a share of what the machine read from memory right before and after, for as long
             as a few tokens take; in the middle of all rounds
 of units:   the multiplications and additions that the prompt needs, as a share of what the

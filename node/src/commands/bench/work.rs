@@ -1,6 +1,7 @@
 //! What a model asks of a machine at least: bytes to read for a token, operations for a prompt.
 
 use umbel_engine::limits::Unit;
+use umbel_shard::layout::ExpertPart;
 use umbel_shard::manifest::ManifestTensor;
 use umbel_shard::{Manifest, ModelConfig, WeightType};
 
@@ -135,9 +136,9 @@ fn seconds(products: &[(Unit, f64)], machine: &Machine) -> f64 {
     OPERATIONS_PER_PRODUCT * products.iter().map(seconds).sum::<f64>()
 }
 
-/// Whether a tensor of a block is a matrix of an expert, by its canonical name.
+/// Whether a tensor of a block is a matrix of an expert.
 fn is_of_expert(tensor: &ManifestTensor) -> bool {
-    tensor.name.contains(".experts.")
+    matches!(ExpertPart::of(&tensor.name), Some(ExpertPart::GateUp | ExpertPart::Down))
 }
 
 /// Weights of matrices by unit; norms and biases are no products.
